@@ -1,0 +1,59 @@
+# Few verbs, and two of them do all the set-up: `make app` and `make test`. Needs Python 3.11 or newer and pip.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install app lab test check format docs bench models clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+install: $(VENV)/.installed ## install the package into .venv, in place
+
+app: install ## open the app on the embedded models   (make app ARGS="--port 7861")
+	$(BIN)/workbench app $(ARGS)
+
+lab: install ## open the tutorial notebooks in JupyterLab
+	$(BIN)/python -m workbench.lab $(ARGS)
+
+test: $(VENV)/.installed-test ## install what is missing and run every test, notebooks included
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-test ## lint
+	$(BIN)/ruff check .
+
+format: $(VENV)/.installed-test ## format and sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install ## write docs/reference.md from the declarations
+	$(BIN)/python docs/make_reference.py
+
+bench: install ## measure decoding speed; rows go to benchmarks/results/
+	$(BIN)/python benchmarks/decoding.py $(ARGS)
+
+models: install ## train the embedded models again (resumable; hours on a CPU)
+	$(BIN)/python -m workbench.pretrained.train $(ARGS)
+
+clean: ## remove caches and build outputs, keep .venv
+	rm -rf build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing into $(VENV) (some minutes the first time) ..."
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing into $(VENV) (some minutes the first time) ..."
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,62 @@
+"""The decoding workbench: adaptive decoding of language models, token by token.
+
+    import workbench as wb
+    lm = wb.load("embedded")
+    trace = wb.decode(lm, "def fibonacci(n):", wb.Speculative(drafter=wb.DraftModel("embedded-draft")))
+
+Names are imported when first used, so that `import workbench` and reading traces stay quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "workbench.api": ("custom_generate", "decode"),
+    "workbench.decoders": ("Autoregressive", "Decoder", "EntropyAdaptive", "Mirostat", "Speculative"),
+    "workbench.engine.loading": ("load", "register_model"),
+    "workbench.engine.sampling": ("Sampling",),
+    "workbench.engine.toy": ("ToyModel",),
+    "workbench.errors": ("BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError"),
+    "workbench.experiments.compare": ("compare",),
+    "workbench.session": ("Session",),
+    "workbench.speculation": (
+        "ConfidenceStop",
+        "CopySpec",
+        "DraftModel",
+        "DraftTree",
+        "Drafter",
+        "DraftShape",
+        "FixedLength",
+        "FixedTree",
+        "Greedy",
+        "Keyed",
+        "Rejection",
+        "Verifier",
+    ),
+    "workbench.pretrained.prompts": ("held_out_prompts",),
+    "workbench.trace": ("Trace",),
+}
+_WHERE = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from workbench.api import custom_generate, decode
+    from workbench.engine.loading import load, register_model
+    from workbench.experiments.compare import compare
+    from workbench.session import Session
+    from workbench.trace import Trace
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,183 @@
+"""The cache store: committed tokens in one rectangular run per layer, tokens in flight staged behind them.
+
+Life of a round: `begin` opens a forward of R rows, each layer `stage`s its new keys and values and attends to
+`segments`, `end` closes it; several forwards may follow, each seeing the staged rows its mask allows; `commit(rows)` keeps the chosen
+staged rows, in order, and ends the round, `discard` keeps none. Rejecting a draft therefore costs nothing.
+
+A fork copies nothing: both sides share the run, and each knows its own length. Whoever stages first where the other
+has committed makes its own copy. Appending to slots that nobody has committed to is no conflict.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+__all__ = ["CacheStore", "PlainStore", "Segment"]
+
+_SLOTS = 64  # capacity grows in multiples of this, and at least by half
+
+
+@dataclass(slots=True)
+class Segment:
+    """A set of keys that the rows of one forward attend to.
+
+    k: [Hk, n, D]; v: [Hk, n, Dv]; mask: [R, n] bool (True = visible) or None where every row sees all of it;
+    causal: the rows of this forward are the segment's own and see each other in order.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    mask: torch.Tensor | None = None
+    causal: bool = False
+
+
+class CacheStore(Protocol):
+    """What a decoder and the engine may ask of any store. One store holds one sequence for one model."""
+
+    length: int  # committed tokens
+    staged: int  # rows in flight
+
+    def begin(self, positions: Sequence[int], visible: torch.Tensor | None = None) -> None: ...
+    def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None: ...
+    def segments(self, layer: int, window: int | None = None) -> list[Segment]: ...
+    def end(self) -> None: ...
+    def commit(self, rows: Sequence[int]) -> None: ...
+    def discard(self) -> None: ...
+    def fork(self) -> "CacheStore": ...
+    def ledger(self) -> dict[str, list]: ...
+
+
+class _Run:
+    """Keys and values [Hk, capacity, D] of every layer; `frontier` counts the slots somebody has committed to."""
+
+    __slots__ = ("capacity", "frontier", "k", "v")
+
+    def __init__(self, layers: int):
+        self.k: list[torch.Tensor | None] = [None] * layers
+        self.v: list[torch.Tensor | None] = [None] * layers
+        self.capacity = 0
+        self.frontier = 0
+
+    def copy(self, length: int, capacity: int) -> "_Run":
+        """A run of its own with the first `length` slots; the frontier is that length."""
+        new = _Run(len(self.k))
+        new.capacity, new.frontier = capacity, length
+        for name in ("k", "v"):
+            for layer, old in enumerate(getattr(self, name)):
+                if old is not None:
+                    grown = old.new_empty(old.shape[0], capacity, old.shape[2])
+                    grown[:, :length] = old[:, :length]
+                    getattr(new, name)[layer] = grown
+        return new
+
+
+class PlainStore:
+    """Every committed token in the model's own dtype, one rectangular run per layer."""
+
+    def __init__(self, layers: int):
+        self._run = _Run(layers)
+        self.length = 0
+        self.staged = 0
+        self._rows = 0
+        self._positions: list[int] = []
+        self._visible: torch.Tensor | None = None
+        self._masks: dict[int | None, torch.Tensor | None] = {}
+
+    def begin(self, positions: Sequence[int], visible: torch.Tensor | None = None) -> None:
+        """Open a forward of R rows at absolute `positions`.
+
+        visible: [R, staged rows before + R] bool, what each row sees of the staged rows, itself included; None means
+        a chain: everything staged before, and the rows of this forward in order.
+        """
+        self._rows = len(positions)
+        self._positions += positions
+        self._visible = visible
+        self._masks.clear()
+        needed = self.length + self.staged + self._rows
+        run = self._run
+        if run.frontier != self.length or needed > run.capacity:
+            grown = max(needed, run.capacity if needed <= run.capacity else run.capacity * 3 // 2)
+            self._run = run.copy(self.length + self.staged, -(-grown // _SLOTS) * _SLOTS)
+            self._run.frontier = self.length
+
+    def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Put the new rows' keys [Hk, R, D] and values [Hk, R, Dv] of one layer behind everything staged before."""
+        run, start = self._run, self.length + self.staged
+        if run.k[layer] is None:
+            run.k[layer] = k.new_empty(k.shape[0], run.capacity, k.shape[2])
+            run.v[layer] = v.new_empty(v.shape[0], run.capacity, v.shape[2])
+        run.k[layer][:, start : start + self._rows] = k
+        run.v[layer][:, start : start + self._rows] = v
+
+    def end(self) -> None:
+        """Close the forward: its rows now count as staged."""
+        self.staged += self._rows
+        self._rows = 0
+
+    def segments(self, layer: int, window: int | None = None) -> list[Segment]:
+        """What this forward's rows attend to in a layer: one run. `window`: keys less than that many positions back."""
+        n = self.length + self.staged + self._rows
+        k, v = self._run.k[layer][:, :n], self._run.v[layer][:, :n]
+        if window is not None and max(self._positions) < window:
+            window = None
+        if window is None and self._visible is None:
+            if self._rows == 1:
+                return [Segment(k, v)]
+            if n == self._rows:
+                return [Segment(k, v, causal=True)]
+        return [Segment(k, v, self._mask(window, k.device))]
+
+    def _mask(self, window: int | None, device: torch.device) -> torch.Tensor:
+        """[R, n] visibility of committed and staged slots, made once per forward."""
+        if window not in self._masks:
+            rows, staged = self._rows, self.staged + self._rows
+            inner = self._visible
+            if inner is None:
+                inner = torch.ones(rows, staged, dtype=torch.bool).tril(staged - rows)
+            mask = torch.cat([torch.ones(rows, self.length, dtype=torch.bool), inner.cpu()], 1)
+            if window is not None:
+                where = torch.tensor([*range(self.length), *self._positions])
+                mask &= where[-rows:, None] - where[None, :] < window
+            self._masks[window] = mask.to(device)
+        return self._masks[window]
+
+    def commit(self, rows: Sequence[int]) -> None:
+        """Keep the staged rows `rows` (increasing, counted over the round's forwards) and end the round."""
+        base, run = self.length, self._run
+        if list(rows) != list(range(len(rows))):
+            index = torch.tensor([base + row for row in rows], device=run.k[0].device)
+            for tensors in (run.k, run.v):
+                for tensor in tensors:
+                    tensor[:, base : base + len(rows)] = tensor[:, index]
+        self.length += len(rows)
+        run.frontier = self.length
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget everything staged."""
+        self.staged = self._rows = 0
+        self._positions = []
+        self._visible = None
+        self._masks.clear()
+
+    def fork(self) -> "PlainStore":
+        """A second store of the same committed tokens; nothing is copied until one of the two has to write."""
+        if self.staged or self._rows:
+            raise RuntimeError("fork between rounds: rows are still staged")
+        new = PlainStore(0)
+        new._run, new.length = self._run, self.length
+        return new
+
+    def ledger(self) -> dict[str, list]:
+        """Columns over layers: live slots, and bytes by kind as they lie in storage (free slots are `pad`)."""
+        columns: dict[str, list] = {"live_slots": [], "logical_length": [], "payload": [], "staging": [], "pad": []}
+        for k, v in zip(self._run.k, self._run.v, strict=True):
+            slot = 0 if k is None else (k.nbytes + v.nbytes) // self._run.capacity
+            columns["live_slots"].append(self.length)
+            columns["logical_length"].append(self.length)
+            columns["payload"].append(slot * self.length)
+            columns["staging"].append(slot * self.staged)
+            columns["pad"].append(slot * (self._run.capacity - self.length - self.staged))
+        return columns

@@ -1,0 +1,9 @@
+"""One file per decoder. Importing this package registers them all."""
+
+from workbench.decoders.autoregressive import Autoregressive
+from workbench.decoders.base import Decoder, Lane, RoundLog, State
+from workbench.decoders.entropy_adaptive import EntropyAdaptive
+from workbench.decoders.mirostat import Mirostat
+from workbench.decoders.speculative import Speculative
+
+__all__ = ["Autoregressive", "Decoder", "EntropyAdaptive", "Lane", "Mirostat", "RoundLog", "Speculative", "State"]

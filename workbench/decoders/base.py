@@ -1,0 +1,295 @@
+"""What every decoder shares: the state it works on, the log of a round, and the step around it.
+
+A decoder is a validated dataclass with one method, `round(state, log)`: run forwards through the log, choose tokens,
+`emit` them, commit the cache rows that belong to them. All it knows between rounds lies in the state.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+
+from workbench.cache.store import CacheStore
+from workbench.declare import Declared
+from workbench.engine.distribution import Law
+from workbench.engine.model import LanguageModel, Output
+from workbench.engine.prompt import TextStream
+from workbench.engine.sampling import Sampling
+from workbench.engine.settings import Settings
+from workbench.errors import BadInput
+from workbench.trace.records import Step
+
+__all__ = ["Decoder", "Lane", "RoundLog", "State"]
+
+PREFILL_CHUNK = 512
+TAIL = 64  # tokens decoded when looking for a stop text
+
+
+@dataclass(slots=True)
+class Lane:
+    """A model and its cache. The cache holds a prefix of the state's tokens, never more."""
+
+    model: LanguageModel
+    store: CacheStore
+
+    def fork(self) -> "Lane":
+        return Lane(self.model, self.store.fork())
+
+
+@dataclass(slots=True)
+class State:
+    """All that a decoder knows between rounds; `fork` copies nothing heavy.
+
+    tokens: prompt and new ids. lanes: role ("target", "draft") -> model and cache. memory: the decoder's and drafter's
+    own figures; its values are replaced, never changed in place. ended: why the run is over, or None.
+    """
+
+    tokens: list[int]
+    prompt_length: int
+    settings: Settings
+    lanes: dict[str, Lane]
+    text: TextStream
+    memory: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 0
+    ended: str | None = None
+
+    def fork(self) -> "State":
+        lanes = {role: lane.fork() for role, lane in self.lanes.items()}
+        return replace(self, tokens=list(self.tokens), lanes=lanes, text=self.text.fork(), memory=dict(self.memory))
+
+    @property
+    def new_tokens(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def pending(self) -> int:
+        """The last token: committed as text, its keys not yet in the cache."""
+        return self.tokens[-1]
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit the target's context."""
+        return self.lanes["target"].model.context - len(self.tokens)
+
+    def fits(self, role: str) -> bool:
+        """True while a lane's context still holds all tokens."""
+        return len(self.tokens) <= self.lanes[role].model.context
+
+
+class RoundLog:
+    """Runs one round's forwards and keeps its record; ends as a `Step`."""
+
+    def __init__(self, state: State, mode: str):
+        self.state = state
+        self.settings = state.settings
+        self.step = Step(mode)
+        self.logging = state.settings.level != "off"
+        self.texts: list[str] = []
+        self._start = time.perf_counter()
+
+    def forward(
+        self,
+        role: str,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        mask: torch.Tensor | None = None,
+        logits_at: str | Sequence[int] = "all",
+        phase: str | None = None,
+    ) -> Output:
+        """A timed forward of one lane; `phase` defaults to the role's own."""
+        lane = self.state.lanes[role]
+        model, context = lane.model, lane.store.length + lane.store.staged
+        start = self._clock(model)
+        out = model.forward(tokens, positions, lane.store, mask, logits_at)
+        wall = (self._clock(model) - start) * 1000
+        phase = phase or role
+        key = "draft" if phase == "draft" else "target"
+        self.step.ms[key] = self.step.ms.get(key, 0.0) + wall
+        rows = len(positions)
+        if self.logging:
+            entry = {
+                "phase": phase,
+                "model": role,
+                "rows": rows,
+                "context": context,
+                "wall_ms": wall,
+                "flops": model.forward_flops(rows, context + rows),
+                "weight_bytes": model.weight_bytes,
+                "kv_read_bytes": model.kv_bytes() * (context + rows),
+                "kv_write_bytes": model.kv_bytes() * rows,
+                "implementation": "sdpa",
+            }
+        else:
+            entry = {"phase": phase, "model": role, "rows": rows}
+        for name, value in entry.items():
+            self.step.forwards.setdefault(name, []).append(value)
+        return out
+
+    @staticmethod
+    def _clock(model: LanguageModel) -> float:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        return time.perf_counter()
+
+    def catch_up(self, role: str, upto: int) -> None:
+        """Feed a lane the tokens it has not seen, up to `upto` of them in its cache, in chunks."""
+        lane = self.state.lanes[role]
+        while lane.store.length < upto:
+            start = lane.store.length
+            end = min(upto, start + PREFILL_CHUNK)
+            self.forward(role, self.state.tokens[start:end], range(start, end), logits_at="last", phase="prefill")
+            lane.store.commit(range(end - start))
+
+    def advance(self, role: str) -> Output:
+        """Feed a lane all tokens up to the pending one, commit them, and return the last row's logits."""
+        tokens, store = self.state.tokens, self.state.lanes[role].store
+        if len(tokens) - store.length > PREFILL_CHUNK:
+            self.catch_up(role, len(tokens) - 1)
+        start = store.length
+        out = self.forward(role, tokens[start:], range(start, len(tokens)), logits_at="last")
+        self.commit(role, range(len(tokens) - start))
+        return out
+
+    def law(self, logits: torch.Tensor, prefixes=None) -> Law:
+        """The laws of rows of logits; `prefixes(i)` are the ids before row i's draw (default: all tokens)."""
+        return self.settings.sampling.law(logits, prefixes or (lambda row: self.state.tokens))
+
+    def forced(self, position: int) -> int | None:
+        """The id the user put at an absolute position, if any."""
+        return self.settings.force.get(position - self.state.prompt_length)
+
+    def choose(self, law: Law, row: int, position: int) -> int:
+        """What plain decoding takes at an absolute position: forced, argmax, or the keyed draw."""
+        forced = self.forced(position)
+        return law.choose(row, self.settings.seed, position) if forced is None else forced
+
+    def emit(self, law: Law, rows: list[int], tokens: list[int], sources: list[str], model: str = "target") -> int:
+        """Commit tokens as text, up to where the run ends; row i of `law` is what token i was drawn from.
+
+        Returns how many were kept.
+        """
+        state = self.state
+        kept = 0
+        for token in tokens:
+            self._note_forced(len(state.tokens))
+            state.tokens.append(token)
+            self.texts.append(state.text.push(token))
+            kept += 1
+            state.ended = self._ending()
+            if state.ended:
+                break
+        columns = {"token_id": tokens[:kept], "source": sources[:kept], "model": [model] * kept}
+        if self.logging:
+            columns |= law.statistics_at(rows[:kept], tokens[:kept])
+        self.step.tokens = columns
+        self.step.emitted = kept
+        if self.settings.level == "full":
+            self._keep_rows(law, rows[:kept])
+        return kept
+
+    def _note_forced(self, position: int) -> None:
+        if self.forced(position) is not None:
+            self.step.decisions.append({"controller": "user", "action": "force", "position": position})
+
+    def _ending(self) -> str | None:
+        state, settings = self.state, self.settings
+        count = len(state.tokens) - state.prompt_length
+        if state.tokens[-1] in settings.eos_ids and self.forced(len(state.tokens) - 1) is None:
+            return "eos"
+        if settings.stop and self._stopped():
+            return "stop"
+        if count >= settings.max_new_tokens or state.room <= 0:
+            return "length"
+        return None
+
+    def _stopped(self) -> bool:
+        state = self.state
+        new = state.new_tokens
+        tokenizer = state.lanes["target"].model.tokenizer
+        tail = tokenizer.decode(new[-TAIL:], skip_special_tokens=False) if tokenizer is not None else ""
+        return any(entry(new) if callable(entry) else entry in tail for entry in self.settings.stop)
+
+    def _keep_rows(self, law: Law, rows: list[int], top: int = 64) -> None:
+        """Level `full`: top-M log-probabilities of each emitted row and the mass of the rest."""
+        raw = law.raw[rows]
+        best = raw.topk(min(top, raw.shape[-1]))
+        tail = (1 - best.values.exp().sum(-1)).clamp_min(0)
+        self.step.rows = {
+            "model": "target",
+            "ids": best.indices.tolist(),
+            "logp": [[round(v, 5) for v in row] for row in best.values.tolist()],
+            "tail_mass": tail.tolist(),
+        }
+
+    def commit(self, role: str, rows: Sequence[int]) -> None:
+        """Keep a lane's staged rows; the rest is dropped."""
+        start = time.perf_counter()
+        self.state.lanes[role].store.commit(rows)
+        self.spend("commit", start)
+
+    def spend(self, phase: str, start: float) -> None:
+        """Book the time since `start` on a phase."""
+        self.step.ms[phase] = self.step.ms.get(phase, 0.0) + (time.perf_counter() - start) * 1000
+
+    def finish(self) -> Step:
+        """The record, with the ledgers of all lanes."""
+        step, state = self.step, self.state
+        start = time.perf_counter()
+        if self.logging:
+            step.cache = {role: lane.store.ledger() for role, lane in state.lanes.items()}
+        self.spend("cache", start)
+        step.context = len(state.tokens)
+        step.ms["total"] = (time.perf_counter() - self._start) * 1000
+        state.rounds += 1
+        return step
+
+
+class Decoder(Declared):
+    """Base of all decoders: `start` makes a state, `step` does one round on it.
+
+    The first step of a run with a prompt of several tokens is its prefill: a round that emits nothing.
+    """
+
+    family = "decoder"
+    verified: ClassVar[tuple[str, ...]] = ()  # what in the test suite has verified the claim
+
+    def claim(self, sampling: Sampling) -> str:
+        """`exact`, `distribution`, `seed`, `own_law` or `lossy`, relative to plain decoding with the same settings."""
+        raise NotImplementedError
+
+    def check(self, lm: LanguageModel, settings: Settings) -> None:
+        """Raise BadInput where this decoder cannot run the model with these settings."""
+
+    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+        """The models the decoder runs, by role; "target" is the run's own."""
+        return {"target": lm}
+
+    def round(self, state: State, log: RoundLog) -> None:
+        """One round: at least one token."""
+        raise NotImplementedError
+
+    def first(self, state: State) -> tuple[str, ...]:
+        """Roles whose caches the prefill fills."""
+        return ("target",)
+
+    def start(self, lm: LanguageModel, prompt_ids: Sequence[int], settings: Settings) -> State:
+        """A state at the end of the prompt. Raises BadInput, before any work, where something does not fit."""
+        self.check(lm, settings)
+        lanes = {role: Lane(model, model.new_store()) for role, model in self.lanes(lm).items()}
+        return State(list(prompt_ids), len(prompt_ids), settings, lanes, TextStream(lm, prompt_ids))
+
+    @torch.inference_mode()
+    def step(self, state: State) -> tuple[Step, list[str]]:
+        """One round on the state: its record and the texts of its tokens."""
+        if state.ended:
+            raise BadInput(f"the run has ended ({state.ended}); fork it to go on")
+        if state.rounds == 0 and len(state.tokens) > 1:
+            log = RoundLog(state, "prefill")
+            for role in filter(state.fits, self.first(state)):
+                log.catch_up(role, len(state.tokens) - 1)
+        else:
+            log = RoundLog(state, "plain")
+            self.round(state, log)
+        return log.finish(), log.texts

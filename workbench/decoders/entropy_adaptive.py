@@ -1,0 +1,92 @@
+"""Entropy Adaptive Decoding: a small model writes, a large one takes over where the text is uncertain."""
+
+import math
+from dataclasses import dataclass
+
+from workbench.declare import register, setting
+from workbench.decoders.base import Decoder, RoundLog, State
+from workbench.engine.distribution import Law
+from workbench.engine.loading import companion
+from workbench.engine.model import LanguageModel
+from workbench.engine.sampling import Sampling
+from workbench.engine.settings import Settings
+
+__all__ = ["EntropyAdaptive"]
+
+
+@register("decoder", "entropy_adaptive")
+@dataclass(frozen=True)
+class EntropyAdaptive(Decoder):
+    """Switch models by the mean of the last `window` entropies (bits, raw law): above `tau` the large one writes.
+
+    A switch is allowed `dwell` tokens after the last; the window lives on across it. The model that takes over first
+    reads the tokens the other wrote. There is no verification: the output is lossy by design.
+
+    Source: "Entropy Adaptive Decoding: Dynamic Model Switching for Efficient Inference" (no official code found).
+    Reconstructed, hence adjustable: `dwell`, which model is monitored while the large one is active, and that the
+    window is kept at a switch.
+    """
+
+    small: str = setting("embedded-draft", help="the small model: name, hub id or directory")
+    tau: float = setting(3.0, ge=-1, unit="bits", help="mean entropy above which the large model writes")
+    window: int = setting(5, ge=1, le=256, unit="tokens", help="how many entropies are averaged")
+    dwell: int = setting(10, ge=0, unit="tokens", help="least number of tokens between switches")
+    monitor: str = setting("active", choices=("active", "small"), help="whose entropy is watched; small costs a forward")
+    begin: str = setting("small", choices=("small", "large"), help="who writes first")
+
+    def claim(self, sampling: Sampling) -> str:
+        return "lossy"
+
+    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+        return {"target": lm, "draft": companion(lm, self.small)}
+
+    def check(self, lm: LanguageModel, settings: Settings) -> None:
+        companion(lm, self.small)
+
+    def first(self, state: State) -> tuple[str, ...]:
+        return ("draft",) if self.begin == "small" or self.monitor == "small" else ("target",)
+
+    def round(self, state: State, log: RoundLog) -> None:
+        active = state.memory.get("active", "draft" if self.begin == "small" else "target")
+        since = state.memory.get("since", self.dwell)
+        laws: dict[str, Law] = {}
+
+        def law_of(role: str) -> Law:
+            if role not in laws:
+                laws[role] = log.law(log.advance(role).logits)
+            return laws[role]
+
+        small_fits = state.fits("draft")
+        if not small_fits:
+            active = "target"  # the text has outgrown the small model's context
+        watched = "draft" if self.monitor == "small" and small_fits else active
+        raw = law_of(watched).raw[0]
+        entropy = -(raw.exp() * raw.clamp_min(-1e4)).sum().item() / math.log(2)
+        seen = (*state.memory.get("entropies", ()), entropy)[-self.window :]
+        mean = sum(seen) / len(seen)
+        wanted = "target" if mean > self.tau or not small_fits else "draft"
+        switched = wanted != active and since >= self.dwell
+        if switched:
+            lag = len(state.tokens) - 1 - state.lanes[wanted].store.length
+            log.step.decisions.append(
+                {
+                    "controller": "entropy_adaptive",
+                    "signals": {"mean_entropy_bits": mean},
+                    "threshold": self.tau,
+                    "action": f"switch to {wanted}",
+                    "cost": {"catch_up_tokens": lag},
+                }
+            )
+            active, since = wanted, 0
+        law = law_of(active)
+        token = log.choose(law, 0, len(state.tokens))
+        log.emit(law, [0], [token], ["target" if active == "target" else self.small], model=active)
+        on_large = state.memory.get("on_large", 0) + (active == "target")
+        state.memory |= {"active": active, "since": since + 1, "entropies": seen, "on_large": on_large}
+        log.step.figures = {
+            "active": active,
+            "entropy_bits": entropy,
+            "mean_entropy_bits": mean,
+            "switched": switched,
+            "share_on_large": on_large / len(state.new_tokens),
+        }

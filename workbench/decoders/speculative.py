@@ -1,0 +1,145 @@
+"""Speculative decoding: draft a tree, score it in one forward of the target, keep what the verifier accepts."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from workbench.declare import register, setting
+from workbench.decoders.base import Decoder, RoundLog, State
+from workbench.engine.distribution import Law
+from workbench.engine.model import LanguageModel
+from workbench.engine.sampling import Sampling
+from workbench.engine.settings import Settings, refuse_stateful
+from workbench.errors import BadInput
+from workbench.speculation.drafters import Drafter, DraftModel
+from workbench.speculation.shapes import DraftShape
+from workbench.speculation.tree import MAX_NODES, DraftTree
+from workbench.speculation.verifiers import Keyed, Outcome, Verifier
+
+__all__ = ["Speculative"]
+
+
+@register("decoder", "speculative")
+@dataclass(frozen=True)
+class Speculative(Decoder):
+    """A choice of drafter, shape and verifier.
+
+    `shape=None` takes the drafter's own default. Every round emits the accepted drafts and one token of the target's;
+    a round without drafts is one plain decoding step. Sources: see the parts.
+    """
+
+    drafter: Drafter = setting(factory=DraftModel, family="drafter", help="who proposes tokens")
+    shape: DraftShape | None = setting(None, family="shape", help="how many tokens, and where (default: the drafter's)")
+    verifier: Verifier = setting(factory=Keyed, family="verifier", help="which drafts stand")
+
+    verified = ("equality with model.generate", "enumeration of verifiers", "chi-square on the toy model")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape is None:
+            object.__setattr__(self, "shape", self.drafter.default_shape())
+        reason = self.drafter.refuses(self.shape)
+        if reason:
+            raise BadInput(reason)
+
+    def claim(self, sampling: Sampling) -> str:
+        return self.verifier.claim(sampling)
+
+    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+        return {"target": lm, **self.drafter.lanes(lm)}
+
+    def check(self, lm: LanguageModel, settings: Settings) -> None:
+        self.verifier.check(settings)
+        self.drafter.lanes(lm)
+
+    def start(self, lm: LanguageModel, prompt_ids, settings: Settings) -> State:
+        refuse_stateful(settings.sampling.processors, prompt_ids, lm.vocab_size)
+        return super().start(lm, prompt_ids, settings)
+
+    def first(self, state: State) -> tuple[str, ...]:
+        return tuple(state.lanes)
+
+    def round(self, state: State, log: RoundLog) -> None:
+        log.catch_up("target", len(state.tokens) - 1)
+        root = len(state.tokens) - 1
+        # 1. draft: depth is capped by the contexts alone, never by max_new_tokens
+        start = time.perf_counter()
+        tree = self.drafter.propose(state, log, self.shape, max(0, min(state.room - 1, MAX_NODES)), self.verifier.coupled)
+        log.step.ms["draft"] = (time.perf_counter() - start) * 1000
+        # 2. score every node in one forward
+        mask = None if tree.is_chain else tree.ancestors()
+        positions = [root + depth for depth in tree.depths]
+        logits = log.forward("target", tree.tokens, positions, mask).logits
+        start = time.perf_counter()
+        law = log.law(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(row)])
+        # 3. verify
+        outcome = self._verify(law, tree, root + 1, log)
+        log.spend("verify", start)
+        # 4. emit and commit: the cache holds all but the last token
+        path = outcome.path
+        ends = next((i for i, n in enumerate(path) if tree.tokens[n] in log.settings.eos_ids), None)
+        drafted = [tree.tokens[n] for n in path]
+        tokens, sources = [*drafted, outcome.token], [*(tree.drafters[n] for n in path), outcome.source]
+        if ends is not None and log.forced(root + 1 + ends) is None:
+            tokens, sources = tokens[: ends + 1], sources[: ends + 1]  # no token after the end of the text
+        kept = log.emit(law, [0, *path][: len(tokens)], tokens, sources)
+        log.commit("target", [0, *path[: kept - 1]])
+        self.drafter.settle(state, log, tree, path[: kept - 1])
+        for node in path[kept:]:
+            outcome.fates[node] = "after_end"
+        self._record(log, law, tree, outcome, kept)
+
+    def _verify(self, law: Law, tree: DraftTree, position: int, log: RoundLog) -> Outcome:
+        def choose(row: int, place: int) -> int:
+            return log.choose(law, row, place)
+
+        verifier = self.verifier
+        if any(log.forced(position + depth) is not None for depth in range(max(tree.depths) + 1)):
+            verifier = Keyed()  # forced tokens are matched, as a plain decoder would take them
+        return verifier.verify(law, tree, position, log.settings.seed, choose)
+
+    def _record(self, log: RoundLog, law: Law, tree: DraftTree, outcome: Outcome, kept: int) -> None:
+        step = log.step
+        step.mode = "plain" if len(tree) == 1 else "chain" if tree.is_chain else "tree"
+        step.drafted, step.accepted = len(tree) - 1, sum(fate == "accepted" for fate in outcome.fates[1:])
+        step.bonus = kept > len(outcome.path) and outcome.source == "bonus"
+        step.budget, step.depth = self.shape.budget, max(tree.depths)
+        step.stop_reason = tree.stop_reason or ("budget" if len(tree) > 1 else None)
+        if len(tree) == 1:
+            return
+        columns = {"node": list(range(len(tree))), "parent": tree.parents, "token_id": tree.tokens, "kind": tree.kinds, "drafter": tree.drafters}
+        columns |= {"depth": tree.depths, "fate": outcome.fates, "reason": outcome.reasons}
+        if log.logging:
+            columns |= {"rank": tree.ranks, "q": tree.q, "u": outcome.us, **self._compare(law, tree)}
+        step.drafts = {name: column[1:] for name, column in columns.items()}
+        step.drafts["text"] = [self._text(log, token) for token in tree.tokens[1:]]
+
+    @staticmethod
+    def _text(log: RoundLog, token: int) -> str:
+        tokenizer = log.state.lanes["target"].model.tokenizer
+        return "" if tokenizer is None else tokenizer.decode([token])
+
+    @staticmethod
+    def _compare(law: Law, tree: DraftTree) -> dict[str, list]:
+        """Target against draft at every node's parent: p, entropies, total variation, KL(target ‖ draft).
+
+        At temperature 0, where the law sampled from is a point mass, p and the comparison are of the raw laws.
+        """
+        parents, tokens = tree.parents[1:], tree.tokens[1:]
+        target = (law.raw if law.greedy else law.scores)[parents]
+        p = target.exp()
+        chosen = p.gather(-1, torch.tensor(tokens, device=p.device)[:, None])[:, 0]
+        raw = law.raw[parents]
+        entropy = torch.special.entr(raw.exp()).sum(-1)
+        columns = {"p": [None, *chosen.tolist()], "entropy_target_nats": [None, *entropy.tolist()]}
+        if tree.raw:
+            rows = tree.raw if law.greedy else tree.rows
+            draft = torch.stack([rows[n] for n in parents])
+            q = draft.exp()
+            own = torch.special.entr(torch.stack([tree.raw[n] for n in parents]).exp()).sum(-1)
+            kl = torch.where(p > 0, p * (target - draft), 0).sum(-1)
+            columns["entropy_draft_nats"] = [None, *own.tolist()]
+            columns["tv"] = [None, *(0.5 * (p - q).abs().sum(-1)).tolist()]
+            columns["kl_nats"] = [None, *kl.tolist()]
+        return columns

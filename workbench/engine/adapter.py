@@ -1,0 +1,288 @@
+"""Any `transformers` causal language model as a `LanguageModel`: the one module that touches transformers' internals.
+
+No modelling code is forked. A shallow copy of the model (its own module tree and config, the same weights) gets an
+attention function of ours; the `Cache` handed to it stages new keys and values in our store and returns a handle in
+their place, which the attention function receives. So the user's model is never changed, and every architecture that
+routes its attention through transformers' attention interface is served as it is: rotary variants, partial rotary,
+NoPE layers and learned positions stay the model's own business. What does not route through it is refused by `probe`,
+which compares a short chunked pass with the stock model when a model is wrapped.
+
+Tested on the oldest and the newest supported release (see `tests/engine/test_adapter.py`).
+"""
+
+import copy
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from transformers import AttentionInterface, Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from workbench.cache.store import CacheStore, PlainStore
+from workbench.engine.attention import attend
+from workbench.engine.model import Output, fingerprint
+from workbench.errors import BadInput, Unsupported
+
+__all__ = ["TransformersModel", "wrap"]
+
+IMPLEMENTATION = "workbench"
+_UNSERVED = {
+    "softcap": "soft-capped attention scores",
+    "s_aux": "attention sinks",
+    "position_bias": "position biases in attention",
+}
+
+
+class _Handle:
+    """Stands for the keys and values of one layer between `Cache.update` and the attention function."""
+
+    __slots__ = ("cache", "layer")
+
+    def __init__(self, cache: "_Cache", layer: int):
+        self.cache, self.layer = cache, layer
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's face towards transformers: it only reports lengths."""
+
+    is_sliding = False
+
+    def __init__(self, cache: "_Cache"):
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args: Any, **kwargs: Any):
+        raise RuntimeError("keys are staged by _Cache.update")
+
+    def get_seq_length(self, *args: Any) -> int:
+        return self.cache.store.length + self.cache.store.staged
+
+    def get_mask_sizes(self, query_length: int, *args: Any) -> tuple[int, int]:
+        rows = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.get_seq_length() + rows, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+
+class _Cache(Cache):
+    """The cache object a model's forward passes are given: stages into the store of the moment, returns handles."""
+
+    def __init__(self, layers: int):
+        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+        self.store: CacheStore | None = None
+        self.handles = [_Handle(self, layer) for layer in range(layers)]
+
+    def update(self, key_states, value_states, layer_idx: int, *args: Any, **kwargs: Any):
+        self.store.stage(layer_idx, key_states[0], value_states[0])
+        handle = self.handles[layer_idx]
+        return handle, handle
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **kwargs):
+    """transformers' attention interface: query [1, H, R, D] -> ([1, R, H, D], no weights)."""
+    if not isinstance(key, _Handle):
+        raise Unsupported(f"{type(module).__name__} does not take its keys from the cache")
+    for name, meaning in _UNSERVED.items():
+        if kwargs.get(name) is not None:
+            raise Unsupported(f"{type(module).__name__} uses {meaning} ({name}), which the engine does not serve")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = attend(query, key.cache.store.segments(key.layer, sliding_window), scale)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
+
+
+class TransformersModel:
+    """A `transformers` causal LM behind the `LanguageModel` protocol; `model` and `tokenizer` are the user's own."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any = None, name: str | None = None, key: tuple | None = None):
+        refuse_unserved(model)
+        config = model.config.get_text_config()
+        self.model, self.tokenizer = model, tokenizer
+        self.name = name or config.name_or_path or type(model).__name__
+        self.key = key or ("object", id(model))
+        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.context = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 2**20)
+        self.layers: int = config.num_hidden_layers
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.eos_ids = eos_ids(model)
+        tensors = {id(p): p for p in model.parameters()}
+        self.parameters = sum(p.numel() for p in tensors.values())
+        self.weight_bytes = sum(p.nbytes for p in tensors.values())
+        heads = config.num_attention_heads
+        self.kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        self._heads = heads
+        self._engine = shallow_copy(model)
+        self._lock = threading.Lock()
+        self._cache = _Cache(self.layers)
+        probe(self)
+
+    def new_store(self) -> PlainStore:
+        return PlainStore(self.layers)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        tokens: Sequence[int] | torch.Tensor,
+        positions: Sequence[int],
+        cache: CacheStore,
+        mask: torch.Tensor | None = None,
+        logits_at: str | Sequence[int] = "all",
+        want: Sequence[str] = (),
+    ) -> Output:
+        """See `LanguageModel`. `want`: "hidden" adds the final hidden states of all rows."""
+        inputs: dict[str, Any] = {}
+        if isinstance(tokens, torch.Tensor) and tokens.is_floating_point():
+            inputs["inputs_embeds"] = tokens[None]
+        else:
+            inputs["input_ids"] = torch.as_tensor(tokens, device=self.device)[None]
+        places = torch.as_tensor(positions, device=self.device)[None]
+        inputs |= {"position_ids": places, "past_key_values": self._cache, "use_cache": True}
+        with self._lock:
+            self._cache.store = cache
+            cache.begin(positions, mask)
+            try:
+                return self._run(inputs, logits_at, want)
+            finally:
+                cache.end()
+                self._cache.store = None
+
+    def _run(self, inputs: dict[str, Any], logits_at: str | Sequence[int], want: Sequence[str]) -> Output:
+        if "hidden" in want:
+            states = self._engine.base_model(**inputs).last_hidden_state[0]
+            rows = states if logits_at == "all" else states[-1:] if logits_at == "last" else states[list(logits_at)]
+            return Output(self.head(rows), states)
+        keep: Any = {"all": 0, "last": 1}.get(logits_at) if isinstance(logits_at, str) else None
+        if keep is None:
+            keep = torch.as_tensor(list(logits_at), device=self.device)
+        return Output(self._engine(**inputs, logits_to_keep=keep).logits[0])
+
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[int]) -> torch.Tensor:
+        """[R] ids -> [R, width] input embeddings."""
+        return self._engine.get_input_embeddings()(torch.as_tensor(tokens, device=self.device))
+
+    @torch.inference_mode()
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, width] final hidden states -> [R, V] logits."""
+        return self._engine.get_output_embeddings()(hidden)
+
+    def forward_flops(self, rows: int, context: int) -> int:
+        """Multiply-adds counted twice, from shapes: all weight matrices once per row, and attention to the context."""
+        attention = 4 * self.layers * self._heads * self.head_dim * context
+        return rows * (2 * self.parameters + attention)
+
+    def kv_bytes(self) -> int:
+        """Bytes of one token's keys and values over all layers, in the model's dtype."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def describe(self) -> dict:
+        """The facts about the model that a trace records."""
+        shapes = {n: (*p.shape, str(p.dtype)) for n, p in self.model.named_parameters()}
+        return {
+            "name": self.name,
+            "architecture": type(self.model).__name__,
+            "fingerprint": fingerprint(shapes),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "layers": self.layers,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "context": self.context,
+            "kv_bits": self.dtype.itemsize * 8,
+            "parameters": self.parameters,
+            "weight_bytes": self.weight_bytes,
+        }
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"LanguageModel({self.name!r}, {self.parameters / 1e6:.1f} M parameters, {dtype}, {self.device})"
+
+
+def shallow_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The same modules and config anew, with the very same parameter and buffer tensors, on our attention."""
+    memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    twin = copy.deepcopy(model, memo)
+    twin.set_attn_implementation(IMPLEMENTATION)
+    return twin.eval()
+
+
+def eos_ids(model: PreTrainedModel) -> frozenset[int]:
+    """End-of-text ids of the model's generation config, else of its config."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if found is None:
+        found = getattr(model.config.get_text_config(), "eos_token_id", None)
+    return frozenset() if found is None else frozenset([found] if isinstance(found, int) else found)
+
+
+def refuse_unserved(model: Any) -> None:
+    """Raise Unsupported, in one line, for what can be told from the class and its config."""
+    what = f"{type(model).__name__} (transformers {transformers.__version__})"
+    if not isinstance(model, PreTrainedModel):
+        raise BadInput(f"expected a transformers model, got {type(model).__name__}; load one with workbench.load(name)")
+    config = model.config.get_text_config()
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise Unsupported(f"{what} is an encoder-decoder; the engine serves decoder-only causal language models")
+    if model.get_output_embeddings() is None:
+        raise Unsupported(f"{what} has no language-model head; load it with AutoModelForCausalLM")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    foreign = kinds - {"full_attention", "sliding_attention"}
+    if foreign:
+        raise Unsupported(f"{what} has layers of kind {', '.join(sorted(foreign))}; the engine serves attention layers only")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise Unsupported(f"{what} does not route attention through transformers' attention interface")
+
+
+@torch.inference_mode()
+def probe(lm: TransformersModel) -> None:
+    """Compare six tokens, fed as a chunk and a branching tree, with the stock model; Unsupported where they differ."""
+    what = f"{type(lm.model).__name__} (transformers {transformers.__version__})"
+    ids = [(7 * i + 3) % lm.vocab_size for i in range(6)]
+    training = lm.model.training
+    try:
+        lm.model.eval()
+        stock = lm.model(torch.tensor([ids], device=lm.device), use_cache=False).logits[0].float()
+        cache = lm.new_store()
+        first = lm.forward(ids[:3], range(3), cache).logits.float()
+        cache.commit(range(3))
+        tree = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], dtype=torch.bool)
+        rows = [ids[3], ids[0], ids[4], ids[5]]
+        second = lm.forward(rows, [3, 4, 4, 5], cache, tree).logits.float()[[0, 2, 3]]
+    except Unsupported:
+        raise
+    except Exception as error:
+        raise Unsupported(f"{what} cannot be served: {type(error).__name__}: {error}".splitlines()[0]) from error
+    finally:
+        lm.model.train(training)
+    if not torch.isfinite(stock).all():
+        return  # broken weights are named when a run meets them
+    ours = torch.cat([first, second])
+    scale = stock.abs().max().clamp_min(1e-6)
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-4}.get(lm.dtype, 5e-2)
+    worst = ((ours - stock).abs().max() / scale).item()
+    if worst > tolerance:
+        raise Unsupported(f"{what} gives other logits through the engine (relative error {worst:.1e}); it is not served")
+
+
+_wrapped: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+def wrap(model: PreTrainedModel, tokenizer: Any = None) -> TransformersModel:
+    """The `LanguageModel` of a model that is already in memory; made once per model object while it is in use."""
+    lm = _wrapped.get(id(model))
+    if lm is None or (tokenizer is not None and lm.tokenizer is None):
+        lm = TransformersModel(model, tokenizer)
+        _wrapped[id(model)] = lm
+    return lm

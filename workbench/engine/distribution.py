@@ -1,0 +1,129 @@
+"""The model's next-token law beside the one sampled from, with the statistics that the trace records.
+
+All entropies are in nats, in fp32 or wider; entr(p) = −p log p is 0 at p = 0, so cut tokens do no harm.
+"""
+
+from math import exp
+
+import torch
+
+from workbench.engine import noise
+
+__all__ = ["Law"]
+
+TOP = 5
+
+
+class Law:
+    """The laws of R rows over a vocabulary of V.
+
+    Attributes
+    ----------
+    raw: [R, V] log-probabilities of the model at temperature 1, nothing cut.
+    scores: [R, V] log-probabilities sampled from; where `greedy`, the processed logits whose argmax is taken.
+    cut_by: for each row the names of what removed tokens.
+    """
+
+    def __init__(self, raw: torch.Tensor, scores: torch.Tensor, cut_by: list[tuple[str, ...]], greedy: bool = False):
+        self.raw, self.scores, self.cut_by, self.greedy = raw, scores, cut_by, greedy
+        self._best: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def best(self, row: int) -> int:
+        """The most probable token of the law sampled from; the lowest id wins a tie."""
+        if self._best is None:
+            self._best = self.scores.argmax(-1).tolist()
+        return self._best[row]
+
+    def probs(self, row: int) -> torch.Tensor:
+        """[V] float64 probabilities sampled from; sums to 1."""
+        if self.greedy:
+            out = torch.zeros(self.raw.shape[-1], dtype=torch.float64, device=self.raw.device)
+            out[self.best(row)] = 1.0
+            return out
+        return self.scores[row].double().softmax(-1)
+
+    def choose(self, row: int, seed: int, position: int) -> int:
+        """The token a plain decoder takes: the argmax, or the keyed Gumbel-max draw of (seed, position)."""
+        return self.best(row) if self.greedy else draw(self.scores[row], seed, "target", position)
+
+    def statistics(self, row: int, tokens: list[int]) -> dict[str, list]:
+        """Token columns for rows `row`, `row`+1, … with the token taken at each."""
+        rows = slice(row, row + len(tokens))
+        return self._columns(range(row, row + len(tokens)), rows, self.cut_by[rows], tokens)
+
+    def statistics_at(self, rows: list[int], tokens: list[int]) -> dict[str, list]:
+        """Token columns for any rows, with the token taken at each."""
+        if rows == list(range(rows[0], rows[0] + len(rows))):
+            return self.statistics(rows[0], tokens)
+        return self._columns(rows, rows, [self.cut_by[r] for r in rows], tokens)
+
+    def _columns(self, numbers, rows, cut_by, tokens) -> dict[str, list]:
+        raw, scores = self.raw[rows], self.scores[rows]
+        ids = torch.tensor(tokens, device=raw.device)[:, None]
+        probs = raw.exp()
+        chosen = raw.gather(-1, ids)
+        weighted = probs * raw.clamp_min(-1e4)
+        entropy = -weighted.sum(-1, keepdim=True)
+        varentropy = (weighted * raw.clamp_min(-1e4)).sum(-1, keepdim=True) - entropy**2
+        rank = (raw > chosen).sum(-1, keepdim=True) + 1
+        top = raw.topk(min(TOP, raw.shape[-1]))
+        parts = [entropy, varentropy, chosen, rank.to(raw.dtype), top.values, top.indices.to(torch.float64)]
+        sampled = not self.greedy and self.scores is not self.raw
+        if sampled:
+            p = scores.exp()
+            entropy_sampled = torch.special.entr(p).sum(-1, keepdim=True)
+            keep = (scores > -torch.inf).sum(-1, keepdim=True)
+            best = scores.topk(min(TOP, scores.shape[-1]))
+            taken = scores.gather(-1, ids)
+            parts += [entropy_sampled, keep.to(raw.dtype), taken, best.values, best.indices.to(torch.float64)]
+        table = torch.cat([part.double() for part in parts], -1).tolist()  # the one copy to the host
+        columns = _unpack(table, top.values.shape[-1], raw.shape[-1], cut_by, sampled)
+        if self.greedy:
+            columns["entropy_sampled_nats"] = [0.0] * len(tokens)
+            columns["p_sampled"] = [float(self.best(n) == t) for n, t in zip(numbers, tokens, strict=True)]
+            columns["keep_size"] = [1] * len(tokens)
+        return columns
+
+
+def _unpack(table: list[list[float]], top: int, vocabulary: int, cut_by, sampled: bool) -> dict[str, list]:
+    columns: dict[str, list] = {
+        "entropy_raw_nats": [r[0] for r in table],
+        "varentropy_nats2": [max(r[1], 0.0) for r in table],
+        "surprisal_nats": [-r[2] for r in table],
+        "p_raw": [exp(r[2]) for r in table],
+        "rank": [int(r[3]) for r in table],
+    }
+    candidates = [_candidates(r[4 : 4 + top], r[4 + top : 4 + 2 * top]) for r in table]
+    columns["margin"] = [c[0][1] - (c[1][1] if len(c) > 1 else 0.0) for c in candidates]
+    columns["topk_raw"] = candidates
+    columns["cut_by"] = ["+".join(names) or None for names in cut_by]
+    if sampled:
+        at = 4 + 2 * top
+        columns["entropy_sampled_nats"] = [r[at] for r in table]
+        columns["keep_size"] = [int(r[at + 1]) for r in table]
+        columns["p_sampled"] = [exp(r[at + 2]) for r in table]
+        columns["topk_sampled"] = [_candidates(r[at + 3 : at + 3 + top], r[at + 3 + top :]) for r in table]
+    else:
+        columns["entropy_sampled_nats"] = columns["entropy_raw_nats"]
+        columns["p_sampled"] = columns["p_raw"]
+        columns["keep_size"] = [vocabulary] * len(table)
+    return columns
+
+
+def _candidates(values: list[float], ids: list[float]) -> list[list]:
+    return [[int(i), exp(v)] for v, i in zip(values, ids, strict=True) if v > -1e30]
+
+
+def draw(scores: torch.Tensor, seed: int, purpose: str, position: int, count: int = 1) -> int | list[int]:
+    """Gumbel-max draw from log-probabilities `scores` [V] on their support; `count` > 1 draws without replacement.
+
+    Returns the token, or a list of at most `count` tokens in draw order.
+    """
+    support = (scores > -torch.inf).nonzero()[:, 0]
+    perturbed = scores[support].double() + noise.gumbel(seed, purpose, position, support)
+    if count == 1:
+        return int(support[perturbed.argmax()])
+    return support[perturbed.topk(min(count, len(support))).indices].tolist()

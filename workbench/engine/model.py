@@ -1,0 +1,62 @@
+"""`LanguageModel`: what a decoder may ask of any model, and what a forward pass gives back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from workbench.cache.store import CacheStore
+
+__all__ = ["LanguageModel", "Output", "fingerprint"]
+
+
+@dataclass(slots=True)
+class Output:
+    """logits: [rows asked for, V]; hidden: [R, width] final hidden states, where wanted."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+class LanguageModel(Protocol):
+    """A causal language model over one sequence at a time.
+
+    `forward` runs R rows: `tokens` (ids, or hidden states [R, width] instead of embedded ids) at absolute `positions`
+    (the number of tokens before each), stages their keys and values in `cache` and returns logits only for the rows
+    asked for: "all", "last" or row numbers. `mask` is the visibility among staged rows that `CacheStore.begin` takes.
+    """
+
+    name: str
+    key: tuple
+    tokenizer: Any
+    vocab_size: int
+    context: int
+    layers: int
+    device: torch.device
+    dtype: torch.dtype
+    eos_ids: frozenset[int]
+    parameters: int
+    weight_bytes: int
+
+    def forward(
+        self,
+        tokens: Sequence[int] | torch.Tensor,
+        positions: Sequence[int],
+        cache: CacheStore,
+        mask: torch.Tensor | None = None,
+        logits_at: str | Sequence[int] = "all",
+        want: Sequence[str] = (),
+    ) -> Output: ...
+    def embed(self, tokens: Sequence[int]) -> torch.Tensor: ...
+    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
+    def new_store(self) -> CacheStore: ...
+    def describe(self) -> dict: ...
+
+
+def fingerprint(shapes: dict[str, tuple]) -> str:
+    """Twelve hex digits over names, shapes and dtypes of the weights: tells architectures and sizes apart."""
+    import hashlib
+
+    text = "\n".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,55 @@
+"""Keyed randomness: every number is a hash of (seed, purpose, absolute position, index), never a running stream.
+
+Hence the same seed gives the same draws whatever was stepped back, forked or drafted in between, and two purposes
+("target", "draft", "accept", "residual") never share a number. The hash is the finaliser of SplitMix64 (Steele, Lea and
+Flood, "Fast Splittable Pseudorandom Number Generators"); uniforms are float64 in the open interval (0, 1).
+"""
+
+import torch
+
+__all__ = ["gumbel", "uniform"]
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+_PURPOSES = {"target": 1, "draft": 2, "accept": 3, "residual": 4}
+
+
+def _mix(value: int) -> int:
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
+    return value ^ (value >> 31)
+
+
+def _key(seed: int, purpose: str, position: int) -> int:
+    key = _mix(seed + _GOLDEN)
+    key = _mix(key + _PURPOSES[purpose] * _GOLDEN)
+    return _mix(key + (position + 1) * _GOLDEN)
+
+
+def uniform(seed: int, purpose: str, position: int, index: int = 0) -> float:
+    """One number in (0, 1) for the `index`-th draw of a purpose at a position."""
+    return ((_mix(_key(seed, purpose, position) + (index + 1) * _GOLDEN) >> 11) + 0.5) * 2.0**-53
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift of int64 (torch shifts arithmetically)."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def gumbel(seed: int, purpose: str, position: int, ids: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise for the given token ids, float64, same shape and device as `ids`.
+
+    Entry i depends on (seed, purpose, position, ids[i]) alone; it equals −log(−log(uniform(…, index=ids[i]))).
+    """
+    value = (ids.to(torch.int64) + 1) * _signed(_GOLDEN) + _signed(_key(seed, purpose, position))
+    value = (value ^ _shift(value, 30)) * _signed(_FIRST)
+    value = (value ^ _shift(value, 27)) * _signed(_SECOND)
+    value = value ^ _shift(value, 31)
+    return -torch.log(-torch.log((_shift(value, 11).to(torch.float64) + 0.5) * 2.0**-53))

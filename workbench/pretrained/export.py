@@ -1,0 +1,79 @@
+"""Write trained checkpoints as the shipped models: bf16 safetensors, config, and a card with measured figures."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from workbench.pretrained import corpus
+from workbench.pretrained.evaluate import agreement, long_copy, loss_and_accuracy
+from workbench.pretrained.train import RECIPES, build, encode
+
+__all__ = ["export"]
+
+CARD = """---
+license: apache-2.0
+language: code
+library_name: transformers
+---
+# Embedded {name} model
+
+A {parameters:.2f} M-parameter Llama ({layers} layers, width {width}, {heads} heads on {kv_heads} KV heads, context
+{context}), trained from scratch so that the workbench runs without a network. It writes Python that looks like the
+standard library; it knows nothing else and is not meant to be useful beyond experiments with decoding.
+
+**Data.** The source of the {python} standard library (PSF-2.0), {train_tokens:,} tokens; file list with hashes in
+`../corpus.txt`; the held-out modules and their tests ({held_tokens:,} tokens) were never trained on.
+
+**Recipe.** `python -m workbench.pretrained.train {name}`; {tokens:,} tokens seen in {steps:,} steps of {batch:,}; windows of
+{window} tokens, the last {full_share:.0%} of the steps at the full context with a repeated span in {copies:.0%} of the windows;
+Muon on matrices, AdamW on embeddings and norms.{distil}
+
+**Measured, on held-out text, bf16 weights computed in fp32.**
+
+| figure | value |
+|---|---|
+{rows}
+"""
+
+
+def export(work: Path) -> None:
+    """Export both models from the checkpoints in `work`; raises FileNotFoundError where one is missing."""
+    models = {}
+    for name in ("target", "draft"):
+        state = torch.load(work / f"{name}.pt", weights_only=True, map_location="cpu")
+        model = build(RECIPES[name])
+        model.load_state_dict(state["model"])
+        model.to(torch.bfloat16).save_pretrained(corpus.HERE / name, safe_serialization=True)
+        models[name] = model.float().eval(), state
+    for name, (model, state) in models.items():
+        figures = dict(loss_and_accuracy(model, work))
+        if name == "draft":
+            figures["top-1 agreement with the target"] = agreement(model, models["target"][0], work)
+        else:
+            for distance, share in long_copy(model, work).items():
+                figures[f"top-1 on a repeated span, {distance} tokens back"] = share
+        write_card(name, model, state, figures, work)
+
+
+def write_card(name: str, model, state: dict, figures: dict[str, float], work: Path) -> None:
+    recipe = RECIPES[name]
+    rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in figures.items())
+    distil = f" Loss: {recipe.distil:g}·KL(target ‖ draft) + {1 - recipe.distil:g}·cross-entropy." if recipe.distil else ""
+    facts = {
+        **asdict(recipe),
+        "name": name,
+        "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
+        "python": corpus.LISTING.read_text().splitlines()[0].lstrip("# ").removesuffix(" standard library"),
+        "train_tokens": len(encode("train", work)),
+        "held_tokens": len(encode("held-out", work)),
+        "tokens": state["step"] * recipe.batch,
+        "steps": state["step"],
+        "distil": distil,
+        "rows": rows,
+    }
+    folder = corpus.HERE / name
+    (folder / "README.md").write_text(CARD.format(**facts))
+    (folder / "figures.json").write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + "\n")
+    print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))

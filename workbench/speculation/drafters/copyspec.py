@@ -1,0 +1,74 @@
+"""Copy what followed the last occurrence of the current ending."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.declare import register, setting
+from workbench.speculation.drafters.base import Drafter
+from workbench.speculation.shapes.base import DraftShape
+from workbench.speculation.shapes.fixed import FixedLength
+from workbench.speculation.tree import POINT, DraftTree
+
+if TYPE_CHECKING:
+    from workbench.decoders.base import RoundLog, State
+
+__all__ = ["CopySpec", "find_copy"]
+
+
+@register("drafter", "copyspec")
+@dataclass(frozen=True)
+class CopySpec(Drafter):
+    """If the last `gram` tokens occurred before, draft what followed them there; else draft nothing.
+
+    Costs no forward pass and keeps no memory: the copy is a function of the tokens alone. Nodes are POINT.
+    Source: "CopySpec: Accelerating LLMs with Speculative Copy-and-Paste Without Compromising Quality"
+    (RazvanDu/CopySpec). Departures: the latest occurrence by default (theirs: the first), and at temperature > 0 the
+    verifier's exact test (theirs compares the filtered probability with 1, which accepts at temperature 0 only).
+    """
+
+    gram: int = setting(3, ge=1, le=32, unit="tokens", help="length of the ending that must have occurred before")
+    occurrence: str = setting("latest", choices=("latest", "first"), help="which earlier occurrence to copy from")
+
+    def default_shape(self) -> DraftShape:
+        return FixedLength(10)
+
+    def refuses(self, shape: DraftShape) -> str | None:
+        if shape.branches:
+            return f"shape {shape.declared_name!r} branches, and 'copyspec' drafts one chain"
+        return super().refuses(shape)
+
+    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+        tree = DraftTree([state.pending])
+        for token in find_copy(state.tokens, self.gram, min(depth, shape.budget), self.occurrence):
+            asked = shape.ask(tree)
+            if not asked:
+                break
+            tree.add(asked[0][0], token, POINT, None, self.declared_name)
+        if len(tree) == 1:
+            tree.stop_reason = "no match"
+        return tree
+
+
+def find_copy(tokens: list[int], gram: int, length: int, occurrence: str = "latest") -> list[int]:
+    """What followed an earlier occurrence of the last `gram` tokens, at most `length` tokens.
+
+    >>> find_copy([1, 2, 3, 4, 9, 1, 2, 3], gram=3, length=2)
+    [4, 9]
+    >>> find_copy([5, 5, 5, 5], gram=2, length=3)
+    [5]
+    """
+    if len(tokens) <= gram:
+        return []
+    ids = np.asarray(tokens, dtype=np.int64)
+    ending = ids[-gram:]
+    starts = len(ids) - gram  # an occurrence must end before the text does
+    match = ids[:starts] == ending[0]
+    for offset in range(1, gram):
+        match &= ids[offset : starts + offset] == ending[offset]
+    found = match.nonzero()[0]
+    if not len(found):
+        return []
+    follows = int(found[-1 if occurrence == "latest" else 0]) + gram
+    return tokens[follows : follows + length]

@@ -1,0 +1,37 @@
+"""Draft while the drafter is sure of itself."""
+
+from dataclasses import dataclass
+
+from workbench.declare import register, setting
+from workbench.speculation.shapes.base import DraftShape
+from workbench.speculation.tree import DraftTree
+
+__all__ = ["ConfidenceStop"]
+
+
+@register("shape", "confidence")
+@dataclass(frozen=True)
+class ConfidenceStop(DraftShape):
+    """A chain that ends after the first token whose row had its largest probability below `threshold`.
+
+    The token stays: withdrawing it by its own value would bias the output.
+    Source: "Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting" (Equationliu/Kangaroo).
+    """
+
+    most: int = setting(6, ge=1, le=64, unit="tokens", help="tokens drafted at most")
+    threshold: float = setting(0.6, ge=0, le=1, help="stop once the drafter's largest probability falls below this")
+
+    needs_confidence = True
+
+    @property
+    def budget(self) -> int:
+        return self.most
+
+    def ask(self, tree: DraftTree) -> list[tuple[int, int]]:
+        last = len(tree) - 1
+        if last >= self.most:
+            return []
+        if last > 0 and tree.confidence[tree.parents[last]] < self.threshold:
+            tree.stop_reason = "confidence"
+            return []
+        return [(last, 1)]

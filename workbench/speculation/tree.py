@@ -1,0 +1,88 @@
+"""The one type that drafters build, the target scores and verifiers walk. A chain is a tree.
+
+Node 0 is the root: the pending token, committed as text but not yet in the cache. Two laws make every composition of
+drafter, shape and verifier lossless:
+
+1. Density law. A DIST node was drawn from exactly the row stored with it, and no decision to keep, drop, reorder or
+   merge it depended on its own value.
+2. Anything else (argmax, top-k, copies, pruned samples) is a POINT node: accepted with its target probability.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["DIST", "POINT", "DraftTree"]
+
+DIST, POINT = "dist", "point"
+MAX_NODES = 128
+
+
+@dataclass(slots=True)
+class DraftTree:
+    """Columns over nodes, the root first.
+
+    tokens: ids. parents: node numbers, −1 for the root, always smaller than the node's own. depths: 0 for the root.
+    kinds: DIST or POINT. ranks: draw order among siblings (DIST before POINT). q: probability under the row the node
+    was taken from (None for the root and where there is none). drafters: names. rows: parent -> log-probabilities [V]
+    that its DIST children were drawn from, without replacement, exactly as sampled from. raw: parent -> the drafter's
+    law there at temperature 1, for the record. confidence: parent -> its row's largest probability.
+    """
+
+    tokens: list[int]
+    parents: list[int] = field(default_factory=lambda: [-1])
+    depths: list[int] = field(default_factory=lambda: [0])
+    kinds: list[str] = field(default_factory=lambda: [POINT])
+    ranks: list[int] = field(default_factory=lambda: [0])
+    q: list[float | None] = field(default_factory=lambda: [None])
+    drafters: list[str] = field(default_factory=lambda: [""])
+    rows: dict[int, torch.Tensor] = field(default_factory=dict)
+    raw: dict[int, torch.Tensor] = field(default_factory=dict)
+    confidence: dict[int, float] = field(default_factory=dict)
+    stop_reason: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add(self, parent: int, token: int, kind: str, q: float | None, drafter: str) -> int:
+        """Append a child and return its number."""
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.depths.append(self.depths[parent] + 1)
+        self.kinds.append(kind)
+        self.ranks.append(sum(p == parent for p in self.parents) - 1)
+        self.q.append(q)
+        self.drafters.append(drafter)
+        return len(self.tokens) - 1
+
+    def children(self, node: int) -> list[int]:
+        """In the order they are to be tested: DIST in draw order, then POINT; POINT copies of DIST tokens dropped."""
+        found = [i for i, parent in enumerate(self.parents) if parent == node]
+        drawn = [i for i in found if self.kinds[i] == DIST]
+        held = {self.tokens[i] for i in drawn}
+        rest = []
+        for i in found:
+            if self.kinds[i] == POINT and self.tokens[i] not in held:
+                held.add(self.tokens[i])
+                rest.append(i)
+        return drawn + rest
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from below the root down to `node`."""
+        out = []
+        while node > 0:
+            out.append(node)
+            node = self.parents[node]
+        return out[::-1]
+
+    @property
+    def is_chain(self) -> bool:
+        return all(parent == i - 1 for i, parent in enumerate(self.parents))
+
+    def ancestors(self) -> torch.Tensor:
+        """[n, n] bool: row i sees itself and its ancestors."""
+        mask = torch.eye(len(self), dtype=torch.bool)
+        for i, parent in enumerate(self.parents):
+            if parent >= 0:
+                mask[i] |= mask[parent]
+        return mask

@@ -1,0 +1,59 @@
+"""What a verifier decides about a tree, given the target's law after every node."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from workbench.declare import Declared
+from workbench.engine.distribution import Law
+from workbench.engine.sampling import Sampling
+from workbench.engine.settings import Settings
+from workbench.speculation.tree import DraftTree
+
+__all__ = ["Outcome", "Verifier"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """path: accepted nodes from below the root on. token: what the target adds after the path; source: `bonus` (the
+    path reached a leaf), `residual` (drawn from what a rejection left) or `target` (the target's own choice).
+    fates, reasons, us: per node (the root's entries are unused)."""
+
+    path: list[int]
+    token: int
+    source: str
+    fates: list[str]
+    reasons: list[str | None]
+    us: list[float | None] = field(default_factory=list)
+
+    @property
+    def stop_node(self) -> int:
+        return self.path[-1] if self.path else 0
+
+
+class Verifier(Declared):
+    """Base of all verifiers."""
+
+    family = "verifier"
+    coupled = False  # compares with the target's own keyed choice, so drafters may use the same noise
+
+    def claim(self, sampling: Sampling) -> str:
+        raise NotImplementedError
+
+    def check(self, settings: Settings) -> None:
+        """Raise BadInput where the sampling settings do not fit."""
+
+    def verify(
+        self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int | None]
+    ) -> Outcome:
+        """Walk the tree from the root.
+
+        law: the target's laws, row i after node i. position: absolute position of the root's children.
+        choose(row, position): what plain decoding takes there.
+        """
+        raise NotImplementedError
+
+
+def untested(tree: DraftTree) -> tuple[list[str], list[str | None], list[float | None]]:
+    """Fates before the walk: nobody below a node that is not accepted is ever tested."""
+    n = len(tree)
+    return ["parent_rejected"] * n, [None] * n, [None] * n

@@ -1,0 +1,108 @@
+"""Rejection sampling on chains and trees: accepted or not, the text follows the target's law."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from workbench.declare import register
+from workbench.engine import noise
+from workbench.engine.distribution import Law
+from workbench.engine.sampling import Sampling
+from workbench.speculation.tree import DIST, DraftTree
+from workbench.speculation.verifiers.base import Outcome, Verifier, untested
+
+__all__ = ["Rejection", "residual", "test_child"]
+
+EMPTY = 1e-7  # a residual of less mass than this is float noise: the two laws are the same
+
+
+@register("verifier", "rejection")
+@dataclass(frozen=True)
+class Rejection(Verifier):
+    """Test siblings in draw order: accept x drawn from q with probability min(1, p(x)/q(x)), else p ← norm((p − q)+).
+
+    Siblings are drawn without replacement, so after each test the tested token leaves q. POINT children are accepted
+    with probability p(x), else p(x) ← 0. A chain is one child per node; at temperature 0 this is greedy exact match.
+
+    Sources: "Fast Inference from Transformers via Speculative Decoding"; "SpecInfer"; "Sequoia" (without-replacement
+    order, Infini-AI-Lab/Sequoia).
+    """
+
+    def claim(self, sampling: Sampling) -> str:
+        return "exact" if sampling.greedy else "distribution"
+
+    def verify(
+        self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int | None]
+    ) -> Outcome:
+        fates, reasons, us = untested(tree)
+        node, path = 0, []
+        while True:
+            place = position + tree.depths[node]
+            p, q = law.probs(node), None
+            children = tree.children(node)
+            won = None
+            for draw, child in enumerate(children):
+                token = tree.tokens[child]
+                if won is not None:
+                    fates[child] = "sibling_won"
+                    continue
+                us[child] = noise.uniform(seed, "accept", place, draw)
+                if tree.kinds[child] == DIST:
+                    q = tree.rows[node].double().softmax(-1) if q is None else without(q, previous)
+                    previous = token
+                    accepted, p = test_child(p, q, token, us[child])
+                else:
+                    accepted, p = test_child(p, None, token, us[child])
+                if accepted:
+                    fates[child], won = "accepted", child
+                else:
+                    fates[child], reasons[child] = "rejected", "ratio"
+            if won is None:
+                token = sample(p, seed, place)
+                source = "residual" if children else "bonus" if path else "target"
+                return Outcome(path, token, source, fates, reasons, us)
+            path.append(won)
+            node = won
+
+
+def without(q: torch.Tensor, token: int) -> torch.Tensor:
+    """The proposal law of the next sibling: the drawn token removed, renormalised."""
+    rest = q.clone()
+    rest[token] = 0
+    return rest / rest.sum()
+
+
+def test_child(p: torch.Tensor, q: torch.Tensor | None, token: int, u: float) -> tuple[bool, torch.Tensor]:
+    """One acceptance test with uniform `u`: (accepted, the law that remains to be matched).
+
+    p, q: [V] float64; q None for a POINT child. If rejecting would leave no mass, p equals q there: accept.
+    """
+    if q is None:
+        if u < p[token]:
+            return True, p
+        rest = p.clone()
+        rest[token] = 0
+    else:
+        if u * q[token] < p[token]:
+            return True, p
+        rest = residual(p, q)
+    mass = rest.sum()
+    if mass < EMPTY:
+        return True, p
+    return False, rest / mass
+
+
+def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """(p − q)+, not normalised."""
+    return (p - q).clamp_min(0)
+
+
+def sample(p: torch.Tensor, seed: int, position: int) -> int:
+    """A keyed draw from a law [V]; every position draws from a residual at most once."""
+    support = p.nonzero()[:, 0]
+    perturbed = p[support].log() + noise.gumbel(seed, "residual", position, support)
+    return int(support[perturbed.argmax()])
+
+
+test_child.__test__ = False  # not a test, whatever collects it

@@ -1,0 +1,56 @@
+"""What a decoder hands to the recorder: one `Step` per round, plain Python values only.
+
+Columns are named as in `schema.py`. A column may be missing (at level `off` only `token_id` and `source` are there);
+all columns present in one mapping have the same length.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Step"]
+
+Columns = dict[str, list]
+
+
+@dataclass(slots=True)
+class Step:
+    """The record of one round.
+
+    Attributes
+    ----------
+    mode: `prefill`, `plain`, `chain` or `tree`.
+    tokens: columns of the tokens table for the committed tokens, in order; `index`, `position`, `round`, `text` and
+        `bytes` are added when the round is recorded.
+    drafts: columns of the drafts table, one entry per tree node but the root; node numbers start at 1, the root
+        (the pending token) is 0.
+    forwards: columns of the forwards table, one entry per forward pass.
+    ms: wall-clock milliseconds of the phases `draft`, `target`, `verify`, `commit`, `cache`, `total`.
+    cache: role ("target", "draft") -> columns over layers of the cache table, bytes by kind.
+    bits: rows of the bits table that changed in a way not implied by appending at the store's own width.
+    figures: the decoder's state after the round (mu, window mean, active model, …).
+    decisions: `decision` events raised in this round.
+    cache_events: `cache` events raised in this round (seal, evict, merge, …).
+    rows: level `full` only, content of a `rows` event.
+    flags: names of values that were infinite or NaN and were written as null.
+    """
+
+    mode: str
+    tokens: Columns = field(default_factory=dict)
+    drafts: Columns = field(default_factory=dict)
+    forwards: Columns = field(default_factory=dict)
+    ms: dict[str, float] = field(default_factory=dict)
+    cache: dict[str, Columns] = field(default_factory=dict)
+    bits: Columns = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    decisions: list[dict] = field(default_factory=list)
+    cache_events: list[dict] = field(default_factory=list)
+    rows: dict[str, Any] | None = None
+    flags: list[str] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    bonus: bool = False
+    stop_reason: str | None = None
+    budget: int | None = None
+    depth: int = 0
+    context: int = 0

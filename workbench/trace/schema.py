@@ -1,0 +1,297 @@
+"""Schema 1 of the trace: every event, every table column, its type, unit and meaning, written down once.
+
+The recorder, the reader, the tables, the Parquet files and the reference page (`markdown()`) all follow this module.
+Units: nats, milliseconds, bytes, probabilities in 0..1, positions in tokens from 0.
+"""
+
+from dataclasses import dataclass
+
+__all__ = [
+    "CACHE_COUNTS", "CACHE_KINDS", "COUNTS", "EVENTS", "FATES", "KEYS", "LEVELS", "MODES", "PHASES", "SCHEMA",
+    "SOURCES", "TABLES", "Column", "markdown",
+]  # fmt: skip
+
+SCHEMA = 1
+LEVELS = ("off", "default", "full")
+MODES = ("prefill", "plain", "chain", "tree", "jacobi", "branch", "diffusion")
+SOURCES = ("target", "bonus", "residual")
+PHASES = ("prefill", "draft", "target", "score")
+FATES = ("accepted", "rejected", "sibling_won", "parent_rejected", "pruned", "after_end")
+CACHE_KINDS = (
+    "payload", "scale", "zero", "index", "outlier", "lowrank", "table", "position", "header", "bias", "score",
+    "staging", "dead", "pad",
+)  # fmt: skip
+CACHE_COUNTS = ("kept", "evicted", "merged", "fetched")
+# the column that is in every group of a round: its key
+KEYS = {"tokens": "token_id", "drafts": "node", "forwards": "phase", "bits": "start"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One field of an event or one column of a table.
+
+    `type` is `int`, `float`, `bool`, `text`, `topk` (a pair: list of token ids, list of their probabilities) or `any`
+    (a JSON value). A column that is not `required` may be missing: NaN in numbers (so an `int` column that may be
+    missing is stored as float64), None in the other types, False in `bool`.
+    """
+
+    name: str
+    type: str
+    unit: str
+    description: str
+    required: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """The pandas dtype of the column, the same whatever the data."""
+        if self.type == "int":
+            return "int64" if self.required else "float64"
+        return {"float": "float64", "bool": "bool"}.get(self.type, "object")
+
+
+def _need(name: str, type: str, unit: str, description: str) -> Column:
+    return Column(name, type, unit, description, required=True)
+
+
+_TOKENS = (
+    _need("index", "int", "tokens", "place among the new tokens, 0 for the first"),
+    _need("position", "int", "tokens", "place in the whole sequence: prompt length + index"),
+    _need("round", "int", "", "round that committed the token"),
+    _need("token_id", "int", "", "id in the target's vocabulary"),
+    Column("text", "text", "", "what the token adds to the text; the texts joined are the output"),
+    _need("bytes", "int", "bytes", "length of `text` in UTF-8"),
+    Column("source", "text", "", "who produced it: target, bonus, residual or the drafter's name"),
+    Column("model", "text", "", "role of the model whose law it was drawn from"),
+    Column("entropy_raw_nats", "float", "nats", "entropy of the model's own next-token law"),
+    Column("entropy_sampled_nats", "float", "nats", "entropy of the law sampled from, after temperature and filters"),
+    Column("varentropy_nats2", "float", "nats²", "variance of the surprisal under the raw law"),
+    Column("surprisal_nats", "float", "nats", "−log p of the token under the raw law"),
+    Column("p_raw", "float", "probability", "probability of the token under the raw law"),
+    Column("p_sampled", "float", "probability", "probability of the token under the law sampled from"),
+    Column("rank", "int", "", "rank of the token in the raw law, 1 = most likely"),
+    Column("margin", "float", "probability", "p of the first minus p of the second token of the raw law"),
+    Column("topk_raw", "topk", "ids, probability", "most likely tokens of the raw law: [ids, probabilities]"),
+    Column("topk_sampled", "topk", "ids, probability", "the same of the law sampled from"),
+    Column("cut_by", "text", "", "what removed the rest of the vocabulary (top_k, top_p, min_p, typical, a processor)"),
+    Column("keep_size", "int", "tokens", "tokens left with probability above 0 in the law sampled from"),
+    Column("target_forwards", "int", "forwards", "target forwards this token cost: those of its round for the round's "
+           "first token, 0 for the others; a prefill counts only where its round emitted a token"),
+    Column("decision", "text", "", "action a controller took in the token's round"),
+)  # fmt: skip
+
+_ROUNDS = (
+    _need("round", "int", "", "number of the round, 0 for the prefill"),
+    Column("mode", "text", "", ", ".join(MODES)),
+    _need("drafted", "int", "tokens", "tree nodes drafted"),
+    _need("accepted", "int", "tokens", "drafted tokens committed"),
+    _need("emitted", "int", "tokens", "tokens committed, bonus included"),
+    _need("bonus", "bool", "", "a token was drawn after the accepted path"),
+    Column("stop_reason", "text", "", "what ended the run in this round (eos, length, stop, …)"),
+    Column("budget", "int", "tokens", "draft tokens allowed"),
+    _need("depth", "int", "tokens", "deepest drafted node"),
+    Column("draft_ms", "float", "ms", "time of the drafter"),
+    Column("target_ms", "float", "ms", "time of the target's forwards"),
+    Column("verify_ms", "float", "ms", "time of verification and sampling"),
+    Column("commit_ms", "float", "ms", "time of committing rows to the caches"),
+    Column("cache_ms", "float", "ms", "time of cache maintenance"),
+    Column("total_ms", "float", "ms", "time of the whole round"),
+    Column("rows_target", "int", "rows", "query rows the target computed"),
+    Column("rows_draft", "int", "rows", "query rows the draft model computed"),
+    _need("context", "int", "tokens", "committed tokens after the round"),
+    Column("cache_bytes", "int", "bytes", "keys and values on the device after commit, all kinds, all models"),
+    Column("host_bytes", "int", "bytes", "the same, in the host tier"),
+    Column("resident_bytes", "int", "bytes", "storages in full, shared pages counted once; equals cache_bytes + "
+           "host_bytes where the store names nothing more"),
+    Column("peak_bytes", "int", "bytes", "largest cache_bytes so far"),
+    Column("bits_per_element", "float", "bits", "8 × bytes of the target's cache over its live key and value elements"),
+)  # fmt: skip
+
+_DRAFTS = (
+    _need("round", "int", "", "round of the draft"),
+    _need("node", "int", "", "number of the node, 1 for the first; 0 is the root, the pending token"),
+    Column("parent", "int", "", "number of the parent node"),
+    Column("depth", "int", "tokens", "distance from the root"),
+    Column("token_id", "int", "", "drafted token"),
+    Column("text", "text", "", "its text"),
+    Column("kind", "text", "", "dist (drawn from the stored proposal row) or point (put there by any other rule)"),
+    Column("drafter", "text", "", "who proposed it"),
+    Column("rank", "int", "", "rank in the proposal row, 1 = most likely"),
+    Column("q", "float", "probability", "proposal probability"),
+    Column("p", "float", "probability", "target probability at the node"),
+    Column("entropy_draft_nats", "float", "nats", "entropy of the proposal row"),
+    Column("entropy_target_nats", "float", "nats", "entropy of the target's law at the node"),
+    Column("tv", "float", "probability", "total variation between the two laws"),
+    Column("kl_nats", "float", "nats", "KL divergence of the proposal from the target's law"),
+    Column("fate", "text", "", ", ".join(FATES)),
+    Column("reason", "text", "", "ratio, mismatch, threshold, judge, grammar"),
+    Column("u", "float", "", "uniform draw of the acceptance test"),
+)  # fmt: skip
+
+_FORWARDS = (
+    _need("round", "int", "", "round of the forward pass"),
+    Column("phase", "text", "", ", ".join(PHASES)),
+    Column("model", "text", "", "role of the model"),
+    Column("rows", "int", "rows", "query rows"),
+    Column("context", "int", "tokens", "keys visible to the last row"),
+    Column("wall_ms", "float", "ms", "synchronised wall-clock time"),
+    Column("flops", "float", "FLOP", "floating-point operations, from the shapes"),
+    Column("weight_bytes", "float", "bytes", "weights read"),
+    Column("kv_read_bytes", "float", "bytes", "keys and values read"),
+    Column("kv_write_bytes", "float", "bytes", "keys and values written"),
+    Column("implementation", "text", "", "what computed the attention (torch, sdpa, triton, …)"),
+)
+
+_KIND_TEXT = {
+    "payload": "keys and values themselves", "scale": "quantization scales", "zero": "quantization zero points",
+    "index": "codebook or slot indices", "outlier": "values kept apart at full width", "lowrank": "low-rank factors",
+    "table": "page tables", "position": "stored positions", "header": "page headers",
+    "bias": "attention biases of slots", "score": "scores of the policy", "staging": "rows staged beside the cache",
+    "dead": "slots dropped but not yet reused", "pad": "unused slots and alignment",
+}  # fmt: skip
+
+_CACHE = (
+    _need("round", "int", "", "round after whose commit this holds"),
+    Column("model", "text", "", "role of the model"),
+    _need("layer", "int", "", "layer from 0"),
+    Column("live_slots", "int", "slots", "slots held per KV head"),
+    *(Column(name, "int", "slots", f"slots {name} in this round") for name in CACHE_COUNTS),
+    Column("logical_length", "int", "tokens", "committed tokens, evicted ones included"),
+    *(Column(name, "int", "bytes", _KIND_TEXT[name]) for name in CACHE_KINDS),
+    Column("bytes", "int", "bytes", "sum of the kinds"),
+    Column("tier", "text", "", "device or host"),
+    Column("simulated", "bool", "", "the bytes are those of a format that is imitated, not stored"),
+    Column("bits_nominal", "float", "bits", "width of an element as declared"),
+    Column("bits_effective", "float", "bits", "8 × bytes over live elements, all metadata counted"),
+)
+
+_BITS = (
+    _need("round", "int", "", "round of the change"),
+    Column("model", "text", "", "role of the model"),
+    _need("layer", "int", "", "layer from 0"),
+    _need("head", "int", "", "KV head from 0"),
+    _need("start", "int", "tokens", "first position of the run"),
+    _need("length", "int", "tokens", "positions in the run"),
+    Column("bits_k", "float", "bits", "width of the keys"),
+    Column("bits_v", "float", "bits", "width of the values"),
+    Column("kind", "text", "", "storage format, raw for the model's own"),
+    Column("reason", "text", "", "why it changed; append for tokens newly committed"),
+    Column("err_rms_k", "float", "", "root-mean-square error of the keys against what was replaced"),
+    Column("err_rms_v", "float", "", "the same for the values"),
+)
+
+_CACHE_EVENT = (
+    Column("layer", "int", "", "layer from 0"),
+    Column("head", "int", "", "KV head from 0; missing = all"),
+    Column("op", "text", "", "seal, evict, merge, retier, fetch, requantize, share, rerotate, drop"),
+    Column("positions", "any", "tokens", "positions it touched"),
+    Column("destination", "any", "", "position, tier or page they went to"),
+    Column("bits", "float", "bits", "width afterwards"),
+    Column("bytes", "int", "bytes", "bytes moved or freed"),
+    Column("score", "any", "", "score that decided"),
+    Column("reason", "text", "", "why"),
+)
+_DECISION_EVENT = (
+    Column("controller", "text", "", "who acted"),
+    Column("signals", "any", "", "signals read: list of {name, value, unit}"),
+    Column("threshold", "any", "", "threshold compared with"),
+    Column("action", "text", "", "what it did"),
+    Column("alternatives", "any", "", "what it could have done instead"),
+    Column("cost", "any", "", "cost of the action"),
+)
+_MARK_EVENT = (
+    Column("kind", "text", "", "back, jump, breakpoint, note, …"),
+    Column("place", "any", "", "where: a token index or a round"),
+    Column("note", "text", "", "free text"),
+)
+COUNTS = ("drafted", "accepted", "emitted", "bonus", "stop_reason", "budget", "depth", "context")  # of a round event
+_EVENT_HEAD = (
+    _need("type", "text", "", "cache, decision or mark"),
+    Column("round", "int", "", "round of the event; for a mark, rounds recorded before it"),
+)
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "tokens": _TOKENS,
+    "rounds": _ROUNDS,
+    "drafts": _DRAFTS,
+    "forwards": _FORWARDS,
+    "cache": _CACHE,
+    "bits": _BITS,
+    "events": (*_EVENT_HEAD, *{c.name: c for c in (*_MARK_EVENT, *_DECISION_EVENT, *_CACHE_EVENT)}.values()),
+}
+
+EVENTS: dict[str, tuple[Column, ...]] = {
+    "run": (
+        _need("schema", "int", "", f"{SCHEMA}"),
+        Column("id", "text", "", "name of the trace"),
+        Column("time", "text", "", "start, ISO 8601"),
+        Column("versions", "any", "", "package and library versions"),
+        Column("device", "text", "", "where it ran"),
+        Column("models", "any", "", "per model: role, name, fingerprint, dtype, layers, kv_heads, head_dim (or "
+               "[keys, values]), vocab_size, context, kv_bits, parameters"),
+        Column("decoder", "any", "", "the decoder with all its settings"),
+        Column("claim", "text", "", "exact, distribution, seed, own_law or lossy"),
+        Column("verified", "any", "", "what has verified the claim"),
+        Column("cache", "any", "", "the cache stack, null for the plain one"),
+        Column("sampling", "any", "", "temperature, top_k, top_p, min_p, typical_p, processors"),
+        Column("seed", "int", "", "seed"),
+        Column("level", "text", "", ", ".join(LEVELS)),
+        Column("max_new_tokens", "int", "tokens", "limit of the run"),
+        Column("stop", "any", "", "stop strings"),
+        Column("prompt_ids", "any", "", "token ids of the prompt"),
+        Column("prompt_text", "text", "", "text of the prompt"),
+        Column("parent", "any", "", "for a branch: trace, round and token index it left from"),
+        Column("baseline", "any", "", "plain run of the same process: tokens_per_second"),
+    ),
+    "round": (
+        _need("round", "int", "", "number of the round, 0 for the prefill"),
+        _need("index", "int", "tokens", "index of the first token it emits"),
+        _need("mode", "text", "", ", ".join(MODES)),
+        *(c for c in _ROUNDS if c.name in COUNTS),
+        Column("ms", "any", "ms", "times by phase: draft, target, verify, commit, cache, total"),
+        Column("tokens", "any", "", "columns of the tokens table"),
+        Column("drafts", "any", "", "columns of the drafts table"),
+        Column("forwards", "any", "", "columns of the forwards table"),
+        Column("cache", "any", "", "role → columns of the cache table over layers; zero kinds and counts left out"),
+        Column("bits", "any", "", "columns of the bits table, changes other than appending"),
+        Column("figures", "any", "", "state of the decoder after the round"),
+        Column("flags", "any", "", "columns in which a value was infinite or NaN and is null here"),
+    ),
+    "cache": (_need("round", "int", "", "round of the call"), *_CACHE_EVENT),
+    "decision": (_need("round", "int", "", "round of the decision"), *_DECISION_EVENT),
+    "rows": (
+        _need("round", "int", "", "round of the rows"),
+        Column("target", "any", "", "top-M logits, log-sum-exp and tail mass of the target's rows"),
+        Column("draft", "any", "", "the same of the draft's rows"),
+        Column("attention", "any", "", "attention mass, where asked"),
+    ),
+    "mark": (_need("round", "int", "", "rounds recorded before it"), *_MARK_EVENT),
+    "end": (
+        _need("reason", "text", "", "eos, length, stop, interrupted, error"),
+        Column("message", "text", "", "one line"),
+        Column("totals", "any", "", "rounds, tokens, drafted, accepted, total_ms"),
+    ),
+}  # fmt: skip
+
+
+def markdown() -> str:
+    """The schema as a Markdown page: events, then tables, a row per column."""
+    keys = ", ".join(f"`{group}.{key}`" for group, key in KEYS.items())
+    parts = [f"# Trace schema {SCHEMA}\n"]
+    parts.append(
+        "A trace is UTF-8 JSON lines: the `run` event first, then what happened, round by round.\n\n"
+        "In a round's column groups, columns without values are left out; a column whose values are all equal is"
+        f" written as that one value; and where neighbours share the group's key ({keys}), `runs` counts them and a"
+        " column that is constant within the runs holds one value per run. A draft that is a chain says so in `chain`"
+        " and leaves out `parent` and `depth`. Over layers, zero kinds and counts, the tier `device`, the width of the"
+        " model's own dtype and a `logical_length` equal to `live_slots` are left out. Floats carry six significant"
+        " digits, times four, top-k probabilities three. `workbench.Trace` undoes all of this.\n"
+    )
+    for title, groups in (("Events", EVENTS), ("Tables", TABLES)):
+        parts.append(f"## {title}\n")
+        for name, columns in groups.items():
+            parts.append(f"### {name}\n\n| column | type | unit | meaning |\n|---|---|---|---|")
+            for c in columns:
+                kind = c.type if c.required else f"{c.type}, may be missing"
+                parts.append(f"| `{c.name}` | {kind} | {c.unit or '–'} | {c.description} |")
+            parts.append("")
+    return "\n".join(parts)

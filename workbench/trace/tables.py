@@ -1,0 +1,251 @@
+"""The tables of a trace, derived from its events.
+
+Each function takes the list of events (the `run` event first) and returns a DataFrame with exactly the columns of
+`schema.TABLES`, in that order and with fixed dtypes, also when nothing was recorded.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from workbench.errors import BadTrace
+from workbench.trace.packing import unpack, unpack_layers
+from workbench.trace.schema import CACHE_KINDS, KEYS, TABLES
+
+__all__ = [
+    "bits", "cache", "drafts", "events", "expand", "forwards", "frame", "is_target", "model", "rounds", "rows",
+    "tokens",
+]  # fmt: skip
+
+Event = dict[str, Any]
+Columns = dict[str, list]
+
+
+def frame(name: str, columns: Mapping[str, list]) -> pd.DataFrame:
+    """Columns as the DataFrame of that table: missing columns filled, others left out, dtypes fixed."""
+    n = max(map(len, columns.values()), default=0)
+    series = {}
+    for column in TABLES[name]:
+        values = columns.get(column.name)
+        if column.dtype == "bool":
+            values = [bool(v) for v in values] if values is not None else [False] * n
+        elif values is None:
+            values = [None] * n
+        try:
+            series[column.name] = pd.Series(values, dtype=column.dtype)
+        except (TypeError, ValueError):
+            raise BadTrace(f"damaged trace: {name}.{column.name} holds values that are not {column.type}") from None
+    return pd.DataFrame(series)
+
+
+def expand(event: Event) -> Event:
+    """A round event with every column of its groups as a full list (the file writes constant columns as one value)."""
+    return {**event, **{group: unpack(group, event.get(group)) for group in KEYS}}
+
+
+def model(run: Event, role: str) -> dict[str, Any]:
+    """What the run says about the model of that role (or name); an empty mapping where it says nothing."""
+    for entry in run.get("models") or ():
+        if role in (entry.get("role"), entry.get("name")):
+            return entry
+    return {}
+
+
+def is_target(run: Event, phase: str, role: str | None) -> bool:
+    """Whether a forward pass is one of the target that tokens have to pay for (phase `target` or `prefill`)."""
+    return phase in ("target", "prefill") and (role is None or model(run, role).get("role", role) != "draft")
+
+
+def _of(events: Iterable[Event], *kinds: str) -> Iterator[Event]:
+    return (event for event in events if event["type"] in kinds)
+
+
+def _stack(parts: Iterable[tuple[dict[str, Any], Columns, int]]) -> Columns:
+    """Columns below each other: of every part its constants (repeated) and its columns; gaps become None."""
+    out: Columns = {}
+    total = 0
+    for constants, columns, n in parts:
+        for name, values in (*columns.items(), *((key, [value] * n) for key, value in constants.items())):
+            out.setdefault(name, [None] * total).extend(values)
+        total += n
+        for values in out.values():
+            values.extend([None] * (total - len(values)))
+    return out
+
+
+def tokens(log: list[Event]) -> pd.DataFrame:
+    """One row per committed token."""
+    return frame("tokens", _tokens(log))
+
+
+def _tokens(log: list[Event]) -> Columns:
+    run = log[0]
+    prompt = len(run.get("prompt_ids") or ())
+    decided = {event["round"]: event.get("action") for event in _of(log, "decision")}
+    parts, index = [], 0
+    for event in _of(log, "round"):
+        columns = unpack("tokens", event.get("tokens"))
+        n = len(columns.get("token_id", ()))
+        index = event.get("index", index)
+        if n:
+            columns["text"] = [text or "" for text in columns.get("text", [""] * n)]
+            columns["bytes"] = [len(text.encode("utf-8", "surrogatepass")) for text in columns["text"]]
+            columns["index"] = list(range(index, index + n))
+            columns["position"] = [prompt + place for place in columns["index"]]
+            passes = unpack("forwards", event.get("forwards"))
+            if passes:
+                models = passes.get("model", [None] * len(passes["phase"]))
+                cost = sum(is_target(run, *pair) for pair in zip(passes["phase"], models, strict=True))
+                columns["target_forwards"] = [cost] + [0] * (n - 1)
+            parts.append(({"round": event["round"], "decision": decided.get(event["round"])}, columns, n))
+        index += n
+    return _stack(parts)
+
+
+def rounds(log: list[Event]) -> pd.DataFrame:
+    """One row per round, the prefill included."""
+    return frame("rounds", _rounds(log))
+
+
+def _rounds(log: list[Event], peak: int = 0) -> Columns:
+    run, parts = log[0], []
+    for event in _of(log, "round"):
+        row = {name: event.get(name) for name in ("mode", "stop_reason", "budget")}
+        row |= {name: event.get(name, 0) for name in ("round", "drafted", "accepted", "emitted", "depth", "context")}
+        row["bonus"] = event.get("bonus", False)
+        row |= {f"{phase}_ms": value for phase, value in event.get("ms", {}).items()}
+        row |= _query_rows(run, unpack("forwards", event.get("forwards")))
+        if event.get("cache"):
+            row |= _footprint(run, event)
+            row["peak_bytes"] = peak = max(peak, row["cache_bytes"])
+        parts.append((row, {}, 1))
+    return _stack(parts)
+
+
+def _query_rows(run: Event, passes: Columns) -> dict[str, int]:
+    if "rows" not in passes:
+        return {}
+    count = {"rows_target": 0, "rows_draft": 0}
+    models = passes.get("model", [None] * len(passes["rows"]))
+    for phase, role, n in zip(passes["phase"], models, passes["rows"], strict=True):
+        drafting = phase == "draft" if role is None else model(run, role).get("role", role) == "draft"
+        count["rows_draft" if drafting else "rows_target"] += n or 0
+    return count
+
+
+def _footprint(run: Event, event: Event) -> dict[str, Any]:
+    """Bytes of all caches after a round by tier, and the target's bits per live element."""
+    device = host = target_bytes = 0
+    elements = 0
+    for role in event["cache"]:
+        columns = _layers(run, event, role)
+        for tier, size in zip(columns["tier"], columns["bytes"], strict=True):
+            device, host = (device, host + size) if tier == "host" else (device + size, host)
+        if role == "target":
+            target_bytes, elements = sum(columns["bytes"]), sum(columns["elements"])
+    resident = event.get("figures", {}).get("resident_bytes", device + host)
+    width = 8 * target_bytes / elements if elements else None
+    return {"cache_bytes": device, "host_bytes": host, "resident_bytes": resident, "bits_per_element": width}
+
+
+def _layers(run: Event, event: Event, role: str) -> Columns:
+    """The cache columns of one model after a round, one entry per layer, `elements` (live ones) beside them."""
+    facts = model(run, role)
+    columns = unpack_layers(event["cache"][role], facts)
+    n = len(columns["live_slots"])
+    columns["bytes"] = [sum(sizes) for sizes in zip(*(columns[kind] for kind in CACHE_KINDS), strict=True)]
+    width = facts.get("head_dim") or 0
+    width = sum(width) if isinstance(width, (list, tuple)) else 2 * width
+    heads = _per_layer(facts.get("kv_heads") or 0, n)
+    columns["elements"] = [(live or 0) * h * width for live, h in zip(columns["live_slots"], heads, strict=True)]
+    return columns
+
+
+def _per_layer(value: Any, n: int) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value] * n
+
+
+def drafts(log: list[Event]) -> pd.DataFrame:
+    """One row per drafted tree node."""
+    return frame("drafts", _stack(_listed(log, "drafts")))
+
+
+def forwards(log: list[Event]) -> pd.DataFrame:
+    """One row per forward pass, in the order they ran."""
+    return frame("forwards", _stack(_listed(log, "forwards")))
+
+
+def _listed(log: list[Event], group: str) -> Iterator[tuple[dict, Columns, int]]:
+    for event in _of(log, "round"):
+        columns = unpack(group, event.get(group))
+        yield {"round": event["round"]}, columns, len(columns.get(KEYS[group], ()))
+
+
+def cache(log: list[Event]) -> pd.DataFrame:
+    """One row per round, model and layer."""
+    run, parts = log[0], []
+    for event in _of(log, "round"):
+        for role in event.get("cache", ()):
+            columns = _layers(run, event, role)
+            pairs = zip(columns["bytes"], columns.pop("elements"), strict=True)
+            columns["bits_effective"] = [8 * size / live if live else None for size, live in pairs]
+            n = len(columns["bytes"])
+            columns["layer"] = list(range(n))
+            parts.append(({"round": event["round"], "model": role}, columns, n))
+    return frame("cache", _stack(parts))
+
+
+def bits(log: list[Event]) -> pd.DataFrame:
+    """One row per layer, head and run of positions whose width changed: tokens newly committed, then other changes."""
+    run, parts = log[0], []
+    held: dict[str, list[int]] = {}  # role -> committed length per layer
+    for event in _of(log, "round"):
+        for role in event.get("cache", ()):
+            lengths = _layers(run, event, role)["logical_length"]
+            if None not in lengths:
+                parts.append(_appended(run, event, role, held.get(role, [0] * len(lengths)), lengths))
+                held[role] = lengths
+        columns = unpack("bits", event.get("bits"))
+        columns.setdefault("model", ["target"] * len(columns.get("start", ())))
+        parts.append(({"round": event["round"]}, columns, len(columns["model"])))
+    return frame("bits", _stack(parts))
+
+
+def _appended(run: Event, event: Event, role: str, before: list[int], after: list[int]) -> tuple[dict, Columns, int]:
+    """The positions a round committed at the store's own width, for every layer and KV head."""
+    facts = model(run, role)
+    heads = _per_layer(facts.get("kv_heads") or 1, len(after))
+    nominal = _layers(run, event, role)["bits_nominal"]
+    rows: Columns = {name: [] for name in ("layer", "head", "start", "length", "bits_k", "bits_v")}
+    for layer, (start, end) in enumerate(zip(before, after, strict=True)):
+        if end <= start:
+            continue
+        width = facts.get("kv_bits", nominal[layer])
+        for head in range(heads[layer]):
+            for name, value in zip(rows, (layer, head, start, end - start, width, width), strict=True):
+                rows[name].append(value)
+    constants = {"round": event["round"], "model": role, "kind": "raw", "reason": "append"}
+    return constants, rows, len(rows["layer"])
+
+
+def events(log: list[Event]) -> pd.DataFrame:
+    """The `cache`, `decision` and `mark` events, flat."""
+    return frame("events", _stack((event, {}, 1) for event in _of(log, "cache", "decision", "mark")))
+
+
+def rows(log: list[Event]) -> list[dict[str, Any]]:
+    """The tokens of the last round as plain mappings: columns of the tokens table, then those of its round.
+
+    Cheap (it reads one round), for conditions and inspectors that follow a run; an empty list where the last round
+    emitted nothing. Missing values are absent keys or None.
+    """
+    last = next((place for place in range(len(log) - 1, 0, -1) if log[place]["type"] == "round"), None)
+    if last is None:
+        return []
+    recent = [log[0], *log[last:]]
+    peak = max((_footprint(log[0], e)["cache_bytes"] for e in _of(log[:last], "round") if e.get("cache")), default=0)
+    whole = {name: values[0] for name, values in _rounds(recent, peak).items()}
+    columns = _tokens(recent)
+    n = len(columns.get("token_id", ()))
+    return [{**{name: values[i] for name, values in columns.items()}, **whole} for i in range(n)]

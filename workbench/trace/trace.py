@@ -1,0 +1,134 @@
+"""The trace: an event log and the tables derived from it."""
+
+import html
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.trace import storage, tables
+from workbench.trace.summary import summarize
+
+__all__ = ["Trace"]
+
+Event = dict[str, Any]
+
+
+def _table(name: str, text: str) -> property:
+    return property(partial(_derive, name=name), doc=text)
+
+
+def _derive(trace: "Trace", name: str) -> pd.DataFrame:
+    """The table, built again only when the log has grown; a copy, so that writing into it harms nothing."""
+    seen, frame = trace._tables.get(name, (0, None))
+    if seen != len(trace.log):
+        seen = len(trace.log)
+        frame = getattr(tables, name)(trace.log[:seen])
+        trace._tables[name] = (seen, frame)
+    return frame.copy(deep=False)
+
+
+class Trace:
+    """What one run did: its text, its figures (`summary()`) and its tables.
+
+    `tokens`, `rounds`, `drafts`, `forwards`, `cache`, `bits` and `events` are DataFrames, always with the columns of
+    `workbench.trace.schema.TABLES`.
+
+    Attributes
+    ----------
+    log: the events as recorded, the `run` event first; append-only (a live trace grows).
+    dropped: one line per thing that could not be read from a damaged file.
+    """
+
+    def __init__(self, log: list[Event], dropped: list[str] | None = None):
+        self.log = log
+        self.dropped = dropped or []
+        self._tables: dict[str, tuple[int, pd.DataFrame]] = {}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read a trace file. BadInput where there is none, BadTrace where it is no trace or too new; see `dropped`."""
+        return cls(*storage.read(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as JSON lines, all or nothing; conventionally `run.wb`. BadInput where that is impossible."""
+        storage.write(path, self.log)
+
+    def to_parquet(self, folder: str | Path) -> None:
+        """Write every table as a Parquet file into a folder, made if needed."""
+        storage.write_tables(folder, {name: getattr(self, name) for name in tables.TABLES})
+
+    @staticmethod
+    def tables_from_parquet(folder: str | Path) -> dict[str, pd.DataFrame]:
+        """The tables written by `to_parquet`, by name."""
+        return storage.read_tables(folder)
+
+    tokens = _table("tokens", "One row per committed token.")
+    rounds = _table("rounds", "One row per round, the prefill included.")
+    drafts = _table("drafts", "One row per drafted tree node.")
+    forwards = _table("forwards", "One row per forward pass.")
+    cache = _table("cache", "One row per round, model and layer: slots and bytes by kind.")
+    bits = _table("bits", "One row per layer, head and run of positions whose width changed.")
+    events = _table("events", "The cache, decision and mark events, flat.")
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The `run` event: what ran, on what, with which settings."""
+        return self.log[0]
+
+    @property
+    def id(self) -> str:
+        """The name of the trace."""
+        return str(self.run.get("id") or "")
+
+    @property
+    def prompt(self) -> str:
+        """The text of the prompt."""
+        return self.run.get("prompt_text") or ""
+
+    @property
+    def text(self) -> str:
+        """The new text: the texts of the tokens, joined."""
+        return "".join(text or "" for event in self.steps() for text in event["tokens"].get("text", ()))
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids of the new tokens."""
+        return [token for event in self.steps() for token in event["tokens"].get("token_id", ())]
+
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """The `end` event; None while the run goes on or where it was cut off."""
+        for event in reversed(self.log):
+            if event["type"] in ("end", "round"):
+                return event if event["type"] == "end" else None
+        return None
+
+    def steps(self) -> Iterator[Event]:
+        """The round events in order, every column a full list: a replay without the model."""
+        return (tables.expand(event) for event in self.log if event["type"] == "round")
+
+    def last_rows(self) -> list[dict[str, Any]]:
+        """The tokens of the last round as plain mappings (columns of tokens and rounds); cheap while a run goes on."""
+        return tables.rows(self.log)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the run by name; see `workbench.trace.summary`."""
+        return summarize(self)
+
+    def _headline(self) -> str:
+        rounds = sum(event["type"] == "round" for event in self.log)
+        name = (self.run.get("decoder") or {}).get("name") or "unnamed decoder"
+        state = f"ended: {self.end.get('reason')}" if self.end else "not ended"
+        lost = f", {len(self.dropped)} lines dropped" if self.dropped else ""
+        return f"{name}, {len(self.token_ids)} tokens in {rounds} rounds, {state}{lost}"
+
+    def __repr__(self) -> str:
+        return f"Trace({self._headline()})"
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        prompt, text = (html.escape(part) for part in (self.prompt, self.text))
+        body = f'<pre style="white-space:pre-wrap"><span style="opacity:.6">{prompt}</span>{text}</pre>'
+        return {"text/plain": repr(self), "text/html": f"<div><b>{html.escape(self._headline())}</b>{body}</div>"}

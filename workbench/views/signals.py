@@ -1,0 +1,147 @@
+"""The four signals of a run on one token axis, and entropy by itself."""
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.trace import Trace
+from workbench.views.figure import blank, figure, shown, unit_of
+from workbench.views.palette import PALETTE, colours
+
+__all__ = ["entropy", "signals"]
+
+SYMBOLS = {"target": "square", "bonus": "star", "residual": "x"}  # any drafter: circle
+# rows from top to bottom: axis, share of the height, title
+ROWS = (("y", (0.77, 1.0), "entropy (nats)"), ("y2", (0.52, 0.73), "token in round"),
+        ("y3", (0.26, 0.48), "cache"), ("y4", (0.0, 0.22), "bits / element"))  # fmt: skip
+
+
+def signals(trace: Trace, cursor: int | None = None) -> go.Figure:
+    """Entropy, acceptance, cache bytes and bits per element over the index of the token.
+
+    Rows, top to bottom: entropy of the raw law and of the one sampled from; every token at its place in its round,
+    coloured by who produced it, with the drafted and accepted tokens of the round; bytes of keys and values after the
+    token's round, stacked by model (one model: by kind); bits per element of the target's cache. `cursor` marks a token.
+    """
+    tokens, rounds = trace.tokens, trace.rounds
+    joined = tokens[["index", "round"]].merge(rounds, on="round", how="left")
+    unit, cached = _cache(trace, tokens)
+    traces = [
+        *_entropy(tokens),
+        *_acceptance(tokens, joined),
+        *cached,
+        _step(joined, "bits_per_element", "bits per element", PALETTE["signal"]["bits"], "y4"),
+    ]
+    widest = joined["bits_per_element"].max()
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": "token index"}, "anchor": "y4", "range": _span(len(tokens)), "showspikes": True},
+        "height": 640,
+        "hovermode": "closest",
+    }
+    for axis, domain, title in ROWS:
+        title = f"{title} ({unit})" if axis == "y3" else title
+        layout[axis.replace("y", "yaxis")] = {"domain": domain, "title": {"text": title}, "rangemode": "tozero"}
+    layout["yaxis4"]["range"] = [0, 1.15 * widest if widest > 0 else 32]
+    if not len(tokens):
+        layout["annotations"] = [blank("no tokens yet")]
+    if cursor is not None:
+        line = {"color": "#1b1b1b", "width": 1, "dash": "dot"}
+        ends = {"x0": cursor, "x1": cursor, "xref": "x", "y0": 0, "y1": 1, "yref": "paper"}
+        layout["shapes"] = [{"type": "line", "name": "cursor", "line": line, **ends}]
+    return figure("signals", trace.id, traces, **layout)
+
+
+def entropy(trace: Trace) -> go.Figure:
+    """Entropy of the raw law and of the one sampled from, and the surprisal of the chosen token, over its index."""
+    tokens = trace.tokens
+    chosen = go.Scatter(
+        x=tokens["index"].tolist(), y=_numbers(tokens["surprisal_nats"]), name="surprisal of the token", mode="markers",
+        marker={"color": PALETTE["signal"]["accepted"], "size": 5, "symbol": "diamond"},
+        customdata=_labels(tokens), hovertemplate="%{x} %{customdata}<br>surprisal %{y:.3f} nats<extra></extra>",
+    )  # fmt: skip
+    axes = {
+        "xaxis": {"title": {"text": "token index"}, "range": _span(len(tokens))},
+        "yaxis": {"title": {"text": "nats"}, "rangemode": "tozero"},
+    }
+    notes = {"annotations": [blank("no entropies recorded")]} if tokens["entropy_raw_nats"].isna().all() else {}
+    return figure("entropy", trace.id, [*_entropy(tokens), chosen], **axes, **notes)
+
+
+def _span(n: int) -> list[float]:
+    return [-0.5, max(n, 1) - 0.5]
+
+
+def _numbers(column: pd.Series) -> list[float | None]:
+    """Plain numbers, missing ones as None (a gap in a line)."""
+    return [None if pd.isna(value) else value for value in column.tolist()]
+
+
+def _labels(tokens: pd.DataFrame) -> list[str]:
+    return [shown(text) for text in tokens["text"]]
+
+
+def _entropy(tokens: pd.DataFrame) -> list[go.Scatter]:
+    labels, lines = _labels(tokens), []
+    for column, name, dash in (("entropy_raw", "raw law", "solid"), ("entropy_sampled", "sampled law", "dot")):
+        lines.append(
+            go.Scatter(
+                x=tokens["index"].tolist(), y=_numbers(tokens[f"{column}_nats"]), name=f"entropy, {name}",
+                mode="lines+markers", line={"color": PALETTE["signal"][column], "dash": dash, "width": 1.5},
+                marker={"size": 4}, customdata=labels, yaxis="y",
+                hovertemplate="%{x} %{customdata}<br>%{y:.3f} nats<extra>" + name + "</extra>",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _step(joined: pd.DataFrame, column: str, name: str, color: str, axis: str, **line: Any) -> go.Scatter:
+    """A figure of the round, held over its tokens."""
+    return go.Scatter(
+        x=joined["index"].tolist(), y=_numbers(joined[column]), name=name, mode="lines+markers", yaxis=axis,
+        line={"color": color, "shape": "hvh", "width": 1.5, **line}, marker={"size": 3},
+        customdata=joined["round"].tolist(), hovertemplate="round %{customdata}: %{y}<extra>" + name + "</extra>",
+    )  # fmt: skip
+
+
+def _acceptance(tokens: pd.DataFrame, joined: pd.DataFrame) -> list[go.Scatter]:
+    place = tokens.groupby("round").cumcount() + 1
+    sources = tokens["source"].fillna("unknown")
+    traces = [
+        _step(joined, "drafted", "drafted in the round", PALETTE["signal"]["drafted"], "y2", dash="dot"),
+        _step(joined, "accepted", "accepted in the round", PALETTE["signal"]["accepted"], "y2"),
+    ]
+    chosen = colours("source", list(dict.fromkeys(sources)))
+    for source, color in chosen.items():
+        mine = sources == source
+        traces.append(
+            go.Scatter(
+                x=tokens["index"][mine].tolist(), y=place[mine].tolist(), name=f"from {shown(source)}", mode="markers",
+                yaxis="y2", marker={"color": color, "size": 7, "symbol": SYMBOLS.get(source, "circle")},
+                customdata=_labels(tokens[mine]), hovertemplate="%{x} %{customdata}<extra>%{fullData.name}</extra>",
+            )
+        )  # fmt: skip
+    return traces
+
+
+def _cache(trace: Trace, tokens: pd.DataFrame) -> tuple[str, list[go.Scatter]]:
+    """Bytes after each token's round, stacked by model or, with one model, by kind; and their unit."""
+    from workbench.views.cache import by_kind
+
+    cache = trace.cache
+    if cache["model"].nunique() > 1:
+        parts, group = cache.pivot_table(index="round", columns="model", values="bytes", aggfunc="sum"), "model"
+        parts = parts.reindex(columns=list(dict.fromkeys(cache["model"])))
+    else:
+        parts, group = by_kind(cache), "kind"
+    at_token = parts.reindex(tokens["round"].to_numpy())
+    scale, unit = unit_of(at_token.sum(axis=1).max() if len(at_token) else 0)
+    chosen = colours(group, [str(name) for name in parts.columns])
+    return unit, [
+        go.Scatter(
+            x=tokens["index"].tolist(), y=_numbers(at_token[name] / scale), name=f"cache, {shown(str(name))}",
+            mode="lines", yaxis="y3", stackgroup="cache", line={"shape": "hvh", "width": 1, "color": chosen[str(name)]},
+            hovertemplate=f"%{{x}}: %{{y:.2f}} {unit}<extra>%{{fullData.name}}</extra>",
+        )
+        for name in parts.columns
+    ]  # fmt: skip
