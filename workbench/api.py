@@ -78,8 +78,7 @@ class custom_generate:
         stopping_criteria=(),
         generation_config=None,
         streamer=None,
-        attention_mask: torch.Tensor | None = None,
-        **unused: Any,
+        **model_kwargs: Any,
     ):
         config = generation_config or model.generation_config
         if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
@@ -94,6 +93,7 @@ class custom_generate:
             "seed": self.seed,
             "level": self.level,
         }
+        attention_mask = model_kwargs.get("attention_mask")
         rows = []
         for row, ids in enumerate(input_ids):
             prompt = ids[attention_mask[row].bool()] if attention_mask is not None else ids

@@ -17,6 +17,7 @@ import math
 import types
 import typing
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -133,6 +134,7 @@ def check(owner: str, entry: Field, value: Any) -> Any:
     return value
 
 
+@cache
 def describe(cls: type) -> list[Field]:
     """The declared fields of a class, in order."""
     hints = typing.get_type_hints(cls)
@@ -223,11 +225,12 @@ def build(family: str, name: str, values: dict[str, Any] | None = None) -> Any:
             nested.setdefault(head, {})[rest] = value
         else:
             plain[head] = value
-    for head, inner in nested.items():
-        entry = entries[head]
+    for head in sorted(nested, key=lambda name: entries[name].default is None):
+        entry, inner = entries[head], nested[head]
         chosen = plain.get(head, entry.default)
-        if chosen is None:
-            raise BadInput(f"{family} {name!r}: choose {head} before setting {head}.{next(iter(inner))}")
+        if chosen is None:  # the default depends on the other fields: ask the class
+            others = {key: _read(entries[key], value) for key, value in plain.items() if key != head}
+            chosen = getattr(cls(**others), head)
         base = {} if isinstance(chosen, str) else flatten(chosen)
         member = chosen if isinstance(chosen, str) else chosen.declared_name
         plain[head] = build(entry.family, member, {**base, **inner})
@@ -268,7 +271,8 @@ def flatten(member: Declared) -> dict[str, Any]:
 def to_dict(member: Declared) -> dict[str, Any]:
     """A JSON form: {"name": …, "settings": {field: value or nested form}}."""
     values = {entry.name: getattr(member, entry.name) for entry in describe(type(member))}
-    plain = {k: to_dict(v) if isinstance(v, Declared) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    plain = {k: to_dict(v) if isinstance(v, Declared) else v for k, v in values.items()}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
     return {"family": member.family, "name": member.declared_name, "settings": plain}
 
 

@@ -12,15 +12,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench import conditions
 from workbench.decoders import Autoregressive, Decoder, State
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, encode_prompt, single_token
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
-from workbench.errors import BadInput, WorkbenchError
+from workbench.errors import BadInput
 from workbench.provenance import run_event
 from workbench.trace import Recorder, Trace
 from workbench.trace.tables import expand
@@ -97,9 +95,12 @@ class Session:
         self.parent = parent
         self._tip = state
         self._recorder = recorder
+        self._first = state
+        self._given = self.settings.force if parent is None else parent._given
         self._snapshots: dict[int, State] = {}
         self._stride = 1
         self._events = [event for event in recorder if event["type"] == "round"]
+        self._origin = len(self._events)  # rounds copied from the parent
         self._ends: list[int] = []  # tokens committed by the end of each recorded round
         for event in self._events:
             self._ends.append(self.length + event["emitted"])
@@ -165,9 +166,8 @@ class Session:
         if by not in ("round", "token"):
             raise BadInput(f"step(by=…): expected 'round' or 'token', got {by!r}")
         with self._lock:
-            if self._cursor >= self.length:
-                if self.ended or not self._compute():
-                    return None
+            if self._cursor >= self.length and (self.ended or not self._compute()):
+                return None
             number = self.round_at(self._cursor)
             self._cursor = self._cursor + 1 if by == "token" else self._ends[number]
             return self._event(number)
@@ -179,7 +179,7 @@ class Session:
             state = self._tip.fork()
             try:
                 step, texts = self.decoder.step(state)
-            except (WorkbenchError, MemoryError, torch.OutOfMemoryError) as error:
+            except Exception as error:
                 self._recorder.end("error", str(error).splitlines()[0] if str(error) else type(error).__name__)
                 error.trace = self.trace
                 raise
@@ -295,28 +295,40 @@ class Session:
             raise BadInput(f"fork: token {at} lies beyond max_new_tokens={settings.max_new_tokens}; raise it to go on")
         with self._lock:
             number = self.round_at(at)
+            owner = self._owner(number)
             ids = self.trace.token_ids
             start = self._ends[number - 1] if number else 0
-            changed = settings != self.settings or (decoder is not None and decoder != self.decoder)
-            if changed or (chosen is not None and (at >= len(ids) or ids[at] != chosen)):
-                forced = {i: ids[i] for i in range(start, at)}
-                if chosen is not None:
-                    forced[at] = chosen
-                settings = replace(settings, force={**settings.force, **forced})
-            state = self._state_before(number)
             branch = object.__new__(Session)
             branch.lm, branch.prompt, branch.prompt_ids = self.lm, self.prompt, self.prompt_ids
-            branch.decoder, branch.settings = decoder or self.decoder, settings
-            state = self._refit(state, branch.decoder, settings)
+            branch.decoder = decoder or self.decoder
+            given = settings.force if "force" in changes else self._given
+            again = (
+                (chosen is None or ids[at : at + 1] == [chosen])
+                and (branch.decoder, given) == (owner.decoder, owner._given)
+                and replace(settings, force={}) == replace(owner.settings, force={})
+            )
+            if not again:
+                forced = {i: ids[i] for i in range(start, at)} | ({} if chosen is None else {at: chosen})
+                settings = replace(settings, force={**given, **forced})
+            branch.settings = settings
+            state = self._refit(owner._state_before(number), owner.decoder, branch.decoder, settings)
             run = run_event(state, branch.decoder, self.prompt)
             recorder = Recorder.branch(self.trace, number, run, out, settings.level, index=at)
             branch._begin(state, recorder, parent=self)
+            branch._given = given
             return branch
 
-    def _refit(self, state: State, decoder: Decoder, settings: Settings) -> State:
+    def _owner(self, number: int) -> "Session":
+        """The session that computed round `number`: this one, or the ancestor it was copied from."""
+        session = self
+        while session.parent is not None and number < session._origin:
+            session = session.parent
+        return session
+
+    def _refit(self, state: State, before: Decoder, decoder: Decoder, settings: Settings) -> State:
         """The state under other settings or another decoder; caches of models both use are kept."""
         decoder.check(self.lm, settings)
-        if decoder == self.decoder:
+        if decoder == before:
             state.settings, state.ended = settings, None
             return state
         fresh = decoder.start(self.lm, self.prompt_ids, settings)
@@ -335,16 +347,11 @@ class Session:
             self._snapshots = {r: s for r, s in self._snapshots.items() if r % self._stride == 0}
 
     def _state_before(self, number: int) -> State:
-        """A state of its own as it was before round `number`."""
+        """A state of its own as it was before round `number`, one that this session computed or will compute."""
         if number >= self._tip.rounds:
             return self._tip.fork()
         earlier = [r for r in self._snapshots if r <= number]
-        if earlier:
-            state = self._snapshots[max(earlier)].fork()
-        elif self.parent is not None:
-            return self.parent._state_before(number)
-        else:
-            state = self.decoder.start(self.lm, self.prompt_ids, self.settings)
+        state = (self._snapshots[max(earlier)] if earlier else self._first).fork()
         while state.rounds < number:
             self.decoder.step(state)
         return state

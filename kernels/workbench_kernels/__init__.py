@@ -1,7 +1,7 @@
 """Kernels of the decoding workbench: each a torch reference that defines its meaning, most with a Triton twin.
 
-This package imports torch alone; Triton is imported when a Triton kernel is first asked for, and where it is missing the
-request is refused with a reason.
+Importing this package imports torch alone. Triton is imported when a Triton kernel is first asked for; where it is
+missing, the request is refused with a reason.
 """
 
 __all__ = ["distribution", "segment_attention"]

@@ -4,10 +4,13 @@ Life of a round: `begin` opens a forward of R rows, each layer `stage`s its new 
 `segments`, `end` closes it; several forwards may follow, each seeing the staged rows its mask allows; `commit(rows)` keeps the chosen
 staged rows, in order, and ends the round, `discard` keeps none. Rejecting a draft therefore costs nothing.
 
-A fork copies nothing: both sides share the run, and each knows its own length. Whoever stages first where the other
-has committed makes its own copy. Appending to slots that nobody has committed to is no conflict.
+A fork copies nothing: both sides share the run, and each knows its own length. Whoever stages where another has
+committed, or is just now staging (branches may run in threads), makes its own copy. Appending to slots that nobody
+else uses is no conflict.
 """
 
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,16 +52,27 @@ class CacheStore(Protocol):
     def ledger(self) -> dict[str, list]: ...
 
 
-class _Run:
-    """Keys and values [Hk, capacity, D] of every layer; `frontier` counts the slots somebody has committed to."""
+_claim = threading.Lock()
 
-    __slots__ = ("capacity", "frontier", "k", "v")
+
+def _nobody() -> None:
+    """The writer of a run that nobody writes to."""
+
+
+class _Run:
+    """Keys and values [Hk, capacity, D] of every layer.
+
+    `frontier` counts the slots somebody has committed to; `writer` refers to the store with rows in flight behind it.
+    """
+
+    __slots__ = ("capacity", "frontier", "k", "v", "writer")
 
     def __init__(self, layers: int):
         self.k: list[torch.Tensor | None] = [None] * layers
         self.v: list[torch.Tensor | None] = [None] * layers
         self.capacity = 0
         self.frontier = 0
+        self.writer = _nobody
 
     def copy(self, length: int, capacity: int) -> "_Run":
         """A run of its own with the first `length` slots; the frontier is that length."""
@@ -96,11 +110,16 @@ class PlainStore:
         self._visible = visible
         self._masks.clear()
         needed = self.length + self.staged + self._rows
-        run = self._run
-        if run.frontier != self.length or needed > run.capacity:
-            grown = max(needed, run.capacity if needed <= run.capacity else run.capacity * 3 // 2)
-            self._run = run.copy(self.length + self.staged, -(-grown // _SLOTS) * _SLOTS)
-            self._run.frontier = self.length
+        with _claim:
+            run = self._run
+            if run.frontier != self.length or needed > run.capacity or run.writer() not in (None, self):
+                grown = max(needed, run.capacity if needed <= run.capacity else run.capacity * 3 // 2)
+                self._run = run.copy(self.length + self.staged, -(-grown // _SLOTS) * _SLOTS)
+                self._run.frontier = self.length
+                if run.writer() is self:
+                    run.writer = _nobody
+            if self._run.writer() is not self:
+                self._run.writer = weakref.ref(self)
 
     def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put the new rows' keys [Hk, R, D] and values [Hk, R, Dv] of one layer behind everything staged before."""
@@ -157,6 +176,8 @@ class PlainStore:
 
     def discard(self) -> None:
         """Forget everything staged."""
+        if self._run.writer() is self:
+            self._run.writer = _nobody
         self.staged = self._rows = 0
         self._positions = []
         self._visible = None

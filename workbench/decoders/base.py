@@ -24,7 +24,6 @@ from workbench.trace.records import Step
 __all__ = ["Decoder", "Lane", "RoundLog", "State"]
 
 PREFILL_CHUNK = 512
-TAIL = 64  # tokens decoded when looking for a stop text
 
 
 @dataclass(slots=True)
@@ -205,11 +204,12 @@ class RoundLog:
         return None
 
     def _stopped(self) -> bool:
-        state = self.state
-        new = state.new_tokens
-        tokenizer = state.lanes["target"].model.tokenizer
-        tail = tokenizer.decode(new[-TAIL:], skip_special_tokens=False) if tokenizer is not None else ""
-        return any(entry(new) if callable(entry) else entry in tail for entry in self.settings.stop)
+        """Whether the last token completed a stop text, or a stop callable says so."""
+        joined, last = self.state.text.joined, len(self.texts[-1])
+        return any(
+            entry(self.state.new_tokens) if callable(entry) else last and entry in joined[-(last + len(entry) - 1) :]
+            for entry in self.settings.stop
+        )
 
     def _keep_rows(self, law: Law, rows: list[int], top: int = 64) -> None:
         """Level `full`: top-M log-probabilities of each emitted row and the mass of the rest."""

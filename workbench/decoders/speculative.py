@@ -52,10 +52,7 @@ class Speculative(Decoder):
     def check(self, lm: LanguageModel, settings: Settings) -> None:
         self.verifier.check(settings)
         self.drafter.lanes(lm)
-
-    def start(self, lm: LanguageModel, prompt_ids, settings: Settings) -> State:
-        refuse_stateful(settings.sampling.processors, prompt_ids, lm.vocab_size)
-        return super().start(lm, prompt_ids, settings)
+        refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device)
 
     def first(self, state: State) -> tuple[str, ...]:
         return tuple(state.lanes)

@@ -39,10 +39,11 @@ _UNSERVED = {
 class _Handle:
     """Stands for the keys and values of one layer between `Cache.update` and the attention function."""
 
-    __slots__ = ("cache", "layer")
+    __slots__ = ("cache", "layer", "window")
 
     def __init__(self, cache: "_Cache", layer: int):
         self.cache, self.layer = cache, layer
+        self.window: int | None = None  # sliding window the layer last asked for
 
 
 class _Layer(CacheLayerMixin):
@@ -94,6 +95,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
     for name, meaning in _UNSERVED.items():
         if kwargs.get(name) is not None:
             raise Unsupported(f"{type(module).__name__} uses {meaning} ({name}), which the engine does not serve")
+    key.window = sliding_window
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = attend(query, key.cache.store.segments(key.layer, sliding_window), scale)
     return out.transpose(1, 2).contiguous(), None
@@ -112,7 +114,7 @@ class TransformersModel:
         self.name = name or config.name_or_path or type(model).__name__
         self.key = key or ("object", id(model))
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
-        self.context = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 2**20)
+        self.context = context_of(config)
         self.layers: int = config.num_hidden_layers
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
@@ -125,6 +127,7 @@ class TransformersModel:
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
         self._heads = heads
         self._engine = shallow_copy(model)
+        self._engine.set_attn_implementation(IMPLEMENTATION)
         self._lock = threading.Lock()
         self._cache = _Cache(self.layers)
         probe(self)
@@ -212,11 +215,20 @@ class TransformersModel:
 
 
 def shallow_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The same modules and config anew, with the very same parameter and buffer tensors, on our attention."""
+    """The same modules and config anew, with the very same parameter and buffer tensors, in evaluation mode."""
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    twin = copy.deepcopy(model, memo)
-    twin.set_attn_implementation(IMPLEMENTATION)
-    return twin.eval()
+    return copy.deepcopy(model, memo).eval()
+
+
+def context_of(config: Any) -> int:
+    """Positions a model serves. Where the rotary factors change at a length (longrope), that length: beyond it the
+    law would depend on how many tokens a forward holds."""
+    longest = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 2**20)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        original = rope.get("original_max_position_embeddings")
+        longest = min(longest, int(original or getattr(config, "original_max_position_embeddings", None) or longest))
+    return longest
 
 
 def eos_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -250,10 +262,8 @@ def probe(lm: TransformersModel) -> None:
     """Compare six tokens, fed as a chunk and a branching tree, with the stock model; Unsupported where they differ."""
     what = f"{type(lm.model).__name__} (transformers {transformers.__version__})"
     ids = [(7 * i + 3) % lm.vocab_size for i in range(6)]
-    training = lm.model.training
     try:
-        lm.model.eval()
-        stock = lm.model(torch.tensor([ids], device=lm.device), use_cache=False).logits[0].float()
+        stock = shallow_copy(lm.model)(torch.tensor([ids], device=lm.device), use_cache=False).logits[0].float()
         cache = lm.new_store()
         first = lm.forward(ids[:3], range(3), cache).logits.float()
         cache.commit(range(3))
@@ -264,8 +274,7 @@ def probe(lm: TransformersModel) -> None:
         raise
     except Exception as error:
         raise Unsupported(f"{what} cannot be served: {type(error).__name__}: {error}".splitlines()[0]) from error
-    finally:
-        lm.model.train(training)
+    refuse_hidden_windows(lm, what)
     if not torch.isfinite(stock).all():
         return  # broken weights are named when a run meets them
     ours = torch.cat([first, second])
@@ -274,6 +283,16 @@ def probe(lm: TransformersModel) -> None:
     worst = ((ours - stock).abs().max() / scale).item()
     if worst > tolerance:
         raise Unsupported(f"{what} gives other logits through the engine (relative error {worst:.1e}); it is not served")
+
+
+def refuse_hidden_windows(lm: TransformersModel, what: str) -> None:
+    """Raise Unsupported where a layer slides by its mask alone: a short probe cannot show it, and we make the masks."""
+    config = lm.model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or (["sliding_attention"] if window else []) * lm.layers
+    for handle, kind in zip(lm._cache.handles, kinds, strict=False):
+        if kind == "sliding_attention" and handle.window is None and (window or 0) < lm.context:
+            raise Unsupported(f"{what} does not pass its sliding window to the attention function; it is not served")
 
 
 _wrapped: weakref.WeakValueDictionary = weakref.WeakValueDictionary()

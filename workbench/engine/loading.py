@@ -4,6 +4,7 @@ Loaded models live in one cache keyed by (path, revision, dtype, device, trust_r
 """
 
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,10 @@ def _load(name, source, device, dtype, revision, trust_remote_code, tokenizer, k
         config = AutoConfig.from_pretrained(source, **options)
         if getattr(config, "is_encoder_decoder", False):
             raise Unsupported(f"{name!r} is an encoder-decoder; the engine serves decoder-only causal language models")
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype or "auto", use_safetensors=True, **options
-        )
+        with _quiet(name in EMBEDDED):
+            model = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype or "auto", use_safetensors=True, **options
+            )
     except Unsupported:
         raise
     except (OSError, ValueError) as error:
@@ -154,6 +156,21 @@ def _load(name, source, device, dtype, revision, trust_remote_code, tokenizer, k
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{name!r} has no readable tokenizer: {first}; pass tokenizer=… with one that fits") from error
     return TransformersModel(model.to(device).eval(), reader, name=name, key=key)
+
+
+@contextmanager
+def _quiet(small: bool):
+    """No progress bar for a model that loads in a blink."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if small:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if small and shown:
+            logging.enable_progress_bar()
 
 
 def _tokenizer_of(local: Path, source: str) -> Path | str:

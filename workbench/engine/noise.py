@@ -31,7 +31,7 @@ def _key(seed: int, purpose: str, position: int) -> int:
 
 def uniform(seed: int, purpose: str, position: int, index: int = 0) -> float:
     """One number in (0, 1) for the `index`-th draw of a purpose at a position."""
-    return ((_mix(_key(seed, purpose, position) + (index + 1) * _GOLDEN) >> 11) + 0.5) * 2.0**-53
+    return ((_mix(_key(seed, purpose, position) + (index + 1) * _GOLDEN) >> 12) + 0.5) * 2.0**-52
 
 
 def _signed(value: int) -> int:
@@ -52,4 +52,4 @@ def gumbel(seed: int, purpose: str, position: int, ids: torch.Tensor) -> torch.T
     value = (value ^ _shift(value, 30)) * _signed(_FIRST)
     value = (value ^ _shift(value, 27)) * _signed(_SECOND)
     value = value ^ _shift(value, 31)
-    return -torch.log(-torch.log((_shift(value, 11).to(torch.float64) + 0.5) * 2.0**-53))
+    return -torch.log(-torch.log((_shift(value, 12).to(torch.float64) + 0.5) * 2.0**-52))

@@ -97,10 +97,11 @@ class TextStream:
         self._lm = lm
         self._ids = list(prompt_ids[-self.CONTEXT :])
         self._before = _decode(lm, self._ids)
+        self.joined = ""  # all text so far
 
     def fork(self) -> "TextStream":
         new = object.__new__(TextStream)
-        new._lm, new._ids, new._before = self._lm, list(self._ids), self._before
+        new._lm, new._ids, new._before, new.joined = self._lm, list(self._ids), self._before, self.joined
         return new
 
     def push(self, token: int) -> str:
@@ -112,6 +113,7 @@ class TextStream:
         if now.endswith("\ufffd"):
             return ""
         text = now[len(self._before) :]
+        self.joined += text
         self._ids = self._ids[-self.CONTEXT :] if len(self._ids) > 4 * self.CONTEXT else self._ids
         self._before = _decode(self._lm, self._ids) if len(self._ids) <= self.CONTEXT else now
         return text

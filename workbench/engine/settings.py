@@ -49,13 +49,13 @@ class Settings:
             object.__setattr__(self, "force", dict(enumerate(self.force)))
 
 
-def refuse_stateful(processors: Sequence[Callable], prompt_ids: Sequence[int], vocab_size: int) -> None:
+def refuse_stateful(processors: Sequence[Callable], vocab_size: int, device: torch.device) -> None:
     """Raise BadInput where a processor is not pure in (ids, scores): speculation calls it several times a token.
 
     Tried on a copy where it can be copied: the same call must give the same scores and leave its state as it was.
     """
-    ids = torch.tensor([list(prompt_ids)])
-    scores = torch.linspace(-1, 1, vocab_size)[None]
+    ids = torch.arange(min(vocab_size, 8), device=device)[None]
+    scores = torch.linspace(-1, 1, vocab_size, device=device)[None]
     for original in processors:
         try:
             processor = copy.deepcopy(original)

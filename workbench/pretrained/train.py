@@ -44,7 +44,7 @@ class Recipe:
     batch: int = 8192
     window: int = 256
     context: int = 2048
-    full_share: float = 0.12
+    full_share: float = 0.2
     copies: float = 0.3
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
@@ -60,7 +60,7 @@ class Recipe:
 
 RECIPES = {
     "target": Recipe(width=256, layers=8, heads=8, kv_heads=4, hidden=704),
-    "draft": Recipe(width=128, layers=3, heads=4, kv_heads=2, hidden=352, tokens=16_000_000, distil=0.8),
+    "draft": Recipe(width=128, layers=3, heads=4, kv_heads=2, hidden=352, tokens=12_000_000, distil=0.8),
 }
 
 
@@ -167,6 +167,16 @@ def optimizers(model, recipe: Recipe) -> list[torch.optim.Optimizer]:
     ]
 
 
+@torch.no_grad()
+def start_from(draft, teacher) -> None:
+    """Give the draft the teacher's token geometry: the leading principal directions of its embeddings."""
+    wide = teacher.get_input_embeddings().weight
+    left, sizes, _ = torch.linalg.svd(wide.float(), full_matrices=False)
+    narrow = draft.get_input_embeddings().weight
+    width = narrow.shape[1]
+    narrow.copy_(left[:, :width] * sizes[:width])
+
+
 def loss_of(model, teacher, batch: torch.Tensor, distil: float) -> torch.Tensor:
     """Cross-entropy per token in nats, mixed with KL(target ‖ draft) where there is a teacher."""
     logits = model(batch[:, :-1], use_cache=False).logits.flatten(0, 1)
@@ -190,6 +200,7 @@ def train(name: str, work: Path, minutes: float, tokens: int | None, strict: boo
         teacher = build(RECIPES["target"]).to(device)
         teacher.load_state_dict(torch.load(work / "target.pt", weights_only=True)["model"])
         teacher.eval().requires_grad_(False)
+        start_from(model, teacher)
     steppers = optimizers(model, recipe)
     file, step = work / f"{name}.pt", 0
     if file.exists():

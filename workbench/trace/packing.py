@@ -2,8 +2,9 @@
 
 What need not be written is left out: columns without values; all but one entry of a column whose values are all equal;
 and, where neighbours share their key (the forward passes of one phase), all but one entry per run of such neighbours:
-`runs` then counts them. A draft that is a chain says so in `chain` instead of naming every parent. Over layers, what is
-usual (zero bytes of a kind, the device tier, the width of the model's own dtype, all tokens still live) goes too.
+`runs` then counts them. Token ids and texts are always full lists. A draft that is a chain says so in `chain` instead
+of naming every parent. Over layers, what is usual (zero bytes of a kind, the device tier, the width of the model's own
+dtype, all tokens still live) is left out too.
 """
 
 import math
@@ -41,8 +42,8 @@ def clean(value: Any, name: str, flags: list[str], digits: int = 6) -> Any:
         return {str(key): clean(item, f"{name}.{key}", flags, digits) for key, item in value.items()}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if hasattr(value, "item"):  # a NumPy number
-        return clean(value.item(), name, flags, digits)
+    if hasattr(value, "tolist"):  # a NumPy number or array
+        return clean(value.tolist(), name, flags, digits)
     raise BadInput(f"{name}: expected numbers, text, lists and mappings, got {kind.__name__}")
 
 
@@ -62,7 +63,7 @@ def pack(group: str, columns: Columns, flags: list[str]) -> dict[str, Any]:
     n = len(keys)
     starts = [i for i in range(n) if not i or keys[i] != keys[i - 1]]
     runs = [end - start for start, end in zip(starts, [*starts[1:], n], strict=True)]
-    packed: dict[str, Any] = {"runs": runs} if len(runs) < n else {}
+    packed: dict[str, Any] = {"runs": runs} if len(runs) < n and group != "tokens" else {}
     if columns.get("depth") == keys and columns.get("parent") == [node - 1 for node in keys]:
         packed["chain"] = True
     for name, values in columns.items():
@@ -71,7 +72,7 @@ def pack(group: str, columns: Columns, flags: list[str]) -> dict[str, Any]:
         where, digits = f"{group}.{name}", DIGITS.get(name, 6)
         if name in ("depth", "parent") and "chain" in packed:
             continue
-        if name != key and _constant(values):
+        if name != key and _constant(values) and (name != "text" or values[0] is None):
             if (value := clean(values[0], where, flags, digits)) is not None:
                 packed[name] = value
             continue

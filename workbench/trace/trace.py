@@ -27,7 +27,7 @@ def _derive(trace: "Trace", name: str) -> pd.DataFrame:
         seen = len(trace.log)
         frame = getattr(tables, name)(trace.log[:seen])
         trace._tables[name] = (seen, frame)
-    return frame.copy(deep=False)
+    return frame.copy()
 
 
 class Trace:

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from workbench.errors import BadInput
 from workbench.trace import Trace
-from workbench.views.figure import blank, figure, shown
+from workbench.views.figure import blank, figure, inert, shown
 from workbench.views.palette import PALETTE, colour
 
 __all__ = ["acceptance", "draft_tree"]
@@ -62,15 +62,22 @@ def draft_tree(trace: Trace, round: int) -> go.Figure:
         mode="lines", name="drafted after", line={"color": "#b0b0b0", "width": 1}, hoverinfo="skip", showlegend=False,
     )  # fmt: skip
     root = go.Scatter(
-        x=[0], y=[heights[0]], mode="markers+text", name="pending token", text=["pending"], textposition="bottom center",
-        marker={"color": "#1b1b1b", "size": 10, "symbol": "square"}, hoverinfo="skip",
+        x=[0], y=[heights[0]], mode="markers+text", name="pending token", text=["pending"],
+        textposition="bottom center", marker={"color": "#1b1b1b", "size": 10, "symbol": "square"}, hoverinfo="skip",
     )  # fmt: skip
     fates = nodes["fate"].fillna("not recorded")
     marks = [_nodes(nodes[fates == fate], fate, depths, heights) for fate in dict.fromkeys(fates)]
+    span = [-0.5, max(depths.values()) + 0.7]
     axes = {
-        "xaxis": {"title": {"text": "depth in the draft (tokens)"}, "dtick": 1, "range": [-0.5, max(depths.values()) + 0.7]},
-        "yaxis": {"title": {"text": "branch"}, "showticklabels": False, "autorange": "reversed", "zeroline": False},
-    }  # fmt: skip
+        "xaxis": {"title": {"text": "depth in the draft (tokens)"}, "dtick": 1, "range": span},
+        "yaxis": {
+            "title": {"text": "branch"},
+            "showticklabels": False,
+            "showgrid": False,
+            "autorange": "reversed",
+            "zeroline": False,
+        },
+    }
     notes = {} if len(nodes) else {"annotations": [blank(f"round {round} drafted nothing")]}
     return figure("draft_tree", trace.id, [lines, root, *marks], **axes, **notes)
 
@@ -106,12 +113,12 @@ def _nodes(nodes: pd.DataFrame, fate: str, depths: dict[int, int], heights: dict
     for token, text, drafter, kind, q, p, u, reason in zip(*columns, strict=True):
         label = shown(text) or ("" if pd.isna(token) else f"id {int(token)}")
         numbers = (f"{name} = {value:.4g}" for name, value in (("q", q), ("p", p), ("u", u)) if not pd.isna(value))
-        facts.append(
-            (label, "<br>".join([" ".join(filter(None, map(shown, (drafter, kind)))), *numbers, shown(reason)]))
-        )
+        origin = " ".join(inert(part) for part in (drafter, kind) if part)
+        facts.append((label, "<br>".join([origin, *numbers, inert(reason)])))
     return go.Scatter(
         x=[depths[int(node)] for node in nodes["node"]], y=[heights[int(node)] for node in nodes["node"]],
-        mode="markers+text", name=fate, text=[label for label, _ in facts], textposition="top center",
-        customdata=[fact for _, fact in facts], hovertemplate="%{text}<br>%{customdata}<extra>" + shown(fate) + "</extra>",
+        mode="markers+text", name=inert(fate), text=[label for label, _ in facts], textposition="top center",
+        customdata=[fact for _, fact in facts],
+        hovertemplate="%{text}<br>%{customdata}<extra>" + inert(fate) + "</extra>",
         marker={"color": colour("fate", fate), "size": 12, "symbol": FATE_SYMBOLS.get(fate, "circle-open")},
     )  # fmt: skip

@@ -50,18 +50,16 @@ def _widths(trace: Trace, model: str) -> np.ndarray:
     widths = np.full(shape, np.nan)
     both = (bits["bits_k"].fillna(bits["bits_v"]) + bits["bits_v"].fillna(bits["bits_k"])) / 2
     columns = (bits["round"], bits["layer"], bits["head"], bits["start"], bits["length"], both)
-    changes = [(int(at), *rest) for at, *rest in zip(*columns, strict=True)]
-    drops = [
-        (event["round"], event.get("layer"), event.get("head"), event["positions"])
-        for event in trace.log
-        if event["type"] == "cache" and event.get("op") in ("evict", "drop") and event.get("positions")
+    changes: list[tuple] = [
+        (at, 0, layer, head, slice(start, start + length), width)
+        for at, layer, head, start, length, width in zip(*columns, strict=True)
     ]
-    for number in sorted({change[0] for change in changes} | {drop[0] for drop in drops}):
-        for _, layer, head, start, length, width in (c for c in changes if c[0] == number):
-            widths[layer, head, start : start + length] = width
-        for _, layer, head, positions in (d for d in drops if d[0] == number):
-            inside = [place for place in positions if place < shape[2]]
-            widths[_all(layer), _all(head), inside] = np.nan
+    for event in trace.log:
+        if event["type"] == "cache" and event.get("op") in ("evict", "drop") and event.get("positions"):
+            inside = [place for place in event["positions"] if place < shape[2]]
+            changes.append((event["round"], 1, _all(event.get("layer")), _all(event.get("head")), inside, np.nan))
+    for *_, layer, head, places, width in sorted(changes, key=lambda change: change[:2]):  # what left, left afterwards
+        widths[layer, head, places] = width
     return widths
 
 

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.schema import CACHE_KINDS
-from workbench.views.figure import blank, figure, shown, unit_of
+from workbench.views.figure import blank, figure, inert, unit_of
 from workbench.views.palette import SEQUENTIAL, colours
 
 __all__ = ["by_kind", "cache_footprint"]
@@ -24,19 +24,20 @@ def cache_footprint(trace: Trace) -> go.Figure:
     order = list(dict.fromkeys(layers["row"]))
     grid = layers.pivot_table(index="row", columns="round", values="bytes", aggfunc="sum").reindex(order)
     kinds = by_kind(cache)
-    scale, unit = unit_of(float(grid.max().max()) if grid.size else 0)
+    largest = float(grid.max().max()) if grid.size else 0.0
+    scale, unit = unit_of(largest)
     total_scale, total_unit = unit_of(float(kinds.sum(axis=1).max()) if kinds.size else 0)
     heat = go.Heatmap(
-        x=[int(number) for number in grid.columns], y=[shown(row).replace("␣", " ") for row in order],
-        z=(grid / scale).to_numpy().tolist(), zmin=0, zmax=max(float((grid / scale).max().max()), 1e-9) if grid.size else 1,
-        colorscale=SEQUENTIAL, name="bytes by layer", yaxis="y", colorbar={"title": {"text": unit}, "len": 0.55, "y": 0.75},
+        x=[int(number) for number in grid.columns], y=[inert(row) for row in order],
+        z=(grid / scale).to_numpy().tolist(), zmin=0, zmax=largest / scale or 1, colorscale=SEQUENTIAL, yaxis="y",
+        name="bytes by layer", colorbar={"title": {"text": unit}, "len": 0.55, "y": 0.75},
         hovertemplate=f"round %{{x}}, %{{y}}: %{{z:.2f}} {unit}<extra></extra>",
     )  # fmt: skip
     chosen = colours("kind", list(kinds.columns))
     stacked = [
         go.Scatter(
-            x=kinds.index.tolist(), y=(kinds[kind] / total_scale).tolist(), name=kind, mode="lines", yaxis="y2",
-            stackgroup="kind", line={"shape": "hv", "width": 1, "color": chosen[kind]},
+            x=kinds.index.tolist(), y=(kinds[kind] / total_scale).tolist(), name=kind, mode="lines+markers",
+            yaxis="y2", stackgroup="kind", marker={"size": 3}, line={"shape": "hv", "width": 1, "color": chosen[kind]},
             hovertemplate=f"round %{{x}}: %{{y:.2f}} {total_unit}<extra>%{{fullData.name}}</extra>",
         )
         for kind in kinds.columns

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-__all__ = ["blank", "figure", "shown", "unit_of"]
+__all__ = ["blank", "figure", "inert", "shown", "unit_of"]
 
 GRID = "#e6e6e6"
 TEMPLATE = {
@@ -15,8 +15,8 @@ TEMPLATE = {
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "hoverlabel": {"align": "left"},
-        "xaxis": {"gridcolor": GRID, "zerolinecolor": GRID, "tickmode": "auto"},
-        "yaxis": {"gridcolor": GRID, "zerolinecolor": GRID, "tickmode": "auto"},
+        "xaxis": {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True},
+        "yaxis": {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True, "title": {"standoff": 8}},
     }
 }
 
@@ -27,7 +27,7 @@ def figure(name: str, run_id: str, traces: Iterable[Any], **layout: Any) -> go.F
         "template": TEMPLATE,
         "margin": {"l": 64, "r": 16, "t": 24, "b": 48},
         "uirevision": f"{name}:{run_id}",
-        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         "showlegend": True,
     }
     return go.Figure(data=list(traces), layout={**common, **layout})
@@ -46,14 +46,19 @@ def blank(note: str) -> dict[str, Any]:
     }
 
 
+def inert(text: str | None) -> str:
+    """Text in which nothing is taken for markup or a formula."""
+    return html.escape(text or "").replace("$", "&#36;")
+
+
 def shown(text: Any, limit: int = 40) -> str:
-    """Model text as a label: line ends and tabs visible, long text cut, nothing in it taken for markup or a formula."""
+    """Model text as an inert label: white space visible, long text cut."""
     if not isinstance(text, str):
         return ""
     text = text if len(text) <= limit else text[: limit - 1] + "…"
     for mark, visible in (("\n", "⏎"), ("\r", "␍"), ("\t", "⇥"), (" ", "␣")):
         text = text.replace(mark, visible)
-    return html.escape(text).replace("$", "&#36;")
+    return inert(text)
 
 
 def unit_of(largest: float) -> tuple[float, str]:

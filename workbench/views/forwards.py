@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
-from workbench.views.figure import blank, figure, shown
+from workbench.views.figure import blank, figure, inert
 from workbench.views.palette import colour
 
 __all__ = ["forwards_timeline"]
@@ -21,16 +21,16 @@ def forwards_timeline(trace: Trace) -> go.Figure:
         facts = mine[["round", "rows", "context", "implementation"]].astype(object).where(mine.notna(), "?")
         bars.append(
             go.Bar(
-                x=mine["wall_ms"].tolist(), base=begin[rows == row].tolist(), y=[shown(row).replace("␣", " ")] * len(mine),
-                orientation="h", name=shown(row).replace("␣", " "), marker={"color": colour("phase", phase)},
-                customdata=[[shown(str(value)) for value in fact] for fact in facts.to_numpy().tolist()],
+                x=mine["wall_ms"].tolist(), base=begin[rows == row].tolist(), y=[inert(row)] * len(mine),
+                orientation="h", name=inert(row), marker={"color": colour("phase", phase)},
+                customdata=[[inert(str(value)) for value in fact] for fact in facts.to_numpy().tolist()],
                 hovertemplate="round %{customdata[0]}: %{x:.3f} ms<br>%{customdata[1]} rows, context %{customdata[2]}"
                 "<br>%{customdata[3]}<extra>%{y}</extra>",
             )
         )  # fmt: skip
     axes = {
         "xaxis": {"title": {"text": "time in forward passes (ms)"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "phase, model"}, "type": "category", "automargin": True},
+        "yaxis": {"title": {"text": "phase, model"}, "type": "category"},
     }
     notes = {} if bars else {"annotations": [blank("no forward passes recorded")]}
     return figure("forwards_timeline", trace.id, bars, barmode="overlay", **axes, **notes)

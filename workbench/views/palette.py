@@ -1,4 +1,4 @@
-"""One palette for every face: colour-blind-safe (Okabe and Ito's colours), with a symbol or a name beside every colour."""
+"""One palette for every face: Okabe and Ito's, safe for the colour-blind; a symbol or a name stands beside each."""
 
 __all__ = ["PALETTE", "SEQUENTIAL", "as_dict", "colour", "colours"]
 
@@ -13,6 +13,7 @@ PALETTE: dict[str, dict[str, str]] = {
     },
     "phase": {"prefill": _GREY, "draft": _ORANGE, "target": _BLUE, "score": _PINK},
     "model": {"target": _BLUE, "draft": _ORANGE},
+    "kind": {"payload": _BLUE},
     "signal": {"entropy_raw": _BLUE, "entropy_sampled": _ORANGE, "drafted": _GREY, "accepted": _GREEN, "bits": _PINK},
 }  # fmt: skip
 _REST = (_ORANGE, _SKY, _PINK, _YELLOW, _RED, _GREEN, _BLUE, _BLACK, _GREY)
@@ -30,7 +31,7 @@ def colour(group: str, name: str) -> str:
 
 
 def colours(group: str, names: list[str]) -> dict[str, str]:
-    """Colours for names shown together: their own, and for the others the palette's in turn (no two alike, up to nine)."""
+    """Colours for names shown together: their own, else the palette's in turn (no two alike, up to nine)."""
     known = PALETTE[group]
     free = [c for c in _REST if c not in {known[name] for name in names if name in known}] or list(_REST)
     others = [name for name in names if name not in known]

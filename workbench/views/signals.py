@@ -6,7 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
-from workbench.views.figure import blank, figure, shown, unit_of
+from workbench.views.cache import by_kind
+from workbench.views.figure import blank, figure, inert, shown, unit_of
 from workbench.views.palette import PALETTE, colours
 
 __all__ = ["entropy", "signals"]
@@ -22,7 +23,8 @@ def signals(trace: Trace, cursor: int | None = None) -> go.Figure:
 
     Rows, top to bottom: entropy of the raw law and of the one sampled from; every token at its place in its round,
     coloured by who produced it, with the drafted and accepted tokens of the round; bytes of keys and values after the
-    token's round, stacked by model (one model: by kind); bits per element of the target's cache. `cursor` marks a token.
+    token's round, stacked by model (one model: by kind); bits per element of the target's cache. `cursor` marks a
+    token.
     """
     tokens, rounds = trace.tokens, trace.rounds
     joined = tokens[["index", "round"]].merge(rounds, on="round", how="left")
@@ -116,7 +118,7 @@ def _acceptance(tokens: pd.DataFrame, joined: pd.DataFrame) -> list[go.Scatter]:
         mine = sources == source
         traces.append(
             go.Scatter(
-                x=tokens["index"][mine].tolist(), y=place[mine].tolist(), name=f"from {shown(source)}", mode="markers",
+                x=tokens["index"][mine].tolist(), y=place[mine].tolist(), name=f"from {inert(source)}", mode="markers",
                 yaxis="y2", marker={"color": color, "size": 7, "symbol": SYMBOLS.get(source, "circle")},
                 customdata=_labels(tokens[mine]), hovertemplate="%{x} %{customdata}<extra>%{fullData.name}</extra>",
             )
@@ -126,8 +128,6 @@ def _acceptance(tokens: pd.DataFrame, joined: pd.DataFrame) -> list[go.Scatter]:
 
 def _cache(trace: Trace, tokens: pd.DataFrame) -> tuple[str, list[go.Scatter]]:
     """Bytes after each token's round, stacked by model or, with one model, by kind; and their unit."""
-    from workbench.views.cache import by_kind
-
     cache = trace.cache
     if cache["model"].nunique() > 1:
         parts, group = cache.pivot_table(index="round", columns="model", values="bytes", aggfunc="sum"), "model"
@@ -139,8 +139,9 @@ def _cache(trace: Trace, tokens: pd.DataFrame) -> tuple[str, list[go.Scatter]]:
     chosen = colours(group, [str(name) for name in parts.columns])
     return unit, [
         go.Scatter(
-            x=tokens["index"].tolist(), y=_numbers(at_token[name] / scale), name=f"cache, {shown(str(name))}",
-            mode="lines", yaxis="y3", stackgroup="cache", line={"shape": "hvh", "width": 1, "color": chosen[str(name)]},
+            x=tokens["index"].tolist(), y=_numbers(at_token[name] / scale), name=f"cache, {inert(str(name))}",
+            mode="lines+markers", yaxis="y3", stackgroup="cache", marker={"size": 3},
+            line={"shape": "hvh", "width": 1, "color": chosen[str(name)]},
             hovertemplate=f"%{{x}}: %{{y:.2f}} {unit}<extra>%{{fullData.name}}</extra>",
         )
         for name in parts.columns

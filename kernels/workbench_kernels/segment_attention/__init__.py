@@ -57,7 +57,9 @@ def merge(
     if not len(outs):
         raise ValueError("merge: expected at least one segment, got none")
     if len(outs) != len(lses) or (sigma is not None and len(sigma) != len(outs)):
-        counts = f"{len(outs)} outputs, {len(lses)} log-sum-exps" + (f", {len(sigma)} sigmas" if sigma is not None else "")
+        counts = f"{len(outs)} outputs, {len(lses)} log-sum-exps" + (
+            f", {len(sigma)} sigmas" if sigma is not None else ""
+        )
         raise ValueError(f"merge: expected one log-sum-exp (and sigma) for each output, got {counts}")
     for j, (out, lse) in enumerate(zip(outs, lses, strict=True)):
         if out.ndim != 3 or out.shape != outs[0].shape or lse.shape != out.shape[:2]:
@@ -82,7 +84,9 @@ def _check(q, k, v, mask, bias) -> None:
             f"{'head size' if q.shape[2] != k.shape[2] else 'KV heads or number of keys'}"
         )
     if k.shape[0] == 0 or q.shape[1] % k.shape[0]:
-        raise ValueError(f"attend: expected query heads in a multiple of the KV heads, got {q.shape[1]} and {k.shape[0]}")
+        raise ValueError(
+            f"attend: expected query heads in a multiple of the KV heads, got {q.shape[1]} and {k.shape[0]}"
+        )
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise ValueError(f"attend: expected one floating dtype, got q {q.dtype}, k {k.dtype}, v {v.dtype}")
     if not q.device == k.device == v.device:

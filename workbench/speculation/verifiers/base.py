@@ -54,6 +54,10 @@ class Verifier(Declared):
 
 
 def untested(tree: DraftTree) -> tuple[list[str], list[str | None], list[float | None]]:
-    """Fates before the walk: nobody below a node that is not accepted is ever tested."""
+    """Fates before the walk: nobody below a node that is not accepted is ever tested, nor is a sibling's double."""
     n = len(tree)
-    return ["parent_rejected"] * n, [None] * n, [None] * n
+    fates = ["parent_rejected"] * n
+    if len(set(zip(tree.parents, tree.tokens, strict=True))) < n:
+        tested = {child for node in range(n) for child in tree.children(node)}
+        fates = ["parent_rejected" if node in tested else "pruned" for node in range(n)]
+    return fates, [None] * n, [None] * n

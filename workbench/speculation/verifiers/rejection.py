@@ -39,7 +39,7 @@ class Rejection(Verifier):
         node, path = 0, []
         while True:
             place = position + tree.depths[node]
-            p, q = law.probs(node), None
+            p, logq = law.probs(node), tree.rows.get(node)
             children = tree.children(node)
             won = None
             for draw, child in enumerate(children):
@@ -49,9 +49,8 @@ class Rejection(Verifier):
                     continue
                 us[child] = noise.uniform(seed, "accept", place, draw)
                 if tree.kinds[child] == DIST:
-                    q = tree.rows[node].double().softmax(-1) if q is None else without(q, previous)
-                    previous = token
-                    accepted, p = test_child(p, q, token, us[child])
+                    accepted, p = test_child(p, logq.double().softmax(-1), token, us[child])
+                    logq = without(logq, token)
                 else:
                     accepted, p = test_child(p, None, token, us[child])
                 if accepted:
@@ -66,11 +65,11 @@ class Rejection(Verifier):
             node = won
 
 
-def without(q: torch.Tensor, token: int) -> torch.Tensor:
-    """The proposal law of the next sibling: the drawn token removed, renormalised."""
-    rest = q.clone()
-    rest[token] = 0
-    return rest / rest.sum()
+def without(logq: torch.Tensor, token: int) -> torch.Tensor:
+    """The proposal law of the next sibling, as logits: the drawn token removed, however little is left."""
+    rest = logq.clone()
+    rest[token] = -torch.inf
+    return rest
 
 
 def test_child(p: torch.Tensor, q: torch.Tensor | None, token: int, u: float) -> tuple[bool, torch.Tensor]:

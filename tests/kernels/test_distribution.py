@@ -1,0 +1,212 @@
+"""Statistics of a law: the torch reference against formulas in float64, the Triton kernel against the reference."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.kernels.checks import Guarded, assert_close
+from workbench_kernels import distribution
+from workbench_kernels.distribution import reference
+
+NAMES = ("lse", "entropy", "varentropy", "argmax")
+# float32 inside whatever comes in; the log-sum-exp of 10 000 logits keeps about six digits
+TOLERANCE = 2e-5
+SHAPES = {
+    "one-column": (3, 1),
+    "one-row": (1, 64),
+    "odd": (4, 63),
+    "hundred": (2, 100),
+    "off-by-one": (3, 1023),
+    "vocabulary": (2, 4096),
+    "several-tiles": (2, 10_001),
+}
+
+
+def law(name: str, dtype: torch.dtype = torch.float32, spread: float = 4.0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(sum(map(ord, name)))
+    return (torch.randn(*SHAPES[name], generator=draw, dtype=torch.float64) * spread).to(dtype)
+
+
+def textbook(logits: torch.Tensor):
+    """Row by row from the definitions, on the support only."""
+    rows = []
+    for row in logits.double().cpu():
+        kept = row[row > -torch.inf]
+        p = kept.softmax(0)
+        entropy = -(p * p.log()).nansum()
+        rows.append([row.logsumexp(0), entropy, (p * (-p.log() - entropy) ** 2).nansum(), row.argmax()])
+    return torch.tensor(rows, dtype=torch.float64).unbind(1)
+
+
+def compare(got, want, tolerance: float = TOLERANCE) -> None:
+    for name, left, right in zip(NAMES, got, want, strict=False):
+        assert_close(name, left, right, tolerance)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_reference_equals_the_definitions(name):
+    compare(reference.statistics(law(name, torch.float64)), textbook(law(name, torch.float64)), 1e-10)
+    compare(reference.statistics(law(name)), textbook(law(name)))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"]
+)
+@pytest.mark.parametrize("name", SHAPES)
+def test_kernel_equals_the_reference(name, dtype, device, implementation):
+    logits = law(name, dtype).to(device)
+    got = distribution.statistics(logits, implementation=implementation)
+    assert got.implementation == implementation
+    compare(got, reference.statistics(logits))
+    compare(got, textbook(logits))
+
+
+@pytest.mark.parametrize("spread", [1e-3, 30.0, 1e4], ids=["flat", "sharp", "one-hot"])
+def test_kernel_over_flat_and_sharp_laws(spread, device, implementation):
+    """A running maximum must neither overflow nor lose the small terms, wherever the maximum stands."""
+    rising = law("several-tiles", spread=spread).sort(-1).values.to(device)
+    for logits in (rising, rising.flip(-1)):
+        compare(distribution.statistics(logits, implementation=implementation), textbook(logits), 1e-4)
+
+
+def test_kernel_with_cut_tokens(device, implementation):
+    """-inf before, between and behind the kept tokens, whole tiles of it included; p log p is 0 there."""
+    logits = law("several-tiles")
+    logits[0, :9000] = -torch.inf
+    logits[1, 5::7] = -torch.inf
+    logits[1, 4000:] = -torch.inf
+    logits = logits.to(device)
+    compare(distribution.statistics(logits, implementation=implementation), textbook(logits))
+
+
+def test_known_laws(device, implementation):
+    """Uniform over n: entropy ln n, varentropy 0. One token: 0 and 0."""
+    logits = torch.full((2, 5000), 3.0)
+    logits[1] = -torch.inf
+    logits[1, 4321] = -2.0
+    got = distribution.statistics(logits.to(device), implementation=implementation)
+    assert_close("entropy", got.entropy, torch.tensor([5000.0, 1.0]).log(), TOLERANCE)
+    assert_close("varentropy", got.varentropy, torch.zeros(2), TOLERANCE)
+    assert got.argmax.tolist() == [0, 4321]
+    assert_close("lse", got.lse, torch.tensor([3.0 + torch.tensor(5000.0).log(), -2.0]), TOLERANCE)
+
+
+@pytest.mark.parametrize("first", [0, 17, 4095, 4096, 9000])
+def test_the_lowest_id_wins_a_tie(first, device, implementation):
+    """Also where the equal tokens lie in different tiles."""
+    logits = torch.zeros(1, 10_001)
+    logits[0, [first, 9500, 10_000]] = 2.0
+    got = distribution.statistics(logits.to(device), k=4, implementation=implementation)
+    assert got.argmax.tolist() == [first]
+    assert got.top_ids.tolist() == [[first, 9500, 10_000, 1 if first == 0 else 0]]
+    assert got.top_values.tolist() == [[2.0, 2.0, 2.0, 0.0]]
+
+
+@pytest.mark.parametrize("poison", ["nan", "inf", "all-cut"])
+def test_rows_that_are_no_law_say_so(poison, device, implementation):
+    """Their entropy is NaN, and their neighbours are unharmed."""
+    logits = law("odd")
+    logits[1, 40] = {"nan": torch.nan, "inf": torch.inf, "all-cut": 0.0}[poison]
+    if poison == "all-cut":
+        logits[1] = -torch.inf
+    got = distribution.statistics(logits.to(device), implementation=implementation)
+    want = reference.statistics(logits)
+    for part in (got, want):
+        assert part[1][1].isnan() and part[2][1].isnan()
+    others = [0, 2, 3]
+    compare([part[others] for part in got[:4]], [part[others] for part in want])
+
+
+@pytest.mark.parametrize("name", ["odd", "off-by-one", "several-tiles"])
+def test_the_kernel_stays_within_its_tensors(name, device, implementation):
+    """NaN around every tensor and between strided rows: a stray load would poison, a stray store would show."""
+    if implementation != "triton":
+        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
+    from workbench_kernels.distribution import kernel
+
+    rows, cols = SHAPES[name]
+    logits = Guarded(torch.full((rows, cols + 5), torch.nan, device=device))
+    logits.inside[:, :cols] = law(name).to(device)
+    outs = [Guarded(torch.full((rows,), torch.nan, device=device)) for _ in range(3)]
+    argmax = torch.full((rows + 2,), -7, dtype=torch.int64, device=device)
+    kernel.statistics_fwd_kernel[(rows,)](
+        *(out.inside for out in outs), argmax[1:-1], logits.inside, cols + 5, cols, BLOCK_SIZE=kernel.block_size(cols)
+    )
+    compare([*(out.inside for out in outs), argmax[1:-1]], textbook(law(name)))
+    for guarded in (logits, *outs):
+        guarded.assert_untouched()
+    assert argmax[[0, -1]].tolist() == [-7, -7]
+
+
+def test_strided_and_empty_logits(device, implementation):
+    logits = law("hundred").to(device)
+    compare(distribution.statistics(logits.T.contiguous().T, implementation=implementation), textbook(logits))
+    compare(distribution.statistics(logits[:, 3:77], implementation=implementation), textbook(logits[:, 3:77]))
+    empty = distribution.statistics(logits[:0], k=2, implementation=implementation)
+    assert empty.lse.shape == (0,) and empty.top_ids.shape == (0, 2)
+
+
+def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
+    logits = law("odd")
+    assert distribution.choose(logits) == "torch"  # auto on a CPU: the interpreter is for tests only
+    assert distribution.statistics(logits).implementation == "torch"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert distribution.choose(logits, "triton") == "triton"
+    with pytest.raises(RuntimeError, match="computes in float32, and the logits are float64"):
+        distribution.choose(logits.double(), "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(RuntimeError, match="interpreter is off.*implementation='torch'"):
+        distribution.statistics(logits, implementation="triton")
+    monkeypatch.setattr(distribution.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="Triton is not installed"):
+        distribution.choose(logits, "triton")
+    with pytest.raises(ValueError, match="expected 'auto', 'triton' or 'torch', got 'cuda'"):
+        distribution.choose(logits, "cuda")
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(3), torch.zeros(2, 0), torch.zeros(2, 3, dtype=torch.int64)])
+def test_logits_that_do_not_fit_are_refused(logits):
+    with pytest.raises(ValueError, match=r"expected floating logits \[R, V\]"):
+        distribution.statistics(logits)
+
+
+@pytest.mark.parametrize("k", [-1, 64])
+def test_k_out_of_bounds_is_refused(k):
+    with pytest.raises(ValueError, match=r"expected k in \[0, 63\]"):
+        distribution.statistics(law("odd"), k=k)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from workbench_kernels.distribution import kernel
+pointers = {n: "*fp32" for n in ("lse_ptr", "entropy_ptr", "varentropy_ptr")}
+signature = pointers | {"argmax_ptr": "*i64", "logits_ptr": "*bf16", "logits_row_stride": "i64", "n_cols": "i32"}
+signature["BLOCK_SIZE"] = "constexpr"
+source = triton.compiler.ASTSource(kernel.statistics_fwd_kernel, signature, {"BLOCK_SIZE": 4096})
+for capability in (80, 90):
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert f".target sm_{capability}" in compiled.asm["ptx"], compiled.asm["ptx"][:300]
+print("compiled")
+"""
+
+
+def test_the_kernel_compiles_for_gpus_that_are_not_here():
+    """Ahead of time for sm80 and sm90; in a process of its own, because the interpreter is on in this one."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "compiled\n", done.stderr[-2000:]
+
+
+def test_importing_the_package_does_not_import_triton():
+    code = "import sys; from workbench_kernels import distribution, segment_attention; print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

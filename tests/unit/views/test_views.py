@@ -1,0 +1,256 @@
+"""The views, on content: what is drawn equals the tables, axes are named, partial runs draw, text is inert."""
+
+import json
+import random
+
+import plotly.graph_objects as go
+import pytest
+
+from workbench import views
+from workbench.errors import BadInput
+from workbench.trace import Recorder, Step
+from workbench.trace.schema import FATES
+from workbench.views.figure import shown, unit_of
+from workbench.views.palette import PALETTE, as_dict, colours
+
+SAFE_TYPES = {"scatter", "bar", "heatmap"}  # drawn alike by plotly.js 3 and 4
+VIEWS = {
+    "signals": views.signals,
+    "entropy": views.entropy,
+    "acceptance": views.acceptance,
+    "cache_footprint": views.cache_footprint,
+    "bit_map": views.bit_map,
+    "forwards_timeline": views.forwards_timeline,
+    "draft_tree": lambda trace: views.draft_tree(trace, len(trace.rounds) - 1),
+}
+RUNS = {
+    "full": ([(4, 2), (4, 4), (0, 0), (4, 0)], "default"),
+    "one token": ([(0, 0)], "default"),
+    "prefill only": ([], "default"),
+    "no drafts": ([(0, 0)] * 3, "default"),
+    "level off": ([(4, 2), (4, 4)], "off"),
+}
+
+
+def named(figure: go.Figure, name: str):
+    """The one trace of that name."""
+    (found,) = [trace for trace in figure.data if trace.name == name]
+    return found
+
+
+def notes(figure: go.Figure) -> list[str]:
+    return [note.text for note in figure.layout.annotations]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("run", RUNS)
+def test_every_view_draws_every_kind_of_run(made_up, view, run):
+    rounds, level = RUNS[run]
+    figure = VIEWS[view](made_up.record(rounds, level=level).trace)
+    assert json.loads(figure.to_json())["layout"]["uirevision"] == f"{view}:made-up"
+    assert {trace.type for trace in figure.data} <= SAFE_TYPES
+    for axis in (name for name in figure.layout.to_plotly_json() if name[1:5] == "axis"):
+        assert figure.layout[axis].title.text, axis
+    for trace in figure.data:
+        if trace.type == "heatmap":
+            assert trace.zmin == 0 and trace.zmax > 0
+    assert figure.layout.title.text is None  # panels carry their own labels
+
+
+@pytest.mark.parametrize("view", [name for name in VIEWS if name != "draft_tree"])
+def test_a_run_without_rounds_says_that_there_is_nothing(made_up, view):
+    figure = VIEWS[view](Recorder(made_up.run_event()).trace)
+    assert len(notes(figure)) == 1 and ("no" in notes(figure)[0])
+    assert figure.to_json()
+
+
+def test_signals_share_one_token_axis_and_draw_the_tables(made_up):
+    trace = made_up.record([(4, 2), (4, 4), (4, 0)]).trace
+    figure = views.signals(trace, cursor=5)
+    tokens, rounds = trace.tokens, trace.rounds.set_index("round")
+    assert [name for name in figure.layout.to_plotly_json() if name.startswith("xaxis")] == ["xaxis"]
+    assert {trace.yaxis for trace in figure.data} == {"y", "y2", "y3", "y4"}
+    index = tokens["index"].tolist()
+    raw = named(figure, "entropy, raw law")
+    assert list(raw.x) == index and list(raw.y) == tokens["entropy_raw_nats"].tolist()
+    assert list(named(figure, "entropy, sampled law").y) == tokens["entropy_sampled_nats"].tolist()
+    assert list(named(figure, "drafted in the round").y) == [4] * 9
+    assert list(named(figure, "accepted in the round").y) == [2] * 3 + [4] * 5 + [0]
+    drafted = named(figure, "from draft-model")
+    assert list(drafted.x) == [0, 1, 3, 4, 5, 6] and list(drafted.y) == [1, 2, 1, 2, 3, 4]
+    assert list(named(figure, "from residual").x) == [2, 8] and list(named(figure, "from bonus").x) == [7]
+    assert list(named(figure, "bits per element").y) == [32.0] * 9
+    assert figure.layout.yaxis3.title.text == "cache (KiB)"
+    stacked = [
+        sum(pair) for pair in zip(named(figure, "cache, target").y, named(figure, "cache, draft").y, strict=True)
+    ]
+    expected = [rounds["cache_bytes"][number] / 1024 for number in tokens["round"]]
+    assert stacked == pytest.approx(expected)
+    assert named(figure, "cache, target").stackgroup == named(figure, "cache, draft").stackgroup
+    (line,) = figure.layout.shapes
+    assert (line.x0, line.x1, line.yref) == (5, 5, "paper")
+    assert tuple(figure.layout.xaxis.range) == (-0.5, 8.5)
+    assert not views.signals(trace).layout.shapes
+
+
+def test_with_one_model_the_cache_is_stacked_by_kind(made_up):
+    recorder = Recorder(made_up.run_event())
+    cache = {"live_slots": [2] * 8, "payload": [64] * 8, "scale": [8] * 8}
+    step = Step("plain", {"token_id": [1], "source": ["target"]}, cache={"target": cache}, emitted=1)
+    recorder.round(step, ["x"])
+    figure = views.signals(recorder.trace)
+    assert list(named(figure, "cache, payload").y) == [512] and list(named(figure, "cache, scale").y) == [64]
+    assert figure.layout.yaxis3.title.text == "cache (B)"
+
+
+def test_a_single_token_or_round_can_be_seen(made_up):
+    """A line through one point draws nothing: every scatter has markers."""
+    trace = made_up.record([(0, 0)]).trace
+    drawn = [*views.signals(trace).data, *views.entropy(trace).data, *views.cache_footprint(trace).data[1:]]
+    assert drawn and all("markers" in scatter.mode for scatter in drawn)
+
+
+def test_sources_differ_in_colour_and_symbol(made_up):
+    figure = views.signals(made_up.record([(4, 2), (4, 4), (0, 0)]).trace)
+    points = [trace.marker for trace in figure.data if trace.name.startswith("from ")]
+    assert len({marker.color for marker in points}) == len({marker.symbol for marker in points}) == len(points) == 3
+
+
+def test_acceptance_counts_only_what_was_tested(made_up):
+    """2 of 4, 4 of 4 and 0 of 4 accepted: three were at risk at depth 1, two at depth 2 and 3, one at depth 4."""
+    figure = views.acceptance(made_up.record([(4, 2), (4, 4), (4, 0)]).trace)
+    bars, points = named(figure, "of those tested"), named(figure, "of all drafted")
+    assert list(bars.x) == [1, 2, 3, 4] and list(bars.text) == ["n = 3", "n = 2", "n = 2", "n = 1"]
+    assert list(bars.y) == pytest.approx([2 / 3, 1, 1 / 2, 1])
+    assert list(points.y) == pytest.approx([2 / 3, 2 / 3, 1 / 3, 1 / 3])
+
+
+def test_a_draft_tree_places_every_node_below_its_parent(made_up):
+    recorder = Recorder(made_up.run_event())
+    drafts = {
+        "node": [1, 2, 3, 4, 5], "parent": [0, 0, 1, 1, 2], "depth": [1, 1, 2, 2, 2], "token_id": [1, 2, 3, 4, 5],
+        "text": [" a", "b", "<b>", "$x$", "\n"], "q": [0.5, 0.25, 0.125, 0.5, 0.5], "p": [0.75, None, 0.5, 0.1, 0.1],
+        "fate": ["accepted", "sibling_won", "rejected", "rejected", "parent_rejected"],
+        "reason": [None, None, "ratio", "ratio", None], "kind": ["dist"] * 5, "drafter": ["draft<model>"] * 5,
+    }  # fmt: skip
+    recorder.round(Step("tree", drafts=drafts, drafted=5, accepted=1, depth=2), [])
+    figure = views.draft_tree(recorder.trace, 0)
+    places = {}
+    for fate, texts in {"accepted": ["␣a"], "sibling_won": ["b"], "parent_rejected": ["⏎"]}.items():
+        assert list(named(figure, fate).text) == texts
+    assert list(named(figure, "rejected").text) == ["&lt;b&gt;", "&#36;x&#36;"]
+    for trace in figure.data[1:]:
+        places.update(dict(zip(trace.text, zip(trace.x, trace.y, strict=True), strict=True)))
+    assert places == {
+        "&lt;b&gt;": (2, 0), "&#36;x&#36;": (2, 1), "␣a": (1, 0.5), "⏎": (2, 2), "b": (1, 2), "pending": (0, 1.25),
+    }  # fmt: skip
+    lines = named(figure, "drafted after")
+    edges = [(lines.x[i : i + 2], lines.y[i : i + 2]) for i in range(0, len(lines.x), 3)]
+    assert edges[0] == ((0, 1), (1.25, 0.5)) and len(edges) == 5
+    assert named(figure, "accepted").customdata[0] == "draft&lt;model&gt; dist<br>q = 0.5<br>p = 0.75<br>"
+    assert named(figure, "sibling_won").customdata[0] == "draft&lt;model&gt; dist<br>q = 0.25<br>"
+    assert named(figure, "rejected").customdata[0].endswith("<br>ratio")
+
+
+def test_a_round_without_a_draft_and_a_round_that_is_not_there(made_up):
+    trace = made_up.record([(0, 0)]).trace
+    assert notes(views.draft_tree(trace, 1)) == ["round 1 drafted nothing"]
+    with pytest.raises(BadInput, match="round 7 is not in the trace; expected 0 to 1"):
+        views.draft_tree(trace, 7)
+
+
+def test_the_footprint_shows_every_layer_of_every_model(made_up):
+    trace = made_up.record([(4, 2), (4, 4)]).trace
+    figure = views.cache_footprint(trace)
+    heat = figure.data[0]
+    assert list(heat.x) == [0, 1, 2]
+    assert list(heat.y) == [f"target {layer}" for layer in range(8)] + [f"draft {layer}" for layer in range(4)]
+    grid = trace.cache.assign(row=trace.cache["model"] + " " + trace.cache["layer"].astype(str))
+    for row, values in zip(heat.y, heat.z, strict=True):
+        assert list(values) == pytest.approx((grid[grid["row"] == row]["bytes"] / 1024).tolist())
+    assert heat.zmax == pytest.approx(trace.cache["bytes"].max() / 1024)
+    assert list(named(figure, "payload").y) == pytest.approx((trace.rounds["cache_bytes"] / 1024).tolist())
+    assert figure.layout.yaxis2.title.text == "all layers (KiB)"
+
+
+def test_the_bit_map_follows_changes_and_evictions(made_up):
+    models = [{"role": "target", "layers": 2, "kv_heads": 2, "head_dim": 4, "kv_bits": 16}]
+    recorder = Recorder(made_up.run_event(models=models))
+    columns = {"live_slots": [4, 4], "payload": [256, 256]}
+    recorder.round(Step("prefill", cache={"target": columns}), [])
+    step = Step("plain", cache={"target": columns})
+    step.bits = {"layer": [1, 1], "head": [0, 1], "start": [0, 0], "length": [2, 2], "bits_k": [4, 4], "bits_v": [2, 2]}
+    step.cache_events = [
+        {"op": "evict", "layer": 0, "positions": [1]},
+        {"op": "evict", "layer": 1, "head": 0, "positions": [0, 3]},
+    ]
+    recorder.round(step, [])
+    (heat,) = views.bit_map(recorder.trace).data
+    assert [list(row) for row in heat.z] == [[16, None, 16, 16], [3, 3, 16, 16]]
+    assert heat.zmax == 16
+    assert notes(views.bit_map(recorder.trace, model="draft")) == ["no bits recorded"]
+
+
+def test_forward_passes_stand_one_after_another(made_up):
+    trace = made_up.record([(4, 2), (0, 0)]).trace
+    figure = views.forwards_timeline(trace)
+    assert [bar.name for bar in figure.data] == [
+        "prefill · target",
+        "prefill · draft",
+        "draft · draft",
+        "target · target",
+    ]
+    spans = sorted((start, start + width) for bar in figure.data for start, width in zip(bar.base, bar.x, strict=True))
+    assert len(spans) == len(trace.forwards) and spans[0][0] == 0
+    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        assert start == pytest.approx(end, abs=2e-4)
+    assert spans[-1][1] == pytest.approx(trace.forwards["wall_ms"].sum(), abs=2e-4)
+    assert {tuple(set(bar.y)) for bar in figure.data} == {(bar.name,) for bar in figure.data}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_text_of_the_model_is_inert(made_up, view):
+    """Nothing the model or a drafter's name says reaches a figure as markup or as a formula."""
+    evil = "<img src=x onerror=alert(1)><a href='javascript:1'>$\\frac{1}{2}$"
+    recorder = Recorder(made_up.run_event())
+    step = Step(
+        "chain",
+        tokens={"token_id": [1], "source": [evil], "entropy_raw_nats": [1.0], "surprisal_nats": [1.0]},
+        drafts={"node": [1], "text": [evil], "drafter": [evil], "fate": [evil], "reason": [evil], "depth": [1]},
+        forwards={"phase": [evil], "model": [evil], "wall_ms": [1.0], "implementation": [evil]},
+        cache={evil: {"live_slots": [1], "payload": [8]}, "target": {"live_slots": [1], "payload": [8]}},
+        drafted=1, emitted=1,
+    )  # fmt: skip
+    recorder.round(step, [evil])
+    figure = VIEWS[view](recorder.trace).to_plotly_json()
+    text = json.dumps(figure, default=str)
+    for markup in ("<br>", "<extra>", "</extra>"):  # ours
+        text = text.replace(markup, "")
+    assert "<" not in text and "$" not in text
+
+
+def test_labels_show_white_space_and_stay_short():
+    assert shown(" a\n\t<") == "␣a⏎⇥&lt;"
+    assert shown("x" * 50) == "x" * 39 + "…" and shown(None) == shown(float("nan")) == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "unit"), [(0, "B"), (1023, "B"), (1024, "KiB"), (5 * 1024**2, "MiB"), (3 * 1024**3, "GiB")]
+)
+def test_bytes_are_shown_in_the_unit_that_reads_well(size, unit):
+    assert unit_of(size)[1] == unit
+
+
+def test_the_palette_covers_the_vocabulary_and_is_plain_data():
+    assert set(PALETTE["fate"]) == set(FATES) and len(set(PALETTE["fate"].values())) == len(FATES)
+    assert json.loads(json.dumps(as_dict())) == as_dict() == PALETTE
+    as_dict()["fate"]["accepted"] = "changed"
+    assert PALETTE["fate"]["accepted"] != "changed"
+    names = ["target", "d1", "d2", "residual", "d3"]
+    assert len(set(colours("source", names).values())) == len(names)
+
+
+def test_the_same_run_gives_the_same_figure(made_up):
+    rounds = [(random.Random(3).randrange(5), 0) for _ in range(3)]
+    figures = [views.signals(made_up.record(rounds).trace).to_json() for _ in range(2)]
+    assert figures[0] == figures[1]
