@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install app lab test check format docs bench models clean
+.PHONY: help install app lab test check format docs notebooks bench models clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -17,11 +18,11 @@ app: install ## open the app on the embedded models   (make app ARGS="--port 786
 	$(BIN)/workbench app $(ARGS)
 
 lab: install ## open the tutorial notebooks in JupyterLab
-	$(BIN)/python -m workbench.lab $(ARGS)
+	$(BIN)/workbench lab $(ARGS)
 
 test: $(VENV)/.installed-test ## install what is missing and run every test, notebooks included
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.installed-test ## lint
 	$(BIN)/ruff check .
@@ -32,6 +33,9 @@ format: $(VENV)/.installed-test ## format and sort imports
 
 docs: install ## write docs/reference.md from the declarations
 	$(BIN)/python docs/make_reference.py
+
+notebooks: $(VENV)/.installed-test ## execute the notebooks again, ready to commit
+	$(BIN)/python tests/normalise_notebooks.py
 
 bench: install ## measure decoding speed; rows go to benchmarks/results/
 	$(BIN)/python benchmarks/decoding.py $(ARGS)

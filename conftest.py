@@ -17,8 +17,11 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += DRAWN
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep a notebook's cells, and all browser tests, on one worker; skip `gpu` tests where there is none."""
+    if item.path.suffix == ".ipynb":
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    elif item.get_closest_marker("browser"):
+        item.add_marker(pytest.mark.xdist_group("browser"))
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

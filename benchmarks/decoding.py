@@ -1,6 +1,6 @@
 """Speed of the decoders beside `model.generate`, in one process, interleaved; medians over prompts.
 
-    python benchmarks/decoding.py [--prompts 20] [--tokens 128] [--repeats 3] [--out benchmarks/results/decoding-cpu.json]
+    python benchmarks/decoding.py [--prompts 20] [--tokens 128] [--repeats 3] [--out benchmarks/results/decoding.json]
 
 Every arm decodes the same held-out prompts greedily with the embedded target. A figure is the ratio of
 `model.generate`'s time to the arm's on the same prompt (whole call, prefill included), each the best of `repeats`
@@ -92,8 +92,13 @@ def table(rows: dict[str, list[dict]]) -> list[dict]:
         if all(r["same"] for r in found):
             quarter = len(ratios) // 4
             entry |= {"speedup": statistics.median(ratios), "quartiles": [ratios[quarter], ratios[-1 - quarter]]}
-            calm = [b["seconds"] / r["seconds"] for b, r in zip(base, found, strict=True) if (r.get("repeated") or 0) <= 0.3]
-            entry |= {"speedup_without_loops": statistics.median(calm) if calm else None, "prompts_without_loops": len(calm)}
+            calm = [
+                b["seconds"] / r["seconds"] for b, r in zip(base, found, strict=True) if (r.get("repeated") or 0) <= 0.3
+            ]
+            entry |= {
+                "speedup_without_loops": statistics.median(calm) if calm else None,
+                "prompts_without_loops": len(calm),
+            }
         if "target_forwards" in found[0]:
             forwards, drafted = (sum(r[k] or 0 for r in found) for k in ("target_forwards", "drafted"))
             entry["tokens_per_target_forward"] = sum(r["tokens"] for r in found) / forwards

@@ -8,7 +8,6 @@ Names are imported when first used, so that `import workbench` and reading trace
 """
 
 import importlib
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -40,14 +39,7 @@ _HOMES = {
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604
-
-if TYPE_CHECKING:
-    from workbench.api import custom_generate, decode
-    from workbench.engine.loading import load, register_model
-    from workbench.experiments.compare import compare
-    from workbench.session import Session
-    from workbench.trace import Trace
+__all__ = ["__version__", *sorted(_WHERE)]
 
 
 def __getattr__(name: str):

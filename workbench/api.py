@@ -82,7 +82,9 @@ class custom_generate:
     ):
         config = generation_config or model.generation_config
         if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
-            raise BadInput("custom_generate decodes one sequence per row; expected num_beams=1 and num_return_sequences=1")
+            raise BadInput(
+                "custom_generate decodes one sequence per row; expected num_beams=1 and num_return_sequences=1"
+            )
         if streamer is not None and len(input_ids) > 1:
             raise BadInput("a streamer needs a batch of one row")
         self._lm = wrap(model, self.tokenizer)  # held, so that the next call finds it made
@@ -106,7 +108,9 @@ class custom_generate:
         eos = config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else torch.as_tensor(eos).flatten().tolist()
         budget = config.max_length - len(ids) if config.max_length else config.max_new_tokens
-        others = [c for c in stopping_criteria or () if type(c).__name__ not in ("MaxLengthCriteria", "EosTokenCriteria")]
+        others = [
+            c for c in stopping_criteria or () if type(c).__name__ not in ("MaxLengthCriteria", "EosTokenCriteria")
+        ]
 
         def stopped(new: Sequence[int]) -> bool:
             so_far = torch.cat([ids, torch.as_tensor(list(new), device=ids.device)])[None]
@@ -177,4 +181,3 @@ def _sampling(config) -> dict[str, Any]:
         "min_p": given("min_p", 0.0),
         "typical_p": given("typical_p", 1.0),
     }
-

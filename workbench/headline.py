@@ -23,7 +23,7 @@ def headline(trace: Trace, summary: dict[str, Any] | None = None) -> dict[str, s
         return "–" if value is None else format(value, form)
 
     drafted, accepted = known["num_draft_tokens"], known["num_accepted_tokens"]
-    peak = known["cache_bytes"]["peak"]
+    peak, entropy = known["cache_bytes"]["peak"], known["entropy_raw_nats"]["mean"]
     return {
         "decoder": str((trace.run.get("decoder") or {}).get("name") or "unnamed"),
         "claim": str(known["claim"] or "–"),
@@ -31,7 +31,7 @@ def headline(trace: Trace, summary: dict[str, Any] | None = None) -> dict[str, s
         "rounds": str(known["rounds"]),
         "tokens / target forward": shown(known["tokens_per_target_forward"], ".2f"),
         "accepted": f"{accepted} of {drafted} ({accepted / drafted:.0%})" if drafted else "nothing drafted",
-        "mean entropy": "–" if known["entropy_raw_nats"]["mean"] is None else f"{known['entropy_raw_nats']['mean']:.2f} nats",
+        "mean entropy": "–" if entropy is None else f"{entropy:.2f} nats",
         "cache": "–" if peak is None else size(peak),
         "bits / element": shown(known["bits_per_element"], ".3g"),
         "tokens / s": shown(known["tokens_per_second"], ".1f"),

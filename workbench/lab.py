@@ -1,68 +1,86 @@
-"""JupyterLab on the tutorial notebooks, on this machine only: no news, no update checks, no extension downloads.
+"""JupyterLab on the tutorial notebooks: one command, nothing fetched from a network, no settings of yours touched."""
 
-python -m workbench.lab [options of JupyterLab]
-"""
-
+import argparse
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from workbench.errors import BadInput
+from workbench.errors import BadInput, Unsupported
 
-__all__ = ["notebooks", "open_lab"]
+__all__ = ["add_options", "command", "notebooks", "start"]
 
-_SETTINGS = "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
-
-
-def notebooks() -> Path:
-    """The folder of the tutorials: inside an installed package, beside it in a clone of the repository."""
-    package = Path(__file__).parent
-    for folder in (package / "notebooks", package.parent / "notebooks"):
-        if any(folder.glob("*.ipynb")):
-            return folder
-    raise BadInput("the tutorial notebooks are missing; install decoding-workbench again")
+PACKAGE = Path(__file__).parent
+NOTIFICATIONS = "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
 
 
-def open_lab(folder: Path | str | None = None, arguments: Sequence[str] = ()) -> int:
-    """Run JupyterLab until it is closed; returns its exit status.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, help="copy the notebooks here first; nothing is overwritten")
+    parser.add_argument("--port", type=int, default=8888, help="default 8888, or the next one that is free")
+    parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser")
 
-    folder: where to work. In a clone the default is its own `notebooks/`; otherwise `workbench-notebooks` here. The
-        tutorials that are not there yet are copied into it; nothing is ever overwritten.
-    arguments: further options for JupyterLab, such as `--no-browser` or `--port=8889`.
+
+def notebooks(folder: Path | None = None) -> Path:
+    """The folder to open: a checkout's own notebooks, else copies in `folder` (default: ./workbench-notebooks).
+
+    Raises BadInput where the folder cannot be written, Unsupported where the installation has no notebooks.
     """
-    source = notebooks()
-    in_clone = source.parent != Path(__file__).parent
-    folder = Path(folder) if folder else source if in_clone else Path("workbench-notebooks")
-    folder.mkdir(parents=True, exist_ok=True)
-    tutorials = sorted(source.glob("*.ipynb"))
-    for tutorial in tutorials:
-        if not (folder / tutorial.name).exists():
-            shutil.copy(tutorial, folder)
+    checkout, bundled = PACKAGE.parent / "notebooks", PACKAGE / "notebooks"
+    source = next((place for place in (bundled, checkout) if any(place.glob("*.ipynb"))), None)
+    if source is None:
+        raise Unsupported("this installation has no notebooks; install decoding-workbench again, or open a checkout")
+    if folder is None and source == checkout:
+        return checkout
+    folder = folder or Path("workbench-notebooks")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for notebook in sorted(source.glob("*.ipynb")):
+            if not (folder / notebook.name).exists():
+                shutil.copyfile(notebook, folder / notebook.name)
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error.strerror}; name another --folder") from None
+    return folder
+
+
+def command(folder: Path, port: int, browser: bool) -> list[str]:
+    """The command that opens JupyterLab on the first notebook of a folder, for this machine only."""
+    first = min(place.name for place in folder.glob("*.ipynb"))
+    options = {
+        "ServerApp.root_dir": folder.resolve(),
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.open_browser": browser,
+        "LabApp.default_url": f"/lab/tree/{first}",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+        "LabApp.extension_manager": "readonly",
+    }
+    return [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def start(folder: Path | None = None, port: int = 8888, browser: bool = True) -> int:
+    """Run JupyterLab until it is stopped; returns its exit code."""
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise Unsupported("jupyterlab is not installed; install it with: pip install jupyterlab")
+    folder = notebooks(folder)
     with tempfile.TemporaryDirectory(prefix="workbench-lab-") as settings:
-        quiet = Path(settings, _SETTINGS)
+        quiet = Path(settings) / NOTIFICATIONS
         quiet.parent.mkdir(parents=True)
-        quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}), encoding="utf-8")
-        command = [
-            *(sys.executable, "-m", "jupyterlab"),
-            f"--ServerApp.root_dir={folder.resolve()}",
-            "--ServerApp.ip=127.0.0.1",
-            f"--LabApp.default_url=/lab/tree/{tutorials[0].name}",
-            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-            "--LabApp.extension_manager=readonly",
-            *arguments,
-        ]
-        try:
-            return subprocess.run(
-                command, env={**os.environ, "JUPYTERLAB_SETTINGS_DIR": settings}, check=False
-            ).returncode
-        except KeyboardInterrupt:  # JupyterLab got it too, and has asked whether to stop
-            return 0
+        quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+        process = subprocess.Popen(
+            command(folder, port, browser), env={**os.environ, "JUPYTERLAB_SETTINGS_DIR": settings}
+        )
+        while True:  # Ctrl-C reaches JupyterLab too, which asks before it stops
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
 
 
 if __name__ == "__main__":
-    sys.exit(open_lab(arguments=sys.argv[1:]))
+    from workbench.cli import main
+
+    sys.exit(main(["lab", *sys.argv[1:]]))

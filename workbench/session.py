@@ -38,7 +38,9 @@ def make_settings(lm: LanguageModel, base: Settings | None = None, **options: An
     base = base or Settings(eos_ids=lm.eos_ids)
     options = dict(options)
     if options.pop("cache", None) is not None:
-        raise BadInput("cache: expected None (the full-precision cache of every token); no cache policies are installed")
+        raise BadInput(
+            "cache: expected None (the full-precision cache of every token); no cache policies are installed"
+        )
     if "ignore_eos" in options:
         options["eos_ids"] = frozenset() if options.pop("ignore_eos") else lm.eos_ids
     if options.get("force", ()) is None:
@@ -53,7 +55,9 @@ def make_settings(lm: LanguageModel, base: Settings | None = None, **options: An
     known = {f.name for f in fields(Settings)}
     unknown = set(options) - known
     if unknown:
-        raise BadInput(f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(sorted({*known, *SAMPLING, 'ignore_eos'}))}")
+        raise BadInput(
+            f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(sorted({*known, *SAMPLING, 'ignore_eos'}))}"
+        )
     return replace(base, sampling=replace(base.sampling, **chosen), **options)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import pandas as pd
@@ -38,8 +38,7 @@ def table(name: str, frame: pd.DataFrame, rows: int) -> str:
     short = frame[list(SHORT.get(name, frame.columns))]
     short = short.head(rows) if rows else short
     short = short.dropna(axis="columns", how="all") if len(short) else short
-    for column in short.columns[[kind == object for kind in short.dtypes]]:
-        short = short.assign(**{column: [one_line(value) for value in short[column]]})
+    short = short.map(one_line)
     whole = f"\n… {len(frame) - len(short)} more rows (--rows 0 shows all)" if len(short) < len(frame) else ""
     return short.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="") + whole
 
@@ -83,8 +82,8 @@ def _tokens(event: dict[str, Any], colour: bool, form) -> Iterator[str]:
 
 def _round(event: dict[str, Any], colour: bool) -> str:
     drafts = event["drafts"]
-    fates: Sequence[str] = drafts.get("fate", ())
-    refused = [one_line(text or "") for text, fate in zip(drafts.get("text", ()), fates, strict=False) if fate != "accepted"]
+    fates = zip(drafts.get("text", ()), drafts.get("fate", ()), strict=False)
+    refused = [one_line(text or "") for text, fate in fates if fate != "accepted"]
     counts = f"{event.get('accepted', 0)}/{event['drafted']}" if event.get("drafted") else ""
     entropies = [value for value in event["tokens"].get("entropy_raw_nats", ()) if value is not None]
     mean = f"H {sum(entropies) / len(entropies):5.2f}" if entropies else " " * 7

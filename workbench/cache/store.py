@@ -1,8 +1,8 @@
 """The cache store: committed tokens in one rectangular run per layer, tokens in flight staged behind them.
 
 Life of a round: `begin` opens a forward of R rows, each layer `stage`s its new keys and values and attends to
-`segments`, `end` closes it; several forwards may follow, each seeing the staged rows its mask allows; `commit(rows)` keeps the chosen
-staged rows, in order, and ends the round, `discard` keeps none. Rejecting a draft therefore costs nothing.
+`segments`, `end` closes it; several forwards may follow, each seeing the staged rows its mask allows; `commit(rows)`
+keeps the chosen staged rows, in order, and ends the round, `discard` keeps none. Rejecting a draft therefore costs nothing.
 
 A fork copies nothing: both sides share the run, and each knows its own length. Whoever stages where another has
 committed, or is just now staging (branches may run in threads), makes its own copy. Appending to slots that nobody
@@ -162,6 +162,7 @@ class PlainStore:
             self._masks[window] = mask.to(device)
         return self._masks[window]
 
+    @torch.inference_mode()
     def commit(self, rows: Sequence[int]) -> None:
         """Keep the staged rows `rows` (increasing, counted over the round's forwards) and end the round."""
         base, run = self.length, self._run
@@ -170,8 +171,9 @@ class PlainStore:
             for tensors in (run.k, run.v):
                 for tensor in tensors:
                     tensor[:, base : base + len(rows)] = tensor[:, index]
-        self.length += len(rows)
-        run.frontier = self.length
+        if len(rows):  # else nothing of ours may lie in this run: another branch's frontier stays
+            self.length += len(rows)
+            run.frontier = self.length
         self.discard()
 
     def discard(self) -> None:

@@ -31,7 +31,9 @@ class EntropyAdaptive(Decoder):
     tau: float = setting(3.0, ge=-1, unit="bits", help="mean entropy above which the large model writes")
     window: int = setting(5, ge=1, le=256, unit="tokens", help="how many entropies are averaged")
     dwell: int = setting(10, ge=0, unit="tokens", help="least number of tokens between switches")
-    monitor: str = setting("active", choices=("active", "small"), help="whose entropy is watched; small costs a forward")
+    monitor: str = setting(
+        "active", choices=("active", "small"), help="whose entropy is watched; small costs a forward"
+    )
     begin: str = setting("small", choices=("small", "large"), help="who writes first")
 
     def claim(self, sampling: Sampling) -> str:

@@ -62,7 +62,9 @@ class Speculative(Decoder):
         root = len(state.tokens) - 1
         # 1. draft: depth is capped by the contexts alone, never by max_new_tokens
         start = time.perf_counter()
-        tree = self.drafter.propose(state, log, self.shape, max(0, min(state.room - 1, MAX_NODES)), self.verifier.coupled)
+        tree = self.drafter.propose(
+            state, log, self.shape, max(0, min(state.room - 1, MAX_NODES)), self.verifier.coupled
+        )
         log.step.ms["draft"] = (time.perf_counter() - start) * 1000
         # 2. score every node in one forward
         mask = None if tree.is_chain else tree.ancestors()
@@ -105,7 +107,13 @@ class Speculative(Decoder):
         step.stop_reason = tree.stop_reason or ("budget" if len(tree) > 1 else None)
         if len(tree) == 1:
             return
-        columns = {"node": list(range(len(tree))), "parent": tree.parents, "token_id": tree.tokens, "kind": tree.kinds, "drafter": tree.drafters}
+        columns = {
+            "node": list(range(len(tree))),
+            "parent": tree.parents,
+            "token_id": tree.tokens,
+            "kind": tree.kinds,
+            "drafter": tree.drafters,
+        }
         columns |= {"depth": tree.depths, "fate": outcome.fates, "reason": outcome.reasons}
         if log.logging:
             columns |= {"rank": tree.ranks, "q": tree.q, "u": outcome.us, **self._compare(law, tree)}

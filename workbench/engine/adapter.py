@@ -107,7 +107,9 @@ AttentionInterface.register(IMPLEMENTATION, _attention)
 class TransformersModel:
     """A `transformers` causal LM behind the `LanguageModel` protocol; `model` and `tokenizer` are the user's own."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any = None, name: str | None = None, key: tuple | None = None):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any = None, name: str | None = None, key: tuple | None = None
+    ):
         refuse_unserved(model)
         config = model.config.get_text_config()
         self.model, self.tokenizer = model, tokenizer
@@ -252,7 +254,9 @@ def refuse_unserved(model: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     foreign = kinds - {"full_attention", "sliding_attention"}
     if foreign:
-        raise Unsupported(f"{what} has layers of kind {', '.join(sorted(foreign))}; the engine serves attention layers only")
+        raise Unsupported(
+            f"{what} has layers of kind {', '.join(sorted(foreign))}; the engine serves attention layers only"
+        )
     if not getattr(model, "_supports_attention_backend", False):
         raise Unsupported(f"{what} does not route attention through transformers' attention interface")
 
@@ -282,7 +286,9 @@ def probe(lm: TransformersModel) -> None:
     tolerance = {torch.float64: 1e-8, torch.float32: 1e-4}.get(lm.dtype, 5e-2)
     worst = ((ours - stock).abs().max() / scale).item()
     if worst > tolerance:
-        raise Unsupported(f"{what} gives other logits through the engine (relative error {worst:.1e}); it is not served")
+        raise Unsupported(
+            f"{what} gives other logits through the engine (relative error {worst:.1e}); it is not served"
+        )
 
 
 def refuse_hidden_windows(lm: TransformersModel, what: str) -> None:

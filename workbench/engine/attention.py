@@ -6,9 +6,9 @@ package and is merged there.
 
 import torch
 import torch.nn.functional as F
-from workbench_kernels import segment_attention
 
 from workbench.cache.store import Segment
+from workbench_kernels import segment_attention
 
 __all__ = ["attend"]
 

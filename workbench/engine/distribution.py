@@ -97,7 +97,7 @@ def _unpack(table: list[list[float]], top: int, vocabulary: int, cut_by, sampled
         "rank": [int(r[3]) for r in table],
     }
     candidates = [_candidates(r[4 : 4 + top], r[4 + top : 4 + 2 * top]) for r in table]
-    columns["margin"] = [c[0][1] - (c[1][1] if len(c) > 1 else 0.0) for c in candidates]
+    columns["margin"] = [p[0] - (p[1] if len(p) > 1 else 0.0) for _, p in candidates]
     columns["topk_raw"] = candidates
     columns["cut_by"] = ["+".join(names) or None for names in cut_by]
     if sampled:
@@ -114,7 +114,9 @@ def _unpack(table: list[list[float]], top: int, vocabulary: int, cut_by, sampled
 
 
 def _candidates(values: list[float], ids: list[float]) -> list[list]:
-    return [[int(i), exp(v)] for v, i in zip(values, ids, strict=True) if v > -1e30]
+    """[ids, probabilities], most likely first; cut tokens left out."""
+    kept = [(int(i), exp(v)) for v, i in zip(values, ids, strict=True) if v > -1e30]
+    return [[i for i, _ in kept], [p for _, p in kept]]
 
 
 def draw(scores: torch.Tensor, seed: int, purpose: str, position: int, count: int = 1) -> int | list[int]:

@@ -33,7 +33,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError:
         raise BadInput(f"unknown device {device!r}; expected cpu, cuda, cuda:0 or auto") from None
     if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
-        raise Unsupported(f"device {device!r} is not here: torch {torch.__version__} sees no such GPU; use device='cpu'")
+        raise Unsupported(
+            f"device {device!r} is not here: torch {torch.__version__} sees no such GPU; use device='cpu'"
+        )
     if found.type not in ("cpu", "cuda"):
         raise Unsupported(f"device {device!r} is not served; expected cpu or cuda")
     return found
@@ -125,7 +127,9 @@ def _load(name, source, device, dtype, revision, trust_remote_code, tokenizer, k
     if local.exists():
         check_directory(local)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise BadInput(f"no model directory {name!r}; expected a folder with config.json and *.safetensors, or a hub id")
+        raise BadInput(
+            f"no model directory {name!r}; expected a folder with config.json and *.safetensors, or a hub id"
+        )
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **options)
@@ -140,14 +144,16 @@ def _load(name, source, device, dtype, revision, trust_remote_code, tokenizer, k
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         if "safetensors" in str(error) and ".bin" in str(error):
-            raise Unsupported(f"{name!r} has no safetensors weights; pickle checkpoints are not read: {first}") from error
+            raise Unsupported(
+                f"{name!r} has no safetensors weights; pickle checkpoints are not read: {first}"
+            ) from error
         if "trust_remote_code" in str(error):
             raise Unsupported(f"{name!r} needs its own code; pass trust_remote_code=True if you trust it") from error
         if isinstance(error, ValueError):
             raise Unsupported(f"{name!r} cannot be loaded as a causal language model: {first}") from error
         raise BadInput(
-            f"cannot find model {name!r}: expected 'embedded', 'embedded-draft', a local directory or a reachable hub id"
-            f" ({first})"
+            f"cannot find model {name!r}: expected 'embedded', 'embedded-draft', a local directory or a reachable"
+            f" hub id ({first})"
         ) from error
     refuse_unserved(model)
     try:

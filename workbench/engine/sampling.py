@@ -1,7 +1,7 @@
 """Sampling settings, and the law they make of a model's logits.
 
-Order as in transformers: processors, temperature, top-k, top-p, min-p, typical. The raw law (temperature 1, nothing cut)
-and the law sampled from are kept apart in a `Law`; at temperature 0 the latter is the point mass on the largest
+Order as in transformers: processors, temperature, top-k, top-p, min-p, typical. The raw law (temperature 1, nothing
+cut) and the law sampled from are kept apart in a `Law`; at temperature 0 the latter is the point mass on the largest
 processed logit (lowest id wins a tie).
 
 Sources: top-p, "The Curious Case of Neural Text Degeneration"; min-p, "Turning Up the Heat: Min-p Sampling"; typical,
@@ -28,11 +28,15 @@ class Sampling(Declared):
     their arguments, since a speculative decoder calls them several times a token.
     """
 
-    temperature: float = setting(0.0, ge=0, le=100, help="0 takes the most probable token; 1 samples the model's own law")
+    temperature: float = setting(
+        0.0, ge=0, le=100, help="0 takes the most probable token; 1 samples the model's own law"
+    )
     top_k: int | None = setting(None, ge=1, help="keep the k most probable tokens")
     top_p: float | None = setting(None, gt=0, le=1, help="keep the smallest set of tokens with at least this mass")
     min_p: float | None = setting(None, ge=0, le=1, help="keep tokens at least this probable, relative to the best one")
-    typical_p: float | None = setting(None, gt=0, le=1, help="keep tokens of about the expected surprise, up to this mass")
+    typical_p: float | None = setting(
+        None, gt=0, le=1, help="keep tokens of about the expected surprise, up to this mass"
+    )
     processors: tuple[Callable, ...] = field(default=())
 
     def __post_init__(self) -> None:

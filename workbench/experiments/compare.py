@@ -68,7 +68,11 @@ def compare(
 
 def _single(prompts: Any) -> bool:
     """True for one prompt: text, ids, or chat messages."""
-    return isinstance(prompts, str) or hasattr(prompts, "tolist") or isinstance(prompts[0] if prompts else "", int | Mapping)
+    return (
+        isinstance(prompts, str)
+        or hasattr(prompts, "tolist")
+        or isinstance(prompts[0] if prompts else "", int | Mapping)
+    )
 
 
 def _best(lm, prompt, decoder, repeats: int, bar: tqdm, settings: dict) -> Trace:

@@ -22,7 +22,14 @@ HELD_OUT = (
     "bisect", "calendar", "cmd", "colorsys", "configparser", "csv", "fractions", "graphlib", "heapq", "netrc",
     "numbers", "sched", "shlex", "statistics", "string", "textwrap", "tomllib", "wave",
 )  # fmt: skip
-EXCLUDED = ("site-packages/", "pydoc_data/", "lib2to3/tests/data/", "test/bad", "test/encoded_modules/", "idlelib/Icons")
+EXCLUDED = (
+    "site-packages/",
+    "pydoc_data/",
+    "lib2to3/tests/data/",
+    "test/bad",
+    "test/encoded_modules/",
+    "idlelib/Icons",
+)
 
 
 def split_of(path: str) -> str:

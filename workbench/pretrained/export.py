@@ -26,9 +26,9 @@ standard library; it knows nothing else and is not meant to be useful beyond exp
 **Data.** The source of the {python} standard library (PSF-2.0), {train_tokens:,} tokens; file list with hashes in
 `../corpus.txt`; the held-out modules and their tests ({held_tokens:,} tokens) were never trained on.
 
-**Recipe.** `python -m workbench.pretrained.train {name}`; {tokens:,} tokens seen in {steps:,} steps of {batch:,}; windows of
-{window} tokens, the last {full_share:.0%} of the steps at the full context with a repeated span in {copies:.0%} of the windows;
-Muon on matrices, AdamW on embeddings and norms.{distil}
+**Recipe.** `python -m workbench.pretrained.train {name}`; {tokens:,} tokens seen in {steps:,} steps of {batch:,};
+windows of {window} tokens, the last {full_share:.0%} of the steps at the full context with a repeated span in
+{copies:.0%} of the windows; Muon on matrices, AdamW on embeddings and norms.{distil}
 
 **Measured, on held-out text, bf16 weights computed in fp32.**
 
@@ -60,7 +60,9 @@ def export(work: Path) -> None:
 def write_card(name: str, model, state: dict, figures: dict[str, float], work: Path) -> None:
     recipe = RECIPES[name]
     rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in figures.items())
-    distil = f" Loss: {recipe.distil:g}·KL(target ‖ draft) + {1 - recipe.distil:g}·cross-entropy." if recipe.distil else ""
+    distil = (
+        f" Loss: {recipe.distil:g}·KL(target ‖ draft) + {1 - recipe.distil:g}·cross-entropy." if recipe.distil else ""
+    )
     facts = {
         **asdict(recipe),
         "name": name,

@@ -40,7 +40,7 @@ class Recipe:
     heads: int
     kv_heads: int
     hidden: int
-    tokens: int = 13_000_000
+    tokens: int = 11_000_000
     batch: int = 8192
     window: int = 256
     context: int = 2048
@@ -60,7 +60,7 @@ class Recipe:
 
 RECIPES = {
     "target": Recipe(width=256, layers=8, heads=8, kv_heads=4, hidden=704),
-    "draft": Recipe(width=128, layers=3, heads=4, kv_heads=2, hidden=352, tokens=12_000_000, distil=0.8),
+    "draft": Recipe(width=128, layers=3, heads=4, kv_heads=2, hidden=352, tokens=10_000_000, full_share=0.1, distil=0.8),
 }
 
 
@@ -250,7 +250,9 @@ def train(name: str, work: Path, minutes: float, tokens: int | None, strict: boo
     finally:
         save()
         bar.close()
-    print(f"{name}: step {step} of {recipe.steps}; held-out loss {held_out_loss(model, work, strict):.3f} nats per token")
+    print(
+        f"{name}: step {step} of {recipe.steps}; held-out loss {held_out_loss(model, work, strict):.3f} nats per token"
+    )
 
 
 @torch.no_grad()

@@ -282,9 +282,10 @@ def markdown() -> str:
         "In a round's column groups, columns without values are left out; a column whose values are all equal is"
         f" written as that one value; and where neighbours share the group's key ({keys}), `runs` counts them and a"
         " column that is constant within the runs holds one value per run. Token ids and texts are always full lists. A"
-        " draft that is a chain says so in `chain` and leaves out `parent` and `depth`. Over layers, zero kinds and counts, the tier `device`, the width of the"
-        " model's own dtype and a `logical_length` equal to `live_slots` are left out. Floats carry six significant"
-        " digits, times four, top-k probabilities three. `workbench.Trace` undoes all of this.\n"
+        " draft that is a chain says so in `chain` and leaves out `parent` and `depth`. Over layers, zero kinds and"
+        " counts, the tier `device`, the width of the model's own dtype and a `logical_length` equal to `live_slots`"
+        " are left out. Floats carry six significant digits, times four, top-k probabilities three. `workbench.Trace`"
+        " undoes all of this.\n"
     )
     for title, groups in (("Events", EVENTS), ("Tables", TABLES)):
         parts.append(f"## {title}\n")

@@ -106,5 +106,3 @@ def _fit(row: torch.Tensor, size: int) -> torch.Tensor:
     if len(row) > size:
         return row[:size].log_softmax(-1)
     return torch.cat([row, row.new_full((size - len(row),), -torch.inf)])
-
-

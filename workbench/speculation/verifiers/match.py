@@ -28,9 +28,7 @@ class Keyed(Verifier):
     def claim(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "seed"
 
-    def verify(
-        self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]
-    ) -> Outcome:
+    def verify(self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]) -> Outcome:
         fates, reasons, us = untested(tree)
         node, path = 0, []
         while True:

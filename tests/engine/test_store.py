@@ -1,0 +1,221 @@
+"""The plain store against lists of tokens: forks share until somebody writes, branches never disturb each other."""
+
+import random
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.cache import PlainStore
+from workbench.decoders import Autoregressive
+from workbench.engine.settings import Settings
+
+LAYERS = 2
+
+
+def forward(store: PlainStore, numbers: list[int], visible=None) -> None:
+    """One forward of rows whose keys are their numbers (values: their negatives), at the next positions."""
+    start = store.length + store.staged
+    store.begin(range(start, start + len(numbers)), visible)
+    for layer in range(LAYERS):
+        k = torch.tensor(numbers, dtype=torch.float64)[None, :, None].expand(3, -1, 2) + layer / 4
+        store.stage(layer, k, -k[..., :1])
+    store.end()
+
+
+def append(store: PlainStore, numbers: list[int]) -> None:
+    forward(store, numbers)
+    store.commit(range(len(numbers)))
+
+
+def held(store: PlainStore, count: int) -> list[int]:
+    """The first `count` numbers in the store, all layers, heads, keys and values agreeing."""
+    out = None
+    for layer in range(LAYERS):
+        if store._run.k[layer] is None:
+            found = []
+        else:
+            k, v = store._run.k[layer][:, :count], store._run.v[layer][:, :count]
+            assert (k == k[:1, :, :1]).all() and (v == -k[..., :1]).all()
+            found = (k[0, :, 0] - layer / 4).tolist()
+        out = found if out is None else out
+        assert found == out
+    return [int(n) for n in out]
+
+
+def pointers(store: PlainStore) -> list[int]:
+    return [t.untyped_storage().data_ptr() for t in [*store._run.k, *store._run.v]]
+
+
+def test_a_fork_copies_nothing_until_somebody_writes():
+    first = PlainStore(LAYERS)
+    append(first, [1, 2, 3])
+    second = first.fork()
+    assert pointers(second) == pointers(first) and second.length == 3
+    before = pointers(first)
+    append(first, [4])  # free slots: the first to come appends in place
+    assert pointers(first) == before == pointers(second)
+    append(second, [5])  # its slot is taken now: its own copy
+    assert pointers(first) == before
+    assert not set(pointers(second)) & set(before)
+    assert held(first, 4) == [1, 2, 3, 4] and held(second, 4) == [1, 2, 3, 5]
+    again = pointers(second)
+    append(second, [6])
+    assert pointers(second) == again  # it is alone there: no second copy
+
+
+def test_a_fork_of_a_shorter_past_does_not_write_over_the_present():
+    store = PlainStore(LAYERS)
+    append(store, [1, 2])
+    past = store.fork()
+    append(store, [3, 4])
+    forward(past, [9])  # staged only: even that must not touch slot 2
+    assert held(store, 4) == [1, 2, 3, 4]
+    past.discard()
+
+
+def test_two_branches_may_have_rows_in_flight_at_once():
+    """Both at the frontier: whoever comes second moves away, although nothing is committed yet."""
+    first = PlainStore(LAYERS)
+    append(first, [1, 2])
+    second = first.fork()
+    forward(first, [3])
+    forward(second, [7])
+    forward(first, [4])
+    first.commit([0, 1])
+    second.commit([0])
+    assert held(first, 4) == [1, 2, 3, 4] and held(second, 3) == [1, 2, 7]
+
+
+def test_a_branch_that_is_dropped_in_flight_frees_its_slots():
+    first = PlainStore(LAYERS)
+    append(first, [1])
+    branch = first.fork()
+    forward(branch, [5])
+    before = pointers(first)
+    del branch
+    append(first, [2])
+    assert pointers(first) == before and held(first, 2) == [1, 2]
+
+
+def test_a_fork_between_forwards_of_a_round_is_refused():
+    store = PlainStore(LAYERS)
+    forward(store, [1])
+    with pytest.raises(RuntimeError, match="still staged"):
+        store.fork()
+
+
+@dataclass
+class Naive:
+    """The same branch as plain lists."""
+
+    store: PlainStore
+    kept: list[int] = field(default_factory=list)
+    flight: list[int] = field(default_factory=list)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_lives_of_many_branches(seed):
+    """Forwards, commits of random rows, discards, forks and drops in any interleaving equal lists of tokens."""
+    draw, count = random.Random(seed), iter(range(1, 10**6))
+    branches = [Naive(PlainStore(LAYERS))]
+    for _ in range(150):
+        one = draw.choice(branches)
+        action = draw.choice(["forward", "forward", "commit", "commit", "discard", "fork", "drop"])
+        if action == "forward" and len(one.kept) < 300:
+            numbers = [next(count) for _ in range(draw.choice([1, 1, 2, 5, 40]))]
+            forward(one.store, numbers)
+            one.flight += numbers
+        elif action == "commit":
+            rows = sorted(draw.sample(range(len(one.flight)), draw.randint(0, len(one.flight))))
+            if draw.random() < 0.4:
+                rows = list(range(len(rows)))
+            one.store.commit(rows)
+            one.kept, one.flight = one.kept + [one.flight[r] for r in rows], []
+        elif action == "discard":
+            one.store.discard()
+            one.flight = []
+        elif action == "fork" and not one.flight and len(branches) < 6:
+            branches.append(Naive(one.store.fork(), list(one.kept)))
+        elif action == "drop" and len(branches) > 1:
+            branches.remove(one)
+        for each in branches:
+            assert (each.store.length, each.store.staged) == (len(each.kept), len(each.flight))
+            assert held(each.store, len(each.kept) + len(each.flight)) == each.kept + each.flight
+            ledger = each.store.ledger()
+            assert ledger["live_slots"] == [len(each.kept)] * LAYERS
+            total = [sum(parts) for parts in zip(ledger["payload"], ledger["staging"], ledger["pad"], strict=True)]
+            pairs = zip(each.store._run.k, each.store._run.v, strict=True)
+            assert total == [0 if k is None else k.nbytes + v.nbytes for k, v in pairs]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
+@pytest.mark.parametrize("seed", range(5))
+def test_masks_equal_their_definition(window, seed):
+    """A key is visible if the round's mask (or the order, in a chain) allows it and it lies inside the window."""
+    draw = random.Random(seed)
+    store = PlainStore(LAYERS)
+    append(store, list(range(draw.randint(1, 12))))
+    base, depths = store.length, []
+    for _ in range(draw.randint(1, 3)):
+        rows, staged = draw.randint(1, 4), len(depths)
+        visible = None
+        if draw.random() < 0.7:
+            visible = torch.rand(rows, staged + rows, generator=torch.Generator().manual_seed(seed)) < 0.5
+            visible[:, staged:] |= torch.eye(rows, dtype=torch.bool)
+        fresh = [draw.randint(0, 4) if visible is not None else staged + i for i in range(rows)]
+        store.begin([base + d for d in fresh], visible)
+        depths += fresh
+        for layer in range(LAYERS):
+            store.stage(layer, torch.zeros(3, rows, 2), torch.zeros(3, rows, 1))
+            (segment,) = store.segments(layer, window)
+            assert segment.k.shape == (3, base + len(depths), 2)
+            found = segment.mask
+            if found is None:
+                n = base + len(depths)
+                found = torch.ones(rows, n, dtype=torch.bool).tril(n - rows if segment.causal else n)
+            for row in range(rows):
+                for key in range(base + len(depths)):
+                    where = key if key < base else base + depths[key - base]
+                    if key < base:
+                        allowed = True
+                    elif visible is None:
+                        allowed = key - base <= staged + row
+                    else:
+                        allowed = bool(visible[row, key - base])
+                    inside = window is None or base + fresh[row] - where < window
+                    assert bool(found[row, key]) == (allowed and inside), (row, key)
+        store.end()
+
+
+def test_branches_decode_in_threads_as_they_do_alone(lm):
+    """Four branches of one state, stepped at once: the same tokens as one after the other."""
+    decoder = Autoregressive()
+    start = decoder.start(lm, list(range(50, 90)), Settings(max_new_tokens=24, level="off"))
+    decoder.step(start)
+    sampling = wb.Sampling(temperature=1.0)
+    settings = [Settings(sampling=sampling, seed=seed, max_new_tokens=24, level="off") for seed in range(4)]
+
+    def run(state) -> None:
+        while not state.ended:
+            decoder.step(state)
+
+    def branches() -> list:
+        states = [start.fork() for _ in settings]
+        for state, one in zip(states, settings, strict=True):
+            state.settings = one
+        return states
+
+    alone = branches()
+    for state in alone:
+        run(state)
+    together = branches()
+    threads = [threading.Thread(target=run, args=(state,)) for state in together]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [s.new_tokens for s in together] == [s.new_tokens for s in alone]
+    assert len({tuple(s.new_tokens) for s in alone}) > 1
