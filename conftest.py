@@ -18,10 +18,8 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep a notebook's cells, and all browser tests, on one worker; skip `gpu` tests where there is none."""
-    if item.path.suffix == ".ipynb":
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    elif item.get_closest_marker("browser"):
-        item.add_marker(pytest.mark.xdist_group("browser"))
+    """Mark as `serial` what `make test` must not spread over workers; skip `gpu` tests where there is no GPU."""
+    if item.path.suffix == ".ipynb" or item.get_closest_marker("browser"):
+        item.add_marker(pytest.mark.serial)
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -28,7 +28,9 @@ DECODERS = {
     "speculative-tree": Row(lambda draft: speculative(draft, shape=wb.FixedTree((2, 2, 1))), "exact", "seed"),
     "speculative-rejection": Row(lambda draft: speculative(draft, verifier=wb.Rejection()), "exact", "distribution"),
     "speculative-rejection-tree": Row(
-        lambda draft: speculative(draft, shape=wb.FixedTree((2, 2, 1)), verifier=wb.Rejection()), "exact", "distribution"
+        lambda draft: speculative(draft, shape=wb.FixedTree((2, 2, 1)), verifier=wb.Rejection()),
+        "exact",
+        "distribution",
     ),
     "speculative-greedy": Row(lambda draft: speculative(draft, verifier=wb.Greedy()), "exact", None),
     "speculative-copyspec": Row(lambda draft: wb.Speculative(drafter=wb.CopySpec(gram=2)), "exact", "seed"),

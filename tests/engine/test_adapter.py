@@ -282,7 +282,11 @@ class Uncached(tf.LlamaForCausalLM):
         super().__init__(config)
         layer = self.model.layers[1].self_attn
         stock_forward = type(layer).forward
-        layer.__class__ = type("Forgetful", (type(layer),), {"forward": lambda s, *a, **k: stock_forward(s, *a, **_drop(k))})
+
+        def forward(self, *arguments, **options):
+            return stock_forward(self, *arguments, **_drop(options))
+
+        layer.__class__ = type("Forgetful", (type(layer),), {"forward": forward})
 
 
 def _drop(options: dict) -> dict:
@@ -325,16 +329,29 @@ REFUSED = {
     ),
     "linear-attention": (
         lambda: tiny(
-            tf.Qwen3NextConfig, tf.Qwen3NextForCausalLM, layer_types=LINEAR, head_dim=16, num_experts=2,
-            num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16,
-            linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+            tf.Qwen3NextConfig,
+            tf.Qwen3NextForCausalLM,
+            layer_types=LINEAR,
+            head_dim=16,
+            num_experts=2,
+            num_experts_per_tok=1,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+            linear_num_key_heads=2,
+            linear_num_value_heads=2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
         ),
         "linear_attention",
     ),  # fmt: skip
     "soft-capping": (lambda: tiny(tf.Gemma2Config, tf.Gemma2ForCausalLM, head_dim=8), "soft-capped"),
     "attention-sinks": (
         lambda: tiny(
-            tf.GptOssConfig, tf.GptOssForCausalLM, head_dim=8, num_local_experts=2, num_experts_per_tok=1,
+            tf.GptOssConfig,
+            tf.GptOssForCausalLM,
+            head_dim=8,
+            num_local_experts=2,
+            num_experts_per_tok=1,
             rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         ),
         "sinks",
@@ -342,9 +359,16 @@ REFUSED = {
     "no-head": (lambda: tf.LlamaModel(tf.LlamaConfig(**SIZES)), "no language-model head"),
     "window-by-mask-alone": (
         lambda: tiny(
-            tf.Qwen2MoeConfig, tf.Qwen2MoeForCausalLM, use_sliding_window=True, sliding_window=WINDOW,
-            max_window_layers=0, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16,
-            shared_expert_intermediate_size=16, layer_types=["sliding_attention"] * 3,
+            tf.Qwen2MoeConfig,
+            tf.Qwen2MoeForCausalLM,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            max_window_layers=0,
+            num_experts=2,
+            num_experts_per_tok=1,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+            layer_types=["sliding_attention"] * 3,
         ),
         "sliding window",
     ),  # fmt: skip
@@ -364,7 +388,9 @@ def test_what_cannot_be_served_is_refused_in_one_line(case):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("thing", [object(), "llama", None, torch.nn.Linear(2, 2)], ids=["object", "text", "none", "layer"])
+@pytest.mark.parametrize(
+    "thing", [object(), "llama", None, torch.nn.Linear(2, 2)], ids=["object", "text", "none", "layer"]
+)
 def test_what_is_no_model_is_refused(thing):
     with pytest.raises(BadInput, match=r"expected a transformers model.*workbench.load") as caught:
         wrap(thing)

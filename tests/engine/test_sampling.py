@@ -180,7 +180,9 @@ def test_greedy_takes_the_lowest_id_of_a_tie():
     law = Sampling().law(scores, prefixes)
     assert [law.choose(row, 5, 9) for row in (0, 1)] == [7, 0]
     found = law.statistics(0, [7, 0])
-    assert found["p_sampled"] == [1.0, 1.0] and found["keep_size"] == [1, 1] and found["entropy_sampled_nats"] == [0.0] * 2
+    assert (
+        found["p_sampled"] == [1.0, 1.0] and found["keep_size"] == [1, 1] and found["entropy_sampled_nats"] == [0.0] * 2
+    )
     assert found["cut_by"] == ["greedy", "greedy"]
     assert found["p_raw"][1] == pytest.approx(1 / 300)
 

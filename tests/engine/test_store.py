@@ -76,6 +76,17 @@ def test_a_fork_of_a_shorter_past_does_not_write_over_the_present():
     past.discard()
 
 
+def test_committing_nothing_from_the_past_does_not_free_the_present():
+    """A lane that fed nothing in a round still commits; its shorter length must not become the frontier."""
+    store = PlainStore(LAYERS)
+    append(store, [1, 2])
+    past, other = store.fork(), store.fork()
+    append(store, [3])
+    past.commit([])
+    append(other, [9])
+    assert held(store, 3) == [1, 2, 3] and held(other, 3) == [1, 2, 9]
+
+
 def test_two_branches_may_have_rows_in_flight_at_once():
     """Both at the frontier: whoever comes second moves away, although nothing is committed yet."""
     first = PlainStore(LAYERS)

@@ -2,7 +2,8 @@
 
 Life of a round: `begin` opens a forward of R rows, each layer `stage`s its new keys and values and attends to
 `segments`, `end` closes it; several forwards may follow, each seeing the staged rows its mask allows; `commit(rows)`
-keeps the chosen staged rows, in order, and ends the round, `discard` keeps none. Rejecting a draft therefore costs nothing.
+keeps the chosen staged rows, in order, and ends the round, `discard` keeps none. Rejecting a draft therefore costs
+nothing.
 
 A fork copies nothing: both sides share the run, and each knows its own length. Whoever stages where another has
 committed, or is just now staging (branches may run in threads), makes its own copy. Appending to slots that nobody

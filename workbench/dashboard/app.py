@@ -1,6 +1,7 @@
 """The app: layout, wiring, launch."""
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +20,11 @@ from workbench.pretrained.prompts import held_out_prompts
 __all__ = ["build_app", "launch"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-EXAMPLES = ("def fibonacci(n):", 'class Stack:\n    """A last-in, first-out collection."""\n\n    def __init__(self):\n')
+EXAMPLES = ("def fibonacci(n):", 'class Stack:\n    """A last-in, first-out collection."""\n\n    def __init__')
+BUTTONS = {
+    "back": "◀ Back", "step": "Step ▶", "step_token": "Step token", "play": "Run ▶▶", "pause": "Pause",
+    "save": "Save trace",
+}  # fmt: skip
 SHORT = 700  # characters of the longest held-out prompt offered
 SAVE = """(text) => {
   const link = document.createElement('a');
@@ -29,6 +34,7 @@ SAVE = """(text) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
 STATUS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
+STILL = {"padding": False, "apply_default_css": False, "js_on_load": None}
 THEME = gr.themes.Default(
     primary_hue="blue",
     secondary_hue="blue",
@@ -49,7 +55,8 @@ def examples() -> list[tuple[str, str]]:
 
 def build_app(models: Sequence[str] = ()) -> gr.Blocks:
     """The app as Blocks, not yet served. `models` are offered first, beside the embedded and registered ones."""
-    with gr.Blocks(title="decoding workbench", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
+    page = {"title": "decoding workbench", "fill_width": True, "delete_cache": (3600, 3600)}
+    with gr.Blocks(analytics_enabled=False, **page) as app:
         visit, parts, save = gr.State(None), {}, gr.Textbox(visible="hidden", elem_id="saved", container=False)
         gr.HTML("<h1>decoding workbench</h1><p>adaptive decoding, token by token</p>", elem_id="head", padding=False)
         with gr.Row(elem_id="page"):
@@ -57,10 +64,13 @@ def build_app(models: Sequence[str] = ()) -> gr.Blocks:
                 prompt, chosen = _prompt(parts)
                 _transport(parts)
                 parts["strip"] = token_strip()
-                parts["figures"] = gr.HTML("", padding=False, apply_default_css=False, js_on_load=None)
+                parts["figures"] = gr.HTML("", elem_id="figures", **STILL)
                 with gr.Row(elem_id="below"):
                     with gr.Column(scale=5, min_width=320):
                         parts["signals"] = gr.Plot(label="the four signals", elem_id="signals")
+                        figures = list(handlers.DETAILS)
+                        parts["detail"] = gr.Dropdown(figures, value=figures[0], label="figure", elem_id="detail")
+                        parts["plot"] = gr.Plot(show_label=False, elem_id="plot")
                     with gr.Column(scale=4, min_width=320):
                         _under_the_glass(parts)
             with gr.Column(scale=1, min_width=290, elem_id="settings"):
@@ -83,37 +93,33 @@ def _prompt(parts: dict[str, Any]) -> tuple[gr.Textbox, gr.Dropdown]:
 def _transport(parts: dict[str, Any]) -> None:
     """The row of buttons, the scrubber, and the status line."""
     with gr.Row(elem_id="transport"):
-        for name, label in (
-            ("back", "◀ Back"), ("step", "Step ▶"), ("step_token", "Step token"), ("play", "Run ▶▶"), ("pause", "Pause"),
-            ("save", "Save trace"),
-        ):  # fmt: skip
+        for name, label in BUTTONS.items():
             variant = "primary" if name in ("step", "play") else "secondary"
-            parts[name] = gr.Button(
-                label, size="sm", interactive=False, variant=variant, min_width=92, scale=1, elem_id=name.replace("_", "-")
-            )
+            place = {"size": "sm", "min_width": 92, "scale": 1, "elem_id": name.replace("_", "-")}
+            parts[name] = gr.Button(label, interactive=False, variant=variant, **place)
     with gr.Row(elem_id="play-options"):
         parts["scrub"] = gr.Slider(
             0, 1, 0, step=1, label="token", interactive=False, scale=3, min_width=200, buttons=[], elem_id="scrub"
         )
-        parts["pace"] = gr.Dropdown(list(handlers.PACES), value="a round at a time", label="pace", scale=1, min_width=150)
-        parts["until"] = gr.Textbox("", label="run until", placeholder="entropy > 3", max_lines=1, scale=1, min_width=150)
+        small = {"scale": 1, "min_width": 150}
+        parts["pace"] = gr.Dropdown(list(handlers.PACES), value="a round at a time", label="pace", **small)
+        parts["until"] = gr.Textbox("", label="run until", placeholder="entropy > 3", max_lines=1, **small)
     parts["branches"] = gr.Dropdown([], label="branch", visible=False, elem_id="branches")
     parts["status"] = gr.HTML("", js_on_load=STATUS, apply_default_css=False, padding=False, elem_id="status")
     parts["timer"] = gr.Timer(0.3, active=False)
 
 
 def _under_the_glass(parts: dict[str, Any]) -> None:
-    """The inspector, the fork controls, and a figure to choose."""
-    parts["inspector"] = gr.HTML("", padding=False, apply_default_css=False, js_on_load=None, elem_id="inspector")
+    """The inspector, and the controls of a fork."""
+    parts["inspector"] = gr.HTML("", elem_id="inspector", **STILL)
     with gr.Accordion("Fork before this token", open=True, elem_id="forking"):
         with gr.Row():
             parts["candidates"] = gr.Dropdown([], label="take a candidate", min_width=160, scale=2, elem_id="candidate")
             parts["typed"] = gr.Textbox("", label="or type one token", min_width=110, scale=1, elem_id="typed")
         with gr.Row():
-            parts["resettle"] = gr.Checkbox(False, label="go on with the settings as they are now", scale=2, min_width=160)
+            settled = "with the settings as they are now"
+            parts["resettle"] = gr.Checkbox(False, label=settled, scale=2, min_width=160)
             parts["fork"] = gr.Button("Fork here", size="sm", interactive=False, scale=1, min_width=110, elem_id="fork")
-    parts["detail"] = gr.Dropdown(list(handlers.DETAILS), value="draft tree", label="figure", elem_id="detail")
-    parts["plot"] = gr.Plot(show_label=False, elem_id="plot")
 
 
 def _wire(app, visit, parts, form: Form, save, chosen, opened) -> None:
@@ -163,6 +169,7 @@ def launch(
 
     Raises BadInput where the port is taken.
     """
+    _check_port(host, port)
     own = {name: os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")}
     for name, value in own.items():  # the server's check of itself must not go through a proxy
         os.environ[name] = ",".join(filter(None, [value, "localhost", "127.0.0.1"]))
@@ -170,21 +177,30 @@ def launch(
     hosts = ["*"] if everywhere else [*LOOPBACK, host]
     app = build_app(models)
     app.queue(max_size=64, default_concurrency_limit=4)
-    try:
-        _, url, _ = app.launch(
-            server_name=host, server_port=port, inbrowser=_display() if browser is None else browser, share=False,
-            quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
-            enable_monitoring=False, max_file_size=handlers.MAX_TRACE, theme=THEME, css_paths=[WEB / "app.css"],
-            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
-        )  # fmt: skip
-    except OSError as error:
-        raise BadInput(f"cannot listen on {host}:{port} ({error}); choose another with --port") from None
+    _, url, _ = app.launch(
+        server_name=host, server_port=port, inbrowser=_display() if browser is None else browser, share=False,
+        quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
+        enable_monitoring=False, max_file_size=handlers.MAX_TRACE, theme=THEME, css_paths=[WEB / "app.css"],
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+    )  # fmt: skip
     print(f"decoding workbench: {url}  (Ctrl-C stops it)", flush=True)
     if everywhere:
         print("anyone who can reach this machine can use it", file=sys.stderr)
     if wait:
         app.block_thread()
     return app
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise BadInput, before anything is built, where the app could not listen."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            if os.name == "posix":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from None
 
 
 def _display() -> bool:

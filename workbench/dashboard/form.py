@@ -37,7 +37,7 @@ class Wanted:
 
 
 class Form:
-    """The controls of a run. `prompt` is placed by the caller, who gives it; `draw` makes the others where it is called.
+    """The controls of a run. The caller places and gives `prompt`; `draw` makes the others where it is called.
 
     `components` are Gradio components in the order in which `read` expects their values.
     """

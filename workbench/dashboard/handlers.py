@@ -97,8 +97,8 @@ def _filled(visit: Visit, light: bool) -> dict[str, Any]:
         "strip": strip.payload(trace, run.cursor, focus, follow=visit.selected is None),
         "status": inspector.inert(visit.message),
         "figures": inspector.figures(trace),
-        "signals": views.signals(trace, focus).update_layout(height=560),
-        "inspector": skip if light else inspector.inspect(trace, focus, visit.text_of),
+        "signals": views.signals(trace, focus).update_layout(height=600),
+        "inspector": inspector.inspect(trace, focus, visit.text_of),
         "candidates": skip if light else _candidates(visit),
         "scrub": can(maximum=max(run.length, 1), value=run.cursor, interactive=run.length > 0 and not playing),
         "plot": skip if light else _plot(visit),
@@ -133,7 +133,7 @@ def _say(visit: Visit, text: str = "") -> None:
     run = visit.branch.run
     over = f" Ended: {run.ended}." if run.ended and run.cursor >= run.length else ""
     behind = f" of {run.length} recorded" if run.cursor < run.length else ""
-    visit.message = f"{text} At token {run.cursor}{behind}.{over}".strip()
+    visit.message = f"{text} Token {run.cursor}{behind}.{over}".strip()
 
 
 # -- the page -----------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def play(visit: Visit, pace: str, until: str) -> tuple:
     if (until or "").strip():
         conditions.parse(until)
     visit.branch  # noqa: B018  (raises where there is nothing to play)
-    visit.playing, visit.selected, visit.message = True, None, "Running."
+    visit.playing, visit.selected, visit.message = True, None, "Running …"
     parts = list(panel(visit))
     parts[PANEL.index("timer")] = gr.Timer(PACES[pace], active=True)
     return tuple(parts)

@@ -36,15 +36,16 @@ def shown(text: str) -> str:
     return inert(text) or "◦"
 
 
-def number(value: Any) -> str:
+def number(value: Any, digits: int = 4) -> str:
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else inert(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else inert(value)
 
 
 def figures(trace: Trace) -> str:
     """The run's main figures as a row of tiles."""
-    tiles = (f"<div><dt>{inert(name)}</dt><dd>{inert(value)}</dd></div>" for name, value in headline(trace).items())
+    facts = {name: text for name, text in headline(trace).items() if name != "end"}  # the status line says how it ended
+    tiles = (f"<div><dt>{inert(name)}</dt><dd>{inert(text)}</dd></div>" for name, text in facts.items())
     return f'<dl class="wb-figures">{"".join(tiles)}</dl>'
 
 
@@ -62,11 +63,12 @@ def candidates(trace: Trace, index: int, text_of: Reader) -> list[tuple[str, int
 def inspect(trace: Trace, index: int | None, text_of: Reader) -> str:
     """Everything known about one token: figures, candidates of both laws, and the drafts of its round."""
     if index is None:
-        return '<p class="wb-empty">No token yet. After a step, click one in the strip, or walk with the arrow keys.</p>'
+        return '<p class="wb-empty">No token yet. After a step, click one above, or walk with the arrow keys.</p>'
     row = trace.tokens.iloc[index]
     place = f"token {index} at position {row['position']}, round {row['round']}"
     head = f'<p class="wb-token-head"><code>{shown(row["text"] or "")}</code> <span>{inert(place)}</span><br>'
-    head += f"from <b>{inert(row['source'] or 'unknown')}</b>, law of {inert(row['model'] or '–')}, id {row['token_id']}</p>"
+    head += f"from <b>{inert(row['source'] or 'unknown')}</b>, law of {inert(row['model'] or '–')},"
+    head += f" id {row['token_id']}</p>"
     cells = (
         f"<div><dt>{label}</dt><dd>{number(row[column])} {unit}</dd></div>"
         for column, label, unit in FACTS
@@ -86,7 +88,7 @@ def _laws(row: pd.Series, text_of: Reader) -> str:
             taken = ' class="wb-taken"' if token == row["token_id"] else ""
             bar = f'<span class="wb-p" style="width:{100 * (p or 0):.1f}%"></span>'
             word, mark = shown(text_of(int(token))), " ✓" if taken else ""
-            lines.append(f"<tr{taken}><td><code>{word}</code>{mark}</td><td>{bar}</td><td>{number(p)}</td></tr>")
+            lines.append(f"<tr{taken}><td><code>{word}</code>{mark}</td><td>{bar}</td><td>{number(p, 3)}</td></tr>")
         tables.append(f"<table class='wb-law'><caption>{title}</caption>{''.join(lines)}</table>")
     if len(tables) == 1 and row["cut_by"] == "greedy":
         tables.append('<p class="wb-empty">temperature 0 takes the first</p>')
@@ -103,7 +105,7 @@ def _drafts(trace: Trace, round: int) -> str:
         dot = f'<span class="wb-dot" style="background:{colour("fate", fate)}"></span>'
         why = f"{fate.replace('_', ' ')}{f': {node.reason}' if node.reason else ''}"
         word = f"<code>{shown(node.text or '')}</code>"
-        cells = (node.node, number(node.parent), word, number(node.q), number(node.p), f"{dot}{inert(why)}")
+        cells = (node.node, number(node.parent), word, number(node.q, 2), number(node.p, 2), f"{dot}{inert(why)}")
         lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("node", "after", "token", "q", "p", "fate"))
     caption = f"drafted in round {round} by {inert(nodes['drafter'].iloc[0] or 'unknown')}"

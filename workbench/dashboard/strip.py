@@ -19,11 +19,11 @@ PROMPT_TAIL = 600  # characters of the prompt shown before the tokens
 # name -> column, label, unit, lower and upper end of the scale (None: of the data)
 SIGNALS = {
     "entropy": ("entropy_raw_nats", "entropy", "nats", 0, None),
-    "sampled": ("entropy_sampled_nats", "entropy, law sampled from", "nats", 0, None),
+    "sampled": ("entropy_sampled_nats", "sampled entropy", "nats", 0, None),
     "surprisal": ("surprisal_nats", "surprisal", "nats", 0, None),
     "p": ("p_raw", "probability", "", 0, 1),
     "cache": ("cache_bytes", "cache", "bytes", None, None),
-    "bits": ("bits_per_element", "bits per element", "bits", 0, None),
+    "bits": ("bits_per_element", "bits / element", "bits", 0, None),
 }
 
 

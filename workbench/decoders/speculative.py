@@ -105,7 +105,7 @@ class Speculative(Decoder):
         step.bonus = kept > len(outcome.path) and outcome.source == "bonus"
         step.budget, step.depth = self.shape.budget, max(tree.depths)
         step.stop_reason = tree.stop_reason or ("budget" if len(tree) > 1 else None)
-        if len(tree) == 1:
+        if len(tree) == 1 or not log.logging:
             return
         columns = {
             "node": list(range(len(tree))),
@@ -115,8 +115,7 @@ class Speculative(Decoder):
             "drafter": tree.drafters,
         }
         columns |= {"depth": tree.depths, "fate": outcome.fates, "reason": outcome.reasons}
-        if log.logging:
-            columns |= {"rank": tree.ranks, "q": tree.q, "u": outcome.us, **self._compare(law, tree)}
+        columns |= {"rank": tree.ranks, "q": tree.q, "u": outcome.us, **self._compare(law, tree)}
         step.drafts = {name: column[1:] for name, column in columns.items()}
         step.drafts["text"] = [self._text(log, token) for token in tree.tokens[1:]]
 

@@ -40,12 +40,12 @@ class Recipe:
     heads: int
     kv_heads: int
     hidden: int
-    tokens: int = 11_000_000
+    tokens: int = 12_250_000
     batch: int = 8192
     window: int = 256
     context: int = 2048
     full_share: float = 0.2
-    copies: float = 0.3
+    copies: float = 0.75
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     warmup: int = 60
@@ -60,7 +60,7 @@ class Recipe:
 
 RECIPES = {
     "target": Recipe(width=256, layers=8, heads=8, kv_heads=4, hidden=704),
-    "draft": Recipe(width=128, layers=3, heads=4, kv_heads=2, hidden=352, tokens=10_000_000, full_share=0.1, distil=0.8),
+    "draft": Recipe(width=128, layers=3, heads=4, kv_heads=2, hidden=352, tokens=6_500_000, full_share=0.1, distil=0.8),
 }
 
 
@@ -134,19 +134,25 @@ def batch_at(data: np.ndarray, recipe: Recipe, step: int) -> torch.Tensor:
         index = int(rng.permutation(count)[place])
         piece = data[offset + index * window :][: window + 1].astype(np.int64)
         if full:
-            plant_copy(piece, recipe.copies, np.random.default_rng((recipe.seed, row)))
+            plant_copies(piece, recipe.copies, np.random.default_rng((recipe.seed, row)))
         out.append(piece)
     return torch.from_numpy(np.stack(out))
 
 
-def plant_copy(piece: np.ndarray, share: float, rng: np.random.Generator) -> None:
-    """With probability `share`, overwrite a late span of the window by an early one, in place."""
+def plant_copies(piece: np.ndarray, share: float, rng: np.random.Generator, spans: int = 4) -> None:
+    """With probability `share`, repeat some spans of a window further on, in place.
+
+    Half of them are shuffled first, so that nothing but copying can tell what comes next.
+    """
     if rng.random() >= share:
         return
-    length = int(rng.integers(32, 200))
-    source = int(rng.integers(0, len(piece) // 2 - length))
-    target = int(rng.integers(source + length, len(piece) - length))
-    piece[target : target + length] = piece[source : source + length]
+    for _ in range(spans):
+        length = int(rng.integers(32, 160))
+        source = int(rng.integers(0, len(piece) - 2 * length))
+        target = int(rng.integers(source + length, len(piece) - length + 1))
+        if rng.random() < 0.5:
+            piece[source : source + length] = rng.permutation(piece[source : source + length])
+        piece[target : target + length] = piece[source : source + length]
 
 
 def rate_at(recipe: Recipe, step: int) -> float:

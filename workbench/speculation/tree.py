@@ -26,7 +26,8 @@ class DraftTree:
     kinds: DIST or POINT. ranks: draw order among siblings (DIST before POINT). q: probability under the row the node
     was taken from (None for the root and where there is none). drafters: names. rows: parent -> log-probabilities [V]
     that its DIST children were drawn from, without replacement, exactly as sampled from. raw: parent -> the drafter's
-    law there at temperature 1, for the record. confidence: parent -> its row's largest probability.
+    law there at temperature 1, for the record. confidence: parent -> its row's largest probability, where the shape
+    reads it.
     """
 
     tokens: list[int]

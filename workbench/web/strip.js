@@ -6,7 +6,8 @@
 export const css = `
 .wb-strip { font: 14px/1.75 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .wb-bar { display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: center; font: 13px/1.4 system-ui, sans-serif; }
-.wb-bar select { font: inherit; padding: 2px 6px; border-radius: 6px; border: 1px solid #8888; background: inherit; color: inherit; }
+.wb-bar select { font: inherit; padding: 2px 6px; border-radius: 6px; border: 1px solid #8888; background: inherit; color: inherit;
+  appearance: auto; }
 .wb-bar select option { color: #1b1b1b; background: white; }
 .wb-legend { display: flex; flex-wrap: wrap; gap: 2px 12px; align-items: center; }
 .wb-swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 4px; vertical-align: -1px; }
@@ -38,8 +39,12 @@ function node(tag, name, text) {
   return made;
 }
 
-function shown(value) {
+function shown(value, unit = "") {
   if (value === null || value === undefined) return "–";
+  if (unit === "bytes") {
+    const power = value >= 2 ** 30 ? 3 : value >= 2 ** 20 ? 2 : value >= 2 ** 10 ? 1 : 0;
+    return `${(value / 1024 ** power).toFixed(power ? 2 : 0)} ${["B", "KiB", "MiB", "GiB"][power]}`;
+  }
   const size = Math.abs(value);
   return size !== 0 && (size < 0.01 || size >= 1e6) ? value.toExponential(2) : String(Math.round(value * 1000) / 1000);
 }
@@ -82,8 +87,7 @@ export function mount(element, { onPick, label = "decoded tokens" }) {
     while (same < drawn.length && same < data.text.length && drawn[same].key === keyOf(same)) same += 1;
     for (const old of drawn.splice(same)) old.span.remove();
     for (let i = same; i < data.text.length; i += 1) {
-      const first = i === 0 || data.round[i] !== data.round[i - 1];
-      const span = node("span", `wb-token wb-${data.kind[i]}${first ? " wb-first" : ""}`, visible(data.text[i]));
+      const span = node("span", `wb-token wb-${data.kind[i]}`, visible(data.text[i]));
       span.id = `${prefix}-${i}`;
       span.dataset.index = i;
       span.setAttribute("role", "option");
@@ -91,7 +95,11 @@ export function mount(element, { onPick, label = "decoded tokens" }) {
       drawn.push({ span, key: keyOf(i) });
       box.append(span);
     }
-    drawn.forEach(({ span }, i) => span.classList.toggle("wb-ahead", i >= data.cursor));
+    const grouped = new Set(data.round).size < data.round.length; // rounds of one token each need no marks
+    drawn.forEach(({ span }, i) => {
+      span.classList.toggle("wb-ahead", i >= data.cursor);
+      span.classList.toggle("wb-first", grouped && (i === 0 || data.round[i] !== data.round[i - 1]));
+    });
   }
 
   function range(signal) {
@@ -118,7 +126,8 @@ export function mount(element, { onPick, label = "decoded tokens" }) {
       const ramp = node("span", "wb-ramp");
       ramp.style.background = `linear-gradient(to right, rgba(${RAMP[name]},.05), rgba(${RAMP[name]},.7))`;
       const item = node("span");
-      item.append(shown(low), ramp, `${shown(high)} ${signal.unit}`);
+      const unit = signal.unit === "bytes" ? "" : ` ${signal.unit}`;
+      item.append(shown(low, signal.unit), ramp, shown(high, signal.unit) + unit);
       legend.append(item);
     }
     const present = new Set(data.kind);
@@ -142,8 +151,8 @@ export function mount(element, { onPick, label = "decoded tokens" }) {
 
   function describe(i) {
     if (i === null || i >= data.text.length) return "";
-    const facts = Object.values(data.signals).map((signal) => `${signal.label} ${shown(signal.values[i])}`);
-    return [`${i}`, JSON.stringify(data.text[i]), `round ${data.round[i]}`, data.source[i], ...facts].join(" · ");
+    const facts = Object.values(data.signals).map((signal) => `${signal.label} ${shown(signal.values[i], signal.unit)}`);
+    return [`token ${i}`, JSON.stringify(data.text[i]), `round ${data.round[i]}`, data.source[i], ...facts].join(" · ");
   }
 
   function select(i) {

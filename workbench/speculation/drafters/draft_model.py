@@ -40,7 +40,7 @@ class DraftModel(Drafter):
         tree = DraftTree([state.pending])
         base = len(state.tokens) - 1
         depth = min(depth, state.lanes["draft"].model.context - len(state.tokens))
-        grow = _Growth(self, state, log, tree, coupled)
+        grow = _Growth(self, state, log, tree, coupled, shape.needs_confidence)
         while asked := [(parent, m) for parent, m in shape.ask(tree) if tree.depths[parent] < depth]:
             grow.feed([parent for parent, _ in asked])
             for parent, count in asked:
@@ -56,9 +56,12 @@ class DraftModel(Drafter):
 class _Growth:
     """One draft under way: which nodes the draft model has read, and its law after each."""
 
-    def __init__(self, drafter: DraftModel, state: "State", log: "RoundLog", tree: DraftTree, coupled: bool):
+    def __init__(
+        self, drafter: DraftModel, state: "State", log: "RoundLog", tree: DraftTree, coupled: bool, sure: bool
+    ):
         self.name = drafter.declared_name
         self.state, self.log, self.tree, self.coupled = state, log, tree, coupled
+        self.sure = sure  # the shape reads confidences
         self.fed: list[int] = []  # nodes staged in the draft's cache, in order; the root is committed
         self.vocab = state.lanes["target"].model.vocab_size
         self.greedy = log.settings.sampling.greedy
@@ -79,9 +82,9 @@ class _Growth:
             logits = self.log.forward("draft", tokens, positions, mask).logits
             self.fed = staged
         law = self.log.law(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(new[row])])
-        confidence = law.raw.amax(-1).exp().tolist()
+        if self.sure:
+            tree.confidence |= zip(new, law.raw.amax(-1).exp().tolist(), strict=True)
         for row, node in enumerate(new):
-            tree.confidence[node] = confidence[row]
             tree.raw[node] = _fit(law.raw[row], self.vocab)
             tree.rows[node] = _fit(law.scores[row], self.vocab)
 

@@ -1,0 +1,109 @@
+"""The app in process: visitors that press its buttons as a browser would, a served copy, and a real Chromium."""
+
+import os
+import shutil
+import socket
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tests.app.visitor import Visitor
+from workbench import declare
+
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def app():
+    """The app, built once."""
+    from workbench.dashboard import build_app
+
+    return build_app()
+
+
+@pytest.fixture
+def visitor(app, request):
+    """A page of its own."""
+    return Visitor(app, request.node.name)
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A package installed for one test that offers a decoder through the entry-point group; its name there."""
+    (tmp_path / "throwaway_decoder.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from workbench.declare import setting\n"
+        "from workbench.decoders import Decoder\n"
+        "@dataclass(frozen=True)\n"
+        "class Always(Decoder):\n"
+        "    '''Writes the same token for ever.'''\n"
+        "    token: int = setting(7, ge=0, le=50, help='id of the token')\n"
+        "    def claim(self, sampling): return 'lossy'\n"
+        "    def round(self, state, log):\n"
+        "        law = log.law(log.advance('target').logits)\n"
+        "        log.emit(law, [0], [self.token], ['target'])\n"
+    )
+    info = tmp_path / "throwaway_decoder-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: throwaway-decoder\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[decoding_workbench]\ndecoder.always = throwaway_decoder:Always\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(declare, "_outside_loaded", False)
+    yield "always"
+    declare._registry["decoder"].pop("always", None)
+    sys.modules.pop("throwaway_decoder", None)
+
+
+@pytest.fixture(scope="session")
+def served():
+    """The app on a free port of this machine; gives its address."""
+    from workbench.dashboard import launch
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = launch(port=port, browser=False, wait=False)
+    yield f"http://127.0.0.1:{port}/"
+    app.close()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; install one, or name it in CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium, served):
+    """Opens the app in a window of a given size; at the end no request may have left the machine, no script failed."""
+    pages = []
+
+    def open_(width: int = 1400, height: int = 900):
+        context = chromium.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+        page = context.new_page()
+        seen = SimpleNamespace(context=context, requests=[], errors=[])
+        page.on("request", lambda request: seen.requests.append(request.url))
+        page.on("pageerror", lambda error: seen.errors.append(str(error)))
+        page.goto(served)
+        page.wait_for_selector("#start:not([disabled])", timeout=60_000)
+        pages.append(seen)
+        return page
+
+    yield open_
+    for seen in pages:
+        seen.context.close()
+        assert not seen.errors
+        strange = [url for url in seen.requests if not url.startswith((served, "blob:", "data:"))]
+        assert not strange

@@ -1,0 +1,146 @@
+"""Whole decoders follow the law they claim: chi-square of 60 000 runs of three tokens on a model that is known exactly.
+
+A run that fails is repeated once from another seed and pooled. Seeds come from the test's own name.
+"""
+
+import hashlib
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from quick_toy import Lists, QuickToy, Remembered
+from scipy import stats
+from table import speculative
+
+import workbench as wb
+from workbench.engine import noise
+from workbench.engine.settings import Settings
+from workbench.speculation.verifiers import rejection
+
+RUNS, LENGTH, VOCAB, PROMPT = 60_000, 3, 4, [0, 1, 2, 3, 0, 1]
+SIGNIFICANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def quick():
+    wb.register_model("quick-draft", QuickToy(vocab_size=VOCAB, seed=11, sharpness=1.0))
+    return QuickToy(vocab_size=VOCAB, seed=7, sharpness=1.2)
+
+
+@pytest.fixture(autouse=True)
+def small_noise(monkeypatch):
+    """The noise number by number, which is quicker for four ids; `test_noise.py` shows that it is the same."""
+
+    def gumbel(seed, purpose, position, ids):
+        uniforms = [noise.uniform(seed, purpose, position, i) for i in ids.tolist()]
+        return torch.tensor([-math.log(-math.log(u)) for u in uniforms], dtype=torch.float64)
+
+    monkeypatch.setattr(noise, "gumbel", gumbel)
+
+
+def target_law(toy: wb.ToyModel, temperature: float, top_p: float) -> np.ndarray:
+    """[V] * 3 probabilities of the three tokens, worked out from the table alone."""
+    out = np.zeros([VOCAB] * LENGTH)
+    for tokens in itertools.product(range(VOCAB), repeat=LENGTH):
+        mass, text = 1.0, list(PROMPT)
+        for token in tokens:
+            weights = toy.law(text).numpy() ** (1 / temperature)
+            weights /= weights.sum()
+            order = np.argsort(-weights)
+            nucleus = order[: int(np.searchsorted(np.cumsum(weights[order]), top_p - 1e-12)) + 1]
+            mass *= weights[token] / weights[nucleus].sum() if token in nucleus else 0.0
+            text.append(token)
+        out[tokens] = mass
+    return out
+
+
+def counts(toy, decoder, sampling: wb.Sampling, name: str, runs: int) -> np.ndarray:
+    """How often each text of three tokens came up, over consecutive seeds from one that the name gives."""
+    first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+    settings = Settings(sampling=sampling, max_new_tokens=LENGTH, level="off")
+    start = decoder.start(toy, PROMPT, settings)
+    decoder.step(start)
+    out = np.zeros([VOCAB] * LENGTH, dtype=int)
+    for seed in range(first, first + runs):
+        state = start.fork()
+        state.settings = replace(settings, seed=seed)
+        while not state.ended:
+            decoder.step(state)
+        out[tuple(state.tokens[len(PROMPT) :])] += 1
+    return out
+
+
+def p_value(found: np.ndarray, law: np.ndarray) -> float:
+    """Of Pearson's chi-square; cells expected less than five times are pooled, impossible ones must be empty."""
+    if found[law == 0].any():
+        return 0.0
+    expected = law * found.sum()
+    rare = (expected < 5) & (law > 0)
+    cells, wanted = list(found[expected >= 5]), list(expected[expected >= 5])
+    if rare.any():
+        cells, wanted = [*cells, found[rare].sum()], [*wanted, expected[rare].sum()]
+    return float(stats.chisquare(cells, wanted).pvalue)
+
+
+DECODERS = {
+    "autoregressive": (lambda: wb.Autoregressive(), 1.0, 1.0),
+    "keyed chain": (lambda: speculative("quick-draft", shape=wb.FixedLength(2)), 1.0, 1.0),
+    "rejection chain": (lambda: rejecting(wb.FixedLength(2)), 0.7, 0.9),
+    "rejection tree": (lambda: rejecting(wb.FixedTree((2, 2))), 1.0, 1.0),
+    "copied chain": (lambda: copying(), 1.4, 1.0),
+}
+
+
+def rejecting(shape) -> wb.Speculative:
+    return speculative("quick-draft", shape=shape, verifier=wb.Rejection())
+
+
+def copying() -> wb.Speculative:
+    return wb.Speculative(drafter=wb.CopySpec(gram=1), shape=wb.FixedLength(2), verifier=wb.Rejection())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_whole_decoders_follow_the_targets_law(name, quick):
+    make, temperature, top_p = DECODERS[name]
+    law = target_law(quick, temperature, top_p)
+    assert law.sum() == pytest.approx(1) and (law > 0).sum() > 20
+    sampling = Remembered(temperature=temperature, top_p=top_p)
+    found = counts(quick, make(), sampling, f"{name}/1", RUNS)
+    if p_value(found, law) <= SIGNIFICANCE:
+        found = found + counts(quick, make(), sampling, f"{name}/2", RUNS)
+    assert p_value(found, law) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("name", ["rejection chain", "rejection tree", "copied chain"])
+def test_without_the_residual_step_it_is_noticed(name, quick, monkeypatch):
+    """A third of the runs is enough to see that rejected mass was not taken away."""
+    monkeypatch.setattr(rejection, "residual", lambda p, q: p)
+    original = rejection.test_child
+
+    def keeps(p, q, token, u):
+        accepted, rest = original(p, q, token, u)
+        return accepted, p if q is None else rest  # a POINT child's own residual step left out as well
+
+    monkeypatch.setattr(rejection, "test_child", keeps)
+    make, temperature, top_p = DECODERS[name]
+    found = counts(quick, make(), Remembered(temperature=temperature, top_p=top_p), name, RUNS // 3)
+    assert p_value(found, target_law(quick, temperature, top_p)) < SIGNIFICANCE
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_quick_model_gives_what_the_production_store_gives(name, quick, toy, monkeypatch):
+    """The same texts for the same seeds as the toy model on the store and the laws that everyone else uses."""
+    make, temperature, top_p = DECODERS[name]
+    wb.register_model("quick-slow-draft", wb.ToyModel(vocab_size=VOCAB, seed=11, sharpness=1.0))
+    fast = counts(quick, make(), Remembered(temperature=temperature, top_p=top_p), name, 60)
+    assert torch.equal(quick.table, toy.table)
+    monkeypatch.setitem(
+        __import__("workbench.engine.loading", fromlist=["_registered"])._registered,
+        "quick-draft",
+        wb.load("quick-slow-draft"),
+    )
+    slow = counts(toy, make(), wb.Sampling(temperature=temperature, top_p=top_p), name, 60)
+    assert (fast == slow).all() and isinstance(quick.new_store(), Lists)
