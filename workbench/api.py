@@ -64,10 +64,20 @@ class custom_generate:
     Parameters
     ----------
     decoder: plain decoding by default. seed, level: as in `decode`. tokenizer: only for texts in the traces.
+    streamer: a transformers streamer; give it here, since `generate` does not hand its own on to a callable.
     """
 
-    def __init__(self, decoder: Decoder | None = None, *, seed: int = 0, level: str = "default", tokenizer: Any = None):
+    def __init__(
+        self,
+        decoder: Decoder | None = None,
+        *,
+        seed: int = 0,
+        level: str = "default",
+        tokenizer: Any = None,
+        streamer: Any = None,
+    ):
         self.decoder, self.seed, self.level, self.tokenizer = check_decoder(decoder), seed, level, tokenizer
+        self.streamer = streamer
         self.traces: list[Trace] = []
 
     def __call__(
@@ -77,7 +87,6 @@ class custom_generate:
         logits_processor=(),
         stopping_criteria=(),
         generation_config=None,
-        streamer=None,
         **model_kwargs: Any,
     ):
         config = generation_config or model.generation_config
@@ -85,8 +94,10 @@ class custom_generate:
             raise BadInput(
                 "custom_generate decodes one sequence per row; expected num_beams=1 and num_return_sequences=1"
             )
-        if streamer is not None and len(input_ids) > 1:
-            raise BadInput("a streamer needs a batch of one row")
+        if self.streamer is not None:
+            if len(input_ids) > 1:
+                raise BadInput(f"a streamer takes one sequence; expected a batch of one row, got {len(input_ids)}")
+            self.streamer.put(input_ids.cpu())
         self._lm = wrap(model, self.tokenizer)  # held, so that the next call finds it made
         self.traces = []
         settings = {
@@ -99,12 +110,12 @@ class custom_generate:
         rows = []
         for row, ids in enumerate(input_ids):
             prompt = ids[attention_mask[row].bool()] if attention_mask is not None else ids
-            rows.append(self._decode_row(prompt.tolist(), ids, settings, config, stopping_criteria, streamer))
-        if streamer is not None:
-            streamer.end()
+            rows.append(self._decode_row(prompt.tolist(), ids, settings, config, stopping_criteria))
+        if self.streamer is not None:
+            self.streamer.end()
         return self._assemble(input_ids, rows, config)
 
-    def _decode_row(self, prompt, ids, settings, config, stopping_criteria, streamer) -> list[int]:
+    def _decode_row(self, prompt, ids, settings, config, stopping_criteria) -> list[int]:
         eos = config.eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else torch.as_tensor(eos).flatten().tolist()
         budget = config.max_length - len(ids) if config.max_length else config.max_new_tokens
@@ -127,9 +138,9 @@ class custom_generate:
         )
         sent = 0
         while session._compute():
-            if streamer is not None:
+            if self.streamer is not None:
                 new = session.state.new_tokens
-                streamer.put(torch.as_tensor(new[sent:]))
+                self.streamer.put(torch.as_tensor(new[sent:]))
                 sent = len(new)
         self.traces.append(session.trace)
         return session.trace.token_ids

@@ -37,7 +37,7 @@ def test_no_event_is_offered_to_scripts(served):
 
 
 def test_large_uploads_are_refused(served):
-    edge = b"--edge\r\nContent-Disposition: form-data; name=\"files\"; filename=\"a.wb\"\r\n\r\n"
+    edge = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="a.wb"\r\n\r\n'
     body = edge + b"x" * 17_000_000 + b"\r\n--edge--\r\n"
     assert ask(f"{served}gradio_api/upload", body, **{"Content-Type": "multipart/form-data; boundary=edge"}) == 413
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import workbench.dashboard  # noqa: F401  (before gradio: it switches the analytics off)
@@ -29,9 +30,9 @@ class Visitor:
         request = gr.Request(session_hash=self.name)
         event_data = gr.EventData(None, data) if data is not None else None
         inputs = [None if block.stateful else self.shown[block._id] for block in fn.inputs]
-        done = asyncio.run(
-            self.app.process_api(fn, inputs, state=self.session, request=request, event_data=event_data)
-        )
+        options = {"state": self.session, "request": request, "event_data": event_data}
+        with ThreadPoolExecutor(1) as own:  # a browser test may have left a loop running in this thread
+            done = own.submit(lambda: asyncio.run(self.app.process_api(fn, inputs, **options))).result()
         for block, value in zip(fn.outputs, done["data"], strict=True):
             self._take(block._id, value)
         return done["data"]

@@ -87,9 +87,12 @@ def test_streamers_and_output_objects(lm, batch, capsys):
     options = dict(do_sample=False, max_new_tokens=LENGTH)
     lm.model.generate(ids, streamer=TextStreamer(lm.tokenizer), **options)
     expected = capsys.readouterr().out
-    streamer = TextStreamer(lm.tokenizer)
-    lm.model.generate(ids, streamer=streamer, custom_generate=wb.custom_generate(wb.Speculative()), **options)
-    assert capsys.readouterr().out == expected
+    for decoder in (None, wb.Speculative()):
+        plugin = wb.custom_generate(decoder, streamer=TextStreamer(lm.tokenizer))
+        lm.model.generate(ids, custom_generate=plugin, **options)
+        assert capsys.readouterr().out == expected
+    with pytest.raises(BadInput, match="batch of one row, got 2"):
+        lm.model.generate(**inputs, custom_generate=plugin, **options)
     found = lm.model.generate(**inputs, custom_generate=wb.custom_generate(), return_dict_in_generate=True, **options)
     assert torch.equal(found.sequences, lm.model.generate(**inputs, **options))
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from quick_toy import Lists, QuickToy, Remembered
 from scipy import stats
-from table import speculative
 
 import workbench as wb
+from tests.decoders.quick_toy import Lists, QuickToy, Remembered
+from tests.table import speculative
 from workbench.engine import noise
 from workbench.engine.settings import Settings
 from workbench.speculation.verifiers import rejection
@@ -88,8 +88,8 @@ def p_value(found: np.ndarray, law: np.ndarray) -> float:
 DECODERS = {
     "autoregressive": (lambda: wb.Autoregressive(), 1.0, 1.0),
     "keyed chain": (lambda: speculative("quick-draft", shape=wb.FixedLength(2)), 1.0, 1.0),
-    "rejection chain": (lambda: rejecting(wb.FixedLength(2)), 0.7, 0.9),
-    "rejection tree": (lambda: rejecting(wb.FixedTree((2, 2))), 1.0, 1.0),
+    "rejection chain": (lambda: rejecting(wb.FixedLength(2)), 1.3, 0.9),
+    "rejection tree": (lambda: rejecting(wb.FixedTree((2, 1))), 1.0, 1.0),
     "copied chain": (lambda: copying(), 1.4, 1.0),
 }
 

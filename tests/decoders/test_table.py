@@ -1,9 +1,9 @@
 """Every registered member has a row in the tables, and every composition keeps its promise on the toy model."""
 
 import pytest
-from table import DECODERS, DRAFTERS, INCOMPATIBLE, SHAPES, VERIFIERS, compositions
 
 import workbench as wb
+from tests.table import DECODERS, DRAFTERS, INCOMPATIBLE, SHAPES, VERIFIERS, compositions
 from workbench import declare
 from workbench.errors import BadInput
 
@@ -52,7 +52,9 @@ def test_all_other_combinations_are_possible(toy):
 def test_lossless_rows_are_greedy_exactly(name, toy):
     for start in range(4):
         expected = wb.decode(toy, [start, *PROMPT], max_new_tokens=20).token_ids
-        assert wb.decode(toy, [start, *PROMPT], DECODERS[name].make("toy-draft"), max_new_tokens=20).token_ids == expected
+        assert (
+            wb.decode(toy, [start, *PROMPT], DECODERS[name].make("toy-draft"), max_new_tokens=20).token_ids == expected
+        )
 
 
 def composed(toy) -> dict:
@@ -63,7 +65,10 @@ def composed(toy) -> dict:
 def test_every_composition_keeps_its_promise(name, toy):
     """Greedy: the plain text. Keyed: the plain text of the seed, with top-p too. Rejection: reproducible."""
     decoder = composed(toy)[name]
-    assert wb.decode(toy, PROMPT, decoder, max_new_tokens=30).token_ids == wb.decode(toy, PROMPT, max_new_tokens=30).token_ids
+    assert (
+        wb.decode(toy, PROMPT, decoder, max_new_tokens=30).token_ids
+        == wb.decode(toy, PROMPT, max_new_tokens=30).token_ids
+    )
     if name.endswith("greedy"):
         return
     for seed in range(3):

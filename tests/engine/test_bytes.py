@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from table import DECODERS
 
 import workbench as wb
+from tests.table import DECODERS
 
 OPAQUE = (str, bytes, int, float, bool, type(None), type, types.ModuleType, weakref.ref, torch.dtype, torch.device)
 

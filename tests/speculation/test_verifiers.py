@@ -5,9 +5,9 @@ import random
 
 import pytest
 import torch
-from enumerate_tree import Instance, distance, instance, output_law, runs, target_law
 
 import workbench as wb
+from tests.speculation.enumerate_tree import Instance, distance, instance, output_law, runs, target_law
 from workbench.engine import noise
 from workbench.engine.distribution import Law
 from workbench.engine.settings import Settings
@@ -230,7 +230,7 @@ def test_keyed_verification_is_exact_for_any_drafts(seed):
         out = wb.Keyed().verify(None, tree, 3, 0, choose)
         return (*prefixes[out.stop_node], out.token)
 
-    from enumerate_tree import continued
+    from tests.speculation.enumerate_tree import continued
 
     for weight, emitted in runs(experiment):
         total[emitted] += weight * continued(case, emitted)

@@ -102,7 +102,7 @@ def _transport(parts: dict[str, Any]) -> None:
             0, 1, 0, step=1, label="token", interactive=False, scale=3, min_width=200, buttons=[], elem_id="scrub"
         )
         small = {"scale": 1, "min_width": 150}
-        parts["pace"] = gr.Dropdown(list(handlers.PACES), value="a round at a time", label="pace", **small)
+        parts["pace"] = gr.Dropdown(list(handlers.PACES), value="by round", label="pace", **small)
         parts["until"] = gr.Textbox("", label="run until", placeholder="entropy > 3", max_lines=1, **small)
     parts["branches"] = gr.Dropdown([], label="branch", visible=False, elem_id="branches")
     parts["status"] = gr.HTML("", js_on_load=STATUS, apply_default_css=False, padding=False, elem_id="status")

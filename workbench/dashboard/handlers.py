@@ -38,7 +38,7 @@ DETAILS = {
     "forward passes": lambda trace, round: views.forwards_timeline(trace),
     "entropy and surprisal": lambda trace, round: views.entropy(trace),
 }
-PACES = {"a token at a time": 0.35, "a round at a time": 0.35, "fast": 0.15}  # seconds between ticks
+PACES = {"by token": 0.35, "by round": 0.35, "fast": 0.15}  # seconds between ticks
 BURST = 0.2  # seconds of decoding in one tick at the fast pace
 MAX_TRACE = 16_000_000  # bytes of a trace file that may be opened
 
@@ -221,8 +221,8 @@ def tick(visit: Visit, pace: str, until: str) -> tuple:
     run, holds = visit.branch.run, conditions.parse(until) if (until or "").strip() else None
     start, found, more = time.perf_counter(), None, True
     while more:
-        if pace == "a token at a time" or isinstance(run, Replay):
-            moved = run.step("token" if pace == "a token at a time" else "round") is not None
+        if pace == "by token" or isinstance(run, Replay):
+            moved = run.step("token" if pace == "by token" else "round") is not None
             found = _here(run, holds)
         else:
             before = run.cursor

@@ -37,6 +37,7 @@ class ToyModel:
     def new_store(self) -> PlainStore:
         return PlainStore(1)
 
+    @torch.inference_mode()
     def forward(
         self,
         tokens: Sequence[int] | torch.Tensor,

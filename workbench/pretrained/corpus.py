@@ -99,10 +99,12 @@ def held_out_prompts(limit: int = 120) -> list[dict]:
                 docstring = isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant)
                 cut = first.end_lineno if docstring else node.body[0].lineno - 1
                 start = max(0, node.lineno - 1 - 60)
-                prompt = "".join(lines[start:cut])
+                prompt = "".join(lines[start:cut]).rstrip()  # a line break belongs to the token that indents
                 if 200 <= len(prompt) <= 4000:
                     name = f"{path}:{node.lineno}:{node.name}"
-                    rows.append({"id": name, "prompt": prompt, "reference": "".join(lines[cut : node.end_lineno])})
+                    rows.append(
+                        {"id": name, "prompt": prompt, "reference": "\n" + "".join(lines[cut : node.end_lineno])}
+                    )
     rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
     return rows[:limit]
 

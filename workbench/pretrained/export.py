@@ -27,7 +27,7 @@ standard library; it knows nothing else and is not meant to be useful beyond exp
 `../corpus.txt`; the held-out modules and their tests ({held_tokens:,} tokens) were never trained on.
 
 **Recipe.** `python -m workbench.pretrained.train {name}`; {tokens:,} tokens seen in {steps:,} steps of {batch:,};
-windows of {window} tokens, the last {full_share:.0%} of the steps at the full context with a repeated span in
+windows of {window} tokens, the last {full_share:.0%} of the steps at the full context with repeated spans in
 {copies:.0%} of the windows; Muon on matrices, AdamW on embeddings and norms.{distil}
 
 **Measured, on held-out text, bf16 weights computed in fp32.**
@@ -75,7 +75,8 @@ def write_card(name: str, model, state: dict, figures: dict[str, float], work: P
         "distil": distil,
         "rows": rows,
     }
+    notes = work / f"notes-{name}.md"  # what the recipe alone does not tell about this run
     folder = corpus.HERE / name
-    (folder / "README.md").write_text(CARD.format(**facts))
+    (folder / "README.md").write_text(CARD.format(**facts) + (notes.read_text() if notes.exists() else ""))
     (folder / "figures.json").write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + "\n")
     print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
