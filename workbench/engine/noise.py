@@ -48,7 +48,10 @@ def gumbel(seed: int, purpose: str, position: int, ids: torch.Tensor) -> torch.T
 
     Entry i depends on (seed, purpose, position, ids[i]) alone; it equals −log(−log(uniform(…, index=ids[i]))).
     """
-    value = (ids.to(torch.int64) + 1) * _signed(_GOLDEN) + _signed(_key(seed, purpose, position))
+    return _gumbel((ids.to(torch.int64) + 1) * _signed(_GOLDEN) + _signed(_key(seed, purpose, position)))
+
+
+def _gumbel(value: torch.Tensor) -> torch.Tensor:
     value = (value ^ _shift(value, 30)) * _signed(_FIRST)
     value = (value ^ _shift(value, 27)) * _signed(_SECOND)
     value = value ^ _shift(value, 31)

@@ -82,8 +82,8 @@ class DraftTree:
 
     def ancestors(self) -> torch.Tensor:
         """[n, n] bool: row i sees itself and its ancestors."""
-        mask = torch.eye(len(self), dtype=torch.bool)
-        for i, parent in enumerate(self.parents):
-            if parent >= 0:
-                mask[i] |= mask[parent]
+        parents = torch.tensor(self.parents).clamp_min(0)
+        mask = self_only = torch.eye(len(self), dtype=torch.bool)
+        for _ in range(max(self.depths)):
+            mask = self_only | mask[parents]
         return mask

@@ -103,7 +103,7 @@ _ROUNDS = (
     Column("resident_bytes", "int", "bytes", "storages in full, shared pages counted once; equals cache_bytes + "
            "host_bytes where the store names nothing more"),
     Column("peak_bytes", "int", "bytes", "largest cache_bytes so far"),
-    Column("bits_per_element", "float", "bits", "8 × bytes of the target's cache over its live key and value elements"),
+    Column("bits_per_element", "float", "bits", "8 × bytes over the target's live elements, free slots left out"),
 )  # fmt: skip
 
 _DRAFTS = (
@@ -161,7 +161,12 @@ _CACHE = (
     Column("tier", "text", "", "device or host"),
     Column("simulated", "bool", "", "the bytes are those of a format that is imitated, not stored"),
     Column("bits_nominal", "float", "bits", "width of an element as declared"),
-    Column("bits_effective", "float", "bits", "8 × bytes over live elements, all metadata counted"),
+    Column(
+        "bits_effective",
+        "float",
+        "bits",
+        "8 × bytes over live elements, all metadata counted; free slots and rows in flight not",
+    ),
 )
 
 _BITS = (

@@ -18,6 +18,7 @@ __all__ = [
     "tokens",
 ]  # fmt: skip
 
+FREE = ("pad", "staging")  # bytes that hold no committed token
 Event = dict[str, Any]
 Columns = dict[str, list]
 
@@ -143,18 +144,21 @@ def _footprint(run: Event, event: Event) -> dict[str, Any]:
         for tier, size in zip(columns["tier"], columns["bytes"], strict=True):
             device, host = (device, host + size) if tier == "host" else (device + size, host)
         if role == "target":
-            target_bytes, elements = sum(columns["bytes"]), sum(columns["elements"])
+            target_bytes, elements = sum(columns["held"]), sum(columns["elements"])
     resident = event.get("figures", {}).get("resident_bytes", device + host)
     width = 8 * target_bytes / elements if elements else None
     return {"cache_bytes": device, "host_bytes": host, "resident_bytes": resident, "bits_per_element": width}
 
 
 def _layers(run: Event, event: Event, role: str) -> Columns:
-    """The cache columns of one model after a round, one entry per layer, `elements` (live ones) beside them."""
+    """The cache columns of one model after a round, one entry per layer, `elements` (live ones) and `held` (bytes
+    without free slots and rows in flight) beside them."""
     facts = model(run, role)
     columns = unpack_layers(event["cache"][role], facts)
     n = len(columns["live_slots"])
     columns["bytes"] = [sum(sizes) for sizes in zip(*(columns[kind] for kind in CACHE_KINDS), strict=True)]
+    spare = zip(*(columns[kind] for kind in FREE), strict=True)
+    columns["held"] = [size - sum(free) for size, free in zip(columns["bytes"], spare, strict=True)]
     width = facts.get("head_dim") or 0
     width = sum(width) if isinstance(width, (list, tuple)) else 2 * width
     heads = _per_layer(facts.get("kv_heads") or 0, n)
@@ -188,7 +192,7 @@ def cache(log: list[Event]) -> pd.DataFrame:
     for event in _of(log, "round"):
         for role in event.get("cache", ()):
             columns = _layers(run, event, role)
-            pairs = zip(columns["bytes"], columns.pop("elements"), strict=True)
+            pairs = zip(columns.pop("held"), columns.pop("elements"), strict=True)
             columns["bits_effective"] = [8 * size / live if live else None for size, live in pairs]
             n = len(columns["bytes"])
             columns["layer"] = list(range(n))

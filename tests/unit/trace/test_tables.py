@@ -80,6 +80,16 @@ def test_rounds_by_hand(by_hand):
     assert rounds["bits_per_element"].tolist() == [8 * 129 / 32] * 3
 
 
+def test_free_slots_are_bytes_but_no_bits():
+    """`pad` and `staging` count as bytes held; the width of a cached element does not grow by them."""
+    layers = {"live_slots": [4], "payload": [128], "scale": [8], "pad": [640], "staging": [64]}
+    facts = {"role": "target", "name": "m", "layers": 1, "kv_heads": 1, "head_dim": 4, "kv_bits": 32}
+    recorder = Recorder({"models": [facts]})
+    recorder.round(Step("prefill", cache={"target": layers}), [])
+    assert recorder.trace.rounds[["cache_bytes", "bits_per_element"]].values.tolist() == [[840, 8 * 136 / 32]]
+    assert recorder.trace.cache["bits_effective"].tolist() == [8 * 136 / 32]
+
+
 def test_cache_by_hand(by_hand):
     cache = by_hand.trace.cache
     assert cache[["round", "model", "layer", "bytes"]].values.tolist()[3:6] == [
