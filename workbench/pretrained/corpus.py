@@ -85,7 +85,7 @@ def documents(split: str, strict: bool = True) -> list[str]:
 
 
 def held_out_prompts(limit: int = 120) -> list[dict]:
-    """Function stubs from held-out modules: the text before a function's body, with up to 60 lines of context."""
+    """Function stubs from held-out modules: the text before a function's body, with up to 40 lines of context."""
     rows = []
     for path, _, split in scan(library()):
         if split != "held-out":
@@ -98,7 +98,7 @@ def held_out_prompts(limit: int = 120) -> list[dict]:
                 first = node.body[0]
                 docstring = isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant)
                 cut = first.end_lineno if docstring else node.body[0].lineno - 1
-                start = max(0, node.lineno - 1 - 60)
+                start = max(0, node.lineno - 1 - 40)
                 prompt = "".join(lines[start:cut]).rstrip()  # a line break belongs to the token that indents
                 if 200 <= len(prompt) <= 4000:
                     name = f"{path}:{node.lineno}:{node.name}"

@@ -27,7 +27,7 @@ def figure(name: str, run_id: str, traces: Iterable[Any], **layout: Any) -> go.F
         "template": TEMPLATE,
         "margin": {"l": 64, "r": 16, "t": 24, "b": 48},
         "uirevision": f"{name}:{run_id}",
-        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         "showlegend": True,
     }
     return go.Figure(data=list(traces), layout={**common, **layout})

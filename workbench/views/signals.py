@@ -44,6 +44,8 @@ def signals(trace: Trace, cursor: int | None = None) -> go.Figure:
     for axis, domain, title in ROWS:
         title = f"{title} ({unit})" if axis == "y3" else title
         layout[axis.replace("y", "yaxis")] = {"domain": domain, "title": {"text": title}, "rangemode": "tozero"}
+    highest = tokens[["entropy_raw_nats", "entropy_sampled_nats"]].max(axis=None)
+    layout["yaxis"]["range"] = [0, 1.1 * highest if highest > 0 else 1]
     layout["yaxis4"]["range"] = [0, 1.15 * widest if widest > 0 else 32]
     if not len(tokens):
         layout["annotations"] = [blank("no tokens yet")]
