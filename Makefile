@@ -22,7 +22,7 @@ lab: install ## open the tutorial notebooks in JupyterLab
 
 test: $(VENV)/.installed-test ## install what is missing and run every test, notebooks included
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not serial' -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not serial' -n $(WORKERS) --dist worksteal $(ARGS)
 	$(BIN)/python -m pytest -m serial $(ARGS)
 
 check: $(VENV)/.installed-test ## lint

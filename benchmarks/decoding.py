@@ -99,7 +99,7 @@ def table(rows: dict[str, list[dict]]) -> list[dict]:
                 "speedup_without_loops": statistics.median(calm) if calm else None,
                 "prompts_without_loops": len(calm),
             }
-        if "target_forwards" in found[0]:
+        if found[0].get("target_forwards"):  # not logged at level off
             forwards, drafted = (sum(r[k] or 0 for r in found) for k in ("target_forwards", "drafted"))
             entry["tokens_per_target_forward"] = sum(r["tokens"] for r in found) / forwards
             entry["acceptance"] = sum(r["accepted"] or 0 for r in found) / drafted if drafted else None
