@@ -15,7 +15,6 @@ Sources: Muon ("Muon is Scalable for LLM Training"; torch.optim.Muon); distillat
 
 import argparse
 import json
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -256,23 +255,10 @@ def train(name: str, work: Path, minutes: float, tokens: int | None, strict: boo
     finally:
         save()
         bar.close()
-    print(
-        f"{name}: step {step} of {recipe.steps}; held-out loss {held_out_loss(model, work, strict):.3f} nats per token"
-    )
+    from workbench.pretrained.evaluate import loss_and_accuracy  # which imports this module
 
-
-@torch.no_grad()
-def held_out_loss(model, work: Path, strict: bool, windows: int = 64) -> float:
-    """Mean loss in nats per token over held-out windows of 512 tokens, fp32, no overlap."""
-    data = encode("held-out", work, strict)
-    step = (len(data) - 513) // windows
-    rows = np.stack([data[i * step :][:513] for i in range(windows)]).astype(np.int64)
-    device = next(model.parameters()).device
-    losses = []
-    for part in torch.from_numpy(rows).to(device).split(8):
-        logits = model(part[:, :-1], use_cache=False).logits.float()
-        losses.append(F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten()).item())
-    return math.fsum(losses) / len(losses)
+    figures = ", ".join(f"{key} {value:.3f}" for key, value in loss_and_accuracy(model.cpu().eval(), work).items())
+    print(f"{name}: step {step} of {recipe.steps}; held-out {figures}")
 
 
 def main() -> None:
