@@ -2,15 +2,19 @@
 
     python -m workbench.pretrained.train tokenizer
     python -m workbench.pretrained.train target [--work DIR] [--minutes 60]
+    python -m workbench.pretrained.train target-long [--work DIR]
     python -m workbench.pretrained.train draft  [--work DIR]
+    python -m workbench.pretrained.train draft-long [--work DIR]
     python -m workbench.pretrained.train export [--work DIR]      # bf16 safetensors and the model cards
 
-Both models see the corpus of `corpus.py` in shuffled windows: first short ones, then a last phase at the full
-context, in which a part of the windows repeats an early span further on, so that copying from far back is trained
-(the repeated text is corpus text as well). Hidden matrices are trained by Muon, embeddings and norms by AdamW. The
-draft is trained on the target's full next-token law (KL, temperature 1) mixed with the text itself.
+Both models see the corpus of `corpus.py` in shuffled windows, in two stages. The first learns the text, mostly in
+short windows. The second ("-long") goes on from it with a larger rotary base and long windows, the last ones at the
+full context; in most of them early spans return further on, half of them shuffled first, so that copying from far
+back is trained. Hidden matrices are trained by Muon, embeddings and norms by AdamW. The draft is trained on the
+target's full next-token law (KL, temperature 1) mixed with the text itself.
 
-Sources: Muon ("Muon is Scalable for LLM Training"; torch.optim.Muon); distillation of drafters (DistillSpec).
+Sources: Muon ("Muon is Scalable for LLM Training"; torch.optim.Muon); distillation of drafters (DistillSpec); the
+larger base in a second stage ("Effective Long-Context Scaling of Foundation Models").
 """
 
 import argparse
@@ -32,7 +36,11 @@ TOKENIZER = corpus.HERE / "tokenizer"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and schedule of one model; lengths in tokens, `copies` the share of windows with a repeated span."""
+    """Sizes and schedule of one stage; lengths in tokens.
+
+    `full_share` is the share of the steps at the full context, at the end; `copies` the share of long windows (those
+    of over 512 tokens) with repeated spans; `start` the stage whose weights this one goes on from.
+    """
 
     width: int
     layers: int
@@ -51,15 +59,22 @@ class Recipe:
     decay_share: float = 0.6
     seed: int = 1
     distil: float = 0.0
+    rope_theta: float = 10_000.0
+    start: str | None = None
 
     @property
     def steps(self) -> int:
         return self.tokens // self.batch
 
 
+TARGET = Recipe(width=256, layers=8, heads=8, kv_heads=4, hidden=704)
+DRAFT = Recipe(width=128, layers=3, heads=4, kv_heads=2, hidden=352, tokens=6_500_000, full_share=0.1, distil=0.8)
+LONG = {"window": 1024, "rope_theta": 200_000.0, "muon_rate": 0.008, "adam_rate": 1.2e-3, "warmup": 20}
 RECIPES = {
-    "target": Recipe(width=256, layers=8, heads=8, kv_heads=4, hidden=704),
-    "draft": Recipe(width=128, layers=3, heads=4, kv_heads=2, hidden=352, tokens=6_500_000, full_share=0.1, distil=0.8),
+    "target": TARGET,
+    "target-long": replace(TARGET, start="target", tokens=3_300_000, full_share=0.25, decay_share=0.7, **LONG),
+    "draft": DRAFT,
+    "draft-long": replace(DRAFT, start="draft", tokens=1_600_000, full_share=0.25, decay_share=0.7, **LONG),
 }
 
 
@@ -76,6 +91,7 @@ def build(recipe: Recipe):
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.kv_heads,
         max_position_embeddings=recipe.context,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=0,
@@ -132,21 +148,21 @@ def batch_at(data: np.ndarray, recipe: Recipe, step: int) -> torch.Tensor:
         offset = int(rng.integers(window))
         index = int(rng.permutation(count)[place])
         piece = data[offset + index * window :][: window + 1].astype(np.int64)
-        if full:
+        if window > 512:
             plant_copies(piece, recipe.copies, np.random.default_rng((recipe.seed, row)))
         out.append(piece)
     return torch.from_numpy(np.stack(out))
 
 
-def plant_copies(piece: np.ndarray, share: float, rng: np.random.Generator, spans: int = 4) -> None:
+def plant_copies(piece: np.ndarray, share: float, rng: np.random.Generator, per_thousand: int = 6) -> None:
     """With probability `share`, repeat some spans of a window further on, in place.
 
     Half of them are shuffled first, so that nothing but copying can tell what comes next.
     """
     if rng.random() >= share:
         return
-    for _ in range(spans):
-        length = int(rng.integers(32, 160))
+    for _ in range(per_thousand * len(piece) // 1000):
+        length = int(rng.integers(24, 128))
         source = int(rng.integers(0, len(piece) - 2 * length))
         target = int(rng.integers(source + length, len(piece) - length + 1))
         if rng.random() < 0.5:
@@ -202,9 +218,13 @@ def train(name: str, work: Path, minutes: float, tokens: int | None, strict: boo
     model = build(recipe).to(device)
     teacher = None
     if recipe.distil:
-        teacher = build(RECIPES["target"]).to(device)
-        teacher.load_state_dict(torch.load(work / "target.pt", weights_only=True)["model"])
+        guide = "target-long" if recipe.start else "target"
+        teacher = build(RECIPES[guide]).to(device)
+        teacher.load_state_dict(torch.load(work / f"{guide}.pt", weights_only=True)["model"])
         teacher.eval().requires_grad_(False)
+    if recipe.start:
+        model.load_state_dict(torch.load(work / f"{recipe.start}.pt", weights_only=True)["model"])
+    elif teacher is not None:
         start_from(model, teacher)
     steppers = optimizers(model, recipe)
     file, step = work / f"{name}.pt", 0
@@ -263,7 +283,7 @@ def train(name: str, work: Path, minutes: float, tokens: int | None, strict: boo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["tokenizer", "target", "draft", "export"])
+    parser.add_argument("what", choices=["tokenizer", *RECIPES, "export"])
     parser.add_argument("--work", type=Path, default=Path("training"), help="folder for token files and checkpoints")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time; run again to go on")
     parser.add_argument("--tokens", type=int, help="another number of training tokens")
