@@ -36,7 +36,7 @@ def decode(
     temperature, top_k, top_p, min_p, typical_p, processors: how the next token is drawn (default: greedy).
     max_new_tokens, stop, ignore_eos: where the run ends.
     seed: of all randomness. level: "off", "default" or "full" instrumentation.
-    force: ids to score instead of sampling.
+    force: ids to score instead of sampling. prompt_rows: log the law at every prompt token (`trace.prompt_tokens`).
     out: file that the trace is written to round by round; `overwrite` allows it to exist.
     on_round: called with the session after every round (progress, streaming).
 

@@ -72,7 +72,7 @@ class Session:
     out: file that the trace is written to as it happens.
     overwrite: allow `out` to exist.
     settings: temperature, top_k, top_p, min_p, typical_p, processors, cache, max_new_tokens, stop, ignore_eos, seed,
-        level, force; as for `workbench.decode`.
+        level, force, prompt_rows; as for `workbench.decode`.
 
     Raises BadInput, before any work, where something does not fit.
     """
@@ -182,13 +182,13 @@ class Session:
             self._keep(self._tip)
             state = self._tip.fork()
             try:
-                step, texts = self.decoder.step(state)
+                step = self.decoder.step(state)
             except Exception as error:
                 self._recorder.end("error", str(error).splitlines()[0] if str(error) else type(error).__name__)
                 error.trace = self.trace
                 raise
             self._tip = state
-            self._events.append(self._recorder.round(step, texts))
+            self._events.append(self._recorder.round(step))
             self._ends.append(self.length + step.emitted)
             if state.ended:
                 self._recorder.end(state.ended)

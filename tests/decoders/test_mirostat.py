@@ -24,7 +24,7 @@ def run(model, decoder: wb.Mirostat, seed: int = 0, steps: int = N) -> tuple[Sta
     decoder.step(state)
     figures = []
     while not state.ended:
-        step, _ = decoder.step(state)
+        step = decoder.step(state)
         figures.append({**step.figures, **{name: column[0] for name, column in step.tokens.items()}})
     return state, figures
 

@@ -216,6 +216,28 @@ def test_rows_asked_for_hidden_states_and_embeddings(name):
     assert torch.allclose(run(lm.embed(PROMPT)).logits, every, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "name", ["llama-gqa", "qwen2-mixed-windows", "mistral-window", "smollm3-nope", "gpt-neox", "gpt2"]
+)
+@pytest.mark.parametrize("layers", [[0, 1], [0, 2], [1]], ids=str)
+def test_some_layers_only_equal_a_model_without_the_others(name, layers):
+    """Chunk by chunk, the staged rows of the layers that ran are seen; afterwards all layers are there again."""
+    model = build(name)
+    lm, store = wrap(model), wrap(model).new_store()
+    parts = [lm.forward(PROMPT[a:b], range(a, b), store, layers=layers).logits for a, b in [(0, 9), (9, 28)]]
+    store.discard()
+    cut = copy.deepcopy(model)
+    whole = next(m for m in cut.base_model.children() if isinstance(m, torch.nn.ModuleList))
+    for dropped in sorted(set(range(len(whole))) - set(layers), reverse=True):
+        del whole[dropped]
+    if getattr(cut.config, "layer_types", None):
+        cut.config.layer_types = [cut.config.layer_types[layer] for layer in layers]
+    close(torch.cat(parts), stock(cut, PROMPT), TOLERANCE[torch.float64])
+    close(lm.forward(PROMPT, range(28), store).logits, stock(model, PROMPT), TOLERANCE[torch.float64])
+    with pytest.raises(wb.BadInput, match=r"layers: expected numbers in \[0, 3\), got \[3\]"):
+        lm.forward(PROMPT, range(28), lm.new_store(), layers=[3])
+
+
 @pytest.mark.parametrize("name", ["llama-gqa", "mistral-window", "gpt2"])
 def test_bf16_stays_near_the_stock_model(name):
     model = build(name, torch.bfloat16)

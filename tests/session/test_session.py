@@ -8,6 +8,7 @@ import torch
 import workbench as wb
 from tests.table import DECODERS
 from workbench import session as session_module
+from workbench.decoders import base
 from workbench.errors import BadInput
 
 PROMPT = [0, 1, 2, 3, 1, 2]
@@ -286,3 +287,20 @@ def test_a_failing_round_leaves_the_last_complete_one(toy, monkeypatch):
     whole = toy_session(toy, "speculative", sampled=True)
     whole.run()
     assert s.trace.token_ids == whole.trace.token_ids
+
+
+def test_prompt_rows_log_the_law_at_every_prompt_token(toy, monkeypatch):
+    """They equal what scoring the same tokens as new ones logs, over several chunks and with sampling settings."""
+    monkeypatch.setattr(base, "PREFILL_CHUNK", 3)
+    prompt = [3, 1, 0, 1, 2, 0, 2, 2]
+    options = {"temperature": 0.7, "top_k": 3}
+    trace = wb.decode(toy, prompt, max_new_tokens=2, prompt_rows=True, **options)
+    rows = trace.prompt_tokens
+    assert rows["token_id"].tolist() == prompt[1:] and rows["index"].tolist() == list(range(-7, 0))
+    assert rows["position"].tolist() == list(range(1, 8)) and set(rows["round"]) == {0}
+    scored = wb.decode(toy, prompt[:1], force=prompt[1:], **options).tokens
+    for name in ("entropy_raw_nats", "entropy_sampled_nats", "surprisal_nats", "p_sampled"):
+        assert rows[name].tolist() == pytest.approx(scored[name].tolist(), rel=1e-4, abs=1e-6)
+    assert rows["rank"].tolist() == scored["rank"].tolist()
+    assert trace.tokens["index"].tolist() == [0, 1]
+    assert wb.decode(toy, prompt, max_new_tokens=2).prompt_tokens.empty

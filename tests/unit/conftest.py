@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -107,14 +108,14 @@ def record(rounds: list[tuple[int, int]], out=None, level: str = "default", **ru
     """A finished prefill and one chain round for every (drafted, accepted)."""
     draw, context = random.Random(0), 3
     recorder = Recorder(run_event(**run), out=out, level=level)
-    recorder.round(prefill_step(), [])
+    recorder.round(prefill_step())
     for drafted, accepted in rounds:
         step = chain_step(draw, context, drafted, accepted)
         context = step.context
         if level == "off":
             step.drafts, step.forwards, step.cache = {}, {}, {}
             step.tokens = {name: step.tokens[name] for name in ("token_id", "source")}
-        recorder.round(step, [f" t{context}é"[: 4 + i] for i in range(step.emitted)])
+        recorder.round(replace(step, texts=[f" t{context}é"[: 4 + i] for i in range(step.emitted)]))
     return recorder
 
 

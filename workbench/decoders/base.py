@@ -85,7 +85,6 @@ class RoundLog:
         self.settings = state.settings
         self.step = Step(mode)
         self.logging = state.settings.level != "off"
-        self.texts: list[str] = []
         self._start = time.perf_counter()
 
     def forward(
@@ -101,7 +100,7 @@ class RoundLog:
         lane = self.state.lanes[role]
         model, context = lane.model, lane.store.length + lane.store.staged
         start = self._clock(model)
-        out = model.forward(tokens, positions, lane.store, mask, logits_at)
+        out = model.forward(tokens, positions, lane.store, mask, logits_at=logits_at)
         wall = (self._clock(model) - start) * 1000
         phase = phase or role
         key = "draft" if phase == "draft" else "target"
@@ -138,8 +137,20 @@ class RoundLog:
         while lane.store.length < upto:
             start = lane.store.length
             end = min(upto, start + PREFILL_CHUNK)
-            self.forward(role, self.state.tokens[start:end], range(start, end), logits_at="last", phase="prefill")
+            asked = self.settings.prompt_rows and self.logging and role == "target" and self.step.mode == "prefill"
+            rows = "all" if asked else "last"
+            out = self.forward(role, self.state.tokens[start:end], range(start, end), logits_at=rows, phase="prefill")
+            if asked:
+                self._keep_prompt(out.logits, start, end)
             lane.store.commit(range(end - start))
+
+    def _keep_prompt(self, logits: torch.Tensor, start: int, end: int) -> None:
+        """Log the laws after the prompt tokens start..end-1 with the tokens that came."""
+        prompt = self.state.tokens
+        law = self.law(logits, lambda row: prompt[: start + row + 1])
+        columns = {"token_id": prompt[start + 1 : end + 1]}
+        for name, values in (columns | law.statistics(0, columns["token_id"])).items():
+            self.step.prompt.setdefault(name, []).extend(values)
 
     def advance(self, role: str) -> Output:
         """Feed a lane all tokens up to the pending one, commit them, and return the last row's logits."""
@@ -174,7 +185,7 @@ class RoundLog:
         for token in tokens:
             self._note_forced(len(state.tokens))
             state.tokens.append(token)
-            self.texts.append(state.text.push(token))
+            self.step.texts.append(state.text.push(token))
             kept += 1
             state.ended = self._ending()
             if state.ended:
@@ -205,7 +216,7 @@ class RoundLog:
 
     def _stopped(self) -> bool:
         """Whether the last token completed a stop text, or a stop callable says so."""
-        joined, last = self.state.text.joined, len(self.texts[-1])
+        joined, last = self.state.text.joined, len(self.step.texts[-1])
         return any(
             entry(self.state.new_tokens) if callable(entry) else last and entry in joined[-(last + len(entry) - 1) :]
             for entry in self.settings.stop
@@ -281,15 +292,18 @@ class Decoder(Declared):
         return State(list(prompt_ids), len(prompt_ids), settings, lanes, TextStream(lm, prompt_ids))
 
     @torch.inference_mode()
-    def step(self, state: State) -> tuple[Step, list[str]]:
-        """One round on the state: its record and the texts of its tokens."""
+    def step(self, state: State) -> Step:
+        """One round on the state: its record."""
         if state.ended:
             raise BadInput(f"the run has ended ({state.ended}); fork it to go on")
         if state.rounds == 0 and len(state.tokens) > 1:
             log = RoundLog(state, "prefill")
             for role in filter(state.fits, self.first(state)):
                 log.catch_up(role, len(state.tokens) - 1)
+            if log.step.prompt:
+                stream = TextStream(state.lanes["target"].model, state.tokens[:1])
+                log.step.prompt["text"] = [stream.push(token) for token in log.step.prompt["token_id"]]
         else:
             log = RoundLog(state, "plain")
             self.round(state, log)
-        return log.finish(), log.texts
+        return log.finish()

@@ -13,7 +13,8 @@ Tested on the oldest and the newest supported release (see `tests/engine/test_ad
 import copy
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -144,10 +145,14 @@ class TransformersModel:
         positions: Sequence[int],
         cache: CacheStore,
         mask: torch.Tensor | None = None,
+        layers: Sequence[int] | None = None,
         logits_at: str | Sequence[int] = "all",
         want: Sequence[str] = (),
     ) -> Output:
-        """See `LanguageModel`. `want`: "hidden" adds the final hidden states of all rows."""
+        """See `LanguageModel`. `want`: "hidden" adds the final hidden states of all rows.
+
+        Raises Unsupported where `layers` is asked of a model whose decoder layers are not one list.
+        """
         inputs: dict[str, Any] = {}
         if isinstance(tokens, torch.Tensor) and tokens.is_floating_point():
             inputs["inputs_embeds"] = tokens[None]
@@ -159,7 +164,10 @@ class TransformersModel:
             self._cache.store = cache
             cache.begin(positions, mask)
             try:
-                return self._run(inputs, logits_at, want)
+                if layers is None:
+                    return self._run(inputs, logits_at, want)
+                with self._only(layers):
+                    return self._run(inputs, logits_at, want)
             finally:
                 cache.end()
                 self._cache.store = None
@@ -173,6 +181,22 @@ class TransformersModel:
         if keep is None:
             keep = torch.as_tensor(list(logits_at), device=self.device)
         return Output(self._engine(**inputs, logits_to_keep=keep).logits[0])
+
+    @contextmanager
+    def _only(self, layers: Sequence[int]) -> Iterator[None]:
+        """While open, the engine's own module tree holds just these decoder layers; the user's model keeps all."""
+        base = self._engine.base_model
+        lists = {n: m for n, m in base.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == self.layers}
+        if len(lists) != 1:
+            raise Unsupported(f"layers: {type(self.model).__name__} does not keep its decoder layers in one list")
+        if not all(0 <= layer < self.layers for layer in layers):
+            raise BadInput(f"layers: expected numbers in [0, {self.layers}), got {list(layers)}")
+        ((name, whole),) = lists.items()
+        setattr(base, name, torch.nn.ModuleList([whole[layer] for layer in layers]))
+        try:
+            yield
+        finally:
+            setattr(base, name, whole)
 
     @torch.inference_mode()
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:

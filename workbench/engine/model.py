@@ -25,6 +25,8 @@ class LanguageModel(Protocol):
     `forward` runs R rows: `tokens` (ids, or hidden states [R, width] instead of embedded ids) at absolute `positions`
     (the number of tokens before each), stages their keys and values in `cache` and returns logits only for the rows
     asked for: "all", "last" or row numbers. `mask` is the visibility among staged rows that `CacheStore.begin` takes.
+    `layers` runs those decoder layers only, in that order (early exit, layer skipping); the others stage nothing, so
+    such rows may be attended to by later forwards over the same layers but never committed.
     """
 
     name: str
@@ -45,6 +47,7 @@ class LanguageModel(Protocol):
         positions: Sequence[int],
         cache: CacheStore,
         mask: torch.Tensor | None = None,
+        layers: Sequence[int] | None = None,
         logits_at: str | Sequence[int] = "all",
         want: Sequence[str] = (),
     ) -> Output: ...

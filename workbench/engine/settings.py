@@ -21,6 +21,7 @@ class Settings:
 
     stop: texts that end the run once the joined new text contains one; or callables (new ids) -> bool.
     force: ids to score instead of sampling, by index of the new token (a list, or a mapping for some indices only).
+    prompt_rows: log the law at every token of the prompt as well, in the prefill.
     level: `off` tokens only, `default` all but attention mass and kept rows, `full`.
     eos_ids: ids that end the run; empty where end-of-text is ignored.
     """
@@ -31,6 +32,7 @@ class Settings:
     stop: tuple[str | Callable[[Sequence[int]], bool], ...] = ()
     force: Mapping[int, int] = field(default_factory=dict)
     level: str = "default"
+    prompt_rows: bool = False
     eos_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ class ToyModel:
         positions: Sequence[int],
         cache: CacheStore,
         mask: torch.Tensor | None = None,
+        layers: Sequence[int] | None = None,
         logits_at: str | Sequence[int] = "all",
         want: Sequence[str] = (),
     ) -> Output:

@@ -19,7 +19,8 @@ from workbench.trace.trace import Trace
 __all__ = ["Recorder"]
 
 Event = dict[str, Any]
-OFF = {"tokens": ("token_id", "source"), "drafts": (), "forwards": (), "bits": ()}  # columns left at level off
+# columns left at level off
+OFF = {"tokens": ("token_id", "source"), "prompt": (), "drafts": (), "forwards": (), "bits": ()}
 
 
 class Recorder(Sequence):
@@ -77,12 +78,12 @@ class Recorder(Sequence):
         self._trace = Trace(self._log)
         self._write(self._log)
 
-    def round(self, step: Step, texts: Sequence[str]) -> Event:
+    def round(self, step: Step) -> Event:
         """Record one round and the events raised in it; returns the round event.
 
-        `texts` holds what each committed token adds to the text. Raises BadInput where a decoder's columns disagree.
+        Raises BadInput where a decoder's columns disagree.
         """
-        event = self._event(step, list(texts))
+        event = self._event(step)
         number, extra = event["round"], []
         if self.level != "off":
             for kind, found in (("decision", step.decisions), ("cache", step.cache_events)):
@@ -93,21 +94,21 @@ class Recorder(Sequence):
         if not event["flags"]:
             del event["flags"]
         self._rounds += 1
-        self._tokens += len(texts)
+        self._tokens += len(step.texts)
         self._ended = False
         self._append(event, *extra)
         return event
 
-    def _event(self, step: Step, texts: list[str]) -> Event:
+    def _event(self, step: Step) -> Event:
         groups = {name: getattr(step, name) for name in KEYS}
         if self.level == "off":
             groups = {name: {c: v for c, v in groups[name].items() if c in kept} for name, kept in OFF.items()}
         emitted = len(groups["tokens"].get("token_id", ()))
-        if not emitted == len(texts) == step.emitted:
-            found = f"{emitted} token ids, {len(texts)} texts, emitted={step.emitted}"
+        if not emitted == len(step.texts) == step.emitted:
+            found = f"{emitted} token ids, {len(step.texts)} texts, emitted={step.emitted}"
             raise BadInput(f"round {self._rounds} has {found}; expected the same number three times")
-        if texts:
-            groups["tokens"] = {**groups["tokens"], "text": texts}
+        if step.texts:
+            groups["tokens"] = {**groups["tokens"], "text": step.texts}
         flags = list(step.flags)
         event = {"type": "round", "round": self._rounds, "index": self._tokens, "mode": step.mode}
         for name in COUNTS:

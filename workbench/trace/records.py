@@ -21,6 +21,8 @@ class Step:
     mode: `prefill`, `plain`, `chain` or `tree`.
     tokens: columns of the tokens table for the committed tokens, in order; `index`, `position`, `round`, `text` and
         `bytes` are added when the round is recorded.
+    texts: what each committed token adds to the text.
+    prompt: columns as of `tokens` for the prompt's own tokens from the second on, where they were asked for.
     drafts: columns of the drafts table, one entry per tree node but the root; node numbers start at 1, the root
         (the pending token) is 0.
     forwards: columns of the forwards table, one entry per forward pass.
@@ -36,6 +38,8 @@ class Step:
 
     mode: str
     tokens: Columns = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    prompt: Columns = field(default_factory=dict)
     drafts: Columns = field(default_factory=dict)
     forwards: Columns = field(default_factory=dict)
     ms: dict[str, float] = field(default_factory=dict)

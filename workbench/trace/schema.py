@@ -23,7 +23,7 @@ CACHE_KINDS = (
 )  # fmt: skip
 CACHE_COUNTS = ("kept", "evicted", "merged", "fetched")
 # the column that is in every group of a round: its key
-KEYS = {"tokens": "token_id", "drafts": "node", "forwards": "phase", "bits": "start"}
+KEYS = {"tokens": "token_id", "prompt": "token_id", "drafts": "node", "forwards": "phase", "bits": "start"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _need(name: str, type: str, unit: str, description: str) -> Column:
 
 
 _TOKENS = (
-    _need("index", "int", "tokens", "place among the new tokens, 0 for the first"),
+    _need("index", "int", "tokens", "place among the new tokens, 0 for the first; negative in the prompt"),
     _need("position", "int", "tokens", "place in the whole sequence: prompt length + index"),
     _need("round", "int", "", "round that committed the token"),
     _need("token_id", "int", "", "id in the target's vocabulary"),

@@ -14,8 +14,8 @@ from workbench.trace.packing import unpack, unpack_layers
 from workbench.trace.schema import CACHE_KINDS, KEYS, TABLES
 
 __all__ = [
-    "bits", "cache", "drafts", "events", "expand", "forwards", "frame", "is_target", "model", "rounds", "rows",
-    "tokens",
+    "bits", "cache", "drafts", "events", "expand", "forwards", "frame", "is_target", "model", "prompt_tokens",
+    "rounds", "rows", "tokens",
 ]  # fmt: skip
 
 FREE = ("pad", "staging")  # bytes that hold no committed token
@@ -102,6 +102,20 @@ def _tokens(log: list[Event]) -> Columns:
             parts.append(({"round": event["round"], "decision": decided.get(event["round"])}, columns, n))
         index += n
     return _stack(parts)
+
+
+def prompt_tokens(log: list[Event]) -> pd.DataFrame:
+    """One row per prompt token from the second on, where `prompt_rows` asked for them; the index is negative."""
+    prompt = len(log[0].get("prompt_ids") or ())
+    for event in _of(log, "round"):
+        columns = unpack("prompt", event.get("prompt"))
+        if columns:
+            columns["position"] = list(range(1, prompt))
+            columns["index"] = [place - prompt for place in columns["position"]]
+            columns["bytes"] = [len(text.encode("utf-8", "surrogatepass")) for text in columns["text"]]
+            columns["source"] = ["prompt"] * len(columns["text"])
+            return frame("tokens", columns | {"round": [event["round"]] * len(columns["text"])})
+    return frame("tokens", {})
 
 
 def rounds(log: list[Event]) -> pd.DataFrame:

@@ -66,6 +66,7 @@ class Trace:
         return storage.read_tables(folder)
 
     tokens = _table("tokens", "One row per committed token.")
+    prompt_tokens = _table("prompt_tokens", "One row per prompt token but the first, where `prompt_rows` asked.")
     rounds = _table("rounds", "One row per round, the prefill included.")
     drafts = _table("drafts", "One row per drafted tree node.")
     forwards = _table("forwards", "One row per forward pass.")

@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_a_round_reaches_the_file_before_the_next_one(made_up, tmp_path):
     recorder = Recorder(made_up.run_event(), out=path)
     assert [event["type"] for event in lines(path)] == ["run"]
     for n in range(1, 4):
-        recorder.round(one_token(), ["x"])
+        recorder.round(replace(one_token(), texts=["x"]))
         assert lines(path) == list(recorder) and len(lines(path)) == 1 + n
     recorder.mark("note", 2, "here")
     recorder.end("length")
@@ -41,7 +42,7 @@ def test_a_killed_run_leaves_every_completed_round(tmp_path):
         "from workbench.trace import Recorder, Step\n"
         "r = Recorder({}, out=sys.argv[1])\n"
         "for i in range(5):\n"
-        "    r.round(Step('plain', tokens={'token_id': [i], 'source': ['target']}, emitted=1), [str(i)])\n"
+        "    r.round(Step('plain', tokens={'token_id': [i], 'source': ['target']}, texts=[str(i)], emitted=1))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     root = Path(__file__).parents[3]
@@ -66,7 +67,7 @@ def test_values_that_are_not_finite_become_null_and_are_named(made_up, tmp_path)
         emitted=2,
         flags=["logits"],
     )
-    event = recorder.round(step, ["a", "b"])
+    event = recorder.round(replace(step, texts=["a", "b"]))
     assert event["flags"] == ["logits", "tokens.entropy_raw_nats", "tokens.p_raw", "figures.mu"]
     assert event["figures"] == {"mu": None, "tau": 3.0}
     assert recorder.trace.tokens["entropy_raw_nats"].isna().tolist() == [True, False]
@@ -75,14 +76,16 @@ def test_values_that_are_not_finite_become_null_and_are_named(made_up, tmp_path)
 
 def test_floats_carry_six_significant_digits_and_topk_probabilities_three(made_up):
     step = one_token(p_raw=[0.123456789], topk_raw=[[[65537], [0.123456789]]])
-    event = Recorder(made_up.run_event()).round(step, ["x"])
+    event = Recorder(made_up.run_event()).round(replace(step, texts=["x"]))
     assert event["tokens"]["p_raw"] == 0.123457 and event["tokens"]["topk_raw"] == [[[65537], [0.123]]]
 
 
 def test_numpy_numbers_are_written_as_numbers(made_up):
     import numpy as np
 
-    event = Recorder(made_up.run_event()).round(one_token(p_raw=[np.float32(0.5)], rank=[np.int64(3)]), ["x"])
+    event = Recorder(made_up.run_event()).round(
+        replace(one_token(p_raw=[np.float32(0.5)], rank=[np.int64(3)]), texts=["x"])
+    )
     assert (event["tokens"]["p_raw"], event["tokens"]["rank"]) == (0.5, 3)
     assert type(event["tokens"]["rank"]) is int
 
@@ -93,8 +96,8 @@ def test_decisions_and_cache_events_follow_their_round_with_its_number(made_up):
     step.decisions = [{"controller": "eta", "action": "stop"}]
     step.cache_events = [{"op": "evict", "layer": 1, "positions": [0]}]
     step.rows = {"target": [1.0]}
-    recorder.round(one_token(), ["x"])
-    recorder.round(step, ["y"])
+    recorder.round(replace(one_token(), texts=["x"]))
+    recorder.round(replace(step, texts=["y"]))
     assert [(event["type"], event.get("round")) for event in recorder][2:] == [
         ("round", 1), ("decision", 1), ("cache", 1), ("rows", 1),
     ]  # fmt: skip
@@ -107,7 +110,7 @@ def test_levels_keep_what_they_say(made_up):
         step = one_token(entropy_raw_nats=[1.0])
         step.rows, step.figures, step.ms = {"target": [1.0]}, {"mu": 1.0}, {"total": 2.0}
         step.cache, step.decisions = {"target": made_up.cache_columns("target", 3)}, [{"action": "stop"}]
-        recorder.round(step, ["x"])
+        recorder.round(replace(step, texts=["x"]))
         return recorder
 
     assert [event["type"] for event in events("full")] == ["run", "round", "decision", "rows"]
@@ -125,7 +128,7 @@ def test_end_is_written_once_and_again_only_after_more_rounds(made_up):
     first = recorder.end("length", "done")
     assert recorder.end("stop") is first
     assert first["totals"]["tokens"] == 3 and first["totals"]["accepted"] == 2 and first["totals"]["rounds"] == 2
-    recorder.round(one_token(), ["x"])
+    recorder.round(replace(one_token(), texts=["x"]))
     assert recorder.trace.end is None
     assert recorder.end("eos")["reason"] == "eos" and recorder.trace.end["reason"] == "eos"
     assert [event["type"] for event in recorder].count("end") == 2
@@ -165,15 +168,15 @@ def test_an_unknown_level_is_bad_input(made_up):
 def test_a_step_that_contradicts_itself_is_refused_and_leaves_no_trace(made_up, step, texts):
     recorder = Recorder(made_up.run_event())
     with pytest.raises(BadInput):
-        recorder.round(step, texts)
+        recorder.round(replace(step, texts=texts))
     assert len(recorder) == 1
-    recorder.round(one_token(), ["x"])
+    recorder.round(replace(one_token(), texts=["x"]))
     assert recorder.trace.tokens["index"].tolist() == [0]
 
 
 def test_what_is_recorded_does_not_change_with_the_step_afterwards(made_up):
     recorder, step = Recorder(made_up.run_event()), one_token(entropy_raw_nats=[1.0])
-    recorder.round(step, ["x"])
+    recorder.round(replace(step, texts=["x"]))
     step.tokens["token_id"][0] = 99
     assert recorder.trace.token_ids == [4]
 
@@ -191,7 +194,7 @@ def test_a_branch_copies_the_rounds_before_it_and_names_its_parent(made_up, tmp_
     branch = Recorder.branch(parent.trace, 2, made_up.run_event(id="child"), out=path)
     assert branch[0]["parent"] == {"trace": "made-up", "round": 2, "index": 3} and branch.trace.id == "child"
     assert [event["type"] for event in branch] == ["run", "round", "round"]
-    branch.round(one_token(), ["!"])
+    branch.round(replace(one_token(), texts=["!"]))
     assert branch.trace.token_ids == [*parent.trace.token_ids[:3], 4]
     assert branch.trace.tokens[["index", "round"]].values.tolist() == [[0, 1], [1, 1], [2, 1], [3, 2]]
     assert Trace.load(path).log == list(branch) and len(parent.trace.tokens) == 9
@@ -201,7 +204,7 @@ def test_the_live_trace_grows_with_the_log(made_up):
     recorder = made_up.record([(4, 2)])
     trace = recorder.trace
     assert len(trace.tokens) == 3
-    recorder.round(one_token(), ["x"])
+    recorder.round(replace(one_token(), texts=["x"]))
     assert len(trace.tokens) == 4 and trace.text.endswith("x") and recorder.trace is trace
 
 

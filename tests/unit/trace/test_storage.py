@@ -136,7 +136,7 @@ def test_any_text_survives_the_file(tmp_path):
     """Line separators, markup, astral characters and lone surrogates: text is only ever data."""
     text = '\u2028</script>\r\n\x00"\\\U0001f600\udc80'
     recorder = Recorder({"prompt_text": text}, out=tmp_path / "run.wb")
-    recorder.round(Step("plain", tokens={"token_id": [1], "source": ["target"]}, emitted=1), [text])
+    recorder.round(Step("plain", tokens={"token_id": [1], "source": ["target"]}, emitted=1, texts=[text]))
     trace = Trace.load(tmp_path / "run.wb")
     assert trace.text == text == trace.prompt and trace.dropped == []
 

@@ -1,5 +1,7 @@
 """The figures of a run, from literal runs whose answers are known."""
 
+from dataclasses import replace
+
 import pytest
 
 from workbench.trace import Recorder, Step
@@ -37,11 +39,17 @@ def passes(*rows):
 def test_the_modelled_speedup_is_the_ratio_of_bytes_read(made_up):
     """3 tokens for one target pass (1000 + 100 bytes) and two draft passes (100 + 10 each), prompt left out."""
     recorder = Recorder(made_up.run_event())
-    recorder.round(Step("prefill", forwards=passes(("prefill", "target", 1000, 0))), [])
+    recorder.round(Step("prefill", forwards=passes(("prefill", "target", 1000, 0))))
     tokens = {"token_id": [1, 2, 3], "source": ["d", "d", "bonus"]}
     draft = ("draft", "draft", 100, 10)
     recorder.round(
-        Step("chain", tokens, forwards=passes(draft, draft, ("target", "target", 1000, 100)), emitted=3), list("abc")
+        Step(
+            "chain",
+            tokens,
+            forwards=passes(draft, draft, ("target", "target", 1000, 100)),
+            emitted=3,
+            texts=list("abc"),
+        )
     )
     assert recorder.trace.summary()["modelled_speedup"] == pytest.approx(3 * 1100 / (1100 + 2 * 110))
 
@@ -50,7 +58,7 @@ def test_a_round_of_the_draft_model_alone_is_compared_with_a_target_pass(made_up
     recorder = Recorder(made_up.run_event())
     token = {"token_id": [1], "source": ["draft"]}
     for number, forward in enumerate((("draft", "draft", 100, 0), ("target", "target", 1000, 0))):
-        recorder.round(Step("plain", token, forwards=passes(forward), emitted=1), [str(number)])
+        recorder.round(Step("plain", token, forwards=passes(forward), emitted=1, texts=[str(number)]))
     assert recorder.trace.summary()["modelled_speedup"] == pytest.approx(2000 / 1100)
 
 
@@ -60,10 +68,10 @@ def test_plain_decoding_has_a_modelled_speedup_of_one(made_up):
 
 def test_times_and_the_measured_speedup(made_up):
     recorder = Recorder(made_up.run_event(baseline={"tokens_per_second": 250.0}))
-    recorder.round(Step("prefill", ms={"total": 50.0}), [])
+    recorder.round(Step("prefill", ms={"total": 50.0}))
     for ms in (2.0, 2.0):
         step = Step("plain", {"token_id": [1], "source": ["target"]}, ms={"total": ms}, emitted=1)
-        recorder.round(step, ["x"])
+        recorder.round(replace(step, texts=["x"]))
     figures = recorder.trace.summary()
     assert (figures["tokens_per_second"], figures["time_to_first_token_ms"]) == (500.0, 52.0)
     assert figures["measured_speedup"] == 2.0

@@ -1,5 +1,7 @@
 """The tables: fixed columns and dtypes, literal values for a run made by hand, the laws of the ledger."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -23,9 +25,7 @@ def by_hand(made_up):
             "draft": {"live_slots": [length], "logical_length": [length], "payload": [12 * length]},
         }  # fmt: skip
 
-    recorder.round(
-        Step("prefill", forwards={"phase": ["prefill"], "model": ["target"], "rows": [2]}, cache=cache(2)), []
-    )
+    recorder.round(Step("prefill", forwards={"phase": ["prefill"], "model": ["target"], "rows": [2]}, cache=cache(2)))
     recorder.round(
         Step(
             "chain",
@@ -35,9 +35,7 @@ def by_hand(made_up):
             ms={"total": 4.0, "draft": 1.0},
             cache=cache(4),
             decisions=[{"controller": "c", "action": "shrink"}],
-            drafted=2, accepted=1, emitted=2, context=5, depth=2,
-        ),
-        ["é", "x"],
+            drafted=2, accepted=1, emitted=2, context=5, depth=2, texts=["é", "x"]),
     )  # fmt: skip
     recorder.round(
         Step(
@@ -46,9 +44,7 @@ def by_hand(made_up):
             forwards={"phase": ["target"], "model": ["target"], "rows": [1]},
             cache=cache(3),  # a policy dropped slots: fewer bytes than at the peak
             bits={"layer": [1], "head": [0], "start": [0], "length": [2], "bits_k": [4], "bits_v": [2]},
-            emitted=1, context=6, bonus=True,
-        ),
-        [""],
+            emitted=1, context=6, bonus=True, texts=[""]),
     )  # fmt: skip
     return recorder
 
@@ -85,7 +81,7 @@ def test_free_slots_are_bytes_but_no_bits():
     layers = {"live_slots": [4], "payload": [128], "scale": [8], "pad": [640], "staging": [64]}
     facts = {"role": "target", "name": "m", "layers": 1, "kv_heads": 1, "head_dim": 4, "kv_bits": 32}
     recorder = Recorder({"models": [facts]})
-    recorder.round(Step("prefill", cache={"target": layers}), [])
+    recorder.round(Step("prefill", cache={"target": layers}))
     assert recorder.trace.rounds[["cache_bytes", "bits_per_element"]].values.tolist() == [[840, 8 * 136 / 32]]
     assert recorder.trace.cache["bits_effective"].tolist() == [8 * 136 / 32]
 
@@ -128,7 +124,7 @@ def test_events_are_flat(made_up):
     recorder = made_up.record([])
     step = Step("plain", cache_events=[{"op": "evict", "layer": 1, "positions": [0, 3], "bytes": 64}])
     step.decisions = [{"controller": "c", "action": "stop", "signals": [{"name": "H", "value": 2.5, "unit": "nats"}]}]
-    recorder.round(step, [])
+    recorder.round(step)
     recorder.mark("breakpoint", 3, "why")
     events = recorder.trace.events
     assert events["type"].tolist() == ["decision", "cache", "mark"] and events["round"].tolist() == [1, 1, 2]
@@ -148,7 +144,7 @@ def test_a_draft_prefill_is_no_target_forward(made_up):
     recorder = Recorder(made_up.run_event())
     passes = {"phase": ["prefill", "prefill"], "model": ["draft", "target"], "rows": [3, 3]}
     step = Step("prefill", tokens={"token_id": [1], "source": ["target"]}, forwards=passes, emitted=1)
-    recorder.round(step, ["x"])
+    recorder.round(replace(step, texts=["x"]))
     assert recorder.trace.tokens["target_forwards"].tolist() == [1]
     assert recorder.trace.rounds[["rows_target", "rows_draft"]].values.tolist() == [[3, 3]]
 

@@ -1,6 +1,7 @@
 """The trace as an object: text, replay, display; the schema page; the package's independence of torch."""
 
 import ast
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,13 +31,13 @@ def test_steps_replay_the_rounds_with_full_columns(made_up):
         )
         step.bonus, step.budget, step.ms = event.get("bonus", False), event.get("budget"), event["ms"]
         step.cache = event["cache"]
-        again.round(step, event["tokens"].get("text", []))
+        again.round(replace(step, texts=event["tokens"].get("text", [])))
     assert list(again)[1:] == list(recorder)[1:]
 
 
 def test_the_display_is_short_inert_and_the_same_every_time(made_up):
     recorder = Recorder(made_up.run_event(id="random", prompt_text="<script>alert(1)</script>"))
-    recorder.round(Step("plain", tokens={"token_id": [1], "source": ["target"]}, emitted=1), ["<img onerror=x>"])
+    recorder.round(Step("plain", tokens={"token_id": [1], "source": ["target"]}, emitted=1, texts=["<img onerror=x>"]))
     recorder.end("eos")
     bundle = recorder.trace._repr_mimebundle_()
     assert bundle["text/plain"] == repr(recorder.trace) == "Trace(speculative, 1 tokens in 1 rounds, ended: eos)"

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
@@ -97,7 +98,7 @@ def test_with_one_model_the_cache_is_stacked_by_kind(made_up):
     recorder = Recorder(made_up.run_event())
     cache = {"live_slots": [2] * 8, "payload": [64] * 8, "scale": [8] * 8}
     step = Step("plain", {"token_id": [1], "source": ["target"]}, cache={"target": cache}, emitted=1)
-    recorder.round(step, ["x"])
+    recorder.round(replace(step, texts=["x"]))
     figure = views.signals(recorder.trace)
     assert list(named(figure, "cache, payload").y) == [512] and list(named(figure, "cache, scale").y) == [64]
     assert figure.layout.yaxis3.title.text == "cache (B)"
@@ -133,7 +134,7 @@ def test_a_draft_tree_places_every_node_below_its_parent(made_up):
         "fate": ["accepted", "sibling_won", "rejected", "rejected", "parent_rejected"],
         "reason": [None, None, "ratio", "ratio", None], "kind": ["dist"] * 5, "drafter": ["draft<model>"] * 5,
     }  # fmt: skip
-    recorder.round(Step("tree", drafts=drafts, drafted=5, accepted=1, depth=2), [])
+    recorder.round(Step("tree", drafts=drafts, drafted=5, accepted=1, depth=2))
     figure = views.draft_tree(recorder.trace, 0)
     places = {}
     for fate, texts in {"accepted": ["␣a"], "sibling_won": ["b"], "parent_rejected": ["⏎"]}.items():
@@ -177,14 +178,14 @@ def test_the_bit_map_follows_changes_and_evictions(made_up):
     models = [{"role": "target", "layers": 2, "kv_heads": 2, "head_dim": 4, "kv_bits": 16}]
     recorder = Recorder(made_up.run_event(models=models))
     columns = {"live_slots": [4, 4], "payload": [256, 256]}
-    recorder.round(Step("prefill", cache={"target": columns}), [])
+    recorder.round(Step("prefill", cache={"target": columns}))
     step = Step("plain", cache={"target": columns})
     step.bits = {"layer": [1, 1], "head": [0, 1], "start": [0, 0], "length": [2, 2], "bits_k": [4, 4], "bits_v": [2, 2]}
     step.cache_events = [
         {"op": "evict", "layer": 0, "positions": [1]},
         {"op": "evict", "layer": 1, "head": 0, "positions": [0, 3]},
     ]
-    recorder.round(step, [])
+    recorder.round(step)
     (heat,) = views.bit_map(recorder.trace).data
     assert [list(row) for row in heat.z] == [[16, None, 16, 16], [3, 3, 16, 16]]
     assert heat.zmax == 16
@@ -221,7 +222,7 @@ def test_text_of_the_model_is_inert(made_up, view):
         cache={evil: {"live_slots": [1], "payload": [8]}, "target": {"live_slots": [1], "payload": [8]}},
         drafted=1, emitted=1,
     )  # fmt: skip
-    recorder.round(step, [evil])
+    recorder.round(replace(step, texts=[evil]))
     figure = VIEWS[view](recorder.trace).to_plotly_json()
     text = json.dumps(figure, default=str)
     for markup in ("<br>", "<extra>", "</extra>"):  # ours
