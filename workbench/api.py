@@ -94,6 +94,9 @@ class custom_generate:
             raise BadInput(
                 "custom_generate decodes one sequence per row; expected num_beams=1 and num_return_sequences=1"
             )
+        for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+            if getattr(config, name, False):
+                raise BadInput(f"custom_generate returns token ids and traces; expected {name} unset (see .traces)")
         if self.streamer is not None:
             if len(input_ids) > 1:
                 raise BadInput(f"a streamer takes one sequence; expected a batch of one row, got {len(input_ids)}")

@@ -104,6 +104,7 @@ def test_streamers_and_output_objects(lm, batch, capsys):
         ({"num_return_sequences": 2, "do_sample": True}, "one sequence per row"),
         ({"epsilon_cutoff": 0.01, "do_sample": True}, "epsilon_cutoff"),
         ({"eta_cutoff": 0.01, "do_sample": True}, "eta_cutoff"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "expected output_scores unset"),
     ],
     ids=str,
 )

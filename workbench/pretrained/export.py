@@ -1,14 +1,14 @@
 """Write trained checkpoints as the shipped models: bf16 safetensors, config, and a card with measured figures."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from workbench.pretrained import corpus
 from workbench.pretrained.evaluate import agreement, long_copy, loss_and_accuracy
-from workbench.pretrained.train import RECIPES, build, encode
+from workbench.pretrained.train import RECIPES, Recipe, build, encode
 
 __all__ = ["export"]
 
@@ -26,9 +26,10 @@ standard library; it knows nothing else and is not meant to be useful beyond exp
 **Data.** The source of the {python} standard library (PSF-2.0), {train_tokens:,} tokens; file list with hashes in
 `../corpus.txt`; the held-out modules and their tests ({held_tokens:,} tokens) were never trained on.
 
-**Recipe.** `python -m workbench.pretrained.train {name}`; {tokens:,} tokens seen in {steps:,} steps of {batch:,};
-windows of {window} tokens, the last {full_share:.0%} of the steps at the full context with repeated spans in
-{copies:.0%} of the windows; Muon on matrices, AdamW on embeddings and norms.{distil}
+**Recipe.** `python -m workbench.pretrained.train`, stages `{name}` and `{name}-long`; Muon on matrices, AdamW on
+embeddings and norms; {tokens:,} tokens seen in steps of {batch:,}.{distil}
+
+{stages}
 
 **Measured, on held-out text, bf16 weights computed in fp32.**
 
@@ -42,8 +43,8 @@ def export(work: Path) -> None:
     """Export both models from the checkpoints in `work`; raises FileNotFoundError where one is missing."""
     models = {}
     for name in ("target", "draft"):
-        state = torch.load(work / f"{name}.pt", weights_only=True, map_location="cpu")
-        model = build(RECIPES[name])
+        state = torch.load(work / f"{name}-long.pt", weights_only=True, map_location="cpu")
+        model = build(RECIPES[f"{name}-long"])
         model.load_state_dict(state["model"])
         model.to(torch.bfloat16).save_pretrained(corpus.HERE / name, safe_serialization=True)
         models[name] = model.float().eval(), state
@@ -57,8 +58,17 @@ def export(work: Path) -> None:
         write_card(name, model, state, figures, work)
 
 
+def describe(stage: Recipe) -> str:
+    return (
+        f"- {stage.steps:,} steps in windows of {stage.window} tokens, the last {stage.full_share:.0%} of them at"
+        f" {stage.context}; rotary base {stage.rope_theta:,.0f}; repeated spans in {stage.copies:.0%} of the windows of"
+        " over 512 tokens"
+    )
+
+
 def write_card(name: str, model, state: dict, figures: dict[str, float], work: Path) -> None:
-    recipe = RECIPES[name]
+    recipe = RECIPES[f"{name}-long"]
+    stages = [RECIPES[name], replace(recipe, tokens=state["step"] * recipe.batch)]
     rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in figures.items())
     distil = (
         f" Loss: {recipe.distil:g}·KL(target ‖ draft) + {1 - recipe.distil:g}·cross-entropy." if recipe.distil else ""
@@ -70,8 +80,8 @@ def write_card(name: str, model, state: dict, figures: dict[str, float], work: P
         "python": corpus.LISTING.read_text().splitlines()[0].lstrip("# ").removesuffix(" standard library"),
         "train_tokens": len(encode("train", work)),
         "held_tokens": len(encode("held-out", work)),
-        "tokens": state["step"] * recipe.batch,
-        "steps": state["step"],
+        "tokens": sum(stage.steps * stage.batch for stage in stages),
+        "stages": "\n".join(map(describe, stages)),
         "distil": distil,
         "rows": rows,
     }
