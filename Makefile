@@ -42,7 +42,7 @@ bench: install ## measure decoding speed; rows go to benchmarks/results/
 	$(BIN)/python benchmarks/decoding.py $(ARGS)
 
 models: install ## train the embedded models again (resumable; hours on a CPU)
-	for stage in tokenizer target target-long draft draft-long export; do $(BIN)/python -m workbench.pretrained.train $$stage $(ARGS) || exit 1; done
+	for stage in tokenizer target target-long draft export; do $(BIN)/python -m workbench.pretrained.train $$stage $(ARGS) || exit 1; done
 
 clean: ## remove caches and build outputs, keep .venv
 	rm -rf build dist .pytest_cache .ruff_cache

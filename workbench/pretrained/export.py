@@ -12,6 +12,8 @@ from workbench.pretrained.train import RECIPES, Recipe, build, encode
 
 __all__ = ["export"]
 
+STAGES = {"target": ("target", "target-long"), "draft": ("draft",)}
+
 CARD = """---
 license: apache-2.0
 language: code
@@ -26,7 +28,7 @@ standard library; it knows nothing else and is not meant to be useful beyond exp
 **Data.** The source of the {python} standard library (PSF-2.0), {train_tokens:,} tokens; file list with hashes in
 `../corpus.txt`; the held-out modules and their tests ({held_tokens:,} tokens) were never trained on.
 
-**Recipe.** `python -m workbench.pretrained.train`, stages `{name}` and `{name}-long`; Muon on matrices, AdamW on
+**Recipe.** `python -m workbench.pretrained.train`, {called}; Muon on matrices, AdamW on
 embeddings and norms; {tokens:,} tokens seen in steps of {batch:,}.{distil}
 
 {stages}
@@ -42,9 +44,9 @@ embeddings and norms; {tokens:,} tokens seen in steps of {batch:,}.{distil}
 def export(work: Path) -> None:
     """Export both models from the checkpoints in `work`; raises FileNotFoundError where one is missing."""
     models = {}
-    for name in ("target", "draft"):
-        state = torch.load(work / f"{name}-long.pt", weights_only=True, map_location="cpu")
-        model = build(RECIPES[f"{name}-long"])
+    for name, stages in STAGES.items():
+        state = torch.load(work / f"{stages[-1]}.pt", weights_only=True, map_location="cpu")
+        model = build(RECIPES[stages[-1]])
         model.load_state_dict(state["model"])
         model.to(torch.bfloat16).save_pretrained(corpus.HERE / name, safe_serialization=True)
         models[name] = model.float().eval(), state
@@ -67,8 +69,8 @@ def describe(stage: Recipe) -> str:
 
 
 def write_card(name: str, model, state: dict, figures: dict[str, float], work: Path) -> None:
-    recipe = RECIPES[f"{name}-long"]
-    stages = [RECIPES[name], replace(recipe, tokens=state["step"] * recipe.batch)]
+    *before, recipe = (RECIPES[stage] for stage in STAGES[name])
+    stages = [*before, replace(recipe, tokens=state["step"] * recipe.batch)]
     rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in figures.items())
     distil = (
         f" Loss: {recipe.distil:g}·KL(target ‖ draft) + {1 - recipe.distil:g}·cross-entropy." if recipe.distil else ""
@@ -80,6 +82,7 @@ def write_card(name: str, model, state: dict, figures: dict[str, float], work: P
         "python": corpus.LISTING.read_text().splitlines()[0].lstrip("# ").removesuffix(" standard library"),
         "train_tokens": len(encode("train", work)),
         "held_tokens": len(encode("held-out", work)),
+        "called": " then ".join(f"`{stage}`" for stage in STAGES[name]),
         "tokens": sum(stage.steps * stage.batch for stage in stages),
         "stages": "\n".join(map(describe, stages)),
         "distil": distil,

@@ -4,14 +4,13 @@
     python -m workbench.pretrained.train target [--work DIR] [--minutes 60]
     python -m workbench.pretrained.train target-long [--work DIR]
     python -m workbench.pretrained.train draft  [--work DIR]
-    python -m workbench.pretrained.train draft-long [--work DIR]
     python -m workbench.pretrained.train export [--work DIR]      # bf16 safetensors and the model cards
 
-Both models see the corpus of `corpus.py` in shuffled windows, in two stages. The first learns the text, mostly in
-short windows. The second ("-long") goes on from it with a larger rotary base and long windows, the last ones at the
-full context; in most of them early spans return further on, half of them shuffled first, so that copying from far
-back is trained. Hidden matrices are trained by Muon, embeddings and norms by AdamW. The draft is trained on the
-target's full next-token law (KL, temperature 1) mixed with the text itself.
+Both models see the corpus of `corpus.py` in shuffled windows, short ones first, then at the full context. The target
+has a second stage ("target-long"): it goes on from the first with a larger rotary base and long windows, the last ones
+at the full context. In most long windows early spans return further on, half of them shuffled first, so that copying
+from far back is trained. Hidden matrices are trained by Muon, embeddings and norms by AdamW. The draft is trained on
+the first stage's full next-token law (KL, temperature 1) mixed with the text itself.
 
 Sources: Muon ("Muon is Scalable for LLM Training"; torch.optim.Muon); distillation of drafters (DistillSpec); the
 larger base in a second stage ("Effective Long-Context Scaling of Foundation Models").
@@ -69,13 +68,19 @@ class Recipe:
 
 TARGET = Recipe(width=256, layers=8, heads=8, kv_heads=4, hidden=704)
 DRAFT = Recipe(width=128, layers=3, heads=4, kv_heads=2, hidden=352, tokens=6_500_000, full_share=0.1, distil=0.8)
-LONG = {"window": 1024, "rope_theta": 200_000.0, "muon_rate": 0.008, "adam_rate": 1.2e-3, "warmup": 20}
-RECIPES = {
-    "target": TARGET,
-    "target-long": replace(TARGET, start="target", tokens=3_300_000, full_share=0.25, decay_share=0.7, **LONG),
-    "draft": DRAFT,
-    "draft-long": replace(DRAFT, start="draft", tokens=1_600_000, full_share=0.25, decay_share=0.7, **LONG),
-}
+LONG = replace(
+    TARGET,
+    start="target",
+    tokens=3_300_000,
+    window=1024,
+    full_share=0.25,
+    rope_theta=200_000.0,
+    muon_rate=0.008,
+    adam_rate=1.2e-3,
+    warmup=20,
+    decay_share=0.7,
+)
+RECIPES = {"target": TARGET, "target-long": LONG, "draft": DRAFT}
 
 
 def build(recipe: Recipe):
@@ -218,9 +223,8 @@ def train(name: str, work: Path, minutes: float, tokens: int | None, strict: boo
     model = build(recipe).to(device)
     teacher = None
     if recipe.distil:
-        guide = "target-long" if recipe.start else "target"
-        teacher = build(RECIPES[guide]).to(device)
-        teacher.load_state_dict(torch.load(work / f"{guide}.pt", weights_only=True)["model"])
+        teacher = build(RECIPES["target"]).to(device)
+        teacher.load_state_dict(torch.load(work / "target.pt", weights_only=True)["model"])
         teacher.eval().requires_grad_(False)
     if recipe.start:
         model.load_state_dict(torch.load(work / f"{recipe.start}.pt", weights_only=True)["model"])
