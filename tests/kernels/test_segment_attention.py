@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.kernels.attention_cases import compare, dense
 from tests.kernels.checks import assert_close
 from workbench_kernels import segment_attention
 
@@ -37,23 +38,6 @@ def inputs(name: str, dtype: torch.dtype):
     return q, k, v, size**-0.5, mask, bias
 
 
-def dense(q, k, v, scale, mask=None, bias=None):
-    """Row by row, head by head, in float64: the formula as it is written in books."""
-    rows, heads, _ = q.shape
-    q, k, v = q.double(), k.double(), v.double()
-    out = torch.zeros(rows, heads, v.shape[2], dtype=torch.float64)
-    lse = torch.full((rows, heads), -torch.inf, dtype=torch.float64)
-    for r in range(rows):
-        for h in range(heads):
-            g = h // (heads // k.shape[0])
-            scores = k[g] @ q[r, h] * scale + (0 if bias is None else bias.double().expand(k.shape[:2])[g])
-            seen = torch.ones(k.shape[1], dtype=torch.bool) if mask is None else mask[r]
-            if seen.any():
-                lse[r, h] = scores[seen].logsumexp(0)
-                out[r, h] = scores[seen].softmax(0) @ v[g][seen]
-    return out, lse
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("name", SHAPES)
 def test_equals_dense_softmax(name, dtype):
@@ -75,6 +59,16 @@ def test_equals_torch_sdpa(name):
             q.transpose(0, 1)[None], k[None], v[None], attn_mask=seen, scale=scale, enable_gqa=True
         )
         assert_close("out", out, want[0].transpose(0, 1), 1e-12)
+
+
+def test_kv_heads_may_see_different_keys():
+    """A mask [Hk, R, n] is each head's own mask."""
+    q, k, v, scale, mask, _ = inputs("gqa-3", torch.float32)
+    masks = torch.stack([mask, mask.flip(1)])
+    got = segment_attention.attend(q, k, v, scale, masks)
+    for h, span in enumerate((slice(0, 3), slice(3, 6))):
+        want = dense(q[:, span], k[h : h + 1], v[h : h + 1], scale, masks[h])
+        compare([part[:, span] for part in got], want, TOLERANCE[torch.float32])
 
 
 def test_a_bias_of_log_m_counts_a_key_m_times():
@@ -176,3 +170,36 @@ def test_merge_refuses_what_does_not_fit(arguments, says):
     with pytest.raises(ValueError, match=says) as caught:
         segment_attention.merge(*arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sigma", [None, True], ids=["exact", "weighted"])
+@pytest.mark.parametrize("segments", [1, 2, 17, 40])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "float16", "bfloat16"]
+)
+def test_merge_kernel_equals_the_reference(dtype, segments, sigma, device, implementation):
+    """More segments than a tile holds, empty ones among them, a row that sees none; sequences and stacked tensors."""
+    draw = torch.Generator().manual_seed(segments)
+    outs = torch.randn(segments, 2, 3, 48, generator=draw).to(dtype)
+    lses = (torch.randn(segments, 2, 3, generator=draw) * 20).to(dtype)
+    lses[torch.rand(segments, 2, 3, generator=draw) < 0.3] = -torch.inf
+    lses[:, 0, 1] = -torch.inf
+    outs[lses == -torch.inf] = 0
+    sigma = [0.5 + j / segments for j in range(segments)] if sigma else None
+    want = segment_attention.merge(list(outs.double()), list(lses.double()), sigma)
+    assert (want[0][0, 1] == 0).all() and want[1][0, 1] == -torch.inf
+    stacked = outs.to(device), lses.to(device)
+    for given in (stacked, [list(part) for part in stacked]):
+        got = segment_attention.merge(*given, sigma, implementation)
+        assert got[0].dtype == torch.float32
+        compare(got, want, 2e-5)
+
+
+def test_merging_an_empty_segment_is_exact(device, implementation):
+    """Not even a rounding: weight 1 on the other."""
+    draw = torch.Generator().manual_seed(2)
+    out, lse = (torch.randn(*shape, generator=draw).to(device) for shape in ((2, 2, 32), (2, 2)))
+    merged = segment_attention.merge(
+        [out * 0, out], [torch.full_like(lse, -torch.inf), lse], implementation=implementation
+    )
+    assert torch.equal(merged[0], out) and torch.equal(merged[1], lse)

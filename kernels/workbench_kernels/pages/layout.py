@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["ALIGN", "BITS", "GAINS", "HEADER", "RAW", "SLOTS", "PageFormat"]
+__all__ = ["ALIGN", "BITS", "GAINS", "HEADER", "RAW", "SLOTS", "PageFormat", "header", "ledger"]
 
 SLOTS = 32
 HEADER = 16
@@ -48,7 +48,8 @@ class PageFormat:
     def __post_init__(self) -> None:
         if self.bits_k not in BITS or self.bits_v not in BITS:
             raise ValueError(f"page: expected widths of {BITS} (0 = raw), got {self.bits_k} and {self.bits_v}")
-        if self.head_dim % 16 or self.value_dim % 16 or self.value_dim % self.group:
+        smallest = min(self.head_dim, self.value_dim, self.group)
+        if smallest < 1 or self.head_dim % 16 or self.value_dim % 16 or self.value_dim % self.group:
             raise ValueError(
                 f"page: expected head sizes in multiples of 16 and of the group ({self.group}), "
                 f"got {self.head_dim} and {self.value_dim}"
@@ -92,3 +93,39 @@ class PageFormat:
     def stored(self, bits: int) -> int:
         """Bits that one element takes at a width."""
         return bits or 8 * self.dtype.itemsize
+
+    def element(self, bits: int) -> torch.dtype:
+        """What a row of a width is made of; uint8 where it holds codes."""
+        return torch.uint8 if bits in GAINS else self.dtype if bits == RAW else torch.float16
+
+
+def header(form: PageFormat, used: torch.Tensor, birth: int = 0) -> torch.Tensor:
+    """The header's words, int32 [n, 4], of pages whose first `used` [n] slots are live and the rest new."""
+    used = used.long()
+    kinds = form.bits_k | GAINS.get(form.bits_k, 0) << 8 | form.bits_v << 16 | GAINS.get(form.bits_v, 0) << 24
+    words = [(1 << used) - 1, torch.full_like(used, kinds), used << 8, torch.full_like(used, birth)]
+    return torch.stack(words, -1).to(torch.int32)
+
+
+def ledger(form: PageFormat, live: int = SLOTS, used: int | None = None) -> dict[str, int]:
+    """Bytes of one page by kind; they sum to `form.bytes`.
+
+    live: slots whose live bit is set; used: slots ever written (`live` where None). An evicted slot's rows, steps and
+    position count as `dead`, those of a slot not written yet as `pad`. Steps of keys belong to the page, whatever
+    lives in it. Raises ValueError unless 0 <= live <= used <= SLOTS.
+    """
+    used = live if used is None else used
+    if not 0 <= live <= used <= SLOTS:
+        raise ValueError(f"ledger: expected 0 <= live <= used <= {SLOTS}, got {live} live of {used} used")
+    half_k = 2 * form.head_dim if form.bits_k in GAINS else 0
+    half_v = 2 * (form.value_dim // form.group) if form.bits_v in GAINS else 0  # of one slot
+    slot = form.row_k + form.row_v + 2 * half_v + 4
+    return {
+        "payload": live * (form.row_k + form.row_v),
+        "scale": half_k + live * half_v,
+        "zero": half_k + live * half_v,
+        "position": 4 * live,
+        "header": HEADER,
+        "dead": (used - live) * slot,
+        "pad": (SLOTS - used) * slot,
+    }

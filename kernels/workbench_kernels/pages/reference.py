@@ -2,29 +2,42 @@
 
 import torch
 
-from workbench_kernels.pages.layout import GAINS, HEADER, RAW, SLOTS, PageFormat
+from workbench_kernels.pages.layout import ALIGN, GAINS, HEADER, SLOTS, PageFormat, header
 
-__all__ = ["pack", "unpack"]
+__all__ = ["demote", "fetch", "pack", "put", "unpack"]
 
 
 def steps(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Stored half-precision (step, zero) of the 8-bit grid over [low, high], so that every value lies on or inside.
 
     The zero is rounded down and the step up; codes are computed from what is stored, and then the half-step bound is
-    exact. A constant group gets the smallest positive step.
+    exact. A constant group gets the smallest positive step at which its values still lie on the grid.
     """
+    low = torch.where(low == 0, 0.0, low)  # -0 and 0 are one zero
     zero = low.half()
-    zero = torch.where(zero.float() > low, torch.nextafter(zero, zero.new_tensor(-torch.inf)), zero)
-    wide = (high.float() - zero.float()) / 255
+    bits = zero.view(torch.int16)
+    lower = torch.where(bits > 0, bits - 1, bits + 1)  # sign and magnitude: below 0 a larger pattern is a lower number
+    zero = torch.where(zero.float() > low, lower, bits).view(torch.float16)
+    wide = (high - zero.float()) / torch.full_like(high, 255)
     step = wide.half()
-    step = torch.where(step.float() < wide, torch.nextafter(step, step.new_tensor(torch.inf)), step)
-    return step.clamp_min(torch.finfo(torch.float16).smallest_normal), zero
+    bits = step.view(torch.int16)
+    return torch.where(step.float() < wide, bits + 1, bits).clamp_min(1).view(torch.float16), zero
 
 
 def to_codes(x: torch.Tensor, step: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes at a width, int32 of x's shape; step and zero broadcast against x."""
-    grid = step.float() * GAINS[bits]
-    return ((x.float() - zero.float()) / grid).round().clamp(0, 2**bits - 1).int()
+    """Codes at a width, int32 of x's shape; step and zero broadcast against x.
+
+    The 8-bit code rounded once more: the gains are odd, so this is the code of direct rounding, and both stages
+    together err by at most half a step of the width.
+    """
+    level = ((x.float() - zero.float()) / step.float()).clamp(0, 255)
+    return coarser((level + 0.5).int(), 1, GAINS[bits])
+
+
+def coarser(codes: torch.Tensor, gain: int, to_gain: int) -> torch.Tensor:
+    """Codes of steps of one gain, rounded to those of a larger one."""
+    ratio = to_gain // gain
+    return (codes + ratio // 2).div(ratio, rounding_mode="floor")
 
 
 def planar(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -51,29 +64,20 @@ def pack(
     n = len(k)
     page = k.new_zeros(n, form.bytes, dtype=torch.uint8)
     live = torch.arange(SLOTS, device=k.device) < used[:, None]
-    mask = (live.long() << torch.arange(SLOTS, device=k.device)).sum(-1)
-    header = torch.zeros(n, HEADER // 4, dtype=torch.int64, device=k.device)
-    header[:, 0] = mask
-    header[:, 1] = (
-        form.bits_k | GAINS.get(form.bits_k, 0) << 8 | form.bits_v << 16 | GAINS.get(form.bits_v, 0) << 24
-    )
-    header[:, 2] = used.long() << 8
-    header[:, 3] = birth
-    page[:, :HEADER] = words(header)
-    page[:, HEADER : form.scale_k] = words(positions.long() & 0xFFFFFFFF)
+    page[:, :HEADER] = header(form, used, birth).view(torch.uint8)
+    page[:, HEADER : form.scale_k] = positions.to(torch.int32).contiguous().view(torch.uint8)
     for x, bits, scales, codes, end, axis in (
         (k, form.bits_k, form.scale_k, form.codes_k, form.codes_v, -2),
         (v.unflatten(-1, (-1, form.group)), form.bits_v, form.scale_v, form.codes_v, form.bytes, -1),
     ):
         if bits not in GAINS:
             stored = torch.where(live.view(n, SLOTS, *[1] * (x.ndim - 2)), x, 0)
-            stored = stored.to(form.dtype if bits == RAW else torch.float16)
-            page[:, codes:end] = stored.reshape(n, -1).view(torch.uint8)
+            page[:, codes:end] = stored.to(form.element(bits)).reshape(n, -1).view(torch.uint8)
             continue
         absent = ~live.view(n, SLOTS, *[1] * (x.ndim - 2))
         low = x.float().masked_fill(absent, torch.inf).amin(axis, keepdim=True)
         high = x.float().masked_fill(absent, -torch.inf).amax(axis, keepdim=True)
-        empty = low.isinf() & (low > 0)
+        empty = low == torch.inf  # no live slot
         step, zero = steps(low.masked_fill(empty, 0), high.masked_fill(empty, 0))
         packed = planar(to_codes(x, step, zero, bits).masked_fill(absent, 0).reshape(n, SLOTS, -1), bits)
         both = torch.stack([step.reshape(n, -1), zero.reshape(n, -1)], 1).reshape(n, -1)
@@ -96,11 +100,13 @@ def unpack(page: torch.Tensor, form: PageFormat) -> tuple[torch.Tensor, torch.Te
     ):
         body = page[:, codes:end].contiguous()
         if bits not in GAINS:
-            x = body.view(form.dtype if bits == RAW else torch.float16).view(n, SLOTS, width)
+            x = body.view(form.element(bits)).view(n, SLOTS, width)
             out.append(x if x.dtype == torch.float64 else x.float())
             continue
         count = width if gain_at == 5 else SLOTS * (width // form.group)
-        step, zero = page[:, scales : scales + 4 * count].contiguous().view(torch.float16).float().view(n, 2, -1).unbind(1)
+        step, zero = (
+            page[:, scales : scales + 4 * count].contiguous().view(torch.float16).float().view(n, 2, -1).unbind(1)
+        )
         if gain_at == 5:
             step, zero = step[:, None, :], zero[:, None, :]
         else:
@@ -110,10 +116,35 @@ def unpack(page: torch.Tensor, form: PageFormat) -> tuple[torch.Tensor, torch.Te
     return out[0], out[1], places, live
 
 
-def words(values: torch.Tensor) -> torch.Tensor:
-    """int64 [n, m] of 32-bit words -> uint8 [n, 4 m], little-endian."""
-    shifts = torch.arange(0, 32, 8, device=values.device)
-    return ((values[..., None] >> shifts) & 255).to(torch.uint8).flatten(-2)
+def demote(page: torch.Tensor, form: PageFormat, to: PageFormat) -> torch.Tensor:
+    """Pages uint8 [n, form.bytes] -> the same pages at smaller widths, uint8 [n, to.bytes]; steps and zeros stay."""
+    n = len(page)
+    out = torch.cat([page[:, : form.codes_k], page.new_empty(n, to.bytes - to.codes_k)], 1)
+    out[:, :HEADER].view(torch.int32)[:, 1] = header(to, torch.zeros(1))[:, 1]
+    for bits, start, end, small, low, high in (
+        (form.bits_k, form.codes_k, form.codes_v, to.bits_k, to.codes_k, to.codes_v),
+        (form.bits_v, form.codes_v, form.bytes, to.bits_v, to.codes_v, to.bytes),
+    ):
+        rows = page[:, start:end]
+        if bits != small:
+            codes = unplanar(rows.reshape(n, SLOTS, -1), bits)
+            rows = planar(coarser(codes, GAINS[bits], GAINS[small]), small).reshape(n, -1)
+        out[:, low:high] = rows
+    return out
+
+
+def fetch(arena: torch.Tensor, offsets: torch.Tensor, form: PageFormat) -> torch.Tensor:
+    """Pages of an arena as rows, uint8 [n, form.bytes]; offsets [n] in units of ALIGN bytes."""
+    return arena.view(-1, ALIGN)[cells(offsets, form)].flatten(1)
+
+
+def put(arena: torch.Tensor, offsets: torch.Tensor, form: PageFormat, page: torch.Tensor) -> None:
+    """Rows uint8 [n, form.bytes] into an arena."""
+    arena.view(-1, ALIGN)[cells(offsets, form)] = page.unflatten(1, (-1, ALIGN))
+
+
+def cells(offsets: torch.Tensor, form: PageFormat) -> torch.Tensor:
+    return offsets.long()[:, None] + torch.arange(form.bytes // ALIGN, device=offsets.device)
 
 
 def numbers(rows: torch.Tensor) -> torch.Tensor:

@@ -4,25 +4,21 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["attend", "merge"]
+from workbench_kernels.pages.layout import ALIGN, SLOTS, PageFormat
+from workbench_kernels.pages.reference import unpack
+
+__all__ = ["attend", "causal", "gather_bias", "gather_pages", "mass", "merge", "visible"]
 
 
 def attend(q, k, v, scale, mask=None, bias=None) -> tuple[torch.Tensor, torch.Tensor]:
     """q [R, H, D] over k [Hk, n, D], v [Hk, n, Dv] -> out [R, H, Dv], lse [R, H]. See the public function."""
-    rows, heads, size = q.shape
-    kv_heads, n, _ = k.shape
-    group = heads // kv_heads
-    q, k, v = (_wide(tensor) for tensor in (q, k, v))
-    grouped = q.view(rows, kv_heads, group, size).permute(1, 2, 0, 3).reshape(kv_heads, group * rows, size)
-    scores = (grouped @ k.transpose(1, 2)).view(kv_heads, group, rows, n) * scale
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype).expand(kv_heads, n)[:, None, None]
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+    rows, heads, _ = q.shape
+    kv_heads, n, size = v.shape
+    scores = _scores(q, k, scale, mask, bias)
     lse = scores.logsumexp(-1)  # [Hk, G, R]; -inf for a row that sees nothing
     weights = (scores - _finite(lse)[..., None]).exp()
-    out = weights.view(kv_heads, group * rows, n) @ v  # [Hk, G * R, Dv]
-    out = out.view(kv_heads, group, rows, v.shape[2]).permute(2, 0, 1, 3).reshape(rows, heads, v.shape[2])
+    out = weights.flatten(1, 2) @ _wide(v).to(scores.dtype)  # [Hk, G * R, Dv]
+    out = out.view(kv_heads, -1, rows, size).permute(2, 0, 1, 3).reshape(rows, heads, size)
     return out, lse.permute(2, 0, 1).reshape(rows, heads)
 
 
@@ -36,6 +32,80 @@ def merge(
     lse = stacked.logsumexp(0)
     weights = (stacked - _finite(lse)).exp()
     return sum(w[..., None] * _wide(out) for w, out in zip(weights, outs, strict=True)), lse
+
+
+def mass(q, k, scale, lse, mask=None, bias=None, reduce="sum") -> tuple[torch.Tensor, torch.Tensor]:
+    """q [R, H, D], k [Hk, n, D], lse [R, H] -> mass [Hk, n] ([R, Hk, n] for "row"), entropy [R, H]. See the public
+    functions."""
+    rows, heads, _ = q.shape
+    scores = _scores(q, k, scale, mask, bias)
+    base = lse.to(scores.dtype).view(rows, k.shape[0], -1).permute(1, 2, 0)[..., None]
+    p = (scores - _finite(base)).exp()  # [Hk, G, R, n]
+    entropy = torch.special.entr(p).sum(-1).permute(2, 0, 1).reshape(rows, heads)
+    if reduce == "row":
+        return p.sum(1).transpose(0, 1), entropy
+    per_head = p.sum(2)
+    return per_head.sum(1) if reduce == "sum" else per_head.amax(1), entropy
+
+
+def gather_pages(arena, table, count, head_dim, value_dim, group, dtype):
+    """The pages of a table side by side, unpacked one format at a time.
+
+    Returns k [Hk, P * SLOTS, D], v [Hk, P * SLOTS, Dv], positions int64 and live bool [Hk, P * SLOTS]. Slots that are
+    not live, those behind a head's last page included, hold zeros.
+    """
+    kv_heads, pages = table.shape
+    units = arena[: len(arena) // ALIGN * ALIGN].unflatten(0, (-1, ALIGN))
+    held = (torch.arange(pages, device=table.device) < count[:, None]).flatten().nonzero()[:, 0]
+    places = table.flatten()[held].long()
+    widths = units[places][:, [4, 6]]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    k = arena.new_zeros(kv_heads * pages, SLOTS, head_dim, dtype=wide)
+    v = arena.new_zeros(kv_heads * pages, SLOTS, value_dim, dtype=wide)
+    positions = arena.new_zeros(kv_heads * pages, SLOTS, dtype=torch.int64)
+    live = arena.new_zeros(kv_heads * pages, SLOTS, dtype=torch.bool)
+    for bits_k, bits_v in widths.unique(dim=0).tolist():
+        form = PageFormat(head_dim, value_dim, bits_k, bits_v, group, dtype)
+        chosen = (widths == widths.new_tensor([bits_k, bits_v])).all(1)
+        runs = places[chosen][:, None] + torch.arange(form.bytes // ALIGN, device=places.device)
+        keys, values, places_of_slots, alive = unpack(units[runs].flatten(1), form)
+        at = held[chosen]
+        k[at], v[at] = (x.to(wide).masked_fill(~alive[..., None], 0) for x in (keys, values))
+        positions[at], live[at] = places_of_slots, alive
+    return tuple(tensor.unflatten(0, (kv_heads, pages)).flatten(1, 2) for tensor in (k, v, positions, live))
+
+
+def gather_bias(bias, numbers, count) -> torch.Tensor:
+    """bias [pages, SLOTS], numbers [Hk, P] -> float32 [Hk, P * SLOTS]; 0 behind a head's last page."""
+    held = torch.arange(numbers.shape[1], device=numbers.device) < count[:, None]
+    spread = bias.new_zeros(*numbers.shape, SLOTS)
+    spread[held] = bias[numbers[held].long()]
+    return spread.flatten(1)
+
+
+def causal(rows: int, keys: int, device) -> torch.Tensor:
+    """bool [R, n]: the rows are the last R of the n keys, and each sees itself and what came before."""
+    return torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows)
+
+
+def visible(slots, live, positions=None, window=None) -> torch.Tensor:
+    """slots int64 and live bool [Hk, n], positions [R] -> bool [Hk, R, n]: live, and less than a window behind."""
+    if window is None:
+        return live[:, None]
+    return live[:, None] & (positions[:, None] - slots[:, None] < window)
+
+
+def _scores(q, k, scale, mask, bias) -> torch.Tensor:
+    """[Hk, G, R, n], -inf where the mask, [R, n] or [Hk, R or 1, n], is False."""
+    rows, heads, size = q.shape
+    kv_heads, n, _ = k.shape
+    grouped = _wide(q).view(rows, kv_heads, -1, size).permute(1, 2, 0, 3).reshape(kv_heads, -1, size)
+    scores = (grouped @ _wide(k).to(grouped.dtype).transpose(1, 2)).view(kv_heads, heads // kv_heads, rows, n) * scale
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype).expand(kv_heads, n)[:, None, None]
+    if mask is not None:
+        scores = scores.masked_fill(~(mask if mask.ndim == 2 else mask[:, None]), -torch.inf)
+    return scores
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

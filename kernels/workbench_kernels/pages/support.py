@@ -1,0 +1,101 @@
+"""Dispatch and checks that the public functions of the package share."""
+
+import importlib
+import importlib.util
+import os
+
+import torch
+
+from workbench_kernels.pages.layout import ALIGN, GAINS, RAW, PageFormat
+
+__all__ = ["backend", "check_arena", "check_names", "check_stored", "choose", "raw_dtypes", "rows_as_arena"]
+
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def choose(device: torch.device | str, *dtypes: torch.dtype, implementation: str = "auto") -> tuple[str, str]:
+    """What would run on a device, `triton` or `torch`, and the reason in a few words.
+
+    dtypes: the floating dtypes at work, those of the tensors and of RAW pages. Raises ValueError for an unknown
+    implementation, RuntimeError where Triton is asked for and cannot run.
+    """
+    if implementation not in ("auto", "triton", "torch"):
+        raise ValueError(f"implementation: expected 'auto', 'triton' or 'torch', got {implementation!r}")
+    kind = torch.device(device).type
+    if implementation == "torch":
+        return "torch", "asked for"
+    if implementation == "auto" and kind != "cuda":
+        return "torch", f"the pages are on {kind!r}"
+    reason = _refusal(kind, dtypes)
+    if reason is None:
+        return "triton", f"the pages are on {kind!r}"
+    if implementation == "auto":
+        return "torch", reason
+    raise RuntimeError(f"the Triton kernel cannot run: {reason}; use implementation='torch'")
+
+
+def _refusal(kind: str, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (it has wheels for Linux only)"
+    for dtype in dtypes:
+        if dtype not in TRITON_DTYPES:
+            return f"it computes in float32, and something is {str(dtype).removeprefix('torch.')}"
+    if kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the pages are on {kind!r} and its interpreter is off (TRITON_INTERPRET=1)"
+    return None
+
+
+def backend(part: str, device: torch.device, *dtypes: torch.dtype, implementation: str):
+    """The Triton module of a part of the package, or None where torch runs."""
+    if choose(device, *dtypes, implementation=implementation)[0] == "torch":
+        return None
+    return importlib.import_module(f"workbench_kernels.pages.kernel_{part}")
+
+
+def check_arena(what: str, arena: torch.Tensor) -> None:
+    if arena.dtype != torch.uint8 or arena.ndim != 1 or not arena.is_contiguous():
+        raise ValueError(
+            f"{what}: expected a contiguous uint8 arena [bytes], got {arena.dtype} {list(arena.shape)}"
+            f"{'' if arena.is_contiguous() else ' with gaps'}"
+        )
+    if len(arena) % ALIGN or arena.data_ptr() % ALIGN:
+        raise ValueError(f"{what}: expected an arena that starts and ends at multiples of {ALIGN} bytes")
+
+
+def check_names(what: str, arena: torch.Tensor, *tensors: torch.Tensor, shape: tuple[int, ...] | None = None) -> None:
+    """Offsets, slots, positions and the like: integers of one shape on the arena's device."""
+    shape = tuple(tensors[0].shape) if shape is None else shape
+    for tensor in tensors:
+        if tensor.dtype not in (torch.int32, torch.int64) or tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{what}: expected int32 or int64 indices {list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
+            )
+        if tensor.device != arena.device:
+            raise ValueError(f"{what}: expected indices on {arena.device}, got {tensor.device}")
+
+
+def check_stored(what: str, form: PageFormat, *, values: bool = True) -> None:
+    """Refuse coded widths: writing one slot would change the steps of others."""
+    coded = [bits for bits in ((form.bits_k, form.bits_v) if values else (form.bits_k,)) if bits in GAINS]
+    if coded:
+        raise ValueError(f"{what}: expected raw or 16-bit pages, got {coded[0]}-bit codes; unpack and pack instead")
+
+
+def raw_dtypes(form: PageFormat) -> tuple[torch.dtype, ...]:
+    return (form.dtype,) if RAW in (form.bits_k, form.bits_v) else ()
+
+
+def rows_as_arena(
+    what: str, pages: torch.Tensor, form: PageFormat, offsets: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """An arena and offsets, where pages may be rows uint8 [n, form.bytes] without offsets."""
+    if offsets is None:
+        if pages.ndim != 2 or pages.shape[1] != form.bytes or not pages.is_contiguous():
+            raise ValueError(
+                f"{what}: expected pages uint8 [n, {form.bytes}] or an arena with offsets, got {list(pages.shape)}"
+            )
+        offsets = torch.arange(len(pages), device=pages.device) * (form.bytes // ALIGN)
+        pages = pages.view(-1)
+    check_arena(what, pages)
+    check_names(what, pages, offsets, shape=(offsets.numel(),))
+    return pages, offsets

@@ -1,0 +1,73 @@
+"""The exact merge of (output, log-sum-exp) pairs: one program per query row and head."""
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = ["merge_stacked"]
+
+
+@triton.jit
+def merge_fwd_kernel(
+    out_ptr,  # [R * H, Dv] float32
+    lse_ptr,  # [R * H] float32
+    outs_ptr,  # [S, R * H, Dv]
+    lses_ptr,  # [S, R * H]
+    sigma_ptr,  # [S] float32 or None
+    n_rows,
+    n_segments,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    channels = tl.arange(0, BLOCK_V)[None, :]
+    best = tl.full((), float("-inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    acc = tl.zeros((BLOCK_V,), tl.float32)
+    for start in range(0, n_segments, BLOCK_S):
+        segments = start + tl.arange(0, BLOCK_S)
+        inside = segments < n_segments
+        place = segments.to(tl.int64) * n_rows + row
+        lse = tl.load(lses_ptr + place, mask=inside, other=float("-inf")).to(tl.float32)
+        if sigma_ptr is not None:
+            lse *= tl.load(sigma_ptr + segments, mask=inside, other=1.0)
+        new_best = tl.maximum(best, tl.max(lse, axis=0))
+        # -inf minus -inf is NaN: a row that has seen nothing yet has no maximum
+        finite = tl.where(new_best == float("-inf"), 0.0, new_best)
+        decay = tl.exp(best - finite)
+        weight = tl.exp(lse - finite)
+        pointers = outs_ptr + place[:, None] * VALUE_DIM + channels
+        outs = tl.load(pointers, mask=inside[:, None] & (channels < VALUE_DIM), other=0).to(tl.float32)
+        total = total * decay + tl.sum(weight, axis=0)
+        acc = acc * decay + tl.sum(weight[:, None] * outs, axis=0)
+        best = new_best
+    seen = total > 0
+    total = tl.where(seen, total, 1.0)
+    tl.store(lse_ptr + row, tl.where(seen, best + tl.log(total), float("-inf")))
+    channels = tl.arange(0, BLOCK_V)
+    tl.store(out_ptr + row * VALUE_DIM + channels, acc / total, mask=channels < VALUE_DIM)
+
+
+def merge_stacked(
+    outs: torch.Tensor, lses: torch.Tensor, sigma: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """outs [S, R, H, Dv], lses [S, R, H], both contiguous; sigma float32 [S]. Returns out [R, H, Dv], lse [R, H]."""
+    segments, rows, heads, value_dim = outs.shape
+    out = torch.empty(rows, heads, value_dim, dtype=torch.float32, device=outs.device)
+    lse = torch.empty(rows, heads, dtype=torch.float32, device=outs.device)
+    if rows * heads:
+        merge_fwd_kernel[(rows * heads,)](
+            out,
+            lse,
+            outs,
+            lses,
+            sigma,
+            rows * heads,
+            segments,
+            VALUE_DIM=value_dim,
+            BLOCK_V=triton.next_power_of_2(value_dim),
+            BLOCK_S=min(triton.next_power_of_2(segments), 16),
+            num_warps=2,
+        )
+    return out, lse

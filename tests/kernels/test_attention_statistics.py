@@ -1,0 +1,217 @@
+"""Statistics of attention without its matrix, over packed pages and dense keys, against the definition in float64."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.kernels.aot import compile_all
+from tests.kernels.attention_cases import EXACT, broken, law, need_triton, paged, with_options
+from tests.kernels.checks import Guarded, assert_close
+from workbench_kernels import segment_attention
+from workbench_kernels.pages.layout import SLOTS
+
+
+def mass_of(scores: torch.Tensor, lse: torch.Tensor, heads: int, reduce: str):
+    """From the definition: p = exp(score - lse), [R, H, n], summed as told; and Σ -p log p."""
+    p = (scores - lse[..., None]).exp().nan_to_num(0)
+    grouped = p.unflatten(1, (heads, -1))
+    by = {"sum": grouped.sum((0, 2)), "max": grouped.sum(0).amax(1), "row": grouped.sum(2)}
+    return by[reduce], -torch.xlogy(p, p).sum(-1)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "max", "row"])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_mass_and_entropy_from_the_definition(rows, reduce, device, implementation):
+    """Group of 3 (padded to 4), several row blocks at 40 rows, ragged heads; other segments in lse."""
+    pages = paged(rows=rows, group=3, size=32, counts=(2, 1))
+    _, lse, scores = law(pages)
+    lse = lse + 0.3
+    for where, how in ((pages, "torch"), (pages.to(device), implementation)):
+        given = lse.float().to(where.q.device)
+        got = where.call(segment_attention.page_mass, given, reduce=reduce, implementation=how)
+        want = mass_of(scores, lse, 2, reduce)
+        assert got.mass.shape == (*want[0].shape[:-1], 2, SLOTS)
+        assert_close("mass", got.mass.flatten(-2), want[0], EXACT)
+        assert_close("entropy", got.entropy, want[1], EXACT)
+
+
+def test_mass_of_the_last_rows_with_options(device, implementation):
+    """A bias, a tau and a window weigh in the mass as in the output; `last` counts the last rows alone."""
+    pages = paged(rows=3, group=2, size=80, counts=(3, 2))
+    pages_options, meaning = with_options(pages)
+    pages.options |= pages_options
+    _, lse, scores = law(pages, **meaning)
+    for where, how in ((pages, "torch"), (pages.to(device), implementation)):
+        got = where.call(segment_attention.page_mass, lse.float().to(where.q.device), last=2, implementation=how)
+        want = mass_of(scores[1:], lse[1:], 2, "sum")
+        assert_close("mass", got.mass.flatten(-2), want[0], EXACT)
+        assert_close("entropy", got.entropy, want[1], EXACT)
+
+
+@pytest.mark.parametrize("sigma", [None, (0.8, 1.3)], ids=["exact", "weighted"])
+def test_the_masses_of_all_segments_are_the_whole(sigma, device, implementation):
+    """Pages and staged rows: the masses sum to 1 a row and head, the entropy shares to the entropy of the whole law."""
+    pages = paged(rows=4, group=2, size=32, counts=(3, 2)).to(device)
+    draw = torch.Generator().manual_seed(1)
+    k, v = (torch.randn(2, 4, 32, generator=draw).to(device) for _ in range(2))
+    run = {"implementation": implementation}
+    pairs = [
+        pages.call(segment_attention.attend_pages, **run),
+        segment_attention.attend_staged(pages.q, k, v, pages.scale, "causal", **run),
+    ]
+    _, lse = segment_attention.merge(*zip(*pairs, strict=True), sigma, **run)
+    weights = sigma or (1.0, 1.0)
+    base = [segment_attention.normaliser(lse, own, s) for (_, own), s in zip(pairs, weights, strict=True)]
+    parts = [
+        pages.call(segment_attention.page_mass, base[0], reduce="row", **run),
+        segment_attention.segment_mass(pages.q, k, pages.scale, base[1], mask="causal", reduce="row", **run),
+    ]
+    total = sum(part.mass.flatten(2).sum(-1) for part in parts)
+    assert_close("mass", total, torch.full((4, 2), 2.0), EXACT)
+    scores = [law(pages.to("cpu"))[2]]
+    staged = pages.q.cpu().double().unflatten(1, (2, 2)) @ k.cpu().double().mT * pages.scale
+    staged = staged.flatten(1, 2).masked_fill(~torch.ones(4, 4, dtype=torch.bool).tril()[:, None], -torch.inf)
+    scores.append(staged)
+    # exp(s - lse_j + sigma_j lse_j), normalised: the law that the merge stands for
+    own = [s.logsumexp(-1, keepdim=True) for s in scores]
+    p = torch.cat([s + (w - 1) * o for s, o, w in zip(scores, own, weights, strict=True)], -1).softmax(-1)
+    assert_close("entropy", sum(part.entropy for part in parts), -torch.xlogy(p, p).sum(-1), EXACT)
+    assert_close("pages", parts[0].mass.flatten(2), p[..., :96].unflatten(1, (2, 2)).sum(2), EXACT)
+
+
+def test_top_slots_follow_the_mass():
+    mass = torch.zeros(2, 3, SLOTS)
+    mass[0, 2, 5], mass[0, 0, 1], mass[1, 1, 31] = 0.5, 0.3, 0.9
+    values, slots = segment_attention.top_slots(mass, 2)
+    assert slots[0].tolist() == [69, 1] and slots[1, 0] == 63
+    assert values.tolist() == [[0.5, pytest.approx(0.3)], [pytest.approx(0.9), 0.0]]
+    with pytest.raises(ValueError, match=r"expected k in \[0, 96\], got 97"):
+        segment_attention.top_slots(mass, 97)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lse": torch.zeros(3, 2)}, "expected log-sum-exps"),
+        ({"reduce": "mean"}, "expected reduce 'sum', 'max' or 'row', got 'mean'"),
+        ({"last": 4}, r"expected last in \[1, 3\], got 4"),
+    ],
+)
+def test_mass_refuses_what_does_not_fit(change, says):
+    with pytest.raises(ValueError, match=says):
+        paged().call(segment_attention.page_mass, **({"lse": torch.zeros(3, 4)} | change))
+
+
+def dense_case(rows: int):
+    """q, k, a mask, and the scores [R, H, n] by mask: two KV heads of three query heads, 70 keys of 48 channels."""
+    draw = torch.Generator().manual_seed(rows)
+    q, k = torch.randn(rows, 6, 48, generator=draw), torch.randn(2, 70, 48, generator=draw)
+    mask = torch.rand(rows, 70, generator=draw) < 0.6
+    mask[-1] = False
+    scores = (q.double().unflatten(1, (2, 3)) @ k.double().mT).flatten(1, 2) * 0.2
+    causal = torch.ones(rows, 70, dtype=torch.bool).tril(70 - rows)
+    hidden = {"none": ~torch.ones_like(mask), "causal": ~causal, "tree": ~mask}
+    return q, k, mask, {name: scores.masked_fill(where[:, None], -torch.inf) for name, where in hidden.items()}
+
+
+@pytest.mark.parametrize("last", [None, 2])
+@pytest.mark.parametrize("reduce", ["sum", "max", "row"])
+@pytest.mark.parametrize("rows", [3, 40])
+def test_mass_of_dense_keys_from_the_definition(rows, reduce, last, device, implementation):
+    """Every mask; a row that sees nothing gives nothing; `last` keeps the mask of the rows it keeps."""
+    q, k, mask, scores = dense_case(rows)
+    for name, given in (("none", None), ("causal", "causal"), ("tree", mask)):
+        lse = scores[name].logsumexp(-1)
+        want = mass_of(scores[name][-(last or rows) :], lse[-(last or rows) :], 2, reduce)
+        for where, how in (("cpu", "torch"), (device, implementation)):
+            given = given.to(where) if isinstance(given, torch.Tensor) else given
+            got = segment_attention.segment_mass(
+                *(q.to(where), k.to(where), 0.2, lse.float().to(where)),
+                **{"mask": given, "reduce": reduce, "last": last, "implementation": how},
+            )
+            assert_close("mass", got.mass, want[0], EXACT)
+            assert_close("entropy", got.entropy, want[1], EXACT)
+
+
+def test_mass_over_no_keys(device, implementation):
+    q, k = torch.randn(2, 4, 32, device=device), torch.zeros(2, 0, 32, device=device)
+    got = segment_attention.segment_mass(q, k, 1.0, torch.zeros(2, 4, device=device), implementation=implementation)
+    assert got.mass.shape == (2, 0) and (got.entropy == 0).all() and got.entropy.shape == (2, 4)
+
+
+def guarded_mass(kernels, device: str) -> None:
+    """Both kernels between guard zones, entropies filled with NaN: 3 heads of 4, 48 channels of 64, 70 keys of 96."""
+    q, k, mask, scores = dense_case(3)
+    plan = kernels.tiles.tile(q, 2, 48)
+    ins = [Guarded(t.to(device)) for t in (scores["tree"].logsumexp(-1).float(), q, k)]
+    mass = Guarded(torch.full((3, 2, 70), torch.nan, device=device))
+    entropy = Guarded(torch.full((3, 3, 6), torch.nan, device=device))
+    words = segment_attention.mask_words(mask.to(device))
+    kernels.statistics.dense_mass_kernel[(plan.blocks, 3, 2)](
+        *(mass.inside, entropy.inside, *(t.inside for t in ins), words),
+        *(6 * 48, 48, 70 * 48, 48, 3, 3, 70, 0.2),
+        **{"MASK": "words", "REDUCE": "row", "BLOCK_KEYS": 32, **plan.constants},
+    )
+    want = mass_of(scores["tree"], scores["tree"].logsumexp(-1), 2, "row")
+    assert_close("mass", mass.inside, want[0], EXACT)
+    assert_close("entropy", entropy.inside.sum(0), want[1], EXACT)
+
+    pages = paged(rows=3, group=3, size=48, counts=(3, 3)).to(device)
+    _, lse, scores = law(pages.to("cpu"))
+    page_ins = [Guarded(t.to(device)) for t in (lse.float(), pages.q)]
+    page_mass = Guarded(torch.full((2, 6, 3 * SLOTS), torch.nan, device=device))  # one block more than there is
+    page_entropy = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
+    kernels.statistics.page_mass_kernel[(plan.blocks, 2, 2)](
+        *(page_mass.inside, page_entropy.inside, *(t.inside for t in page_ins)),
+        *(pages.arena, pages.table, pages.count, None, None, None, 6 * 48, 48, 3, 3, 3, 0, pages.scale),
+        **{"REDUCE": "max", "VALUE_GROUPS": 3, "RAW": "fp32", **plan.constants},
+    )
+    want = mass_of(scores, lse, 2, "max")
+    assert_close("page mass", page_mass.inside[0].unflatten(0, (2, 3)).amax(1), want[0], EXACT)
+    assert_close("page entropy", page_entropy.inside.sum(0), want[1], EXACT)
+    assert page_mass.inside[1].isnan().all(), "the kernel wrote another block's mass"
+    for guarded in (mass, entropy, page_mass, page_entropy, *ins, *page_ins):
+        guarded.assert_untouched()
+
+
+def test_the_kernels_stay_within_their_tensors(device, implementation):
+    """NaN around every tensor: a stray load would poison, a stray store would show."""
+    need_triton(implementation)
+    from workbench_kernels.segment_attention import statistics, tiles
+
+    guarded_mass(SimpleNamespace(statistics=statistics, tiles=tiles), device)
+
+
+MUTANTS = {
+    "row": ("statistics.py", "rows = block * BLOCK_ROWS + tl", "rows = block * BLOCK_ROWS + 1 + tl"),
+    "member": ("statistics.py", "(members < GROUP_SIZE) & held", "(members <= GROUP_SIZE) & held"),
+    "key": ("statistics.py", "held = keys < n_keys", "held = keys <= n_keys"),
+    "page": ("statistics.py", "place = index * SLOTS", "place = (index - 1) * SLOTS"),
+    "lse": ("statistics.py", "tl.load(lse_ptr + row * heads + head,", "tl.load(lse_ptr + row * heads + head + 1,"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch, implementation):
+    """The kernels with one number wrong, compiled from a copy of their source, fail the very check above."""
+    need_triton(implementation)
+    kernels = broken(tmp_path, monkeypatch, *MUTANTS[name])
+    with pytest.raises(AssertionError):
+        guarded_mass(kernels, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_the_dense_kernel_compiles_for_gpus_that_are_not_here():
+    """Ahead of time for sm80 and sm90."""
+    from workbench_kernels.segment_attention import statistics, tiles
+
+    plan = tiles.tile(torch.zeros(8, 12, 80), 4, 80)
+    constants = plan.constants | {"MASK": "causal", "REDUCE": "max", "BLOCK_KEYS": 32, "words_ptr": None}
+    names = statistics.dense_mass_kernel.arg_names
+    types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names} | {"scale": "fp32"}
+    types |= dict.fromkeys(constants, "constexpr")
+    options = {"num_warps": plan.num_warps}
+    compiled = compile_all((statistics.__name__, "dense_mass_kernel", types, constants, options))
+    assert [line.split()[:2] for line in compiled.splitlines()] == [
+        ["dense_mass_kernel", arch] for arch in ("80", "90")
+    ]

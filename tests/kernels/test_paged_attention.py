@@ -1,0 +1,291 @@
+"""Attention over packed pages against a float64 softmax over their slots, one at a time."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.kernels.aot import compile_all
+from tests.kernels.attention_cases import (
+    EXACT,
+    WIDTHS,
+    Paged,
+    broken,
+    compare,
+    law,
+    need_triton,
+    paged,
+    tolerance,
+    with_options,
+)
+from tests.kernels.checks import Guarded, assert_close
+from workbench_kernels import segment_attention
+from workbench_kernels.pages.layout import RAW, SLOTS, PageFormat
+
+AXES = {
+    "rows": (1, 3, 8),
+    "group": (1, 2, 4, 8),
+    "size": (32, 64, 80, 128, 256),
+    "dtype": (torch.float32, torch.float16, torch.bfloat16),
+    "raw": (torch.float32, torch.float16, torch.bfloat16),
+}
+
+
+def pairwise() -> list[tuple]:
+    """Cases in which every pair of settings of two axes meets."""
+    every = list(itertools.product(*AXES.values()))
+
+    def pairs(case):
+        return set(itertools.combinations(enumerate(case), 2))
+
+    missing = set().union(*map(pairs, every))
+    cases = []
+    while missing:
+        cases.append(max(every, key=lambda case: len(pairs(case) & missing)))
+        missing -= pairs(cases[-1])
+    return cases
+
+
+@pytest.mark.parametrize("case", pairwise(), ids=lambda c: "-".join(str(x).removeprefix("torch.") for x in c))
+def test_equals_a_softmax_over_the_slots(case, device, implementation):
+    """Rows, groups, head sizes, query and raw dtypes in every pairing; widths mixed in one call, ragged heads."""
+    pages = paged(*case, counts=(3, 1))
+    want = law(pages)
+    got = pages.call(segment_attention.attend_pages, implementation="torch")
+    assert got[0].dtype == got[1].dtype == torch.float32
+    compare(got, want, EXACT)
+    there = pages.to(device)
+    compare(there.call(segment_attention.attend_pages, implementation=implementation), want, tolerance(pages, device))
+
+
+def test_every_pair_of_widths(device, implementation):
+    """25 kinds of page in one table, head size and value size apart."""
+    pages = paged(rows=1, group=4, size=64, value_size=32, raw=torch.bfloat16, counts=(len(WIDTHS), 3))
+    kinds = {tuple(pages.arena[16 * u :][[4, 6]].tolist()) for u in pages.table[0].tolist()}
+    assert len(kinds) >= 20
+    compare(pages.to(device).call(segment_attention.attend_pages, implementation=implementation), law(pages), EXACT)
+
+
+@pytest.mark.parametrize("raw", AXES["raw"], ids=lambda d: str(d).removeprefix("torch."))
+def test_raw_pages_equal_torch_sdpa(raw, device, implementation):
+    """An independent formula: full raw pages are plain attention over the numbers that went in."""
+    pages = paged(rows=3, group=4, size=64, raw=raw, counts=(5, 5), widths=[(RAW, RAW)], full=True)
+    want = F.scaled_dot_product_attention(
+        pages.q.transpose(0, 1)[None].double(), pages.k[None], pages.v[None], scale=pages.scale, enable_gqa=True
+    )
+    for where, how in ((pages, "torch"), (pages.to(device), implementation)):
+        out, _ = where.call(segment_attention.attend_pages, implementation=how)
+        assert_close("out", out, want[0].transpose(0, 1), EXACT)
+
+
+def test_float64_is_kept_in_torch():
+    pages = paged(dtype=torch.float64, raw=torch.float64)
+    got = pages.call(segment_attention.attend_pages)
+    assert got[0].dtype == torch.float64
+    compare(got, law(pages), 1e-12)
+
+
+@pytest.mark.parametrize("splits", [2, 3, 8])
+def test_splits_change_nothing(splits, device, implementation):
+    """Seven pages in 2, 3 and 8 runs: ragged heads cut their own share, and runs without a page merge as nothing."""
+    need_triton(implementation)
+    from workbench_kernels.segment_attention import paged as kernel
+
+    pages = paged(rows=3, group=2, size=32, counts=(7, 5, 0))
+    compare(pages.to(device).call(kernel.attend_pages, splits=splits), law(pages), EXACT)
+
+
+@pytest.mark.parametrize("counts", [(0, 2), (0, 0)], ids=["one-head", "all-heads"])
+def test_heads_without_pages(counts, device, implementation):
+    """Out 0 and lse -inf, never NaN, also for a table without columns."""
+    pages = paged(counts=counts) if any(counts) else paged(counts=(1, 1))
+    pages.count = torch.tensor(counts, dtype=torch.int32)
+    for table in (pages.table, *([] if any(counts) else [pages.table[:, :0]])):
+        pages.table = table
+        for where, how in ((pages, "torch"), (pages.to(device), implementation)):
+            out, lse = where.call(segment_attention.attend_pages, implementation=how)
+            assert (out[:, :2] == 0).all() and (lse[:, :2] == -torch.inf).all()
+            assert lse[:, 2:].isfinite().all() == bool(counts[1])
+            figures = where.call(segment_attention.page_mass, lse, implementation=how)
+            assert figures.mass.shape == (2, table.shape[1], SLOTS) and (figures.mass[0] == 0).all()
+            assert (figures.entropy[:, :2] == 0).all()
+
+
+def test_bias_tau_and_window(device, implementation):
+    """The window goes by position, not by place: pages are shuffled, and so are the slots in them."""
+    pages = paged(rows=3, group=2, size=64, counts=(3, 2))
+    pages_options, meaning = with_options(pages)
+    pages.options |= pages_options
+    want = law(pages, **meaning)
+    assert 0 < (want[2] > -torch.inf).sum() < (law(pages)[2] > -torch.inf).sum()
+    compare(pages.call(segment_attention.attend_pages, implementation="torch"), want, EXACT)
+    compare(pages.to(device).call(segment_attention.attend_pages, implementation=implementation), want, EXACT)
+
+
+def test_a_window_that_shows_nothing(device, implementation):
+    pages = paged().to(device)
+    blind = {"positions": torch.full((3,), 10_000, dtype=torch.int32, device=device), "window": 5}
+    out, lse = pages.call(segment_attention.attend_pages, **blind, implementation=implementation)
+    assert (out == 0).all() and (lse == -torch.inf).all()
+
+
+def test_dead_slots_may_hold_anything(device, implementation):
+    """NaN in the keys and values of slots that are not live touches nobody."""
+    pages = paged(rows=1, counts=(1, 1), widths=[(RAW, RAW)])
+    want = law(pages)
+    form = PageFormat(32, 32, dtype=torch.float32)
+    for h in range(2):
+        at = 16 * int(pages.table[h, 0])
+        for start, row in ((form.codes_k, form.row_k), (form.codes_v, form.row_v)):
+            body = pages.arena[at + start : at + start + SLOTS * row].view(SLOTS, row)
+            body[~pages.live[h]] = 255
+    for where, how in ((pages, "torch"), (pages.to(device), implementation)):
+        compare(where.call(segment_attention.attend_pages, implementation=how), want, EXACT)
+        figures = where.call(segment_attention.page_mass, want[1].float().to(where.q.device), implementation=how)
+        assert figures.mass.isfinite().all() and figures.mass.sum() == pytest.approx(4)
+
+
+def test_a_prefix_in_pages_serves_many_sequences(device, implementation):
+    """Rows of three sequences folded into one call give what each sequence gets by itself."""
+    pages = paged(rows=6, counts=(3, 2)).to(device)
+    together = pages.call(segment_attention.attend_pages, implementation=implementation)
+    rows = pages.q.clone()
+    for start in range(0, 6, 2):
+        pages.q = rows[start : start + 2]
+        alone = pages.call(segment_attention.attend_pages, implementation=implementation)
+        compare([part[start : start + 2] for part in together], alone, EXACT)
+
+
+def guarded_launch(attention, tiles, device: str):
+    """The kernel between guard zones, outputs filled with NaN; 3 rows of 4, 3 heads of 4, 48 channels of 64."""
+    pages = paged(rows=3, group=3, size=48, counts=(3, 2)).to(device)
+    q = Guarded(pages.q)
+    out = Guarded(torch.full((2, 3, 6, 48), torch.nan, device=device))
+    lse = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
+    plan = tiles.tile(q.inside, 2, 48, 48)
+    attention.paged_attention_fwd_kernel[(plan.blocks, 2, 2)](
+        *(out.inside, lse.inside, q.inside, pages.arena, pages.table, pages.count, None, None, None),
+        *(q.inside.stride(0), q.inside.stride(1), 3, 3, 3, 0, pages.scale),
+        VALUE_GROUPS=3,
+        RAW="fp32",
+        **plan.constants,
+    )
+    compare(segment_attention.merge(out.inside, lse.inside), law(pages.to("cpu")), EXACT)
+    for guarded in (q, out, lse):
+        guarded.assert_untouched()
+
+
+def test_the_kernel_stays_within_its_tensors(device, implementation):
+    """0xFF between the pages and NaN around the rest: a stray load would poison, a stray store would show."""
+    need_triton(implementation)
+    from workbench_kernels.segment_attention import paged as kernel
+    from workbench_kernels.segment_attention import tiles
+
+    guarded_launch(kernel, tiles, device)
+
+
+MUTANTS = {
+    "first-page": ("paged.py", "first = split * share", "first = split * share + 1"),
+    "last-page": ("paged.py", "tl.minimum(first + share, count)", "tl.minimum(first + share, count - 1)"),
+    "shift": ("paged_tiles.py", "channels // ROW * BITS", "channels // (ROW + 1) * BITS"),
+    "value-zero": ("paged_tiles.py", "steps + SLOTS * VALUE_GROUPS,", "steps + SLOTS * VALUE_GROUPS + 1,"),
+    "slot": ("scores.py", "((live >> slots) & 1)", "((live >> (slots + 1)) & 1)"),
+    "head": ("scores.py", "member < GROUP_SIZE", "member <= GROUP_SIZE"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch, implementation):
+    """The kernel with one number wrong, compiled from a copy of its source, fails the very check above."""
+    need_triton(implementation)
+    kernels = broken(tmp_path, monkeypatch, *MUTANTS[name])
+    with pytest.raises(AssertionError):
+        guarded_launch(kernels.paged, kernels.tiles, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
+    pages = paged()
+    assert segment_attention.choose(pages.q) == ("torch", "the tensors are on 'cpu'")
+    assert segment_attention.choose(pages.q, implementation="torch") == ("torch", "asked for")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert segment_attention.choose(pages.q, arena=pages.arena, implementation="triton") == ("triton", "asked for")
+    wrong = {
+        "float64": ({"q": pages.q.double()}, "computes in float32, and the input is float64"),
+        "raw": ({"options": pages.options | {"raw": torch.float64}}, "the input is float64"),
+        "strided": ({"arena": pages.arena.repeat_interleave(2)[::2]}, "contiguous arena"),
+        "unaligned": ({"arena": torch.cat([pages.arena[:1], pages.arena])[1:]}, "multiple of 16 bytes"),
+        "size": (vars(paged(rows=1, size=272, counts=(1,))), "head sizes in multiples of 16 up to 256, got 272"),
+    }
+    for change, reason in wrong.values():
+        case = Paged(**(vars(pages) | change))
+        with pytest.raises(RuntimeError, match=reason) as caught:
+            case.call(segment_attention.attend_pages, implementation="triton")
+        assert "\n" not in str(caught.value) and "implementation='torch'" in str(caught.value)
+        if case.options["raw"] != torch.float64:
+            compare(case.call(segment_attention.attend_pages), law(case), EXACT)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(RuntimeError, match="interpreter is off"):
+        pages.call(segment_attention.attend_pages, implementation="triton")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="Triton is not installed"):
+        pages.call(segment_attention.attend_pages, implementation="triton")
+    with pytest.raises(ValueError, match="expected 'auto', 'triton' or 'torch', got 'cuda'"):
+        pages.call(segment_attention.attend_pages, implementation="cuda")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"q": torch.zeros(3, 4)}, "expected floating q"),
+        ({"q": torch.zeros(3, 5, 32)}, "multiple of the KV heads, got 5 and 2"),
+        ({"q": torch.zeros(3, 4, 40)}, "multiples of 16"),
+        ({"arena": torch.zeros(64)}, "expected a uint8 arena"),
+        ({"table": torch.zeros(2, 3)}, "expected an int32 table"),
+        ({"count": torch.zeros(3, dtype=torch.int32)}, r"int32 counts \[Hk\]"),
+        ({"options": {"group": 24}}, "multiples of 16 and of the group"),
+        ({"options": {"tau": 0.0}}, "positive tau"),
+        ({"options": {"bias": torch.zeros(4, SLOTS)}}, "bias and page numbers together"),
+        ({"options": {"window": 4}}, "row positions and a window together"),
+        ({"options": {"positions": torch.zeros(3), "window": 4}}, "int32 row positions"),
+        ({"options": {"bias": torch.zeros(4, 16), "numbers": torch.zeros(2, 3, dtype=torch.int32)}}, "float32 bias"),
+        ({"options": {"bias": torch.zeros(4, SLOTS), "numbers": torch.zeros(2, 3)}}, "int32 page numbers"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_pages_that_do_not_fit_are_refused(change, says):
+    case = Paged(**(vars(paged()) | change))
+    with pytest.raises(ValueError, match=says) as caught:
+        case.call(segment_attention.attend_pages)
+    assert "\n" not in str(caught.value)
+
+
+SIGNATURE = {
+    "arena_ptr": "*u8",
+    "window": "i32",
+    "scale": "fp32",
+    **dict.fromkeys(("out_ptr", "lse_ptr", "mass_ptr", "entropy_ptr", "bias_ptr"), "*fp32"),
+    **dict.fromkeys(("table_ptr", "count_ptr", "numbers_ptr", "positions_ptr"), "*i32"),
+    **dict.fromkeys(("q_row_stride", "q_head_stride", "table_row_stride", "n_rows", "n_pages"), "i32"),
+}
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here():
+    """Ahead of time for sm80 and sm90: every option on, and every option off with padded head sizes and groups."""
+    from workbench_kernels.segment_attention import paged, statistics, tiles
+
+    jobs = []
+    for kernel, rows, size, dtype, more in (
+        (paged.paged_attention_fwd_kernel, 8, 64, "bf16", {}),
+        (paged.paged_attention_fwd_kernel, 1, 80, "fp32", dict.fromkeys(("bias_ptr", "numbers_ptr", "positions_ptr"))),
+        (statistics.page_mass_kernel, 8, 64, "fp16", {"REDUCE": "row"}),
+    ):
+        queries = torch.zeros(rows, 12, size, dtype=torch.float32 if dtype == "fp32" else torch.float16)
+        plan = tiles.tile(queries, 4, size, size)
+        constants = plan.constants | {"VALUE_GROUPS": size // 16, "RAW": dtype} | more
+        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        types = SIGNATURE | {"q_ptr": f"*{dtype}"} | dict.fromkeys(constants, "constexpr")
+        signature = {name: types[name] for name in kernel.arg_names}
+        jobs.append((kernel.fn.__module__, kernel.__name__, signature, constants, {"num_warps": plan.num_warps}))
+    shared = [int(line.split()[2]) for line in compile_all(*jobs).splitlines()]
+    assert len(shared) == 6 and max(shared) <= 99 * 1024  # what a block may have on every GPU from sm80 on

@@ -1,0 +1,164 @@
+"""Packed pages: the ledger, what is refused, who computes, and that every kernel compiles for GPUs."""
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.kernels.aot import compile_all
+from tests.kernels.test_pages import FORMS, POSITIONS, USED, arena_for, hard, packed
+from workbench_kernels import pages
+from workbench_kernels.pages import RAW, SLOTS, PageFormat
+from workbench_kernels.pages.launch import facts
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(("live", "used"), [(32, None), (0, None), (5, 5), (5, 32), (0, 31)])
+def test_the_ledger_sums_to_the_page(name, live, used):
+    """Whatever lives in it; evicted slots are dead, slots not written yet are padding."""
+    form = FORMS[name]
+    kinds = pages.ledger(form, live, used)
+    assert sum(kinds.values()) == form.bytes and min(kinds.values()) >= 0
+    assert kinds["payload"] * 8 == live * (
+        form.head_dim * form.stored(form.bits_k) + form.value_dim * form.stored(form.bits_v)
+    )
+    assert kinds["pad"] == 0 if (used or live) == SLOTS else kinds["pad"] > 0
+    assert (kinds["dead"] > 0) == ((used or live) > live)
+
+
+def test_the_ledger_counts_by_hand():
+    """D = 64, groups of 32 at 4 bits: 4 · 64 bytes of key steps, 4 · 64 of value steps, 2 · 1024 of codes."""
+    kinds = {"payload": 2048, "scale": 256, "zero": 256, "position": 128, "header": 16, "dead": 0, "pad": 0}
+    assert pages.ledger(PageFormat(64, 64, 4, 4, 32)) == kinds
+    assert [PageFormat(64, 64, b, b, 64).bytes for b in (2, 4, 8, 16)] == [1552, 2576, 4624, 8336]
+    with pytest.raises(ValueError, match="got 3 live of 2 used"):
+        pages.ledger(PageFormat(64, 64), 3, 2)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 7e4, -7e4])
+def test_values_a_half_cannot_hold_are_refused(value):
+    """In live slots alone: what an empty slot holds is never stored."""
+    form = FORMS["32-8-8"]
+    k, v = hard(32), hard(32)
+    v[3, 16, 9] = value  # the last live slot
+    with pytest.raises(ValueError, match="expected finite values within ±65504; pack them RAW"):
+        pages.pack(k, v, POSITIONS, USED, form)
+    v[3, 16, 9] = 0
+    v[3, 17, 9] = value  # an empty slot
+    pages.pack(k, v, POSITIONS, USED, form)
+
+
+def test_what_does_not_fit_is_refused():
+    """Before any byte is written, with one line that says what was expected."""
+    form = FORMS["32-8-8"]
+    k = hard(32)
+    arena, offsets = arena_for(form, 6)
+    for match, arguments in {
+        r"expected floating v \[6, 32, 32\]": (k, hard(48), POSITIONS, USED, form),
+        "expected an arena and offsets, or neither": (k, k, POSITIONS, USED, form, arena),
+        r"indices \[6, 32\], got torch.float32": (k, k, POSITIONS.float(), USED, form),
+        "contiguous uint8 arena .* with gaps": (k, k, POSITIONS, USED, form, arena[::2], offsets),
+        "starts and ends at multiples of 16": (k, k, POSITIONS, USED, form, arena[8:-8], offsets),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            pages.pack(*arguments)
+    with pytest.raises(ValueError, match=r"expected pages uint8 \[n, 2576\] or an arena with offsets"):
+        pages.unpack(arena, form)
+    with pytest.raises(ValueError, match="keys go from 8 to 4 to 2 bits or stay, got 8 to 0"):
+        pages.demote(packed(form), form, replace(form, bits_k=RAW))
+    with pytest.raises(ValueError, match="differ in their widths only"):
+        pages.demote(packed(form), form, replace(form, group=32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((32, 32, 3), "expected widths of"),
+        ((40, 32), "multiples of 16"),
+        ((32, 48, 8, 8, 32), r"of the group \(32\), got 32 and 48"),
+        ((0, 32), "got 0 and 32"),
+        ((32, 32, RAW, RAW, 0), "multiples of 16 and of the group"),
+        ((32, 32, RAW, RAW, 32, torch.int8), "expected a floating dtype"),
+    ],
+)
+def test_formats_that_do_not_fit_are_refused(arguments, match):
+    """Widths, head sizes, groups and dtypes that the layout has no place for."""
+    with pytest.raises(ValueError, match=match):
+        PageFormat(*arguments)
+
+
+def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
+    """A reason comes with every choice and every refusal."""
+    assert pages.choose("cpu") == ("torch", "the pages are on 'cpu'")
+    assert pages.choose("cuda", torch.bfloat16) == ("triton", "the pages are on 'cuda'")
+    assert pages.choose("cuda", torch.float64) == ("torch", "it computes in float32, and something is float64")
+    assert pages.choose("cuda", implementation="torch") == ("torch", "asked for")
+    form = FORMS["32-8-8"]
+    with pytest.raises(RuntimeError, match="something is float64; use implementation='torch'"):
+        pages.pack(hard(32).double(), hard(32), POSITIONS, USED, form, implementation="triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(RuntimeError, match="interpreter is off"):
+        pages.unpack(packed(form), form, implementation="triton")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="Triton is not installed"):
+        pages.choose("cuda", implementation="triton")
+    with pytest.raises(ValueError, match="expected 'auto', 'triton' or 'torch', got 'cuda'"):
+        pages.choose("cuda", implementation="cuda")
+
+
+def signature(kernel: str, constants: dict, types: dict[str, str]) -> tuple[str, str, dict, dict, dict]:
+    """A row for `compile_all`: int32 pointers and numbers where nothing else is said."""
+    module, name = kernel.split(".")
+    module = f"workbench_kernels.pages.kernel_{module}"
+    arguments = {}
+    for argument in getattr(importlib.import_module(module), name).arg_names:
+        plain = "constexpr" if argument in constants else "*i32" if argument.endswith("_ptr") else "i32"
+        arguments[argument] = types.get(argument, plain)
+    return module, name, arguments, constants, {"num_warps": 4}
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here():
+    """Ahead of time for sm80 and sm90: 4-bit keys, 2-bit values, else bfloat16, D = 128."""
+    known = facts(PageFormat(128, 128, 4, 2, 32))
+    codes = {"halves_ptr": "*fp16", "k_rows_ptr": "*u8", "v_rows_ptr": "*u8", "k_ptr": "*bf16", "v_ptr": "*bf16"}
+    coded = known | {"BLOCK_K": 64, "BLOCK_V": 32}
+    demote = {"D": 128, "DV": 128, "BLOCK_K": 64, "BLOCK_V": 32, "BLOCK": 1024, "CODES_K": 1168, "CODES_V": 3216}
+    demote |= {"FROM_K": 8, "FROM_GAIN_K": 1, "FROM_CODES_K": 1168, "TO_K": 4, "TO_GAIN_K": 17, "BYTES": 4240}
+    demote |= {"FROM_V": 8, "FROM_GAIN_V": 1, "FROM_CODES_V": 5264, "TO_V": 2, "TO_GAIN_V": 85}
+    stored = {"D": 128, "START_K": 72, "UNITS_K": 8, "BLOCK_K": 128}
+    stored |= {"DV": 128, "START_V": 4168, "UNITS_V": 8, "BLOCK_V": 128}
+    moved = {"k_rows_ptr": "*i16", "v_rows_ptr": "*i16", "k_ptr": "*i16", "v_ptr": "*i16"}
+    turn = {"D": 128, "HALF": 48, "BLOCK": 64, "BLOCK_REST": 32}
+    page = {"START": 72, "UNITS": 8, "KEY_WORD": 36, "VALUE_WORD": 2084, "END_WORD": 4132, "BLOCK_SIZE": 1024}
+    floats = {"k_rows_ptr": "*bf16", "v_rows_ptr": "*bf16", "weights_ptr": "*fp32", "own_ptr": "*fp32"}
+    done = compile_all(
+        signature("pack.pack_kernel", coded | {"BLOCK_GROUP": 32, "BLOCK_COUNT": 4}, codes),
+        signature("read.read_kernel", coded | {"WHOLE": False}, codes | {"live_ptr": "*u8", "positions_ptr": "*i64"}),
+        signature("read.demote_kernel", demote, {"out_bytes_ptr": "*u8", "bytes_ptr": "*u8"}),
+        signature("slots.scatter_kernel", stored | {"BLOCK_ENTRIES": 16}, moved),
+        signature(
+            "slots.move_kernel", stored | {"BLOCK_ENTRIES": 16, "SIDES": 2},
+            moved | {"first_ptr": "*fp32", "second_ptr": "*fp32"},
+        ),
+        signature("slots.merge_kernel", stored | {"BLOCK_SOURCES": 8}, floats),
+        signature("slots.evict_kernel", {"BLOCK_SIZE": 256}, {}),
+        signature(
+            "rotation.rotate_kernel", turn, {"out_ptr": "*bf16", "k_ptr": "*bf16", "inv_freq_ptr": "*fp32"}
+        ),
+        signature(
+            "rotation.rotate_pages_kernel", turn | page,
+            {"out_rows_ptr": "*bf16", "rows_ptr": "*bf16", "inv_freq_ptr": "*fp32"},
+        ),
+    )  # fmt: skip
+    assert done.count("kernel 80") == done.count("kernel 90") == 9
+
+
+def test_importing_the_package_does_not_import_triton():
+    """Where Triton has no wheels the torch references still work."""
+    code = "import sys; from workbench_kernels import pages; print('triton' in sys.modules, pages.choose('cpu')[0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False torch\n"

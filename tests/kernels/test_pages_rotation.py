@@ -1,0 +1,194 @@
+"""Keys turned to other positions: the unit rotation, no drift, and the Triton kernels against the torch reference."""
+
+import pytest
+import torch
+
+from tests.kernels.checks import Guarded, assert_close
+from tests.kernels.test_pages import arena_for, assert_guards, broken
+from workbench_kernels import pages
+from workbench_kernels.pages import RAW, SLOTS, PageFormat, reference, reference_rotation
+
+# rotated and partial head sizes: (head size, frequencies)
+SIZES = {"32": (32, 16), "80-partial": (80, 20), "96": (96, 48), "128-partial": (128, 32), "256": (256, 128)}
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def frequencies(count: int, base: float = 10_000.0) -> torch.Tensor:
+    return base ** (-torch.arange(count) / count)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def places(*shape: int, seed: int = 0, below: int = 4000) -> torch.Tensor:
+    return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def bake(k: torch.Tensor, at: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+    """The rotary embedding of Llama in float64: x cos + rotate_half(x) sin, channels beyond 2 F as they are."""
+    k, count = k.double(), 2 * len(inv_freq)
+    angle = at.double()[..., None] * inv_freq.double()
+    angle = torch.cat([angle, angle], -1)
+    x, rest = k[..., :count], k[..., count:]
+    turned = torch.cat([-x[..., count // 2 :], x[..., : count // 2]], -1)
+    return torch.cat([x * angle.cos() + turned * angle.sin(), rest], -1)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_turned_key_is_one_baked_there(name, device, implementation):
+    """Angles of up to 4000 radians keep 4000 · 2^-24 in float32, twice (cosine and sine), on keys of up to 5."""
+    size, count = SIZES[name]
+    inv_freq = frequencies(count)
+    k, origin, target = draw(2, 45, size), places(2, 45), places(2, 45, seed=1)
+    baked = bake(k, origin, inv_freq).float()
+    for act in ("torch", implementation):
+        got = pages.rotate(
+            baked.to(device), origin.to(device), target.to(device), inv_freq.to(device), implementation=act
+        )
+        assert_close(name, got, bake(k, target, inv_freq), 2e-3)
+        near = (target - origin).abs() < 64
+        assert_close(name, got.cpu()[near], bake(k, target, inv_freq)[near], 2e-5)
+        assert torch.equal(got[..., 2 * count :].cpu(), baked[..., 2 * count :])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SIZES)
+def test_kernel_equals_the_reference(name, dtype, device, implementation):
+    """Cosines of two libraries differ in the last place; half-precision results by one unit."""
+    size, count = SIZES[name]
+    wide = torch.full((3, 33, 2 * size), torch.nan)  # keys in a strided tensor, NaN beside them
+    wide[..., :size] = draw(3, 33, size)
+    k = wide.to(dtype).to(device)[..., :size]
+    origin, target = places(33).to(device), places(3, 33, seed=2, below=100_000).int().to(device)
+    inv_freq = frequencies(count).to(device)
+    got = pages.rotate(k, origin, target, inv_freq, implementation=implementation)
+    assert got.dtype == dtype and got.is_contiguous()
+    assert_close(name, got, reference_rotation.rotate(k, origin, target, inv_freq), 2 * torch.finfo(dtype).eps * 5)
+
+
+def test_there_and_back(device, implementation):
+    """Within 1e-6 of the largest key in float32, over any distance: the same angle is taken twice."""
+    k, inv_freq = draw(2, 40, 64).to(device), frequencies(32).to(device)
+    here, there = places(2, 40).to(device), places(2, 40, seed=1, below=200_000).to(device)
+    moved = pages.rotate(k, here, there, inv_freq, implementation=implementation)
+    assert (moved - k).abs().max() > 1
+    back = pages.rotate(moved, there, here, inv_freq, implementation=implementation)
+    assert (back - k).abs().max() <= 1e-6 * k.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moves_from_the_origin_never_add_up(dtype):
+    """200 moves: each as good as a single one. Moving the moved keys instead drifts, by percents in bfloat16."""
+    k, inv_freq, origin = draw(1, 16, 64), frequencies(32), places(1, 16)
+    baked = bake(k, origin, inv_freq).to(dtype)
+    chained, at = baked, origin
+    for move in range(200):
+        target = places(1, 16, seed=move)
+        kept = pages.rotate(baked, origin, target, inv_freq)
+        chained = pages.rotate(chained, at, target, inv_freq)
+        at = target
+    exact = bake(k, at, inv_freq)
+    kept, chained = ((t.double() - exact).norm() / exact.norm() for t in (kept, chained))
+    assert kept < (0.005 if dtype == torch.bfloat16 else 1e-4)
+    if dtype == torch.bfloat16:
+        assert chained > 0.02
+    assert pages.rotate(baked, origin, origin, inv_freq).equal(baked)
+
+
+FORMS = {
+    "raw-float32": (PageFormat(64, 32, RAW, RAW, 16, torch.float32), 32),
+    "raw-bfloat16-partial": (PageFormat(80, 64, RAW, RAW, 16, torch.bfloat16), 20),
+    "16-4": (PageFormat(32, 64, 16, 4, 32), 16),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_pages_are_copied_with_their_keys_turned(name, device, implementation):
+    """Positions become the targets, values and header stay, and the origin pages keep every byte."""
+    form, count = FORMS[name]
+    arena, offsets = arena_for(form, 3, device)
+    out, out_offsets = arena_for(form, 4, device)
+    out_offsets = out_offsets[:3]
+    k, origin, target = draw(3, SLOTS, form.head_dim), places(3, SLOTS), places(3, SLOTS, seed=5)
+    used, inv_freq = torch.tensor([32, 32, 9]), frequencies(count)
+    page = reference.pack(k, draw(3, SLOTS, form.value_dim), origin, used, form, 6)
+    reference.put(arena, offsets, form, page.to(device))
+    where = (offsets, out, out_offsets)
+    done = pages.rotate_pages(
+        arena, form, target.to(device), inv_freq.to(device), *where, implementation=implementation
+    )
+    assert done is out
+    before, got = reference.unpack(page, form), reference.fetch(out, out_offsets, form).cpu()
+    after = reference.unpack(got, form)
+    eps = torch.finfo(form.element(form.bits_k)).eps
+    assert_close("keys", after[0], reference_rotation.rotate(before[0], origin, target, inv_freq), max(eps, 2e-6))
+    assert torch.equal(after[1], before[1]) and torch.equal(after[2], target) and torch.equal(after[3], before[3])
+    for part in (slice(0, 16), slice(form.scale_v, form.codes_k), slice(form.codes_v, form.bytes)):
+        assert torch.equal(got[:, part], page[:, part])
+    assert torch.equal(reference.fetch(arena, offsets, form).cpu(), page)
+    assert_guards(out, out_offsets, form)
+    rows = pages.rotate_pages(page, form, target, inv_freq)
+    assert_close("reference", reference.unpack(rows, form)[0], after[0], max(eps, 2e-6))
+
+
+def test_the_kernel_stays_within_its_tensors(device, implementation):
+    """NaN around every tensor: a stray load would poison, a stray store would show."""
+    if implementation != "triton":
+        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
+    from workbench_kernels.pages import kernel_rotation
+
+    k, out = Guarded(draw(2, 33, 80).to(device)), Guarded(torch.zeros(2, 33, 80, device=device))
+    inv_freq = Guarded(frequencies(20).to(device))
+    origin, target = places(2, 33).to(device), places(2, 33, seed=1).to(device)
+    kernel_rotation.rotate_kernel[(2, 2)](
+        out.inside, k.inside, origin, target, inv_freq.inside, 33 * 80, 80, 33, 33, 33,
+        **kernel_rotation.shape(80, inv_freq.inside),
+    )  # fmt: skip
+    want = reference_rotation.rotate(k.inside, origin, target, inv_freq.inside)
+    assert_close("keys", out.inside, want, 2e-6)
+    for tensor in (k, out, inv_freq):
+        tensor.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("pair < HALF)[None", "pair < HALF - 1)[None"),
+        ("row * in_stride + HALF + pair", "row * in_stride + HALF - 1 + pair"),
+        ("there = key < n_keys", "there = key < n_keys - 1"),
+        ("rest = 2 * HALF + tl", "rest = 2 * HALF + 1 + tl"),
+        ("x * cos - y * sin", "x * cos + y * sin"),
+    ],
+    ids=["last-frequency", "partner", "last-key", "rest", "sign"],
+)
+def test_closeness_sees_a_kernel_that_is_off_by_one(old, new, tmp_path, device, implementation):
+    """The same comparison as above; what a broken kernel does not write is NaN."""
+    kernel = broken(tmp_path, "kernel_rotation", old, new)
+    inputs = [t.to(device) for t in (draw(2, 33, 80), places(2, 33), places(2, 33, seed=1), frequencies(20))]
+    got, want = kernel.rotate(*inputs), reference_rotation.rotate(*inputs)
+    with pytest.raises(AssertionError):
+        assert_close("keys", got, want, 2e-6)
+
+
+def test_what_does_not_fit_is_refused():
+    """With one line that says what was expected."""
+    k, at, inv_freq = draw(2, 5, 32), places(2, 5), frequencies(16)
+    with pytest.raises(ValueError, match=r"expected 1 to 16 frequencies on cpu, got \[17\]"):
+        pages.rotate(k, at, at, frequencies(17))
+    with pytest.raises(ValueError, match=r"expected floating keys \[Hk, n, D\], got torch.int64"):
+        pages.rotate(k.long(), at, at, inv_freq)
+    with pytest.raises(ValueError, match=r"rotate: expected int32 or int64 indices \[5\], got torch.int64 \[4\]"):
+        pages.rotate(k, at[0, :4], at, inv_freq)
+    with pytest.raises(RuntimeError, match="something is float64"):
+        pages.rotate(k.double(), at, at, inv_freq, implementation="triton")
+    form = PageFormat(32, 32, 8, RAW, 16)
+    page = torch.zeros(1, form.bytes, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="rotate_pages: expected raw or 16-bit pages, got 8-bit codes"):
+        pages.rotate_pages(page, form, places(1, SLOTS), inv_freq)
