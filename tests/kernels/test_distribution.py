@@ -1,13 +1,14 @@
 """Statistics of a law: the torch reference against formulas in float64, the Triton kernel against the reference."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.kernels.aot import compile_all
 from tests.kernels.checks import Guarded, assert_close
+from tests.kernels.faults import Allocations, broken, entry
 from workbench_kernels import distribution
 from workbench_kernels.distribution import reference
 
@@ -94,7 +95,7 @@ def test_known_laws(device, implementation):
     assert_close("lse", got.lse, torch.tensor([3.0 + torch.tensor(5000.0).log(), -2.0]), TOLERANCE)
 
 
-@pytest.mark.parametrize("first", [0, 17, 4095, 4096, 9000])
+@pytest.mark.parametrize("first", [0, 17, 2047, 2048, 9000])
 def test_the_lowest_id_wins_a_tie(first, device, implementation):
     """Also where the equal tokens lie in different tiles."""
     logits = torch.zeros(1, 10_001)
@@ -125,20 +126,44 @@ def test_the_kernel_stays_within_its_tensors(name, device, implementation):
     """NaN around every tensor and between strided rows: a stray load would poison, a stray store would show."""
     if implementation != "triton":
         pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
-    from workbench_kernels.distribution import kernel
-
     rows, cols = SHAPES[name]
     logits = Guarded(torch.full((rows, cols + 5), torch.nan, device=device))
     logits.inside[:, :cols] = law(name).to(device)
-    outs = [Guarded(torch.full((rows,), torch.nan, device=device)) for _ in range(3)]
-    argmax = torch.full((rows + 2,), -7, dtype=torch.int64, device=device)
-    kernel.statistics_fwd_kernel[(rows,)](
-        *(out.inside for out in outs), argmax[1:-1], logits.inside, cols + 5, cols, BLOCK_SIZE=kernel.block_size(cols)
-    )
-    compare([*(out.inside for out in outs), argmax[1:-1]], textbook(law(name)))
-    for guarded in (logits, *outs):
-        guarded.assert_untouched()
-    assert argmax[[0, -1]].tolist() == [-7, -7]
+    with Allocations() as allocations:
+        got = distribution.statistics(logits.inside[:, :cols], k=5, implementation="triton")
+    compare(got, textbook(law(name)))
+    assert got.top_ids.tolist() == reference.top_k(law(name), 5)[1].tolist()
+    allocations.assert_untouched()
+    logits.assert_untouched()
+
+
+FAULTS = {
+    "the last column unseen": ("mask = col_offsets < n_cols", "mask = col_offsets < n_cols - 1"),
+    "one column too many": ("mask = col_offsets < n_cols", "mask = col_offsets <= n_cols"),
+    "the last split unseen": ("mask = splits < n_splits", "mask = splits < n_splits - 1"),
+    "the best of the next token": ("tl.where(x == best, col_offsets,", "tl.where(x == best, col_offsets + 1,"),
+    "a bound that one entry too few reaches": ("axis=0) >= k\n        low", "axis=0) >= k - 1\n        low"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch, device, implementation):
+    """The comparison above fails for kernels that are broken by one."""
+    if implementation != "triton":
+        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
+    from workbench_kernels.distribution import kernel
+
+    rows = torch.full((2, 4100), torch.nan, device=device)
+    rows[:, :4097] = torch.arange(4097, device=device) * 1e-3  # rising: the last columns count
+    rows[:, :4097:64] += 10  # one candidate in each group of columns
+    logits = rows[:, :4097]
+    want = reference.statistics(logits)
+    compare(distribution.statistics(logits, implementation="triton"), want)
+    monkeypatch.setattr(distribution, "kernel", broken(kernel, *FAULTS[name], tmp_path))
+    with pytest.raises(AssertionError):
+        got = distribution.statistics(logits, k=30, implementation="triton")
+        compare(got, want)
+        assert torch.equal(got.top_ids, reference.top_k(logits, 30)[1])
 
 
 def test_strided_and_empty_logits(device, implementation):
@@ -179,34 +204,25 @@ def test_k_out_of_bounds_is_refused(k):
         distribution.statistics(law("odd"), k=k)
 
 
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from workbench_kernels.distribution import kernel
-pointers = {n: "*fp32" for n in ("lse_ptr", "entropy_ptr", "varentropy_ptr")}
-signature = pointers | {"argmax_ptr": "*i64", "logits_ptr": "*bf16", "logits_row_stride": "i64", "n_cols": "i32"}
-signature["BLOCK_SIZE"] = "constexpr"
-source = triton.compiler.ASTSource(kernel.statistics_fwd_kernel, signature, {"BLOCK_SIZE": 4096})
-for capability in (80, 90):
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert f".target sm_{capability}" in compiled.asm["ptx"], compiled.asm["ptx"][:300]
-print("compiled")
-"""
+def test_the_kernels_compile_for_gpus_that_are_not_here():
+    """Ahead of time for sm80 and sm90, as `statistics` launches them."""
+    from workbench_kernels.distribution import kernel
 
-
-def test_the_kernel_compiles_for_gpus_that_are_not_here():
-    """Ahead of time for sm80 and sm90; in a process of its own, because the interpreter is on in this one."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env={**os.environ, "TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
+    types = {"logits_ptr": "*bf16", "logits_row_stride": "i64", "key": "i64", "mass_ptr": "*fp64"}
+    types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")}
+    types |= {f"{name}_ptr": "*fp32" for name in ["parts", "groups", "lse", "entropy", "varentropy", "best", "floor"]}
+    types |= {"argmax_ptr": "*i64"}
+    plain = {"GROUPED": False, "DRAWN": False}
+    merge = {**plain, "BLOCK_SPLITS": 64, "BLOCK_GROUPS": 2048, "FILTERED": False}
+    done = compile_all(
+        entry(kernel, "partial_fwd_kernel", types, {**plain, "BLOCK_SIZE": 2048, "GROUP": 64, "SCALED": False}, 8),
+        entry(kernel, "combine_fwd_kernel", types, merge),
     )
-    assert done.stdout == "compiled\n", done.stderr[-2000:]
+    assert len(done.splitlines()) == 4
 
 
 def test_importing_the_package_does_not_import_triton():
-    code = "import sys; from workbench_kernels import distribution, segment_attention; print('triton' in sys.modules)"
+    code = "import sys; from workbench_kernels import distribution, segment_attention, verification"
+    code += "; print('triton' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -1,6 +1,6 @@
-"""Statistics of next-token laws: log-sum-exp, entropy, varentropy, best token and the top k, row by row.
+"""Next-token laws, row by row: their statistics, and the keyed draw after temperature, top-k, top-p and min-p.
 
-The Triton kernel reads each row of logits once; the torch reference defines what it must give.
+The Triton kernels read each row of logits from memory once; the torch references define what they must give.
 """
 
 import importlib.util
@@ -11,9 +11,11 @@ import torch
 
 from workbench_kernels.distribution import reference
 
-__all__ = ["Statistics", "choose", "statistics"]
+__all__ = ["Sample", "Statistics", "choose", "sample", "statistics"]
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_COLUMNS = 2**24 - 1
+TRITON_CANDIDATES = 64
 
 
 class Statistics(NamedTuple):
@@ -25,7 +27,7 @@ class Statistics(NamedTuple):
     entropy: [R] in nats.
     varentropy: [R] variance of the surprisal, in nats squared.
     argmax: [R] int64, the most probable token; the lowest id wins a tie.
-    top_values, top_ids: [R, k] largest logits and their ids, lowest id first among equals.
+    top_values, top_ids: [R, k] largest logits and their ids, lowest id first among equals; NaN and -1 for no law.
     implementation: `triton` or `torch`, what computed the figures.
     """
 
@@ -38,6 +40,31 @@ class Statistics(NamedTuple):
     implementation: str
 
 
+class Sample(NamedTuple):
+    """One token per row, and the law it was drawn from: p(x) = exp(logit(x) / temperature - lse) on what is kept.
+
+    Attributes
+    ----------
+    token: [R] int64, -1 for a row that is no law (its other figures are NaN, its counts 0).
+    p: [R] probability of the token under the law.
+    kept: [R] int64, how many tokens the law keeps.
+    lse: [R] log-sum-exp of logits / temperature over the kept tokens (temperature 1 in place of 0).
+    entropy: [R] of the law, in nats.
+    threshold, threshold_id: [R] logit and int64 id of the last kept token: kept are the tokens of larger logits, and
+        those of that logit with an id up to that one. -inf and V - 1 where no filter cuts.
+    raw: the `Statistics` of the logits themselves.
+    """
+
+    token: torch.Tensor
+    p: torch.Tensor
+    kept: torch.Tensor
+    lse: torch.Tensor
+    entropy: torch.Tensor
+    threshold: torch.Tensor
+    threshold_id: torch.Tensor
+    raw: Statistics
+
+
 def statistics(logits: torch.Tensor, k: int = 0, implementation: str = "auto") -> Statistics:
     """Figures of the laws softmax(logits), in float32 (float64 for float64 logits).
 
@@ -45,28 +72,100 @@ def statistics(logits: torch.Tensor, k: int = 0, implementation: str = "auto") -
     ----------
     logits: [R, V] with V >= 1; -inf marks tokens that are cut. A row that holds NaN or +inf, or nothing but -inf, is
         no law: its entropy and varentropy are NaN.
-    k: how many top candidates to return, 0 for none.
+    k: how many top candidates to return, 0 for none; more than 64 are sorted by torch.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can.
 
     Raises ValueError where the logits or k do not fit, RuntimeError with the reason where Triton is asked for and
     cannot run.
     """
-    if logits.ndim != 2 or not logits.shape[1] or not logits.is_floating_point():
-        raise ValueError(f"statistics: expected floating logits [R, V], got {logits.dtype} {list(logits.shape)}")
-    if not 0 <= k <= logits.shape[1]:
-        raise ValueError(f"statistics: expected k in [0, {logits.shape[1]}], got {k}")
+    _check(logits, k, "statistics", "k")
     chosen = choose(logits, implementation)
-    if chosen == "triton":
-        from workbench_kernels.distribution import kernel
+    if chosen == "torch":
+        return Statistics(*reference.statistics(logits), *reference.top_k(logits, k), chosen)
+    from workbench_kernels.distribution import kernel
 
-        figures = kernel.statistics(logits)
-    else:
-        figures = reference.statistics(logits)
-    return Statistics(*figures, *reference.top_k(logits, k), chosen)
+    figures = kernel.statistics(logits, k if k <= TRITON_CANDIDATES else 0)
+    if k > TRITON_CANDIDATES:
+        figures = (*figures[:4], *reference.top_k(logits, k))
+    return Statistics(*figures, chosen)
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int = 0,
+    positions: torch.Tensor | None = None,
+    candidates: int = 0,
+    implementation: str = "auto",
+) -> Sample:
+    """Draw one token per row by keyed Gumbel-max: the argmax of logits / temperature + noise over the kept tokens.
+
+    The noise of a token is a hash of (seed, "target", position, id) in float64 (SplitMix64), so a draw depends on
+    nothing that was computed before or beside it. The filters follow one another as in transformers, each on what the
+    one before has left, renormalised: top-k keeps all tokens tied with the k-th, top-p the smallest set of most
+    probable tokens (lowest id first) that reaches the mass, min-p the tokens with p >= min_p max p. Logits are divided
+    by the temperature in float32, probabilities summed to one part in 10^6: where a filter's boundary or a draw's
+    margin is closer than that, rounding decides.
+
+    Parameters
+    ----------
+    logits: [R, V], -inf marks tokens that are cut; a row that is no law is flagged (`Sample.token`).
+    temperature: > 0; 0 takes the largest logit, lowest id first, without noise.
+    top_k: >= 1; top_p: in (0, 1]; min_p: in [0, 1]; None (or 1 and 0) cuts nothing.
+    seed: any int. positions: [R] int64, absolute position of each row's token; 0, 1, ... by default.
+    candidates: how many top raw candidates to return in `raw`, at most 64.
+    implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. Triton takes two launches,
+        four where a filter is set or candidates are asked for.
+
+    Raises ValueError where an argument does not fit, RuntimeError with the reason where Triton is asked for and
+    cannot run.
+    """
+    _check(logits, candidates, "sample", "candidates")
+    if candidates > TRITON_CANDIDATES:
+        raise ValueError(f"sample: expected candidates of at most {TRITON_CANDIDATES}, got {candidates}")
+    rows, cols = logits.shape
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"sample: expected a temperature of 0 or more, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"sample: expected top_k of 1 or more, got {top_k}")
+    if (top_p is not None and not 0 < top_p <= 1) or (min_p is not None and not 0 <= min_p <= 1):
+        raise ValueError(f"sample: expected top_p in (0, 1] and min_p in [0, 1], got {top_p} and {min_p}")
+    if positions is None:
+        positions = torch.arange(rows, device=logits.device)
+    if positions.shape != (rows,) or positions.dtype != torch.int64 or positions.device != logits.device:
+        raise ValueError(
+            f"sample: expected int64 positions [{rows}] on {logits.device}, "
+            f"got {positions.dtype} {list(positions.shape)} on {positions.device}"
+        )
+    top_k = None if top_k is None or top_k >= cols else top_k
+    top_p, min_p = (None if top_p == 1 else top_p), (min_p or None)
+    chosen = choose(logits, implementation)
+    if chosen == "torch":
+        raw = Statistics(*reference.statistics(logits), *reference.top_k(logits, candidates), chosen)
+        return Sample(*reference.sample(logits, temperature, top_k, top_p, min_p, seed, positions), raw)
+    from workbench_kernels.distribution import kernel
+
+    if temperature == 0:
+        return _greedy(Statistics(*kernel.statistics(logits, candidates), chosen), logits)
+    rules = kernel.Rules(True, temperature, top_k, top_p, min_p, candidates)
+    figures = kernel.sample(logits, rules, seed, positions.contiguous())
+    return Sample(*figures[6:], Statistics(*figures[:6], chosen))
+
+
+def _greedy(raw: Statistics, logits: torch.Tensor) -> Sample:
+    """The point mass on the argmax."""
+    lawless = raw.entropy.isnan()
+    token = raw.argmax.masked_fill(lawless, -1)
+    nothing = raw.entropy * 0  # 0, NaN for no law
+    best = logits.gather(-1, token.clamp_min(0)[:, None])[:, 0].float() + nothing
+    return Sample(token, nothing + 1, (~lawless).long(), best, nothing, best, token, raw)
 
 
 def choose(logits: torch.Tensor, implementation: str = "auto") -> str:
-    """`triton` or `torch`: what would compute these logits' statistics. Raises as `statistics` does."""
+    """`triton` or `torch`: what would compute these logits' figures. Raises as `statistics` does."""
     if implementation not in ("auto", "triton", "torch"):
         raise ValueError(f"implementation: expected 'auto', 'triton' or 'torch', got {implementation!r}")
     if implementation == "torch" or (implementation == "auto" and logits.device.type != "cuda"):
@@ -84,6 +183,15 @@ def _refusal(logits: torch.Tensor) -> str | None:
         return "Triton is not installed (it has wheels for Linux only)"
     if logits.dtype not in TRITON_DTYPES:
         return f"it computes in float32, and the logits are {str(logits.dtype).removeprefix('torch.')}"
+    if logits.shape[-1] > TRITON_COLUMNS:
+        return f"it takes at most {TRITON_COLUMNS} columns, and the logits have {logits.shape[-1]}"
     if logits.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the logits are on {logits.device.type!r} and its interpreter is off (TRITON_INTERPRET=1)"
     return None
+
+
+def _check(logits: torch.Tensor, k: int, name: str, argument: str) -> None:
+    if logits.ndim != 2 or not logits.shape[1] or not logits.is_floating_point():
+        raise ValueError(f"{name}: expected floating logits [R, V], got {logits.dtype} {list(logits.shape)}")
+    if not 0 <= k <= logits.shape[1]:
+        raise ValueError(f"{name}: expected {argument} in [0, {logits.shape[1]}], got {k}")

@@ -1,72 +1,292 @@
-"""Statistics of a law in one streaming pass over each row of logits.
+"""Figures of a law, and the keyed draw from it, in one pass over the logits and a few over what it leaves.
 
-With m the largest logit so far and x the others, three sums carry everything: s = Σ e^(x-m), a = Σ e^(x-m) (x-m) and
-b = Σ e^(x-m) (x-m)². A new maximum m' = m - d rescales them (d <= 0): s' = f s, a' = f (a + d s),
-b' = f (b + 2 d a + d² s) with f = e^d. At the end lse = m + log s, entropy = log s - a/s, varentropy = b/s - (a/s)².
+1. `partial_fwd_kernel`, one program per (row, BLOCK_SIZE columns), reads the logits from memory once. With m the
+   largest logit of its columns and x the others it leaves s = Σ e^(x-m), a = Σ e^(x-m) (x-m) and b = Σ e^(x-m) (x-m)²;
+   where nothing is to be cut, also its best token after keyed noise.
+2. `combine_fwd_kernel`, one program per row, merges them. A larger maximum m' = m - d (d <= 0) rescales a part:
+   s' = f s, a' = f (a + d s), b' = f (b + 2 d a + d² s) with f = e^d. At the end lse = m + log s,
+   entropy = log s - a/s, varentropy = b/s - (a/s)².
+
+A law cut by top-k, top-p or min-p takes two launches more: `candidates.py`.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-__all__ = ["statistics"]
+from workbench_kernels.distribution import reference
+from workbench_kernels.distribution.noise import keyed_best, position_key
+
+__all__ = ["combine_fwd_kernel", "partial_fwd_kernel", "sample", "statistics"]
+
+GROUP = 64  # columns per group maximum
+NOTHING = tl.constexpr(-2139095041)  # ordered(-inf)
+PARTS = tl.constexpr(8)  # numbers a split leaves: m, s, a, b, s and a at the temperature, tokens alive, 1 if no law
 
 
 @triton.jit
-def statistics_fwd_kernel(
-    lse_ptr,  # [n_rows] float32
-    entropy_ptr,  # [n_rows] float32
-    varentropy_ptr,  # [n_rows] float32
+def ordered(x):
+    """int32 that rise as float32 values do; both zeros are one."""
+    raw = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
+    return raw ^ ((raw >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def disordered(key):
+    """float32 of such an int32."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["key"])
+def partial_fwd_kernel(
+    parts_ptr,  # [n_rows, PARTS, n_splits] float32
+    best_ids_ptr,  # [n_rows, n_splits] int32
+    groups_ptr,  # [n_rows, n_splits * BLOCK_SIZE / GROUP] float32 maxima; GROUPED
+    draws_ptr,  # [n_rows, n_splits] float64; DRAWN
+    draw_ids_ptr,  # [n_rows, n_splits] int32; DRAWN
+    logits_ptr,  # [n_rows, n_cols]
+    positions_ptr,  # [n_rows] int64; DRAWN
+    logits_row_stride,
+    n_cols,
+    temperature,
+    key,
+    BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    SCALED: tl.constexpr,
+    GROUPED: tl.constexpr,
+    DRAWN: tl.constexpr,
+):
+    row, split, n_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    col_offsets = split * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    mask = col_offsets < n_cols
+    x = tl.load(logits_ptr + row * logits_row_stride + col_offsets, mask=mask, other=float("-inf")).to(tl.float32)
+    lawless = (x != x) | (x == float("inf"))
+    x = tl.where(lawless, float("-inf"), x)
+    cut = x == float("-inf")
+    best = tl.max(x, axis=0)
+    y = tl.where(cut, 0.0, x - best)  # -inf minus -inf is NaN
+    w = tl.where(cut, 0.0, tl.exp(y))
+    parts = parts_ptr + row * PARTS * n_splits + split
+    tl.store(parts, best)
+    tl.store(parts + n_splits, tl.sum(w, axis=0))
+    tl.store(parts + 2 * n_splits, tl.sum(w * y, axis=0))
+    tl.store(parts + 3 * n_splits, tl.sum(w * y * y, axis=0))
+    z = x
+    if SCALED:
+        z = tl.div_rn(x, tl.full(x.shape, temperature, tl.float32))
+        y = tl.where(cut, 0.0, z - tl.max(z, axis=0))
+        w = tl.where(cut, 0.0, tl.exp(y))
+    tl.store(parts + 4 * n_splits, tl.sum(w, axis=0))
+    tl.store(parts + 5 * n_splits, tl.sum(w * y, axis=0))
+    tl.store(parts + 6 * n_splits, tl.sum(tl.where(cut, 0.0, 1.0), axis=0))
+    tl.store(parts + 7 * n_splits, tl.max(tl.where(lawless, 1.0, 0.0), axis=0))
+    tl.store(best_ids_ptr + row * n_splits + split, tl.min(tl.where(x == best, col_offsets, 2147483647), axis=0))
+    if GROUPED:
+        maxima = tl.max(tl.reshape(x, [BLOCK_SIZE // GROUP, GROUP]), axis=1)
+        group_offsets = split * (BLOCK_SIZE // GROUP) + tl.arange(0, BLOCK_SIZE // GROUP)
+        tl.store(groups_ptr + row * n_splits * (BLOCK_SIZE // GROUP) + group_offsets, maxima)
+    if DRAWN:
+        noise_key = position_key(key, tl.load(positions_ptr + row))
+        draw, draw_id = keyed_best(z, ~cut, col_offsets, noise_key)
+        tl.store(draws_ptr + row * n_splits + split, draw)
+        tl.store(draw_ids_ptr + row * n_splits + split, draw_id)
+
+
+@triton.jit
+def kth_bound(keys, k):
+    """A key that at least k entries reach, near the k-th largest; that of -inf where fewer than k are alive."""
+    alive = keys > NOTHING
+    lowest = tl.min(tl.where(alive, keys, 2147483647), axis=0)
+    low = tl.where(tl.sum(alive.to(tl.int32), axis=0) >= k, lowest, NOTHING).to(tl.int64)
+    high = tl.max(keys, axis=0).to(tl.int64) + 1
+    for _ in range(16):
+        middle = (low + high) // 2
+        enough = tl.sum((keys >= middle).to(tl.int32), axis=0) >= k
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    return low.to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["law_k", "raw_k"])
+def combine_fwd_kernel(
+    lse_ptr,  # [n_rows] float32, as the next two
+    entropy_ptr,
+    varentropy_ptr,
     argmax_ptr,  # [n_rows] int64
+    best_ptr,  # [n_rows] float32: largest logit, NaN for no law
+    floor_ptr,  # [n_rows] float32: the logits that may count are at least this; GROUPED or FILTERED
+    mass_ptr,  # [n_rows] float64: Σ e^((x - best) / temperature)
+    token_ptr,  # [n_rows] int64; DRAWN, as the next six
+    p_ptr,  # [n_rows] float32
+    kept_ptr,  # [n_rows] int64
+    law_lse_ptr,  # [n_rows] float32
+    law_entropy_ptr,  # [n_rows] float32
+    threshold_ptr,  # [n_rows] float32
+    threshold_id_ptr,  # [n_rows] int64
+    parts_ptr,  # [n_rows, PARTS, n_splits] float32
+    best_ids_ptr,  # [n_rows, n_splits] int32
+    groups_ptr,  # [n_rows, n_groups] float32; GROUPED
+    draws_ptr,  # [n_rows, n_splits] float64; DRAWN
+    draw_ids_ptr,  # [n_rows, n_splits] int32; DRAWN
     logits_ptr,  # [n_rows, n_cols]
     logits_row_stride,
     n_cols,
-    BLOCK_SIZE: tl.constexpr,
+    n_splits,
+    n_groups,
+    temperature,
+    law_k,  # 0 for no top-k
+    raw_k,  # 0 for no candidates
+    log_tail,  # log of the probability below which top-p keeps nothing
+    log_min_p,
+    BLOCK_SPLITS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    FILTERED: tl.constexpr,
+    DRAWN: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    best = tl.full((), float("-inf"), tl.float32)
-    best_id = tl.full((), 0, tl.int32)
-    s = tl.full((), 0.0, tl.float32)
-    a = tl.full((), 0.0, tl.float32)
-    b = tl.full((), 0.0, tl.float32)
-    for start in range(0, n_cols, BLOCK_SIZE):
-        col_offsets = start + tl.arange(0, BLOCK_SIZE)
-        mask = col_offsets < n_cols
-        x = tl.load(logits_ptr + row * logits_row_stride + col_offsets, mask=mask, other=float("-inf")).to(tl.float32)
-        tile_best = tl.max(x, axis=0)
-        best_id = tl.where(tile_best > best, start + tl.argmax(x, axis=0, tie_break_left=True), best_id)
-        new_best = tl.maximum(best, tile_best)
-        # -inf minus -inf is NaN: rows that begin with cut tokens have no maximum yet, and then the sums are 0
-        d = tl.where(best == float("-inf"), 0.0, best - new_best)
-        f = tl.exp(d)
-        cut = x == float("-inf")
-        y = tl.where(cut, 0.0, x - new_best)
-        w = tl.where(cut, 0.0, tl.exp(y))
-        b = f * (b + 2 * d * a + d * d * s) + tl.sum(w * y * y, axis=0)
-        a = f * (a + d * s) + tl.sum(w * y, axis=0)
-        s = f * s + tl.sum(w, axis=0)
-        best = new_best
-    mean = a / s
-    tl.store(lse_ptr + row, best + tl.log(s))
-    tl.store(entropy_ptr + row, tl.log(s) - mean)
-    tl.store(varentropy_ptr + row, b / s - mean * mean)
-    tl.store(argmax_ptr + row, best_id.to(tl.int64))
+    splits = tl.arange(0, BLOCK_SPLITS)
+    mask = splits < n_splits
+    parts = parts_ptr + row * PARTS * n_splits + splits
+    bests = tl.load(parts, mask=mask, other=float("-inf"))
+    lawless = tl.max(tl.load(parts + 7 * n_splits, mask=mask, other=0.0), axis=0) > 0
+    best = tl.max(bests, axis=0)
+    lawless = lawless | (best == float("-inf"))
+    dead = bests == float("-inf")
+    d = tl.where(dead, 0.0, bests - best).to(tl.float64)
+    f = tl.exp(d)
+    s_part = tl.load(parts + n_splits, mask=mask, other=0.0).to(tl.float64)
+    a_part = tl.load(parts + 2 * n_splits, mask=mask, other=0.0).to(tl.float64)
+    b_part = tl.load(parts + 3 * n_splits, mask=mask, other=0.0).to(tl.float64)
+    s = tl.sum(f * s_part, axis=0)
+    mean = tl.sum(f * (a_part + d * s_part), axis=0) / s
+    square = tl.sum(f * (b_part + 2 * d * a_part + d * d * s_part), axis=0) / s
+    nan = float("nan")
+    best_ids = tl.load(best_ids_ptr + row * n_splits + splits, mask=mask, other=2147483647)
+    tl.store(lse_ptr + row, tl.where(lawless, nan, best + tl.log(s)).to(tl.float32))
+    tl.store(entropy_ptr + row, tl.where(lawless, nan, tl.log(s) - mean).to(tl.float32))
+    tl.store(varentropy_ptr + row, tl.where(lawless, nan, square - mean * mean).to(tl.float32))
+    tl.store(argmax_ptr + row, tl.min(tl.where(bests == best, best_ids, 2147483647), axis=0).to(tl.int64))
+    tl.store(best_ptr + row, tl.where(lawless, nan, best))
+
+    heat = tl.full((), temperature, tl.float32)
+    best_z = tl.div_rn(best, heat)
+    d = tl.where(dead, 0.0, tl.div_rn(bests, tl.full(bests.shape, temperature, tl.float32)) - best_z).to(tl.float64)
+    f = tl.exp(d)
+    s_part = tl.load(parts + 4 * n_splits, mask=mask, other=0.0).to(tl.float64)
+    a_part = tl.load(parts + 5 * n_splits, mask=mask, other=0.0).to(tl.float64)
+    s = tl.sum(f * s_part, axis=0)
+    mean = tl.sum(f * (a_part + d * s_part), axis=0) / s
+    law_lse = best_z + tl.log(s)
+    tl.store(mass_ptr + row, s)
+
+    if GROUPED or FILTERED:
+        floor = best
+        if FILTERED:
+            # below this no filter keeps a token: slack for what float32 rounds
+            floor_z = tl.maximum(law_lse + log_tail, best_z + log_min_p).to(tl.float32)
+            floor = floor_z * heat
+            floor -= 1e-5 * (tl.abs(floor) + heat)
+            floor = tl.where(floor != floor, float("-inf"), floor)
+        if GROUPED:
+            groups = tl.arange(0, BLOCK_GROUPS)
+            keys = ordered(tl.load(groups_ptr + row * n_groups + groups, mask=groups < n_groups, other=float("-inf")))
+            if law_k > 0:
+                floor = disordered(kth_bound(keys, law_k))
+            if raw_k > 0:
+                floor = tl.minimum(floor, disordered(kth_bound(keys, raw_k)))
+        tl.store(floor_ptr + row, tl.where(lawless, float("inf"), floor))
+
+    if DRAWN:
+        draws = tl.load(draws_ptr + row * n_splits + splits, mask=mask, other=float("-inf"))
+        draw_ids = tl.load(draw_ids_ptr + row * n_splits + splits, mask=mask, other=2147483647)
+        token = tl.min(tl.where(draws == tl.max(draws, axis=0), draw_ids, 2147483647), axis=0)
+        token = tl.where(lawless, 0, token)
+        x = tl.load(logits_ptr + row * logits_row_stride + token).to(tl.float32)
+        p = tl.exp(tl.div_rn(x, heat) - law_lse)
+        kept = tl.sum(tl.load(parts + 6 * n_splits, mask=mask, other=0.0).to(tl.int64), axis=0)
+        tl.store(token_ptr + row, tl.where(lawless, -1, token).to(tl.int64))
+        tl.store(p_ptr + row, tl.where(lawless, nan, p).to(tl.float32))
+        tl.store(kept_ptr + row, tl.where(lawless, 0, kept))
+        tl.store(law_lse_ptr + row, tl.where(lawless, nan, law_lse).to(tl.float32))
+        tl.store(law_entropy_ptr + row, tl.where(lawless, nan, tl.log(s) - mean).to(tl.float32))
+        tl.store(threshold_ptr + row, tl.where(lawless, nan, float("-inf")))
+        tl.store(threshold_id_ptr + row, tl.where(lawless, -1, n_cols - 1).to(tl.int64))
+
+
+class Rules(NamedTuple):
+    """What is asked of a launch. law: a keyed draw is wanted; the filters are None where they cut nothing."""
+
+    law: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    candidates: int = 0
+
+    @property
+    def filtered(self) -> bool:
+        return self.law and not self.top_k == self.top_p == self.min_p is None
 
 
 def block_size(n_cols: int) -> int:
-    """Columns a program reads at a time: a whole small row, else 4096."""
-    return min(max(triton.next_power_of_2(n_cols), 16), 4096)
+    """Columns of one program: in a large vocabulary one load of 16 bytes a thread (bfloat16), 64 programs for 128 k."""
+    return min(max(triton.next_power_of_2(n_cols), GROUP), 2048)
 
 
-def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launch one program per row of logits [R, V]; rows may be strided, columns must lie side by side."""
+def statistics(logits: torch.Tensor, k: int = 0) -> tuple[torch.Tensor, ...]:
+    """Statistics and the top k (at most 64) of logits [R, V]; two launches, four with candidates."""
+    return launch(logits, Rules(candidates=k), 0, None)[:6]
+
+
+def sample(logits: torch.Tensor, rules: Rules, seed: int, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Statistics, top candidates, then token, p, kept, lse, entropy, threshold, threshold_id, each [R]."""
+    return launch(logits, rules._replace(law=True), seed, positions)
+
+
+def launch(logits: torch.Tensor, rules: Rules, seed: int, positions: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """Rows of logits [R, V] may be strided, columns must lie side by side."""
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows, cols = logits.shape
-    lse, entropy, varentropy = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(3))
-    argmax = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    block = block_size(cols)
+    splits = triton.cdiv(cols, block)
+    groups = splits * block // GROUP
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=logits.device)
+
+    lse, entropy, varentropy, best, floor = (empty(rows) for _ in range(5))
+    argmax, mass = empty(rows, dtype=torch.int64), empty(rows, dtype=torch.float64)
+    token, kept, threshold_id = (empty(rows, dtype=torch.int64) for _ in range(3))
+    p, law_lse, law_entropy, threshold = (empty(rows) for _ in range(4))
+    top = empty(rows, rules.candidates), empty(rows, rules.candidates, dtype=torch.int64)
+    law = (token, p, kept, law_lse, law_entropy, threshold, threshold_id)
     if rows:
-        statistics_fwd_kernel[(rows,)](
-            lse, entropy, varentropy, argmax, logits, logits.stride(0), cols, BLOCK_SIZE=block_size(cols)
-        )
-    return lse, entropy, varentropy, argmax
+        grouped = bool(rules.candidates or (rules.filtered and rules.top_k))
+        drawn = rules.law and not rules.filtered
+        parts, best_ids = empty(rows, PARTS.value, splits), empty(rows, splits, dtype=torch.int32)
+        maxima = empty(rows, groups) if grouped else parts
+        draws, draw_ids = empty(rows, splits, dtype=torch.float64), empty(rows, splits, dtype=torch.int32)
+        key = reference.launch_key(seed, "target")
+        tail = reference.log32((1 - rules.top_p) / cols if rules.top_p else 0.0)
+        least = reference.log32(rules.min_p or 0.0)
+        partial_fwd_kernel[(rows, splits)](
+            parts, best_ids, maxima, draws, draw_ids, logits, positions, logits.stride(0), cols, rules.temperature, key,
+            BLOCK_SIZE=block, GROUP=GROUP, SCALED=rules.temperature != 1, GROUPED=grouped, DRAWN=drawn,
+            num_warps=8 if block > 1024 else 4,
+        )  # fmt: skip
+        combine_fwd_kernel[(rows,)](
+            lse, entropy, varentropy, argmax, best, floor, mass, *law,
+            parts, best_ids, maxima, draws, draw_ids, logits, logits.stride(0), cols, splits, groups, rules.temperature,
+            rules.top_k or 0, rules.candidates, tail, least,
+            BLOCK_SPLITS=triton.next_power_of_2(splits), BLOCK_GROUPS=triton.next_power_of_2(groups),
+            GROUPED=grouped, FILTERED=rules.filtered, DRAWN=drawn,
+        )  # fmt: skip
+        if rules.filtered or rules.candidates:
+            from workbench_kernels.distribution import candidates
+
+            candidates.launch(logits, rules, key, positions, best, floor, mass, block, top, law)
+    return lse, entropy, varentropy, argmax, *top, *law

@@ -1,0 +1,200 @@
+"""Verification of drafted trees on the device: which nodes stand, and which token follows them.
+
+Node 0 is the root, whose token stands already. A DIST node was drawn, without replacement, from the proposal row of its
+parent; a POINT node was put there by any other rule. Siblings are tested in order of node number, DIST before POINT; a
+POINT node that repeats a sibling's token is not tested.
+
+- greedy, keyed: descend while a child equals the target's own choice, the argmax or the keyed draw of the position.
+- rejection: accept a child x with probability min(1, p(x)/q(x)), else p <- norm((p - q)+) and x leaves q; a POINT child
+  with probability p(x), else p(x) <- 0. The token after the path is a keyed draw from what is left of p.
+
+Sources: "Fast Inference from Transformers via Speculative Decoding"; "SpecInfer"; "Sequoia" (siblings without
+replacement).
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from workbench_kernels import distribution
+from workbench_kernels.verification import reference
+
+__all__ = ["DIST", "FATES", "POINT", "REASONS", "SOURCES", "Outcome", "choose", "verify"]
+
+POINT, DIST = 0, 1
+FATES = ("unused", "accepted", "rejected", "sibling_won", "parent_rejected", "pruned")
+REASONS = (None, "mismatch", "ratio")
+SOURCES = ("bonus", "residual", "target")
+MODES = ("greedy", "rejection", "keyed")
+TRITON_NODES = 128
+TRITON_DTYPES = (torch.float64, *distribution.TRITON_DTYPES)
+
+
+class Outcome(NamedTuple):
+    """What became of B trees of N nodes.
+
+    Attributes
+    ----------
+    path: [B, N] int32, accepted nodes from below the root on, -1 behind them. length: [B] int32, how many.
+    token: [B] int64, what the target adds after the path.
+    source: [B] int32, index into SOURCES: `bonus` (the path reached a leaf), `residual` (drawn from what rejections
+        left) or `target` (the target's own choice).
+    fates, reasons: [B, N] int32, indices into FATES and REASONS; the root and absent nodes are `unused`.
+    us, ratios: [B, N] float64, uniform number and p(x)/q(x) (p(x) for POINT) of the tests made, NaN elsewhere.
+    implementation: `triton` or `torch`, what computed it.
+    """
+
+    path: torch.Tensor
+    length: torch.Tensor
+    token: torch.Tensor
+    source: torch.Tensor
+    fates: torch.Tensor
+    reasons: torch.Tensor
+    us: torch.Tensor
+    ratios: torch.Tensor
+    implementation: str
+
+
+def verify(
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    parents: torch.Tensor,
+    depths: torch.Tensor,
+    kinds: torch.Tensor,
+    positions: torch.Tensor,
+    mode: str,
+    seed: int = 0,
+    proposals: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    threshold: torch.Tensor | None = None,
+    threshold_id: torch.Tensor | None = None,
+    width: int | None = None,
+    implementation: str = "auto",
+) -> Outcome:
+    """Verify B trees of at most N nodes at once.
+
+    Parameters
+    ----------
+    logits: [B, N, V], row n the target's law after node n, as logits or log-probabilities; -inf marks tokens that are
+        cut. Every row of a node that is there must be a law: no NaN, no +inf, at least one token kept.
+    tokens, parents, depths, kinds: [B, N] int32 (other integers are converted). parents: -1 for the root, smaller than
+        the node's own number; nodes behind the root with parent -1 are absent. depths: 0 for the root. kinds: POINT
+        or DIST.
+    positions: [B] int64, absolute position of the root's children.
+    mode: `greedy`, `rejection` or `keyed`.
+    seed: any int; the noise is that of `distribution.sample`, with purposes of its own for tests and residuals.
+    proposals: [M, V] log-probabilities that DIST nodes were drawn from. rows: [B, N] int32, the proposal row of the
+        children of each node, -1 for none. No more siblings may be drawn from a row than it has tokens.
+    temperature: divides the logits, itself rounded to float32; at 0 the law is the point mass on the argmax.
+    threshold, threshold_id: [B, N], the last kept token of each row, as `distribution.sample` gives it.
+    width: the largest number of siblings, or more; None counts them, which waits for the device.
+    implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. Triton takes 3 launches,
+        for rejection 5 + width, and 2 more at temperature 0.
+
+    Raises ValueError where an argument does not fit, RuntimeError with the reason where Triton is asked for and
+    cannot run.
+    """
+    temperature = torch.tensor(temperature, dtype=torch.float32).item()  # what a kernel's argument holds
+    tree = _tree(logits, tokens, parents, depths, kinds, rows, positions)
+    _check(logits, mode, proposals, rows, temperature, threshold, threshold_id, width)
+    chosen = choose(logits, proposals, implementation)
+    if temperature == 0:
+        temperature = 1.0
+        if mode == "rejection":
+            threshold, threshold_id = _point_masses(logits, chosen)
+        else:
+            mode = "greedy"
+    if chosen == "torch":
+        scores = reference.laws(logits, temperature, threshold, threshold_id)
+        return Outcome(*reference.verify(scores, tree, proposals, mode, seed), chosen)
+    from workbench_kernels.verification import kernel
+
+    if threshold is not None:
+        threshold, threshold_id = threshold.contiguous(), threshold_id.contiguous()
+    if mode != "rejection":
+        width = 1
+    elif width is None:
+        _, parents, *_ = tree
+        siblings = (parents[:, :, None] == parents[:, None]) & (parents[:, None] >= 0)
+        width = int(siblings.sum(-1).max())
+    target = kernel.Target(logits, temperature, threshold, threshold_id)
+    return Outcome(*kernel.verify(target, kernel.Tree(*tree), proposals, mode, seed, max(width, 1)), chosen)
+
+
+def choose(logits: torch.Tensor, proposals: torch.Tensor | None = None, implementation: str = "auto") -> str:
+    """`triton` or `torch`: what would verify trees [B, N] over these logits. Raises as `verify` does."""
+    if implementation not in ("auto", "triton", "torch"):
+        raise ValueError(f"implementation: expected 'auto', 'triton' or 'torch', got {implementation!r}")
+    if implementation == "torch" or (implementation == "auto" and logits.device.type != "cuda"):
+        return "torch"
+    reason = _refusal(logits, proposals)
+    if reason is None:
+        return "triton"
+    if implementation == "auto":
+        return "torch"
+    raise RuntimeError(f"the Triton kernel cannot run: {reason}; use implementation='torch'")
+
+
+def _refusal(logits: torch.Tensor, proposals: torch.Tensor | None) -> str | None:
+    for name, tensor in (("logits", logits), ("proposals", proposals)):
+        if tensor is not None and tensor.dtype not in TRITON_DTYPES:
+            return f"it takes 16 to 64-bit floats, and the {name} are {str(tensor.dtype).removeprefix('torch.')}"
+    if logits.shape[1] > TRITON_NODES:
+        return f"it takes at most {TRITON_NODES} nodes, and the trees have {logits.shape[1]}"
+    try:
+        distribution.choose(logits.new_empty(1, 1, dtype=torch.float32), "triton")
+    except RuntimeError as error:
+        return str(error).removeprefix("the Triton kernel cannot run: ").removesuffix("; use implementation='torch'")
+    return None
+
+
+def _point_masses(logits: torch.Tensor, implementation: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Laws that keep their argmax alone, as thresholds."""
+    flat = logits.flatten(0, 1)
+    if flat.dtype == torch.float64:
+        implementation = "torch"
+    best = distribution.statistics(flat, implementation=implementation).argmax
+    return flat.gather(1, best[:, None]).view(logits.shape[:2]), best.view(logits.shape[:2])
+
+
+def _tree(logits, tokens, parents, depths, kinds, rows, positions) -> tuple[torch.Tensor, ...]:
+    """The columns as contiguous int32, and the positions."""
+    if logits.ndim != 3 or not logits.numel() or not logits.is_floating_point():
+        raise ValueError(f"verify: expected floating logits [B, N, V], got {logits.dtype} {list(logits.shape)}")
+    shape = logits.shape[:2]
+    if rows is None:
+        rows = torch.full(shape, -1, dtype=torch.int32, device=logits.device)
+    columns = {"tokens": tokens, "parents": parents, "depths": depths, "kinds": kinds, "rows": rows}
+    for name, column in columns.items():
+        if column.shape != shape or column.dtype.is_floating_point or column.device != logits.device:
+            raise ValueError(
+                f"verify: expected integer {name} {list(shape)} on {logits.device}, "
+                f"got {column.dtype} {list(column.shape)} on {column.device}"
+            )
+    if positions.shape != shape[:1] or positions.dtype != torch.int64 or positions.device != logits.device:
+        raise ValueError(
+            f"verify: expected int64 positions [{shape[0]}] on {logits.device}, "
+            f"got {positions.dtype} {list(positions.shape)} on {positions.device}"
+        )
+    return (*(column.to(torch.int32).contiguous() for column in columns.values()), positions.contiguous())
+
+
+def _check(logits, mode, proposals, rows, temperature, threshold, threshold_id, width) -> None:
+    if mode not in MODES:
+        raise ValueError(f"verify: expected mode 'greedy', 'rejection' or 'keyed', got {mode!r}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"verify: expected a temperature of 0 or more, got {temperature}")
+    if (proposals is None) != (rows is None):
+        raise ValueError("verify: expected proposals and rows together, got one without the other")
+    cols = logits.shape[2]
+    if proposals is not None and (
+        proposals.ndim != 2 or proposals.shape[1] != cols or not proposals.is_floating_point()
+    ):
+        raise ValueError(f"verify: expected floating proposals [M, {cols}], got {list(proposals.shape)}")
+    if (threshold is None) != (threshold_id is None):
+        raise ValueError("verify: expected threshold and threshold_id together, got one without the other")
+    if threshold is not None and not threshold.shape == threshold_id.shape == logits.shape[:2]:
+        raise ValueError(f"verify: expected thresholds {list(logits.shape[:2])}, got {list(threshold.shape)}")
+    if width is not None and width < 0:
+        raise ValueError(f"verify: expected a width of 0 or more, got {width}")

@@ -1,0 +1,115 @@
+"""What the verification of a drafted tree means, in plain torch and float64: one tree after another, node by node."""
+
+import torch
+
+from workbench_kernels.distribution.reference import gumbel, uniform
+
+__all__ = ["laws", "verify"]
+
+EMPTY = 1e-7  # a residual of less mass than this is float noise: the two laws are the same
+ACCEPTED, REJECTED, SIBLING_WON, PARENT_REJECTED, PRUNED = range(1, 6)
+MISMATCH, RATIO = 1, 2
+BONUS, RESIDUAL, TARGET = 0, 1, 2
+
+
+def laws(logits: torch.Tensor, temperature: float, threshold, threshold_id) -> torch.Tensor:
+    """[..., V] float64 log-weights: logits / temperature on the kept tokens, -inf elsewhere."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    kept = logits > -torch.inf
+    if threshold is not None:
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        edge, last = threshold[..., None].to(logits.dtype), threshold_id[..., None]
+        kept &= (logits > edge) | ((logits == edge) & (ids <= last))
+    return (logits / temperature).masked_fill(~kept, -torch.inf).double()
+
+
+def verify(scores: torch.Tensor, tree, proposals: torch.Tensor | None, mode: str, seed: int) -> tuple:
+    """scores: [B, N, V] of `laws`; tree: columns [B, N]. -> path, length, token, source, fates, reasons, us, ratios."""
+    trees, count, _ = scores.shape
+    device = scores.device
+    path = torch.full((trees, count), -1, dtype=torch.int32)
+    fates, reasons = torch.zeros_like(path), torch.zeros_like(path)
+    us = torch.full((trees, count), torch.nan, dtype=torch.float64)
+    ratios = us.clone()
+    length, source = torch.zeros(trees, dtype=torch.int32), torch.zeros(trees, dtype=torch.int32)
+    token = torch.zeros(trees, dtype=torch.int64)
+    columns = [column.tolist() for column in tree]
+    for b in range(trees):
+        tokens, parents, depths, kinds, rows, position = (column[b] for column in columns)
+        children = [_children(node, tokens, parents, kinds) for node in range(count)]
+        tested = {child for found in children for child in found}
+        for node in range(count):
+            if parents[node] >= 0:
+                fates[b, node] = PARENT_REJECTED if node in tested else PRUNED
+        node, walked = 0, []
+        while True:
+            place, found = position + depths[node], children[node]
+            if mode == "rejection":
+                p = scores[b, node].softmax(-1)
+                logq = proposals[rows[node]].double() if rows[node] >= 0 else None
+                won, p = _test(p, logq, found, tokens, kinds, seed, place, us[b], ratios[b])
+            else:
+                drawn = _choice(scores[b, node], mode, seed, place)
+                won = next((i for i, child in enumerate(found) if tokens[child] == drawn), None)
+            for i, child in enumerate(found):
+                lost = won is None or (mode == "rejection" and i < won)
+                fates[b, child] = REJECTED if lost else ACCEPTED if i == won else SIBLING_WON
+                reasons[b, child] = (RATIO if mode == "rejection" else MISMATCH) if lost else 0
+            if won is None:
+                break
+            node = found[won]
+            walked.append(node)
+        stopped = RESIDUAL if mode == "rejection" else TARGET
+        source[b] = stopped if found else BONUS if walked else TARGET
+        token[b] = _draw(p.log(), "residual", seed, place) if mode == "rejection" else drawn
+        length[b] = len(walked)
+        path[b, : len(walked)] = torch.tensor(walked, dtype=torch.int32)
+    return tuple(part.to(device) for part in (path, length, token, source, fates, reasons, us, ratios))
+
+
+def _children(node: int, tokens: list[int], parents: list[int], kinds: list[int]) -> list[int]:
+    """In test order: DIST in draw order, then POINT; POINT copies of tokens held already are dropped."""
+    found = [i for i, parent in enumerate(parents) if parent == node]
+    order = [i for i in found if kinds[i]]
+    held = {tokens[i] for i in order}
+    for i in found:
+        if not kinds[i] and tokens[i] not in held:
+            held.add(tokens[i])
+            order.append(i)
+    return order
+
+
+def _test(p, logq, children, tokens, kinds, seed, place, us, ratios) -> tuple[int | None, torch.Tensor]:
+    """(place of the accepted child among the children or None, what is left of p)."""
+    for draw, child in enumerate(children):
+        token = tokens[child]
+        q = logq.softmax(-1) if kinds[child] else None
+        u = uniform(seed, "accept", place, draw)
+        us[child] = u
+        ratios[child] = p[token] / (1.0 if q is None else q[token])
+        if u * (1.0 if q is None else q[token]) < p[token]:
+            return draw, p
+        if q is None:
+            rest = p.clone()
+            rest[token] = 0
+        else:
+            rest = (p - q).clamp_min(0)
+            logq = logq.clone()
+            logq[token] = -torch.inf
+        mass = rest.sum()
+        if mass < EMPTY:
+            return draw, p
+        p = rest / mass
+    return None, p
+
+
+def _choice(scores: torch.Tensor, mode: str, seed: int, place: int) -> int:
+    """What the target itself takes: the argmax, lowest id first, or the keyed draw."""
+    if mode == "greedy":
+        return int((scores == scores.max()).int().argmax())
+    return _draw(scores, "target", seed, place)
+
+
+def _draw(scores: torch.Tensor, purpose: str, seed: int, place: int) -> int:
+    support = (scores > -torch.inf).nonzero()[:, 0]
+    return int(support[(scores[support] + gumbel(seed, purpose, place, support)).argmax()])

@@ -1,0 +1,309 @@
+"""The keyed draw from filtered laws: the reference against the engine, the kernels against the reference."""
+
+import pytest
+import torch
+
+import workbench as wb
+from tests.kernels.aot import compile_all
+from tests.kernels.checks import Guarded, assert_close
+from tests.kernels.faults import Allocations, broken, entry
+from workbench.engine import noise
+from workbench_kernels import distribution
+from workbench_kernels.distribution import reference
+
+# float32 logits and sums inside: the log-sum-exp of thousands of logits keeps about six digits
+TOLERANCE = 2e-5
+SETTINGS = {
+    "plain": {},
+    "hot": {"temperature": 1.7},
+    "greedy": {"temperature": 0.0},
+    "top-k": {"top_k": 7},
+    "top-1": {"top_k": 1, "temperature": 0.6},
+    "top-p": {"top_p": 0.83},
+    "cool-top-p": {"temperature": 0.7, "top_p": 0.95},
+    "min-p": {"min_p": 0.03, "temperature": 1.3},
+    "top-k-top-p": {"top_k": 20, "top_p": 0.81},
+    "all": {"temperature": 1.4, "top_k": 31, "top_p": 0.93, "min_p": 0.011},
+    "top-p-min-p": {"top_p": 0.91, "min_p": 0.07},
+}
+
+
+def logits(rows: int, cols: int, seed: int, spread: float = 2.5) -> torch.Tensor:
+    return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def tied(rows: int, cols: int, seed: int) -> torch.Tensor:
+    """Logits on a coarse grid: every boundary of a filter falls among equals."""
+    return (logits(rows, cols, seed) * 2).round() / 2
+
+
+def same_law(got: distribution.Sample, want: distribution.Sample) -> None:
+    """The same tokens and kept sets exactly; figures to the tolerance."""
+    for name in ("token", "kept", "threshold_id"):
+        assert getattr(got, name).tolist() == getattr(want, name).tolist(), name
+    assert_close("threshold", got.threshold, want.threshold, 0)
+    for name in ("p", "lse", "entropy"):
+        assert_close(name, getattr(got, name), getattr(want, name), TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**40 + 3, -5])
+def test_the_noise_is_that_of_the_engine(seed):
+    ids = torch.tensor([0, 1, 17, 151_935, 2**31])
+    for purpose in ("target", "draft", "accept", "residual"):
+        for position in (0, 5, 100_000):
+            assert torch.equal(
+                reference.gumbel(seed, purpose, position, ids), noise.gumbel(seed, purpose, position, ids)
+            )
+            assert reference.uniform(seed, purpose, position, 3) == noise.uniform(seed, purpose, position, 3)
+
+
+@pytest.mark.parametrize("make", [logits, tied])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_reference_takes_the_tokens_of_the_engine(name, make):
+    """Token, kept set and entropy of `Sampling.law`, over 150 rows for each setting."""
+    rows = make(150, 97, sum(map(ord, name)))
+    settings = {"temperature": 1.0, **SETTINGS[name]}
+    law = wb.Sampling(**settings).law(rows, lambda row: [])
+    got = distribution.sample(rows, **settings, seed=11, positions=torch.arange(150) * 3)
+    assert got.raw.implementation == "torch"
+    assert got.token.tolist() == [law.choose(row, 11, row * 3) for row in range(150)]
+    columns = law.statistics(0, got.token.tolist())
+    assert got.kept.tolist() == columns["keep_size"]
+    assert_close("p", got.p, torch.tensor(columns["p_sampled"]), TOLERANCE)
+    assert_close("entropy", got.entropy, torch.tensor(columns["entropy_sampled_nats"]), TOLERANCE)
+    if not law.greedy and name not in ("plain", "hot"):
+        ids = torch.arange(97)
+        edge = got.threshold[:, None]
+        kept = (rows > edge) | ((rows == edge) & (ids <= got.threshold_id[:, None]))
+        assert torch.equal(kept, law.scores > -torch.inf)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_kernels_equal_the_reference(name, device, implementation):
+    """Rows without and with ties, half-precision ones, and tokens cut beforehand."""
+    rows = torch.cat([logits(3, 90, 1), tied(4, 90, 2), logits(2, 90, 3).bfloat16().float()])
+    rows[2, ::3] = rows[8, 5:] = -torch.inf
+    rows[6, :89] = -torch.inf
+    positions = torch.tensor([4, 4, 5, 6, 7, 80, 900, 1, 2])
+    settings = {**SETTINGS[name], "seed": 3}
+    got = distribution.sample(
+        rows.to(device), **settings, positions=positions.to(device), implementation=implementation
+    )
+    assert got.raw.implementation == implementation
+    same_law(got, distribution.sample(rows, **settings, positions=positions))
+    assert got.token[6] == 89 and got.kept[6] == 1 and got.p[6] == 1
+
+
+def test_many_plain_draws(device, implementation):
+    """The screen in float32 never changes a token: 120 draws from flat and sharp laws."""
+    for spread in (0.0, 1.0, 6.0):
+        rows = logits(40, 100, 5, spread).to(device)
+        got = distribution.sample(rows, seed=9, implementation=implementation)
+        want = distribution.sample(rows, seed=9)
+        assert got.token.tolist() == want.token.tolist()
+        assert spread > 1 or len(set(want.token.tolist())) > 25
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_draws_that_float32_cannot_decide(scale, device, implementation):
+    """Logits that undo the noise to the last bit of float32: only float64 tells who wins."""
+    ids = torch.arange(1000)
+    rows = torch.stack([scale - reference.gumbel(2, "target", at, ids) for at in range(8)]).float()
+    got = distribution.sample(rows.to(device), seed=2, implementation=implementation)
+    assert got.token.tolist() == distribution.sample(rows, seed=2).token.tolist()
+
+
+def test_noise_at_the_ends_of_the_unit_interval(device, implementation):
+    """The hash's top 32 bits all ones: the token wins by 22 nats, and the screen alone could not say by how much."""
+    golden, first = reference.GOLDEN, reference.FIRST
+    inverse_first, inverse_second = pow(first, -1, 2**64), pow(reference.SECOND, -1, 2**64)
+
+    def unmix(value: int) -> int:
+        value = value ^ (value >> 31) ^ (value >> 62)
+        value = value * inverse_second % 2**64
+        value = value ^ (value >> 27) ^ (value >> 54)
+        value = value * inverse_first % 2**64
+        return value ^ (value >> 30) ^ (value >> 60)
+
+    # the seed whose position 0 gives token 20 this hash, found by undoing the hash step by step
+    key = (unmix(2**64 - 1 - 2**25) - 21 * golden) % 2**64
+    key = (unmix(key) - golden) % 2**64
+    key = (unmix(key) - reference.PURPOSES["target"] * golden) % 2**64
+    seed = (unmix(key) - golden) % 2**64
+    assert reference.gumbel(seed, "target", 0, torch.tensor([20]))[0] > 25
+    rows = torch.zeros(1, 60)
+    rows[0, 20] = -18.0
+    rows[0, 21] = -torch.inf
+    got = distribution.sample(rows.to(device), seed=seed, implementation=implementation)
+    assert got.token.tolist() == distribution.sample(rows, seed=seed).token.tolist() == [20]
+
+
+@pytest.mark.parametrize("name", ["plain", "top-k", "cool-top-p", "all"])
+def test_laws_over_several_tiles(name, device, implementation):
+    """Boundaries and ties that lie in different programs' columns; candidates from all of them."""
+    rows = torch.cat([logits(1, 5001, 8), tied(1, 5001, 9)]).to(device)
+    got = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9, implementation=implementation)
+    want = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9)
+    same_law(got, want)
+    assert torch.equal(got.raw.top_ids, want.raw.top_ids) and torch.equal(got.raw.top_values, want.raw.top_values)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_mass_that_meets_top_p_exactly(share, device, implementation):
+    """Ten equal tokens: the smallest set that reaches p has 10 p of them, and a float32 p would say one more."""
+    rows = torch.full((1, 40), -torch.inf)
+    rows[0, 3:33:3] = 1.25
+    got = distribution.sample(rows.to(device), top_p=share, implementation=implementation)
+    assert got.kept.tolist() == [round(10 * share)] and got.threshold_id.tolist() == [3 * round(10 * share)]
+
+
+@pytest.mark.parametrize("k", [1, 5, 64])
+def test_top_candidates(k, device, implementation):
+    """Also where candidates are tied, cut, or of either zero."""
+    rows = torch.cat([logits(1, 300, 4), tied(1, 300, 5), torch.zeros(1, 300)]).to(device)
+    rows[1, 100:] = rows[2, ::2] = -torch.inf
+    rows[2, 1::4] = -0.0
+    rows[0, 9:] = -torch.inf  # fewer than k are alive
+    got = distribution.statistics(rows, k=k, implementation=implementation)
+    want = distribution.statistics(rows, k=k)
+    assert torch.equal(got.top_ids, want.top_ids) and torch.equal(got.top_values, want.top_values)
+
+
+@pytest.mark.parametrize("name", ["plain", "greedy", "all"])
+@pytest.mark.parametrize("poison", ["nan", "inf", "all-cut"])
+def test_rows_that_are_no_law_are_flagged(poison, name, device, implementation):
+    """Token -1 and NaN figures there, and nothing else is harmed."""
+    rows = logits(3, 70, 6)
+    rows[1, 40] = {"nan": torch.nan, "inf": torch.inf, "all-cut": 0.0}[poison]
+    if poison == "all-cut":
+        rows[1] = -torch.inf
+    got = distribution.sample(rows.to(device), **SETTINGS[name], candidates=2, implementation=implementation)
+    want = distribution.sample(rows, **SETTINGS[name], candidates=2)
+    same_law(got, want)
+    assert got.token[1] == -1 and got.kept[1] == 0 and got.p[1].isnan() and got.lse[1].isnan()
+    assert got.raw.top_ids[1].tolist() == [-1, -1] and got.raw.top_values[1].isnan().all()
+    assert (got.token[[0, 2]] >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precision_logits(dtype, device, implementation):
+    """Exact once read: the law is that of their float32 values."""
+    rows = logits(3, 300, 10).to(dtype)
+    for name in ("hot", "all"):
+        got = distribution.sample(rows.to(device), **SETTINGS[name], implementation=implementation)
+        same_law(got, distribution.sample(rows.float(), **SETTINGS[name]))
+
+
+@pytest.mark.parametrize("name", ["plain", "all"])
+def test_the_kernels_stay_within_their_tensors(name, device, implementation):
+    """NaN around every tensor and between strided rows; outputs start as NaN and -7."""
+    if implementation != "triton":
+        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
+    rows = Guarded(torch.full((2, 2105), torch.nan, device=device))
+    rows.inside[:, :2100] = logits(2, 2100, 12).to(device)
+    inside = rows.inside[:, :2100]
+    with Allocations() as allocations:
+        got = distribution.sample(inside, **SETTINGS[name], seed=4, candidates=3, implementation="triton")
+    same_law(got, distribution.sample(inside.clone(), **SETTINGS[name], seed=4))
+    allocations.assert_untouched()
+    rows.assert_untouched()
+
+
+FAULTS = {
+    "partial: the last column unseen": ("kernel", "mask = col_offsets < n_cols", "mask = col_offsets < n_cols - 1"),
+    "partial: noise of the next token": (
+        "kernel", "keyed_best(z, ~cut, col_offsets, noise_key)", "keyed_best(z, ~cut, col_offsets + 1, noise_key)"
+    ),
+    "combine: the last split unseen": ("kernel", "mask = splits < n_splits", "mask = splits < n_splits - 1"),
+    "gather: a floor just too high": ("candidates", "mask & (x >= tl.load", "mask & (x > tl.load"),
+    "gather: one place too far": ("candidates", "places = first + tl.cumsum(", "places = first + 1 + tl.cumsum("),
+    "select: one token too many": ("candidates", "law_k.to(tl.float64)", "(law_k + 1).to(tl.float64)"),
+    "select: the last candidate unseen": (
+        "candidates", "z = tl.where(offsets < n_keys, sc", "z = tl.where(offsets < n_keys - 1, sc"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch, device, implementation):
+    """The comparison with the reference fails for kernels that are broken by one."""
+    from workbench_kernels.distribution import candidates, kernel
+
+    if implementation != "triton":
+        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
+    module, old, new = FAULTS[name]
+    rows = torch.full((1, 2060), -torch.inf)  # kept: a few of the first columns, and the last one
+    rows[0, :40] = 0.01 * torch.arange(40)
+    rows[0, -1] = 6.0
+    for settings in ({"top_k": 5}, {}):
+        arguments = {**settings, "seed": 1, "candidates": 2, "implementation": "triton"}
+        want = distribution.sample(rows, **arguments | {"implementation": "torch"})
+        same_law(distribution.sample(rows.to(device), **arguments), want)
+    members = {"kernel": kernel, "candidates": candidates}
+    monkeypatch.setattr(distribution, module, broken(members[module], old, new, tmp_path))
+    with pytest.raises(AssertionError):
+        for settings in ({"top_k": 5}, {}):
+            arguments = {**settings, "seed": 1, "candidates": 2, "implementation": "triton"}
+            with Allocations() as allocations:
+                got = distribution.sample(rows.to(device), **arguments)
+            want = distribution.sample(rows, **arguments | {"implementation": "torch"})
+            same_law(got, want)
+            assert torch.equal(got.raw.top_ids.cpu(), want.raw.top_ids)
+            allocations.assert_untouched()
+
+
+def test_strided_empty_and_double_logits(device, implementation):
+    rows = logits(4, 60, 13).to(device)
+    want = distribution.sample(rows, top_k=3)
+    same_law(distribution.sample(rows.T.contiguous().T, top_k=3, implementation=implementation), want)
+    assert distribution.sample(rows[:0], top_p=0.5, implementation=implementation).token.shape == (0,)
+    assert distribution.sample(rows.double()).p.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"temperature": -1.0}, "temperature of 0 or more, got -1.0"),
+        ({"temperature": float("nan")}, "temperature of 0 or more, got nan"),
+        ({"top_k": 0}, "top_k of 1 or more, got 0"),
+        ({"top_p": 0.0}, r"top_p in \(0, 1\] and min_p in \[0, 1\], got 0.0"),
+        ({"min_p": 1.5}, "got None and 1.5"),
+        ({"positions": torch.zeros(2, dtype=torch.int32)}, r"int64 positions \[2\] on cpu, got torch.int32"),
+        ({"candidates": 65}, "candidates of at most 64, got 65"),
+        ({"candidates": 101}, r"candidates in \[0, 100\], got 101"),
+        ({"logits": torch.zeros(3)}, r"sample: expected floating logits \[R, V\]"),
+    ],
+    ids=str,
+)
+def test_arguments_that_do_not_fit_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        distribution.sample(**{"logits": torch.zeros(2, 100), **arguments})
+
+
+def test_float64_logits_are_refused_with_a_reason():
+    with pytest.raises(RuntimeError, match="computes in float32, and the logits are float64"):
+        distribution.sample(torch.zeros(1, 3, dtype=torch.float64), implementation="triton")
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here():
+    """Ahead of time for sm80 and sm90, with every branch in."""
+    from workbench_kernels.distribution import candidates, kernel
+
+    types = {name: "i64" for name in ("key", "top_p", "logits_row_stride")}
+    types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")}
+    floats = "parts groups lse entropy varentropy best floor p law_lse law_entropy top_values threshold"
+    types |= {f"{name}_ptr": "*fp32" for name in floats.split()}
+    longs = "argmax token kept positions keys room top_ids threshold_id"
+    types |= {f"{name}_ptr": "*i64" for name in longs.split()}
+    types |= {"mass_ptr": "*fp64", "draws_ptr": "*fp64", "logits_ptr": "*bf16"}
+    block = {"BLOCK_SIZE": 2048}
+    parts = {**block, "GROUP": 64, "SCALED": True, "GROUPED": True, "DRAWN": True}
+    merge = {"BLOCK_SPLITS": 64, "BLOCK_GROUPS": 2048, "GROUPED": True, "FILTERED": True, "DRAWN": True}
+    select = {"LAW": True, "TOP_K": True, "TOP_P": True, "BLOCK_TOP": 64, "BLOCK": 1024}
+    done = compile_all(
+        entry(kernel, "partial_fwd_kernel", types, parts, 8),
+        entry(kernel, "combine_fwd_kernel", types, merge),
+        entry(candidates, "gather_fwd_kernel", types, block, 8),
+        entry(candidates, "select_fwd_kernel", types, select, 8),
+    )
+    assert len(done.splitlines()) == 8
