@@ -1,10 +1,18 @@
-"""What every test may use: the embedded pair, the held-out prompts, and a toy pair whose laws are known exactly."""
+"""What every test may use: the embedded pair, the held-out prompts, a toy pair with known laws, and a Chromium."""
+
+import os
+import shutil
 
 import pytest
 
 import workbench as wb
 
 TOY, TOY_DRAFT = "toy-target", "toy-draft"
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +32,16 @@ def toy():
     """An enumerable target over four tokens; its draft is registered as "toy-draft"."""
     wb.register_model(TOY_DRAFT, wb.ToyModel(vocab_size=4, seed=11, sharpness=1.0))
     return wb.register_model(TOY, wb.ToyModel(vocab_size=4, seed=7, sharpness=1.2))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; install one, or name it in CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()

@@ -73,3 +73,28 @@ def compositions(draft: str) -> Iterator[tuple[str, Any]]:
             for verifier in VERIFIERS:
                 decoder = wb.Speculative(drafter=make(draft), shape=SHAPES[shape], verifier=VERIFIERS[verifier])
                 yield f"{drafter}-{shape}-{verifier}", decoder
+
+
+# caches: budgets small enough that every stack drops and seals several times in a hundred tokens
+POLICIES = {
+    "streaming": wb.StreamingLLM(sinks=4, window=36),
+    "h2o": wb.H2O(budget=44, recent=32),
+    "snapkv": wb.SnapKV(budget=40, window=32, kernel=3),
+}
+
+QUANTIZERS = {
+    "paged": wb.Paged(),
+    "kivi8": wb.KIVI(bits=8, residual=0),
+    "kivi4": wb.KIVI(bits=4),
+    "kivi2": wb.KIVI(bits=2, residual=0),
+    "kivi-k8v2": wb.KIVI(bits_k=8, bits_v=2, layers={1: 4}, on_device=64),
+}
+
+
+def stacks() -> Iterator[tuple[str, Any]]:
+    """Every policy, every quantizer, and every pair of them."""
+    for policy in (None, *POLICIES):
+        for quantizer in (None, *QUANTIZERS):
+            if policy or quantizer:
+                name = "+".join(filter(None, (policy, quantizer)))
+                yield name, wb.Stack(POLICIES.get(policy), QUANTIZERS.get(quantizer))

@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "workbench.api": ("custom_generate", "decode"),
+    "workbench.bits": ("KIVI", "Paged", "Quantizer"),
+    "workbench.cache": ("CachePolicy", "H2O", "SnapKV", "Stack", "StreamingLLM"),
+    "workbench.capsule": ("open_capsule", "write_capsule"),
     "workbench.decoders": ("Autoregressive", "Decoder", "EntropyAdaptive", "Mirostat", "Speculative"),
     "workbench.engine.loading": ("load", "register_model"),
     "workbench.engine.sampling": ("Sampling",),
@@ -36,6 +39,7 @@ _HOMES = {
     ),
     "workbench.pretrained.prompts": ("held_out_prompts",),
     "workbench.trace": ("Trace",),
+    "workbench.widgets": ("SessionWidget", "TraceWidget"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from workbench.cache import as_stack
 from workbench.decoders import Decoder
 from workbench.engine.adapter import wrap
 from workbench.engine.model import LanguageModel
@@ -35,6 +36,7 @@ def decode(
     decoder: plain decoding by default.
     temperature, top_k, top_p, min_p, typical_p, processors: how the next token is drawn (default: greedy).
     max_new_tokens, stop, ignore_eos: where the run ends.
+    cache: a cache policy, a quantizer, a list of both in this order, or a name; None keeps every token as it is.
     seed: of all randomness. level: "off", "default" or "full" instrumentation.
     force: ids to score instead of sampling. prompt_rows: log the law at every prompt token (`trace.prompt_tokens`).
     out: file that the trace is written to round by round; `overwrite` allows it to exist.
@@ -63,7 +65,7 @@ class custom_generate:
 
     Parameters
     ----------
-    decoder: plain decoding by default. seed, level: as in `decode`. tokenizer: only for texts in the traces.
+    decoder: plain decoding by default. seed, level, cache: as in `decode`. tokenizer: only for texts in the traces.
     streamer: a transformers streamer; give it here, since `generate` does not hand its own on to a callable.
     """
 
@@ -75,9 +77,10 @@ class custom_generate:
         level: str = "default",
         tokenizer: Any = None,
         streamer: Any = None,
+        cache: Any = None,
     ):
         self.decoder, self.seed, self.level, self.tokenizer = check_decoder(decoder), seed, level, tokenizer
-        self.streamer = streamer
+        self.streamer, self.cache = streamer, as_stack(cache)
         self.traces: list[Trace] = []
 
     def __call__(
@@ -108,6 +111,7 @@ class custom_generate:
             "processors": [p for p in logits_processor if type(p).__name__ not in _WARPERS],
             "seed": self.seed,
             "level": self.level,
+            "cache": self.cache,
         }
         attention_mask = model_kwargs.get("attention_mask")
         rows = []

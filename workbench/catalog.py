@@ -13,6 +13,7 @@ FAMILIES = {
     "shapes": "shape",
     "verifiers": "verifier",
     "policies": "policy",
+    "quantizers": "quantizer",
 }
 KINDS = (*FAMILIES, "models")
 

@@ -1,4 +1,4 @@
-"""The command line: `workbench run | list | show | replay | compare | app | lab`.
+"""The command line: `workbench run | list | show | replay | capsule | compare | app | lab`.
 
 A command is one entry of `COMMANDS`: what it adds to its parser, and what it does. Options of sampling come from the
 declaration of `Sampling`, parameters of decoders are given as `--set name=value`. Only the chosen command's parser is
@@ -80,6 +80,18 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
     return {key.strip(): value for key, _, value in found}
 
 
+def add_cache(parser: Parser) -> None:
+    text = "a policy or a quantizer, first the policy where both are given (repeatable); see: workbench list policies"
+    parser.add_argument("--cache", action="append", default=[], metavar="NAME", help=text)
+
+
+def cache_of(args: argparse.Namespace, values: dict[str, str]) -> Any:
+    """The cache that `--cache` names, with its parameters `cache.…` taken out of the values of `--set`."""
+    from workbench.cache.stack import stack_of
+
+    return stack_of(args.cache, {key[6:]: values.pop(key) for key in list(values) if key.startswith("cache.")})
+
+
 # -- run ----------------------------------------------------------------------------------------------------------
 
 
@@ -89,7 +101,10 @@ def add_run(parser: Parser) -> None:
     parser.add_argument("--chat", action="store_true", help="give the prompt as a chat message of the user")
     add_model(parser)
     parser.add_argument("--decoder", default="autoregressive", help="see: workbench list decoders")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter: shape.length=4")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter: shape.length=4, cache.budget=128"
+    )
+    add_cache(parser)
     add_settings(parser)
     parser.add_argument("--force-ids", metavar="IDS", help="token ids to score instead of sampling, e.g. 12,7,99")
     parser.add_argument("--until", metavar="CONDITION", help="stop after the first such token: 'entropy > 3'")
@@ -106,8 +121,9 @@ def run(args: argparse.Namespace) -> int:
     from workbench.session import Session
 
     holds = conditions.parse(args.until) if args.until else None
-    decoder = build("decoder", args.decoder, pairs(args.set))
-    settings = settings_of(args)
+    values = pairs(args.set)
+    settings = settings_of(args) | {"cache": cache_of(args, values)}
+    decoder = build("decoder", args.decoder, values)
     if args.force_ids:
         settings["force"] = ids_of(args.force_ids)
         settings["max_new_tokens"] = min(settings["max_new_tokens"], len(settings["force"]))
@@ -202,6 +218,7 @@ def add_show(parser: Parser) -> None:
     parser.add_argument("--table", choices=TABLES, help="print one table")
     parser.add_argument("--rows", type=int, default=40, metavar="N", help="rows of the table (default 40; 0 shows all)")
     parser.add_argument("--parquet", metavar="DIR", help="write every table as a Parquet file into a folder")
+    parser.add_argument("--perfetto", metavar="FILE", help="write the timeline for ui.perfetto.dev, e.g. out.json")
     parser.add_argument("--json", action="store_true", help="print the run's settings and all figures as JSON")
 
 
@@ -218,6 +235,8 @@ def show(args: argparse.Namespace) -> int:
         print(f"dropped from {args.trace}: {escaped(line)}", file=sys.stderr)
     if args.parquet:
         trace.to_parquet(args.parquet)
+    if args.perfetto:
+        trace.to_perfetto(args.perfetto)
     if args.json:
         print_json({"run": trace.run, "summary": trace.summary(), "dropped": trace.dropped})
     elif args.table:
@@ -246,6 +265,19 @@ def replay_run(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_capsule(parser: Parser) -> None:
+    from workbench.capsule import add_options
+
+    add_options(parser)
+
+
+def capsule(args: argparse.Namespace) -> int:
+    from workbench.capsule import convert
+
+    print(convert(args.trace, args.out, args.title, args.overwrite))
+    return 0
+
+
 # -- compare --------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +288,10 @@ def add_compare(parser: Parser) -> None:
     parser.add_argument("--arm", action="append", default=[], metavar="NAME=DECODER,…", help=arm)
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each; the fastest counts")
     add_model(parser)
+    add_cache(parser)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="of the cache: cache.budget=128"
+    )
     add_settings(parser)
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
@@ -269,9 +305,15 @@ def compare_arms(args: argparse.Namespace) -> int:
     arms = dict(arm_of(text) for text in args.arm)
     if not prompts or not arms:
         raise BadInput("compare: expected at least one prompt (or --held-out N) and one --arm name=decoder")
+    values = pairs(args.set)
+    settings = settings_of(args) | {"cache": cache_of(args, values)}
+    if values:
+        raise BadInput(
+            f"compare --set {next(iter(values))}: expected a parameter of the cache, such as cache.budget=128"
+        )
     progress = sys.stderr.isatty()
     lm = load_model(args)
-    found = compare(lm, prompts, arms, repeats=args.repeats, progress=progress, **settings_of(args))
+    found = compare(lm, prompts, arms, repeats=args.repeats, progress=progress, **settings)
     if args.json:
         print_json(json.loads(found.to_json(orient="index")))
     else:
@@ -342,9 +384,10 @@ class Command:
 
 COMMANDS = {
     "run": Command("decode a prompt", add_run, run),
-    "list": Command("decoders, drafters, shapes, verifiers, policies, models", add_list, list_members),
+    "list": Command("decoders, drafters, shapes, verifiers, policies, quantizers, models", add_list, list_members),
     "show": Command("the figures and tables of a trace", add_show, show),
     "replay": Command("watch a recorded run again, without the model", add_replay, replay_run),
+    "capsule": Command("a recorded run as one offline HTML file", add_capsule, capsule),
     "compare": Command("decoders side by side on the same prompts", add_compare, compare_arms),
     "app": Command("open the app", add_app, app),
     "lab": Command("open the tutorial notebooks in JupyterLab", add_lab, lab),

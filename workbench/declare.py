@@ -25,7 +25,7 @@ from workbench.errors import BadInput
 
 __all__ = ["Declared", "Field", "build", "describe", "from_dict", "get", "names", "register", "setting", "to_dict"]
 
-FAMILIES = ("decoder", "drafter", "shape", "verifier", "policy", "quantizer")
+FAMILIES = ("decoder", "drafter", "shape", "verifier", "policy", "quantizer", "cache")
 ENTRY_POINTS = "decoding_workbench"
 
 _registry: dict[str, dict[str, type]] = {family: {} for family in FAMILIES}
@@ -175,6 +175,8 @@ def register(family: str, name: str):
 def _load_members() -> None:
     """Import the package's own members, and once those of other packages (entry points)."""
     global _outside_loaded
+    import workbench.bits
+    import workbench.cache
     import workbench.decoders
     import workbench.speculation  # noqa: F401  (imported for the registrations)
 

@@ -43,7 +43,7 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
         "decoder": to_dict(decoder),
         "claim": decoder.claim(sampling),
         "verified": list(decoder.verified),
-        "cache": None,
+        "cache": to_dict(settings.cache) if settings.cache else None,
         "sampling": {
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import conditions
+from workbench.cache import as_stack
 from workbench.decoders import Autoregressive, Decoder, State
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, encode_prompt, single_token
@@ -37,10 +38,8 @@ def make_settings(lm: LanguageModel, base: Settings | None = None, **options: An
     """
     base = base or Settings(eos_ids=lm.eos_ids)
     options = dict(options)
-    if options.pop("cache", None) is not None:
-        raise BadInput(
-            "cache: expected None (the full-precision cache of every token); no cache policies are installed"
-        )
+    if "cache" in options:
+        options["cache"] = as_stack(options["cache"])
     if "ignore_eos" in options:
         options["eos_ids"] = frozenset() if options.pop("ignore_eos") else lm.eos_ids
     if options.get("force", ()) is None:
@@ -332,13 +331,15 @@ class Session:
     def _refit(self, state: State, before: Decoder, decoder: Decoder, settings: Settings) -> State:
         """The state under other settings or another decoder; caches of models both use are kept."""
         decoder.check(self.lm, settings)
-        if decoder == before:
+        caches = before.caches(state.settings), decoder.caches(settings)
+        if decoder == before and caches[0] == caches[1]:
             state.settings, state.ended = settings, None
             return state
         fresh = decoder.start(self.lm, self.prompt_ids, settings)
         fresh.tokens, fresh.text, fresh.rounds = state.tokens, state.text, state.rounds
         for role, lane in state.lanes.items():
-            if role in fresh.lanes and fresh.lanes[role].model is lane.model:
+            same = caches[0].get(role) == caches[1].get(role)
+            if same and role in fresh.lanes and fresh.lanes[role].model is lane.model:
                 fresh.lanes[role] = lane
         return fresh
 
@@ -359,6 +360,12 @@ class Session:
         while state.rounds < number:
             self.decoder.step(state)
         return state
+
+    def widget(self):
+        """The session as a Jupyter widget with buttons; see `workbench.widgets.SessionWidget`."""
+        from workbench.widgets import SessionWidget
+
+        return SessionWidget(self)
 
     def end(self, reason: str = "interrupted", message: str = "") -> None:
         """Close the trace of a run that is not going on."""

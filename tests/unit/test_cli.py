@@ -201,9 +201,9 @@ def test_list_with_a_name_shows_parameters_bounds_and_defaults(call):
     assert "one of copyspec, draft_model" in decoder and "default keyed" in decoder
 
 
-def test_list_says_that_no_policies_are_installed(call):
-    code, out, _ = call("list", "policies")
-    assert code == 0 and "no policies are installed" in out
+def test_list_names_policies_and_quantizers(call):
+    assert [line.split()[0] for line in call("list", "policies")[1].splitlines()] == ["h2o", "snapkv", "streaming"]
+    assert [line.split()[0] for line in call("list", "quantizers")[1].splitlines()] == ["kivi", "paged"]
 
 
 def test_list_refuses_unknown_names(refused):

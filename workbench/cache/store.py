@@ -27,8 +27,8 @@ _SLOTS = 64  # capacity grows in multiples of this, and at least by half
 class Segment:
     """A set of keys that the rows of one forward attend to.
 
-    k: [Hk, n, D]; v: [Hk, n, Dv]; mask: [R, n] bool (True = visible) or None where every row sees all of it;
-    causal: the rows of this forward are the segment's own and see each other in order.
+    k: [Hk, n, D]; v: [Hk, n, Dv]; mask: [R, n] or, where KV heads differ, [Hk, R, n] bool (True = visible), or None
+    where every row sees all of it; causal: the rows of this forward are the segment's own and see each other in order.
     """
 
     k: torch.Tensor
@@ -38,7 +38,11 @@ class Segment:
 
 
 class CacheStore(Protocol):
-    """What a decoder and the engine may ask of any store. One store holds one sequence for one model."""
+    """What a decoder and the engine may ask of any store. One store holds one sequence for one model.
+
+    A store under a cache stack (`workbench.cache.managed`) offers more: `room(length)`, how many rows from a committed
+    length on may go into one forward; `reach()`, what a forward reads; `drain()`, what maintenance did.
+    """
 
     length: int  # committed tokens
     staged: int  # rows in flight
@@ -75,6 +79,17 @@ class _Run:
         self.frontier = 0
         self.writer = _nobody
 
+    @classmethod
+    def of(cls, k: list[torch.Tensor], v: list[torch.Tensor], capacity: int) -> "_Run":
+        """A run of its own that holds these keys and values [Hk, n, D] of every layer."""
+        run = cls(len(k))
+        run.capacity, run.frontier = capacity, k[0].shape[1]
+        for target, source in ((run.k, k), (run.v, v)):
+            for layer, x in enumerate(source):
+                target[layer] = x.new_empty(x.shape[0], capacity, x.shape[2])
+                target[layer][:, : x.shape[1]] = x
+        return run
+
     def copy(self, length: int, capacity: int) -> "_Run":
         """A run of its own with the first `length` slots; the frontier is that length."""
         new = _Run(len(self.k))
@@ -91,9 +106,13 @@ class _Run:
 class PlainStore:
     """Every committed token in the model's own dtype, one rectangular run per layer."""
 
+    watched: Sequence[int] = ()  # rows of this forward whose attention mass is wanted
+    implementation = "sdpa"  # what computed the attention to this store
+
     def __init__(self, layers: int):
         self._run = _Run(layers)
         self.length = 0
+        self.held = 0  # committed slots of the run: all tokens here, fewer where a policy evicts
         self.staged = 0
         self._rows = 0
         self._positions: list[int] = []
@@ -106,25 +125,27 @@ class PlainStore:
         visible: [R, staged rows before + R] bool, what each row sees of the staged rows, itself included; None means
         a chain: everything staged before, and the rows of this forward in order.
         """
-        self._rows = len(positions)
-        self._positions += positions
-        self._visible = visible
-        self._masks.clear()
-        needed = self.length + self.staged + self._rows
+        needed = self.held + self.staged + len(positions)
         with _claim:
             run = self._run
-            if run.frontier != self.length or needed > run.capacity or run.writer() not in (None, self):
-                grown = max(needed, run.capacity if needed <= run.capacity else run.capacity * 3 // 2)
-                self._run = run.copy(self.length + self.staged, -(-grown // _SLOTS) * _SLOTS)
-                self._run.frontier = self.length
+            if run.frontier != self.held or needed > run.capacity or run.writer() not in (None, self):
+                capacity = run.capacity
+                if needed > capacity:
+                    capacity = -(-max(needed, capacity * 3 // 2) // _SLOTS) * _SLOTS
+                self._run = run.copy(self.held + self.staged, capacity)
+                self._run.frontier = self.held
                 if run.writer() is self:
                     run.writer = _nobody
             if self._run.writer() is not self:
                 self._run.writer = weakref.ref(self)
+        self._rows = len(positions)
+        self._positions += positions
+        self._visible = visible
+        self._masks.clear()
 
     def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put the new rows' keys [Hk, R, D] and values [Hk, R, Dv] of one layer behind everything staged before."""
-        run, start = self._run, self.length + self.staged
+        run, start = self._run, self.held + self.staged
         if run.k[layer] is None:
             run.k[layer] = k.new_empty(k.shape[0], run.capacity, k.shape[2])
             run.v[layer] = v.new_empty(v.shape[0], run.capacity, v.shape[2])
@@ -138,7 +159,7 @@ class PlainStore:
 
     def segments(self, layer: int, window: int | None = None) -> list[Segment]:
         """What this forward's rows attend to in a layer: one run. `window`: keys less than that many positions back."""
-        n = self.length + self.staged + self._rows
+        n = self.held + self.staged + self._rows
         k, v = self._run.k[layer][:, :n], self._run.v[layer][:, :n]
         if window is not None and max(self._positions) < window:
             window = None
@@ -147,18 +168,18 @@ class PlainStore:
                 return [Segment(k, v)]
             if n == self._rows:
                 return [Segment(k, v, causal=True)]
-        return [Segment(k, v, self._mask(window, k.device))]
+        return [Segment(k, v, self._mask(window, k.device, layer))]
 
-    def _mask(self, window: int | None, device: torch.device) -> torch.Tensor:
+    def _mask(self, window: int | None, device: torch.device, layer: int) -> torch.Tensor:
         """[R, n] visibility of committed and staged slots, made once per forward."""
         if window not in self._masks:
             rows, staged = self._rows, self.staged + self._rows
             inner = self._visible
             if inner is None:
                 inner = torch.ones(rows, staged, dtype=torch.bool).tril(staged - rows)
-            mask = torch.cat([torch.ones(rows, self.length, dtype=torch.bool), inner.cpu()], 1)
+            mask = torch.cat([torch.ones(rows, self.held, dtype=torch.bool), inner.cpu()], 1)
             if window is not None:
-                where = torch.tensor([*range(self.length), *self._positions])
+                where = torch.tensor([*range(self.length - self.held, self.length), *self._positions])
                 mask &= where[-rows:, None] - where[None, :] < window
             self._masks[window] = mask.to(device)
         return self._masks[window]
@@ -166,7 +187,7 @@ class PlainStore:
     @torch.inference_mode()
     def commit(self, rows: Sequence[int]) -> None:
         """Keep the staged rows `rows` (increasing, counted over the round's forwards) and end the round."""
-        base, run = self.length, self._run
+        base, run = self.held, self._run
         if list(rows) != list(range(len(rows))):
             index = torch.tensor([base + row for row in rows], device=run.k[0].device)
             for tensors in (run.k, run.v):
@@ -174,7 +195,8 @@ class PlainStore:
                     tensor[:, base : base + len(rows)] = tensor[:, index]
         if len(rows):  # else nothing of ours may lie in this run: another branch's frontier stays
             self.length += len(rows)
-            run.frontier = self.length
+            self.held += len(rows)
+            run.frontier = self.held
         self.discard()
 
     def discard(self) -> None:
@@ -191,7 +213,7 @@ class PlainStore:
         if self.staged or self._rows:
             raise RuntimeError("fork between rounds: rows are still staged")
         new = PlainStore(0)
-        new._run, new.length = self._run, self.length
+        new._run, new.length, new.held = self._run, self.length, self.held
         return new
 
     def ledger(self) -> dict[str, list]:
@@ -199,9 +221,9 @@ class PlainStore:
         columns: dict[str, list] = {"live_slots": [], "logical_length": [], "payload": [], "staging": [], "pad": []}
         for k, v in zip(self._run.k, self._run.v, strict=True):
             slot = 0 if k is None else (k.nbytes + v.nbytes) // self._run.capacity
-            columns["live_slots"].append(self.length)
+            columns["live_slots"].append(self.held)
             columns["logical_length"].append(self.length)
-            columns["payload"].append(slot * self.length)
+            columns["payload"].append(slot * self.held)
             columns["staging"].append(slot * self.staged)
-            columns["pad"].append(slot * (self._run.capacity - self.length - self.staged))
+            columns["pad"].append(slot * (self._run.capacity - self.held - self.staged))
         return columns

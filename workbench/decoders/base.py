@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from workbench.cache.store import CacheStore
+from workbench.cache import CacheStore, Stack
 from workbench.declare import Declared
+from workbench.decoders import device
+from workbench.engine.device_round import Template
 from workbench.engine.distribution import Law
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.prompt import TextStream
@@ -24,6 +26,7 @@ from workbench.trace.records import Step
 __all__ = ["Decoder", "Lane", "RoundLog", "State"]
 
 PREFILL_CHUNK = 512
+MANY = 2**62
 
 
 @dataclass(slots=True)
@@ -35,6 +38,14 @@ class Lane:
 
     def fork(self) -> "Lane":
         return Lane(self.model, self.store.fork())
+
+    def room(self, length: int) -> int:
+        """How many rows from a committed length on may go into one forward: up to the cache's next maintenance."""
+        return self.store.room(length) if hasattr(self.store, "room") else MANY
+
+    def reach(self) -> tuple[int, int, int]:
+        """What a forward reads of the cache: raw slots, coded slots, bytes of the coded ones."""
+        return self.store.reach() if hasattr(self.store, "reach") else (self.store.length, 0, 0)
 
 
 @dataclass(slots=True)
@@ -98,14 +109,35 @@ class RoundLog:
     ) -> Output:
         """A timed forward of one lane; `phase` defaults to the role's own."""
         lane = self.state.lanes[role]
-        model, context = lane.model, lane.store.length + lane.store.staged
+        model = lane.model
+        raw, coded, packed = lane.reach()
+        raw += lane.store.staged
         start = self._clock(model)
         out = model.forward(tokens, positions, lane.store, mask, logits_at=logits_at)
         wall = (self._clock(model) - start) * 1000
+        self.book(role, len(positions), raw, wall, getattr(lane.store, "implementation", "sdpa"), phase, coded, packed)
+        return out
+
+    def book(
+        self,
+        role: str,
+        rows: int,
+        raw: int,
+        wall: float | None,
+        implementation: str,
+        phase: str | None = None,
+        coded: int = 0,
+        packed: int = 0,
+    ) -> None:
+        """Record a forward of `rows` rows that read `raw` and `coded` slots, the latter of `packed` bytes.
+
+        wall: its time in ms, None where it cannot be told from that of its round.
+        """
+        model, context = self.state.lanes[role].model, raw + coded
         phase = phase or role
-        key = "draft" if phase == "draft" else "target"
-        self.step.ms[key] = self.step.ms.get(key, 0.0) + wall
-        rows = len(positions)
+        if wall is not None:
+            key = "draft" if phase == "draft" else "target"
+            self.step.ms[key] = self.step.ms.get(key, 0.0) + wall
         if self.logging:
             entry = {
                 "phase": phase,
@@ -115,15 +147,14 @@ class RoundLog:
                 "wall_ms": wall,
                 "flops": model.forward_flops(rows, context + rows),
                 "weight_bytes": model.weight_bytes,
-                "kv_read_bytes": model.kv_bytes() * (context + rows),
+                "kv_read_bytes": model.kv_bytes() * (raw + rows) + packed,
                 "kv_write_bytes": model.kv_bytes() * rows,
-                "implementation": "sdpa",
+                "implementation": implementation,
             }
         else:
             entry = {"phase": phase, "model": role, "rows": rows}
         for name, value in entry.items():
             self.step.forwards.setdefault(name, []).append(value)
-        return out
 
     @staticmethod
     def _clock(model: LanguageModel) -> float:
@@ -136,7 +167,7 @@ class RoundLog:
         lane = self.state.lanes[role]
         while lane.store.length < upto:
             start = lane.store.length
-            end = min(upto, start + PREFILL_CHUNK)
+            end = min(upto, start + min(PREFILL_CHUNK, lane.room(start)))
             asked = self.settings.prompt_rows and self.logging and role == "target" and self.step.mode == "prefill"
             rows = "all" if asked else "last"
             out = self.forward(role, self.state.tokens[start:end], range(start, end), logits_at=rows, phase="prefill")
@@ -154,8 +185,9 @@ class RoundLog:
 
     def advance(self, role: str) -> Output:
         """Feed a lane all tokens up to the pending one, commit them, and return the last row's logits."""
-        tokens, store = self.state.tokens, self.state.lanes[role].store
-        if len(tokens) - store.length > PREFILL_CHUNK:
+        tokens, lane = self.state.tokens, self.state.lanes[role]
+        store = lane.store
+        if len(tokens) - store.length > min(PREFILL_CHUNK, lane.room(store.length)):
             self.catch_up(role, len(tokens) - 1)
         start = store.length
         out = self.forward(role, tokens[start:], range(start, len(tokens)), logits_at="last")
@@ -250,11 +282,20 @@ class RoundLog:
         start = time.perf_counter()
         if self.logging:
             step.cache = {role: lane.store.ledger() for role, lane in state.lanes.items()}
+        self._maintained()
         self.spend("cache", start)
         step.context = len(state.tokens)
         step.ms["total"] = (time.perf_counter() - self._start) * 1000
         state.rounds += 1
         return step
+
+    def _maintained(self) -> None:
+        """Record what the caches dropped, sealed and fetched in this round."""
+        for role, lane in self.state.lanes.items():
+            events, bits = lane.store.drain() if hasattr(lane.store, "drain") else ((), {})
+            self.step.cache_events += [{"model": role, **event} for event in events]
+            for name, values in bits.items():
+                self.step.bits.setdefault(name, []).extend([role] * len(values) if name == "model" else values)
 
 
 class Decoder(Declared):
@@ -277,9 +318,21 @@ class Decoder(Declared):
         """The models the decoder runs, by role; "target" is the run's own."""
         return {"target": lm}
 
+    def caches(self, settings: Settings) -> dict[str, Stack | None]:
+        """The cache stack of each role that has one."""
+        return {"target": settings.cache}
+
     def round(self, state: State, log: RoundLog) -> None:
         """One round: at least one token."""
         raise NotImplementedError
+
+    drafter_name: ClassVar[str] = ""  # who drafts in a device round
+
+    def template(self, settings: Settings) -> Template | str:
+        """The form of every round, where it is known beforehand and the device can do it alone (see `device.py`); or
+        why it is not. A decoder that gives one has a method `conclude(state, log, tree, law)`: the round from the
+        verification on."""
+        return f"{self.declared_name} decides on the host"
 
     def first(self, state: State) -> tuple[str, ...]:
         """Roles whose caches the prefill fills."""
@@ -288,7 +341,9 @@ class Decoder(Declared):
     def start(self, lm: LanguageModel, prompt_ids: Sequence[int], settings: Settings) -> State:
         """A state at the end of the prompt. Raises BadInput, before any work, where something does not fit."""
         self.check(lm, settings)
-        lanes = {role: Lane(model, model.new_store()) for role, model in self.lanes(lm).items()}
+        caches = self.caches(settings)
+        models, prompt = self.lanes(lm), len(prompt_ids)
+        lanes = {role: Lane(model, _store(model, caches.get(role), prompt)) for role, model in models.items()}
         return State(list(prompt_ids), len(prompt_ids), settings, lanes, TextStream(lm, prompt_ids))
 
     @torch.inference_mode()
@@ -305,5 +360,16 @@ class Decoder(Declared):
                 log.step.prompt["text"] = [stream.push(token) for token in log.step.prompt["token_id"]]
         else:
             log = RoundLog(state, "plain")
-            self.round(state, log)
+            template = self.template(state.settings)
+            models = {role: lane.model for role, lane in state.lanes.items()}
+            on_device = device.choose_round(self, state.settings, models).name == "device"
+            if not (on_device and device.obstacle(state, template) is None) or not device.run_round(
+                self, state, log, template
+            ):
+                self.round(state, log)
         return log.finish()
+
+
+def _store(model: LanguageModel, stack: Stack | None, prompt: int) -> CacheStore:
+    """A model's own store, or that of a stack."""
+    return model.new_store() if stack is None else stack.new_store(model, prompt)

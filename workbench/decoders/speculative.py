@@ -5,15 +5,18 @@ from dataclasses import dataclass
 
 import torch
 
+from workbench.cache import Stack
 from workbench.declare import register, setting
 from workbench.decoders.base import Decoder, RoundLog, State
+from workbench.decoders.device import PackedLaw
+from workbench.engine.device_round import Template
 from workbench.engine.distribution import Law
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings, refuse_stateful
 from workbench.errors import BadInput
 from workbench.speculation.drafters import Drafter, DraftModel
-from workbench.speculation.shapes import DraftShape
+from workbench.speculation.shapes import DraftShape, FixedLength, FixedTree
 from workbench.speculation.tree import MAX_NODES, DraftTree
 from workbench.speculation.verifiers import Keyed, Outcome, Verifier
 
@@ -49,6 +52,9 @@ class Speculative(Decoder):
     def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         return {"target": lm, **self.drafter.lanes(lm)}
 
+    def caches(self, settings: Settings) -> dict[str, Stack | None]:
+        return {**super().caches(settings), **self.drafter.caches()}
+
     def check(self, lm: LanguageModel, settings: Settings) -> None:
         self.verifier.check(settings)
         self.drafter.lanes(lm)
@@ -60,10 +66,11 @@ class Speculative(Decoder):
     def round(self, state: State, log: RoundLog) -> None:
         log.catch_up("target", len(state.tokens) - 1)
         root = len(state.tokens) - 1
-        # 1. draft: depth is capped by the contexts alone, never by max_new_tokens
+        # 1. draft: depth is capped by the contexts and the cache's next maintenance, never by max_new_tokens
+        room = state.lanes["target"].room(root)
         start = time.perf_counter()
         tree = self.drafter.propose(
-            state, log, self.shape, max(0, min(state.room - 1, MAX_NODES)), self.verifier.coupled
+            state, log, self.shape, max(0, min(state.room, room, MAX_NODES + 1) - 1), self.verifier.coupled
         )
         log.step.ms["draft"] = (time.perf_counter() - start) * 1000
         # 2. score every node in one forward
@@ -72,6 +79,26 @@ class Speculative(Decoder):
         logits = log.forward("target", tree.tokens, positions, mask).logits
         start = time.perf_counter()
         law = log.law(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(row)])
+        log.spend("verify", start)
+        self.conclude(state, log, tree, law)
+
+    def template(self, settings: Settings) -> Template | str:
+        drafter, shape, verifier = self.drafter, self.shape, self.verifier
+        if not isinstance(drafter, DraftModel):
+            return f"drafter {drafter.declared_name} runs on the host"
+        if not isinstance(shape, FixedLength | FixedTree):
+            return f"shape {shape.declared_name} decides on the host"
+        if not verifier.coupled:
+            return f"verifier {verifier.declared_name} decides on the host"
+        return Template((1,) * shape.length if isinstance(shape, FixedLength) else tuple(shape.branching))
+
+    @property
+    def drafter_name(self) -> str:
+        return self.drafter.declared_name
+
+    def conclude(self, state: State, log: RoundLog, tree: DraftTree, law: Law) -> None:
+        """Verify the tree, emit what stands and commit its rows: the round once all laws are known."""
+        root, start = len(state.tokens) - 1, time.perf_counter()
         # 3. verify
         outcome = self._verify(law, tree, root + 1, log)
         log.spend("verify", start)
@@ -130,6 +157,8 @@ class Speculative(Decoder):
 
         At temperature 0, where the law sampled from is a point mass, p and the comparison are of the raw laws.
         """
+        if isinstance(law, PackedLaw):
+            return law.comparison
         parents, tokens = tree.parents[1:], tree.tokens[1:]
         target = (law.raw if law.greedy else law.scores)[parents]
         p = target.exp()

@@ -23,7 +23,7 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from workbench.cache.store import CacheStore, PlainStore
-from workbench.engine.attention import attend
+from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
 from workbench.engine.model import Output, fingerprint
 from workbench.errors import BadInput, Unsupported
 
@@ -98,7 +98,17 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
             raise Unsupported(f"{type(module).__name__} uses {meaning} ({name}), which the engine does not serve")
     key.window = sliding_window
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = attend(query, key.cache.store.segments(key.layer, sliding_window), scale)
+    store = key.cache.store
+    segments = store.segments(key.layer, sliding_window)
+    if in_place(query, segments):
+        out, mass = attend_in_place(query, segments, scale, store.watched)
+        store.implementation = "triton"
+    else:
+        segments = [join(query, segments)]
+        mass = column_mass(query, segments, scale, store.watched) if store.watched else None
+        out = attend(query, segments, scale)
+    if mass is not None:
+        store.observe(key.layer, mass)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -107,6 +117,8 @@ AttentionInterface.register(IMPLEMENTATION, _attention)
 
 class TransformersModel:
     """A `transformers` causal LM behind the `LanguageModel` protocol; `model` and `tokenizer` are the user's own."""
+
+    gives_mass = True  # tells a store what its watched rows look at
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any = None, name: str | None = None, key: tuple | None = None
@@ -137,6 +149,12 @@ class TransformersModel:
 
     def new_store(self) -> PlainStore:
         return PlainStore(self.layers)
+
+    def rotary_frequencies(self) -> torch.Tensor | None:
+        """[d] radians per token of the rotary embedding; None where there is none, or it changes with the length."""
+        rotary = getattr(self._engine.base_model, "rotary_emb", None)
+        found = getattr(rotary, "inv_freq", None)
+        return None if "dynamic" in (kind := getattr(rotary, "rope_type", "")) or kind == "longrope" else found
 
     @torch.inference_mode()
     def forward(

@@ -1,8 +1,11 @@
-"""Attention as a merge of segments: each gives (output, log-sum-exp), and the pairs merge exactly.
+"""Attention over segments: softmax does not care how the keys are cut up.
 
-One rectangular run, the common case, is one SDPA call; anything else goes segment by segment through the kernels
-package and is merged there.
+One rectangular run, the common case, is one SDPA call as it is. On a GPU coded pages are read where they lie, by a
+kernel of their own, and merged with the run beside them. Anywhere else the segments are put side by side, pages decoded
+on the way, and then are one SDPA call too.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,23 +13,92 @@ import torch.nn.functional as F
 from workbench.cache.store import Segment
 from workbench_kernels import segment_attention
 
-__all__ = ["attend"]
+__all__ = ["attend", "attend_in_place", "column_mass", "in_place", "join"]
 
 
-def attend(q: torch.Tensor, segments: list[Segment], scale: float) -> torch.Tensor:
+def attend(q: torch.Tensor, segments: Sequence[Segment], scale: float) -> torch.Tensor:
     """q: [1, H, R, D] -> [1, H, R, Dv]; H is a multiple of the segments' KV heads (grouped-query attention)."""
-    if len(segments) == 1:
-        only = segments[0]
-        return F.scaled_dot_product_attention(
-            q, only.k[None], only.v[None], attn_mask=only.mask, is_causal=only.causal, scale=scale, enable_gqa=True
-        )
-    rows = q[0].transpose(0, 1)
-    pairs = [segment_attention.attend(rows, s.k, s.v, scale, mask=_mask(s, len(rows))) for s in segments]
-    out, _ = segment_attention.merge([out for out, _ in pairs], [lse for _, lse in pairs])
-    return out.to(q.dtype).transpose(0, 1)[None]
+    whole = join(q, segments)
+    mask = whole.mask
+    if mask is not None and mask.ndim == 3:
+        mask = mask.repeat_interleave(q.shape[1] // len(mask), 0)[None]
+    return F.scaled_dot_product_attention(
+        q, whole.k[None], whole.v[None], attn_mask=mask, is_causal=whole.causal, scale=scale, enable_gqa=True
+    )
 
 
-def _mask(segment: Segment, rows: int) -> torch.Tensor | None:
-    if not segment.causal:
-        return segment.mask
-    return torch.ones(rows, segment.k.shape[1], dtype=torch.bool, device=segment.k.device).tril()
+def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
+    """Whether the segments are pages and a run that a kernel can read as they are: on a GPU, with no page elsewhere."""
+    if len(segments) != 2 or q.device.type != "cuda" or not hasattr(segments[0], "shelf"):
+        return False
+    shelf, run = segments[0].shelf, segments[1]
+    if shelf.away or (run.mask is not None and run.mask.ndim == 3):
+        return False
+    form, arena = shelf.form, shelf.arenas[0].data
+    return segment_attention.choose(q, arena=arena, dtypes=[form.dtype], sizes=[form.value_dim]).name == "triton"
+
+
+def attend_in_place(
+    q: torch.Tensor, segments: Sequence[Segment], scale: float, rows: Sequence[int] = ()
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Pages and a run, each attended by its kernel and merged: what `attend` and, for `rows`, `column_mass` give."""
+    pages, run = segments
+    shelf, form = pages.shelf, pages.shelf.form
+    queries = q[0].transpose(0, 1)
+    near = pages.window is None
+    where = None if near else torch.tensor(list(pages.queries), dtype=torch.int32, device=q.device)
+    coded = (queries, shelf.arenas[0].data.flatten(), shelf.table, shelf.count, scale)
+    facts = {"value_dim": form.value_dim, "group": form.group, "raw": form.dtype, "positions": where}
+    facts["window"] = pages.window
+    mask = "causal" if run.causal else run.mask
+    pairs = [
+        segment_attention.attend_pages(*coded, **facts),
+        segment_attention.attend_staged(queries, run.k, run.v, scale, mask),
+    ]
+    out, lse = segment_attention.merge(*zip(*pairs, strict=True))
+    out = out.to(q.dtype).transpose(0, 1)[None]
+    if not rows:
+        return out, None
+    of_pages = segment_attention.page_mass(*coded, lse, reduce="row", **facts).mass.flatten(2)
+    of_run = segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask, reduce="row").mass
+    group = q.shape[1] // run.k.shape[0]
+    return out, torch.cat([of_pages, of_run], -1)[list(rows)] / group
+
+
+def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:
+    """The segments as one, in q's dtype; segments with a `dense(dtype)` of their own (pages) are decoded by it."""
+    dense = [segment.dense(q.dtype) if hasattr(segment, "dense") else segment for segment in segments]
+    if len(dense) == 1:
+        return dense[0]
+    k, v = (torch.cat([getattr(segment, name) for segment in dense], 1) for name in ("k", "v"))
+    if all(segment.mask is None and not segment.causal for segment in dense):
+        return Segment(k, v)
+    return Segment(k, v, torch.cat([_mask(segment, q.shape[2]) for segment in dense], -1))
+
+
+def column_mass(q: torch.Tensor, segments: Sequence[Segment], scale: float, rows: Sequence[int]) -> torch.Tensor:
+    """Attention probability that each of `rows` puts on every key, [rows, Hk, n]: the mean over each group of heads.
+
+    A second pass over the keys against the log-sum-exp; no values are read. float32, or float64 for float64 inputs.
+    """
+    whole = join(q, segments)
+    kv_heads, n, _ = whole.k.shape
+    group = q.shape[1] // kv_heads
+    chosen = q[0, :, list(rows)]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = chosen.to(wide).unflatten(0, (kv_heads, group)) @ whole.k.to(wide)[:, None].transpose(-1, -2) * scale
+    if whole.mask is not None or whole.causal:
+        seen = _mask(whole, q.shape[2])[:, list(rows)]
+        scores = scores.masked_fill(~seen[:, None], -torch.inf)
+    lse = scores.logsumexp(-1, keepdim=True)
+    return (scores - lse).exp().mean(1).transpose(0, 1)
+
+
+def _mask(segment: Segment, rows: int) -> torch.Tensor:
+    """[Hk, R, n] bool."""
+    heads, n, _ = segment.k.shape
+    mask = segment.mask
+    if mask is None:
+        mask = torch.ones(rows, n, dtype=torch.bool, device=segment.k.device)
+        mask = mask.tril() if segment.causal else mask
+    return mask.expand(heads, rows, n)

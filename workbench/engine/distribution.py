@@ -9,7 +9,7 @@ import torch
 
 from workbench.engine import noise
 
-__all__ = ["Law"]
+__all__ = ["TOP", "Law", "figures", "unpack"]
 
 TOP = 5
 
@@ -63,24 +63,9 @@ class Law:
     def _columns(self, numbers, rows, cut_by, tokens) -> dict[str, list]:
         raw, scores = self.raw[rows], self.scores[rows]
         ids = torch.tensor(tokens, device=raw.device)[:, None]
-        probs = raw.exp()
-        chosen = raw.gather(-1, ids)
-        weighted = probs * raw.clamp_min(-1e4)
-        entropy = -weighted.sum(-1, keepdim=True)
-        varentropy = (weighted * raw.clamp_min(-1e4)).sum(-1, keepdim=True) - entropy**2
-        rank = (raw > chosen).sum(-1, keepdim=True) + 1
-        top = raw.topk(min(TOP, raw.shape[-1]))
-        parts = [entropy, varentropy, chosen, rank.to(raw.dtype), top.values, top.indices.to(torch.float64)]
         sampled = not self.greedy and self.scores is not self.raw
-        if sampled:
-            p = scores.exp()
-            entropy_sampled = torch.special.entr(p).sum(-1, keepdim=True)
-            keep = (scores > -torch.inf).sum(-1, keepdim=True)
-            best = scores.topk(min(TOP, scores.shape[-1]))
-            taken = scores.gather(-1, ids)
-            parts += [entropy_sampled, keep.to(raw.dtype), taken, best.values, best.indices.to(torch.float64)]
-        table = torch.cat([part.double() for part in parts], -1).tolist()  # the one copy to the host
-        columns = _unpack(table, top.values.shape[-1], raw.shape[-1], cut_by, sampled)
+        table = figures(raw, scores if sampled else None, ids).tolist()  # the one copy to the host
+        columns = unpack(table, raw.shape[-1], cut_by, sampled)
         if self.greedy:
             columns["entropy_sampled_nats"] = [0.0] * len(tokens)
             columns["p_sampled"] = [float(self.best(n) == t) for n, t in zip(numbers, tokens, strict=True)]
@@ -88,7 +73,32 @@ class Law:
         return columns
 
 
-def _unpack(table: list[list[float]], top: int, vocabulary: int, cut_by, sampled: bool) -> dict[str, list]:
+def figures(raw: torch.Tensor, scores: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
+    """The numbers of R rows as one float64 table, without a copy to the host: what `unpack` makes columns of.
+
+    raw, scores: [R, V] log-probabilities of the model's law and, where it is another, of the one sampled from;
+    ids: [R, 1], the token taken in each row.
+    """
+    probs = raw.exp()
+    chosen = raw.gather(-1, ids)
+    weighted = probs * raw.clamp_min(-1e4)
+    entropy = -weighted.sum(-1, keepdim=True)
+    varentropy = (weighted * raw.clamp_min(-1e4)).sum(-1, keepdim=True) - entropy**2
+    rank = (raw > chosen).sum(-1, keepdim=True) + 1
+    top = raw.topk(min(TOP, raw.shape[-1]))
+    parts = [entropy, varentropy, chosen, rank.to(raw.dtype), top.values, top.indices.to(torch.float64)]
+    if scores is not None:
+        entropy_sampled = torch.special.entr(scores.exp()).sum(-1, keepdim=True)
+        keep = (scores > -torch.inf).sum(-1, keepdim=True)
+        best = scores.topk(min(TOP, scores.shape[-1]))
+        taken = scores.gather(-1, ids)
+        parts += [entropy_sampled, keep.to(raw.dtype), taken, best.values, best.indices.to(torch.float64)]
+    return torch.cat([part.double() for part in parts], -1)
+
+
+def unpack(table: list[list[float]], vocabulary: int, cut_by, sampled: bool) -> dict[str, list]:
+    """Token columns from the rows of `figures`; sampled: the table holds a law sampled from beside the raw one."""
+    top = min(TOP, vocabulary)
     columns: dict[str, list] = {
         "entropy_raw_nats": [r[0] for r in table],
         "varentropy_nats2": [max(r[1], 0.0) for r in table],

@@ -25,6 +25,7 @@ class LanguageModel(Protocol):
     `forward` runs R rows: `tokens` (ids, or hidden states [R, width] instead of embedded ids) at absolute `positions`
     (the number of tokens before each), stages their keys and values in `cache` and returns logits only for the rows
     asked for: "all", "last" or row numbers. `mask` is the visibility among staged rows that `CacheStore.begin` takes.
+    A model that can tell what rows look at sets `gives_mass` and calls the store's `observe` for its `watched` rows.
     `layers` runs those decoder layers only, in that order (early exit, layer skipping); the others stage nothing, so
     such rows may be attended to by later forwards over the same layers but never committed.
     """

@@ -7,7 +7,7 @@ Flood, "Fast Splittable Pseudorandom Number Generators"); uniforms are float64 i
 
 import torch
 
-__all__ = ["gumbel", "uniform"]
+__all__ = ["gumbel", "gumbel_rows", "uniform"]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -51,8 +51,23 @@ def gumbel(seed: int, purpose: str, position: int, ids: torch.Tensor) -> torch.T
     return _gumbel((ids.to(torch.int64) + 1) * _signed(_GOLDEN) + _signed(_key(seed, purpose, position)))
 
 
-def _gumbel(value: torch.Tensor) -> torch.Tensor:
+def gumbel_rows(seed: int, purpose: str, positions: torch.Tensor, size: int) -> torch.Tensor:
+    """Gumbel noise for token ids 0 .. size−1 at several positions: int64 [R] -> float64 [R, size].
+
+    Row i equals `gumbel(seed, purpose, positions[i], ids)`; the positions may be known to the device alone.
+    """
+    start = _mix(_mix(seed + _GOLDEN) + _PURPOSES[purpose] * _GOLDEN)
+    keys = _finalise((positions + 1) * _signed(_GOLDEN) + _signed(start))
+    ids = torch.arange(1, size + 1, device=positions.device) * _signed(_GOLDEN)
+    return _gumbel(ids + keys[:, None])
+
+
+def _finalise(value: torch.Tensor) -> torch.Tensor:
+    """`_mix` of int64 with the bits of uint64."""
     value = (value ^ _shift(value, 30)) * _signed(_FIRST)
     value = (value ^ _shift(value, 27)) * _signed(_SECOND)
-    value = value ^ _shift(value, 31)
-    return -torch.log(-torch.log((_shift(value, 12).to(torch.float64) + 0.5) * 2.0**-52))
+    return value ^ _shift(value, 31)
+
+
+def _gumbel(value: torch.Tensor) -> torch.Tensor:
+    return -torch.log(-torch.log((_shift(_finalise(value), 12).to(torch.float64) + 0.5) * 2.0**-52))

@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ class Settings:
     prompt_rows: log the law at every token of the prompt as well, in the prefill.
     level: `off` tokens only, `default` all but attention mass and kept rows, `full`.
     eos_ids: ids that end the run; empty where end-of-text is ignored.
+    cache: the target's cache stack (`workbench.cache.Stack`); None keeps every token as it is.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -34,6 +36,7 @@ class Settings:
     level: str = "default"
     prompt_rows: bool = False
     eos_ids: frozenset[int] = frozenset()
+    cache: Any = None
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:

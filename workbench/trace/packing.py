@@ -18,7 +18,7 @@ __all__ = ["clean", "number", "pack", "pack_layers", "unpack", "unpack_layers"]
 
 Columns = dict[str, list]
 DIGITS = {"topk_raw": 3, "topk_sampled": 3, "wall_ms": 4}  # fewer than the usual six, where they are there to look at
-_ZERO = (*CACHE_KINDS, *CACHE_COUNTS)
+_ZERO = (*CACHE_KINDS, *CACHE_COUNTS, "host_bytes")
 
 
 def number(value: float, digits: int = 6) -> float:

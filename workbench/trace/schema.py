@@ -158,6 +158,7 @@ _CACHE = (
     Column("logical_length", "int", "tokens", "committed tokens, evicted ones included"),
     *(Column(name, "int", "bytes", _KIND_TEXT[name]) for name in CACHE_KINDS),
     Column("bytes", "int", "bytes", "sum of the kinds"),
+    Column("host_bytes", "int", "bytes", "of them in the host tier"),
     Column("tier", "text", "", "device or host"),
     Column("simulated", "bool", "", "the bytes are those of a format that is imitated, not stored"),
     Column("bits_nominal", "float", "bits", "width of an element as declared"),
@@ -185,10 +186,11 @@ _BITS = (
 )
 
 _CACHE_EVENT = (
+    Column("model", "text", "", "role of the model"),
     Column("layer", "int", "", "layer from 0"),
     Column("head", "int", "", "KV head from 0; missing = all"),
     Column("op", "text", "", "seal, evict, merge, retier, fetch, requantize, share, rerotate, drop"),
-    Column("positions", "any", "tokens", "positions it touched"),
+    Column("positions", "any", "tokens", "positions it touched, as runs [start, length]"),
     Column("destination", "any", "", "position, tier or page they went to"),
     Column("bits", "float", "bits", "width afterwards"),
     Column("bytes", "int", "bytes", "bytes moved or freed"),

@@ -4,8 +4,12 @@ A file is read leniently (what can be read is kept, the rest is named) and writt
 on: then whole lines are appended, so a killed run leaves every completed round behind.
 """
 
+import base64
+import gzip
 import json
 import os
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,9 @@ from workbench.trace import tables
 from workbench.trace.packing import unpack
 from workbench.trace.schema import KEYS, SCHEMA, TABLES
 
-__all__ = ["encode", "read", "read_tables", "write", "write_tables"]
+__all__ = ["CAPSULE", "encode", "read", "read_tables", "write", "write_tables"]
+
+CAPSULE = b"<!doctype html>"  # how a capsule begins; a trace file begins with {
 
 
 def encode(event: dict[str, Any]) -> bytes:
@@ -41,7 +47,7 @@ def write(path: str | Path, events: list[dict[str, Any]]) -> None:
 
 
 def read(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The events of a trace file and one line about each thing that had to be dropped.
+    """The events of a trace file (or of the one in a capsule) and one line about each thing that had to be dropped.
 
     Raises BadInput where there is no such file, BadTrace where it is no trace or follows a newer schema.
     """
@@ -50,6 +56,8 @@ def read(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
         content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; expected a trace file such as run.wb") from None
+    if content.startswith(CAPSULE):
+        content = _unwrap(content, path)
     lines = content.split(b"\n")
     complete = lines[-1] == b""  # the last line ends in a newline
     if complete:
@@ -73,6 +81,15 @@ def read(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
         else:
             dropped.append(f"line {number}: {problem}")
     return events, dropped
+
+
+def _unwrap(page: bytes, path: Path) -> bytes:
+    """The trace file inside a capsule."""
+    found = re.search(rb'<script type="application/gzip" id="workbench-trace">([A-Za-z0-9+/=]*)</script>', page)
+    try:
+        return gzip.decompress(base64.b64decode(found[1], validate=True))
+    except (TypeError, ValueError, OSError, EOFError, zlib.error):
+        raise BadTrace(f"{path} holds no readable trace: expected an HTML file that trace.capsule wrote") from None
 
 
 def _parse(line: bytes) -> Any:

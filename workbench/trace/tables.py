@@ -155,8 +155,9 @@ def _footprint(run: Event, event: Event) -> dict[str, Any]:
     elements = 0
     for role in event["cache"]:
         columns = _layers(run, event, role)
-        for tier, size in zip(columns["tier"], columns["bytes"], strict=True):
-            device, host = (device, host + size) if tier == "host" else (device + size, host)
+        for tier, size, away in zip(columns["tier"], columns["bytes"], columns["host_bytes"], strict=True):
+            away = size if tier == "host" else away
+            device, host = device + size - away, host + away
         if role == "target":
             target_bytes, elements = sum(columns["held"]), sum(columns["elements"])
     resident = event.get("figures", {}).get("resident_bytes", device + host)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.trace import storage, tables
+from workbench.trace import perfetto, storage, tables
 from workbench.trace.summary import summarize
 
 __all__ = ["Trace"]
@@ -49,7 +49,10 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
-        """Read a trace file. BadInput where there is none, BadTrace where it is no trace or too new; see `dropped`."""
+        """Read a trace file or a capsule; see `dropped`.
+
+        BadInput where there is none, BadTrace where it is no trace or too new.
+        """
         return cls(*storage.read(path))
 
     def save(self, path: str | Path) -> None:
@@ -59,6 +62,28 @@ class Trace:
     def to_parquet(self, folder: str | Path) -> None:
         """Write every table as a Parquet file into a folder, made if needed."""
         storage.write_tables(folder, {name: getattr(self, name) for name in tables.TABLES})
+
+    def to_perfetto(self, path: str | Path) -> None:
+        """Write the run's timeline in the Trace Event format, which ui.perfetto.dev and chrome://tracing open.
+
+        BadInput where that is impossible. See `workbench.trace.perfetto` for what it holds.
+        """
+        storage.write(path, [perfetto.events(self)])
+
+    def capsule(self, path: str | Path, title: str | None = None) -> Path:
+        """Write the run as one offline HTML file that shows it to anyone and that `Trace.load` reads back.
+
+        title: its heading, by default decoder and start of the prompt. BadInput where it cannot be written.
+        """
+        import workbench  # its lazy names: a trace knows no front-end
+
+        return workbench.write_capsule(self, path, title=title)
+
+    def widget(self):
+        """The view of the trace as a Jupyter widget; see `workbench.widgets.TraceWidget`."""
+        import workbench
+
+        return workbench.TraceWidget(self)
 
     @staticmethod
     def tables_from_parquet(folder: str | Path) -> dict[str, pd.DataFrame]:

@@ -1,124 +1,183 @@
-"""What was drafted and what became of it: by position, and one draft as a tree."""
+"""How much of what was drafted was accepted, by position, drafter and entropy; how far the two laws differ."""
 
+from collections.abc import Iterable, Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.errors import BadInput
 from workbench.trace import Trace
-from workbench.views.figure import blank, figure, inert, shown
-from workbench.views.palette import PALETTE, colour
+from workbench.views.figure import blank, figure, inert
+from workbench.views.palette import PALETTE
 
-__all__ = ["acceptance", "draft_tree"]
+__all__ = ["acceptance", "acceptance_length", "divergence"]
 
-FATE_SYMBOLS = {"accepted": "circle", "rejected": "x", "sibling_won": "diamond", "pruned": "triangle-down"}
+BANDS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, float("inf"))  # nats
+TITLES = {
+    "position": "position in the draft (tokens)",
+    "drafter": "drafter",
+    "entropy": "entropy of the draft's law (nats)",
+}
+HATCH = {"size": 6, "solidity": 0.2, "fillmode": "overlay"}
+Traces = Trace | Sequence[Trace]
 
 
-def acceptance(trace: Trace) -> go.Figure:
-    """Share of accepted tokens at each depth of the draft, with the number at risk.
+def _pooled(traces: Traces) -> tuple[list[Trace], str, pd.DataFrame]:
+    """The traces as a list, a name for them, and all their draft nodes."""
+    runs = [traces] if isinstance(traces, Trace) else list(traces)
+    frames = [run.drafts for run in runs]
+    drafts = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["depth", "fate"])
+    return runs, "+".join(run.id for run in runs), drafts
 
-    Bars: among the tokens that were tested (those behind a rejection never were). Points: among all drafted there.
+
+def acceptance(traces: Traces, by: str = "position", theme: str | None = None) -> go.Figure:
+    """Share of drafted tokens that were accepted, pooled over the traces, with the number at risk.
+
+    by: `position` (depth in the draft), `drafter`, or `entropy` (bands of the proposal row's entropy; of the target's
+    where the drafter has no law). Bars: among the tokens that were tested (those behind a rejection never were).
+    Points: among all drafted. Raises BadInput for another `by`.
     """
-    drafts = trace.drafts
-    known = drafts[drafts["depth"].notna() & drafts["fate"].notna()]
-    accepted = (known["fate"] == "accepted").groupby(known["depth"]).sum()
-    tested = known["fate"].isin(["accepted", "rejected"]).groupby(known["depth"]).sum()
-    drafted = known.groupby("depth").size()
-    depths = [int(depth) for depth in drafted.index]
-    share = [a / t if t else None for a, t in zip(accepted, tested, strict=True)]
+    if by not in TITLES:
+        raise BadInput(f"by: expected one of {', '.join(TITLES)}, got {by!r}")
+    _, name, drafts = _pooled(traces)
+    known = drafts[drafts["fate"].notna()]
+    groups = _groups(known, by)
+    known, groups = known[groups.notna()], groups[groups.notna()]
+    accepted = (known["fate"] == "accepted").groupby(groups, sort=False).sum()
+    tested = known["fate"].isin(["accepted", "rejected"]).groupby(groups, sort=False).sum()
+    drafted = known.groupby(groups, sort=False).size()
+    order = list(dict.fromkeys(groups)) if by == "drafter" else sorted(drafted.index)
+    accepted, tested, drafted = (counts.reindex(order) for counts in (accepted, tested, drafted))
+    across = [int(depth) for depth in order] if by == "position" else [_label(group, by) for group in order]
+    share = [float(a / t) if t else None for a, t in zip(accepted, tested, strict=True)]
     bars = go.Bar(
-        x=depths, y=share, name="of those tested", marker={"color": PALETTE["fate"]["accepted"]},
-        text=[f"n = {n}" for n in tested], textposition="inside", customdata=tested.tolist(),
-        hovertemplate="depth %{x}: %{y:.1%} of %{customdata} tested<extra></extra>",
+        x=across, y=share, name="of those tested", marker={"color": PALETTE["fate"]["accepted"]},
+        text=[f"n = {n}" for n in tested], textposition="inside", insidetextanchor="start",
+        textfont={"color": "white"}, customdata=[[n] for n in tested], meta=["tested"],
+        hovertemplate="%{x}: %{y:.1%} of %{customdata[0]} tested<extra></extra>",
     )  # fmt: skip
     points = go.Scatter(
-        x=depths, y=(accepted / drafted).tolist(), name="of all drafted", mode="markers",
-        marker={"color": PALETTE["source"]["draft"], "size": 9, "symbol": "diamond"}, customdata=drafted.tolist(),
-        hovertemplate="depth %{x}: %{y:.1%} of %{customdata} drafted<extra></extra>",
+        x=across, y=(accepted / drafted).tolist(), name="of all drafted", mode="markers", meta=["drafted"],
+        marker={"color": PALETTE["source"]["draft"], "size": 11, "symbol": "diamond",
+                "line": {"color": "white", "width": 1}}, customdata=[[n] for n in drafted],
+        hovertemplate="%{x}: %{y:.1%} of %{customdata[0]} drafted<extra></extra>",
     )  # fmt: skip
+    counted = {"tickformat": "d", "dtick": 1} if by == "position" else {"type": "category"}
     axes = {
-        "xaxis": {"title": {"text": "depth in the draft (tokens)"}, "tickformat": "d", "dtick": 1},
+        "xaxis": {"title": {"text": TITLES[by]}, **counted},
         "yaxis": {"title": {"text": "accepted (share)"}, "range": [0, 1.05], "tickformat": ".0%"},
     }
-    notes = {} if depths else {"annotations": [blank("nothing was drafted")]}
-    return figure("acceptance", trace.id, [bars, points], **axes, **notes)
+    words = f"Accepted share by {by}: {int(accepted.sum())} of {int(drafted.sum())} drafted tokens were accepted"
+    if order:
+        words += ", of those tested " + ", ".join(
+            f"{s:.0%} at {x}" for s, x in zip(share, across, strict=True) if s is not None
+        )
+    notes = {} if order else {"annotations": [blank("no drafted tokens recorded")]}
+    return figure("acceptance", name, [bars, points], f"{words}.", theme, **axes, **notes)
 
 
-def draft_tree(trace: Trace, round: int) -> go.Figure:
-    """The draft of one round as a tree: depth to the right, siblings below each other, colour and symbol by fate.
+def _groups(drafts: pd.DataFrame, by: str) -> pd.Series:
+    if by == "position":
+        return drafts["depth"]
+    if by == "drafter":
+        return drafts["drafter"].fillna("unknown").astype(object)
+    entropy = drafts["entropy_draft_nats"].fillna(drafts["entropy_target_nats"])
+    return pd.Series(pd.cut(entropy, BANDS, right=False, labels=False), index=drafts.index)
 
-    Raises BadInput where the trace has no such round.
+
+def _label(group: Any, by: str) -> str:
+    if by == "drafter":
+        return inert(group)
+    low, high = BANDS[int(group)], BANDS[int(group) + 1]
+    return f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"
+
+
+def acceptance_length(traces: Traces, theme: str | None = None) -> go.Figure:
+    """Mean tokens per draft over one or several requests: pooled over all drafts, and the mean over requests.
+
+    Each with and without the token that every round gets from the target. Pooled, long requests weigh more; the mean
+    over requests weighs each alike. Points: the single requests.
     """
-    if round not in set(trace.rounds["round"]):
-        raise BadInput(f"round {round} is not in the trace; expected 0 to {len(trace.rounds) - 1}")
-    nodes = trace.drafts[trace.drafts["round"] == round]
-    parents = _parents(nodes)
-    heights = _heights(parents)
-    depths = {0: 0}
-    for node, parent in parents.items():
-        depths[node] = depths[parent] + 1
-    edges = [(depths[p], heights[p], depths[n], heights[n]) for n, p in parents.items()]
-    lines = go.Scatter(
-        x=[x for a, _, b, _ in edges for x in (a, b, None)], y=[y for _, a, _, b in edges for y in (a, b, None)],
-        mode="lines", name="drafted after", line={"color": "#b0b0b0", "width": 1}, hoverinfo="skip", showlegend=False,
+    runs, name, _ = _pooled(traces)
+    found = [summary for run in runs if (summary := run.summary())["num_drafts"]]
+    drafts, accepted = (sum(s[key] for s in found) for key in ("num_drafts", "num_accepted_tokens"))
+    pooled = accepted / drafts if drafts else None
+    single = [s["mean_acceptance_length_no_bonus"] for s in found]
+    across = ["pooled", "per request"]
+    values = [] if pooled is None else [pooled, mean(single)]
+    kinds = ((1, "with the target's token", "bonus", ""), (0, "accepted alone", "target", "/"))
+    bars = [
+        go.Bar(
+            x=across[: len(values)], y=[value + more for value in values], name=label, texttemplate="%{y:.2f}",
+            textposition="outside", cliponaxis=False, hovertemplate="%{x}: %{y:.3f} tokens<extra>" + label + "</extra>",
+            marker={"color": PALETTE["source"][source], "pattern": {"shape": shape, **HATCH}},
+        )
+        for more, label, source, shape in kinds
+    ]  # fmt: skip
+    points = go.Scatter(
+        x=["per request"] * len(single), y=[1 + value for value in single], mode="markers", name="single requests",
+        marker={"symbol": "line-ew-open", "size": 18, "color": PALETTE["signal"]["reference"], "line": {"width": 2}},
+        hovertemplate="%{y:.3f} tokens, with the target's<extra>one request</extra>", showlegend=len(single) > 1,
     )  # fmt: skip
-    root = go.Scatter(
-        x=[0], y=[heights[0]], mode="markers+text", name="pending token", text=["pending"],
-        textposition="bottom center", marker={"color": "#1b1b1b", "size": 10, "symbol": "square"}, hoverinfo="skip",
-    )  # fmt: skip
-    fates = nodes["fate"].fillna("not recorded")
-    marks = [_nodes(nodes[fates == fate], fate, depths, heights) for fate in dict.fromkeys(fates)]
-    span = [-0.5, max(depths.values()) + 0.7]
     axes = {
-        "xaxis": {"title": {"text": "depth in the draft (tokens)"}, "dtick": 1, "range": span},
-        "yaxis": {
-            "title": {"text": "branch"},
-            "showticklabels": False,
-            "showgrid": False,
-            "autorange": "reversed",
-            "zeroline": False,
-        },
+        "xaxis": {"title": {"text": "mean over"}, "type": "category"},
+        "yaxis": {"title": {"text": "acceptance length (tokens per draft)"}, "rangemode": "tozero"},
     }
-    notes = {} if len(nodes) else {"annotations": [blank(f"round {round} drafted nothing")]}
-    return figure("draft_tree", trace.id, [lines, root, *marks], **axes, **notes)
+    words = "No drafts were made."
+    if values:
+        words = f"Mean acceptance length over {drafts} drafts of {len(found)} requests: pooled {1 + pooled:.2f} tokens"
+        words += f", per request {1 + values[1]:.2f}; without the target's token {pooled:.2f} and {values[1]:.2f}."
+    notes = {} if values else {"annotations": [blank("no drafts were made")]}
+    return figure("acceptance_length", name, [*bars, points], words, theme, barmode="group", **axes, **notes)
 
 
-def _parents(nodes: pd.DataFrame) -> dict[int, int]:
-    """Parent of every node; the root where it is missing or unknown."""
-    parents: dict[int, int] = {}
-    for node, parent in zip(nodes["node"], nodes["parent"], strict=True):
-        parents[int(node)] = int(parent) if not pd.isna(parent) and int(parent) in parents else 0
-    return parents
+def divergence(traces: Traces, theme: str | None = None) -> go.Figure:
+    """How far the draft's law is from the target's, by position: total variation (top) and KL divergence (bottom).
+
+    Lines: mean over the nodes. Bars: from the lower to the upper quartile. One minus the total variation is the share
+    that exact rejection accepts of a token drawn from the draft's law.
+    """
+    _, name, drafts = _pooled(traces)
+    drawn, found = [], {}
+    kinds = (
+        ("tv", "total variation", "y", "diamond", "entropy_raw"),
+        ("kl_nats", "KL divergence", "y2", "circle", "entropy_sampled"),
+    )
+    for column, label, axis, symbol, color in kinds:
+        known = drafts[drafts[column].notna() & drafts["depth"].notna()] if column in drafts else drafts.iloc[:0]
+        parts = [(int(depth), mine[column]) for depth, mine in known.groupby("depth")]
+        means = [float(part.mean()) for _, part in parts]
+        low, high = ([float(part.quantile(share)) for _, part in parts] for share in (0.25, 0.75))
+        found[label] = means
+        drawn.append(
+            go.Scatter(
+                x=[depth for depth, _ in parts], y=means, name=label, mode="lines+markers", yaxis=axis,
+                line={"color": PALETTE["signal"][color], "width": 2}, marker={"symbol": symbol, "size": 9},
+                error_y=_bars(means, low, high), customdata=[[len(part)] for _, part in parts], meta=["nodes"],
+                hovertemplate="position %{x}: %{y:.4g} over %{customdata[0]} nodes<extra>" + label + "</extra>",
+            )
+        )  # fmt: skip
+    axes = {
+        "xaxis": {"title": {"text": TITLES["position"]}, "tickformat": "d", "dtick": 1, "anchor": "y2"},
+        "yaxis": {"title": {"text": "total variation"}, "domain": [0.54, 1], "range": [0, 1]},
+        "yaxis2": {"title": {"text": "KL divergence (nats)"}, "domain": [0, 0.46], "rangemode": "tozero"},
+    }
+    words = "; ".join(f"{label} {_range(means)}" for label, means in found.items() if means)
+    words = f"Draft against target by position, means: {words}." if words else "No divergences were recorded."
+    notes = {} if any(found.values()) else {"annotations": [blank("no divergences recorded")]}
+    return figure("divergence", name, drawn, words, theme, height=440, **axes, **notes)
 
 
-def _heights(parents: dict[int, int]) -> dict[int, float]:
-    """Leaves one below the other, every other node at the mean of its children; parents come before children."""
-    children: dict[int, list[int]] = {node: [] for node in (0, *parents)}
-    for node, parent in parents.items():
-        children[parent].append(node)
-    order, waiting = [], [0]
-    while waiting:
-        order.append(waiting.pop())
-        waiting.extend(reversed(children[order[-1]]))
-    leaves = [node for node in order if not children[node]]
-    heights = {node: float(place) for place, node in enumerate(leaves)}
-    for node in reversed(order):
-        if children[node]:
-            heights[node] = sum(heights[child] for child in children[node]) / len(children[node])
-    return heights
+def _bars(means: list[float], low: list[float], high: list[float]) -> dict[str, Any]:
+    """Error bars from the lower to the upper quartile; none on the side where the mean lies outside of them."""
+    above = [max(h - m, 0.0) for h, m in zip(high, means, strict=True)]
+    below = [max(m - b, 0.0) for b, m in zip(low, means, strict=True)]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1}
 
 
-def _nodes(nodes: pd.DataFrame, fate: str, depths: dict[int, int], heights: dict[int, float]) -> go.Scatter:
-    columns = [nodes[name].tolist() for name in ("token_id", "text", "drafter", "kind", "q", "p", "u", "reason")]
-    facts = []
-    for token, text, drafter, kind, q, p, u, reason in zip(*columns, strict=True):
-        label = shown(text) or ("" if pd.isna(token) else f"id {int(token)}")
-        numbers = (f"{name} = {value:.4g}" for name, value in (("q", q), ("p", p), ("u", u)) if not pd.isna(value))
-        origin = " ".join(inert(part) for part in (drafter, kind) if part)
-        facts.append((label, "<br>".join([origin, *numbers, inert(reason)])))
-    return go.Scatter(
-        x=[depths[int(node)] for node in nodes["node"]], y=[heights[int(node)] for node in nodes["node"]],
-        mode="markers+text", name=inert(fate), text=[label for label, _ in facts], textposition="top center",
-        customdata=[fact for _, fact in facts],
-        hovertemplate="%{text}<br>%{customdata}<extra>" + inert(fate) + "</extra>",
-        marker={"color": colour("fate", fate), "size": 12, "symbol": FATE_SYMBOLS.get(fate, "circle-open")},
-    )  # fmt: skip
+def _range(values: Iterable[float]) -> str:
+    values = list(values)
+    return f"{values[0]:.3g} at the first to {values[-1]:.3g} at the last position"

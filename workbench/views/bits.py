@@ -6,62 +6,69 @@ import plotly.graph_objects as go
 from workbench.trace import Trace
 from workbench.views.figure import blank, figure
 from workbench.views.palette import SEQUENTIAL
+from workbench.views.slots import last_round, replay
 
 __all__ = ["bit_map"]
 
+COLUMNS = 1024  # more positions than this are drawn several to a cell
 
-def bit_map(trace: Trace, model: str = "target") -> go.Figure:
-    """Bits of every layer (rows) at every position (columns) after the last round.
 
-    A cell is the mean of key and value widths over the KV heads that still hold the position; it is empty where none
-    does (evicted or dropped everywhere).
+def bit_map(trace: Trace, round: int | None = None, model: str = "target", theme: str | None = None) -> go.Figure:
+    """Bits of keys (top) and values (bottom), every layer (rows) at every position (columns), after a round.
+
+    `round` is the last one where it is None. A cell is the mean width over the KV heads that still hold the position;
+    it is empty where none does (evicted, or merged into another). Raises BadInput for a round that is not there.
     """
-    widths = _widths(trace, model)
-    held = ~np.isnan(widths)
-    counts = held.sum(axis=1)
-    mean = np.where(counts > 0, np.nansum(widths, axis=1) / np.maximum(counts, 1), np.nan)
-    z = [[None if np.isnan(value) else float(value) for value in row] for row in mean]
-    heat = go.Heatmap(
-        x=list(range(mean.shape[1])), y=list(range(mean.shape[0])), z=z, zmin=0, zmax=_top(mean), colorscale=SEQUENTIAL,
-        colorbar={"title": {"text": "bits"}}, name="bits",
-        hovertemplate="layer %{y}, position %{x}: %{z:.2f} bits<extra></extra>",
-    )  # fmt: skip
+    number = last_round(trace, round)
+    slots = replay(trace, round, model)
+    means = {"keys": _mean(slots.bits_k), "values": _mean(slots.bits_v)}
+    step = -(-slots.state.shape[2] // COLUMNS) or 1
+    widest = max((np.nanmax(mean) for mean in means.values() if np.isfinite(mean).any()), default=0.0)
+    top = _top(widest)
+    ticks = [width for width in (1, 2, 4, 8, 16, 32, 64) if width <= top]
+    drawn = [
+        go.Heatmap(
+            x=(step * np.arange(mean.shape[1])).tolist(), y=list(range(mean.shape[0])),
+            z=[[None if np.isnan(value) else float(value) for value in row] for row in mean], name=name,
+            zmin=0, zmax=top, colorscale=_scale(top), yaxis=axis, showscale=axis == "y",
+            colorbar={"title": {"text": "bits"}, "tickvals": ticks[-5:]},
+            hovertemplate=f"{name} of layer %{{y}}, position %{{x}}: %{{z:.2f}} bits<extra></extra>",
+        )
+        for (name, mean), axis in zip(means.items(), ("y", "y2"), strict=True)
+    ]  # fmt: skip
+    layers = {"autorange": "reversed", "tickformat": "d"} | ({"dtick": 1} if len(means["keys"]) <= 16 else {})
     axes = {
-        "xaxis": {"title": {"text": "position (tokens)"}},
-        "yaxis": {"title": {"text": "layer"}, "autorange": "reversed", "tickformat": "d"},
+        "xaxis": {"title": {"text": "position (tokens)"}, "anchor": "y2"},
+        "yaxis": {"title": {"text": "layer (keys)"}, "domain": [0.53, 1], **layers},
+        "yaxis2": {"title": {"text": "layer (values)"}, "domain": [0, 0.47], **layers},
+        "showlegend": False,
     }
-    notes = {} if held.any() else {"annotations": [blank("no bits recorded")]}
-    return figure("bit_map", trace.id, [heat], **axes, **notes)
+    known = {name: mean[np.isfinite(mean)] for name, mean in means.items()}
+    words = f"Bits per stored element of the {model} after round {number}: " + (
+        "; ".join(f"{name} {found.min():.3g} to {found.max():.3g}" for name, found in known.items() if found.size)
+        or "none recorded"
+    )
+    notes = {} if any(found.size for found in known.values()) else {"annotations": [blank("no bits recorded")]}
+    return figure("bit_map", trace.id, drawn, words + ".", theme, **axes, **notes)
 
 
-def _top(mean: np.ndarray) -> float:
+def _mean(widths: np.ndarray) -> np.ndarray:
+    """[layers, heads, positions] to the mean over what is known, [layers, columns]; NaN where nothing is."""
+    step = -(-widths.shape[2] // COLUMNS) or 1
+    starts = np.arange(0, widths.shape[2], step)
+    if not starts.size:
+        return np.full((widths.shape[0], 0), np.nan)
+    known = np.add.reduceat((~np.isnan(widths)).sum(axis=1), starts, axis=1)
+    total = np.add.reduceat(np.nansum(widths, axis=1), starts, axis=1)
+    return np.where(known > 0, total / np.maximum(known, 1), np.nan)
+
+
+def _scale(top: float) -> list[list]:
+    """The colours at equal ratios of 1 + bits, so that 2, 4 and 8 bits differ as visibly as 16 and 32."""
+    n = len(SEQUENTIAL) - 1
+    return [[((1 + top) ** (place / n) - 1) / top, colour] for place, colour in enumerate(SEQUENTIAL)]
+
+
+def _top(widest: float) -> float:
     """The end of the colour scale: the next usual width, so that frames of a run can be compared."""
-    widest = np.nanmax(mean) if np.isfinite(mean).any() else 0
     return next((float(width) for width in (8, 16, 32) if widest <= width), 64.0)
-
-
-def _widths(trace: Trace, model: str) -> np.ndarray:
-    """Mean of key and value widths, [layers, heads, positions]; NaN where nothing is held."""
-    bits = trace.bits
-    bits = bits[bits["model"] == model]
-    if bits.empty:
-        return np.full((0, 1, 0), np.nan)
-    shape = bits["layer"].max() + 1, bits["head"].max() + 1, (bits["start"] + bits["length"]).max()
-    widths = np.full(shape, np.nan)
-    both = (bits["bits_k"].fillna(bits["bits_v"]) + bits["bits_v"].fillna(bits["bits_k"])) / 2
-    columns = (bits["round"], bits["layer"], bits["head"], bits["start"], bits["length"], both)
-    changes: list[tuple] = [
-        (at, 0, layer, head, slice(start, start + length), width)
-        for at, layer, head, start, length, width in zip(*columns, strict=True)
-    ]
-    for event in trace.log:
-        if event["type"] == "cache" and event.get("op") in ("evict", "drop") and event.get("positions"):
-            inside = [place for place in event["positions"] if place < shape[2]]
-            changes.append((event["round"], 1, _all(event.get("layer")), _all(event.get("head")), inside, np.nan))
-    for *_, layer, head, places, width in sorted(changes, key=lambda change: change[:2]):  # what left, left afterwards
-        widths[layer, head, places] = width
-    return widths
-
-
-def _all(place: int | None) -> slice | int:
-    return slice(None) if place is None else slice(place, place + 1)

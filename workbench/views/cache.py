@@ -5,10 +5,11 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.schema import CACHE_KINDS
-from workbench.views.figure import blank, figure, inert, unit_of
-from workbench.views.palette import SEQUENTIAL, colours
+from workbench.trace.tables import model
+from workbench.views.figure import blank, figure, inert, numbers, unit_of
+from workbench.views.palette import PALETTE, SEQUENTIAL, colours
 
-__all__ = ["by_kind", "cache_footprint"]
+__all__ = ["by_kind", "cache_footprint", "ledger_over_time", "plain_bytes"]
 
 
 def by_kind(cache: pd.DataFrame) -> pd.DataFrame:
@@ -17,7 +18,72 @@ def by_kind(cache: pd.DataFrame) -> pd.DataFrame:
     return totals.loc[:, (totals > 0).any()]
 
 
-def cache_footprint(trace: Trace) -> go.Figure:
+def plain_bytes(trace: Trace) -> pd.Series:
+    """Bytes per round that the committed tokens would take in the models' own dtype, none evicted: payload alone.
+
+    From shapes: tokens × KV heads × (key size + value size) × width, over all layers and models. Empty where the run
+    does not say these.
+    """
+    cache, total = trace.cache, pd.Series(dtype=float)
+    for role, mine in cache.groupby("model", sort=False):
+        facts = model(trace.run, role)
+        heads, size, width = (facts.get(name) for name in ("kv_heads", "head_dim", "kv_bits"))
+        if None in (heads, size, width) or mine["logical_length"].isna().any():
+            return pd.Series(dtype=float)
+        heads = mine["layer"].map(dict(enumerate(heads))) if isinstance(heads, (list, tuple)) else heads
+        elements = sum(size) if isinstance(size, (list, tuple)) else 2 * size
+        taken = (mine["logical_length"] * heads * elements * width / 8).groupby(mine["round"]).sum()
+        total = taken if total.empty else total.add(taken, fill_value=0)
+    return total
+
+
+def _stack(kinds: pd.DataFrame, scale: float, unit: str, axis: str) -> list[go.Scatter]:
+    """Bytes over rounds, the kinds on top of each other."""
+    chosen = colours("kind", list(kinds.columns))
+    return [
+        go.Scatter(
+            x=kinds.index.tolist(), y=(kinds[kind] / scale).tolist(), name=kind, mode="lines+markers", yaxis=axis,
+            stackgroup="kind", marker={"size": 3}, line={"shape": "hv", "width": 1, "color": chosen[kind]},
+            hovertemplate=f"round %{{x}}: %{{y:.2f}} {unit}<extra>%{{fullData.name}}</extra>",
+        )
+        for kind in kinds.columns
+    ]  # fmt: skip
+
+
+def ledger_over_time(trace: Trace, theme: str | None = None) -> go.Figure:
+    """Bytes after every round by kind, stacked, both tiers together, and two lines to compare them with.
+
+    The lines: what lies on the device (drawn where anything lies on the host), and what the plain cache would take.
+    """
+    kinds, plain, rounds = by_kind(trace.cache), plain_bytes(trace), trace.rounds.set_index("round")
+    totals = kinds.sum(axis=1)
+    scale, unit = unit_of(max([0.0, *totals.tolist(), *plain.tolist()]))
+    device = rounds["cache_bytes"] if rounds["host_bytes"].max() > 0 else rounds["cache_bytes"].iloc[:0]
+    lines = [
+        go.Scatter(
+            x=part.index.tolist(), y=numbers(part / scale), name=name, mode="lines+markers",
+            line={"color": PALETTE["signal"][color], "shape": "hv", "width": 2.5}, marker={"size": 5, "symbol": symbol},
+            hovertemplate=f"round %{{x}}: %{{y:.2f}} {unit}<extra>{name}</extra>",
+        )
+        for part, name, color, symbol in (
+            (device, "on the device", "accepted", "square"), (plain, "plain cache", "reference", "diamond")
+        ) if len(part)
+    ]  # fmt: skip
+    axes = {
+        "xaxis": {"title": {"text": "round"}, "tickformat": "d"},
+        "yaxis": {"title": {"text": f"keys and values ({unit})"}, "rangemode": "tozero"},
+    }
+    words = "No cache was recorded."
+    if len(totals):
+        words = f"Bytes of keys and values over {len(totals)} rounds: {totals.iloc[-1] / scale:.3g} {unit} at the end"
+        words += f", {rounds['host_bytes'].iloc[-1] / scale:.3g} {unit} of it on the host" if len(device) else ""
+        words += f"; the plain cache would take {plain.iloc[-1] / scale:.3g} {unit}." if len(plain) else "."
+    notes = {} if len(totals) else {"annotations": [blank("no cache recorded")]}
+    drawn = [*_stack(kinds, scale, unit, "y"), *lines]
+    return figure("ledger_over_time", trace.id, drawn, words, theme, **axes, **notes)
+
+
+def cache_footprint(trace: Trace, theme: str | None = None) -> go.Figure:
     """Bytes of every layer after every round (top, a row per layer and model) and their kinds, stacked (bottom)."""
     cache = trace.cache
     layers = cache.assign(row=cache["model"].astype(str) + " " + cache["layer"].astype(str))
@@ -26,26 +92,20 @@ def cache_footprint(trace: Trace) -> go.Figure:
     kinds = by_kind(cache)
     largest = float(grid.max().max()) if grid.size else 0.0
     scale, unit = unit_of(largest)
-    total_scale, total_unit = unit_of(float(kinds.sum(axis=1).max()) if kinds.size else 0)
+    total = float(kinds.sum(axis=1).max()) if kinds.size else 0.0
+    total_scale, total_unit = unit_of(total)
     heat = go.Heatmap(
         x=[int(number) for number in grid.columns], y=[inert(row) for row in order],
         z=(grid / scale).to_numpy().tolist(), zmin=0, zmax=largest / scale or 1, colorscale=SEQUENTIAL, yaxis="y",
         name="bytes by layer", colorbar={"title": {"text": unit}, "len": 0.55, "y": 0.75},
         hovertemplate=f"round %{{x}}, %{{y}}: %{{z:.2f}} {unit}<extra></extra>",
     )  # fmt: skip
-    chosen = colours("kind", list(kinds.columns))
-    stacked = [
-        go.Scatter(
-            x=kinds.index.tolist(), y=(kinds[kind] / total_scale).tolist(), name=kind, mode="lines+markers",
-            yaxis="y2", stackgroup="kind", marker={"size": 3}, line={"shape": "hv", "width": 1, "color": chosen[kind]},
-            hovertemplate=f"round %{{x}}: %{{y:.2f}} {total_unit}<extra>%{{fullData.name}}</extra>",
-        )
-        for kind in kinds.columns
-    ]  # fmt: skip
     axes = {
         "xaxis": {"title": {"text": "round"}, "anchor": "y2"},
         "yaxis": {"title": {"text": "model, layer"}, "domain": [0.52, 1], "type": "category", "autorange": "reversed"},
         "yaxis2": {"title": {"text": f"all layers ({total_unit})"}, "domain": [0, 0.42], "rangemode": "tozero"},
     }
+    words = f"Bytes of keys and values by layer and by kind; together at most {total / total_scale:.3g} {total_unit}."
     notes = {} if len(cache) else {"annotations": [blank("no cache recorded")]}
-    return figure("cache_footprint", trace.id, [heat, *stacked], height=520, **axes, **notes)
+    drawn = [heat, *_stack(kinds, total_scale, total_unit, "y2")]
+    return figure("cache_footprint", trace.id, drawn, words, theme, height=520, **axes, **notes)

@@ -1,36 +1,104 @@
-"""What all views share: the look of a figure, safe text, byte units."""
+"""What all views share: the look of a figure, its words and its table, safe text, byte units.
+
+Every view takes `theme`: "light" or "dark" for a page known to be so, None for ink that reads on both. Backgrounds are
+transparent, so that the page shows through.
+"""
 
 import html
 from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
-__all__ = ["blank", "figure", "inert", "shown", "unit_of"]
+from workbench.errors import BadInput
+from workbench.views.palette import PAGES
 
-GRID = "#e6e6e6"
-TEMPLATE = {
-    "layout": {
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#1b1b1b"},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "hoverlabel": {"align": "left"},
-        "xaxis": {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True},
-        "yaxis": {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True, "title": {"standoff": 8}},
+__all__ = ["as_table", "blank", "description", "figure", "ink", "inert", "numbers", "shown", "unit_of"]
+
+CLEAR = "rgba(0,0,0,0)"
+
+
+def ink(theme: str | None) -> str:
+    """The colour of text and outlines under a theme. Raises BadInput for a theme that is not there."""
+    if theme not in PAGES:
+        raise BadInput(f'theme: expected "light", "dark" or None, got {theme!r}')
+    return PAGES[theme]["text"]
+
+
+def _template(theme: str | None) -> dict[str, Any]:
+    text = ink(theme)
+    grid = PAGES[theme]["grid"]
+    axis = {"gridcolor": grid, "zerolinecolor": grid, "automargin": True}
+    return {
+        "layout": {
+            "font": {"family": "system-ui, sans-serif", "size": 12, "color": text},
+            "paper_bgcolor": CLEAR,
+            "plot_bgcolor": CLEAR,
+            "hoverlabel": {"align": "left"},
+            "xaxis": axis,
+            "yaxis": {**axis, "title": {"standoff": 8}},
+        }
     }
-}
 
 
-def figure(name: str, run_id: str, traces: Iterable[Any], **layout: Any) -> go.Figure:
-    """A figure in the common look; zoom is kept while the same view of the same run is drawn again."""
+def figure(
+    name: str, run_id: str, traces: Iterable[Any], description: str, theme: str | None = None, **layout: Any
+) -> go.Figure:
+    """A figure in the common look; zoom is kept while the same view of the same run is drawn again.
+
+    description: what the figure shows in one sentence, for those who cannot see it; kept in `layout.meta`.
+    """
     common = {
-        "template": TEMPLATE,
+        "template": _template(theme),
         "margin": {"l": 64, "r": 16, "t": 24, "b": 48},
         "uirevision": f"{name}:{run_id}",
         "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         "showlegend": True,
+        "meta": {"view": name, "description": inert(description)},
     }
     return go.Figure(data=list(traces), layout={**common, **layout})
+
+
+def description(figure: go.Figure) -> str:
+    """What a figure of these views shows, in one sentence of plain text: its alternative text."""
+    return _plain((figure.layout.meta or {}).get("description", ""))
+
+
+def as_table(figure: go.Figure) -> pd.DataFrame:
+    """The data of a figure as a table, a row per point, bar or cell: the alternative for those who cannot see it.
+
+    Columns: `series`, then the titles of the axes (units included), the title of the colour bar, and what the hover
+    text adds. Texts are plain again (not escaped). Decoration is left out.
+    """
+    rows = [row for trace in figure.data if trace.hoverinfo != "skip" for row in _rows(figure, trace)]
+    return pd.DataFrame(rows) if rows else pd.DataFrame({"series": pd.Series(dtype=object)})
+
+
+def _rows(figure: go.Figure, trace: Any) -> list[dict[str, Any]]:
+    across, up = (figure.layout[(trace[f"{a}axis"] or a).replace(a, f"{a}axis")].title.text for a in "xy")
+    across, up = _plain(across), _plain(up)
+    series, extra = _plain(trace.name), list(trace.meta or ())
+    if trace.type == "heatmap":
+        amount = _plain(trace.colorbar.title.text or trace.name)
+        return [
+            {"series": series, up: _plain(y), across: _plain(x), amount: value}
+            for y, values in zip(trace.y, trace.z, strict=True)
+            for x, value in zip(trace.x, values, strict=True)
+            if value is not None
+        ]
+    data = trace.customdata if extra else [()] * len(trace.x)
+    starts = [None] * len(trace.x) if trace.type != "bar" or trace.base is None else trace.base
+    rows = []
+    for x, y, start, more in zip(trace.x, trace.y, starts, data, strict=True):
+        if x is not None:
+            place = {across: _plain(x)} if start is None else {f"start of {across}": start, f"length of {across}": x}
+            rows.append({"series": series, **place, up: _plain(y), **dict(zip(extra, map(_plain, more), strict=True))})
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    return html.unescape(value.replace("<br>", " ")) if isinstance(value, str) else value
 
 
 def blank(note: str) -> dict[str, Any]:
@@ -59,6 +127,11 @@ def shown(text: Any, limit: int = 40) -> str:
     for mark, visible in (("\n", "⏎"), ("\r", "␍"), ("\t", "⇥"), (" ", "␣")):
         text = text.replace(mark, visible)
     return inert(text)
+
+
+def numbers(column: Iterable[Any]) -> list[Any]:
+    """Plain values, missing ones as None (a gap in a line)."""
+    return [None if pd.isna(value) else value for value in column]
 
 
 def unit_of(largest: float) -> tuple[float, str]:

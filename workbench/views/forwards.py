@@ -1,36 +1,57 @@
-"""Which forward passes a run consisted of, and how long each took."""
+"""Which forward passes a run consisted of, when they ran, and how long each took."""
 
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
+from workbench.trace.perfetto import spans
 from workbench.views.figure import blank, figure, inert
 from workbench.views.palette import colour
 
 __all__ = ["forwards_timeline"]
 
+PATTERNS = {"draft": "/", "score": "x", "prefill": "."}  # the target's own passes and the host's phases are plain
+HATCH = {"size": 5, "solidity": 0.25, "fillmode": "overlay"}
 
-def forwards_timeline(trace: Trace) -> go.Figure:
-    """Every forward pass as a bar on the time axis, a row per phase and model; time between passes is left out."""
-    forwards = trace.forwards.dropna(subset=["wall_ms"])
-    begin = (forwards["wall_ms"].cumsum() - forwards["wall_ms"]).round(4)
-    rows = forwards["phase"].fillna("") + " · " + forwards["model"].fillna("")
+
+def forwards_timeline(trace: Trace, theme: str | None = None) -> go.Figure:
+    """Every forward pass as a bar on the clock, a row per phase and model; below them the phases on the host.
+
+    Begins are derived: see `workbench.trace.perfetto.spans`.
+    """
+    found, passes = spans(trace), trace.forwards
+    found = found[found["phase"] != "round"].sort_values("place", key=lambda place: place < 0, kind="stable")
+    rows = found["phase"].where(found["model"] == "", found["phase"] + " · " + found["model"])
+    facts = passes[["rows", "context", "implementation"]].reindex(found["place"]).astype(object)
+    facts = facts.where(facts.notna(), "?").set_axis(found.index)
     bars = []
     for row in dict.fromkeys(rows):
-        mine = forwards[rows == row]
-        phase = str(mine["phase"].iloc[0])
-        facts = mine[["round", "rows", "context", "implementation"]].astype(object).where(mine.notna(), "?")
+        mine = found[rows == row]
+        phase = mine["phase"].iloc[0]
+        data = [
+            [number, *(inert(f"{v:g}" if isinstance(v, float) else str(v)) for v in fact)]
+            for number, fact in zip(mine["round"], facts.loc[mine.index].to_numpy().tolist(), strict=True)
+        ]
+        pass_text = "<br>%{customdata[1]} rows, context %{customdata[2]}<br>%{customdata[3]}"
         bars.append(
             go.Bar(
-                x=mine["wall_ms"].tolist(), base=begin[rows == row].tolist(), y=[inert(row)] * len(mine),
-                orientation="h", name=inert(row), marker={"color": colour("phase", phase)},
-                customdata=[[inert(str(value)) for value in fact] for fact in facts.to_numpy().tolist()],
-                hovertemplate="round %{customdata[0]}: %{x:.3f} ms<br>%{customdata[1]} rows, context %{customdata[2]}"
-                "<br>%{customdata[3]}<extra>%{y}</extra>",
+                x=mine["length_ms"].tolist(), base=mine["start_ms"].tolist(), y=[inert(row)] * len(mine),
+                orientation="h", name=inert(row), customdata=data, meta=["round", "rows", "context", "implementation"],
+                marker={"color": colour("phase", phase), "line": {"width": 0},
+                        "pattern": {"shape": PATTERNS.get(phase, ""), **HATCH}},
+                hovertemplate="round %{customdata[0]}: %{x:.3f} ms" + (pass_text if mine["place"].iloc[0] >= 0 else "")
+                + "<extra>%{y}</extra>",
             )
         )  # fmt: skip
     axes = {
-        "xaxis": {"title": {"text": "time in forward passes (ms)"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "phase, model"}, "type": "category"},
+        "xaxis": {"title": {"text": "time since the start (ms)"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "phase, model"}, "type": "category", "autorange": "reversed"},
+        "showlegend": False,
     }
+    words = "No forward passes were recorded."
+    if len(passes):
+        words = f"{len(passes)} forward passes, {passes['wall_ms'].sum():.4g} ms in all"
+        by_phase = passes.groupby("phase", sort=False)["wall_ms"].sum()
+        words += ": " + ", ".join(f"{phase} {ms:.4g} ms" for phase, ms in by_phase.items()) + "."
     notes = {} if bars else {"annotations": [blank("no forward passes recorded")]}
-    return figure("forwards_timeline", trace.id, bars, barmode="overlay", **axes, **notes)
+    height = 120 + 34 * max(len(bars), 4)
+    return figure("forwards_timeline", trace.id, bars, words, theme, barmode="overlay", height=height, **axes, **notes)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.views.cache import by_kind
-from workbench.views.figure import blank, figure, inert, shown, unit_of
+from workbench.views.figure import blank, figure, inert, ink, numbers, shown, unit_of
 from workbench.views.palette import PALETTE, colours
 
 __all__ = ["entropy", "signals"]
@@ -18,7 +18,7 @@ ROWS = (("y", (0.77, 1.0), "entropy (nats)"), ("y2", (0.52, 0.73), "token in rou
         ("y3", (0.26, 0.48), "cache"), ("y4", (0.0, 0.22), "bits / element"))  # fmt: skip
 
 
-def signals(trace: Trace, cursor: int | None = None) -> go.Figure:
+def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -> go.Figure:
     """Entropy, acceptance, cache bytes and bits per element over the index of the token.
 
     Rows, top to bottom: entropy of the raw law and of the one sampled from; every token at its place in its round,
@@ -50,17 +50,20 @@ def signals(trace: Trace, cursor: int | None = None) -> go.Figure:
     if not len(tokens):
         layout["annotations"] = [blank("no tokens yet")]
     if cursor is not None:
-        line = {"color": "#1b1b1b", "width": 1, "dash": "dot"}
+        line = {"color": ink(theme), "width": 1, "dash": "dot"}
         ends = {"x0": cursor, "x1": cursor, "xref": "x", "y0": 0, "y1": 1, "yref": "paper"}
         layout["shapes"] = [{"type": "line", "name": "cursor", "line": line, **ends}]
-    return figure("signals", trace.id, traces, **layout)
+    words = f"The four signals over {len(tokens)} tokens: {_mean(tokens['entropy_raw_nats'], 'nats of entropy')}"
+    words += f", {int(rounds['accepted'].sum())} of {int(rounds['drafted'].sum())} drafted tokens accepted"
+    words += f", {_mean(joined['bits_per_element'], 'bits per element of the cache')}."
+    return figure("signals", trace.id, traces, words, theme, **layout)
 
 
-def entropy(trace: Trace) -> go.Figure:
+def entropy(trace: Trace, theme: str | None = None) -> go.Figure:
     """Entropy of the raw law and of the one sampled from, and the surprisal of the chosen token, over its index."""
     tokens = trace.tokens
     chosen = go.Scatter(
-        x=tokens["index"].tolist(), y=_numbers(tokens["surprisal_nats"]), name="surprisal of the token", mode="markers",
+        x=tokens["index"].tolist(), y=numbers(tokens["surprisal_nats"]), name="surprisal of the token", mode="markers",
         marker={"color": PALETTE["signal"]["accepted"], "size": 5, "symbol": "diamond"},
         customdata=_labels(tokens), hovertemplate="%{x} %{customdata}<br>surprisal %{y:.3f} nats<extra></extra>",
     )  # fmt: skip
@@ -69,16 +72,17 @@ def entropy(trace: Trace) -> go.Figure:
         "yaxis": {"title": {"text": "nats"}, "rangemode": "tozero"},
     }
     notes = {"annotations": [blank("no entropies recorded")]} if tokens["entropy_raw_nats"].isna().all() else {}
-    return figure("entropy", trace.id, [*_entropy(tokens), chosen], **axes, **notes)
+    words = f"Entropy and surprisal of {len(tokens)} tokens: {_mean(tokens['entropy_raw_nats'], 'nats, raw law')}"
+    words += f", {_mean(tokens['entropy_sampled_nats'], 'nats, sampled law')}."
+    return figure("entropy", trace.id, [*_entropy(tokens), chosen], words, theme, **axes, **notes)
+
+
+def _mean(column: pd.Series, what: str) -> str:
+    return f"unknown {what}" if column.isna().all() else f"mean {column.mean():.3g} {what}"
 
 
 def _span(n: int) -> list[float]:
     return [-0.5, max(n, 1) - 0.5]
-
-
-def _numbers(column: pd.Series) -> list[float | None]:
-    """Plain numbers, missing ones as None (a gap in a line)."""
-    return [None if pd.isna(value) else value for value in column.tolist()]
 
 
 def _labels(tokens: pd.DataFrame) -> list[str]:
@@ -90,7 +94,7 @@ def _entropy(tokens: pd.DataFrame) -> list[go.Scatter]:
     for column, name, dash in (("entropy_raw", "raw law", "solid"), ("entropy_sampled", "sampled law", "dot")):
         lines.append(
             go.Scatter(
-                x=tokens["index"].tolist(), y=_numbers(tokens[f"{column}_nats"]), name=f"entropy, {name}",
+                x=tokens["index"].tolist(), y=numbers(tokens[f"{column}_nats"]), name=f"entropy, {name}",
                 mode="lines+markers", line={"color": PALETTE["signal"][column], "dash": dash, "width": 1.5},
                 marker={"size": 4}, customdata=labels, yaxis="y",
                 hovertemplate="%{x} %{customdata}<br>%{y:.3f} nats<extra>" + name + "</extra>",
@@ -102,7 +106,7 @@ def _entropy(tokens: pd.DataFrame) -> list[go.Scatter]:
 def _step(joined: pd.DataFrame, column: str, name: str, color: str, axis: str, **line: Any) -> go.Scatter:
     """A figure of the round, held over its tokens."""
     return go.Scatter(
-        x=joined["index"].tolist(), y=_numbers(joined[column]), name=name, mode="lines+markers", yaxis=axis,
+        x=joined["index"].tolist(), y=numbers(joined[column]), name=name, mode="lines+markers", yaxis=axis,
         line={"color": color, "shape": "hvh", "width": 1.5, **line}, marker={"size": 3},
         customdata=joined["round"].tolist(), hovertemplate="round %{customdata}: %{y}<extra>" + name + "</extra>",
     )  # fmt: skip
@@ -141,7 +145,7 @@ def _cache(trace: Trace, tokens: pd.DataFrame) -> tuple[str, list[go.Scatter]]:
     chosen = colours(group, [str(name) for name in parts.columns])
     return unit, [
         go.Scatter(
-            x=tokens["index"].tolist(), y=_numbers(at_token[name] / scale), name=f"cache, {inert(str(name))}",
+            x=tokens["index"].tolist(), y=numbers(at_token[name] / scale), name=f"cache, {inert(str(name))}",
             mode="lines+markers", yaxis="y3", stackgroup="cache", marker={"size": 3},
             line={"shape": "hvh", "width": 1, "color": chosen[str(name)]},
             hovertemplate=f"%{{x}}: %{{y:.2f}} {unit}<extra>%{{fullData.name}}</extra>",

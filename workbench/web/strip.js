@@ -1,240 +1,190 @@
-// The token strip: a plain ES module without imports, used by the app and by notebooks.
-//
-// mount(element, {onPick, label}) -> {update(json), destroy()}. `json` is what dashboard/strip.py writes: columns over the
-// tokens. Text goes in by textContent only, so model output stays text. Colours are chosen here, without the server.
+import { chooser, fateOf, node, shown, visible } from "./common.js";
+import { KINDS } from "./record.js";
 
-export const css = `
-.wb-strip { font: 14px/1.75 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-.wb-bar { display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: center; font: 13px/1.4 system-ui, sans-serif; }
-.wb-bar select { font: inherit; padding: 2px 6px; border-radius: 6px; border: 1px solid #8888; background: inherit; color: inherit;
-  appearance: auto; }
-.wb-bar select option { color: #1b1b1b; background: white; }
-.wb-legend { display: flex; flex-wrap: wrap; gap: 2px 12px; align-items: center; }
-.wb-swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 4px; vertical-align: -1px; }
-.wb-ramp { display: inline-block; width: 96px; height: 10px; border-radius: 3px; margin: 0 6px; vertical-align: -1px; }
-.wb-tokens { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 21em; min-height: 5em; overflow-y: auto;
-  margin: 6px 0; padding: 8px 10px; border: 1px solid #8884; border-radius: 8px; }
-.wb-tokens:focus-visible { outline: 2px solid #0072b2; outline-offset: 1px; }
-.wb-prompt { opacity: .55; }
-.wb-token { cursor: pointer; border-radius: 3px; padding: 1px 0; box-decoration-break: clone;
-  -webkit-box-decoration-break: clone; }
-.wb-token.wb-first { box-shadow: -2px 0 0 -0.5px #8889; }
-.wb-token.wb-drafted { text-decoration: underline; text-underline-offset: 3px; text-decoration-thickness: 2px; }
-.wb-token.wb-bonus { text-decoration: underline double; text-underline-offset: 3px; }
-.wb-token.wb-residual { text-decoration: underline wavy; text-underline-offset: 3px; }
-.wb-token.wb-ahead { opacity: .38; }
-.wb-token:hover { filter: brightness(.9); }
-.wb-token[aria-selected=true] { outline: 2px solid currentColor; outline-offset: 1px; }
-.wb-note { min-height: 1.4em; font: 13px/1.4 system-ui, sans-serif; opacity: .8; overflow-wrap: anywhere; }
-`;
+// The token strip: every token in the running text, coloured by a signal; a list box with a roving tab stop.
 
-const KINDS = [["drafted", "drafted and kept"], ["bonus", "after a draft kept whole"], ["residual", "in place of a refused draft"]];
-const RAMP = { entropy: "0,114,178", sampled: "86,180,233", surprisal: "213,94,0", p: "0,158,115", cache: "230,159,0", bits: "204,121,167" };
-let made = 0;
+const STRONGEST = 60; // percent of a signal's colour behind a token, so that the text reads in light and in dark
+let strips = 0;
 
-function node(tag, name, text) {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function shown(value, unit = "") {
-  if (value === null || value === undefined) return "–";
-  if (unit === "bytes") {
-    const power = value >= 2 ** 30 ? 3 : value >= 2 ** 20 ? 2 : value >= 2 ** 10 ? 1 : 0;
-    return `${(value / 1024 ** power).toFixed(power ? 2 : 0)} ${["B", "KiB", "MiB", "GiB"][power]}`;
-  }
-  const size = Math.abs(value);
-  return size !== 0 && (size < 0.01 || size >= 1e6) ? value.toExponential(2) : String(Math.round(value * 1000) / 1000);
-}
-
-function visible(text) {
-  return text === "" ? "◦" : text.replace(/\n/g, "⏎\n").replace(/\t/g, "⇥\t").replace(/\r/g, "␍");
-}
-
-export function mount(element, { onPick, label = "decoded tokens" }) {
-  const prefix = `wb-${(made += 1)}`;
-  const root = node("div", "wb-strip");
-  const style = node("style", "", css);
-  const bar = node("div", "wb-bar");
-  const choice = node("select");
-  choice.setAttribute("aria-label", "colour tokens by");
-  const legend = node("span", "wb-legend");
-  const chooser = node("label", "", "colour by ");
-  chooser.append(choice);
-  bar.append(chooser, legend);
-  const box = node("div", "wb-tokens");
-  box.tabIndex = 0;
+export function tokenStrip(held, { label, colourBy, onMove, onPick, onHover }) {
+  const prefix = `wb-${(strips += 1)}`;
+  const bar = node("div", "wb-bar"), legend = node("span", "wb-legend");
+  const colour = chooser("colour tokens by", [], () => { wanted = colour.choice.value; paint(); });
+  const asked = node("label", "wb-check"), ghosts = node("input");
+  ghosts.type = "checkbox";
+  ghosts.addEventListener("change", haunt);
+  asked.append(ghosts, " show refused drafts");
+  bar.append(colour.element, legend, asked);
+  const box = node("div", "wb-tokens"), prompt = node("span", "wb-prompt");
+  box.tabIndex = -1;
   box.setAttribute("role", "listbox");
   box.setAttribute("aria-label", label);
-  const prompt = node("span", "wb-prompt");
   box.append(prompt);
-  const note = node("div", "wb-note");
-  root.append(style, bar, box, note);
-  element.replaceChildren(root);
+  const spans = [];
+  let wanted = colourBy; // kept while a run has not recorded it yet
+  let selected = null, hovered = null;
+  let limit = Infinity, lit = 0; // tokens from `limit` on are faint; `lit` of them are drawn bright
 
-  let data = { text: [], source: [], kind: [], round: [], signals: {}, sources: {}, cursor: 0, selected: null, prompt: "" };
-  let drawn = [];
-  let selected = null;
-  let waiting = null;
-
-  const keyOf = (i) => `${data.round[i]}|${data.source[i]}|${data.text[i]}`;
+  const keyOf = (i) => `${held.tokens.round[i]}|${held.token("source", i)}|${held.token("text", i)}`;
 
   function draw() {
-    prompt.textContent = data.prompt;
+    const n = held.count();
+    prompt.textContent = held.prompt;
     let same = 0;
-    while (same < drawn.length && same < data.text.length && drawn[same].key === keyOf(same)) same += 1;
-    for (const old of drawn.splice(same)) old.span.remove();
-    for (let i = same; i < data.text.length; i += 1) {
-      const span = node("span", `wb-token wb-${data.kind[i]}`, visible(data.text[i]));
+    while (same < Math.min(n, spans.length) && spans[same].key === keyOf(same)) same += 1;
+    for (const { span } of spans.splice(same)) span.remove();
+    if (selected !== null && selected >= same) selected = null;
+    box.classList.toggle("wb-grouped", held.spans().length < n); // rounds of one token each need no marks
+    const more = document.createDocumentFragment();
+    for (let i = same; i < n; i += 1) {
+      const text = held.token("text", i) ?? "", first = i === 0 || held.tokens.round[i] !== held.tokens.round[i - 1];
+      const span = node("span", `wb-token wb-${held.token("kind", i)}${first ? " wb-first" : ""}`, visible(text));
       span.id = `${prefix}-${i}`;
       span.dataset.index = i;
+      span.tabIndex = -1;
       span.setAttribute("role", "option");
-      span.setAttribute("aria-label", `${i}: ${data.text[i]}, ${data.source[i]}`);
-      drawn.push({ span, key: keyOf(i) });
-      box.append(span);
+      span.setAttribute("aria-selected", "false");
+      span.setAttribute("aria-label", `${i}: ${visible(text, true)}, ${held.token("source", i) ?? "unknown source"}`);
+      more.append(span);
+      spans.push({ span, key: keyOf(i) });
     }
-    const grouped = new Set(data.round).size < data.round.length; // rounds of one token each need no marks
-    drawn.forEach(({ span }, i) => {
-      span.classList.toggle("wb-ahead", i >= data.cursor);
-      span.classList.toggle("wb-first", grouped && (i === 0 || data.round[i] !== data.round[i - 1]));
-    });
+    box.append(more);
+    lit = Math.min(limit, n);
+    spans.forEach(({ span }, i) => span.classList.toggle("wb-ahead", i >= lit));
+    asked.hidden = !held.drafts.round?.length;
+    choices();
+    haunt();
   }
 
-  function range(signal) {
-    const known = signal.values.filter((value) => value !== null);
-    const low = signal.low ?? Math.min(...known), high = signal.high ?? Math.max(...known);
-    return known.length ? [low, high > low ? high : low + 1] : [0, 1];
+  function choices() {
+    const signals = Object.entries(held.signals).filter(([, signal]) => held.known(signal.of));
+    const labels = signals.map(([name, signal]) => [name, signal.label]);
+    const options = [["source", "source (acceptance)"], ...labels, ["round", "round (alternating)"]];
+    const names = options.map(([name]) => name);
+    if (names.join() !== [...colour.choice.options].map((option) => option.value).join()) {
+      colour.fill(options, names.includes(wanted) ? wanted : "source");
+    }
+    paint();
   }
 
   function paint() {
-    const name = choice.value, signal = data.signals[name];
-    const [low, high] = signal ? range(signal) : [0, 1];
-    drawn.forEach(({ span }, i) => {
-      let colour = "";
-      if (signal && signal.values[i] !== null && signal.values[i] !== undefined) {
-        const share = Math.min(1, Math.max(0, (signal.values[i] - low) / (high - low)));
-        colour = `rgba(${RAMP[name]},${(0.05 + 0.65 * share).toFixed(3)})`;
-      } else if (!signal) {
-        colour = `${data.sources[data.source[i]] ?? "#8a8a8a"}66`;
-      }
-      span.style.backgroundColor = colour;
-    });
-    legend.replaceChildren();
+    const name = colour.choice.value, signal = held.signals[name], items = [];
+    let share = () => 0, own;
     if (signal) {
+      const values = held.series(signal.of);
+      let low = Infinity, high = -Infinity;
+      for (const value of values) if (value !== null) [low, high] = [Math.min(low, value), Math.max(high, value)];
+      [low, high] = low > high ? [0, 1] : [signal.low ?? low, signal.high ?? high];
+      const place = (value) => Math.min(1, Math.max(0, (value - low) / (high - low || 1)));
+      share = (i) => values[i] === null ? 0 : 0.06 + 0.94 * place(values[i]);
+      own = () => signal.colour;
       const ramp = node("span", "wb-ramp");
-      ramp.style.background = `linear-gradient(to right, rgba(${RAMP[name]},.05), rgba(${RAMP[name]},.7))`;
-      const item = node("span");
-      const unit = signal.unit === "bytes" ? "" : ` ${signal.unit}`;
-      item.append(shown(low, signal.unit), ramp, shown(high, signal.unit) + unit);
-      legend.append(item);
-    }
-    const present = new Set(data.kind);
-    if (!signal) {
-      for (const source of new Set(data.source)) {
-        const swatch = node("span", "wb-swatch"), item = node("span");
-        swatch.style.background = `${data.sources[source] ?? "#8a8a8a"}88`;
-        item.append(swatch, source);
-        legend.append(item);
+      ramp.style.setProperty("--ramp", signal.colour);
+      items.push([shown(low, signal.unit), ramp, shown(high, signal.unit)]);
+    } else if (name === "round") {
+      own = () => "#0072b2";
+      share = (i) => held.tokens.round[i] % 2 ? 0.5 : 0.1;
+      items.push(["odd rounds darker, even rounds lighter"]);
+    } else {
+      share = () => 0.7;
+      own = (i) => held.colours.source[held.token("source", i) ?? "unknown"] ?? "#8a8a8a";
+      for (const source of new Set((held.tokens.source ?? []).map((text) => text ?? "unknown"))) {
+        const swatch = node("span", "wb-swatch");
+        swatch.style.setProperty("--ramp", held.colours.source[source] ?? "#8a8a8a");
+        items.push([swatch, source]);
       }
     }
-    for (const [kind, text] of KINDS) {
-      if (!present.has(kind)) continue;
+    spans.forEach(({ span }, i) => {
+      const strength = (STRONGEST * share(i)).toFixed(1);
+      span.style.backgroundColor = strength > 0 ? `color-mix(in srgb, ${own(i)} ${strength}%, transparent)` : "";
+    });
+    const present = new Set(held.tokens.kind ?? []);
+    for (const [kind, text] of Object.entries(KINDS)) {
+      if (present.has(kind)) items.push([node("span", `wb-sample wb-${kind}`, "abc"), ` ${text}`]);
+    }
+    legend.replaceChildren(...items.map((parts) => {
       const item = node("span");
-      const sample = node("span", `wb-token wb-${kind}`, "abc");
-      sample.style.cursor = "default";
-      item.append(sample, ` ${text}`);
-      legend.append(item);
+      item.append(...parts);
+      return item;
+    }));
+  }
+
+  // Drafted and refused tokens, struck out, before the place they would have taken.
+  function haunt() {
+    for (const ghost of box.querySelectorAll(".wb-ghost")) ghost.remove();
+    if (!ghosts.checked) return;
+    for (const span of held.spans()) {
+      for (const { at, nodes } of held.refused(span)) {
+        const ghost = node("span", "wb-ghost");
+        ghost.setAttribute("aria-hidden", "true");
+        ghost.title = nodes.map((row) => `${visible(row.text ?? "", true)}: ${fateOf(row)}`).join("\n");
+        ghost.append(...nodes.map((row) => node("s", "", visible(row.text ?? "", true))));
+        const before = spans[Math.min(at, span.last + 1)]?.span ?? null;
+        box.insertBefore(ghost, before);
+      }
     }
   }
 
-  function describe(i) {
-    if (i === null || i >= data.text.length) return "";
-    const facts = Object.values(data.signals).map((signal) => `${signal.label} ${shown(signal.values[i], signal.unit)}`);
-    return [`token ${i}`, JSON.stringify(data.text[i]), `round ${data.round[i]}`, data.source[i], ...facts].join(" · ");
+  function dim(from) {
+    limit = from;
+    const edge = Math.min(from, spans.length);
+    for (let i = Math.min(edge, lit); i < Math.max(edge, lit); i += 1) {
+      spans[i].span.classList.toggle("wb-ahead", i >= edge);
+    }
+    lit = edge;
   }
 
   function select(i) {
-    if (selected !== null && drawn[selected]) drawn[selected].span.setAttribute("aria-selected", "false");
-    selected = i !== null && i < drawn.length ? i : null;
-    if (selected === null) box.removeAttribute("aria-activedescendant");
-    else {
-      drawn[selected].span.setAttribute("aria-selected", "true");
-      box.setAttribute("aria-activedescendant", drawn[selected].span.id);
-    }
-    note.textContent = describe(selected);
+    const old = spans[selected]?.span, now = spans[i]?.span;
+    if (old) [old.tabIndex, old.ariaSelected] = [-1, "false"];
+    selected = now ? i : null;
+    if (!now) return;
+    [now.tabIndex, now.ariaSelected] = [0, "true"];
+    if (box.matches(":focus-within")) now.focus({ preventScroll: true });
   }
 
   function reveal(i) {
-    const span = drawn[i]?.span;
+    const span = spans[i]?.span;
     if (!span) return;
-    const top = span.offsetTop - box.offsetTop;
-    if (top < box.scrollTop) box.scrollTop = top - 8;
-    else if (top + span.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top + span.offsetHeight - box.clientHeight + 8;
+    const top = span.offsetTop, low = top + span.offsetHeight;
+    if (top < box.scrollTop || low > box.scrollTop + box.clientHeight) box.scrollTop = top - box.clientHeight / 3;
   }
 
-  function pick(i, later = 0) {
-    select(i);
-    reveal(i);
-    clearTimeout(waiting);
-    waiting = setTimeout(() => onPick(i), later);
+  function hover(i) {
+    spans[hovered]?.span.classList.remove("wb-hover");
+    hovered = i;
+    spans[i]?.span.classList.add("wb-hover");
   }
 
-  function startOfRound(i, step) {
-    let place = i;
-    while (place > 0 && data.round[place - 1] === data.round[place]) place -= 1; // start of this round
-    if (step < 0) {
-      if (place < i || place === 0) return place;
-      place -= 1;
-      while (place > 0 && data.round[place - 1] === data.round[place]) place -= 1;
-      return place;
-    }
-    const round = data.round[place];
-    while (place < data.round.length - 1 && data.round[place] === round) place += 1;
-    return place;
-  }
-
+  const indexOf = (event) => {
+    const span = event.target.closest(".wb-token");
+    return span ? Number(span.dataset.index) : null;
+  };
   box.addEventListener("click", (event) => {
-    const span = event.target.closest(".wb-token");
-    if (span) pick(Number(span.dataset.index));
+    const i = indexOf(event);
+    if (i !== null) onMove(i);
   });
-  box.addEventListener("mouseover", (event) => {
-    const span = event.target.closest(".wb-token");
-    if (span) note.textContent = describe(Number(span.dataset.index));
+  box.addEventListener("dblclick", (event) => {
+    const i = indexOf(event);
+    if (i !== null) onPick(i);
   });
-  box.addEventListener("mouseleave", () => { note.textContent = describe(selected); });
+  box.addEventListener("mouseover", (event) => onHover(indexOf(event)));
+  box.addEventListener("mouseleave", () => onHover(null));
   box.addEventListener("keydown", (event) => {
-    if (!drawn.length || event.ctrlKey || event.metaKey || event.altKey) return;
-    const at = selected ?? Math.max(0, Math.min(data.cursor, drawn.length) - 1), last = drawn.length - 1;
+    if (!spans.length || event.ctrlKey || event.metaKey || event.altKey) return;
+    const at = selected ?? Math.max(0, Math.min(limit, spans.length) - 1), last = spans.length - 1;
     const moves = {
-      ArrowLeft: () => Math.max(0, at - 1), ArrowRight: () => Math.min(last, at + 1), Home: () => 0, End: () => last,
-      ArrowUp: () => startOfRound(at, -1), ArrowDown: () => startOfRound(at, 1), Enter: () => at, " ": () => at,
+      ArrowLeft: () => event.shiftKey ? held.roundStart(at, -1) : Math.max(0, at - 1),
+      ArrowRight: () => event.shiftKey ? held.roundStart(at, 1) : Math.min(last, at + 1),
+      ArrowUp: () => held.roundStart(at, -1), ArrowDown: () => held.roundStart(at, 1), Home: () => 0, End: () => last,
     };
-    if (!(event.key in moves)) return;
+    const picked = event.key === "Enter" || event.key === " ";
+    if (!picked && !(event.key in moves)) return;
     event.preventDefault();
     event.stopPropagation();
-    pick(moves[event.key](), event.key === "Enter" ? 0 : 150);
+    if (picked) onPick(at);
+    else onMove(moves[event.key]());
   });
-  choice.addEventListener("change", paint);
 
-  function update(json) {
-    if (!json) return;
-    data = JSON.parse(json);
-    const names = ["source", ...Object.keys(data.signals)], before = choice.value;
-    if (names.join() !== [...choice.options].map((option) => option.value).join()) {
-      choice.replaceChildren(...names.map((name) => {
-        const option = node("option", "", name === "source" ? "source (acceptance)" : data.signals[name].label);
-        option.value = name;
-        return option;
-      }));
-      choice.value = names.includes(before) ? before : "entropy";
-    }
-    draw();
-    paint();
-    select(data.selected);
-    if (data.follow) reveal(data.cursor - 1);
-  }
-
-  return { update, destroy: () => { clearTimeout(waiting); root.remove(); } };
+  return { bar, box, draw, select, reveal, hover, dim };
 }

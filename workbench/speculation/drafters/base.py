@@ -9,6 +9,7 @@ from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
+    from workbench.cache import Stack
     from workbench.decoders.base import RoundLog, State
 
 __all__ = ["Drafter"]
@@ -31,6 +32,10 @@ class Drafter(Declared):
 
     def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         """The models the drafter runs, by role."""
+        return {}
+
+    def caches(self) -> dict[str, "Stack | None"]:
+        """The cache stacks of these models, by role."""
         return {}
 
     def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workbench.cache import Stack, as_stack
 from workbench.declare import register, setting
 from workbench.engine.distribution import draw
 from workbench.engine.loading import companion
@@ -30,16 +31,25 @@ class DraftModel(Drafter):
     """
 
     model: str = setting("embedded-draft", help="the draft model: name, hub id or directory")
+    cache: Stack | None = setting(None, family="cache", help="the draft's cache stack (default: every token as it is)")
 
     has_rows = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cache", as_stack(self.cache))
+        super().__post_init__()
 
     def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         return {"draft": companion(lm, self.model)}
 
+    def caches(self) -> dict[str, Stack | None]:
+        return {"draft": self.cache}
+
     def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
         tree = DraftTree([state.pending])
         base = len(state.tokens) - 1
-        depth = min(depth, state.lanes["draft"].model.context - len(state.tokens))
+        lane = state.lanes["draft"]
+        depth = min(depth, lane.model.context - len(state.tokens), lane.room(base + 1) + 1)  # leaves are not fed
         grow = _Growth(self, state, log, tree, coupled, shape.needs_confidence)
         while asked := [(parent, m) for parent, m in shape.ask(tree) if tree.depths[parent] < depth]:
             grow.feed([parent for parent, _ in asked])

@@ -1,0 +1,133 @@
+"""The law: speculative output under a cache stack is plain output under that stack, token by token."""
+
+import pytest
+
+import workbench as wb
+from tests.cache.conftest import DRAFT, PROMPT
+from tests.table import DECODERS, POLICIES, QUANTIZERS, stacks
+from workbench import declare
+from workbench.cache.maintenance import Layer
+
+LENGTH = 48
+STACKS = dict(stacks())
+LOSSLESS = [name for name, row in DECODERS.items() if row.lossless and name != "autoregressive"]
+known: dict = {}
+
+
+def decode(lm, decoder, stack, temperature: float) -> list[int]:
+    return wb.decode(
+        lm, PROMPT, decoder, cache=stack, temperature=temperature, seed=4, max_new_tokens=LENGTH, level="off"
+    ).token_ids
+
+
+def plain(lm, name: str, temperature: float) -> list[int]:
+    key = (lm.dtype, name, temperature)
+    if key not in known:
+        known[key] = decode(lm, None, STACKS[name], temperature)
+    return known[key]
+
+
+@pytest.mark.parametrize("family, rows", [("policy", POLICIES), ("quantizer", QUANTIZERS)])
+def test_every_registered_member_has_a_row(family, rows):
+    ours = {n for n in declare.names(family) if declare.get(family, n).__module__.startswith("workbench.")}
+    assert ours == {row.declared_name for row in rows.values()}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_speculative_text_is_the_plain_text_of_the_stack(small, wide, name):
+    """Every lossless decoder under every policy; under quantizers four of them, under pairs two, in turn.
+
+    Keyed draws at T = 1 where a decoder promises the seed's text, else greedy. A mismatch is decoded again in fp64.
+    """
+    turn = list(STACKS).index(name)
+    count = 2 if "+" in name else 4 if name in QUANTIZERS else len(LOSSLESS)
+    chosen = [LOSSLESS[(turn + 3 * step) % len(LOSSLESS)] for step in range(count)]
+    for decoder in chosen:
+        row = DECODERS[decoder]
+        temperature = 1.0 if row.sampled == "seed" else 0.0
+        found = decode(small, row.make(DRAFT), STACKS[name], temperature)
+        if found != plain(small, name, temperature):
+            assert decode(wide, row.make(DRAFT), STACKS[name], temperature) == plain(wide, name, temperature), decoder
+
+
+def test_the_texts_are_worth_comparing(small):
+    """Full length, not one text for all, and drafts are accepted and refused."""
+    texts = {name: plain(small, name, 1.0) for name in STACKS}
+    assert all(len(text) == LENGTH for text in texts.values())
+    assert len({tuple(text) for text in texts.values()}) >= len(STACKS) // 2
+    rounds = wb.decode(
+        small, PROMPT, DECODERS["speculative"].make(DRAFT), cache=STACKS["h2o"], max_new_tokens=LENGTH
+    ).rounds
+    drafted = rounds[rounds["drafted"] > 0]
+    assert 0 < drafted["accepted"].sum() < drafted["drafted"].sum()
+
+
+@pytest.mark.parametrize("name", ["h2o", "kivi2", "h2o+kivi4"])
+def test_drafting_across_a_boundary_would_break_it(small, name, monkeypatch):
+    """Negative control: the store refuses rows behind its next maintenance, which is what the cap is there for."""
+    from workbench.decoders.base import MANY, Lane
+
+    monkeypatch.setattr(Lane, "room", lambda self, length: MANY)
+    with pytest.raises(RuntimeError, match="pass the cache's maintenance"):
+        decode(small, DECODERS["speculative"].make(DRAFT), STACKS[name], 0.0)
+
+
+def test_the_mass_of_rejected_rows_would_break_it(small, monkeypatch):
+    """Negative control: scores that count every drafted row, whether it was committed or not."""
+
+    class Everything(list):
+        def __contains__(self, row) -> bool:
+            return True
+
+    honest = Layer.scored
+    monkeypatch.setattr(Layer, "scored", lambda self, seen, rows, *rest: honest(self, seen, Everything(rows), *rest))
+    with pytest.raises(AssertionError):
+        for name in ("h2o", "h2o+kivi4", "h2o+kivi2"):
+            for decoder in LOSSLESS:
+                assert decode(small, DECODERS[decoder].make(DRAFT), STACKS[name], 0.0) == plain(small, name, 0.0)
+
+
+@pytest.mark.parametrize("name", ["mirostat", "entropy_adaptive"])
+@pytest.mark.parametrize("stack", ["streaming", "h2o+kivi4"])
+def test_decoders_with_laws_of_their_own_run_and_repeat(small, name, stack):
+    row = DECODERS[name]
+    texts = [decode(small, row.make(DRAFT), STACKS[stack], 0.0) for _ in range(2)]
+    assert texts[0] == texts[1] and len(texts[0]) == LENGTH
+
+
+@pytest.mark.parametrize("stack", ["streaming", "h2o", "snapkv+kivi4", "h2o+paged"])
+def test_a_draft_under_a_stack_of_its_own_changes_no_token(small, stack):
+    """The draft's cache decides what is proposed, never what is written."""
+    for shape in (wb.FixedLength(3), wb.FixedTree((2, 2, 1))):
+        decoder = wb.Speculative(drafter=wb.DraftModel(DRAFT, cache=STACKS[stack]), shape=shape)
+        assert decode(small, decoder, None, 1.0) == decode(small, None, None, 1.0)
+        assert decode(small, decoder, STACKS["h2o"], 1.0) == plain(small, "h2o", 1.0)
+
+
+@pytest.mark.parametrize("name", ["streaming", "h2o", "snapkv", "h2o+kivi4", "streaming+paged"])
+def test_sliding_windows_under_a_stack(sliding, name):
+    for decoder in ("speculative-copyspec",):
+        found = decode(sliding, DECODERS[decoder].make(DRAFT), STACKS[name], 1.0)
+        assert found == decode(sliding, None, STACKS[name], 1.0)
+
+
+def test_slots_read_at_their_places_under_speculation(small):
+    stack = wb.StreamingLLM(sinks=4, window=24, interval=16, positions="slot")
+    expected = decode(small, None, stack, 1.0)
+    assert decode(small, DECODERS["speculative-tree"].make(DRAFT), stack, 1.0) == expected
+    baked = wb.StreamingLLM(sinks=4, window=24, interval=16)
+    assert decode(small, None, baked, 1.0) != expected
+
+
+def test_the_toy_model_forgets_what_a_window_drops(toy):
+    """Its law needs the last two tokens: a window of two is exact, one of one is not, drafted or not."""
+    text = wb.decode(toy, [0, 1, 2], max_new_tokens=40).token_ids
+    drafted = wb.Speculative(drafter=wb.DraftModel("toy-draft"))
+    for decoder in (None, drafted):
+        kept = wb.decode(toy, [0, 1, 2], decoder, cache=wb.StreamingLLM(0, 2, interval=2), max_new_tokens=40).token_ids
+        assert kept == text
+    short = [
+        wb.decode(toy, [0, 1, 2], decoder, cache=wb.StreamingLLM(0, 1, interval=5), temperature=1.0, max_new_tokens=40)
+        for decoder in (None, drafted)
+    ]
+    assert short[0].token_ids == short[1].token_ids

@@ -1,0 +1,260 @@
+"""Pages, shelves and forks: what one side writes the other never sees; rejected rows leave no trace."""
+
+import gc
+import random
+import threading
+
+import pytest
+import torch
+
+import workbench as wb
+from tests.cache.conftest import PROMPT, contents, feed
+from tests.table import stacks
+from workbench.cache import maintenance, pages
+from workbench.cache.pages import Arena, Draft, shelve
+from workbench.engine.attention import attend, attend_in_place, column_mass, in_place
+from workbench_kernels.pages import SLOTS, PageFormat, pack, unpack
+
+STACKS = dict(stacks())
+TEXT = (PROMPT * 4)[:150]
+FORM = PageFormat(16, 16, 4, 4, 16)
+CPU = torch.device("cpu")
+
+
+def drafts(count: int, start: int = 0) -> list[Draft]:
+    torch.manual_seed(start)
+    places = torch.arange(start, start + count * SLOTS).view(count, SLOTS)
+    rows = pack(torch.randn(count, SLOTS, 16), torch.randn(count, SLOTS, 16), places, torch.full((count,), SLOTS), FORM)
+    return [Draft(row, SLOTS, SLOTS, int(where[-1])) for row, where in zip(rows, places, strict=True)]
+
+
+# -- shelves ----------------------------------------------------------------------------------------------------------
+
+
+def test_pages_are_shared_until_nobody_names_them():
+    """Appending keeps the arena while it has room; a page that the last shelf drops goes back to the free list."""
+    first = shelve([drafts(2), drafts(3)], FORM, CPU, [])
+    (arena,) = first.arenas
+    assert len(arena.data) == 5 and not arena.free
+    fewer = shelve([first.pages[0][:1], first.pages[1]], FORM, CPU, [arena])
+    assert fewer.arenas == [arena] and not arena.free  # the first shelf still holds it
+    place = first.pages[0][1].place
+    del first
+    gc.collect()
+    assert arena.free == [place]
+    before = arena.data.clone()
+    more = shelve([fewer.pages[0], [*fewer.pages[1], drafts(1, 900)[0]]], FORM, CPU, [arena])
+    assert more.arenas == [arena] and not arena.free
+    assert torch.equal(arena.data[[p.place for p in fewer.pages[0]]], before[[p.place for p in fewer.pages[0]]])
+    grown = shelve([more.pages[0], [*more.pages[1], *drafts(2, 2000)]], FORM, CPU, [arena])
+    assert grown.arenas != [arena] and torch.equal(grown.rows()[:, :1], more.rows()[:, :1])
+    assert more.arenas == [arena]  # untouched
+
+
+def test_tables_name_pages_in_units_of_sixteen_bytes():
+    shelf = shelve([drafts(1), drafts(3, 500)], FORM, CPU, [])
+    assert shelf.count.tolist() == [1, 3] and shelf.table.shape == (2, 3) and shelf.table.dtype == torch.int32
+    (arena,) = shelf.arenas
+    for head in range(2):
+        for place in range(shelf.count[head]):
+            start = int(shelf.table[head, place]) * 16
+            assert torch.equal(arena.data.flatten()[start : start + FORM.bytes], shelf.rows()[head, place])
+    _, _, where, live = shelf.decode()
+    assert live.sum(-1).tolist() == [32, 96] and where[1][live[1]].tolist() == list(range(500, 596))
+    assert sum(shelf.ledger().values()) == arena.data.nbytes + shelf.table.nbytes + shelf.count.nbytes
+
+
+def test_two_tiers_hold_what_they_should():
+    entries = [drafts(3), drafts(3, 1000)]
+    shelf = shelve(entries, FORM, CPU, [], before=64)
+    homes = [[page.arena.host for page in row] for row in shelf.pages]
+    assert homes == [[True, True, False], [False, False, False]] and len(shelf.arenas) == 2
+    assert torch.equal(shelf.rows().flatten(0, 1), torch.stack([d.row for row in entries for d in row]))
+    assert shelf.host_bytes == 2 * FORM.bytes and shelf.away == 2
+    back = shelve(shelf.pages, FORM, CPU, shelf.arenas)
+    assert back.host_bytes == 0 and torch.equal(back.rows(), shelf.rows())
+
+
+def test_live_masks_of_copies():
+    (draft,) = drafts(1)
+    live = torch.zeros(1, SLOTS, dtype=torch.bool)
+    live[0, [0, 5, 17, 31]] = True
+    copy = pages.with_live(draft.row[None], live)
+    assert unpack(copy, FORM)[3].equal(live) and unpack(draft.row[None], FORM)[3].all()
+    assert torch.equal(copy[:, 4:], draft.row[None, 4:])
+
+
+def test_threads_take_different_places():
+    arena, taken = Arena(FORM, CPU, 400), []
+    workers = [threading.Thread(target=lambda: taken.extend(arena.take(1)[0] for _ in range(100))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(taken) == list(range(400)) and arena.take(1) is None and arena.take(0) == []
+
+
+def test_retier_moves_pages_there_and_back(small):
+    """Bytes change tiers, no logit changes, and the events name the positions that moved."""
+    store, usual = (STACKS["kivi4"].new_store(small, 40) for _ in range(2))
+    for each in (store, usual):
+        feed(small, each, TEXT[:128])
+    shared, total = store.fork(), sum(store.ledger()["payload"])
+    store.drain()
+    store.retier(64)
+    found = store.ledger()
+    assert all(found["host_bytes"]) and sum(found["payload"]) == total and not any(shared.ledger()["host_bytes"])
+    events, _ = store.drain()
+    assert [(e["layer"], e["head"], e["positions"]) for e in events] == [(n // 2, n % 2, [[0, 64]]) for n in range(4)]
+    assert torch.equal(feed(small, store.fork(), [3]), feed(small, usual.fork(), [3]))
+    store.retier(32)
+    assert {(e["destination"], str(e["positions"])) for e in store.drain()[0]} == {("device", "[[32, 32]]")}
+    feed(small, store, TEXT[128:])
+    feed(small, usual, TEXT[128:])
+    assert all(torch.equal(*pair) for pair in zip(contents(store), contents(usual), strict=True))
+    ops = [(event["op"], event["bytes"] > 0) for event in store.drain()[0]]
+    assert ("fetch", True) in ops
+
+
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("name", ["kivi4", "h2o+kivi2", "streaming+paged", "snapkv+kivi8"])
+@torch.inference_mode()
+def test_pages_read_where_they_lie_give_what_the_joined_segments_give(small, name, window):
+    """Outputs and mass, for one row, a chain and a tree; one page fewer in the table shows."""
+    store = STACKS[name].new_store(small, 40)
+    feed(small, store, TEXT[:130])
+    torch.manual_seed(0)
+    for rows in (1, 5):
+        store.begin(range(130, 130 + rows), torch.eye(rows, dtype=torch.bool) if rows == 5 else None)
+        k, q = torch.randn(2, rows, 16), torch.randn(1, 4, rows, 16)
+        store.stage(0, k, k)
+        segments = store.segments(0, window)
+        assert not in_place(q, segments)  # not on a GPU
+        watched = list(range(0, rows, 2))
+        out, mass = attend_in_place(q, segments, 0.25, watched)
+        assert torch.allclose(out, attend(q, segments, 0.25), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(mass, column_mass(q, segments, 0.25, watched), rtol=1e-4, atol=1e-6)
+        if window is None:
+            segments[0].shelf.count -= 1
+            assert not torch.allclose(attend_in_place(q, segments, 0.25)[0], out, rtol=1e-3, atol=1e-3)
+            segments[0].shelf.count += 1
+        store.discard()
+
+
+# -- forks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["h2o", "kivi4", "streaming+paged", "h2o+kivi2", "snapkv+kivi-k8v2"])
+def test_branches_never_disturb_each_other(small, name):
+    """A random tree of forks: every branch holds bit for bit what it would hold had it run alone."""
+    draw = random.Random(name)
+    start = STACKS[name].new_store(small, 40)
+    feed(small, start, TEXT[:40])
+    branches = [(start, TEXT[:40])]
+    for _ in range(14):
+        store, text = draw.choice(branches)
+        if len(branches) < 4:
+            store = store.fork()
+            branches.append((store, text))
+        more = [draw.randrange(11) for _ in range(draw.choice((3, 17, 40)))]
+        for token in more:
+            feed(small, store, [token])
+        branches = [(s, text + more if s is store else t) for s, t in branches]
+    for store, text in branches:
+        alone = STACKS[name].new_store(small, 40)
+        feed(small, alone, text[:40])
+        for token in text[40:]:
+            feed(small, alone, [token])
+        assert all(torch.equal(*pair) for pair in zip(contents(store), contents(alone), strict=True))
+        assert torch.equal(feed(small, store.fork(), [1]), feed(small, store, [1]))
+
+
+@pytest.mark.parametrize("name", ["h2o", "snapkv", "kivi4", "h2o+kivi4"])
+def test_rejected_drafts_leave_no_trace(small, name):
+    """Drafting and discarding changes no byte; committing one row of a drafted tree is committing it alone."""
+    store = STACKS[name].new_store(small, 60)
+    feed(small, store, TEXT[:59])
+    alone, before = store.fork(), contents(store)
+    tree = torch.ones(3, 3, dtype=torch.bool).tril()
+    tree[2, 1] = False
+    small.forward(TEXT[59:60], [59], store)
+    store.discard()
+    small.forward(TEXT[59:62], [59, 60, 60] if store.room(59) > 1 else [59, 59, 59], store, tree)
+    assert all(torch.equal(a, b) for a, b in zip(contents(store), before, strict=True))
+    store.commit([0])
+    feed(small, alone, TEXT[59:60])
+    for mine, theirs in zip(contents(store), contents(alone), strict=True):
+        assert mine.shape == theirs.shape and torch.allclose(mine.double(), theirs.double(), rtol=1e-5, atol=1e-6)
+    assert store.ledger()["live_slots"] == alone.ledger()["live_slots"]
+
+
+def test_boundaries_are_kept(small):
+    """No forward and no commit passes a maintenance; `room` says how far one may go."""
+    store = STACKS["h2o+kivi4"].new_store(small, 40)
+    assert store.room(0) == 32 and store.room(31) == 1 and store.room(32) == 32
+    feed(small, store, TEXT[:30])
+    with pytest.raises(RuntimeError, match="pass the cache's maintenance at 32"):
+        small.forward(TEXT[30:33], range(30, 33), store)
+    store.discard()
+    small.forward([1, 2, 3], [30, 31, 31], store, torch.eye(3, dtype=torch.bool))
+    with pytest.raises(RuntimeError, match="pass the maintenance at 32"):
+        store.commit(range(3))
+    store.commit(range(2))
+    snap = STACKS["snapkv"].new_store(small, 40)
+    assert (snap.room(0), snap.room(39)) == (40, 1) and snap.room(40) > 10**9
+
+
+def test_a_fork_between_forwards_of_a_round_is_refused(small):
+    store = STACKS["h2o"].new_store(small, 40)
+    small.forward([1], [0], store)
+    with pytest.raises(RuntimeError, match="still staged"):
+        store.fork()
+
+
+# -- no memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, where", [("kivi4", "shelve"), ("h2o+kivi2", "shelve"), ("h2o", "_Run"), ("kivi4", "_Run")]
+)
+def test_running_out_of_memory_in_maintenance_changes_nothing(small, monkeypatch, name, where):
+    """The commit raises; the next forward makes up for the maintenance, and all is as if nothing had happened."""
+    store, usual = (STACKS[name].new_store(small, 40) for _ in range(2))
+    for start, end in ((0, 95), (95, 96), (96, 101)):
+        feed(small, usual, TEXT[start:end])
+    feed(small, store, TEXT[:95])
+    honest, calls = getattr(maintenance, where), []
+
+    def full(*_, **__):
+        calls.append(1)
+        raise MemoryError("full")
+
+    with monkeypatch.context() as patch:
+        if where == "_Run":
+            patch.setattr(honest, "of", full)
+        else:
+            patch.setattr(maintenance, where, full)
+        with pytest.raises(MemoryError):
+            feed(small, store, TEXT[95:96])
+        assert calls and store.length == 96 and store.staged == 0
+        with pytest.raises(MemoryError):
+            feed(small, store, TEXT[96:97])
+        store.discard()
+    feed(small, store, TEXT[96:101])
+    assert all(torch.equal(*pair) for pair in zip(contents(store), contents(usual), strict=True))
+
+
+def test_a_session_goes_on_after_running_out_of_memory(small, monkeypatch):
+    expected = wb.decode(small, PROMPT, cache=STACKS["h2o+kivi4"], max_new_tokens=40).token_ids
+    session = wb.Session(small, PROMPT, cache=STACKS["h2o+kivi4"], max_new_tokens=40)
+    session.run(rounds=5)
+
+    def full(*_):
+        raise MemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maintenance, "shelve", full)
+        with pytest.raises(MemoryError):
+            session.run()
+    session.run()
+    assert session.trace.token_ids == expected

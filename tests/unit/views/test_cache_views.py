@@ -1,0 +1,209 @@
+"""Replay of the cache: what the events say is held is what the ledger counted, and the maps draw just that."""
+
+import random
+
+import numpy as np
+import pytest
+
+from workbench import views
+from workbench.errors import BadInput
+from workbench.trace import Recorder, Step
+from workbench.views.slots import STATES, places, replay
+
+LAYERS, HEADS = 3, 2
+
+
+def run(heads: int = HEADS, layers: int = LAYERS, **more) -> dict:
+    facts = {"role": "target", "layers": layers, "kv_heads": heads, "head_dim": 4, "kv_bits": 16}
+    return {"id": "made-up", "models": [facts], "prompt_ids": [1, 2, 3], **more}
+
+
+def ledger(live: list[int], logical: int, tier: str = "device", heads: int = HEADS) -> dict:
+    """Columns over layers of a 16-bit cache: 16 bytes per slot and head."""
+    return {
+        "live_slots": live, "logical_length": [logical] * len(live), "payload": [16 * heads * n for n in live],
+        "scale": [2 * n for n in live], "tier": [tier] * len(live), "bits_nominal": [16.0] * len(live),
+    }  # fmt: skip
+
+
+def as_runs(positions: list[int]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for place in positions:
+        if found and sum(found[-1]) == place:
+            found[-1][1] += 1
+        else:
+            found.append([place, 1])
+    return found
+
+
+def random_run(seed: int, runs: bool, recorder=None):
+    """A model cache kept as plain sets beside the trace: the oracle of the replay."""
+    draw = random.Random(seed)
+    recorder = Recorder(run())
+    held = [set(range(4)) for _ in range(LAYERS)]
+    recorder.round(Step("prefill", cache={"target": ledger([4] * LAYERS, 4)}))
+    for length in range(6, 22, 2):
+        step = Step("plain")
+        for layer, mine in enumerate(held):
+            mine |= {length - 2, length - 1}
+            chosen = sorted(draw.sample(sorted(mine), min(len(mine) - 1, draw.randrange(4))))
+            if not chosen:
+                continue
+            op = draw.choice(["evict", "drop", "merge", "retier", "fetch", "requantize", "seal", "share"])
+            event = {"op": op, "layer": layer, "positions": as_runs(chosen) if runs else chosen}
+            if op in ("evict", "drop"):
+                mine -= set(chosen)
+            elif op == "merge":
+                event["destination"] = min(mine - set(chosen))
+                mine -= set(chosen)
+            elif op == "retier":
+                event["destination"] = "host"
+            step.cache_events.append(event)
+        step.cache = {"target": ledger([len(mine) for mine in held], length)}
+        recorder.round(step)
+    return recorder.trace, held
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["positions", "runs"])
+@pytest.mark.parametrize("seed", range(4))
+def test_replaying_all_events_gives_the_slots_of_the_ledger(seed, runs):
+    trace, held = random_run(seed, runs)
+    for number in trace.rounds["round"]:
+        counted = trace.cache[trace.cache["round"] == number]["live_slots"].to_numpy()
+        assert (replay(trace, number).live == counted[:, None]).all()
+    slots = replay(trace)
+    for layer, mine in enumerate(held):
+        for head in range(HEADS):
+            assert set(np.flatnonzero(slots.held[layer, head])) == mine
+
+
+def test_a_lost_event_is_noticed():
+    """The property above is no tautology: without one eviction, replay and ledger disagree."""
+    trace, _ = random_run(1, runs=True)
+    lost = next(i for i, event in enumerate(trace.log) if event.get("op") in ("evict", "drop"))
+    number = trace.log[lost]["round"]
+    del trace.log[lost]
+    counted = trace.cache[trace.cache["round"] == number]["live_slots"].to_numpy()
+    assert (replay(trace, number).live != counted[:, None]).any()
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [(None, []), (3, [3]), ([], []), ([4, 2], [4, 2]), ([[2, 3]], [2, 3, 4]), ([[0, 2], [5, 1]], [0, 1, 5])],
+)
+def test_positions_may_be_a_number_a_list_or_runs(written, found):
+    assert places(written).tolist() == found
+
+
+@pytest.fixture
+def small():
+    recorder = Recorder(run(heads=2, layers=2))
+    recorder.round(Step("prefill", cache={"target": ledger([4, 4], 4)}))
+    step = Step("plain", cache={"target": ledger([3, 3], 5)})
+    step.bits = {"layer": [1, 1], "head": [0, 1], "start": [0, 0], "length": [2, 2], "bits_k": [4, 4], "bits_v": [2, 2]}
+    step.cache_events = [
+        {"op": "evict", "layer": 0, "positions": [1]},
+        {"op": "evict", "layer": 1, "head": 0, "positions": [[0, 1], [3, 1]]},
+        {"op": "merge", "layer": 0, "head": 1, "positions": [2], "destination": 3},
+        {"op": "retier", "layer": 1, "head": 1, "positions": [[2, 2]], "destination": "host"},
+        {"op": "evict", "layer": 0, "positions": [0], "model": "draft"},
+    ]
+    recorder.round(step)
+    return recorder.trace
+
+
+def test_the_map_draws_every_state_and_its_width(small):
+    held, gone = views.cache_map(small).data
+    kept, into, host, away, evicted = (
+        STATES.index(n) for n in ("kept", "merged into", "host", "merged away", "evicted")
+    )
+    assert held.y == ("0 · 0", "0 · 1", "1 · 0", "1 · 1")
+    assert [list(row) for row in held.z] == [
+        [kept, None, kept, kept, kept], [kept, None, None, into, kept], [None, kept, kept, None, kept],
+        [kept, kept, host, host, kept],
+    ]  # fmt: skip
+    assert [list(row) for row in gone.z][:2] == [[None, evicted, None, None, None], [None, evicted, away, None, None]]
+    assert list(held.text[2]) == ["×", "4/2", "16", "×", "16"] and list(held.text[1][2:4]) == ["›", "+"]
+    assert held.customdata[3][0] == "kept, keys 4 bits, values 2 bits"
+    assert "4 evicted" in views.description(views.cache_map(small)) and "2 host" in views.description(
+        views.cache_map(small)
+    )
+
+
+def test_the_map_follows_the_round_and_chooses_layers_and_heads(small):
+    held, gone = views.cache_map(small, round=0).data
+    assert {value for row in held.z for value in row} == {STATES.index("kept")}
+    assert {value for row in gone.z for value in row} == {None}
+    assert views.cache_map(small, layer=1, head=0).data[0].y == ("1 · 0",)
+    for wrong in ({"layer": 2}, {"head": 2}, {"round": 2}, {"layer": -1}):
+        with pytest.raises(BadInput, match="expected 0 to 1"):
+            views.cache_map(small, **wrong)
+
+
+def test_a_requantized_page_keeps_its_two_widths():
+    """An event names the mean of the two widths; where that is the mean already, neither changes."""
+    recorder = Recorder(run(heads=1, layers=1))
+    step = Step("prefill", cache={"target": ledger([4], 4, heads=1)})
+    step.bits = {"layer": [0], "head": [0], "start": [0], "length": [2], "bits_k": [2], "bits_v": [4]}
+    recorder.round(step)
+    event = {"op": "requantize", "layer": 0, "positions": [[0, 3]], "bits": 3}
+    recorder.round(Step("plain", cache={"target": ledger([4], 4, heads=1)}, cache_events=[event]))
+    slots = replay(recorder.trace)
+    assert slots.bits_k[0, 0].tolist() == [2, 2, 3, 16] and slots.bits_v[0, 0].tolist() == [4, 4, 3, 16]
+
+
+def test_narrow_cells_have_no_gaps_between_them():
+    """With a gap of a pixel, hundreds of positions once drew nothing at all."""
+    gaps = []
+    for positions in (20, 500):
+        recorder = Recorder(run())
+        recorder.round(Step("prefill", cache={"target": ledger([positions] * LAYERS, positions)}))
+        gaps.append({heat.xgap for heat in views.cache_map(recorder.trace).data})
+    assert gaps == [{1}, {0}]
+
+
+def test_many_heads_and_positions_become_shares():
+    layers, heads, positions = 8, 8, 2000
+    recorder = Recorder(run(heads=heads, layers=layers))
+    event = {"op": "evict", "head": 0, "positions": [[0, 1000]]}
+    cache = {"target": ledger([positions] * layers, positions, heads=heads)}
+    recorder.round(Step("prefill", cache=cache, cache_events=[event]))
+    (heat,) = views.cache_map(recorder.trace).data
+    assert len(heat.x) == 1000 and len(heat.y) == layers and (heat.zmin, heat.zmax) == (0, 1)
+    assert set(heat.z[3][:500]) == {7 / 8} and set(heat.z[3][500:]) == {1}
+    assert heat.customdata[0][0] == "2 evicted, 14 kept"
+    (heat,) = views.cache_map(recorder.trace, layer=2).data
+    assert len(heat.y) == heads and set(heat.z[0][:500]) == {0}
+
+
+def test_the_bit_map_shows_keys_and_values_where_they_are_held(small):
+    keys, values = views.bit_map(small).data
+    assert [list(row) for row in keys.z] == [[16, None, 16, 16, 16], [4, 4, 16, 16, 16]]
+    assert [list(row) for row in values.z][1] == [2, 2, 16, 16, 16]
+    assert keys.zmax == values.zmax == 16 and keys.colorscale == values.colorscale
+    assert {value for row in views.bit_map(small, 0).data[0].z for value in row} == {16}
+    assert views.bit_map(small, model="draft").layout.annotations[0].text == "no bits recorded"
+    table = views.as_table(views.bit_map(small))
+    assert table["bits"].sum() == sum(v or 0 for heat in (keys, values) for row in heat.z for v in row)
+
+
+def test_the_ledger_stacks_kinds_and_knows_tiers_and_the_plain_cache():
+    recorder = Recorder(run())
+    recorder.round(Step("prefill", cache={"target": ledger([4] * LAYERS, 4)}))
+    recorder.round(Step("plain", cache={"target": ledger([2] * LAYERS, 6, tier="host")}))
+    trace = recorder.trace
+    figure = views.ledger_over_time(trace)
+    lines = {line.name: line for line in figure.data}
+    assert set(lines) == {"payload", "scale", "on the device", "plain cache"}
+    both = [lines["payload"].y[i] + lines["scale"].y[i] for i in range(2)]
+    assert both == (trace.rounds["cache_bytes"] + trace.rounds["host_bytes"]).tolist()
+    assert list(lines["on the device"].y) == trace.rounds["cache_bytes"].tolist() and lines["on the device"].y[1] == 0
+    assert list(lines["plain cache"].y) == [n * LAYERS * HEADS * 2 * 4 * 16 / 8 for n in (4, 6)]
+    assert lines["payload"].stackgroup and not lines["plain cache"].stackgroup
+    assert "on the host" in views.description(figure)
+
+
+def test_without_shapes_there_is_no_reference_line():
+    recorder = Recorder({"id": "made-up", "models": [{"role": "target"}]})
+    recorder.round(Step("prefill", cache={"target": ledger([4], 4)}))
+    assert "plain cache" not in {line.name for line in views.ledger_over_time(recorder.trace).data}

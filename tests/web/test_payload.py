@@ -1,0 +1,158 @@
+"""The contract between a trace and the view: what is sent, in deltas or at once, in inert JSON."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+
+import workbench as wb
+from workbench import web
+from workbench.trace import Trace
+from workbench.trace.schema import TABLES
+from workbench.web.data import COLUMNS, SIGNALS
+
+
+def received(held: dict, delta: dict) -> dict:
+    """What a receiver holds after a delta, by the rule the contract states."""
+    if delta["since"] == 0:
+        return deepcopy(delta)
+    assert delta["id"] == held["id"] and delta["since"] <= held["rounds_recorded"]
+    joined = {**held, **delta, "since": 0, "first": 0, "names": held["names"] | delta["names"]}
+    for table in COLUMNS:
+        before, after = held[table], delta[table]
+        kept = sum(round < delta["since"] for round in before.get("round", ()))
+        more = len(after.get("round", ()))
+        joined[table] = {
+            name: before.get(name, [None] * kept)[:kept] + after.get(name, [None] * more)
+            for name in {**before, **after}
+        }
+    joined["colours"] = {**held["colours"], "source": held["colours"]["source"] | delta["colours"]["source"]}
+    return joined
+
+
+def test_columns_are_those_of_the_schema():
+    for table, columns in COLUMNS.items():
+        assert set(columns) <= {column.name for column in TABLES[table]}
+    for of, *_ in SIGNALS.values():
+        table, column = of.split(".")
+        assert column in COLUMNS[table]
+
+
+def test_the_payload_holds_what_the_tables_say(speculative):
+    data, tokens, rounds = web.payload(speculative), speculative.tokens, speculative.rounds
+    assert data["length"] == len(tokens) == len(data["tokens"]["text"]) and data["first"] == 0
+    assert "".join(data["tokens"]["text"]) == speculative.text
+    assert data["tokens"]["entropy_raw_nats"] == pytest.approx(tokens["entropy_raw_nats"].tolist(), rel=1e-4)
+    assert data["rounds"]["cache_bytes"] == rounds["cache_bytes"].tolist()
+    assert data["rounds_recorded"] == len(rounds) and data["ended"] == "length"
+    fates = speculative.drafts["fate"].value_counts().to_dict()
+    assert {fate: data["drafts"]["fate"].count(fate) for fate in fates} == fates
+    drafted = [kind == "drafted" for kind in data["tokens"]["kind"]]
+    assert sum(drafted) == rounds["accepted"].sum()
+
+
+def test_every_candidate_has_a_text(speculative):
+    data = web.payload(speculative)
+    asked = {str(token) for law in data["tokens"]["topk_raw"] for token in law[0]}
+    assert asked <= set(data["names"]) and not any(text.startswith("id ") for text in data["names"].values())
+    taken = dict(zip(map(str, data["tokens"]["token_id"]), data["tokens"]["text"], strict=True))
+    same = [
+        data["names"][token] == text for token, text in taken.items() if token in data["names"] and "\ufffd" not in text
+    ]
+    assert sum(same) / len(same) > 0.95  # a token that completes a character holds more than its own bytes
+
+
+def test_a_trace_names_the_candidates_it_knows(toy):
+    trace = wb.decode(toy, [0, 1], max_new_tokens=4)
+    names = web.payload(trace)["names"]
+    assert names and web.payload(trace, text_of=lambda token: f"<{token}>")["names"] == {
+        key: f"<{key}>" for key in names
+    }
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2, 3, 9), tuple(range(1, 20))], ids=["one", "some", "each"])
+def test_deltas_add_up_to_the_whole(tree, cuts):
+    """A live view that received round after round equals one that opened the finished trace."""
+    growing, held = Trace(tree.log[:1]), None
+    ends = [i + 1 for i, event in enumerate(tree.log) if event["type"] == "round"]
+    since = 0
+    for cut in (*(cut for cut in cuts if cut < len(ends)), len(ends)):
+        growing.log[:] = tree.log if cut == len(ends) else tree.log[: ends[cut - 1]]
+        delta = web.payload(growing, since)
+        assert delta["rounds"]["round"] == list(range(since, cut))
+        held, since = received(held, delta) if held else delta, cut
+    assert held == web.payload(tree)
+
+
+def test_a_delta_that_starts_too_early_would_double_rows(tree):
+    """The check above can fail: appending without cutting the rounds already held gives another view."""
+    held, delta = web.payload(tree), web.payload(tree, since=2)
+    assert received(held, delta) == held
+    doubled = received({**held, "tokens": {**held["tokens"], "round": [-1] * held["length"]}}, delta)
+    assert doubled["tokens"]["text"] != held["tokens"]["text"]
+
+
+def test_a_delta_without_rounds_has_no_rows(tree):
+    delta = web.payload(tree, since=len(tree.rounds))
+    assert delta["tokens"] == {} and delta["rounds"] == {} and delta["length"] == len(tree.tokens) == delta["first"]
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_level_off_and_short_runs_are_drawn(lm, tokens):
+    trace = wb.decode(lm, "def f", max_new_tokens=tokens, level="off")
+    data = web.payload(trace)
+    assert data["length"] == tokens and "entropy_raw_nats" not in data["tokens"] and data["names"] == {}
+    assert "cache_bytes" not in data["rounds"]
+
+
+def test_a_run_without_tokens_is_drawn(tree):
+    data = web.payload(Trace(tree.log[:1]))
+    assert data["length"] == data["rounds_recorded"] == 0 and data["tokens"] == {}
+
+
+def test_json_is_inert_and_finite(hostile):
+    text = web.to_json(web.payload(hostile))
+    assert text.isascii() and not set("<>&") & set(text) and "NaN" not in text
+    assert json.loads(text) == web.payload(hostile)
+    with pytest.raises(ValueError):
+        web.to_json({"value": math.nan})
+
+
+def test_the_strip_without_a_script_is_inert(hostile, speculative):
+    assert "<script" not in web.plain(hostile) and "<img" not in web.plain(hostile)
+    shown = re.sub(r"<[^>]*>", "", web.plain(speculative).split("</pre>")[0])
+    assert "heappush" in shown or speculative.text[:20] in shown
+
+
+def test_the_module_is_one_text_without_a_network():
+    whole, body = web.module(), web.module(export=False)
+    assert whole.count("export ") == 1 and "export" not in body and "import " not in body
+    for word in (
+        "http",
+        "innerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "fetch(",
+        "</script",
+        "<!--",
+        "url(",
+    ):
+        assert word not in whole and word not in web.css()
+    assert not re.search(r"//\w", whole + web.css())  # no address without a scheme
+
+
+def test_every_part_of_the_module_is_short():
+    for path in web.FOLDER.glob("*.js"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) < 400 and path.name in web.PARTS
+
+
+def test_the_data_needs_no_torch():
+    script = "import sys, workbench.web, workbench.capsule; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr[-2000:]

@@ -1,0 +1,195 @@
+"""The widgets without a browser: what is sent, what the buttons do, and that closing frees everything."""
+
+import asyncio
+import gc
+import json
+import threading
+import weakref
+
+import pytest
+
+import workbench as wb
+from workbench import web
+from workbench.widgets import SessionWidget, TraceWidget
+
+PROMPT = "def fibonacci(n):"
+
+
+@pytest.fixture(autouse=True)
+def no_loop():
+    """A browser test may have left an event loop running in this thread."""
+    left = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(left)
+
+
+class Front:
+    """The browser's side: holds the tokens it was sent, asks for all where rounds are missing."""
+
+    def __init__(self, widget):
+        self.texts, self.rounds, self.last, self.sent = [], 0, {}, []
+        self.widget = widget
+        widget.send = lambda content, buffers=None: self.take(content["all"])
+        widget.observe(lambda change: self.take(change["new"]), "delta")
+        self.press("all")
+
+    def press(self, act: str) -> None:
+        self.widget._handle_custom_msg({"act": act}, [])
+
+    def take(self, text: str) -> None:
+        self.last = delta = json.loads(text)
+        self.sent.append(len(text))
+        assert delta["since"] in (0, self.rounds), "a gap"
+        self.texts = self.texts[: delta["first"]] + delta["tokens"].get("text", [])
+        self.rounds = delta["rounds_recorded"]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+@pytest.fixture
+def session(lm):
+    return wb.Session(lm, PROMPT, max_new_tokens=12)
+
+
+def test_the_front_end_sees_every_step_as_a_delta(session):
+    widget = session.widget()
+    front = Front(widget)
+    assert front.texts == [] and widget.live
+    for count in (1, 2, 3):
+        front.press("step")
+        assert front.text == session.text and len(front.texts) == count
+    front.press("back")
+    assert front.last["cursor"] == 2 and len(front.texts) == 3 and front.last["tokens"] == {}
+    front.press("step")
+    assert session.length == 3 and front.last["cursor"] == 3
+    front.press("run")
+    assert session.ended == "length" and front.text == session.text and front.last["ended"] == "length"
+    assert not front.last["status"]["running"]
+    widget.close()
+
+
+def test_a_delta_does_not_grow_with_the_run(lm):
+    session = wb.Session(lm, PROMPT, max_new_tokens=40)
+    front = Front(widget := session.widget())
+    sizes = []
+    for _ in range(30):
+        front.press("step")
+        sizes.append(front.sent[-1])
+    whole = len(web.to_json(web.payload(session.trace)))
+    assert max(sizes[20:]) < 1.5 * max(sizes[1:10]) < whole / 3
+    widget.close()
+
+
+def test_candidates_are_read_with_the_sessions_own_tokenizer(session):
+    front = Front(widget := session.widget())
+    front.press("step")
+    assert front.last["names"] and all(
+        text == session.lm.tokenizer.decode([int(token)]) for token, text in front.last["names"].items()
+    )
+    widget.close()
+
+
+def test_a_run_leaves_the_event_loop_free_and_pauses(lm):
+    """Rounds run in another thread; between them the loop answers, and Pause acts after the round."""
+    session = wb.Session(lm, PROMPT, max_new_tokens=200, ignore_eos=True)
+    widget = session.widget()
+    front, threads = Front(widget), set()
+    step = session.step
+    session.step = lambda: threads.add(threading.get_ident()) or step()
+
+    async def press():
+        front.press("run")
+        beats = 0
+        while session.length < 8:
+            await asyncio.sleep(0.001)
+            beats += 1
+        assert widget.running and beats > 2
+        front.press("step")  # ignored while it runs
+        front.press("back")
+        front.press("pause")
+        await widget._task
+        return session.length
+
+    stopped = asyncio.run(press())
+    assert 8 <= stopped < 200 and session.length == stopped and not widget.running
+    assert threading.get_ident() not in threads
+    assert front.text == session.text and front.last["status"]["running"] is False
+    widget.close()
+
+
+def test_an_error_is_said_in_the_widget(session):
+    front = Front(widget := session.widget())
+
+    def fail():
+        raise wb.NumericalError("the logits hold\nNaN")
+
+    session.step = fail
+    front.press("step")
+    assert front.last["status"] == {"running": False, "ended": None, "message": "the logits hold NaN"}
+    widget.close()
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["idle", "running"])
+def test_closing_frees_session_caches_and_task(lm, running):
+    async def use():
+        session = wb.Session(lm, PROMPT, max_new_tokens=60, ignore_eos=True)
+        widget = session.widget()
+        front = Front(widget)
+        task = widget.run()
+        while session.length < 3:
+            await asyncio.sleep(0.001)
+        if not running:
+            widget.pause()
+            await task
+        store = session.state.lanes["target"].store
+        kept = [weakref.ref(thing) for thing in (session, store, session.trace, widget)]
+        widget.close()
+        if running:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert task.done() and widget._task is None
+        front.press("step")  # nothing happens any more
+        return kept
+
+    kept = asyncio.run(use())
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * len(kept)
+
+
+def test_a_widget_that_is_open_holds_its_session(lm):
+    """The check above can fail: without `close` all stays."""
+    widget = wb.Session(lm, PROMPT, max_new_tokens=2).widget()
+    kept = weakref.ref(widget._session)
+    gc.collect()
+    assert kept() is not None
+    widget.close()
+    gc.collect()
+    assert kept() is None
+
+
+def test_the_saved_output_is_readable_without_a_kernel(tree):
+    widget = tree.widget()
+    bundle = widget._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert data["text/plain"] == f"TraceWidget({tree!r})" and "0x" not in data["text/plain"]
+    assert "<script" not in data["text/html"] and "drafted and kept" in data["text/html"]
+    widget.close()
+    assert repr(widget) == "TraceWidget(closed)"
+
+
+def test_the_reader_sends_all_once_and_carries_no_state(tree):
+    """The trace itself is no trait: a saved notebook does not hold it twice."""
+    front = Front(widget := tree.widget())
+    assert isinstance(widget, TraceWidget) and not isinstance(widget, SessionWidget) and not widget.live
+    assert front.text == tree.text and widget.delta == ""
+    front.press("step")
+    assert len(front.sent) == 1
+    widget.close()
+
+
+def test_the_module_asks_for_nothing_outside():
+    assert "http" not in TraceWidget._esm and "import " not in TraceWidget._esm and "url(" not in TraceWidget._css

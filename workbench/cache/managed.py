@@ -1,0 +1,192 @@
+"""A cache under a stack: tokens are dropped and sealed at fixed committed lengths, and at no other time.
+
+Newest tokens lie in one rectangular run [Hk, n, D] per layer, as in the plain store. A policy alone leaves it at
+that: what stays is gathered into a shorter run, the positions of kept slots beside it. A quantizer moves older slots
+from the run to pages (`pages.py`). `room` says how many rows the next forward may hold; `begin` refuses more, since
+rows behind a maintenance must see the cache as it is after it.
+
+Scores are those of committed rows: the attention mass of rows in flight is kept row by row until `commit` names the
+rows that stay. Every tensor here is replaced, never written in place, but for free slots of the run; so forks share.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.cache.maintenance import Layer, maintain, tier_events
+from workbench.cache.pages import PagedSegment, shelve
+from workbench.cache.store import PlainStore, Segment
+from workbench_kernels.pages import SLOTS
+
+if TYPE_CHECKING:
+    from workbench.cache.rotation import Rotation
+    from workbench.cache.stack import Stack
+
+__all__ = ["ManagedStore"]
+
+
+class ManagedStore(PlainStore):
+    """The store of a `Stack`. prompt: tokens of the prompt; turn: how keys turn, where they are read at their slots."""
+
+    def __init__(self, layers: int, stack: "Stack", prompt: int, turn: "Rotation | None" = None):
+        super().__init__(layers)
+        self.stack, self.prompt, self.turn = stack, prompt, turn
+        self._layers = [Layer() for _ in range(layers)]
+        self._next = stack.next(0, prompt)  # committed length of the next maintenance
+        self._mass: list[list[tuple[list[int], torch.Tensor]]] = [[] for _ in range(layers)]
+        self._events: list[dict[str, Any]] = []
+        self._bits: dict[str, list] = {}
+        self._evicted = [0] * layers
+        self._fetched = [(0, 0)] * layers  # slots and bytes read from the host
+
+    def room(self, length: int) -> int:
+        """How many rows from a committed length on may go into one forward."""
+        at = self.stack.next(length, self.prompt)
+        return 2**62 if at is None else at - length
+
+    def begin(self, positions: Sequence[int], visible: torch.Tensor | None = None) -> None:
+        if self._next is not None:
+            if self.length >= self._next:
+                self._maintain()  # the last commit ran out of memory before it could
+            if self._next is not None and len(positions) and max(positions) >= self._next:
+                raise RuntimeError(
+                    f"a row at position {max(positions)} would pass the cache's maintenance at {self._next} tokens;"
+                    " ask room() before a forward"
+                )
+        super().begin(positions, visible)
+        if self._scored:
+            self.watched = [row for row, at in enumerate(positions) if self.stack.policy.watches(at, self.prompt)]
+
+    @property
+    def _scored(self) -> bool:
+        """Whether the policy will read scores again."""
+        policy = self.stack.policy
+        return policy is not None and policy.needs_mass and policy.next(self.length, self.prompt) is not None
+
+    def segments(self, layer: int, window: int | None = None) -> list[Segment]:
+        found = super().segments(layer, window)
+        if self.turn is not None and self.length > self.held:
+            found = [self._at_slots(found[0])]
+        shelf = self._layers[layer].shelf
+        if shelf is not None:
+            rows = self._positions[-self._rows :] if self._rows else []
+            near = window is None or max(self._positions, default=0) < window
+            if shelf.away:
+                slots, size = self._fetched[layer]
+                self._fetched[layer] = slots + shelf.away * SLOTS, size + shelf.away * shelf.form.bytes
+            found.insert(0, PagedSegment(shelf, rows, None if near else window))
+        return found
+
+    def _at_slots(self, segment: Segment) -> Segment:
+        """Sinks turned to right before the window: rows keep their positions, and all distances are those of slots."""
+        sinks = self.stack.policy.sinks
+        turned = self.turn.turn(segment.k[:, :sinks], self.length - self.held)
+        return Segment(torch.cat([turned, segment.k[:, sinks:]], 1), segment.v, segment.mask)
+
+    def _mask(self, window: int | None, device: torch.device, layer: int) -> torch.Tensor:
+        kept = self._layers[layer].kept
+        if window is None or kept is None or self.turn is not None:
+            return super()._mask(window, device, layer)
+        key = (window, layer)
+        if key not in self._masks:
+            seen = super()._mask(None, device, layer)
+            rows = torch.tensor(self._positions[-self._rows :], device=device)[:, None]
+            staged = torch.tensor(self._positions, device=device).expand(len(kept), -1)
+            where = torch.cat([self._layers[layer].positions(self.held, self.length, device), staged], 1)
+            self._masks[key] = seen & (rows - where[:, None] < window)
+        return self._masks[key]
+
+    def observe(self, layer: int, mass: torch.Tensor) -> None:
+        """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
+        self._mass[layer].append(([self.staged + row for row in self.watched], mass))
+
+    def commit(self, rows: Sequence[int]) -> None:
+        rows = list(rows)
+        if self._next is not None and self.length + len(rows) > self._next:
+            raise RuntimeError(
+                f"{len(rows)} rows committed at length {self.length} pass the maintenance at {self._next}"
+            )
+        scores: list[torch.Tensor] = []  # all of them before anything is changed: memory may run out
+        if self._scored and rows:
+            facts = zip(self._layers, self._mass, self._run.k, strict=True)
+            scores = [state.scored(seen, rows, self.held, k) for state, seen, k in facts]
+        super().commit(rows)
+        for state, new in zip(self._layers, scores, strict=False):
+            state.scores = new
+        if self.length == self._next:
+            self._maintain()
+
+    def discard(self) -> None:
+        super().discard()
+        self.watched = ()
+        self._mass = [[] for _ in self._layers]
+
+    @torch.inference_mode()
+    def _maintain(self) -> None:
+        """Bring every layer to what the stack wants at this length; all of them, or, where memory runs out, none."""
+        done = maintain(self)
+        self._run, self._layers, self.held = done.run, done.layers, done.held
+        self._next = self.stack.next(self.length, self.prompt)
+        if not self._scored:
+            for state in self._layers:
+                state.scores = None
+        self._events += done.events
+        for name, values in done.bits.items():
+            self._bits.setdefault(name, []).extend(values)
+        self._evicted = [a + b for a, b in zip(self._evicted, done.evicted, strict=True)]
+
+    def retier(self, before: int) -> None:
+        """Move pages between the tiers: those whose newest position is below `before` to the host, others from it.
+
+        Changes no result: what lies on the host is fetched whenever it is read. Later pages follow the same rule.
+        """
+        for layer, state in enumerate(self._layers):
+            state.before = before
+            if state.shelf is not None:
+                old, device = state.shelf, self._run.k[layer].device
+                state.shelf = shelve(old.pages, old.form, device, old.arenas, before)
+                self._events += tier_events(layer, old, state.shelf)
+
+    def fork(self) -> "ManagedStore":
+        if self.staged or self._rows:
+            raise RuntimeError("fork between rounds: rows are still staged")
+        new = ManagedStore(len(self._layers), self.stack, self.prompt, self.turn)
+        new._run, new.length, new.held, new._next = self._run, self.length, self.held, self._next
+        new._layers = [state.fork() for state in self._layers]
+        return new
+
+    def reach(self) -> tuple[int, int, int]:
+        """What a forward reads: raw slots, coded slots (both per KV head, the most of any layer), bytes of pages."""
+        shelves = [state.shelf for state in self._layers if state.shelf is not None]
+        return self.held, max((s.live for s in shelves), default=0), sum(s.bytes for s in shelves)
+
+    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
+        """Events and rows of the bits table since the last call."""
+        for layer, (slots, size) in enumerate(self._fetched):
+            if slots:
+                self._events.append({"layer": layer, "op": "fetch", "destination": "device", "bytes": size})
+        found = self._events, self._bits
+        self._events, self._bits = [], {}
+        self._evicted, self._fetched = [0] * len(self._layers), [(0, 0)] * len(self._layers)
+        return found
+
+    def ledger(self) -> dict[str, list]:
+        columns = super().ledger()
+        n = len(self._layers)
+        columns |= {kind: [0] * n for kind in ("scale", "zero", "position", "header", "table", "score", "dead")}
+        columns |= {"host_bytes": [0] * n, "evicted": list(self._evicted)}
+        columns["fetched"] = [slots for slots, _ in self._fetched]
+        for layer, state in enumerate(self._layers):
+            for kind, size in state.ledger().items():
+                columns[kind][layer] += size
+            if state.shelf is not None:
+                columns["live_slots"][layer] += state.shelf.live
+                columns["host_bytes"][layer] = state.shelf.host_bytes
+        if self.stack.quantizer:
+            facts = zip(self._run.k, self._run.v, range(n), strict=True)
+            columns["bits_nominal"] = [
+                None if k is None else self.stack.quantizer.nominal(layer, k.shape[2], v.shape[2], k.dtype)
+                for k, v, layer in facts
+            ]
+        return columns

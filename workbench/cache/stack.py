@@ -1,0 +1,117 @@
+"""What a cache is made of: at most one policy and one quantizer, in this order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.bits.base import Quantizer
+from workbench.cache.policies.base import CachePolicy
+from workbench.declare import Declared, build, describe, get, names, register, setting
+from workbench.errors import BadInput, Unsupported
+
+if TYPE_CHECKING:
+    from workbench.cache.managed import ManagedStore
+
+__all__ = ["Stack", "as_stack", "stack_of"]
+
+
+@register("cache", "stack")
+@dataclass(frozen=True)
+class Stack(Declared):
+    """First the policy drops tokens, then the quantizer seals what stays.
+
+    Both act at fixed committed lengths only. No forward may reach beyond the next of them, so that the text does not
+    depend on how many tokens a forward held: speculative output under a stack is plain output under that stack.
+    """
+
+    policy: CachePolicy | None = setting(None, family="policy", help="which tokens stay (default: all)")
+    quantizer: Quantizer | None = setting(None, family="quantizer", help="how they are stored (default: as they are)")
+
+    def __post_init__(self) -> None:
+        if getattr(self.policy, "family", "") == "quantizer" or getattr(self.quantizer, "family", "") == "policy":
+            raise BadInput("a cache evicts first and quantises what stays; put the policy before the quantizer")
+        super().__post_init__()
+        policy, quantizer = self.policy, self.quantizer
+        if policy is None and quantizer is None:
+            raise BadInput("Stack(): expected a policy, a quantizer or both; cache=None keeps every token as it is")
+        if policy is None or quantizer is None:
+            return
+        if policy.slot_positions:
+            raise BadInput(f"{policy.declared_name} with positions='slot' turns keys as they are read; "
+                           "that is not possible in sealed pages: use positions='baked'")  # fmt: skip
+        if policy.newest < quantizer.residual:
+            raise BadInput(f"{policy.declared_name} keeps its newest {policy.newest} tokens only, and "
+                           f"{quantizer.declared_name} holds back {quantizer.residual}: lower residual")  # fmt: skip
+
+    def next(self, length: int, prompt: int) -> int | None:
+        """The first committed length above `length` at which a member acts; None if never again."""
+        found = [self.policy.next(length, prompt)] if self.policy else []
+        found += [self.quantizer.next(length)] if self.quantizer else []
+        return min((at for at in found if at is not None), default=None)
+
+    def new_store(self, lm: Any, prompt: int) -> "ManagedStore":
+        """An empty cache of one sequence for a model; `prompt`: tokens of its prompt.
+
+        Raises Unsupported, before any work, where the model cannot give what a member needs.
+        """
+        from workbench.cache.managed import ManagedStore
+        from workbench.cache.rotation import rotation_of
+
+        if self.policy and self.policy.needs_mass and not getattr(lm, "gives_mass", False):
+            raise Unsupported(f"{self.policy.declared_name} reads attention, which {lm.name!r} does not give")
+        if self.quantizer:
+            for layer in range(lm.layers):
+                self.quantizer.page(layer, lm.head_dim, lm.head_dim, lm.dtype)
+        turn = rotation_of(lm) if self.policy and self.policy.slot_positions else None
+        return ManagedStore(lm.layers, self, prompt, turn)
+
+
+def as_stack(value: Any) -> Stack | None:
+    """A stack from what `cache=` takes: None, a policy, a quantizer, a name, a list of these in order, or a stack."""
+    if value is None or isinstance(value, Stack):
+        return value
+    members = [
+        _member(part) for part in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])
+    ]
+    chosen: dict[str, Any] = {}
+    for member in members:
+        if member.family in chosen:
+            raise BadInput(f"cache: two of the family {member.family}; expected at most one policy and one quantizer")
+        if member.family == "policy" and "quantizer" in chosen:
+            raise BadInput("a cache evicts first and quantises what stays; put the policy before the quantizer")
+        chosen[member.family] = member
+    return Stack(**chosen)
+
+
+def stack_of(members: Sequence[str], values: Mapping[str, Any]) -> Stack | None:
+    """A stack from the names of its members, in order, and parameters: `budget`, or `h2o.budget` where two have it.
+
+    Raises BadInput where a parameter belongs to none of them, or to several.
+    """
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in members}
+    known = {name: {entry.name for entry in describe(get(family_of(name), name))} for name in members}
+    for key, value in values.items():
+        owner, _, rest = key.partition(".")
+        fits = [owner] if rest and owner in known else [name for name in known if key in known[name]]
+        if len(fits) != 1:
+            what = "names a parameter of several" if fits else "is a parameter of none"
+            raise BadInput(f"cache.{key} {what} of the cache's members ({', '.join(members) or 'no --cache given'})")
+        chosen[fits[0]][rest if fits == [owner] and rest else key] = value
+    return as_stack([build(family_of(name), name, chosen[name]) for name in members]) if members else None
+
+
+def _member(part: Any) -> Any:
+    if isinstance(part, str):
+        return build(family_of(part), part)
+    if getattr(part, "family", None) not in ("policy", "quantizer") or isinstance(part, type):
+        raise BadInput(f"cache: expected a policy ({', '.join(names('policy'))}), a quantizer "
+                       f"({', '.join(names('quantizer'))}), or both in a list; got {part!r}")  # fmt: skip
+    return part
+
+
+def family_of(name: str) -> str:
+    """The family that a member of a cache belongs to; BadInput where there is none of that name."""
+    for family in ("policy", "quantizer"):
+        if name in names(family):
+            return family
+    raise BadInput(f"unknown cache {name!r}; known: {', '.join([*names('policy'), *names('quantizer')])}")

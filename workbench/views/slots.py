@@ -1,0 +1,140 @@
+"""What a cache holds at a given round, by replaying the trace: every position of every layer and KV head."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workbench.errors import BadInput
+from workbench.trace import Trace
+
+__all__ = ["STATES", "Slots", "last_round", "places", "replay"]
+
+STATES = ("absent", "evicted", "merged away", "host", "merged into", "kept")  # in this order: gone, then held
+ABSENT, EVICTED, AWAY, HOST, INTO, KEPT = range(len(STATES))
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The cache of one model after one round.
+
+    Attributes
+    ----------
+    state: [layers, heads, positions] index into `STATES`. `absent` was never cached, or the layer has no such head.
+    bits_k, bits_v: [layers, heads, positions] widths in bits; NaN where nothing is held or no width is known.
+    """
+
+    state: np.ndarray
+    bits_k: np.ndarray
+    bits_v: np.ndarray
+
+    @property
+    def held(self) -> np.ndarray:
+        """[layers, heads, positions]: the position has a slot, on the device or on the host."""
+        return self.state >= HOST
+
+    @property
+    def live(self) -> np.ndarray:
+        """[layers, heads]: number of slots held, as the ledger's `live_slots` counts them."""
+        return self.held.sum(axis=2)
+
+
+def last_round(trace: Trace, round: int | None) -> int:
+    """The round asked for, the last one for None. Raises BadInput where the trace has no such round."""
+    n = len(trace.rounds)
+    if round is None:
+        return n - 1
+    if not 0 <= round < n:
+        raise BadInput(f"round {round} is not in the trace; expected 0 to {n - 1}")
+    return round
+
+
+def places(value: Any) -> np.ndarray:
+    """Positions as an event names them: one number, a list of numbers, or runs `[[start, length], …]`."""
+    if value is None:
+        return np.empty(0, dtype=np.int64)
+    if not isinstance(value, (list, tuple)):
+        return np.array([value], dtype=np.int64)
+    parts = [np.arange(p[0], p[0] + p[1]) if isinstance(p, (list, tuple)) else np.array([p]) for p in value]
+    return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, dtype=np.int64)
+
+
+def replay(trace: Trace, round: int | None = None, model: str = "target") -> Slots:
+    """The cache of a model after a round (default: the last): commits, then the round's events in order, then widths.
+
+    `evict` and `drop` remove the positions; `merge` folds them into those named as destination, which stay; `retier`
+    moves them to the tier named, `fetch` back to the device; the others change widths or nothing that shows here.
+    Widths come from the bits table, and from an event's `bits` (the mean of the two) where the table has no row.
+    Raises BadInput for a round that is not in the trace.
+    """
+    until = last_round(trace, round)
+    bits = trace.bits
+    bits = bits[(bits["model"] == model) & (bits["round"] <= until)]
+    if bits.empty:
+        none = np.zeros((0, 0, 0))
+        return Slots(none.astype(np.int8), none, none)
+    shape = bits["layer"].max() + 1, bits["head"].max() + 1, (bits["start"] + bits["length"]).max()
+    state = np.full(shape, ABSENT, dtype=np.int8)
+    widths = {name: np.full(shape, np.nan) for name in ("bits_k", "bits_v")}
+    events = _by_round(trace, model, until)
+    appended = bits["reason"] == "append"
+    for number in range(until + 1):
+        now = bits["round"] == number
+        _write(bits[now & appended], state, widths)
+        for event in events.get(number, ()):
+            _apply(event, state, widths)
+        _write(bits[now & ~appended], state, widths)
+    gone = state < HOST
+    for width in widths.values():
+        width[gone] = np.nan
+    return Slots(state, **widths)
+
+
+def _by_round(trace: Trace, model: str, until: int) -> dict[int, list[dict]]:
+    found: dict[int, list[dict]] = {}
+    for event in trace.log:
+        if event["type"] == "cache" and event["round"] <= until and event.get("model", "target") == model:
+            found.setdefault(event["round"], []).append(event)
+    return found
+
+
+def _write(rows: Any, state: np.ndarray, widths: dict[str, np.ndarray]) -> None:
+    """Rows of the bits table: their widths; a position never seen before is kept from now on."""
+    columns = (rows[name] for name in ("layer", "head", "start", "length", "bits_k", "bits_v"))
+    for layer, head, start, length, k, v in zip(*columns, strict=True):
+        here = (layer, head, slice(start, start + length))
+        state[here][state[here] == ABSENT] = KEPT
+        for name, width in (("bits_k", k), ("bits_v", v)):
+            if not np.isnan(width):
+                widths[name][here] = width
+
+
+def _apply(event: dict, state: np.ndarray, widths: dict[str, np.ndarray]) -> None:
+    layers, heads, positions = state.shape
+    touched = places(event.get("positions"))
+    touched = touched[(touched >= 0) & (touched < positions)]
+    here = np.ix_(_chosen(event.get("layer"), layers), _chosen(event.get("head"), heads), touched)
+    op, to = event.get("op"), event.get("destination")
+    if op in ("evict", "drop"):
+        _set(state, here, EVICTED)
+    elif op == "merge":
+        into = places(to if isinstance(to, (int, list, tuple)) else None)
+        into = into[(into >= 0) & (into < positions)]
+        _set(state, (here[0], here[1], np.setdiff1d(touched, into)[None, None, :]), AWAY)
+        _set(state, (here[0], here[1], into[None, None, :]), INTO)
+    elif op in ("retier", "fetch"):
+        _set(state, here, HOST if op == "retier" and "host" in str(to) else KEPT)
+    if event.get("bits") is not None:
+        same = (widths["bits_k"][here] + widths["bits_v"][here]) / 2 == event["bits"]  # an event names their mean
+        for width in widths.values():
+            width[here] = np.where(same, width[here], event["bits"])
+
+
+def _set(state: np.ndarray, here: tuple, value: int) -> None:
+    """The new state of what is held; what is gone stays gone."""
+    state[here] = np.where(state[here] >= HOST, value, state[here])
+
+
+def _chosen(which: Any, n: int) -> np.ndarray:
+    """All of them where an event names none."""
+    return np.arange(n) if which is None else places(which)[places(which) < n]

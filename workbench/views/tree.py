@@ -1,0 +1,190 @@
+"""One round's draft as a tree: what was proposed, and what became of every node."""
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.trace import Trace
+from workbench.trace.schema import SOURCES
+from workbench.views.figure import blank, figure, inert, ink, shown
+from workbench.views.palette import PALETTE, colour
+from workbench.views.slots import last_round
+
+__all__ = ["draft_tree"]
+
+SYMBOLS = {
+    "accepted": "circle", "rejected": "x", "sibling_won": "diamond-open", "parent_rejected": "circle-open",
+    "pruned": "triangle-down-open", "after_end": "square-open",
+}  # fmt: skip
+NUMBERED, DEEP = 24, 8  # most nodes, and levels, that carry their p and q in writing
+ROOT, LAST = 0, -1  # nodes that are not drafted: the pending token, and the one the target added
+COLUMNS = ("token", "p", "q", "fate", "reason", "drafter", "kind", "rank", "u")
+
+
+def draft_tree(trace: Trace, round: int | None = None, theme: str | None = None) -> go.Figure:
+    """The draft of one round (default: the last) as a tree: depth to the right, siblings below each other.
+
+    The fate of a node is its symbol, its colour and its name in the legend; the accepted path is a wide line, which
+    ends in a star: the token that the target added (bonus or residual). Small trees carry p and q in writing, all of
+    them in the hover text. Raises BadInput where the trace has no such round.
+    """
+    number = last_round(trace, round)
+    nodes = trace.drafts[trace.drafts["round"] == number]
+    if nodes.empty:
+        return _nothing(trace, number, theme)
+    parents = _parents(nodes)
+    accepted = [int(node) for node in nodes["node"][nodes["fate"] == "accepted"]]
+    depths = {ROOT: 0}
+    for node, parent in parents.items():
+        depths[node] = depths[parent] + 1
+    added = _added(trace, number)
+    if added is not None:
+        parents[LAST] = max(accepted, key=depths.__getitem__, default=ROOT)
+        depths[LAST] = depths[parents[LAST]] + 1
+    heights = _heights(parents)
+    places = {node: (depths[node], heights[node]) for node in depths}
+    path = {*accepted, LAST}
+    limit = max(3, min(14, 100 // (max(depths.values()) + 1)))
+    fates = nodes["fate"].fillna("not recorded")
+    drawn = [
+        _edges([(places[p], places[n]) for n, p in parents.items() if n not in path], "drafted after", ink(theme), 1),
+        _edges([(places[p], places[n]) for n, p in parents.items() if n in path], "accepted path",
+               PALETTE["fate"]["accepted"], 4),
+        *(_nodes(nodes[fates == fate], fate, places, limit) for fate in dict.fromkeys(fates)),
+        _pending(trace, number, places[ROOT], limit, ink(theme)),
+    ]  # fmt: skip
+    if added is not None:
+        drawn.append(_bonus(added, places[LAST], limit))
+    if len(nodes) <= NUMBERED and max(depths.values()) <= DEEP:
+        drawn.append(_written(nodes, places))
+    leaves = max(heights.values()) + 1
+    axes = {
+        "xaxis": {
+            "title": {"text": "depth in the draft (tokens)"}, "dtick": 1, "zeroline": False,
+            "range": [-0.5, max(depths.values()) + 0.6],
+        },
+        "yaxis": {
+            "title": {"text": "branch"}, "showticklabels": False, "showgrid": False, "zeroline": False,
+            "range": [leaves - 0.2, -0.8],
+        },
+        "height": min(900, max(260, 150 + 44 * int(leaves))),
+    }  # fmt: skip
+    words = f"Draft of round {number}: {len(nodes)} nodes, {len(accepted)} accepted"
+    words += ", " + ", ".join(f"{n} {fate}" for fate, n in fates.value_counts().items() if fate != "accepted")
+    words = words.removesuffix(", ") + (f"; then a token from the target ({added['source']})." if added else ".")
+    return figure("draft_tree", trace.id, drawn, words, theme, **axes)
+
+
+def _nothing(trace: Trace, number: int, theme: str | None) -> go.Figure:
+    """A round without recorded nodes: a sentence, and nothing else."""
+    drafted = int(trace.rounds["drafted"].iloc[number]) if number >= 0 else 0
+    note = f"round {number} drafted nothing" if number >= 0 else "no rounds yet"
+    if drafted:
+        note = f"round {number} drafted {drafted} tokens; this trace does not record them (level off)"
+    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "range": [0, 1]}
+    axes = {
+        "xaxis": {"title": {"text": "depth in the draft (tokens)"}, **hidden},
+        "yaxis": {"title": {"text": "branch"}, **hidden},
+    }
+    return figure("draft_tree", trace.id, [], f"{note}.", theme, height=260, annotations=[blank(note)], **axes)
+
+
+def _added(trace: Trace, number: int) -> dict[str, Any] | None:
+    """The token of the round that the target gave after the accepted path; None where there is none."""
+    tokens = trace.tokens[trace.tokens["round"] == number]
+    last = tokens.iloc[-1] if len(tokens) else None
+    return None if last is None or last["source"] not in SOURCES else last.to_dict()
+
+
+def _parents(nodes: pd.DataFrame) -> dict[int, int]:
+    """Parent of every node; the root where it is missing or unknown."""
+    parents: dict[int, int] = {}
+    for node, parent in zip(nodes["node"], nodes["parent"], strict=True):
+        parents[int(node)] = int(parent) if not pd.isna(parent) and int(parent) in parents else ROOT
+    return parents
+
+
+def _heights(parents: dict[int, int]) -> dict[int, float]:
+    """Leaves one below the other, every other node at the mean of its children; parents come before children."""
+    children: dict[int, list[int]] = {node: [] for node in (ROOT, *parents)}
+    for node, parent in parents.items():
+        children[parent].append(node)
+    order, waiting = [], [ROOT]
+    while waiting:
+        order.append(waiting.pop())
+        waiting.extend(reversed(children[order[-1]]))
+    leaves = [node for node in order if not children[node]]
+    heights = {node: float(place) for place, node in enumerate(leaves)}
+    for node in reversed(order):
+        if children[node]:
+            heights[node] = sum(heights[child] for child in children[node]) / len(children[node])
+    return heights
+
+
+def _edges(pairs: list[tuple], name: str, color: str, width: int) -> go.Scatter:
+    return go.Scatter(
+        x=[x for (a, _), (b, _) in pairs for x in (a, b, None)],
+        y=[y for (_, a), (_, b) in pairs for y in (a, b, None)],
+        mode="lines", name=name, line={"color": color, "width": width}, opacity=0.7, hoverinfo="skip",
+        showlegend=width > 1 and bool(pairs),
+    )  # fmt: skip
+
+
+def _nodes(nodes: pd.DataFrame, fate: str, places: dict[int, tuple], limit: int) -> go.Scatter:
+    columns = ("token_id", "text", "p", "q", "reason", "drafter", "kind", "rank", "u")
+    labels, facts = [], []
+    for token, text, p, q, reason, drafter, kind, rank, u in zip(*(nodes[c] for c in columns), strict=True):
+        name = shown(text) or ("" if pd.isna(token) else f"id {int(token)}")
+        labels.append(shown(text, limit) or name)
+        parts = [name, _number(p), _number(q), inert(fate), *map(inert, (reason, drafter, kind)), _number(rank)]
+        facts.append([*parts, _number(u)])
+    return go.Scatter(
+        x=[places[int(node)][0] for node in nodes["node"]], y=[places[int(node)][1] for node in nodes["node"]],
+        mode="markers+text", name=inert(fate), text=labels, textposition="top center", customdata=facts,
+        meta=list(COLUMNS),
+        hovertemplate="%{customdata[0]}   rank %{customdata[7]}<br>p = %{customdata[1]}, q = %{customdata[2]},"
+        " u = %{customdata[8]}<br>%{customdata[5]} %{customdata[6]}<br>%{customdata[4]}<extra>" + inert(fate)
+        + "</extra>",
+        marker={"color": colour("fate", fate), "size": 13, "symbol": SYMBOLS.get(fate, "hexagon-open"),
+                "line": {"width": 2, "color": colour("fate", fate)}},
+    )  # fmt: skip
+
+
+def _number(value: float) -> str:
+    return "–" if pd.isna(value) else f"{value:.3g}"
+
+
+def _short(value: float) -> str:
+    return "–" if pd.isna(value) else f"{value:.2f}".removeprefix("0")
+
+
+def _written(nodes: pd.DataFrame, places: dict[int, tuple]) -> go.Scatter:
+    """p and q under every node that has them."""
+    known = nodes[nodes["p"].notna() | nodes["q"].notna()]
+    return go.Scatter(
+        x=[places[int(node)][0] for node in known["node"]], y=[places[int(node)][1] for node in known["node"]],
+        mode="markers+text", name="p and q", textposition="bottom center", textfont={"size": 10}, hoverinfo="skip",
+        text=[f"p {_short(p)} q {_short(q)}" for p, q in zip(known["p"], known["q"], strict=True)],
+        marker={"size": 13, "opacity": 0}, showlegend=False,
+    )  # fmt: skip
+
+
+def _pending(trace: Trace, number: int, place: tuple, limit: int, color: str) -> go.Scatter:
+    before = trace.tokens["text"][trace.tokens["round"] < number]
+    text = (shown(before.iloc[-1], limit) if len(before) else "") or "pending"
+    return go.Scatter(
+        x=[place[0]], y=[place[1]], mode="markers+text", name="pending token", text=[text], textposition="top center",
+        marker={"color": color, "size": 10, "symbol": "square"}, hovertemplate="%{text}<extra>pending token</extra>",
+    )  # fmt: skip
+
+
+def _bonus(token: dict[str, Any], place: tuple, limit: int) -> go.Scatter:
+    source = token["source"]
+    return go.Scatter(
+        x=[place[0]], y=[place[1]], mode="markers+text", name=f"{source} token", textposition="top center",
+        text=[shown(token["text"], limit) or f"id {token['token_id']}"], meta=["p"],
+        customdata=[[_number(token["p_sampled"])]],
+        marker={"color": colour("source", source), "size": 16, "symbol": "star"},
+        hovertemplate="%{text}<br>p = %{customdata[0]}<extra>" + f"{source} token, from the target</extra>",
+    )  # fmt: skip

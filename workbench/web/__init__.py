@@ -1,0 +1,32 @@
+"""One view of a trace for every face: a plain ES module, its stylesheet, and the data it draws.
+
+`module()` is the module as text with a single export, `mount(element, options)`; `css()` its stylesheet; `payload()`
+and `plain()` make the data. The parts of the module are files beside this one, joined in order: nothing is built,
+nothing is fetched.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+from workbench.web.data import payload, plain, to_json
+
+__all__ = ["FOLDER", "css", "module", "payload", "plain", "to_json"]
+
+FOLDER = Path(__file__).parent
+PARTS = ("common.js", "record.js", "strip.js", "clock.js", "inspector.js", "transport.js", "trace-view.js")
+_IMPORT = re.compile(r"^import \{[^}]*\} from \"\./[\w-]+\.js\";\n", re.MULTILINE)
+
+
+@cache
+def module(export: bool = True) -> str:
+    """The module as one text; without `export` its names are plain declarations, for the body of a function."""
+    parts = (_IMPORT.sub("", (FOLDER / name).read_text(encoding="utf-8")) for name in PARTS)
+    joined = "\n".join(re.sub(r"^export (?=function|const)", "", part, flags=re.MULTILINE) for part in parts)
+    return f"{joined}\nexport {{ mount }};\n" if export else joined
+
+
+@cache
+def css() -> str:
+    """The stylesheet of the view."""
+    return (FOLDER / "trace-view.css").read_text(encoding="utf-8")

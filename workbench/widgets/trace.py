@@ -1,0 +1,89 @@
+"""The view of a trace as a Jupyter widget."""
+
+from typing import Any
+
+import anywidget
+import traitlets
+
+from workbench import web
+from workbench.trace import Trace
+
+__all__ = ["TraceWidget"]
+
+# Joins a widget's model to the module. A view that lacks rounds, as every new one does, asks for all of them.
+RENDER = """
+function render({ model, el }) {
+  const tell = (name) => (i) => {
+    model.set(name, i);
+    model.save_changes();
+  };
+  const onAction = model.get("live") ? (name) => model.send({ act: name }) : undefined;
+  const view = mount(el, { onCursor: tell("cursor"), onPick: tell("picked"), onAction });
+  const take = (delta) => {
+    if (!view.update(delta)) model.send({ act: "all" });
+  };
+  const changed = () => take(JSON.parse(model.get("delta")));
+  const moved = () => view.setCursor(model.get("cursor"));
+  const told = (content) => take(JSON.parse(content.all));
+  model.on("change:delta", changed);
+  model.on("change:cursor", moved);
+  model.on("msg:custom", told);
+  model.send({ act: "all" });
+  return () => {
+    model.off("change:delta", changed);
+    model.off("change:cursor", moved);
+    model.off("msg:custom", told);
+    view.destroy();
+  };
+}
+export default { render };
+"""
+
+
+class TraceWidget(anywidget.AnyWidget):
+    """Strip, clock chart, inspector and transport over a recorded trace; stepping happens in the browser.
+
+    Attributes
+    ----------
+    cursor: index of the token under the glass, -1 before there is one; set it to move the view.
+    picked: index of the token last picked with Enter or a double click, -1 before that; observe it to act on it.
+
+    Saved without a kernel, the notebook shows the text with underlines and shades, without a script.
+    """
+
+    _esm = web.module() + RENDER
+    _css = web.css()
+    delta = traitlets.Unicode("", help="JSON of the rounds last added; see workbench.web.data").tag(sync=True)
+    live = traitlets.Bool(False, help="whether there are buttons that decode").tag(sync=True)
+    cursor = traitlets.Int(-1, help="index of the token under the glass").tag(sync=True)
+    picked = traitlets.Int(-1, help="index of the token last picked").tag(sync=True)
+
+    def __init__(self, trace: Trace, **options: Any):
+        self._trace: Trace | None = trace
+        super().__init__(**options)
+        self.on_msg(self._received)
+
+    def _received(self, widget: Any, content: dict[str, Any], buffers: list) -> None:
+        if content.get("act") == "all" and self._trace is not None:
+            self.send({"all": web.to_json(self._payload(0))})
+
+    def _payload(self, since: int) -> dict[str, Any]:
+        return web.payload(self._trace, since)
+
+    def close(self) -> None:
+        """Let go of the trace and of the view. The saved output stays readable."""
+        self._trace = None
+        super().close()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self._trace!r})" if self._trace is not None else f"{type(self).__name__}(closed)"
+        )
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle or {}
+        data["text/plain"] = repr(self)
+        if self._trace is not None:
+            data["text/html"] = web.plain(self._trace)
+        return bundle or data
