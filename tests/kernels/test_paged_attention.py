@@ -206,7 +206,7 @@ def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch, implementat
 
 def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
     pages = paged()
-    assert segment_attention.choose(pages.q) == ("torch", "the tensors are on 'cpu'")
+    assert segment_attention.choose(pages.q) == ("torch", "the query is on 'cpu'")
     assert segment_attention.choose(pages.q, implementation="torch") == ("torch", "asked for")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert segment_attention.choose(pages.q, arena=pages.arena, implementation="triton") == ("triton", "asked for")

@@ -93,8 +93,8 @@ def test_formats_that_do_not_fit_are_refused(arguments, match):
 
 def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
     """A reason comes with every choice and every refusal."""
-    assert pages.choose("cpu") == ("torch", "the pages are on 'cpu'")
-    assert pages.choose("cuda", torch.bfloat16) == ("triton", "the pages are on 'cuda'")
+    assert pages.choose("cpu") == ("torch", "the page is on 'cpu'")
+    assert pages.choose("cuda", torch.bfloat16) == ("triton", "the page is on 'cuda'")
     assert pages.choose("cuda", torch.float64) == ("torch", "it computes in float32, and something is float64")
     assert pages.choose("cuda", implementation="torch") == ("torch", "asked for")
     form = FORMS["32-8-8"]

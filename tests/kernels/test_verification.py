@@ -296,9 +296,9 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch, device, impl
 
 def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
     logits = torch.zeros(1, 2, 3)
-    assert verification.choose(logits) == "torch"  # auto on a CPU: the interpreter is for tests only
+    assert verification.choose(logits).name == "torch"  # auto on a CPU: the interpreter is for tests only
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert verification.choose(logits, implementation="triton") == "triton"
+    assert verification.choose(logits, implementation="triton").name == "triton"
     with pytest.raises(RuntimeError, match="at most 128 nodes, and the trees have 129; use implementation='torch'"):
         verification.choose(torch.zeros(1, 129, 3), implementation="triton")
     with pytest.raises(RuntimeError, match="16 to 64-bit floats, and the proposals are float8_e4m3fn"):

@@ -2,9 +2,11 @@
 
 One rectangular run, the common case, is one SDPA call as it is. On a GPU coded pages are read where they lie, by a
 kernel of their own, and merged with the run beside them. Anywhere else the segments are put side by side, pages decoded
-on the way, and then are one SDPA call too.
+on the way, and then are one SDPA call too. With WORKBENCH_KERNELS=triton in the environment everything that the Triton
+kernels can take goes through them, single runs as well.
 """
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 
 from workbench.cache.store import Segment
 from workbench_kernels import segment_attention
+from workbench_kernels.dispatch import VARIABLE
 
 __all__ = ["attend", "attend_in_place", "column_mass", "in_place", "join"]
 
@@ -28,11 +31,18 @@ def attend(q: torch.Tensor, segments: Sequence[Segment], scale: float) -> torch.
 
 
 def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
-    """Whether the segments are pages and a run that a kernel can read as they are: on a GPU, with no page elsewhere."""
-    if len(segments) != 2 or q.device.type != "cuda" or not hasattr(segments[0], "shelf"):
+    """Whether the kernels take these segments as they are: pages and a run, with no page elsewhere; or, where Triton is
+    forced, a run alone."""
+    run = segments[-1]
+    if (run.mask is not None and run.mask.ndim == 3) or hasattr(run, "shelf"):
         return False
-    shelf, run = segments[0].shelf, segments[1]
-    if shelf.away or (run.mask is not None and run.mask.ndim == 3):
+    if len(segments) == 1:
+        forced = os.environ.get(VARIABLE) == "triton"
+        return forced and segment_attention.choose(q, run.v).name == "triton"
+    if len(segments) != 2 or not hasattr(segments[0], "shelf"):
+        return False
+    shelf = segments[0].shelf
+    if shelf.away:
         return False
     form, arena = shelf.form, shelf.arenas[0].data
     return segment_attention.choose(q, arena=arena, dtypes=[form.dtype], sizes=[form.value_dim]).name == "triton"
@@ -42,7 +52,10 @@ def attend_in_place(
     q: torch.Tensor, segments: Sequence[Segment], scale: float, rows: Sequence[int] = ()
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Pages and a run, each attended by its kernel and merged: what `attend` and, for `rows`, `column_mass` give."""
-    pages, run = segments
+    *rest, run = segments
+    if not rest:
+        return _attend_run(q, run, scale, rows)
+    (pages,) = rest
     shelf, form = pages.shelf, pages.shelf.form
     queries = q[0].transpose(0, 1)
     near = pages.window is None
@@ -63,6 +76,16 @@ def attend_in_place(
     of_run = segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask, reduce="row").mass
     group = q.shape[1] // run.k.shape[0]
     return out, torch.cat([of_pages, of_run], -1)[list(rows)] / group
+
+
+def _attend_run(q: torch.Tensor, run: Segment, scale: float, rows: Sequence[int]):
+    queries, mask = q[0].transpose(0, 1), "causal" if run.causal else run.mask
+    out, lse = segment_attention.attend_staged(queries, run.k, run.v, scale, mask)
+    out = out.to(q.dtype).transpose(0, 1)[None]
+    if not rows:
+        return out, None
+    mass = segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask, reduce="row").mass
+    return out, mass[list(rows)] / (q.shape[1] // run.k.shape[0])
 
 
 def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:

@@ -3,12 +3,11 @@
 The Triton kernels read each row of logits from memory once; the torch references define what they must give.
 """
 
-import importlib.util
-import os
 from typing import NamedTuple
 
 import torch
 
+from workbench_kernels.dispatch import Choice, decide
 from workbench_kernels.distribution import reference
 
 __all__ = ["Sample", "Statistics", "choose", "sample", "statistics"]
@@ -79,7 +78,7 @@ def statistics(logits: torch.Tensor, k: int = 0, implementation: str = "auto") -
     cannot run.
     """
     _check(logits, k, "statistics", "k")
-    chosen = choose(logits, implementation)
+    chosen = choose(logits, implementation).name
     if chosen == "torch":
         return Statistics(*reference.statistics(logits), *reference.top_k(logits, k), chosen)
     from workbench_kernels.distribution import kernel
@@ -142,7 +141,7 @@ def sample(
         )
     top_k = None if top_k is None or top_k >= cols else top_k
     top_p, min_p = (None if top_p == 1 else top_p), (min_p or None)
-    chosen = choose(logits, implementation)
+    chosen = choose(logits, implementation).name
     if chosen == "torch":
         raw = Statistics(*reference.statistics(logits), *reference.top_k(logits, candidates), chosen)
         return Sample(*reference.sample(logits, temperature, top_k, top_p, min_p, seed, positions), raw)
@@ -164,29 +163,16 @@ def _greedy(raw: Statistics, logits: torch.Tensor) -> Sample:
     return Sample(token, nothing + 1, (~lawless).long(), best, nothing, best, token, raw)
 
 
-def choose(logits: torch.Tensor, implementation: str = "auto") -> str:
-    """`triton` or `torch`: what would compute these logits' figures. Raises as `statistics` does."""
-    if implementation not in ("auto", "triton", "torch"):
-        raise ValueError(f"implementation: expected 'auto', 'triton' or 'torch', got {implementation!r}")
-    if implementation == "torch" or (implementation == "auto" and logits.device.type != "cuda"):
-        return "torch"
-    reason = _refusal(logits)
-    if reason is None:
-        return "triton"
-    if implementation == "auto":
-        return "torch"
-    raise RuntimeError(f"the Triton kernel cannot run: {reason}; use implementation='torch'")
+def choose(logits: torch.Tensor, implementation: str = "auto") -> Choice:
+    """`triton` or `torch`, and why: what would compute these logits' figures. Raises as `statistics` does."""
+    return decide(logits.device.type, lambda: _refusal(logits), implementation, "law")
 
 
 def _refusal(logits: torch.Tensor) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (it has wheels for Linux only)"
     if logits.dtype not in TRITON_DTYPES:
         return f"it computes in float32, and the logits are {str(logits.dtype).removeprefix('torch.')}"
     if logits.shape[-1] > TRITON_COLUMNS:
         return f"it takes at most {TRITON_COLUMNS} columns, and the logits have {logits.shape[-1]}"
-    if logits.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the logits are on {logits.device.type!r} and its interpreter is off (TRITON_INTERPRET=1)"
     return None
 
 

@@ -1,11 +1,10 @@
 """Dispatch and checks that the public functions of the package share."""
 
 import importlib
-import importlib.util
-import os
 
 import torch
 
+from workbench_kernels.dispatch import Choice, decide
 from workbench_kernels.pages.layout import ALIGN, GAINS, RAW, PageFormat
 
 __all__ = ["backend", "check_arena", "check_names", "check_stored", "choose", "raw_dtypes", "rows_as_arena"]
@@ -13,41 +12,25 @@ __all__ = ["backend", "check_arena", "check_names", "check_stored", "choose", "r
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def choose(device: torch.device | str, *dtypes: torch.dtype, implementation: str = "auto") -> tuple[str, str]:
-    """What would run on a device, `triton` or `torch`, and the reason in a few words.
+def choose(device: torch.device | str, *dtypes: torch.dtype, implementation: str = "auto") -> Choice:
+    """What would run on a device, `triton` or `torch`, and why.
 
     dtypes: the floating dtypes at work, those of the tensors and of RAW pages. Raises ValueError for an unknown
     implementation, RuntimeError where Triton is asked for and cannot run.
     """
-    if implementation not in ("auto", "triton", "torch"):
-        raise ValueError(f"implementation: expected 'auto', 'triton' or 'torch', got {implementation!r}")
-    kind = torch.device(device).type
-    if implementation == "torch":
-        return "torch", "asked for"
-    if implementation == "auto" and kind != "cuda":
-        return "torch", f"the pages are on {kind!r}"
-    reason = _refusal(kind, dtypes)
-    if reason is None:
-        return "triton", f"the pages are on {kind!r}"
-    if implementation == "auto":
-        return "torch", reason
-    raise RuntimeError(f"the Triton kernel cannot run: {reason}; use implementation='torch'")
+    return decide(torch.device(device).type, lambda: _refusal(dtypes), implementation, "page")
 
 
-def _refusal(kind: str, dtypes: tuple[torch.dtype, ...]) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (it has wheels for Linux only)"
+def _refusal(dtypes: tuple[torch.dtype, ...]) -> str | None:
     for dtype in dtypes:
         if dtype not in TRITON_DTYPES:
             return f"it computes in float32, and something is {str(dtype).removeprefix('torch.')}"
-    if kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the pages are on {kind!r} and its interpreter is off (TRITON_INTERPRET=1)"
     return None
 
 
 def backend(part: str, device: torch.device, *dtypes: torch.dtype, implementation: str):
     """The Triton module of a part of the package, or None where torch runs."""
-    if choose(device, *dtypes, implementation=implementation)[0] == "torch":
+    if choose(device, *dtypes, implementation=implementation).name == "torch":
         return None
     return importlib.import_module(f"workbench_kernels.pages.kernel_{part}")
 

@@ -1,22 +1,14 @@
 """Which implementation runs: Triton on a GPU where it can, torch everywhere else."""
 
-import importlib.util
-import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
+
+from workbench_kernels.dispatch import Choice, decide
 
 __all__ = ["Choice", "choose"]
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Choice(NamedTuple):
-    """What computes a call, `triton` or `torch`, and why."""
-
-    name: str
-    reason: str
 
 
 def choose(
@@ -35,23 +27,11 @@ def choose(
 
     Raises ValueError for another implementation, RuntimeError with the reason where Triton is asked for and cannot run.
     """
-    if implementation not in ("auto", "triton", "torch"):
-        raise ValueError(f"implementation: expected 'auto', 'triton' or 'torch', got {implementation!r}")
-    if implementation == "torch":
-        return Choice("torch", "asked for")
-    if implementation == "auto" and tensors[0].device.type != "cuda":
-        return Choice("torch", f"the tensors are on {tensors[0].device.type!r}")
-    reason = _refusal(tensors, arena, dtypes, sizes)
-    if reason is None:
-        return Choice("triton", "asked for" if implementation == "triton" else "the tensors are on 'cuda'")
-    if implementation == "auto":
-        return Choice("torch", reason)
-    raise RuntimeError(f"the Triton kernel cannot run: {reason}; use implementation='torch'")
+    kind = tensors[0].device.type
+    return decide(kind, lambda: _refusal(tensors, arena, dtypes, sizes), implementation, "query")
 
 
 def _refusal(tensors, arena, dtypes, sizes) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (it has wheels for Linux only)"
     for dtype in (*(tensor.dtype for tensor in tensors), *dtypes):
         if dtype not in TRITON_DTYPES:
             return f"it computes in float32, and the input is {str(dtype).removeprefix('torch.')}"
@@ -62,6 +42,4 @@ def _refusal(tensors, arena, dtypes, sizes) -> str | None:
         return "it takes a contiguous arena"
     if arena is not None and arena.data_ptr() % 16:
         return "it takes an arena that starts at a multiple of 16 bytes"
-    if tensors[0].device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the tensors are on {tensors[0].device.type!r} and its interpreter is off (TRITON_INTERPRET=1)"
     return None

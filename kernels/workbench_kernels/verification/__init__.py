@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from workbench_kernels import distribution
+from workbench_kernels.dispatch import Choice, decide
 from workbench_kernels.verification import reference
 
 __all__ = ["DIST", "FATES", "POINT", "REASONS", "SOURCES", "Outcome", "choose", "verify"]
@@ -98,7 +99,7 @@ def verify(
     temperature = torch.tensor(temperature, dtype=torch.float32).item()  # what a kernel's argument holds
     tree = _tree(logits, tokens, parents, depths, kinds, rows, positions)
     _check(logits, mode, proposals, rows, temperature, threshold, threshold_id, width)
-    chosen = choose(logits, proposals, implementation)
+    chosen = choose(logits, proposals, implementation).name
     if temperature == 0:
         temperature = 1.0
         if mode == "rejection":
@@ -122,18 +123,9 @@ def verify(
     return Outcome(*kernel.verify(target, kernel.Tree(*tree), proposals, mode, seed, max(width, 1)), chosen)
 
 
-def choose(logits: torch.Tensor, proposals: torch.Tensor | None = None, implementation: str = "auto") -> str:
-    """`triton` or `torch`: what would verify trees [B, N] over these logits. Raises as `verify` does."""
-    if implementation not in ("auto", "triton", "torch"):
-        raise ValueError(f"implementation: expected 'auto', 'triton' or 'torch', got {implementation!r}")
-    if implementation == "torch" or (implementation == "auto" and logits.device.type != "cuda"):
-        return "torch"
-    reason = _refusal(logits, proposals)
-    if reason is None:
-        return "triton"
-    if implementation == "auto":
-        return "torch"
-    raise RuntimeError(f"the Triton kernel cannot run: {reason}; use implementation='torch'")
+def choose(logits: torch.Tensor, proposals: torch.Tensor | None = None, implementation: str = "auto") -> Choice:
+    """`triton` or `torch`, and why: what would verify trees [B, N] over these logits. Raises as `verify` does."""
+    return decide(logits.device.type, lambda: _refusal(logits, proposals), implementation, "tree")
 
 
 def _refusal(logits: torch.Tensor, proposals: torch.Tensor | None) -> str | None:
@@ -142,10 +134,6 @@ def _refusal(logits: torch.Tensor, proposals: torch.Tensor | None) -> str | None
             return f"it takes 16 to 64-bit floats, and the {name} are {str(tensor.dtype).removeprefix('torch.')}"
     if logits.shape[1] > TRITON_NODES:
         return f"it takes at most {TRITON_NODES} nodes, and the trees have {logits.shape[1]}"
-    try:
-        distribution.choose(logits.new_empty(1, 1, dtype=torch.float32), "triton")
-    except RuntimeError as error:
-        return str(error).removeprefix("the Triton kernel cannot run: ").removesuffix("; use implementation='torch'")
     return None
 
 

@@ -1,0 +1,50 @@
+"""Which implementation runs, decided in one place: Triton on a GPU where it can, torch everywhere else."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = ["VARIABLE", "Choice", "decide"]
+
+VARIABLE = "WORKBENCH_KERNELS"
+
+
+class Choice(NamedTuple):
+    """What computes a call, `triton` or `torch`, and why."""
+
+    name: str
+    reason: str
+
+
+def decide(kind: str, refusal: Callable[[], str | None], implementation: str = "auto", what: str = "input") -> Choice:
+    """What would compute a call on a device of that kind ("cuda", "cpu", …).
+
+    refusal: says why this kernel cannot take this call, or None; asked only where the kernel is wanted.
+    implementation: `triton`, `torch`, or `auto`: what the environment variable WORKBENCH_KERNELS says, else Triton on a
+    GPU where it can. `triton` from the environment still falls back to torch where a kernel refuses.
+
+    Raises ValueError for another implementation, RuntimeError with the reason where Triton is asked for and cannot run.
+    """
+    wish = os.environ.get(VARIABLE, "auto") if implementation == "auto" else implementation
+    if wish not in ("auto", "triton", "torch"):
+        where = "implementation" if implementation != "auto" else VARIABLE
+        raise ValueError(f"{where}: expected 'auto', 'triton' or 'torch', got {wish!r}")
+    if wish == "torch":
+        return Choice("torch", "asked for")
+    if wish == "auto" and kind != "cuda":
+        return Choice("torch", f"the {what} is on {kind!r}")
+    reason = _missing(kind, what) or refusal()
+    if reason is None:
+        return Choice("triton", "asked for" if wish == "triton" else f"the {what} is on 'cuda'")
+    if implementation == "auto":
+        return Choice("torch", reason)
+    raise RuntimeError(f"the Triton kernel cannot run: {reason}; use implementation='torch'")
+
+
+def _missing(kind: str, what: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (it has wheels for Linux only)"
+    if kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the {what} is on {kind!r} and its interpreter is off (TRITON_INTERPRET=1)"
+    return None

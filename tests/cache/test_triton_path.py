@@ -1,0 +1,73 @@
+"""The engine with its Triton kernels forced: under the interpreter here, natively where there is a GPU."""
+
+import os
+
+import pytest
+import torch
+
+import workbench as wb
+from tests.cache.conftest import DRAFT, PROMPT
+from workbench_kernels.dispatch import VARIABLE
+
+ARMS = {
+    "plain": None,
+    "chain": wb.Speculative(drafter=wb.DraftModel(DRAFT), shape=wb.FixedLength(3)),
+    "tree": wb.Speculative(drafter=wb.DraftModel(DRAFT), shape=wb.FixedTree((2, 1))),
+    "copy": wb.Speculative(drafter=wb.CopySpec(gram=2)),
+}
+CACHES = {
+    "none": None,
+    "h2o": wb.H2O(budget=32, recent=8, interval=8),
+    "streaming": wb.StreamingLLM(sinks=2, window=20, interval=8),
+    "kivi": wb.KIVI(bits=4, group=16),
+    "kivi-k8-v2": wb.KIVI(bits_k=8, bits_v=2, group=16),
+    "h2o+kivi": [wb.H2O(budget=40, recent=8, interval=8), wb.KIVI(bits=8, group=16, residual=0)],
+}
+LENGTH = 10
+
+
+@pytest.fixture
+def triton(monkeypatch):
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
+    monkeypatch.setenv(VARIABLE, "triton")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_greedy_text_is_that_of_generate(small, triton, arm):
+    ids = torch.tensor([PROMPT])
+    expected = small.model.generate(ids, max_new_tokens=LENGTH, do_sample=False)[0, len(PROMPT) :].tolist()
+    trace = wb.decode(small, PROMPT, ARMS[arm], max_new_tokens=LENGTH)
+    assert trace.token_ids == expected
+    assert set(trace.forwards["implementation"]) == {"triton"}
+
+
+@pytest.mark.parametrize("cache", [name for name in CACHES if name != "none"])
+def test_every_stack_spells_what_the_torch_path_spells(small, monkeypatch, triton, cache):
+    """Greedy and keyed, plain and drafted: masses, pages and merges of the kernels decide nothing differently."""
+    for settings in ({}, {"temperature": 0.8, "seed": 3}):
+        options = {"cache": CACHES[cache], "max_new_tokens": LENGTH, "ignore_eos": True, **settings}
+        for arm in ("plain", "chain"):
+            monkeypatch.setenv(VARIABLE, "torch")
+            expected = wb.decode(small, PROMPT, ARMS[arm], **options)
+            monkeypatch.setenv(VARIABLE, "triton")
+            found = wb.decode(small, PROMPT, ARMS[arm], **options)
+            assert found.token_ids == expected.token_ids
+            kept = [trace.events.query("op == 'evict'")["positions"].tolist() for trace in (found, expected)]
+            assert kept[0] == kept[1]
+            of_target = found.forwards.query("model == 'target'")["implementation"]
+            assert set(of_target) == {"triton"} and "triton" not in set(expected.forwards["implementation"])
+
+
+def test_logits_of_the_two_paths_are_close(small, monkeypatch, triton):
+    rows = {}
+    for implementation in ("torch", "triton"):
+        monkeypatch.setenv(VARIABLE, implementation)
+        store = small.new_store()
+        small.forward(PROMPT, range(len(PROMPT)), store)
+        store.commit(range(len(PROMPT)))
+        tree = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+        rows[implementation] = small.forward([3, 4, 5], [50, 51, 51], store, tree).logits
+    scale = rows["torch"].abs().max()
+    assert (rows["triton"] - rows["torch"]).abs().max() < 1e-5 * scale  # fp32 sums in another order
+    assert not torch.equal(rows["triton"], rows["torch"])  # the path was taken
