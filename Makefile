@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install app lab test check format docs notebooks bench models clean
+.PHONY: help install app lab test check format docs notebooks bench speed models clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ notebooks: $(VENV)/.installed-test ## execute the notebooks again, ready to comm
 
 bench: install ## measure decoding speed; rows go to benchmarks/results/
 	$(BIN)/python benchmarks/decoding.py $(ARGS)
+
+speed: $(VENV)/.installed-test ## time the kernels beside their floors and baselines   (make speed ARGS=--quick)
+	$(BIN)/python benchmarks/kernel_speed.py $(ARGS)
 
 models: install ## train the embedded models again (resumable; hours on a CPU)
 	for stage in tokenizer target target-long draft export; do $(BIN)/python -m workbench.pretrained.train $$stage $(ARGS) || exit 1; done

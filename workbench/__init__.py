@@ -17,6 +17,7 @@ _HOMES = {
     "workbench.cache": ("CachePolicy", "H2O", "SnapKV", "Stack", "StreamingLLM"),
     "workbench.capsule": ("open_capsule", "write_capsule"),
     "workbench.decoders": ("Autoregressive", "Decoder", "EntropyAdaptive", "Mirostat", "Speculative"),
+    "workbench.diagnosis": ("doctor",),
     "workbench.engine.loading": ("load", "register_model"),
     "workbench.engine.sampling": ("Sampling",),
     "workbench.engine.toy": ("ToyModel",),

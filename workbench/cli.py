@@ -1,4 +1,4 @@
-"""The command line: `workbench run | list | show | replay | capsule | compare | app | lab`.
+"""The command line: `workbench run | list | show | replay | capsule | compare | doctor | app | lab`.
 
 A command is one entry of `COMMANDS`: what it adds to its parser, and what it does. Options of sampling come from the
 declaration of `Sampling`, parameters of decoders are given as `--set name=value`. Only the chosen command's parser is
@@ -339,6 +339,26 @@ def arm_of(text: str) -> tuple[str, Any]:
     return name, build("decoder", first, pairs(joined))
 
 
+# -- doctor -------------------------------------------------------------------------------------------------------
+
+
+def add_doctor(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--quick", action="store_true", help="leave out the self-tests of the kernels")
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Versions, devices, and what each operation runs here; exit code 1 where a self-test fails."""
+    from workbench import diagnosis
+
+    found = diagnosis.doctor(args.quick)
+    if args.json:
+        print_json(found)
+    else:
+        print(diagnosis.report(found))
+    return 0 if found["passed"] else 1
+
+
 # -- app and lab ----------------------------------------------------------------------------------------------------
 
 
@@ -389,6 +409,7 @@ COMMANDS = {
     "replay": Command("watch a recorded run again, without the model", add_replay, replay_run),
     "capsule": Command("a recorded run as one offline HTML file", add_capsule, capsule),
     "compare": Command("decoders side by side on the same prompts", add_compare, compare_arms),
+    "doctor": Command("what is installed, what runs where, and self-tests of the kernels", add_doctor, doctor),
     "app": Command("open the app", add_app, app),
     "lab": Command("open the tutorial notebooks in JupyterLab", add_lab, lab),
 }

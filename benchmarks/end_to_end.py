@@ -1,0 +1,165 @@
+"""Greedy decoding end to end against the hardware's limit: the captured round, `model.generate`, and its compiled form.
+
+    python benchmarks/end_to_end.py [--size 8b] [--device cuda] [--prompt 128] [--tokens 128] [--out FILE]
+
+A Llama of random bfloat16 weights decodes greedily, one sequence. The floor is the time to read the weights once at the
+bandwidth of a device copy, measured here; a figure is the share of that bandwidth an arm reaches. Per arm: milliseconds
+a token, the median over decode rounds for the workbench (its whole step, the record included), the difference of two
+lengths divided by their distance for `generate`, so that neither counts prefill, compilation or capture. On a CPU the
+floors are printed and no speed is measured.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import workbench as wb
+from workbench.decoders.device import VARIABLE
+from workbench.engine.adapter import wrap
+from workbench.provenance import device_name, versions
+
+SIZES = {  # layers, width, MLP width, heads, KV heads, vocabulary
+    "8b": (32, 4096, 14336, 32, 8, 128256),
+    "1b": (16, 2048, 8192, 32, 8, 128256),
+    "tiny": (2, 64, 128, 4, 2, 256),
+}
+WARM = 8  # rounds before the first that counts
+
+
+def build(size: str, device: str) -> LlamaForCausalLM:
+    layers, width, mlp, heads, kv_heads, vocabulary = SIZES[size]
+    config = LlamaConfig(
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=mlp, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, vocab_size=vocabulary, max_position_embeddings=8192, rope_theta=500000.0,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def clock(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def copy_bandwidth(device: str, size: int, repeats: int = 20) -> float:
+    """Bytes a second, read and written, of copying `size` bytes within the device: the best of several."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(repeats):
+        start = clock(device)
+        target.copy_(source)
+        times.append(clock(device) - start)
+    return 2 * size / min(times)
+
+
+def streamed_bytes(model: LlamaForCausalLM) -> int:
+    """Bytes of weights that every token reads: all but the embedding, of which it reads a row."""
+    return sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
+
+
+def workbench_ms(lm, prompt: list[int], tokens: int, level: str) -> tuple[float, str]:
+    """Median milliseconds of a step, and what computed it."""
+    session = wb.Session(lm, prompt, max_new_tokens=WARM + tokens, level=level, ignore_eos=True)
+    session.run(rounds=WARM)
+    times = []
+    for _ in range(tokens):
+        start = clock(lm.device.type)
+        session.step()
+        times.append(clock(lm.device.type) - start)
+    where = session.trace.run["rounds"]["implementation"]
+    if level != "off":
+        where = session.trace.forwards["implementation"].iloc[-1]
+    return 1000 * statistics.median(times), where
+
+
+def generate_ms(model, prompt: list[int], tokens: int, **options) -> float:
+    """Milliseconds a token: the best of three at two lengths, so that what both share drops out."""
+    ids = torch.tensor([prompt], device=model.device)
+
+    options |= {"attention_mask": torch.ones_like(ids), "do_sample": False}
+
+    def seconds(count: int) -> float:
+        times = []
+        for _ in range(4):  # the first one warms up, and compiles
+            start = clock(model.device.type)
+            model.generate(ids, max_new_tokens=count, min_new_tokens=count, **options)
+            times.append(clock(model.device.type) - start)
+        return min(times[1:])
+
+    return 1000 * (seconds(2 * tokens) - seconds(tokens)) / tokens
+
+
+def measure(model, prompt: list[int], tokens: int) -> list[dict]:
+    lm = wrap(model)
+    rows = []
+    for level in ("off", "default"):
+        ms, where = workbench_ms(lm, prompt, tokens, level)
+        rows.append({"arm": f"workbench, level {level} ({where})", "ms_per_token": ms})
+    rows.append({"arm": "model.generate", "ms_per_token": generate_ms(model, prompt, tokens)})
+    compiled = {"cache_implementation": "static"}  # generate compiles the forward pass by itself with such a cache
+    rows.append({"arm": "model.generate, compiled", "ms_per_token": generate_ms(model, prompt, tokens, **compiled)})
+    return rows
+
+
+def same_tokens(model, prompt: list[int], tokens: int) -> int:
+    """How many tokens the device round and the ordinary path spell alike before a near-tie of bfloat16 parts them."""
+    texts = []
+    for where in ("host", "device"):
+        os.environ[VARIABLE] = where
+        texts.append(wb.decode(wrap(model), prompt, max_new_tokens=tokens, level="off", ignore_eos=True).token_ids)
+    del os.environ[VARIABLE]
+    return next((at for at, (a, b) in enumerate(zip(*texts, strict=True)) if a != b), tokens)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, choices=("cuda", "cpu"))
+    parser.add_argument("--size", choices=SIZES, help="default: 8b on a GPU, tiny on a CPU")
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    gpu = options.device == "cuda"
+    size = options.size or ("8b" if gpu else "tiny")
+    model = build(size, options.device)
+    generator = torch.Generator().manual_seed(1)
+    prompt = torch.randint(1, SIZES[size][5], (options.prompt,), generator=generator).tolist()
+    bandwidth = copy_bandwidth(options.device, 2**31 if gpu else 2**26)
+    bytes_ = streamed_bytes(model)
+    floor = 1000 * bytes_ / bandwidth
+    conditions = {
+        "device": device_name(torch.device(options.device)), "dtype": "bfloat16", "size": size, "versions": versions(),
+        "prompt": options.prompt, "tokens": options.tokens, "copy_GB_per_s": round(bandwidth / 1e9, 1),
+        "weight_GB": round(bytes_ / 1e9, 3), "floor_ms_per_token": round(floor, 4),
+        "same_tokens_of_32": same_tokens(model, prompt, 32),
+    }  # fmt: skip
+    print(conditions)
+    if not gpu:
+        print("on a CPU no speed is measured: these are the floor, and how far both ways to decode agree")
+        return
+    rows = measure(model, prompt, options.tokens)
+    generate = next(row["ms_per_token"] for row in rows if row["arm"] == "model.generate")
+    for row in rows:
+        row |= {"share_of_floor": floor / row["ms_per_token"], "speedup": generate / row["ms_per_token"]}
+        print({name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()})
+    if options.out:
+        options.out.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
