@@ -8,6 +8,7 @@ import torch
 
 from workbench.declare import to_dict
 from workbench.decoders import Decoder, State
+from workbench.decoders.device import rounds_of
 
 __all__ = ["run_event", "versions"]
 
@@ -43,6 +44,7 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
         "decoder": to_dict(decoder),
         "claim": decoder.claim(sampling),
         "verified": list(decoder.verified),
+        "rounds": rounds_of(decoder, state),
         "cache": to_dict(settings.cache) if settings.cache else None,
         "sampling": {
             "temperature": sampling.temperature,

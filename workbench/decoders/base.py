@@ -326,12 +326,9 @@ class Decoder(Declared):
         """One round: at least one token."""
         raise NotImplementedError
 
-    drafter_name: ClassVar[str] = ""  # who drafts in a device round
-
     def template(self, settings: Settings) -> Template | str:
-        """The form of every round, where it is known beforehand and the device can do it alone (see `device.py`); or
-        why it is not. A decoder that gives one has a method `conclude(state, log, tree, law)`: the round from the
-        verification on."""
+        """The form of every round, where the device can do it alone (see `device.py`), else why it cannot. A decoder
+        that gives one has a method `conclude(state, log, tree, law)`: the round from the verification on."""
         return f"{self.declared_name} decides on the host"
 
     def first(self, state: State) -> tuple[str, ...]:
@@ -360,12 +357,7 @@ class Decoder(Declared):
                 log.step.prompt["text"] = [stream.push(token) for token in log.step.prompt["token_id"]]
         else:
             log = RoundLog(state, "plain")
-            template = self.template(state.settings)
-            models = {role: lane.model for role, lane in state.lanes.items()}
-            on_device = device.choose_round(self, state.settings, models).name == "device"
-            if not (on_device and device.obstacle(state, template) is None) or not device.run_round(
-                self, state, log, template
-            ):
+            if not device.run_round(self, state, log):
                 self.round(state, log)
         return log.finish()
 

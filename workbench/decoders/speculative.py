@@ -18,7 +18,7 @@ from workbench.errors import BadInput
 from workbench.speculation.drafters import Drafter, DraftModel
 from workbench.speculation.shapes import DraftShape, FixedLength, FixedTree
 from workbench.speculation.tree import MAX_NODES, DraftTree
-from workbench.speculation.verifiers import Keyed, Outcome, Verifier
+from workbench.speculation.verifiers import Keyed, Outcome, Rejection, Verifier
 
 __all__ = ["Speculative"]
 
@@ -88,13 +88,10 @@ class Speculative(Decoder):
             return f"drafter {drafter.declared_name} runs on the host"
         if not isinstance(shape, FixedLength | FixedTree):
             return f"shape {shape.declared_name} decides on the host"
-        if not verifier.coupled:
+        if not isinstance(verifier, Keyed | Rejection):
             return f"verifier {verifier.declared_name} decides on the host"
-        return Template((1,) * shape.length if isinstance(shape, FixedLength) else tuple(shape.branching))
-
-    @property
-    def drafter_name(self) -> str:
-        return self.drafter.declared_name
+        branching = (1,) * shape.length if isinstance(shape, FixedLength) else tuple(shape.branching)
+        return Template(branching, drafter.declared_name, verifier.coupled)
 
     def conclude(self, state: State, log: RoundLog, tree: DraftTree, law: Law) -> None:
         """Verify the tree, emit what stands and commit its rows: the round once all laws are known."""
@@ -120,6 +117,8 @@ class Speculative(Decoder):
         def choose(row: int, place: int) -> int:
             return log.choose(law, row, place)
 
+        if isinstance(law, PackedLaw) and law.outcome:
+            return law.outcome
         verifier = self.verifier
         if any(log.forced(position + depth) is not None for depth in range(max(tree.depths) + 1)):
             verifier = Keyed()  # forced tokens are matched, as a plain decoder would take them

@@ -120,7 +120,7 @@ def keep_top_p(logp: torch.Tensor, mass: float) -> torch.Tensor:
     ordered, index = logp.sort(descending=True, stable=True)
     probs = ordered.exp().double()
     kept = probs.cumsum(-1) - probs < mass
-    kept[..., 0] = True
+    kept[..., 0].fill_(True)
     return torch.zeros_like(kept).scatter(-1, index, kept)
 
 
@@ -138,5 +138,5 @@ def keep_typical(logp: torch.Tensor, mass: float) -> torch.Tensor:
     index = distance.argsort(stable=True)
     ordered = probs.gather(-1, index).double()
     kept = ordered.cumsum(-1) - ordered < mass
-    kept[..., 0] = True
+    kept[..., 0].fill_(True)
     return torch.zeros_like(kept).scatter(-1, index, kept)

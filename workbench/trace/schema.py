@@ -238,6 +238,7 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("decoder", "any", "", "the decoder with all its settings"),
         Column("claim", "text", "", "exact, distribution, seed, own_law or lossy"),
         Column("verified", "any", "", "what has verified the claim"),
+        Column("rounds", "any", "", "where its rounds run, device or host (implementation), and why (reason)"),
         Column("cache", "any", "", "the cache stack, null for the plain one"),
         Column("sampling", "any", "", "temperature, top_k, top_p, min_p, typical_p, processors"),
         Column("seed", "int", "", "seed"),
