@@ -2,7 +2,8 @@
 
     python tests/normalise_notebooks.py [notebooks/01-first-steps.ipynb ...]
 
-Kept: sources, execution counts, text, HTML, image and Plotly outputs. Dropped: timing, widget state, trace uids.
+Kept: sources, execution counts, text, HTML, image and Plotly outputs. Dropped: timing, widget state, trace uids. What a
+cell printed is one output, however many messages it came in.
 """
 
 import sys
@@ -23,6 +24,8 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         cell["metadata"] = {}
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
@@ -31,6 +34,17 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
             output.pop("metadata", None)
             if output.output_type in ("display_data", "execute_result"):
                 output["metadata"] = {}
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs, neighbouring parts of one stream put together."""
+    found: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if found and output.output_type == "stream" and found[-1].get("name") == output.name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def main(paths: list[str]) -> None:
