@@ -18,8 +18,8 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark as `serial` what `make test` must not spread over workers; skip `gpu` tests where there is no GPU."""
-    if item.path.suffix == ".ipynb" or item.get_closest_marker("browser"):
-        item.add_marker(pytest.mark.serial)
+    """Mark notebooks, whose cells `make test` must not spread over workers; skip `gpu` tests where there is no GPU."""
+    if item.path.suffix == ".ipynb":
+        item.add_marker(pytest.mark.notebook)
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
