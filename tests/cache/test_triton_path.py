@@ -45,7 +45,7 @@ def test_greedy_text_is_that_of_generate(small, triton, arm):
 @pytest.mark.parametrize("cache", [name for name in CACHES if name != "none"])
 def test_every_stack_spells_what_the_torch_path_spells(small, monkeypatch, triton, cache):
     """Greedy and keyed, plain and drafted: masses, pages and merges of the kernels decide nothing differently."""
-    slow = cache == "h2o+kivi"  # the interpreter takes its time over the mass of pages
+    slow = "h2o" in cache  # the interpreter takes its time over attention masses
     for settings in ({"temperature": 0.8, "seed": 3},) if slow else ({}, {"temperature": 0.8, "seed": 3}):
         options = {"cache": CACHES[cache], "max_new_tokens": 4 if slow else LENGTH, "ignore_eos": True, **settings}
         for arm in ("chain",) if slow else ("plain", "chain"):
