@@ -1,7 +1,5 @@
-"""The app in process: visitors that press its buttons as a browser would, a served copy, and a real Chromium."""
+"""The app in process: visitors that press its buttons as a browser would, a served copy, and its pages in Chromium."""
 
-import os
-import shutil
 import socket
 import sys
 from types import SimpleNamespace
@@ -10,12 +8,6 @@ import pytest
 
 from tests.app.visitor import Visitor
 from workbench import declare
-
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -70,19 +62,6 @@ def served():
     app = launch(port=port, browser=False, wait=False)
     yield f"http://127.0.0.1:{port}/"
     app.close()
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """A headless Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; install one, or name it in CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

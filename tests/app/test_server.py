@@ -56,12 +56,12 @@ def test_a_taken_port_is_refused_in_one_line(capsys):
 def test_a_closed_page_frees_its_runs(open_page):
     import time
 
-    from workbench.dashboard import handlers
+    from workbench.dashboard.visit import VISITS
 
     page = open_page()
     page.click("#start")
     page.wait_for_selector("#step:not([disabled])", timeout=60_000)
-    mine = [visit for visit in handlers._visits.values() if visit.branches]
+    mine = [visit for visit in VISITS.values() if visit.branches]
     assert mine
     page.context.close()
     deadline = time.monotonic() + 60

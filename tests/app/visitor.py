@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +23,7 @@ class Visitor:
         self.shown: dict[int, Any] = {number: getattr(block, "value", None) for number, block in app.blocks.items()}
         self.props: dict[int, dict[str, Any]] = {}
         self.events = {fn.api_name: fn for fn in app.fns.values()}
+        self.view: dict[str, Any] = {}
         self.fire("loaded")
 
     def fire(self, event: str, data: dict | None = None) -> list[Any]:
@@ -34,16 +36,30 @@ class Visitor:
         with ThreadPoolExecutor(1) as own:  # a browser test may have left a loop running in this thread
             done = own.submit(lambda: asyncio.run(self.app.process_api(fn, inputs, **options))).result()
         for block, value in zip(fn.outputs, done["data"], strict=True):
-            self._take(block._id, value)
+            self._take(block, value)
         return done["data"]
 
-    def _take(self, number: int, value: Any) -> None:
+    def _take(self, block: Any, value: Any) -> None:
+        number = block._id
         if isinstance(value, dict) and value.get("__type__") == "update":
             self.props.setdefault(number, {}).update(value)
             if "value" in value:
                 self.shown[number] = value["value"]
         else:
             self.shown[number] = value
+            if block.elem_id == "view":
+                self._receive(json.loads(value) if value else {})
+
+    def _receive(self, delta: dict[str, Any]) -> None:
+        """What the page holds after a delta, by the contract of `workbench.web.data`; tokens alone."""
+        if not delta or delta["since"] == 0:
+            self.view = delta
+            return
+        assert delta["id"] == self.view["id"] and delta["since"] <= self.view["rounds_recorded"]
+        before, after = self.view["tokens"], delta["tokens"]
+        kept = sum(round < delta["since"] for round in before.get("round", ()))
+        joined = {name: before.get(name, [])[:kept] + after.get(name, []) for name in ("text", "kind", "round")}
+        self.view = {**self.view, **delta, "tokens": joined}
 
     def find(self, label: str, info: str = "") -> int:
         """The number of the component with that element id, label (and info) or button text."""
@@ -64,28 +80,49 @@ class Visitor:
     def get(self, label: str) -> Any:
         return self.shown[self.find(label)]
 
-    @property
-    def figures(self) -> str:
-        return next(value for value in self.shown.values() if str(value).startswith('<dl class="wb-figures">'))
+    def choices(self, label: str) -> list[tuple[str, Any]]:
+        return self.props[self.find(label)]["choices"]
 
     def enabled(self, label: str) -> bool:
         return self.props[self.find(label)]["interactive"]
 
     @property
-    def strip(self) -> dict[str, Any]:
-        return json.loads(self.get("strip"))
+    def status(self) -> str:
+        return self.get("status")
+
+    @property
+    def cursor(self) -> int:
+        return self.view["cursor"]
+
+    @property
+    def texts(self) -> list[str]:
+        return self.view["tokens"].get("text", [])
 
     @property
     def text(self) -> str:
-        return "".join(self.strip["text"])
+        return "".join(self.texts)
 
     @property
     def playing(self) -> bool:
-        return next(self.props[n]["active"] for n, block in self.app.blocks.items() if isinstance(block, gr.Timer))
+        return self.enabled("pause")
 
     def start(self, tokens: int = 12, decoder: str = "autoregressive", prompt: str = PROMPT) -> "Visitor":
         self.set("prompt", prompt)
         self.set("max new tokens", tokens)
         self.set("decoder", decoder)
         self.fire("start")
+        return self
+
+    def step(self, by: str = "round") -> "Visitor":
+        self.set("by", by)
+        self.fire("step")
+        return self
+
+    def watch(self, seconds: float = 30) -> "Visitor":
+        """Look at the run, as the timer does, until it stops."""
+        deadline = time.monotonic() + seconds
+        while self.playing and time.monotonic() < deadline:
+            self.fire("tick")
+            time.sleep(0.02)
+        assert not self.playing
         return self

@@ -1,49 +1,26 @@
-"""The app: layout, wiring, launch."""
+"""The app: layout and wiring."""
 
-import os
-import socket
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from workbench.dashboard import handlers
-from workbench.dashboard.form import Form
-from workbench.dashboard.strip import WEB, token_strip
-from workbench.errors import BadInput
+from workbench.dashboard import branches, comparing, figures, guard, page_load, share, sides, transport
+from workbench.dashboard import panel as page
+from workbench.dashboard.form import KINDS, Form
+from workbench.dashboard.presets import presets
+from workbench.dashboard.strip import trace_view
 from workbench.pretrained.prompts import held_out_prompts
 
-__all__ = ["build_app", "launch"]
+__all__ = ["build_app"]
 
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 EXAMPLES = ("def fibonacci(n):", 'class Stack:\n    """A last-in, first-out collection."""\n\n    def __init__')
-BUTTONS = {
-    "back": "◀ Back", "step": "Step ▶", "step_token": "Step token", "play": "Run ▶▶", "pause": "Pause",
-    "save": "Save trace",
-}  # fmt: skip
-SHORT = 700  # characters of the longest held-out prompt offered
-SAVE = """(text) => {
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], {type: 'application/x-ndjson'}));
-  link.download = (JSON.parse(text.split('\\n')[0]).id || 'run') + '.wb';
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}"""
-STATUS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
+SHORT = 1500  # characters of the longest held-out prompt offered
 STILL = {"padding": False, "apply_default_css": False, "js_on_load": None}
-THEME = gr.themes.Default(
-    primary_hue="blue",
-    secondary_hue="blue",
-    neutral_hue="slate",
-    spacing_size="sm",
-    text_size="sm",
-    font=["system-ui", "sans-serif"],
-    font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-)
+COMMON = {"show_progress": "hidden", "api_visibility": "private"}
+FEW, MANY = {"concurrency_limit": 4}, {"concurrency_limit": 16}
+THEME_OF_PAGE = "() => document.body.classList.contains('dark') ? 'dark' : 'light'"
 
 
 def examples() -> list[tuple[str, str]]:
@@ -53,156 +30,130 @@ def examples() -> list[tuple[str, str]]:
     return short + held_out[:12]
 
 
-def build_app(models: Sequence[str] = ()) -> gr.Blocks:
-    """The app as Blocks, not yet served. `models` are offered first, beside the embedded and registered ones."""
-    page = {"title": "decoding workbench", "fill_width": True, "delete_cache": (3600, 3600)}
-    with gr.Blocks(analytics_enabled=False, **page) as app:
-        visit, parts, save = gr.State(None), {}, gr.Textbox(visible="hidden", elem_id="saved", container=False)
+def build_app(models: Sequence[str] = (), anything: bool = True) -> gr.Blocks:
+    """The app as Blocks, not yet served.
+
+    models: offered first, beside the embedded and registered ones; `anything`: others may be named.
+    """
+    title = {"title": "decoding workbench", "fill_width": True, "delete_cache": (3600, 3600)}
+    with gr.Blocks(analytics_enabled=False, **title) as app:
+        visit, parts = gr.State(None), {}
+        parts["saved"] = gr.Textbox(visible="hidden", elem_id="saved", container=False)
+        parts["theme"] = gr.Textbox(visible="hidden", elem_id="theme", container=False)
         gr.HTML("<h1>decoding workbench</h1><p>adaptive decoding, token by token</p>", elem_id="head", padding=False)
         with gr.Row(elem_id="page"):
             with gr.Column(scale=4, min_width=320, elem_id="main"):
-                prompt, chosen = _prompt(parts)
-                _transport(parts)
-                parts["strip"] = token_strip()
-                parts["figures"] = gr.HTML("", elem_id="figures", **STILL)
-                with gr.Row(elem_id="below"):
-                    with gr.Column(scale=5, min_width=320):
-                        parts["signals"] = gr.Plot(label="the four signals", elem_id="signals")
-                        figures = list(handlers.DETAILS)
-                        parts["detail"] = gr.Dropdown(figures, value=figures[0], label="figure", elem_id="detail")
-                        parts["plot"] = gr.Plot(show_label=False, elem_id="plot")
-                    with gr.Column(scale=4, min_width=320):
-                        _under_the_glass(parts)
+                form = _prompt(parts, models, anything)
+                with gr.Tabs(overflow_behavior="wrap", elem_id="tabs"):
+                    with gr.Tab("Decode", render_children=True):
+                        _decode(parts)
+                    with gr.Tab("Side by side", render_children=True):
+                        sides.panel(parts)
+                    with gr.Tab("Compare", render_children=True):
+                        comparing.panel(parts)
+                    with gr.Tab("Share", render_children=True):
+                        share.panel(parts)
             with gr.Column(scale=1, min_width=290, elem_id="settings"):
-                form = Form(prompt, models)
                 form.draw()
-                opened = gr.UploadButton("Open a trace (.wb)", file_types=[".wb"], size="sm", elem_id="open")
-        _wire(app, visit, parts, form, save, chosen, opened)
+        _wire(app, visit, parts, form)
     return app
 
 
-def _prompt(parts: dict[str, Any]) -> tuple[gr.Textbox, gr.Dropdown]:
+def _prompt(parts: dict[str, Any], models: Sequence[str], anything: bool) -> Form:
     with gr.Row(elem_id="prompt-row"):
-        prompt = gr.Textbox(EXAMPLES[0], label="prompt", lines=2, max_lines=6, scale=5, min_width=280, elem_id="prompt")
-        with gr.Column(scale=2, min_width=200):
-            chosen = gr.Dropdown(examples(), value=EXAMPLES[0], label="examples", elem_id="examples")
-            parts["start"] = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
-    return prompt, chosen
+        with gr.Column(scale=5, min_width=280):
+            prompt = gr.Textbox(EXAMPLES[0], label="prompt", lines=3, max_lines=7, elem_id="prompt")
+            kind = gr.Radio(list(KINDS), value=KINDS[0], label="given as", show_label=False, elem_id="kind")
+        with gr.Column(scale=2, min_width=220):
+            parts["preset"] = gr.Dropdown(
+                [*presets()], value=None, label="preset: a run that teaches", elem_id="preset"
+            )
+            parts["examples"] = gr.Dropdown(examples(), value=EXAMPLES[0], label="or a prompt", elem_id="examples")
+            with gr.Row():
+                small = {"min_width": 90, "interactive": False, "size": "md"}
+                parts["go"] = gr.Button("Run", variant="primary", elem_id="go", **small)
+                parts["start"] = gr.Button("Start paused", elem_id="start", **small)
+    parts["look"] = gr.HTML("", elem_id="look", **STILL)
+    return Form(prompt, kind, models, anything)
 
 
-def _transport(parts: dict[str, Any]) -> None:
-    """The row of buttons, the scrubber, and the status line."""
-    with gr.Row(elem_id="transport"):
-        for name, label in BUTTONS.items():
-            variant = "primary" if name in ("step", "play") else "secondary"
-            place = {"size": "sm", "min_width": 92, "scale": 1, "elem_id": name.replace("_", "-")}
-            parts[name] = gr.Button(label, interactive=False, variant=variant, **place)
-    with gr.Row(elem_id="play-options"):
-        parts["scrub"] = gr.Slider(
-            0, 1, 0, step=1, label="token", interactive=False, scale=3, min_width=200, buttons=[], elem_id="scrub"
-        )
-        small = {"scale": 1, "min_width": 150}
-        parts["pace"] = gr.Dropdown(list(handlers.PACES), value="by round", label="pace", **small)
-        parts["until"] = gr.Textbox("", label="run until", placeholder="entropy > 3", max_lines=1, **small)
-    parts["branches"] = gr.Dropdown([], label="branch", visible=False, elem_id="branches")
-    parts["status"] = gr.HTML("", js_on_load=STATUS, apply_default_css=False, padding=False, elem_id="status")
-    parts["timer"] = gr.Timer(0.3, active=False)
+def _decode(parts: dict[str, Any]) -> None:
+    transport.panel(parts)
+    parts["view"] = trace_view()
+    parts["figures"] = gr.HTML("", elem_id="figures", **STILL)
+    with gr.Accordion("The round, phase by phase", open=True, elem_id="round"):
+        parts["phases"] = gr.HTML("", elem_id="phases", **STILL)
+    with gr.Row(elem_id="below"):
+        with gr.Column(scale=4, min_width=300):
+            branches.panel(parts)
+        with gr.Column(scale=5, min_width=320):
+            figures.panel(parts)
 
 
-def _under_the_glass(parts: dict[str, Any]) -> None:
-    """The inspector, and the controls of a fork."""
-    parts["inspector"] = gr.HTML("", elem_id="inspector", **STILL)
-    with gr.Accordion("Fork before this token", open=True, elem_id="forking"):
-        with gr.Row():
-            parts["candidates"] = gr.Dropdown([], label="take a candidate", min_width=160, scale=2, elem_id="candidate")
-            parts["typed"] = gr.Textbox("", label="or type one token", min_width=110, scale=1, elem_id="typed")
-        with gr.Row():
-            settled = "with the settings as they are now"
-            parts["resettle"] = gr.Checkbox(False, label=settled, scale=2, min_width=160)
-            parts["fork"] = gr.Button("Fork here", size="sm", interactive=False, scale=1, min_width=110, elem_id="fork")
+def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) -> None:
+    panel = [parts[name] for name in page.PANEL]
 
-
-def _wire(app, visit, parts, form: Form, save, chosen, opened) -> None:
-    panel = [parts[name] for name in handlers.PANEL]
-    common = {"concurrency_limit": 4, "show_progress": "hidden", "api_visibility": "private"}
-
-    def on(event, handler, inputs=(), outputs=panel, **more):
-        """Wire an event to a handler of the visit; after an error, say so in the status line."""
-        done = event(handler, [visit, *inputs], outputs, **{**common, **more})
-        done.failure(handlers.failed, visit, [parts["status"], parts["timer"], parts["pause"]], **common)
+    def on(event, handler, inputs=(), outputs=panel, limit=FEW, status="status", **more):
+        """Wire an event to a handler of the visit; after an error, say so in a status line."""
+        names = [parts[one] if isinstance(one, str) else one for one in inputs]
+        done = event(handler, [visit, *names], outputs, **{**COMMON, **limit, **more})
+        done.failure(guard.failed, visit, parts[status], queue=False, **COMMON)
         return done
 
-    app.load(handlers.loaded, None, [visit, parts["start"], *panel], **common)
-    app.unload(handlers.closed)
-    chosen.change(str, chosen, form.prompt, queue=False, **common)
-    pace = [parts["pace"], parts["until"]]
-    on(parts["start"].click, partial(_with_form, handlers.start, form), form.components, api_name="start")
-    on(parts["step"].click, handlers.step, api_name="step")
-    on(parts["step_token"].click, partial(handlers.step, by="token"), api_name="step_token")
-    on(parts["back"].click, handlers.back, api_name="back")
-    on(parts["play"].click, handlers.play, pace, api_name="play")
-    on(parts["pause"].click, handlers.pause, api_name="pause")
-    on(parts["timer"].tick, handlers.tick, pace, api_name="tick")
-    on(parts["scrub"].input, handlers.jump, [parts["scrub"]], trigger_mode="always_last", api_name="jump")
-    on(parts["strip"].pick, handlers.pick, trigger_mode="always_last", api_name="pick")
-    on(parts["branches"].input, handlers.branch, [parts["branches"]], api_name="branch")
-    on(parts["detail"].input, handlers.detail, [parts["detail"]], parts["plot"], api_name="detail")
-    forking = [parts["candidates"], parts["typed"], parts["resettle"], *form.components]
-    on(parts["fork"].click, partial(_with_form, handlers.fork, form), forking, api_name="fork")
-    on(opened.upload, handlers.open_trace, [opened], api_name="open")
-    saved = on(parts["save"].click, handlers.save, outputs=[save, parts["status"]], api_name="save")
-    saved.success(None, save, None, js=SAVE, **common)
+    def with_form(handler, given: int = 0):
+        """The handler with the form before the values of its controls."""
+        return lambda visit, *values: handler(visit, *_place(values, given, form))
+
+    ready = [parts["go"], parts["start"]]
+    load = {"js": THEME_OF_PAGE, **COMMON, **MANY}
+    app.load(page_load.loaded, parts["theme"], [visit, *ready, *panel], **load)
+    app.unload(page_load.closed)
+    parts["examples"].change(str, parts["examples"], form.prompt, queue=False, **COMMON)
+    chosen = partial(page_load.preset, form)
+    parts["preset"].input(chosen, parts["preset"], [parts["look"], *form.components], api_name="preset", **COMMON)
+
+    pace, settings = ["by", "speed", "until"], form.components
+    on(parts["start"].click, with_form(transport.start), settings, api_name="start")
+    on(parts["go"].click, with_form(transport.go, 3), [*pace, *settings], api_name="go")
+    on(parts["step"].click, transport.step, ["by"], api_name="step")
+    on(parts["back"].click, transport.back, ["by"], api_name="back")
+    on(parts["play"].click, transport.play, pace, api_name="play")
+    on(parts["pause"].click, transport.pause, limit=MANY, api_name="pause")
+    on(parts["timer"].tick, transport.tick, limit=MANY, api_name="tick")
+    on(parts["view"].pick, transport.pick, limit=MANY, trigger_mode="always_last", api_name="pick")
+    on(
+        parts["view"].lost,
+        transport.lost,
+        outputs=parts["view"],
+        limit=MANY,
+        trigger_mode="always_last",
+        api_name="lost",
+    )
+    figure = [parts["plot"], parts["plot2"], parts["words"]]
+    on(parts["figure"].input, figures.choose, ["figure"], figure, api_name="figure")
+
+    on(parts["branches"].input, branches.choose, ["branches"], api_name="branch")
+    on(parts["forget"].click, branches.forget, api_name="forget")
+    on(parts["fork"].click, branches.fork, ["candidates", "typed"], api_name="fork")
+    on(parts["resettle"].click, with_form(branches.resettle), settings, api_name="resettle")
+    both = [parts["both"], parts["diff"], parts["diff_words"]]
+    on(parts["beside"].click, sides.show, ["left", "right"], both, api_name="beside")
+
+    compared = {"outputs": comparing.outputs(parts), "status": "progress"}
+    on(parts["add"].click, with_form(comparing.add, 1), ["arms", *settings], parts["arms"], api_name="add")
+    arms = ["arms", "prompts", *settings]
+    on(parts["compare"].click, with_form(comparing.start, 2), arms, api_name="compare", **compared)
+    on(parts["stop"].click, comparing.stop, limit=MANY, api_name="stop", **compared)
+    on(parts["beat"].tick, comparing.tick, limit=MANY, api_name="beat", **compared)
+
+    on(parts["open"].upload, share.open_trace, ["open"], api_name="open")
+    on(parts["copy"].click, with_form(share.copy), settings, parts["code"], api_name="copy")
+    files = {name: (partial(share.download, kind=name), [parts["saved"], parts["status"]]) for name in share.KINDS}
+    files |= {name: (partial(comparing.export, kind=name), parts["saved"]) for name in ("csv", "json")}
+    for name, (handler, outputs) in files.items():
+        made = on(parts[name].click, handler, outputs=outputs, api_name=name)
+        made.success(None, parts["saved"], None, js=share.DOWNLOAD, **COMMON)
 
 
-def _with_form(handler, form: Form, visit, *values):
-    return handler(visit, form, *values)
-
-
-def launch(
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    models: Sequence[str] = (),
-    browser: bool | None = None,
-    wait: bool = True,
-) -> gr.Blocks:
-    """Serve the app, to this machine alone unless `host` says otherwise, until Ctrl-C (or at once, without `wait`).
-
-    Raises BadInput where the port is taken.
-    """
-    _check_port(host, port)
-    own = {name: os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")}
-    for name, value in own.items():  # the server's check of itself must not go through a proxy
-        os.environ[name] = ",".join(filter(None, [value, "localhost", "127.0.0.1"]))
-    everywhere = host in ("0.0.0.0", "::")
-    hosts = ["*"] if everywhere else [*LOOPBACK, host]
-    app = build_app(models)
-    app.queue(max_size=64, default_concurrency_limit=4)
-    _, url, _ = app.launch(
-        server_name=host, server_port=port, inbrowser=_display() if browser is None else browser, share=False,
-        quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
-        enable_monitoring=False, max_file_size=handlers.MAX_TRACE, theme=THEME, css_paths=[WEB / "app.css"],
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
-    )  # fmt: skip
-    print(f"decoding workbench: {url}  (Ctrl-C stops it)", flush=True)
-    if everywhere:
-        print("anyone who can reach this machine can use it", file=sys.stderr)
-    if wait:
-        app.block_thread()
-    return app
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raise BadInput, before anything is built, where the app could not listen."""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            if os.name == "posix":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from None
-
-
-def _display() -> bool:
-    """Whether there is a screen to open a browser on."""
-    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+def _place(values: tuple, given: int, form: Form) -> tuple:
+    return (*values[:given], form, *values[given:])

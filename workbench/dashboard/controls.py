@@ -1,62 +1,91 @@
 """Controls made from declarations: a dropdown per family, and one control per declared parameter of every member.
 
-All members' controls are built once; choosing a member shows its group. A decoder, drafter, shape or verifier of
+All members' controls are built once; choosing a member shows its group. A decoder, drafter, policy or quantizer of
 another package appears here with no edit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from workbench import declare
-from workbench.declare import Field
+from workbench.declare import Declared, Field
 
 __all__ = ["MemberControls", "control", "show_group"]
 
 Path = tuple[str, ...]  # ("decoder", "speculative", "drafter", "copyspec", "gram"): families and members in turn
 WIDEST_SLIDER = 64
+MODELS = ("model", "small")  # parameters that name a model
 
 
-def control(entry: Field, **options: Any) -> gr.components.Component:
-    """The control of one parameter; an empty number means "off" where the parameter is optional."""
+def shown_value(entry: Field, value: Any) -> Any:
+    """A parameter's value as its control holds it."""
+    return ", ".join(map(str, value or ())) if entry.kind == "list" else "" if value is None and _text(entry) else value
+
+
+def _text(entry: Field) -> bool:
+    return entry.kind in ("str", "list")
+
+
+def control(entry: Field, models: Sequence[str] = (), anything: bool = True, **options: Any) -> gr.components.Component:
+    """The control of one parameter; an empty number means "off" where the parameter is optional.
+
+    models: names offered where the parameter is a model's; `anything`: any other may be typed.
+    """
     note = entry.help + (f" ({entry.unit})" if entry.unit else "")
     common = {"label": entry.name.replace("_", " "), "info": note, **options}
+    value = shown_value(entry, entry.default)
     if entry.kind == "bool":
-        return gr.Checkbox(entry.default, **common)
+        return gr.Checkbox(value, **common)
     if entry.kind == "choice":
-        return gr.Dropdown(list(entry.choices), value=entry.default, **common)
-    if entry.kind == "list":
-        return gr.Textbox(", ".join(map(str, entry.default or ())), **common)
-    if entry.kind == "str":
-        return gr.Textbox(entry.default or "", **common)
+        return gr.Dropdown(list(entry.choices), value=value, **common)
+    if entry.kind == "str" and entry.name in MODELS:
+        return gr.Dropdown(list(dict.fromkeys([value, *models])), value=value, allow_custom_value=anything, **common)
+    if _text(entry):
+        return gr.Textbox(value, max_lines=1, **common)
     whole = entry.kind == "int"
     low, high = (entry.ge if entry.ge is not None else entry.gt), (entry.le if entry.le is not None else entry.lt)
     if not entry.optional and low is not None and high is not None and high - low <= WIDEST_SLIDER:
         step = 1 if whole else 0.01 if high - low <= 1 else 0.1
-        return gr.Slider(low, high, entry.default, step=step, **common)
+        return gr.Slider(low, high, value, step=step, **common)
     if entry.optional:
         common["placeholder"] = "off"
-    return gr.Number(entry.default, precision=0 if whole else None, step=1 if whole else 0.1, **common)
+    return gr.Number(value, precision=0 if whole else None, step=1 if whole else 0.1, **common)
 
 
 class MemberControls:
     """The dropdown of a family and, below it, the controls of every member's parameters, nested members included.
 
-    `components` are Gradio components in the order in which `read` expects their values.
+    `components` are Gradio components in the order in which `read` expects, and `values` gives, their values.
+    default: the member chosen at first; None offers, and chooses, no member, under the name `nothing`.
     """
 
-    def __init__(self, family: str, label: str, default: str, about: str = ""):
+    def __init__(
+        self,
+        family: str,
+        label: str,
+        default: str | None,
+        about: str = "",
+        models: Sequence[str] = (),
+        anything: bool = True,
+        nothing: str = "default",
+    ):
         self.family = family
+        self.nothing = nothing
+        self.models, self.anything = models, anything
+        self.default = default
         self.paths: list[Path] = []
         self.components: list[gr.components.Component] = []
         self.members: set[Path] = set()
-        self._choose((family,), family, label, default, optional=False, about=about)
+        self._choose((family,), family, label, default or "", optional=default is None, about=about)
 
     def _choose(self, path: Path, family: str, label: str, default: str, optional: bool, about: str) -> None:
         known = declare.names(family)
-        choices = [("default", ""), *((name, name) for name in known)] if optional else [(name, name) for name in known]
+        choices = (
+            [(self.nothing, ""), *((name, name) for name in known)] if optional else [(name, name) for name in known]
+        )
         chooser = gr.Dropdown(choices, value=default, label=label.replace("_", " "), info=about or None)
         self.members.add(path)
         self._add(path, chooser)
@@ -77,15 +106,20 @@ class MemberControls:
             default = "" if entry.default is None else entry.default.declared_name
             self._choose(path, entry.family, entry.name, default, entry.optional, entry.help)
         else:
-            self._add(path, control(entry))
+            self._add(path, control(entry, self.models, self.anything))
 
     def _add(self, path: Path, component: gr.components.Component) -> None:
         self.paths.append(path)
         self.components.append(component)
 
-    def read(self, values: list[Any]) -> Any:
-        """The declared object that the controls' values describe. Raises BadInput where a value does not fit."""
+    def read(self, values: Sequence[Any]) -> Any:
+        """The declared object that the controls' values describe, None where there is none.
+
+        Raises BadInput where a value does not fit.
+        """
         named = dict(zip(self.paths, values, strict=True))
+        if not named[(self.family,)]:
+            return None
         return declare.build(self.family, named[(self.family,)], self._flat(named, (self.family,)))
 
     def _flat(self, named: Mapping[Path, Any], path: Path) -> dict[str, Any]:
@@ -100,6 +134,22 @@ class MemberControls:
                 flat[place[-1]] = value
                 flat |= {f"{place[-1]}.{name}": inner for name, inner in self._flat(named, place).items()}
         return flat
+
+    def values(self, member: Declared | None) -> list[Any]:
+        """The controls' values that describe a declared object; those of members not chosen are the defaults."""
+        known = dict(zip(self.paths, (component.value for component in self.components), strict=True))
+        known[(self.family,)] = member.declared_name if member is not None else ""
+        return list({**known, **dict(_written((self.family,), member))}.values())
+
+
+def _written(path: Path, member: Declared | None) -> Iterator[tuple[Path, Any]]:
+    yield path, member.declared_name if member is not None else ""
+    for entry in declare.describe(type(member)) if member is not None else ():
+        place, value = (*path, member.declared_name, entry.name), getattr(member, entry.name)
+        if entry.kind == "member":
+            yield from _written(place, value)
+        else:
+            yield place, shown_value(entry, value)
 
 
 def show_group(names: list[str], chosen: str) -> Any:

@@ -1,11 +1,12 @@
-"""The form of a run: prompt, model, decoder, sampling and limits, made from the declarations and read back."""
+"""The form of a run: prompt, model, decoder, cache, sampling and limits, made from the declarations and read back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from workbench.cache import as_stack
 from workbench.dashboard.controls import MemberControls, control
 from workbench.declare import describe
 from workbench.engine.loading import known_models, load
@@ -18,14 +19,15 @@ __all__ = ["Form", "Wanted"]
 
 MAX_PROMPT = 20_000  # characters
 MAX_NEW_TOKENS = 512
+KINDS = ("text", "chat message")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the form asks for."""
+    """What the form asks for. `prompt` is text or chat messages; `settings` are those of `workbench.decode`."""
 
     model: str
-    prompt: str
+    prompt: Any
     decoder: Any
     settings: dict[str, Any]
 
@@ -37,49 +39,72 @@ class Wanted:
 
 
 class Form:
-    """The controls of a run. The caller places and gives `prompt`; `draw` makes the others where it is called.
+    """The controls of a run. The caller places and gives `prompt` and `kind`; `draw` makes the others.
 
-    `components` are Gradio components in the order in which `read` expects their values.
+    `components` are Gradio components in the order in which `read` expects, and `values` gives, their values.
+    anything: any hub id or local directory may be named as a model, not only those offered.
     """
 
-    def __init__(self, prompt: gr.Textbox, models: Sequence[str] = ()):
-        self.prompt = prompt
+    def __init__(self, prompt: gr.Textbox, kind: gr.Radio, models: Sequence[str] = (), anything: bool = True):
+        self.prompt, self.kind, self.anything = prompt, kind, anything
         self.models = list(dict.fromkeys([*models, *known_models()]))
 
     def draw(self) -> None:
+        known = self.models
         with gr.Accordion("Model and decoder", open=True):
-            self.model = gr.Dropdown(self.models, value=self.models[0], label="model")
-            self.decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found")
+            about = "embedded, a hub id or a local directory" if self.anything else None
+            self.model = gr.Dropdown(
+                known, value=known[0], label="model", info=about, allow_custom_value=self.anything, elem_id="model"
+            )
+            named = {"models": known, "anything": self.anything}
+            self.decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
+        with gr.Accordion("Cache", open=True):
+            self.policy = MemberControls("policy", "cache policy", None, "which tokens stay", nothing="all stay")
+            self.quantizer = MemberControls(
+                "quantizer", "cache quantizer", None, "how they are stored", nothing="as they are"
+            )
         with gr.Accordion("Sampling", open=False):
             self.sampling = {entry.name: control(entry) for entry in describe(Sampling)}
         with gr.Accordion("Limits, seed, logging", open=False):
             self.limits = {
                 "max_new_tokens": gr.Slider(1, MAX_NEW_TOKENS, 96, step=1, label="max new tokens"),
                 "seed": gr.Number(0, precision=0, label="seed", info="of all randomness"),
-                "stop": gr.Textbox("", label="stop", info="end once the new text contains this"),
+                "stop": gr.Textbox("", label="stop", info="end once the new text contains this", max_lines=1),
                 "ignore_eos": gr.Checkbox(False, label="ignore the end-of-text token"),
                 "level": gr.Dropdown(list(LEVELS), value="default", label="level", info="how much is logged"),
             }
-        self.components = [
-            self.prompt,
-            self.model,
-            *self.sampling.values(),
-            *self.limits.values(),
-            *self.decoder.components,
-        ]
+        self.families = (self.decoder, self.policy, self.quantizer)
+        self.components = [self.prompt, self.kind, self.model, *self.sampling.values(), *self.limits.values()]
+        self.components += [component for family in self.families for component in family.components]
 
     def read(self, values: Sequence[Any]) -> Wanted:
         """What the controls' values ask for. Raises BadInput where one does not fit."""
-        prompt, model, *rest = values
-        n, m = len(self.sampling), len(self.limits)
-        settings = dict(zip((*self.sampling, *self.limits), rest[: n + m], strict=True))
+        prompt, kind, model, *rest = values
+        names = (*self.sampling, *self.limits)
+        settings = dict(zip(names, rest, strict=False))
+        rest = rest[len(names) :]
         if not prompt:
             raise BadInput("the prompt is empty; type one, or choose an example")
         if len(prompt) > MAX_PROMPT:
             raise BadInput(f"the prompt has {len(prompt)} characters; the app takes at most {MAX_PROMPT}")
-        if model not in self.models:
-            raise BadInput(f"model {model!r} is not offered; choose one of {', '.join(self.models)}")
         if settings["max_new_tokens"] is not None and settings["max_new_tokens"] > MAX_NEW_TOKENS:
             raise BadInput(f"max_new_tokens: the app goes up to {MAX_NEW_TOKENS}; use workbench.decode for more")
         settings["stop"] = settings["stop"] or ()
-        return Wanted(model, prompt, self.decoder.read(list(rest[n + m :])), settings)
+        members = []
+        for family in self.families:
+            members.append(family.read(rest[: len(family.components)]))
+            rest = rest[len(family.components) :]
+        decoder, *stack = members
+        stack = [member for member in stack if member is not None]
+        settings["cache"] = as_stack(stack) if stack else None
+        given = [{"role": "user", "content": prompt}] if kind == "chat message" else prompt
+        return Wanted(model, given, decoder, settings)
+
+    def values(self, prompt: str, decoder: Any, cache: Any, settings: Mapping[str, Any]) -> list[Any]:
+        """The controls' values that ask for these, the first model and the defaults of everything else."""
+        plain = {**self.sampling, **self.limits}
+        rest = [settings.get(name, component.value) for name, component in plain.items()]
+        stack = (getattr(cache, "policy", None), getattr(cache, "quantizer", None))
+        for family, member in zip(self.families, (decoder, *stack), strict=True):
+            rest += family.values(member)
+        return [prompt, KINDS[0], self.models[0], *rest]

@@ -1,78 +1,45 @@
-"""What one visitor holds: branches of a run, or an opened trace, and where they look."""
+"""What one visitor holds: runs, branches and opened traces, where they look, and their comparison."""
 
 import threading
+import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from workbench.dashboard.run import Branch, Replay, Worker
+from workbench.engine.loading import EMBEDDED
 from workbench.errors import BadInput
-from workbench.session import Session
-from workbench.trace import Trace
 
-__all__ = ["Branch", "Replay", "Visit"]
+__all__ = ["VISITS", "Branch", "Replay", "Visit", "forget_idle"]
 
 MAX_BRANCHES = 12
-
-
-class Replay:
-    """An opened trace under a cursor: the part of `Session` that needs no model."""
-
-    def __init__(self, trace: Trace):
-        self.trace = trace
-        self.cursor = 0
-        self._ends = [0]
-        for event in trace.steps():
-            self._ends.append(self._ends[-1] + event["emitted"])
-
-    @property
-    def length(self) -> int:
-        return self._ends[-1]
-
-    @property
-    def ended(self) -> str | None:
-        return "replayed" if self.cursor >= self.length else None
-
-    def step(self, by: str = "round") -> int | None:
-        later = [end for end in self._ends if end > self.cursor]
-        if not later:
-            return None
-        self.cursor = self.cursor + 1 if by == "token" else later[0]
-        return self.cursor
-
-    def back(self, by: str = "round") -> int:
-        earlier = [end for end in self._ends if end < self.cursor]
-        self.cursor = max(self.cursor - 1, 0) if by == "token" else max(earlier, default=0)
-        return self.cursor
-
-    def jump(self, to: int) -> int:
-        self.cursor = min(max(to, 0), self.length)
-        return self.cursor
-
-
-@dataclass
-class Branch:
-    """A run under a name."""
-
-    label: str
-    run: Session | Replay
-
-    @property
-    def live(self) -> bool:
-        return isinstance(self.run, Session)
+IDLE_S = 1800.0  # seconds without a word from the page after which its runs are let go
 
 
 @dataclass(eq=False)
 class Visit:
     """One visitor's runs. Every handler holds `lock` while it touches them.
 
-    selected: the token inspected; None follows the cursor. playing: the timer steps. message: the status line's text.
+    selected: the token inspected; None follows the cursor. message: the status line's text. sent: the run and the
+    number of its rounds that the page holds. drawn: what the figures on the page show. seen: when the page was last
+    heard of.
     """
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     branches: list[Branch] = field(default_factory=list)
     current: int = 0
     selected: int | None = None
-    playing: bool = False
-    message: str = "Choose a prompt and press Start."
-    detail: str = "draft tree"
+    worker: Worker | None = None
+    message: str = "Choose a prompt or a preset, and press Run."
+    figure: str = "draft tree"
+    theme: str | None = None
+    sent: tuple[Any, int] = (None, 0)
+    drawn: Any = None
+    trial: Any = None
+    arms: dict[str, Any] = field(default_factory=dict)
+    runs: int = 0
+    seen: float = field(default_factory=time.monotonic)
 
     def __deepcopy__(self, memo) -> "Visit":
         return self  # a visit is where it is
@@ -85,8 +52,13 @@ class Visit:
         return self.branches[self.current]
 
     @property
+    def playing(self) -> bool:
+        """Whether a worker is at it, or has ended and was not yet taken notice of."""
+        return self.worker is not None
+
+    @property
     def focus(self) -> int | None:
-        """The token the inspector shows: the one picked, else the last before the cursor."""
+        """The token looked at: the one picked, else the last before the cursor."""
         if not self.branches:
             return None
         run = self.branch.run
@@ -94,21 +66,56 @@ class Visit:
             return self.selected
         return run.cursor - 1 if run.cursor else None
 
-    def begin(self, branch: Branch) -> None:
-        """Put away what was there, and look at this."""
-        self.branches, self.current, self.selected, self.playing = [branch], 0, None, False
+    @property
+    def round(self) -> int | None:
+        """The round looked at."""
+        if self.selected is None:
+            return self.branch.round
+        return self.branch.run.round_at(self.focus)
+
+    def halt(self) -> Worker | None:
+        """Stop the worker after its step; returns it."""
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            worker.stop()
+        return worker
+
+    def settle(self) -> None:
+        """Stop, and put the cursor where the reader looks: the next step goes on from there."""
+        self.halt()
+        if self.selected is not None and self.selected < self.branch.run.length:
+            self.branch.jump(self.selected + 1)
+        self.selected = None
 
     def add(self, branch: Branch) -> None:
-        """Look at a further branch. Raises BadInput where there are too many."""
-        if len(self.branches) >= MAX_BRANCHES:
-            raise BadInput(f"{MAX_BRANCHES} branches are open, the most there can be; press Start to begin anew")
+        """Look at a further run or branch. Raises BadInput where there are too many."""
+        self.room()
+        self.halt()
         self.branches.append(branch)
-        self.current, self.selected, self.playing = len(self.branches) - 1, None, False
+        self.look(len(self.branches) - 1)
+
+    def room(self) -> None:
+        """Raise BadInput where no further run may be opened."""
+        if len(self.branches) >= MAX_BRANCHES:
+            raise BadInput(f"{MAX_BRANCHES} runs and branches are open, the most there can be; press Forget on one")
+
+    def look(self, number: int) -> None:
+        """Look at another branch."""
+        self.current, self.selected = number, None
 
     def close(self) -> None:
         """Let go of all runs and their caches."""
+        if self.trial is not None:
+            self.trial.stop()
         with self.lock:
-            self.branches, self.current, self.selected, self.playing = [], 0, None, False
+            self.halt()
+            self.branches, self.current, self.selected, self.trial, self.drawn = [], 0, None, None, None
+
+    @property
+    def reader(self) -> Callable[[int], str] | None:
+        """What reads token ids for the view; None where the view knows the tokenizer, or nobody does."""
+        branch = self.branch
+        return self.text_of if branch.live and branch.run.lm.name not in EMBEDDED else None
 
     def text_of(self, token: int) -> str:
         """The text of a token id: the tokenizer's, or what an opened trace knows about it."""
@@ -120,3 +127,16 @@ class Visit:
             if len(found) and found.iloc[0]:
                 return found.iloc[0]
         return f"id {token}"
+
+
+VISITS: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()
+
+
+def forget_idle(older: float = IDLE_S) -> int:
+    """Let go of the runs of pages that were not heard of for `older` seconds; returns how many pages."""
+    now = time.monotonic()
+    idle = [one for one in list(VISITS.values()) if (one.branches or one.trial) and now - one.seen > older]
+    for visit in idle:
+        visit.close()
+        visit.message = "This page was idle for long, and its runs were let go. Press Run to begin anew."
+    return len(idle)

@@ -1,0 +1,145 @@
+"""The form without a browser: controls from declarations, presets, the run as Python, inert text, events."""
+
+import json
+
+import pytest
+
+import workbench as wb
+from tests.app.visitor import PROMPT, Visitor
+from workbench import declare
+from workbench.dashboard import python
+from workbench.dashboard.figures import FIGURES
+from workbench.dashboard.presets import presets
+from workbench.dashboard.visit import VISITS
+
+
+def test_every_declared_parameter_has_a_control_with_its_help(app):
+    infos = {getattr(block, "info", None) or "" for block in app.blocks.values()}
+    for family in ("decoder", "drafter", "shape", "policy", "quantizer"):
+        for name in declare.names(family):
+            for entry in declare.describe(declare.get(family, name)):
+                assert any(info.startswith(entry.help) for info in infos), (family, name, entry.name)
+
+
+def evaluated(code: str) -> wb.Trace:
+    space: dict = {}
+    exec(code, space)
+    return space["trace"]
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_a_preset_fills_the_form_and_copies_as_python(visitor, name):
+    """What the form asks for, the call that is copied, and the run of the app give one text."""
+    chosen = presets()[name]
+    visitor.set("preset", name)
+    visitor.fire("preset")
+    assert chosen.look[:20] in visitor.get("look").replace("&#x27;", "'") and visitor.get("prompt") == chosen.prompt
+    visitor.set("max new tokens", 10)
+    visitor.fire("start")
+    run = VISITS[visitor.name].branch.run
+    assert run.decoder == chosen.decoder and run.settings.cache == chosen.cache
+    if name == "long context":
+        return  # reading it takes seconds; the next test evaluates a call with a cache
+    visitor.fire("play")
+    visitor.watch()
+    visitor.fire("copy")
+    trace = evaluated(visitor.get("code"))
+    assert trace.text == visitor.text != ""
+    if name == "copy-heavy edit":
+        assert evaluated(python.of_session(run)).text == visitor.text
+
+
+def test_a_branch_copies_as_python_too(visitor):
+    visitor.start(tokens=10).step().step().step()
+    visitor.set("temperature", 0.9)
+    visitor.set("top k", 20)
+    visitor.fire("resettle")
+    visitor.fire("play")
+    visitor.watch()
+    visitor.fire("pick", {"index": 5})
+    visitor.set("typed", " if")
+    visitor.fire("fork")
+    visitor.fire("play")
+    visitor.watch()
+    trace = evaluated(visitor.get("code"))
+    assert trace.text == visitor.text and trace.tokens["text"][5] == " if"
+
+
+def test_the_form_takes_a_cache_stack(visitor):
+    visitor.set("cache policy", "h2o")
+    after = visitor.find("cache policy")  # the draft's cache has such a field too
+    budget = next(n for n, block in visitor.app.blocks.items() if n > after and getattr(block, "label", "") == "budget")
+    visitor.shown[budget] = 64
+    visitor.set("cache quantizer", "kivi")
+    visitor.start(tokens=64)
+    visitor.fire("play")
+    visitor.watch()
+    stack = VISITS[visitor.name].branch.run.settings.cache
+    assert stack.policy.budget == 64 and stack.quantizer.declared_name == "kivi"
+    visitor.fire("pick", {"index": 55})  # its round brings the committed length to 64
+    assert "Events: seal" in visitor.get("phases")
+    visitor.fire("pick", {"index": 54})
+    assert "No maintenance was due." in visitor.get("phases")
+    visitor.fire("copy")
+    assert evaluated(visitor.get("code")).text == visitor.text
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_every_figure_has_words_and_a_table(visitor, name):
+    visitor.start(tokens=6, decoder="speculative").step()
+    visitor.set("figure", name)
+    plot, second, words = visitor.fire("figure")
+    assert "data" in json.loads(plot["plot"])
+    assert words.count("<details") == (2 if visitor.props[visitor.find("plot2")]["visible"] else 1)
+    assert 'class="wb-caption"' in words and "<th" in words
+
+
+def test_text_of_model_and_prompt_is_inert(visitor):
+    hostile = "</script><img src=x onerror=alert(1)> {{7*7}} ${7*7} `x`"
+    visitor.start(tokens=2, prompt=hostile).step()
+    visitor.set("typed", "<")
+    visitor.fire("fork")
+    assert visitor.view["prompt"] == hostile  # set as text, never as markup
+    assert "<" not in visitor.get("view")
+    visitor.set("left", 0)
+    visitor.set("right", 1)
+    for html in (*visitor.fire("beside"), visitor.get("phases"), visitor.status):
+        assert "<img" not in str(html) and "</script" not in str(html)
+    from workbench.dashboard.inspector import inert, shown
+
+    for safe in (inert(hostile), shown(hostile)):
+        assert not set("<>{}$`") & set(safe)
+
+
+def test_other_models_may_be_named_on_this_machine_only():
+    import gradio as gr
+
+    from workbench.dashboard import build_app
+
+    closed = Visitor(build_app(anything=False), "closed")
+    for info in ("", "the draft model"):
+        number = closed.find("model", info)
+        before, closed.shown[number] = closed.shown[number], "somebody/something"
+        with pytest.raises(gr.Error, match="not in the list of choices"):
+            closed.start(decoder="speculative")
+        closed.shown[number] = before
+
+
+def test_every_event_of_the_app_is_private_and_named(app):
+    known = {"start", "go", "step", "back", "play", "pause", "tick", "pick", "lost", "figure", "branch", "forget"}
+    known |= {"fork", "resettle", "beside", "add", "compare", "stop", "beat", "open", "copy", "save", "capsule"}
+    assert known | {"perfetto", "csv", "json", "preset", "loaded"} <= {fn.api_name for fn in app.fns.values()}
+    assert all(fn.api_visibility == "private" for fn in app.fns.values() if fn.api_name != "closed")
+
+
+def test_the_module_becomes_a_function_body():
+    from workbench.dashboard.strip import script
+
+    code = script()
+    assert "export" not in code and "import " not in code and "function mount(" in code
+    assert "innerHTML" not in code and "http" not in code
+
+
+def test_a_plain_form_is_a_short_call():
+    code = python.call("embedded", PROMPT, None, {"temperature": 0.0, "max_new_tokens": 5, "cache": None})
+    assert code.count("=") == 4 and "max_new_tokens=5" in code

@@ -1,0 +1,75 @@
+"""The figures of a run: one or two plots, what they show in words, and their data as a table."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+import plotly.graph_objects as go
+
+from workbench import views
+from workbench.dashboard.guard import guarded
+from workbench.dashboard.inspector import inert, number, table
+from workbench.dashboard.visit import Visit
+from workbench.trace import Trace
+
+__all__ = ["FIGURES", "choose", "drawn", "panel", "words"]
+
+Figures = Callable[[Trace, int | None, str | None], list[go.Figure]]
+FIGURES: dict[str, Figures] = {
+    "draft tree": lambda t, r, theme: [views.draft_tree(t, r, theme=theme)],
+    "cache map and ledger": lambda t, r, theme: [
+        views.cache_map(t, r, theme=theme), views.ledger_over_time(t, theme=theme),
+    ],
+    "bit map": lambda t, r, theme: [views.bit_map(t, r, theme=theme)],
+    "cache by layer": lambda t, r, theme: [views.cache_footprint(t, theme=theme)],
+    "acceptance by depth": lambda t, r, theme: [
+        views.acceptance(t, theme=theme), views.acceptance_length(t, theme=theme),
+    ],
+    "acceptance by drafter": lambda t, r, theme: [views.acceptance(t, by="drafter", theme=theme)],
+    "acceptance by entropy": lambda t, r, theme: [views.acceptance(t, by="entropy", theme=theme)],
+    "draft against target": lambda t, r, theme: [views.divergence(t, theme=theme)],
+    "break-even": lambda t, r, theme: [views.break_even(t, theme=theme)],
+    "forward passes": lambda t, r, theme: [views.forwards_timeline(t, theme=theme)],
+    "entropy and surprisal": lambda t, r, theme: [views.entropy(t, theme=theme)],
+}  # fmt: skip
+ROWS = 200  # of a figure's table
+
+
+def panel(parts: dict[str, Any]) -> None:
+    """The choice of a figure, its plots, its words and its table."""
+    names = list(FIGURES)
+    parts["figure"] = gr.Dropdown(names, value=names[0], label="figure", elem_id="figure")
+    parts["plot"] = gr.Plot(show_label=False, elem_id="plot")
+    parts["plot2"] = gr.Plot(show_label=False, visible=False, elem_id="plot2")
+    parts["words"] = gr.HTML("", elem_id="words", padding=False, apply_default_css=False, js_on_load=None)
+
+
+def drawn(visit: Visit) -> list[Any]:
+    """Updates of both plots and the words; none where the page shows them already."""
+    if not visit.branches or not len((trace := visit.branch.trace).rounds):
+        changed, visit.drawn = visit.drawn is not None, None
+        return [None, gr.update(visible=False), ""] if changed else [gr.skip()] * 3
+    state = (visit.figure, trace.id, len(trace.rounds), visit.round, visit.theme)
+    if state == visit.drawn:
+        return [gr.skip()] * 3
+    made = FIGURES[visit.figure](trace, visit.round, visit.theme)
+    visit.drawn = state
+    second = gr.update(value=made[1], visible=True) if len(made) > 1 else gr.update(value=None, visible=False)
+    return [made[0], second, "".join(map(words, made))]
+
+
+def words(figure: go.Figure) -> str:
+    """What a figure shows in a sentence, and its data as a table to unfold."""
+    data = views.as_table(figure)
+    cells = ([number(value) for value in row] for row in data.head(ROWS).itertuples(index=False))
+    more = f", the first {ROWS} of {len(data)} rows" if len(data) > ROWS else ""
+    shown = table(map(str, data.columns), cells, f"data of the figure{more}")
+    about = f'<p class="wb-caption">{inert(views.description(figure))}</p>'
+    return f'{about}<details class="wb-data"><summary>Data table</summary>{shown}</details>'
+
+
+@guarded
+def choose(visit: Visit, name: str) -> list[Any]:
+    """Another figure."""
+    visit.figure, visit.drawn = name if name in FIGURES else "draft tree", None
+    return drawn(visit)

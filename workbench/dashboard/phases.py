@@ -1,0 +1,110 @@
+"""One round, phase by phase: what was drafted, verified, accepted and committed, and what became of the cache."""
+
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+
+from workbench.dashboard.inspector import inert, number, shown, table
+from workbench.dashboard.run import PHASES
+from workbench.headline import size
+from workbench.trace import Trace
+from workbench.views.palette import colour
+
+__all__ = ["NOTHING", "phases"]
+
+NOTHING = '<p class="wb-empty">No round yet. A step decodes one.</p>'
+SHOWN = 24  # nodes or tokens listed in a phase
+
+
+def phases(trace: Trace, round: int | None, phase: int | None) -> str:
+    """The phases of a round as a list; those after `phase` are still closed (None: all are open)."""
+    if round is None:
+        return NOTHING
+    trace = _around(trace, round)
+    row = trace.rounds[trace.rounds["round"] == round].iloc[0]
+    of_round = {name: _of(getattr(trace, name), round) for name in ("drafts", "forwards", "tokens", "cache", "events")}
+    now = len(PHASES) - 1 if phase is None else phase
+    items = []
+    for place, name in enumerate(PHASES):
+        took = row[f"{'target' if name == 'verify' else 'verify' if name == 'accept' else name}_ms"]
+        time = f" <small>{number(took)} ms</small>" if not pd.isna(took) else ""
+        here = phase is not None and place == now
+        state = ' class="wb-now" aria-current="step"' if here else "" if place <= now else ' class="wb-later"'
+        body = _BODIES[name](trace, row, **of_round) if place <= now else "<p>not shown yet</p>"
+        items.append(f"<li{state}><h4>{place + 1}. {name}{time}</h4>{body}</li>")
+    mode = f", {inert(row['mode'])}" if row["mode"] else ""
+    head = f'<p class="wb-round">Round {round}{mode}: {number(row["emitted"])} tokens</p>'
+    return f'{head}<ol class="wb-phases">{"".join(items)}</ol>'
+
+
+def _around(trace: Trace, round: int) -> Trace:
+    """A round and the one before it, as a trace that does not grow while it is read."""
+    log = list(trace.log)
+    return Trace([log[0], *(event for event in log if event.get("round") in (round - 1, round))])
+
+
+def _of(frame: pd.DataFrame, round: int) -> pd.DataFrame:
+    return frame[frame["round"] == round]
+
+
+def _words(texts: Any) -> str:
+    return " ".join(f"<code>{shown(text or '')}</code>" for text in texts)
+
+
+def _draft(trace: Trace, row: Any, drafts: pd.DataFrame, **_: Any) -> str:
+    if drafts.empty:
+        many = f" The trace does not list its {number(row['drafted'])} drafts." if row["drafted"] else ""
+        return f"<p>{'Nothing was drafted.' if not row['drafted'] else ''}{many}</p>"
+    rows = [
+        (number(n.node), number(n.parent), f"<code>{shown(n.text or '')}</code>", number(n.q))
+        for n in drafts.head(SHOWN).itertuples()
+    ]
+    said = (
+        f"<p>{inert(drafts['drafter'].iloc[0] or 'unknown')} proposed {len(drafts)}, {number(row['depth'])} deep.</p>"
+    )
+    return said + table(("node", "after", "token", "q"), rows)
+
+
+def _verify(trace: Trace, row: Any, forwards: pd.DataFrame, drafts: pd.DataFrame, **_: Any) -> str:
+    rows = [
+        (inert(f"{model or phase}"), str(len(part)), number(part["rows"].sum()), number(part["wall_ms"].sum()))
+        for (phase, model), part in forwards.groupby(["phase", "model"], sort=False, dropna=False)
+    ]
+    read = forwards["kv_read_bytes"].sum()
+    said = f"<p>The forwards read {size(read)} of keys and values.</p>" if read else ""
+    return table(("model", "forwards", "rows", "ms"), rows) + said if rows else "<p>No forward is on record.</p>"
+
+
+def _accept(trace: Trace, row: Any, drafts: pd.DataFrame, **_: Any) -> str:
+    if drafts.empty:
+        return "<p>No draft to accept: the token comes from the target's own law.</p>"
+    rows = []
+    for node in drafts.head(SHOWN).itertuples():
+        fate = node.fate or "–"
+        dot = f'<span class="wb-dot" style="background:{colour("fate", fate)}"></span>'
+        why = f"{fate.replace('_', ' ')}{f': {node.reason}' if node.reason else ''}"
+        rows.append((number(node.node), f"<code>{shown(node.text or '')}</code>", number(node.p), dot + inert(why)))
+    said = f"<p>{number(row['accepted'])} of {number(row['drafted'])} accepted.</p>"
+    return said + table(("node", "token", "p", "fate"), rows)
+
+
+def _commit(trace: Trace, row: Any, tokens: pd.DataFrame, **_: Any) -> str:
+    if tokens.empty:
+        return "<p>No token.</p>"
+    sources = Counter(source or "unknown" for source in tokens["source"])
+    who = ", ".join(f"{count} from {inert(name)}" for name, count in sources.items())
+    return f"<p>{_words(tokens['text'].head(SHOWN))}</p><p>{who}; {number(row['context'])} tokens of context.</p>"
+
+
+def _cache(trace: Trace, row: Any, events: pd.DataFrame, **_: Any) -> str:
+    earlier = trace.rounds[trace.rounds["round"] < row["round"]]["cache_bytes"].dropna()
+    before, after = (earlier.iloc[-1] if len(earlier) else 0), row["cache_bytes"]
+    said = "" if pd.isna(after) else f"<p>{size(before)} → <b>{size(after)}</b> on the device.</p>"
+    said += f"<p>{number(row['bits_per_element'])} bits per element.</p>"
+    acts = Counter(op for op in events[events["type"] == "cache"]["op"] if op)
+    did = ", ".join(f"{inert(name)} × {count}" for name, count in acts.items())
+    return said + (f"<p>Events: {did}.</p>" if did else "<p>No maintenance was due.</p>")
+
+
+_BODIES = {"draft": _draft, "verify": _verify, "accept": _accept, "commit": _commit, "cache": _cache}

@@ -1,0 +1,81 @@
+"""A run as the Python that makes it again."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import workbench as wb
+from workbench.declare import Declared, describe
+from workbench.engine.settings import Settings
+from workbench.session import SAMPLING, Session
+from workbench.trace import Trace
+
+__all__ = ["call", "of_session", "source"]
+
+
+def source(value: Any) -> str:
+    """A value as Python text; of a declared object only what differs from its defaults."""
+    if not isinstance(value, Declared):
+        return repr(value)
+    plain = type(value)
+    parts = []
+    for entry in describe(plain):
+        given = getattr(value, entry.name)
+        if given != entry.default:
+            parts.append(f"{entry.name}={source(given)}")
+    return f"{_home(plain)}{plain.__name__}({', '.join(parts)})"
+
+
+def _home(cls: type) -> str:
+    return "wb." if cls.__name__ in wb.__all__ else ""
+
+
+def _imports(value: Any) -> list[str]:
+    """Import lines of declared classes that `workbench` itself does not offer."""
+    if not isinstance(value, Declared):
+        return []
+    own = [] if _home(type(value)) else [f"from {type(value).__module__} import {type(value).__name__}"]
+    return own + [line for entry in describe(type(value)) for line in _imports(getattr(value, entry.name))]
+
+
+def _written(prompt: Any) -> str:
+    """A prompt as Python text, a line of it on a line."""
+    if not isinstance(prompt, str) or "\n" not in prompt:
+        return repr(prompt)
+    return "\n".join(["(", *(f"    {line!r}" for line in prompt.splitlines(keepends=True)), ")"])
+
+
+def call(model: str, prompt: Any, decoder: Declared | None, settings: Mapping[str, Any]) -> str:
+    """The `workbench.decode` call with these settings, as a script that ends with the text in `trace.text`."""
+    defaults = {f.name: f.default for f in dataclasses.fields(Settings)} | {"stop": (), "ignore_eos": False}
+    defaults |= {name: None for name in SAMPLING} | {"temperature": 0.0, "processors": (), "force": {}}
+    changed = {name: value for name, value in settings.items() if value != defaults[name] and value is not None}
+    lines = ["import workbench as wb"]
+    lines += sorted({line for part in (decoder, *changed.values()) for line in _imports(part)})
+    lines += [
+        "",
+        f"lm = wb.load({model!r})",
+        f"prompt = {_written(prompt)}",
+        "trace = wb.decode(",
+        "    lm,",
+        "    prompt,",
+    ]
+    lines += [f"    {source(decoder)},"] if decoder is not None else []
+    lines += [f"    {name}={source(value)}," for name, value in changed.items()]
+    return "\n".join([*lines, ")", "print(trace.text)"])
+
+
+def of_session(session: Session) -> str:
+    """The call that gives a session's text at once: of a branch, what came before it is forced."""
+    settings = session.settings
+    named = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    eos = named.pop("eos_ids")
+    sampling = named.pop("sampling")
+    named["ignore_eos"] = not eos and bool(session.lm.eos_ids)
+    named |= {name: getattr(sampling, name) for name in SAMPLING}
+    origin = (session.trace.run.get("parent") or {}).get("round", 0)  # rounds before it were copied
+    copied = sum(event["emitted"] for event in Trace(list(session.trace.log)).steps() if event["round"] < origin)
+    before = dict(enumerate(session.trace.token_ids[:copied]))
+    named["force"] = {**before, **dict(settings.force)}
+    text = session.lm.tokenizer is not None and list(session.lm.tokenizer.encode(session.prompt)) == session.prompt_ids
+    return call(str(session.lm.name), session.prompt if text else session.prompt_ids, session.decoder, named)

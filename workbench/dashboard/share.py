@@ -1,0 +1,102 @@
+"""Out and in: traces, capsules and timelines as files, the run as Python."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from workbench.capsule import capsule_of
+from workbench.dashboard import panel as page
+from workbench.dashboard import python
+from workbench.dashboard.form import Form
+from workbench.dashboard.guard import guarded
+from workbench.dashboard.run import Branch, Replay
+from workbench.dashboard.visit import Visit
+from workbench.errors import BadInput, WorkbenchError
+from workbench.trace import Trace
+
+__all__ = ["DOWNLOAD", "MAX_TRACE", "copy", "download", "open_trace", "panel"]
+
+MAX_TRACE = 16_000_000  # bytes of a trace or capsule that may be opened
+KINDS = {
+    "save": (".wb", "application/x-ndjson"),
+    "capsule": (".html", "text/html"),
+    "perfetto": (".json", "application/json"),
+}
+DOWNLOAD = """(text) => {
+  const file = JSON.parse(text), link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([file.text], {type: file.type}));
+  link.download = file.name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}"""
+
+
+def panel(parts: dict[str, Any]) -> None:
+    """Buttons that make files, the one that opens them, and the run as Python."""
+    with gr.Row(elem_id="files"):
+        for name, label in (
+            ("save", "Save the trace"), ("capsule", "Save a capsule (one offline page)"),
+            ("perfetto", "Save the timeline (Perfetto)"),
+        ):  # fmt: skip
+            parts[name] = gr.Button(label, size="sm", interactive=False, min_width=140, elem_id=name)
+        parts["open"] = gr.UploadButton(
+            "Open a trace or a capsule", file_types=[".wb", ".html"], size="sm", min_width=140, elem_id="open"
+        )
+    parts["code"] = gr.Textbox(
+        "", label="the run looked at, as Python", lines=8, max_lines=24, buttons=["copy"], interactive=False,
+        elem_id="code",
+    )  # fmt: skip
+    parts["copy"] = gr.Button("The settings as they are now, as Python", size="sm", elem_id="copy")
+
+
+def as_file(name: str, text: str, kind: str) -> str:
+    """A file for the browser to keep, as `DOWNLOAD` reads it."""
+    return json.dumps({"name": name, "text": text, "type": kind})
+
+
+@guarded
+def download(visit: Visit, kind: str) -> tuple[str, str]:
+    """The run looked at as a file for the browser to keep; and the status line."""
+    ending, mime = KINDS[kind]
+    trace = visit.branch.trace
+    if kind == "capsule":
+        text = capsule_of(trace, text_of=visit.reader)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "run"
+            (trace.save if kind == "save" else trace.to_perfetto)(path)
+            text = path.read_text(encoding="utf-8")
+    name = f"{trace.id or 'run'}{ending}"
+    visit.message = f"Saved {name}: {len(trace.token_ids)} tokens."
+    return as_file(name, text, mime), page.inspector.inert(visit.message)
+
+
+@guarded
+def open_trace(visit: Visit, path: str | None) -> tuple:
+    """Show a trace file or a capsule; no model is needed."""
+    if not path:
+        raise BadInput("choose a trace file such as run.wb, or a capsule such as run.html")
+    if Path(path).stat().st_size > MAX_TRACE:
+        raise BadInput(f"the file is larger than {MAX_TRACE // 1_000_000} MB; read it with workbench.Trace.load")
+    name = Path(path).name
+    try:
+        trace = Trace.load(path)
+    except WorkbenchError as error:
+        raise type(error)(str(error).replace(str(path), name)) from None
+    replay = Replay(trace)
+    replay.jump(replay.length)
+    visit.runs += 1
+    visit.add(Branch(f"{visit.runs}: {name}", replay))
+    lost = f" Dropped: {'; '.join(trace.dropped)}." if trace.dropped else ""
+    page.say(visit, f"Opened {name}: {replay.length} tokens.{lost}")
+    return page.panel(visit)
+
+
+@guarded
+def copy(visit: Visit, form: Form, *values: Any) -> str:
+    """The `workbench.decode` call with the form's settings."""
+    wanted = form.read(values)
+    return python.call(wanted.model, wanted.prompt, wanted.decoder, wanted.settings)

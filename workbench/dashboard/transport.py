@@ -1,0 +1,182 @@
+"""Forward and back: the row of buttons, and what they do."""
+
+import time
+from typing import Any
+
+import gradio as gr
+
+from workbench import conditions
+from workbench.dashboard import panel as page
+from workbench.dashboard.form import Form
+from workbench.dashboard.guard import guarded
+from workbench.dashboard.run import BY, Branch, Worker
+from workbench.dashboard.visit import Visit
+from workbench.errors import BadInput
+from workbench.session import Session
+
+__all__ = ["SPEEDS", "back", "go", "lost", "panel", "pause", "pick", "play", "start", "step", "tick"]
+
+SPEEDS = {"1 step / s": 1.0, "3 steps / s": 0.33, "10 steps / s": 0.1, "full speed": 0.0}  # seconds a step
+BEAT_S = 0.1  # between two looks at a run that is being decoded
+SHARE = 0.12  # of the processor time of decoding that looking may take, where decoding is as fast as it can
+BUTTONS = {
+    "back": ("◀ Back", "secondary"), "step": ("Step ▶", "primary"), "play": ("Run on ▶▶", "primary"),
+    "pause": ("❚❚ Pause", "secondary"),
+}  # fmt: skip
+KEYS = "Keys: N step, B back, R run on, P pause, 1 2 3 by phase, round, token; arrows in the text move the cursor"
+
+
+def panel(parts: dict[str, Any]) -> None:
+    """The row of buttons, how they step, and the status line."""
+    with gr.Row(elem_id="transport"):
+        for name, (label, variant) in BUTTONS.items():
+            place = {"size": "sm", "min_width": 76, "scale": 1, "elem_id": name}
+            parts[name] = gr.Button(label, interactive=False, variant=variant, **place)
+        small = {"scale": 1, "min_width": 130}
+        parts["by"] = gr.Radio(list(BY), value="round", label="step by", min_width=270, scale=3, elem_id="by")
+        parts["speed"] = gr.Dropdown(list(SPEEDS), value="full speed", label="speed", elem_id="speed", **small)
+        until = {"label": "stop where", "placeholder": "entropy > 3", "max_lines": 1, "elem_id": "until"}
+        parts["until"] = gr.Textbox("", **until, **small)
+    live = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
+    parts["status"] = gr.HTML("", js_on_load=live, apply_default_css=False, padding=False, elem_id="status")
+    gr.HTML(f"<p>{KEYS}</p>", js_on_load=None, apply_default_css=False, padding=False, elem_id="keys")
+    parts["timer"] = gr.Timer(BEAT_S, active=False)
+
+
+@guarded
+def start(visit: Visit, form: Form, *values: Any) -> tuple:
+    """Open a run with what the form says; nothing is decoded yet."""
+    _open(visit, form, values)
+    return page.panel(visit)
+
+
+@guarded
+def go(visit: Visit, by: str, speed: str, until: str, form: Form, *values: Any) -> tuple:
+    """Open a run with what the form says, and decode it."""
+    _condition(until)
+    _open(visit, form, values)
+    return _play(visit, by, speed, until)
+
+
+def _open(visit: Visit, form: Form, values: tuple) -> None:
+    visit.room()
+    wanted = form.read(values)
+    session = Session(wanted.load(), wanted.prompt, wanted.decoder, **wanted.settings)
+    visit.runs += 1
+    name = session.decoder.declared_name
+    visit.add(Branch(f"{visit.runs}: {name}", session))
+    claim = session.decoder.claim(session.settings.sampling)
+    visit.message = f"Ready: {len(session.prompt_ids)} prompt tokens, {name} (claim: {claim})."
+
+
+@guarded
+def step(visit: Visit, by: str) -> tuple:
+    """One phase, round or token on from where the reader looks."""
+    visit.settle()
+    visit.branch.advance(_by(by))
+    page.say(visit)
+    return page.panel(visit)
+
+
+@guarded
+def back(visit: Visit, by: str) -> tuple:
+    """One phase, round or token back; nothing recorded is lost."""
+    visit.settle()
+    visit.branch.retreat(_by(by))
+    page.say(visit)
+    return page.panel(visit)
+
+
+def _by(by: str) -> str:
+    if by not in BY:
+        raise BadInput(f"step by: expected one of {', '.join(BY)}, got {by!r}")
+    return by
+
+
+def _condition(until: str) -> conditions.Condition | None:
+    return conditions.parse(until) if (until or "").strip() else None
+
+
+@guarded
+def play(visit: Visit, by: str, speed: str, until: str) -> tuple:
+    """Decode on from where the reader looks, until the end, the condition or a pause."""
+    _condition(until)
+    visit.settle()
+    return _play(visit, by, speed, until)
+
+
+def _play(visit: Visit, by: str, speed: str, until: str) -> tuple:
+    if speed not in SPEEDS:
+        raise BadInput(f"speed: expected one of {', '.join(SPEEDS)}, got {speed!r}")
+    worker = Worker(visit.branch, _by(by), SPEEDS[speed], _condition(until))
+    visit.message, visit.worker = "Running. Pause stops it.", worker
+    shown = page.panel(visit)
+    try:
+        worker.start()
+    except BadInput:
+        visit.worker = None
+        raise
+    return shown
+
+
+@guarded
+def tick(visit: Visit) -> tuple:
+    """A beat of the timer: show what the worker has done since the last one."""
+    worker = visit.worker
+    if worker is not None and worker.is_alive():
+        return _look(visit, worker)
+    if worker is not None:
+        _rest(visit)
+    return page.panel(visit)
+
+
+def _look(visit: Visit, worker: Worker) -> tuple:
+    """What is new, if anything is and looking has not cost too much yet."""
+    run = visit.branch.run
+    state = (run.rounds, run.cursor, visit.branch.phase)
+    if state == worker.shown or (worker.pace == 0 and worker.looking_s > SHARE * worker.cpu_s):
+        return tuple([gr.skip()] * len(page.PANEL))
+    started, worker.shown = time.thread_time(), state
+    shown = page.beat(visit)
+    worker.looking_s += time.thread_time() - started
+    return shown
+
+
+def _rest(visit: Visit, text: str = "") -> None:
+    """Say how the worker ended."""
+    worker = visit.halt()
+    if worker is not None and worker.error:
+        visit.message = worker.error
+        return
+    page.say(visit, f"Stopped where {worker.until}." if worker is not None and worker.found else text)
+
+
+@guarded
+def pause(visit: Visit) -> tuple:
+    """Stop after the step under way, and show where the run really is."""
+    if visit.branches:
+        _rest(visit, "Paused.")
+    return page.panel(visit)
+
+
+@guarded
+def _pick(visit: Visit, index: int) -> tuple:
+    if visit.branches and 0 <= index < visit.branch.run.length:
+        visit.selected = index
+        visit.branch.phase = None if visit.worker is None else visit.branch.phase
+    if visit.worker is not None:
+        return tuple([gr.skip()] * len(page.PANEL))
+    shown = list(page.panel(visit))
+    shown[page.PANEL.index("view")] = gr.skip()  # the page has moved its cursor already
+    return tuple(shown)
+
+
+def pick(visit: Visit, event: gr.EventData) -> tuple:
+    """The cursor came to rest on a token: what the server draws follows it."""
+    return _pick(visit, int(event.index))
+
+
+@guarded
+def lost(visit: Visit) -> Any:
+    """The page misses rounds: send all of them."""
+    return page.view(visit, whole=True) if visit.branches else ""
