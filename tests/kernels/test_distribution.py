@@ -176,10 +176,10 @@ def test_strided_and_empty_logits(device, implementation):
 
 def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
     logits = law("odd")
-    assert distribution.choose(logits) .name == "torch"  # auto on a CPU: the interpreter is for tests only
+    assert distribution.choose(logits).name == "torch"  # auto on a CPU: the interpreter is for tests only
     assert distribution.statistics(logits).implementation == "torch"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert distribution.choose(logits, "triton") .name == "triton"
+    assert distribution.choose(logits, "triton").name == "triton"
     with pytest.raises(RuntimeError, match="computes in float32, and the logits are float64"):
         distribution.choose(logits.double(), "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
