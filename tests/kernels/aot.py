@@ -4,31 +4,51 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 SCRIPT = """
-import importlib, json, sys
+import importlib, json, sys, traceback
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-for module, name, signature, constexprs, options in json.loads(sys.argv[1]):
+
+def compile_both(module, name, signature, constexprs, options):
     kernel = getattr(importlib.import_module(module), name)
     for arch in (80, 90):
         source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
         assert len(compiled.asm["cubin"]) > 0
-        print(name, arch, compiled.metadata.shared)
+        yield f"{name} {arch} {compiled.metadata.shared}"
+
+answers, sys.stdout = sys.stdout, sys.stderr
+for request in sys.stdin:
+    try:
+        answer = [line for kernel in json.loads(request) for line in compile_both(*kernel)]
+    except Exception:
+        answer = traceback.format_exc()
+    print(json.dumps(answer), file=answers, flush=True)
 """
 
 
+@cache
+def compiler() -> subprocess.Popen:
+    """A process without the interpreter, alive as long as this one: it imports torch and Triton once."""
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT], env=env, text=True, **pipes)
+
+
 def compile_all(*kernels: tuple[str, str, dict, dict, dict]) -> str:
-    """Compile kernels (module, name, signature, constexprs, options) for sm80 and sm90 in one fresh process.
+    """Compile kernels (module, name, signature, constexprs, options) for sm80 and sm90: a line for each of both.
 
     signature: argument name -> Triton type ("*fp32", "i32", "constexpr", …), all arguments; constexprs: name -> value;
     options: e.g. {"num_warps": 4}. Raises AssertionError with the compiler's words where one does not compile.
     """
-    env = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(kernels)], env=env, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    process = compiler()
+    process.stdin.write(json.dumps(kernels) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert answer, f"the compiling process ended with status {process.wait()}"
+    found = json.loads(answer)
+    assert isinstance(found, list), found[-3000:]
+    return "\n".join(found)

@@ -1,5 +1,9 @@
-"""The law of what verification emits, by chi-square: the Triton path keeps the target's law whatever was drafted."""
+"""The law of what verification emits, by chi-square: natively, the target's law is kept whatever was drafted.
 
+Under the interpreter `tests/engine/test_device_law.py` shows the same of whole decoders.
+"""
+
+import pytest
 import torch
 from scipy import stats
 
@@ -37,14 +41,16 @@ def p_value(tokens: torch.Tensor) -> float:
     return float(stats.chisquare(counts, wanted / wanted.sum() * TREES).pvalue)
 
 
-def test_the_first_token_follows_the_target(device, implementation):
+@pytest.mark.gpu
+def test_the_first_token_follows_the_target():
     """Two siblings drawn without replacement."""
-    assert p_value(first_tokens(2, device, implementation)) > 1e-4
+    assert p_value(first_tokens(2, "cuda", "triton")) > 1e-4
 
 
-def test_without_the_residual_the_same_test_fails(device, implementation):
+@pytest.mark.gpu
+def test_without_the_residual_the_same_test_fails():
     """Drawing from the whole target after a rejection puts too much on what the draft offers."""
-    tokens = first_tokens(1, device, implementation)
+    tokens = first_tokens(1, "cuda", "triton")
     generator = torch.Generator().manual_seed(1)
     drawn = torch.multinomial(Q.expand(TREES, 4), 1, generator=generator)[:, 0]
     kept = torch.rand(TREES, generator=generator) < (P / Q)[drawn]

@@ -23,7 +23,7 @@ TREE = {"nodes": 7, "vocab": 60}
 
 def small(name: str) -> dict:
     """The shape that an operation takes by default."""
-    if name.startswith("verify"):
+    if name.startswith("verify") and name != "verify_chains":
         return TREE
     parameters = list(inspect.signature(OPERATIONS[name]).parameters.values())[2:]
     return {parameter.name: parameter.default for parameter in parameters}
@@ -149,6 +149,18 @@ def test_red_tests_mean_no_figures(capsys, tmp_path):
     text = capsys.readouterr().out
     assert "1 failed" in text and "the kernel tests failed" in text
     assert "floor" not in text and "attend_pages" not in text and not out.exists()
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_the_kernel_tests_run_first_on_a_cpu_too(measured, capsys, monkeypatch):
+    """All of tests/kernels, unless a command or --no-tests is given."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: measured)
+    monkeypatch.setattr(kernel_speed, "tests_pass", lambda command: asked.append(command) or False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert kernel_speed.main(["--quick"]) == 1
+    assert len(asked) == 1 and asked[0].endswith("-m pytest tests/kernels -q")
+    assert capsys.readouterr().out == ""
 
 
 def test_it_runs_as_a_script():

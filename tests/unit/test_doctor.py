@@ -17,7 +17,8 @@ from workbench.operations import OPERATIONS, Call
 from workbench_kernels import distribution, pages, segment_attention, verification
 
 HELPERS = {
-    "ancestor_words", "attend", "blank", "choose", "ledger", "mask_words", "normaliser", "top_slots", "words_mask",
+    "ancestor_words", "attend", "blank", "choose", "kseq_node", "kseq_rho", "ledger", "mask_words", "normaliser",
+    "top_slots", "words_mask",
 }  # fmt: skip
 SDPA = "attention"
 

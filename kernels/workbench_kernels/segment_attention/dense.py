@@ -8,9 +8,15 @@ import torch
 import triton
 import triton.language as tl
 
-from workbench_kernels.segment_attention.merging import merge_stacked
-from workbench_kernels.segment_attention.scores import load_queries, staged_visible, tile_rows
-from workbench_kernels.segment_attention.tiles import split_count, tile
+from workbench_kernels.segment_attention.merging import launch_splits
+from workbench_kernels.segment_attention.scores import (
+    load_queries,
+    softmax_step,
+    staged_visible,
+    store_output,
+    tile_rows,
+)
+from workbench_kernels.segment_attention.tiles import STAGES, split_count, tile
 
 __all__ = ["attend_dense", "mask_arguments"]
 
@@ -65,23 +71,9 @@ def dense_attention_fwd_kernel(
         seen = staged_visible(words_ptr, row, keys, inside, n_rows, n_keys, words_row_stride, start, MASK)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         scores = tl.where(seen, scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
-        # -inf minus -inf is NaN: a row that has seen nothing yet has no maximum
-        finite = tl.where(new_best == float("-inf"), 0.0, new_best)
-        decay = tl.exp(best - finite)
-        p = tl.exp(scores - finite[:, None])
-        total = total * decay + tl.sum(p, axis=1)
-        acc = acc * decay[:, None] + tl.dot(p, v, input_precision=PRECISION)
-        best = new_best
+        best, total, acc = softmax_step(best, total, acc, scores, v, PRECISION)
 
-    seen_any = total > 0
-    total = tl.where(seen_any, total, 1.0)
-    heads = tl.num_programs(2) * GROUP_SIZE
-    place = (split.to(tl.int64) * n_rows + row) * heads + head
-    tl.store(lse_ptr + place, tl.where(seen_any, best + tl.log(total), float("-inf")), mask=inside)
-    out = acc / total[:, None]
-    stored = inside[:, None] & (value_channels < VALUE_DIM)
-    tl.store(out_ptr + place[:, None] * VALUE_DIM + value_channels, out, mask=stored)
+    store_output(out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, GROUP_SIZE, VALUE_DIM, BLOCK_V)
 
 
 def mask_arguments(mask: torch.Tensor | str | None) -> tuple[torch.Tensor | None, int, str]:
@@ -95,35 +87,13 @@ def mask_arguments(mask: torch.Tensor | str | None) -> tuple[torch.Tensor | None
 def attend_dense(q, k, v, scale, mask=None, splits=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch over q [R, H, D], k [Hk, n, D], v [Hk, n, Dv]; mask as in `mask_arguments`."""
     q, k, v = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (q, k, v))
-    (rows, heads, head_dim), (kv_heads, n, value_dim) = q.shape, v.shape
+    (rows, _, head_dim), (kv_heads, n, value_dim) = q.shape, v.shape
     words, words_row_stride, kind = mask_arguments(mask)
     plan = tile(q, kv_heads, head_dim, value_dim)
     block_keys = 32 if kind == "words" or max(head_dim, value_dim) * q.itemsize > 256 else 64
     splits = splits or split_count(-(-n // block_keys), plan.blocks * kv_heads, q.device)
-    out = torch.empty(splits, rows, heads, value_dim, dtype=torch.float32, device=q.device)
-    lse = torch.empty(splits, rows, heads, dtype=torch.float32, device=q.device)
-    if rows:
-        dense_attention_fwd_kernel[(plan.blocks, splits, kv_heads)](
-            out,
-            lse,
-            q,
-            k,
-            v,
-            words,
-            q.stride(0),
-            q.stride(1),
-            k.stride(0),
-            k.stride(1),
-            v.stride(0),
-            v.stride(1),
-            words_row_stride,
-            rows,
-            n,
-            scale,
-            MASK=kind,
-            BLOCK_KEYS=block_keys,
-            **plan.constants,
-            num_warps=plan.num_warps,
-            num_stages=2,  # a third stage of float32 tiles would not fit in shared memory
-        )
-    return (out[0], lse[0]) if splits == 1 else merge_stacked(out, lse)
+    return launch_splits(
+        dense_attention_fwd_kernel, plan, splits, kv_heads, value_dim, q, k, v, words, *q.stride()[:2],
+        *k.stride()[:2], *v.stride()[:2], words_row_stride, rows, n, scale, MASK=kind, BLOCK_KEYS=block_keys,
+        num_stages=STAGES,
+    )  # fmt: skip

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 
 from workbench_kernels.segment_attention.checks import check_dense
-from workbench_kernels.segment_attention.merging import merge_stacked
-from workbench_kernels.segment_attention.scores import load_queries, tile_rows
-from workbench_kernels.segment_attention.tiles import split_count, tile
+from workbench_kernels.segment_attention.merging import launch_splits
+from workbench_kernels.segment_attention.scores import load_queries, softmax_step, store_output, tile_rows
+from workbench_kernels.segment_attention.tiles import STAGES, split_count, tile
 
 __all__ = ["attend_live"]
 
@@ -75,22 +75,9 @@ def live_attention_fwd_kernel(
         seen = (keys < base)[None, :] | (flying[None, :] & (((word >> (bit % 32)[None, :]) & 1) == 1))
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         scores = tl.where(seen, scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
-        # -inf minus -inf is NaN: a row that has seen nothing yet has no maximum
-        finite = tl.where(new_best == float("-inf"), 0.0, new_best)
-        decay = tl.exp(best - finite)
-        p = tl.exp(scores - finite[:, None])
-        total = total * decay + tl.sum(p, axis=1)
-        acc = acc * decay[:, None] + tl.dot(p, v, input_precision=PRECISION)
-        best = new_best
+        best, total, acc = softmax_step(best, total, acc, scores, v, PRECISION)
 
-    seen_any = total > 0
-    total = tl.where(seen_any, total, 1.0)
-    heads = tl.num_programs(2) * GROUP_SIZE
-    place = (split.to(tl.int64) * n_rows + row) * heads + head
-    tl.store(lse_ptr + place, tl.where(seen_any, best + tl.log(total), float("-inf")), mask=inside)
-    stored = inside[:, None] & (value_channels < VALUE_DIM)
-    tl.store(out_ptr + place[:, None] * VALUE_DIM + value_channels, acc / total[:, None], mask=stored)
+    store_output(out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, GROUP_SIZE, VALUE_DIM, BLOCK_V)
 
 
 def attend_live(
@@ -115,7 +102,7 @@ def attend_live(
     fit.
     """
     check_dense("attend_live", q, k, v)
-    rows, heads, head_dim = q.shape
+    rows, _, head_dim = q.shape
     kv_heads, capacity, value_dim = v.shape
     if not 0 <= staged <= capacity:
         raise ValueError(f"attend_live: expected staged rows in [0, {capacity}], got {staged}")
@@ -130,30 +117,8 @@ def attend_live(
     plan = tile(q, kv_heads, head_dim, value_dim)
     block_keys = 32 if max(head_dim, value_dim) * q.itemsize > 256 else 64
     splits = splits or split_count(-(-capacity // block_keys), plan.blocks * kv_heads, q.device)
-    out = torch.empty(splits, rows, heads, value_dim, dtype=torch.float32, device=q.device)
-    lse = torch.empty(splits, rows, heads, dtype=torch.float32, device=q.device)
-    if rows:
-        live_attention_fwd_kernel[(plan.blocks, splits, kv_heads)](
-            out,
-            lse,
-            q,
-            k,
-            v,
-            base,
-            words,
-            q.stride(0),
-            q.stride(1),
-            k.stride(0),
-            k.stride(1),
-            v.stride(0),
-            v.stride(1),
-            words.stride(0),
-            rows,
-            staged,
-            scale,
-            BLOCK_KEYS=block_keys,
-            **plan.constants,
-            num_warps=plan.num_warps,
-            num_stages=2,  # a third stage of float32 tiles would not fit in shared memory
-        )
-    return (out[0], lse[0]) if splits == 1 else merge_stacked(out, lse)
+    return launch_splits(
+        live_attention_fwd_kernel, plan, splits, kv_heads, value_dim, q, k, v, base, words, *q.stride()[:2],
+        *k.stride()[:2], *v.stride()[:2], words.stride(0), rows, staged, scale, BLOCK_KEYS=block_keys,
+        num_stages=STAGES,
+    )  # fmt: skip

@@ -1,10 +1,12 @@
-"""The exact merge of (output, log-sum-exp) pairs: one program per query row and head."""
+"""The exact merge of (output, log-sum-exp) pairs, one program per query row and head, and launches that need it."""
 
 import torch
 import triton
 import triton.language as tl
 
-__all__ = ["merge_stacked"]
+from workbench_kernels.segment_attention.tiles import Tile
+
+__all__ = ["launch_splits", "merge_stacked"]
 
 
 @triton.jit
@@ -71,3 +73,20 @@ def merge_stacked(
             num_warps=2,
         )
     return out, lse
+
+
+def launch_splits(
+    kernel, plan: Tile, splits: int, kv_heads: int, value_dim: int, q: torch.Tensor, *arguments, **options
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run an attention kernel over (row blocks, splits, KV heads), and merge what the splits give.
+
+    kernel: takes out [splits, R, H, Dv] and lse [splits, R, H] in float32, q [R, H, D], then `arguments`; options: its
+    other constants, and those of the launch. Returns out [R, H, Dv], lse [R, H].
+    """
+    rows, heads, _ = q.shape
+    out = torch.empty(splits, rows, heads, value_dim, dtype=torch.float32, device=q.device)
+    lse = torch.empty(splits, rows, heads, dtype=torch.float32, device=q.device)
+    if rows:
+        options |= plan.constants | {"num_warps": plan.num_warps}
+        kernel[(plan.blocks, splits, kv_heads)](out, lse, q, *arguments, **options)
+    return (out[0], lse[0]) if splits == 1 else merge_stacked(out, lse)

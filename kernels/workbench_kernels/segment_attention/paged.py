@@ -9,14 +9,24 @@ import torch
 import triton
 import triton.language as tl
 
-from workbench_kernels.segment_attention.merging import merge_stacked
+from workbench_kernels.segment_attention.merging import launch_splits
 from workbench_kernels.segment_attention.paged_tiles import ALIGN, load_keys, load_values, open_page
-from workbench_kernels.segment_attention.scores import load_queries, page_scores, tile_rows
+from workbench_kernels.segment_attention.scores import load_queries, page_scores, softmax_step, store_output, tile_rows
 from workbench_kernels.segment_attention.tiles import split_count, tile
 
-__all__ = ["RAW_NAMES", "attend_pages"]
+__all__ = ["RAW_NAMES", "attend_pages", "page_arguments", "page_share"]
 
 RAW_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@triton.jit
+def page_share(count_ptr, table_row_stride, n_pages):
+    """Where the table of a program's KV head begins, and the pages it takes of it: an even share of those in use."""
+    split, kv_head = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    count = tl.minimum(tl.load(count_ptr + kv_head), n_pages)
+    share = tl.cdiv(count, tl.num_programs(1))
+    first = split * share
+    return kv_head * table_row_stride, first, tl.minimum(first + share, count)
 
 
 @triton.jit
@@ -48,17 +58,12 @@ def paged_attention_fwd_kernel(
     BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    split, kv_head = tl.program_id(1), tl.program_id(2).to(tl.int64)
     row, head, inside = tile_rows(n_rows, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS)
     q = load_queries(q_ptr, row, head, inside, q_row_stride, q_head_stride, HEAD_DIM, BLOCK_D)
     row_positions = None
     if positions_ptr is not None:
         row_positions = tl.load(positions_ptr + row, mask=inside, other=0)
-    entries = kv_head * table_row_stride
-    count = tl.minimum(tl.load(count_ptr + kv_head), n_pages)
-    share = tl.cdiv(count, tl.num_programs(1))
-    first = split * share
-    last = tl.minimum(first + share, count)
+    entries, first, last = page_share(count_ptr, table_row_stride, n_pages)
 
     best = tl.full((BLOCK_ROWS * BLOCK_HEADS,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_ROWS * BLOCK_HEADS,), tl.float32)
@@ -73,24 +78,10 @@ def paged_attention_fwd_kernel(
         )
         values = load_values(page, widths, RAW, HEAD_DIM, VALUE_DIM, VALUE_GROUPS, BLOCK_V)
         values = tl.where(alive[:, None], values, 0.0)
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
-        # -inf minus -inf is NaN: a row that has seen nothing yet has no maximum
-        finite = tl.where(new_best == float("-inf"), 0.0, new_best)
-        decay = tl.exp(best - finite)
-        p = tl.exp(scores - finite[:, None])
-        total = total * decay + tl.sum(p, axis=1)
-        acc = acc * decay[:, None] + tl.dot(p, values, input_precision=PRECISION)
-        best = new_best
+        best, total, acc = softmax_step(best, total, acc, scores, values, PRECISION)
         unit, live, widths = next_unit, next_live, next_widths
 
-    seen = total > 0
-    total = tl.where(seen, total, 1.0)
-    heads = tl.num_programs(2) * GROUP_SIZE
-    place = (split.to(tl.int64) * n_rows + row) * heads + head
-    tl.store(lse_ptr + place, tl.where(seen, best + tl.log(total), float("-inf")), mask=inside)
-    channels = tl.arange(0, BLOCK_V)[None, :]
-    out = acc / total[:, None]
-    tl.store(out_ptr + place[:, None] * VALUE_DIM + channels, out, mask=inside[:, None] & (channels < VALUE_DIM))
+    store_output(out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, GROUP_SIZE, VALUE_DIM, BLOCK_V)
 
 
 def attend_pages(
@@ -109,34 +100,19 @@ def attend_pages(
     splits=None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch; see the public function. scale holds 1 / tau; splits overrides the number of runs."""
-    (rows, heads, head_dim), (kv_heads, pages) = q.shape, table.shape
+    head_dim, (kv_heads, pages) = q.shape[2], table.shape
     if q.stride(2) != 1:
         q = q.contiguous()
     plan = tile(q, kv_heads, head_dim, value_dim)
     splits = splits or split_count(pages, plan.blocks * kv_heads, q.device)
-    out = torch.empty(splits, rows, heads, value_dim, dtype=torch.float32, device=q.device)
-    lse = torch.empty(splits, rows, heads, dtype=torch.float32, device=q.device)
-    if rows:
-        paged_attention_fwd_kernel[(plan.blocks, splits, kv_heads)](
-            out,
-            lse,
-            q,
-            arena,
-            table.contiguous(),
-            count,
-            bias,
-            None if numbers is None else numbers.contiguous(),
-            positions,
-            q.stride(0),
-            q.stride(1),
-            pages,
-            rows,
-            pages,
-            0 if window is None else window,
-            scale,
-            VALUE_GROUPS=value_dim // group,
-            RAW=RAW_NAMES[raw],
-            **plan.constants,
-            num_warps=plan.num_warps,
-        )
-    return (out[0], lse[0]) if splits == 1 else merge_stacked(out, lse)
+    held = page_arguments(q, arena, table, count, bias, numbers, positions, window, scale)
+    constants = {"VALUE_GROUPS": value_dim // group, "RAW": RAW_NAMES[raw]}
+    return launch_splits(paged_attention_fwd_kernel, plan, splits, kv_heads, value_dim, q, *held, **constants)
+
+
+def page_arguments(q, arena, table, count, bias, numbers, positions, window, scale) -> tuple:
+    """What a kernel over pages takes after the queries, up to the scale."""
+    numbers = None if numbers is None else numbers.contiguous()
+    pages, window = table.shape[1], 0 if window is None else window
+    tensors = (arena, table.contiguous(), count, bias, numbers, positions)
+    return *tensors, *q.stride()[:2], pages, len(q), pages, window, scale

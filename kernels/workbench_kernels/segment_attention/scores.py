@@ -1,11 +1,12 @@
-"""What attention and its statistics share inside a kernel: query tiles, scores of a page, masks of rows in flight."""
+"""What attention and its statistics share inside a kernel: query tiles, scores of a page, masks of rows in flight, and
+the softmax that runs over the keys."""
 
 import triton
 import triton.language as tl
 
 from workbench_kernels.segment_attention.paged_tiles import SLOTS, load_slots
 
-__all__ = ["load_queries", "page_scores", "staged_visible", "tile_rows"]
+__all__ = ["load_queries", "page_scores", "softmax_step", "staged_visible", "store_output", "tile_rows"]
 
 
 @triton.jit
@@ -54,3 +55,42 @@ def staged_visible(words_ptr, row, keys, inside, n_rows, n_keys, words_row_strid
         words = tl.load(words_ptr + row * words_row_stride + start // 32, mask=inside, other=0)
         seen = seen & (((words[:, None] >> (keys[None, :] - start)) & 1) == 1)
     return seen
+
+
+@triton.jit
+def softmax_step(best, total, acc, scores, values, PRECISION: tl.constexpr):
+    """The running maximum and sum [tile rows] and weighted values [tile rows, BLOCK_V] with one more tile of keys."""
+    new_best = tl.maximum(best, tl.max(scores, axis=1))
+    # -inf minus -inf is NaN: a row that has seen nothing yet has no maximum
+    finite = tl.where(new_best == float("-inf"), 0.0, new_best)
+    decay = tl.exp(best - finite)
+    p = tl.exp(scores - finite[:, None])
+    total = total * decay + tl.sum(p, axis=1)
+    acc = acc * decay[:, None] + tl.dot(p, values, input_precision=PRECISION)
+    return new_best, total, acc
+
+
+@triton.jit
+def store_output(
+    out_ptr,  # [splits, R, H, Dv] float32
+    lse_ptr,  # [splits, R, H] float32
+    best,
+    total,
+    acc,
+    row,
+    head,
+    inside,
+    n_rows,
+    GROUP_SIZE: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Write a program's output and log-sum-exp: 0 and -inf for a row that has seen nothing. Axis 1 is the split."""
+    seen = total > 0
+    total = tl.where(seen, total, 1.0)
+    heads = tl.num_programs(2) * GROUP_SIZE
+    place = (tl.program_id(1).to(tl.int64) * n_rows + row) * heads + head
+    tl.store(lse_ptr + place, tl.where(seen, best + tl.log(total), float("-inf")), mask=inside)
+    channels = tl.arange(0, BLOCK_V)[None, :]
+    stored = inside[:, None] & (channels < VALUE_DIM)
+    tl.store(out_ptr + place[:, None] * VALUE_DIM + channels, acc / total[:, None], mask=stored)

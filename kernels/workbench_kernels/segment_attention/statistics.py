@@ -11,7 +11,7 @@ import triton.language as tl
 
 from workbench_kernels.pages import layout
 from workbench_kernels.segment_attention.dense import mask_arguments
-from workbench_kernels.segment_attention.paged import RAW_NAMES
+from workbench_kernels.segment_attention.paged import RAW_NAMES, page_arguments, page_share
 from workbench_kernels.segment_attention.paged_tiles import ALIGN, SLOTS, load_keys, open_page
 from workbench_kernels.segment_attention.scores import load_queries, page_scores, staged_visible, tile_rows
 from workbench_kernels.segment_attention.tiles import split_count, tile
@@ -87,7 +87,7 @@ def page_mass_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    split, kv_head = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    split = tl.program_id(1)
     row, head, inside = tile_rows(n_rows, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS)
     q = load_queries(q_ptr, row, head, inside, q_row_stride, q_head_stride, HEAD_DIM, BLOCK_D)
     row_positions = None
@@ -95,11 +95,7 @@ def page_mass_kernel(
         row_positions = tl.load(positions_ptr + row, mask=inside, other=0)
     heads = tl.num_programs(2) * GROUP_SIZE
     lse = tl.load(lse_ptr + row * heads + head, mask=inside, other=float("-inf"))
-    entries = kv_head * table_row_stride
-    count = tl.minimum(tl.load(count_ptr + kv_head), n_pages)
-    share = tl.cdiv(count, tl.num_programs(1))
-    first = split * share
-    last = tl.minimum(first + share, count)
+    entries, first, last = page_share(count_ptr, table_row_stride, n_pages)
 
     slots = tl.arange(0, SLOTS)
     entropy = tl.zeros((BLOCK_ROWS * BLOCK_HEADS,), tl.float32)
@@ -183,19 +179,7 @@ def page_mass(
             entropy,
             lse.float().contiguous(),
             q,
-            arena,
-            table.contiguous(),
-            count,
-            bias,
-            None if numbers is None else numbers.contiguous(),
-            positions,
-            q.stride(0),
-            q.stride(1),
-            pages,
-            rows,
-            pages,
-            0 if window is None else window,
-            scale,
+            *page_arguments(q, arena, table, count, bias, numbers, positions, window, scale),
             REDUCE=reduce,
             VALUE_GROUPS=value_dim // group,
             RAW=RAW_NAMES[raw],

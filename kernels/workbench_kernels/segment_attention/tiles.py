@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 import triton
 
-__all__ = ["Tile", "split_count", "tile"]
+__all__ = ["STAGES", "Tile", "split_count", "tile"]
+
+STAGES = 2  # of dense tiles: a third, in float32, would not fit in shared memory
 
 
 class Tile(NamedTuple):

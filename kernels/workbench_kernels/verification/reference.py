@@ -4,7 +4,7 @@ import torch
 
 from workbench_kernels.distribution.reference import gumbel, uniform
 
-__all__ = ["laws", "verify"]
+__all__ = ["draw", "laws", "verify"]
 
 EMPTY = 1e-7  # a residual of less mass than this is float noise: the two laws are the same
 ACCEPTED, REJECTED, SIBLING_WON, PARENT_REJECTED, PRUNED = range(1, 6)
@@ -61,7 +61,7 @@ def verify(scores: torch.Tensor, tree, proposals: torch.Tensor | None, mode: str
             walked.append(node)
         stopped = RESIDUAL if mode == "rejection" else TARGET
         source[b] = stopped if found else BONUS if walked else TARGET
-        token[b] = _draw(p.log(), "residual", seed, place) if mode == "rejection" else drawn
+        token[b] = draw(p.log(), "residual", seed, place) if mode == "rejection" else drawn
         length[b] = len(walked)
         path[b, : len(walked)] = torch.tensor(walked, dtype=torch.int32)
     return tuple(part.to(device) for part in (path, length, token, source, fates, reasons, us, ratios))
@@ -81,14 +81,14 @@ def _children(node: int, tokens: list[int], parents: list[int], kinds: list[int]
 
 def _test(p, logq, children, tokens, kinds, seed, place, us, ratios) -> tuple[int | None, torch.Tensor]:
     """(place of the accepted child among the children or None, what is left of p)."""
-    for draw, child in enumerate(children):
+    for turn, child in enumerate(children):
         token = tokens[child]
         q = logq.softmax(-1) if kinds[child] else None
-        u = uniform(seed, "accept", place, draw)
+        u = uniform(seed, "accept", place, turn)
         us[child] = u
         ratios[child] = p[token] / (1.0 if q is None else q[token])
         if u * (1.0 if q is None else q[token]) < p[token]:
-            return draw, p
+            return turn, p
         if q is None:
             rest = p.clone()
             rest[token] = 0
@@ -98,7 +98,7 @@ def _test(p, logq, children, tokens, kinds, seed, place, us, ratios) -> tuple[in
             logq[token] = -torch.inf
         mass = rest.sum()
         if mass < EMPTY:
-            return draw, p
+            return turn, p
         p = rest / mass
     return None, p
 
@@ -107,9 +107,10 @@ def _choice(scores: torch.Tensor, mode: str, seed: int, place: int) -> int:
     """What the target itself takes: the argmax, lowest id first, or the keyed draw."""
     if mode == "greedy":
         return int((scores == scores.max()).int().argmax())
-    return _draw(scores, "target", seed, place)
+    return draw(scores, "target", seed, place)
 
 
-def _draw(scores: torch.Tensor, purpose: str, seed: int, place: int) -> int:
+def draw(scores: torch.Tensor, purpose: str, seed: int, place: int) -> int:
+    """The token with the largest score + Gumbel noise of (seed, purpose, place), among those that are there."""
     support = (scores > -torch.inf).nonzero()[:, 0]
     return int(support[(scores[support] + gumbel(seed, purpose, place, support)).argmax()])

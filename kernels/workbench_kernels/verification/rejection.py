@@ -15,6 +15,15 @@ __all__ = ["Rounds", "final_fwd_kernel", "last_fwd_kernel", "normalise_fwd_kerne
 
 
 @triton.jit
+def store_parts(parts_ptr, row, split, n_splits, z):
+    """Store a split's largest log-weight and its sum of exp(z - largest); see `log_sum`."""
+    best = tl.max(z, axis=0)
+    tl.store(parts_ptr + row * 2 * n_splits + split, best)
+    total = tl.sum(tl.exp(z - tl.where(best > float("-inf"), best, 0.0)), axis=0)
+    tl.store(parts_ptr + (row * 2 + 1) * n_splits + split, total)
+
+
+@triton.jit
 def normalise_fwd_kernel(
     p_parts_ptr,  # [n_trees * n_nodes, 2, n_splits] float64: largest logit and sum of the target's law after a node
     q_parts_ptr,  # [n_trees * n_nodes, 2, n_splits] float64: of the proposal that a DIST node is tested against
@@ -44,11 +53,7 @@ def normalise_fwd_kernel(
         z, kept = target_tile(
             logits_ptr, node, logits_row_stride, threshold_ptr, threshold_id_ptr, cols, n_cols, temperature, SCALED, CUT
         )
-        z = tl.where(kept, z, float("-inf"))
-        best = tl.max(z, axis=0)
-        tl.store(p_parts_ptr + node * 2 * n_splits + split, best)
-        total = tl.sum(tl.where(kept, tl.exp(z - tl.where(best > float("-inf"), best, 0.0)), 0.0), axis=0)
-        tl.store(p_parts_ptr + (node * 2 + 1) * n_splits + split, total)
+        store_parts(p_parts_ptr, node, split, n_splits, tl.where(kept, z, float("-inf")))
         row = tl.load(rows_ptr + node).to(tl.int64)
         if row >= 0:
             q = tl.load(proposals_ptr + row * proposals_row_stride + cols, mask=cols < n_cols, other=float("-inf"))
@@ -57,10 +62,7 @@ def normalise_fwd_kernel(
                 local = tl.load(children_ptr + node * width + turn)
                 child = first + tl.maximum(local, 0)
                 if (local >= 0) & (tl.load(kinds_ptr + child) > 0):
-                    best = tl.max(q, axis=0)
-                    total = tl.sum(tl.exp(q - tl.where(best > float("-inf"), best, 0.0)), axis=0)
-                    tl.store(q_parts_ptr + child * 2 * n_splits + split, best)
-                    tl.store(q_parts_ptr + (child * 2 + 1) * n_splits + split, total)
+                    store_parts(q_parts_ptr, child, split, n_splits, q)
                     q = tl.where(cols == tl.load(tokens_ptr + child), float("-inf"), q)
 
 
