@@ -1,11 +1,13 @@
 """What every test may use: the embedded pair, the held-out prompts, a toy pair with known laws, and a Chromium."""
 
+import importlib.util
 import os
 import shutil
 
 import pytest
 
 import workbench as wb
+from tests.kernels.interpreter import hurry
 
 TOY, TOY_DRAFT = "toy-target", "toy-draft"
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -13,6 +15,13 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter() -> None:
+    """Triton code on the CPU at more than twice its speed, where there is Triton."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        hurry()
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ class QuickToy(wb.ToyModel):
     def new_store(self) -> Lists:
         return Lists()
 
-    def forward(self, tokens, positions, cache: Lists, mask=None, logits_at="all", want=()) -> Output:
+    def forward(self, tokens, positions, cache: Lists, mask=None, layers=None, logits_at="all", want=()) -> Output:
         base = len(cache.flight)
         cache.flight += zip(tokens, positions, strict=True)
         contexts = []

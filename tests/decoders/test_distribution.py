@@ -5,6 +5,7 @@ A run that fails is repeated once from another seed and pooled. Seeds come from 
 
 import hashlib
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,39 +14,21 @@ import torch
 from scipy import stats
 
 import workbench as wb
+from tests.decoders.crowd import Crowd
 from tests.decoders.quick_toy import Lists, QuickToy, Remembered
 from tests.table import speculative
-from workbench.engine import loading, noise
+from workbench.engine import loading
 from workbench.engine.settings import Settings
 from workbench.speculation.verifiers import rejection
 
 RUNS, LENGTH, VOCAB, PROMPT = 60_000, 3, 4, [0, 1, 2, 3, 0, 1]
 SIGNIFICANCE = 1e-4
-BLOCK = 4096  # seeds
 
 
 @pytest.fixture(scope="module")
 def quick():
     wb.register_model("quick-draft", QuickToy(vocab_size=VOCAB, seed=11, sharpness=1.0))
     return QuickToy(vocab_size=VOCAB, seed=7, sharpness=1.2)
-
-
-@pytest.fixture(autouse=True)
-def noise_at_once(monkeypatch):
-    """The noise of many seeds worked out in one go, by the very hash that is used seed by seed."""
-    tables: dict[tuple, torch.Tensor] = {}
-    first = torch.arange(1, VOCAB + 1) * noise._signed(noise._GOLDEN)
-
-    def gumbel(seed, purpose, position, ids):
-        block, row = divmod(seed, BLOCK)
-        if (block, purpose, position) not in tables:
-            seeds = range(block * BLOCK, (block + 1) * BLOCK)
-            keys = torch.tensor([noise._signed(noise._key(s, purpose, position)) for s in seeds])
-            tables[block, purpose, position] = noise._gumbel(keys[:, None] + first)
-        found = tables[block, purpose, position][row]
-        return found if len(ids) == VOCAB else found[ids]
-
-    monkeypatch.setattr(noise, "gumbel", gumbel)
 
 
 def target_law(toy: wb.ToyModel, temperature: float, top_p: float) -> np.ndarray:
@@ -64,20 +47,33 @@ def target_law(toy: wb.ToyModel, temperature: float, top_p: float) -> np.ndarray
     return out
 
 
-def counts(toy, decoder, sampling: wb.Sampling, name: str, runs: int) -> np.ndarray:
-    """How often each text of three tokens came up, over consecutive seeds from one that the name gives."""
+def counts(toy, decoder, sampling: wb.Sampling, name: str, runs: int, crowded: bool = True) -> np.ndarray:
+    """How often each text of three tokens came up, over consecutive seeds from one that the name gives.
+
+    crowded: seeds that decide alike are run once (see `crowd.py`); else every one by itself.
+    """
     first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
     settings = Settings(sampling=sampling, max_new_tokens=LENGTH, level="off")
     start = decoder.start(toy, PROMPT, settings)
     decoder.step(start)
+
+    if crowded:
+        found = Crowd(first, runs, VOCAB).run(decoder, start)
+    else:
+        found = Counter(alone(decoder, start, seed) for seed in range(first, first + runs))
     out = np.zeros([VOCAB] * LENGTH, dtype=int)
-    for seed in range(first, first + runs):
-        state = start.fork()
-        state.settings = replace(settings, seed=seed)
-        while not state.ended:
-            decoder.step(state)
-        out[tuple(state.tokens[len(PROMPT) :])] += 1
+    for tokens, times in found.items():
+        out[tokens] = times
     return out
+
+
+def alone(decoder, start, seed: int) -> tuple[int, ...]:
+    """The new tokens of one seed."""
+    state = start.fork()
+    state.settings = replace(state.settings, seed=seed)
+    while not state.ended:
+        decoder.step(state)
+    return tuple(state.new_tokens)
 
 
 def p_value(found: np.ndarray, law: np.ndarray) -> float:
@@ -138,13 +134,24 @@ def test_without_the_residual_step_it_is_noticed(name, quick, monkeypatch):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_quick_model_gives_what_the_production_store_gives(name, quick, toy, monkeypatch):
-    """The same texts for the same seeds as the toy model on the store and the laws that everyone else uses."""
+def test_the_quick_way_gives_what_production_gives(name, quick, toy, monkeypatch):
+    """A crowd on the quick model comes to the texts of the same seeds, run one by one on the store and the laws that
+    everyone else uses."""
     make, temperature, top_p = DECODERS[name]
     wb.register_model("quick-slow-draft", wb.ToyModel(vocab_size=VOCAB, seed=11, sharpness=1.0))
-    fast = counts(quick, make(), Remembered(temperature=temperature, top_p=top_p), name, 60)
-    monkeypatch.undo()
+    fast = counts(quick, make(), Remembered(temperature=temperature, top_p=top_p), name, 120)
     monkeypatch.setitem(loading._registered, "quick-draft", wb.load("quick-slow-draft"))
     assert torch.equal(quick.table, toy.table)
-    slow = counts(toy, make(), wb.Sampling(temperature=temperature, top_p=top_p), name, 60)
+    slow = counts(toy, make(), wb.Sampling(temperature=temperature, top_p=top_p), name, 120, crowded=False)
     assert (fast == slow).all() and isinstance(quick.new_store(), Lists)
+
+
+def test_a_crowd_refuses_noise_that_decides_nothing():
+    """Else seeds that differ in it would be taken for alike."""
+    crowd = Crowd(0, 10, VOCAB)
+    with pytest.raises(TypeError):
+        1 - crowd.uniform(0, "accept", 3)
+    with pytest.raises(TypeError):
+        float(crowd.uniform(0, "accept", 3))
+    with pytest.raises((TypeError, AttributeError)):
+        (torch.zeros(VOCAB) + crowd.gumbel(0, "target", 3, crowd.ids)).softmax(-1)

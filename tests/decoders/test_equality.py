@@ -4,13 +4,14 @@ Greedy texts are those of `model.generate(do_sample=False)`; keyed texts at T = 
 same seed. A prompt that differs is decoded again in float64, both ways: a numeric tie vanishes there, a bug does not.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
 import workbench as wb
 
 PROMPTS, LENGTH, CHUNKS = 50, 128, 10
-CONTEXT = 384  # tokens of each prompt, counted from its end
 KEYED = {"temperature": 0.8, "seed": 5}
 
 ARMS = {
@@ -35,6 +36,25 @@ def decode(lm, prompt: list[int], decoder=None, **settings) -> list[int]:
     return wb.decode(lm, prompt, decoder, max_new_tokens=LENGTH, level="off", **settings).token_ids
 
 
+def branches(lm, prompt: list[int]):
+    """decode(decoder, **settings) -> text, all from one prefill of target and draft: forks of one session."""
+    start = wb.Session(lm, prompt, wb.Speculative(), max_new_tokens=LENGTH, level="off")
+    start.step()
+
+    def decode(decoder, **settings) -> list[int]:
+        branch = start.fork(decoder=decoder, **settings)
+        branch.run()
+        return branch.trace.token_ids
+
+    return decode
+
+
+def in_double(wide, prompt: list[int], decoder, **settings) -> tuple[list[int], list[int]]:
+    """The text expected of a prompt and the one that is decoded, by the model in float64."""
+    expected = decode(wide, prompt, **settings) if settings else generate(wide, [prompt])[0]
+    return expected, decode(wide, prompt, decoder, **settings)
+
+
 def difference(arm: str, expected: list[int], found: list[int], again) -> str | None:
     """None where the texts are equal; else where they part, and whether float64 (`again(lm)` -> both) joins them."""
     if expected == found:
@@ -46,26 +66,21 @@ def difference(arm: str, expected: list[int], found: list[int], again) -> str | 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_lossless_way_spells_one_text(lm, held_out, chunk):
-    """Greedy: plain, chain, copied and tree. Keyed at T = 0.8: chain and copied; tree on the first prompt of five."""
-    prompts = [lm.tokenizer.encode(text)[-CONTEXT:] for text in held_out[chunk:PROMPTS:CHUNKS]]
+    """Greedy and keyed at T = 0.8, both plain, chain, copied and tree; `decode` the plain way, the others in forks."""
+    prompts = [lm.tokenizer.encode(text) for text in held_out[chunk:PROMPTS:CHUNKS]]
     assert len(prompts) == PROMPTS // CHUNKS
     greedy = generate(lm, prompts)
     differences, sampled = [], []
-    for number, (prompt, expected) in enumerate(zip(prompts, greedy, strict=True)):
-        for name, decoder in {"plain": None, **ARMS}.items():
-
-            def again(wide, prompt=prompt, decoder=decoder):
-                return generate(wide, [prompt])[0], decode(wide, prompt, decoder)
-
-            differences.append(difference(f"greedy {name}", expected, decode(lm, prompt, decoder), again))
-        sampled.append(decode(lm, prompt, **KEYED))
-        for name in ARMS if number == 0 else ("chain", "copy"):
-
-            def again(wide, prompt=prompt, decoder=ARMS[name]):
-                return decode(wide, prompt, **KEYED), decode(wide, prompt, decoder, **KEYED)
-
-            found = decode(lm, prompt, ARMS[name], **KEYED)
-            differences.append(difference(f"keyed {name}", sampled[-1], found, again))
+    for prompt, expected in zip(prompts, greedy, strict=True):
+        fork = branches(lm, prompt)
+        sampled.append(fork(wb.Autoregressive(), **KEYED))
+        differences.append(
+            difference("greedy plain", expected, decode(lm, prompt), partial(in_double, prompt=prompt, decoder=None))
+        )
+        for name, decoder in ARMS.items():
+            for kind, text, settings in (("greedy", expected, {}), ("keyed", sampled[-1], KEYED)):
+                again = partial(in_double, prompt=prompt, decoder=decoder, **settings)
+                differences.append(difference(f"{kind} {name}", text, fork(decoder, **settings), again))
     assert [line for line in differences if line] == []
     # the texts are worth comparing: full length as a rule, and no two alike
     assert sum(map(len, greedy)) > 64 * len(prompts)

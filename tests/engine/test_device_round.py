@@ -18,7 +18,7 @@ from workbench.engine import device_round
 from workbench.engine.adapter import wrap
 from workbench.engine.device_law import fit
 from workbench.errors import BadInput, NumericalError
-from workbench.speculation.drafters.draft_model import _fit
+from workbench.speculation.growth import _fit
 
 
 @pytest.fixture(scope="module")

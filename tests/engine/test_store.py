@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.engine.test_adapter import PROMPT, TOLERANCE, build, close, stock
 from workbench.cache import PlainStore
+from workbench.cache.stack import Stack
 from workbench.decoders import Autoregressive
+from workbench.engine.adapter import wrap
 from workbench.engine.settings import Settings
 
 LAYERS = 2
@@ -230,3 +233,171 @@ def test_branches_decode_in_threads_as_they_do_alone(lm):
         thread.join()
     assert [s.new_tokens for s in together] == [s.new_tokens for s in alone]
     assert len({tuple(s.new_tokens) for s in alone}) > 1
+
+
+# -- forwards over some of the layers ------------------------------------------------------------------------------
+
+
+def partly(store: PlainStore, layers: range, numbers: list[int], positions: list[int]) -> None:
+    """A forward over some layers, which see what they have staged themselves and no more."""
+    store.begin(positions, None, layers)
+    for layer in layers:
+        k = torch.tensor(numbers, dtype=torch.float64)[None, :, None].expand(3, -1, 2) + layer / 4
+        store.stage(layer, k, -k[..., :1])
+        (segment,) = store.segments(layer)
+        assert segment.k.shape[1] == store.length + store.behind + len(numbers)
+        assert segment.k[0, -len(numbers) :, 0].tolist() == k[0, :, 0].tolist()
+    store.end()
+
+
+FIRST, REST, ALL = range(2), range(2, 5), range(5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_rounds_layer_by_layer(seed):
+    """Two layers run ahead, three come to the same slots: each holds its own rows, whatever the order of work; a row
+    that is not in all layers cannot be committed, and a forward over layers that differ is refused."""
+    draw, count = random.Random(seed), iter(range(1, 10**6))
+    store, kept, flight, done = PlainStore(len(ALL)), [], [], {0: 0, 2: 0}  # done: rows by the group's first layer
+    for _ in range(120):
+        action = draw.choice(["ahead", "ahead", "follow", "follow", "all", "commit", "discard"])
+        start = store.length
+        if action == "ahead":
+            numbers = [next(count) for _ in range(draw.choice([1, 1, 3, 40]))]
+            partly(store, FIRST, numbers, [*range(start + done[0], start + done[0] + len(numbers))])
+            flight += numbers
+            done[0] = len(flight)
+        elif action == "follow" and done[2] < done[0]:
+            numbers = flight[done[2] : draw.randint(done[2] + 1, done[0])]
+            partly(store, REST, numbers, [*range(start + done[2], start + done[2] + len(numbers))])
+            done[2] += len(numbers)
+        elif action == "all":
+            if done[0] != done[2]:
+                with pytest.raises(RuntimeError, match=r"the layers to run have staged \[\d+, \d+\] rows"):
+                    store.begin([start + done[0]])
+                continue
+            flight.append(next(count))
+            partly(store, ALL, flight[-1:], [start + len(flight) - 1])
+            done = dict.fromkeys(done, len(flight))
+        elif action == "commit":
+            whole = min(done.values())
+            if whole < len(flight):
+                with pytest.raises(RuntimeError, match=rf"row {len(flight) - 1} has been through 2 of 5 layers"):
+                    store.commit(range(len(flight)))
+            rows = sorted(draw.sample(range(whole), draw.randint(0, whole)))
+            store.commit(rows)
+            kept, flight, done = kept + [flight[row] for row in rows], [], {0: 0, 2: 0}
+        elif action == "discard":
+            store.discard()
+            flight, done = [], {0: 0, 2: 0}
+        assert (store.length, store.staged) == (len(kept), len(flight))
+        staging = store.ledger()["staging"]
+        for layer in ALL if store._run.k[4] is not None else ():
+            own = kept + flight[: done[0 if layer < 2 else 2]]
+            assert (store._run.k[layer][0, : len(own), 0] - layer / 4).tolist() == own
+            assert staging[layer] == (len(own) - len(kept)) * 3 * 3 * 8
+
+
+def test_rows_in_flight_keep_their_positions():
+    """A forward that comes to rows in flight must speak of the same ones; it may go on beyond them."""
+    store = PlainStore(len(ALL))
+    partly(store, FIRST, [1, 2, 3], [0, 1, 1])
+    with pytest.raises(RuntimeError, match=r"rows in flight are at positions \[0, 1\], got \[0, 2\]"):
+        store.begin([0, 2], None, REST)
+    partly(store, REST, [1, 2, 3, 4], [0, 1, 1, 2])
+    partly(store, FIRST, [4], [2])
+    store.commit([0, 2, 3])
+    assert [int(x) for x in store._run.k[0][0, :3, 0]] == [1, 3, 4]
+
+
+def test_rows_beyond_those_staged_cannot_be_committed():
+    store = PlainStore(LAYERS)
+    forward(store, [1, 2])
+    with pytest.raises(RuntimeError, match="row 2 has been through 0 of 2 layers"):
+        store.commit([0, 2])
+    store.commit([0, 1])
+    assert store.length == 2
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "mistral-window", "qwen2-mixed-windows", "gpt-neox", "gpt2"])
+def test_the_first_layers_ahead_and_the_others_after_are_one_ordinary_run(name):
+    """Rows drafted one by one through layers 0 and 1, then their exit states through layer 2 at once: the logits, and
+    after a commit of some rows those of the next token, are the stock model's."""
+    model = build(name)
+    lm, tolerance = wrap(model), TOLERANCE[torch.float64]
+    store, expected = lm.new_store(), stock(model, PROMPT)
+    lm.forward(PROMPT[:13], range(13), store)
+    store.commit(range(13))
+    exits = []
+    for start, end in [(13, 14), (14, 15), (15, 20)]:
+        out = lm.forward(PROMPT[start:end], range(start, end), store, layers=range(2), logits_at=[], want=("exit",))
+        assert out.logits.shape == (0, 97) and out.exit.shape == (end - start, 32)
+        exits.append(out.exit)
+    with pytest.raises(RuntimeError, match="row 0 has been through 2 of 3 layers"):
+        store.commit([0])
+    states = torch.cat(exits)
+    first = lm.forward(states[:4], range(13, 17), store, layers=[2]).logits
+    rest = lm.forward(states[4:6], range(17, 19), store, layers=[2]).logits
+    close(torch.cat([first, rest]), expected[13:19], tolerance)
+    with pytest.raises(RuntimeError, match="row 6 has been through 2 of 3 layers"):
+        store.commit(range(7))
+    store.commit(range(6))
+    close(lm.forward(PROMPT[19:], range(19, 28), store).logits, expected[19:], tolerance)
+    store.discard()
+    exit_ = lm.forward(PROMPT[19:], range(19, 28), store, want=("hidden", "exit"))
+    close(exit_.logits, expected[19:], tolerance)
+    assert not torch.equal(exit_.exit, exit_.hidden)
+
+
+def test_a_tree_through_the_first_layers_then_through_the_others():
+    """Siblings at one position under a mask, layers 0 and 1 first: each path is as the stock model runs it."""
+    model = build("llama-gqa")
+    lm = wrap(model)
+    store = lm.new_store()
+    lm.forward(PROMPT[:13], range(13), store)
+    store.commit(range(13))
+    rows, places = [5, 6, 7], [13, 14, 14]
+    mask = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    states = lm.forward(rows, places, store, mask, layers=[0, 1], want=("exit",)).exit
+    logits = lm.forward(states, places, store, mask, layers=[2]).logits
+    for row, path in ((1, [5, 6]), (2, [5, 7])):
+        close(logits[row], stock(model, PROMPT[:13] + path)[-1], TOLERANCE[torch.float64])
+    store.commit([0, 2])
+    close(lm.forward([8], [15], store).logits[0], stock(model, [*PROMPT[:13], 5, 7, 8])[-1], TOLERANCE[torch.float64])
+
+
+STACKS = {
+    "streaming": Stack(wb.StreamingLLM(window=12)),
+    "h2o": Stack(wb.H2O(budget=12)),
+    "snapkv": Stack(wb.SnapKV(budget=12, window=4)),
+    "h2o+kivi": Stack(wb.H2O(budget=48), wb.KIVI(bits=8, residual=0)),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_under_a_cache_stack_too(name):
+    """Layer by layer or all at once: the same logits before and after the maintenance that follows, and no commit of
+    rows that are in some layers only."""
+    lm = wrap(build("llama-wide-heads"))
+    text = [(11 * i + 5) % 97 for i in range(100)]
+
+    def run(split: bool) -> torch.Tensor:
+        store, logits = STACKS[name].new_store(lm, 8), []
+        at = 0
+        while at < len(text):
+            end = min(len(text), at + min(5, store.room(at)))
+            if split:
+                states = [
+                    lm.forward([text[i]], [i], store, layers=[0, 1], logits_at=[], want=("exit",)).exit
+                    for i in range(at, end)
+                ]
+                with pytest.raises(RuntimeError, match="has been through 2 of 3 layers"):
+                    store.commit([0])
+                logits.append(lm.forward(torch.cat(states), range(at, end), store, layers=[2]).logits)
+            else:
+                logits.append(lm.forward(text[at:end], range(at, end), store).logits)
+            store.commit(range(end - at))
+            at = end
+        return torch.cat(logits)
+
+    close(run(True), run(False), 1e-9)

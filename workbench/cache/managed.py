@@ -45,7 +45,9 @@ class ManagedStore(PlainStore):
         at = self.stack.next(length, self.prompt)
         return 2**62 if at is None else at - length
 
-    def begin(self, positions: Sequence[int], visible: torch.Tensor | None = None) -> None:
+    def begin(
+        self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
+    ) -> None:
         if self._next is not None:
             if self.length >= self._next:
                 self._maintain()  # the last commit ran out of memory before it could
@@ -54,7 +56,7 @@ class ManagedStore(PlainStore):
                     f"a row at position {max(positions)} would pass the cache's maintenance at {self._next} tokens;"
                     " ask room() before a forward"
                 )
-        super().begin(positions, visible)
+        super().begin(positions, visible, layers)
         if self._scored:
             self.watched = [row for row, at in enumerate(positions) if self.stack.policy.watches(at, self.prompt)]
 
@@ -70,8 +72,9 @@ class ManagedStore(PlainStore):
             found = [self._at_slots(found[0])]
         shelf = self._layers[layer].shelf
         if shelf is not None:
-            rows = self._positions[-self._rows :] if self._rows else []
-            near = window is None or max(self._positions, default=0) < window
+            seen = self._seen
+            rows = seen[-self._rows :] if self._rows else []
+            near = window is None or max(seen, default=0) < window
             if shelf.away:
                 slots, size = self._fetched[layer]
                 self._fetched[layer] = slots + shelf.away * SLOTS, size + shelf.away * shelf.form.bytes
@@ -91,18 +94,19 @@ class ManagedStore(PlainStore):
         key = (window, layer)
         if key not in self._masks:
             seen = super()._mask(None, device, layer)
-            rows = torch.tensor(self._positions[-self._rows :], device=device)[:, None]
-            staged = torch.tensor(self._positions, device=device).expand(len(kept), -1)
+            rows = torch.tensor(self._seen[-self._rows :], device=device)[:, None]
+            staged = torch.tensor(self._seen, device=device).expand(len(kept), -1)
             where = torch.cat([self._layers[layer].positions(self.held, self.length, device), staged], 1)
             self._masks[key] = seen & (rows - where[:, None] < window)
         return self._masks[key]
 
     def observe(self, layer: int, mass: torch.Tensor) -> None:
         """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
-        self._mass[layer].append(([self.staged + row for row in self.watched], mass))
+        self._mass[layer].append(([self.behind + row for row in self.watched], mass))
 
     def commit(self, rows: Sequence[int]) -> None:
         rows = list(rows)
+        self._refuse_partial(rows)
         if self._next is not None and self.length + len(rows) > self._next:
             raise RuntimeError(
                 f"{len(rows)} rows committed at length {self.length} pass the maintenance at {self._next}"

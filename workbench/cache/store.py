@@ -5,6 +5,9 @@ Life of a round: `begin` opens a forward of R rows, each layer `stage`s its new 
 keeps the chosen staged rows, in order, and ends the round, `discard` keeps none. Rejecting a draft therefore costs
 nothing.
 
+A forward may run some layers only. Every layer counts the rows it has staged, and shows no more of them; a later
+forward of other layers over the same positions stages into the same slots. A row is committed once it is in all.
+
 A fork copies nothing: both sides share the run, and each knows its own length. Whoever stages where another has
 committed, or is just now staging (branches may run in threads), makes its own copy. Appending to slots that nobody
 else uses is no conflict.
@@ -45,9 +48,12 @@ class CacheStore(Protocol):
     """
 
     length: int  # committed tokens
-    staged: int  # rows in flight
+    staged: int  # rows in flight, in all layers or in some
+    behind: int  # of them, those that the layers of the open forward had staged before it
 
-    def begin(self, positions: Sequence[int], visible: torch.Tensor | None = None) -> None: ...
+    def begin(
+        self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
+    ) -> None: ...
     def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None: ...
     def segments(self, layer: int, window: int | None = None) -> list[Segment]: ...
     def end(self) -> None: ...
@@ -113,19 +119,33 @@ class PlainStore:
         self._run = _Run(layers)
         self.length = 0
         self.held = 0  # committed slots of the run: all tokens here, fewer where a policy evicts
-        self.staged = 0
+        self.staged = self.behind = 0
         self._rows = 0
+        self._counts: dict[int, int] = {}  # layer -> rows it has staged
         self._positions: list[int] = []
         self._visible: torch.Tensor | None = None
         self._masks: dict[int | None, torch.Tensor | None] = {}
 
-    def begin(self, positions: Sequence[int], visible: torch.Tensor | None = None) -> None:
-        """Open a forward of R rows at absolute `positions`.
+    def begin(
+        self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
+    ) -> None:
+        """Open a forward of R rows at absolute `positions` over `layers`, by default all.
 
         visible: [R, staged rows before + R] bool, what each row sees of the staged rows, itself included; None means
-        a chain: everything staged before, and the rows of this forward in order.
+        a chain: everything staged before, and the rows of this forward in order. Only rows that these layers have
+        staged count: those in flight in other layers alone are the ones that this forward comes to.
+
+        Raises RuntimeError where the layers have staged different numbers of rows, or rows in flight that this
+        forward comes to lie at other positions.
         """
-        needed = self.held + self.staged + len(positions)
+        counts = {self._counts.get(layer, 0) for layer in (range(len(self._run.k)) if layers is None else layers)}
+        if len(counts) != 1:
+            raise RuntimeError(f"begin: the layers to run have staged {sorted(counts)} rows; all must have as many")
+        (behind,) = counts
+        flying = self._positions[behind : behind + len(positions)]
+        if flying != list(positions[: len(flying)]):
+            raise RuntimeError(f"begin: the next rows in flight are at positions {flying}, got {list(positions)}")
+        needed = self.held + behind + len(positions)
         with _claim:
             run = self._run
             if run.frontier != self.held or needed > run.capacity or run.writer() not in (None, self):
@@ -138,30 +158,32 @@ class PlainStore:
                     run.writer = _nobody
             if self._run.writer() is not self:
                 self._run.writer = weakref.ref(self)
-        self._rows = len(positions)
-        self._positions += positions
+        self.behind, self._rows = behind, len(positions)
+        self._positions += positions[len(flying) :]
         self._visible = visible
         self._masks.clear()
 
     def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Put the new rows' keys [Hk, R, D] and values [Hk, R, Dv] of one layer behind everything staged before."""
-        run, start = self._run, self.held + self.staged
+        """Put the new rows' keys [Hk, R, D] and values [Hk, R, Dv] of one layer behind all it has staged before."""
+        run, start = self._run, self.held + self.behind
         if run.k[layer] is None:
             run.k[layer] = k.new_empty(k.shape[0], run.capacity, k.shape[2])
             run.v[layer] = v.new_empty(v.shape[0], run.capacity, v.shape[2])
         run.k[layer][:, start : start + self._rows] = k
         run.v[layer][:, start : start + self._rows] = v
+        self._counts[layer] = self.behind + self._rows
 
     def end(self) -> None:
         """Close the forward: its rows now count as staged."""
-        self.staged += self._rows
+        self.staged = self.behind = max(self._counts.values(), default=0)
         self._rows = 0
+        del self._positions[self.staged :]
 
     def segments(self, layer: int, window: int | None = None) -> list[Segment]:
         """What this forward's rows attend to in a layer: one run. `window`: keys less than that many positions back."""
-        n = self.held + self.staged + self._rows
+        n = self.held + self._counts.get(layer, 0)
         k, v = self._run.k[layer][:, :n], self._run.v[layer][:, :n]
-        if window is not None and max(self._positions) < window:
+        if window is not None and max(self._seen) < window:
             window = None
         if window is None and self._visible is None:
             if self._rows == 1:
@@ -170,23 +192,32 @@ class PlainStore:
                 return [Segment(k, v, causal=True)]
         return [Segment(k, v, self._mask(window, k.device, layer))]
 
+    @property
+    def _seen(self) -> list[int]:
+        """Positions of the staged slots up to this forward's own, which come last."""
+        return self._positions[: self.behind + self._rows]
+
     def _mask(self, window: int | None, device: torch.device, layer: int) -> torch.Tensor:
         """[R, n] visibility of committed and staged slots, made once per forward."""
         if window not in self._masks:
-            rows, staged = self._rows, self.staged + self._rows
+            rows, staged = self._rows, self.behind + self._rows
             inner = self._visible
             if inner is None:
                 inner = torch.ones(rows, staged, dtype=torch.bool).tril(staged - rows)
             mask = torch.cat([torch.ones(rows, self.held, dtype=torch.bool), inner.cpu()], 1)
             if window is not None:
-                where = torch.tensor([*range(self.length - self.held, self.length), *self._positions])
+                where = torch.tensor([*range(self.length - self.held, self.length), *self._seen])
                 mask &= where[-rows:, None] - where[None, :] < window
             self._masks[window] = mask.to(device)
         return self._masks[window]
 
     @torch.inference_mode()
     def commit(self, rows: Sequence[int]) -> None:
-        """Keep the staged rows `rows` (increasing, counted over the round's forwards) and end the round."""
+        """Keep the staged rows `rows` (increasing, counted over the round's forwards) and end the round.
+
+        Raises RuntimeError, and changes nothing, where a row has not been through all layers.
+        """
+        self._refuse_partial(rows)
         base, run = self.held, self._run
         if list(rows) != list(range(len(rows))):
             index = torch.tensor([base + row for row in rows], device=run.k[0].device)
@@ -199,11 +230,18 @@ class PlainStore:
             run.frontier = self.held
         self.discard()
 
+    def _refuse_partial(self, rows: Sequence[int]) -> None:
+        counts = [self._counts.get(layer, 0) for layer in range(len(self._run.k))]
+        if len(rows) and max(rows) >= min(counts):
+            done = sum(count > max(rows) for count in counts)
+            raise RuntimeError(f"commit: row {max(rows)} has been through {done} of {len(counts)} layers")
+
     def discard(self) -> None:
         """Forget everything staged."""
         if self._run.writer() is self:
             self._run.writer = _nobody
-        self.staged = self._rows = 0
+        self.staged = self.behind = self._rows = 0
+        self._counts = {}
         self._positions = []
         self._visible = None
         self._masks.clear()
@@ -219,11 +257,12 @@ class PlainStore:
     def ledger(self) -> dict[str, list]:
         """Columns over layers: live slots, and bytes by kind as they lie in storage (free slots are `pad`)."""
         columns: dict[str, list] = {"live_slots": [], "logical_length": [], "payload": [], "staging": [], "pad": []}
-        for k, v in zip(self._run.k, self._run.v, strict=True):
+        for layer, (k, v) in enumerate(zip(self._run.k, self._run.v, strict=True)):
             slot = 0 if k is None else (k.nbytes + v.nbytes) // self._run.capacity
+            staged = self._counts.get(layer, 0)
             columns["live_slots"].append(self.held)
             columns["logical_length"].append(self.length)
             columns["payload"].append(slot * self.held)
-            columns["staging"].append(slot * self.staged)
-            columns["pad"].append(slot * (self._run.capacity - self.held - self.staged))
+            columns["staging"].append(slot * staged)
+            columns["pad"].append(slot * (self._run.capacity - self.held - staged))
         return columns

@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class _Layer(CacheLayerMixin):
         raise RuntimeError("keys are staged by _Cache.update")
 
     def get_seq_length(self, *args: Any) -> int:
-        return self.cache.store.length + self.cache.store.staged
+        return self.cache.store.length + self.cache.store.behind
 
     def get_mask_sizes(self, query_length: int, *args: Any) -> tuple[int, int]:
         rows = query_length if isinstance(query_length, int) else query_length.shape[0]
@@ -165,12 +166,16 @@ class TransformersModel:
         mask: torch.Tensor | None = None,
         layers: Sequence[int] | None = None,
         logits_at: str | Sequence[int] = "all",
-        want: Sequence[str] = (),
+        want: Sequence[str | int] = (),
     ) -> Output:
-        """See `LanguageModel`. `want`: "hidden" adds the final hidden states of all rows.
+        """See `LanguageModel`. `want`: "hidden" adds the final hidden states of all rows, "exit" what the last layer
+        that ran gave to the norm, which may be fed to the layer that follows; a number l what the first l layers gave
+        on, where layer l − 1 runs.
 
-        Raises Unsupported where `layers` is asked of a model whose decoder layers are not one list.
+        Raises Unsupported where `layers`, "exit" or a number is asked of a model whose decoder layers are not one list.
         """
+        if layers is not None and (not len(layers) or not all(0 <= layer < self.layers for layer in layers)):
+            raise BadInput(f"layers: expected numbers in [0, {self.layers}), got {list(layers)}")
         inputs: dict[str, Any] = {}
         if isinstance(tokens, torch.Tensor) and tokens.is_floating_point():
             inputs["inputs_embeds"] = tokens[None]
@@ -180,39 +185,47 @@ class TransformersModel:
         inputs |= {"position_ids": places, "past_key_values": self._cache, "use_cache": True}
         with self._lock:
             self._cache.store = cache
-            cache.begin(positions, mask)
+            cache.begin(positions, mask, layers)
             try:
-                if layers is None:
+                numbers = [entry for entry in want if isinstance(entry, int)]
+                if layers is None and "exit" not in want and not numbers:
                     return self._run(inputs, logits_at, want)
-                with self._only(layers):
-                    return self._run(inputs, logits_at, want)
+                order = list(range(self.layers) if layers is None else layers)
+                with self._only(order) as run:
+                    resumed = "inputs_embeds" in inputs and order[0] > 0
+                    behind = {n: run[order.index(n - 1)] for n in numbers if n - 1 in order}
+                    behind |= {"exit": run[-1]} if "exit" in want else {}
+                    with _replaced(run[0], tokens if resumed else None), _caught(behind) as states:
+                        out = self._run(inputs, logits_at, want)
+                    out.exit = states.pop("exit", None)
+                    out.states = states
+                    return out
             finally:
                 cache.end()
                 self._cache.store = None
 
-    def _run(self, inputs: dict[str, Any], logits_at: str | Sequence[int], want: Sequence[str]) -> Output:
+    def _run(self, inputs: dict[str, Any], logits_at: str | Sequence[int], want: Sequence[str | int]) -> Output:
         if "hidden" in want:
             states = self._engine.base_model(**inputs).last_hidden_state[0]
             rows = states if logits_at == "all" else states[-1:] if logits_at == "last" else states[list(logits_at)]
             return Output(self.head(rows), states)
         keep: Any = {"all": 0, "last": 1}.get(logits_at) if isinstance(logits_at, str) else None
         if keep is None:
-            keep = torch.as_tensor(list(logits_at), device=self.device)
+            keep = torch.as_tensor(list(logits_at), dtype=torch.long, device=self.device)
         return Output(self._engine(**inputs, logits_to_keep=keep).logits[0])
 
     @contextmanager
-    def _only(self, layers: Sequence[int]) -> Iterator[None]:
+    def _only(self, layers: Sequence[int]) -> Iterator[torch.nn.ModuleList]:
         """While open, the engine's own module tree holds just these decoder layers; the user's model keeps all."""
         base = self._engine.base_model
         lists = {n: m for n, m in base.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == self.layers}
         if len(lists) != 1:
             raise Unsupported(f"layers: {type(self.model).__name__} does not keep its decoder layers in one list")
-        if not all(0 <= layer < self.layers for layer in layers):
-            raise BadInput(f"layers: expected numbers in [0, {self.layers}), got {list(layers)}")
         ((name, whole),) = lists.items()
-        setattr(base, name, torch.nn.ModuleList([whole[layer] for layer in layers]))
+        chosen = torch.nn.ModuleList([whole[layer] for layer in layers])
+        setattr(base, name, chosen)
         try:
-            yield
+            yield chosen
         finally:
             setattr(base, name, whole)
 
@@ -256,6 +269,39 @@ class TransformersModel:
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"LanguageModel({self.name!r}, {self.parameters / 1e6:.1f} M parameters, {dtype}, {self.device})"
+
+
+@contextmanager
+def _replaced(layer: torch.nn.Module, states: torch.Tensor | None) -> Iterator[None]:
+    """While open, a decoder layer reads these states [R, width], not what the model made of its input embeddings."""
+
+    def replace(module, args, kwargs):
+        if "hidden_states" in kwargs:
+            return args, kwargs | {"hidden_states": states[None]}
+        return (states[None], *args[1:]), kwargs
+
+    hook = None if states is None else layer.register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+@contextmanager
+def _caught(layers: dict[Any, torch.nn.Module]) -> Iterator[dict[Any, torch.Tensor]]:
+    """While open, the table gets what decoder layers give on, [R, width] under each one's key."""
+    found: dict[Any, torch.Tensor] = {}
+
+    def catch(key, module, args, output):
+        found[key] = (output if isinstance(output, torch.Tensor) else output[0])[0]
+
+    hooks = [layer.register_forward_hook(partial(catch, key)) for key, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def shallow_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -129,13 +129,15 @@ def _candidates(values: list[float], ids: list[float]) -> list[list]:
     return [[i for i, _ in kept], [p for _, p in kept]]
 
 
-def draw(scores: torch.Tensor, seed: int, purpose: str, position: int, count: int = 1) -> int | list[int]:
+def draw(
+    scores: torch.Tensor, seed: int, purpose: str, position: int, count: int = 1, branch: int = 0
+) -> int | list[int]:
     """Gumbel-max draw from log-probabilities `scores` [V] on their support; `count` > 1 draws without replacement.
 
     Returns the token, or a list of at most `count` tokens in draw order.
     """
     support = (scores > -torch.inf).nonzero()[:, 0]
-    perturbed = scores[support].double() + noise.gumbel(seed, purpose, position, support)
+    perturbed = scores[support].double() + noise.gumbel(seed, purpose, position, support, branch)
     if count == 1:
         return int(support[perturbed.argmax()])
     return support[perturbed.topk(min(count, len(support))).indices].tolist()

@@ -13,10 +13,14 @@ __all__ = ["LanguageModel", "Output", "fingerprint"]
 
 @dataclass(slots=True)
 class Output:
-    """logits: [rows asked for, V]; hidden: [R, width] final hidden states, where wanted."""
+    """logits: [rows asked for, V]; where wanted, hidden: [R, width] final hidden states, behind the final norm; exit:
+    [R, width] the residual stream behind the last layer that ran, before the norm; states: l -> the same behind the
+    first l layers, for the numbers wanted."""
 
     logits: torch.Tensor
     hidden: torch.Tensor | None = None
+    exit: torch.Tensor | None = None
+    states: dict[int, torch.Tensor] | None = None
 
 
 class LanguageModel(Protocol):
@@ -27,7 +31,9 @@ class LanguageModel(Protocol):
     asked for: "all", "last" or row numbers. `mask` is the visibility among staged rows that `CacheStore.begin` takes.
     A model that can tell what rows look at sets `gives_mass` and calls the store's `observe` for its `watched` rows.
     `layers` runs those decoder layers only, in that order (early exit, layer skipping); the others stage nothing, so
-    such rows may be attended to by later forwards over the same layers but never committed.
+    such rows may be attended to by later forwards over the same layers, but are committed only once the others have
+    staged them as well. Hidden states for layers that do not begin with 0 are what the layer before them gave on (the
+    output's `exit`): layers 0..l-1, then l.. over their exit states at the same positions, is one ordinary forward.
     """
 
     name: str

@@ -1,5 +1,7 @@
 """Keyed randomness: every number is a hash of (seed, purpose, absolute position, index), never a running stream.
 
+A purpose whose draws at one position must not depend on each other counts them as branches (0 by default).
+
 Hence the same seed gives the same draws whatever was stepped back, forked or drafted in between, and two purposes
 ("target", "draft", "accept", "residual") never share a number. The hash is the finaliser of SplitMix64 (Steele, Lea and
 Flood, "Fast Splittable Pseudorandom Number Generators"); uniforms are float64 in the open interval (0, 1).
@@ -13,7 +15,7 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
-_PURPOSES = {"target": 1, "draft": 2, "accept": 3, "residual": 4}
+_PURPOSES = {"target": 1, "draft": 2, "accept": 3, "residual": 4, "match": 5}
 
 
 def _mix(value: int) -> int:
@@ -23,10 +25,11 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _key(seed: int, purpose: str, position: int) -> int:
+def _key(seed: int, purpose: str, position: int, branch: int = 0) -> int:
     key = _mix(seed + _GOLDEN)
     key = _mix(key + _PURPOSES[purpose] * _GOLDEN)
-    return _mix(key + (position + 1) * _GOLDEN)
+    key = _mix(key + (position + 1) * _GOLDEN)
+    return _mix(key + branch * _GOLDEN) if branch else key
 
 
 def uniform(seed: int, purpose: str, position: int, index: int = 0) -> float:
@@ -43,12 +46,13 @@ def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def gumbel(seed: int, purpose: str, position: int, ids: torch.Tensor) -> torch.Tensor:
+def gumbel(seed: int, purpose: str, position: int, ids: torch.Tensor, branch: int = 0) -> torch.Tensor:
     """Standard Gumbel noise for the given token ids, float64, same shape and device as `ids`.
 
-    Entry i depends on (seed, purpose, position, ids[i]) alone; it equals −log(−log(uniform(…, index=ids[i]))).
+    Entry i depends on (seed, purpose, position, ids[i], branch) alone; in branch 0 it equals
+    −log(−log(uniform(…, index=ids[i]))).
     """
-    return _gumbel((ids.to(torch.int64) + 1) * _signed(_GOLDEN) + _signed(_key(seed, purpose, position)))
+    return _gumbel((ids.to(torch.int64) + 1) * _signed(_GOLDEN) + _signed(_key(seed, purpose, position, branch)))
 
 
 def gumbel_rows(seed: int, purpose: str, positions: torch.Tensor, size: int) -> torch.Tensor:
