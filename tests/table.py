@@ -34,24 +34,82 @@ DECODERS = {
     ),
     "speculative-greedy": Row(lambda draft: speculative(draft, verifier=wb.Greedy()), "exact", None),
     "speculative-copyspec": Row(lambda draft: wb.Speculative(drafter=wb.CopySpec(gram=2)), "exact", "seed"),
+    "pearl": Row(lambda draft: wb.Pearl(draft, length=3), "exact", "seed"),
+    "pearl-rejection": Row(lambda draft: wb.Pearl(draft, 3, wb.Rejection()), "exact", "distribution"),
     "mirostat": Row(lambda draft: wb.Mirostat(), "own_law", "own_law", temperature=1.0),
     "entropy_adaptive": Row(lambda draft: wb.EntropyAdaptive(small=draft, tau=1.5, dwell=2), "lossy", "lossy"),
 }
 
+# every drafter, shape and verifier: make(draft model's name, folder of trained parts) -> the member
 DRAFTERS = {
-    "draft_model": lambda draft: wb.DraftModel(draft),
-    "copyspec": lambda draft: wb.CopySpec(gram=1),
+    "aded": lambda draft, heads: wb.ADED(),
+    "copyspec": lambda draft, heads: wb.CopySpec(gram=1),
+    "draft_model": lambda draft, heads: wb.DraftModel(draft),
+    "eagle": lambda draft, heads: wb.Eagle(weights=heads),
+    "fuse": lambda draft, heads: wb.Fuse(wb.DraftModel(draft), wb.CopySpec(gram=1)),
+    "hydra": lambda draft, heads: wb.Hydra(weights=heads),
+    "input_guided": lambda draft, heads: wb.InputGuided(align=1),
+    "jacobi": lambda draft, heads: wb.Jacobi(),
+    "kangaroo": lambda draft, heads: wb.Kangaroo(weights=heads, exits=(1,)),
+    "layer_skip": lambda draft, heads: wb.LayerSkip(skip=(1,)),
+    "medusa": lambda draft, heads: wb.Medusa(weights=heads),
+    "prompt_lookup": lambda draft, heads: wb.PromptLookup(gram=2),
+    "recycling": lambda draft, heads: wb.TokenRecycling(width=3),
+    "suffix": lambda draft, heads: wb.SuffixRetrieval(shortest=1),
 }
 
 SHAPES = {
-    "fixed": wb.FixedLength(3),
-    "confidence": wb.ConfidenceStop(4, 0.4),
-    "tree": wb.FixedTree((2, 2, 1)),
+    "adaptive_confidence": lambda heads: wb.AdaptiveConfidence(most=4),
+    "chains": lambda heads: wb.IndependentChains(count=2, length=3),
+    "confidence": lambda heads: wb.ConfidenceStop(4, 0.4),
+    "del": lambda heads: wb.Del(most=4),
+    "dyspec": lambda heads: wb.DySpec(nodes=6),
+    "eagle2": lambda heads: wb.Eagle2(nodes=6, width=2, depth=3),
+    "fixed": lambda heads: wb.FixedLength(3),
+    "heuristic": lambda heads: wb.HeuristicLength(start=2),
+    "rsd_s": lambda heads: wb.StochasticBeam(width=2, depth=3),
+    "sequoia": lambda heads: wb.Sequoia(nodes=6, depth=3),
+    "specdec": lambda heads: wb.SpecDec(weights=heads),
+    "tree": lambda heads: wb.FixedTree((2, 2, 1)),
 }
 
-VERIFIERS = {"greedy": wb.Greedy(), "keyed": wb.Keyed(), "rejection": wb.Rejection()}
+VERIFIERS = {
+    "greedy": lambda heads: wb.Greedy(),
+    "judge": lambda heads: wb.Judge(threshold=1.0, weights=heads),  # lossy below 1
+    "keyed": lambda heads: wb.Keyed(),
+    "kseq": lambda heads: wb.KSeq(),
+    "point": lambda heads: wb.PointMatch(),
+    "rejection": lambda heads: wb.Rejection(),
+    "typical": lambda heads: wb.Typical(),
+}
 
-# (family, name) pairs that cannot go together, with the reason that the error must give
+# what cannot go together: (drafters, shapes, what the error must say); the first that fits is the reason
+WITHOUT_LAWS = ("aded", "copyspec", "input_guided", "prompt_lookup", "recycling", "suffix")
+REFUSALS = [
+    (WITHOUT_LAWS, ("adaptive_confidence", "confidence", "del"), "reads the drafter's confidence"),
+    (WITHOUT_LAWS, ("chains", "dyspec", "eagle2", "rsd_s", "specdec"), "reads the drafter's laws"),
+    (("copyspec", "input_guided", "prompt_lookup"), ("sequoia", "tree"), "drafts one chain"),
+    (("jacobi",), ("chains", "dyspec", "eagle2", "rsd_s", "sequoia", "tree"), "drafts one chain"),
+    (("draft_model", "eagle", "fuse", "hydra", "jacobi", "layer_skip", "medusa"), ("del",), "chooses exit layers"),
+    (("eagle", "hydra", "jacobi", "kangaroo", "layer_skip", "medusa"), ("specdec",), "reads a draft's hidden states"),
+    (("fuse",), ("chains",), "needs the draws of one drafter alone"),
+]
+
+
+def refusal(drafter: str, shape: str, verifier: str) -> str | None:
+    """Why three names cannot go together, as the error must say it; None where they can."""
+    for drafters, shapes, reason in REFUSALS:
+        if drafter in drafters and shape in shapes:
+            return reason
+    if verifier == "kseq" and shape != "chains":
+        return "reads the drafter's laws" if drafter in WITHOUT_LAWS else "needs independent chains"
+    return None
+
+
+# the spine's own parts, which the tests of the round itself and of the toy model walk through
+SPINE = (("draft_model", "copyspec"), ("fixed", "confidence", "tree"), ("greedy", "keyed", "rejection"))
+
+# (family, name) pairs of these that cannot go together, with the reason that the error must give
 INCOMPATIBLE = {
     ("copyspec", "confidence"): "reads the drafter's confidence",
     ("copyspec", "tree"): "drafts one chain",
@@ -65,14 +123,21 @@ def speculative(draft: str, **parts: Any) -> Any:
 
 
 def compositions(draft: str) -> Iterator[tuple[str, Any]]:
-    """Every drafter × shape × verifier that goes together."""
-    for drafter, make in DRAFTERS.items():
-        for shape in SHAPES:
+    """Every drafter × shape × verifier of the spine that goes together."""
+    drafters, shapes, verifiers = SPINE
+    for drafter in drafters:
+        for shape in shapes:
             if (drafter, shape) in INCOMPATIBLE:
                 continue
-            for verifier in VERIFIERS:
-                decoder = wb.Speculative(drafter=make(draft), shape=SHAPES[shape], verifier=VERIFIERS[verifier])
-                yield f"{drafter}-{shape}-{verifier}", decoder
+            for verifier in verifiers:
+                yield f"{drafter}-{shape}-{verifier}", triple(drafter, shape, verifier, draft)
+
+
+def triple(drafter: str, shape: str, verifier: str, draft: str, heads: str = "") -> Any:
+    """The decoder of three names."""
+    return wb.Speculative(
+        drafter=DRAFTERS[drafter](draft, heads), shape=SHAPES[shape](heads), verifier=VERIFIERS[verifier](heads)
+    )
 
 
 # caches: budgets small enough that every stack drops and seals several times in a hundred tokens

@@ -3,7 +3,7 @@
 import pytest
 
 import workbench as wb
-from tests.table import DECODERS, DRAFTERS, INCOMPATIBLE, SHAPES, VERIFIERS, compositions
+from tests.table import DECODERS, DRAFTERS, INCOMPATIBLE, SHAPES, SPINE, VERIFIERS, compositions
 from workbench import declare
 from workbench.errors import BadInput
 
@@ -35,17 +35,17 @@ def test_what_cannot_go_together_is_refused_with_its_reason(pair, toy):
     first, second = pair
     with pytest.raises(BadInput, match=INCOMPATIBLE[pair]) as caught:
         if second in SHAPES:
-            wb.Speculative(drafter=DRAFTERS[first]("toy-draft"), shape=SHAPES[second])
+            wb.Speculative(drafter=DRAFTERS[first]("toy-draft", ""), shape=SHAPES[second](""))
         else:
-            decoder = wb.Speculative(drafter=wb.CopySpec(), verifier=VERIFIERS[first])
+            decoder = wb.Speculative(drafter=wb.CopySpec(), verifier=VERIFIERS[first](""))
             wb.decode(toy, PROMPT, decoder, temperature=1.0)
     assert "\n" not in str(caught.value)
 
 
 def test_all_other_combinations_are_possible(toy):
-    possible = len(dict(compositions("toy-draft")))
+    drafters, shapes, verifiers = map(len, SPINE)
     refused = sum(drafter in DRAFTERS for drafter, _ in INCOMPATIBLE)
-    assert possible == (len(DRAFTERS) * len(SHAPES) - refused) * len(VERIFIERS)
+    assert len(dict(compositions("toy-draft"))) == (drafters * shapes - refused) * verifiers
 
 
 @pytest.mark.parametrize("name", [n for n, row in DECODERS.items() if row.lossless])

@@ -13,7 +13,8 @@ import torch
 
 from workbench.engine.distribution import Law
 from workbench.speculation import DIST, POINT, DraftTree
-from workbench.speculation.verifiers import rejection
+from workbench.speculation.verifiers import kseq, match, rejection
+from workbench_kernels.verification import kseq_node, kseq_rho
 
 Choice = Callable[[list[float]], int]
 
@@ -47,6 +48,7 @@ class Instance:
 
     plan: prefix -> (number of DIST draws, tokens of POINT nodes), fixed before anything is drawn. budget: the most
     draws of one tree, spent in the order nodes were appended (so a node's share depends on what its elders drew).
+    chains: instead of all that, so many independent chains of `depth` tokens each.
     """
 
     vocab: int
@@ -55,9 +57,12 @@ class Instance:
     q: dict[tuple, torch.Tensor]
     plan: dict[tuple, tuple[int, tuple[int, ...]]]
     budget: int
+    chains: int = 0
 
     def tree(self, choice: Choice) -> tuple[DraftTree, list[tuple]]:
         """Draw one tree by the plan: DIST children without replacement from q, POINT children as they are."""
+        if self.chains:
+            return self._chains(choice)
         tree, prefixes, left = DraftTree([0]), [()], self.budget
         for node in itertools.count():
             if node >= len(tree):
@@ -79,6 +84,22 @@ class Instance:
             for token in points:
                 tree.add(node, token, POINT, None, "test")
                 prefixes.append((*prefix, token))
+
+    def _chains(self, choice: Choice) -> tuple[DraftTree, list[tuple]]:
+        tree, prefixes = DraftTree([0]), [()]
+        for _ in range(self.chains):
+            node = 0
+            for _ in range(self.depth):
+                q = self.q[prefixes[node]]
+                tree.rows[node] = q.log()
+                token = choice(q.tolist())
+                child = next((i for i in tree.children(node) if tree.tokens[i] == token), None)
+                if child is None:
+                    child = tree.add(node, token, DIST, q[token].item(), "test")
+                    prefixes.append((*prefixes[node], token))
+                tree.draws[node] = [*tree.draws.get(node, []), child]
+                node = child
+        return tree, prefixes
 
 
 def instance(seed: int) -> Instance:
@@ -126,6 +147,23 @@ def output_law(case: Instance, verify: Callable, monkeypatch) -> torch.Tensor:
             assert not found[0]
         return found
 
+    def decided_kseq(p, q, tokens, us):
+        """The production test of each draw in turn, just below or just above its threshold."""
+        rho, numbers = kseq_rho(p, q, len(tokens)), []
+        for token in tokens:
+            threshold = min(1.0, (p[token] / (rho * q[token])).item())
+            passes = threshold > 0 and turn["choice"]([threshold, 1.0 - threshold]) == 0
+            numbers.append(threshold * (1 - 1e-9) if passes else threshold + (1 - threshold) * 1e-9)
+            if passes:
+                break
+        found = kseq_node(p, q, tokens, numbers + [1.0] * (len(tokens) - len(numbers)))
+        assert found[0] == (len(numbers) - 1 if passes else None)
+        return found
+
+    def decided_draw(scores, seed, purpose, position):
+        assert purpose == "match"
+        return turn["choice"](scores.exp().tolist())
+
     laws: list[torch.Tensor] = []
 
     def recorded(p, seed, position):
@@ -139,14 +177,19 @@ def output_law(case: Instance, verify: Callable, monkeypatch) -> torch.Tensor:
         law = Law(rows, rows, [()] * len(rows))
         laws.clear()
         outcome = verify(law, tree)
-        assert len(laws) == 1
         path = tuple(tree.tokens[node] for node in outcome.path)
         assert prefixes[outcome.stop_node] == path
+        if not laws:  # the last token came by a choice of its own
+            laws.append(torch.nn.functional.one_hot(torch.tensor(outcome.token), case.vocab).double())
+        assert len(laws) == 1
         return path, laws[0]
 
     with monkeypatch.context() as patched:
         patched.setattr(rejection, "test_child", decided)
         patched.setattr(rejection, "sample", recorded)
+        patched.setattr(kseq, "sample", recorded)
+        patched.setattr(kseq, "kseq_node", decided_kseq)
+        patched.setattr(match, "draw", decided_draw)
         for weight, (path, last) in runs(experiment):
             spread(case, total, path, weight * last)
     return total

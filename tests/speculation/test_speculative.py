@@ -11,7 +11,6 @@ import workbench as wb
 from tests.table import compositions
 from workbench.engine.settings import refuse_stateful
 from workbench.errors import BadInput
-from workbench.speculation import POINT, DraftTree
 
 PROMPT = [3, 1, 2, 0, 3, 1]
 DEPTH = 4
@@ -25,13 +24,7 @@ class Scripted(wb.Drafter):
     declared_name = "scripted"
 
     def propose(self, state, log, shape, depth, coupled):
-        tree = DraftTree([state.pending])
-        for token in self.tell(state.tokens)[:depth]:
-            asked = shape.ask(tree)
-            if not asked:
-                break
-            tree.add(asked[0][0], token, POINT, None, self.declared_name)
-        return tree
+        return self.chain(state, shape, self.tell(state.tokens), depth)
 
 
 @pytest.fixture(scope="module")

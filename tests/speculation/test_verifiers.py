@@ -7,13 +7,15 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.speculation.enumerate_tree import Instance, distance, instance, output_law, runs, target_law
+from tests.speculation import enumerate_tree
+from tests.speculation.enumerate_tree import Instance, continued, distance, instance, output_law, runs, target_law
 from workbench.engine import noise
 from workbench.engine.distribution import Law
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.verifiers import rejection
+from workbench_kernels.verification import reference_kseq
 
 BOUND = 1e-12
 
@@ -43,6 +45,32 @@ def test_the_instances_cover_what_they_should():
     assert sum(n > 0 and len(tokens) > 0 for case in cases for n, tokens in case.plan.values()) > 100
     assert any((law == 0).any() for case in cases for law in case.p.values())
     assert any(torch.equal(case.p[k], case.q[k]) for case in cases for k in case.p)
+
+
+def chains(seed: int) -> Instance:
+    """Up to three independent chains of up to two tokens over three to five tokens."""
+    case = instance(seed)
+    draw = random.Random(seed)
+    case.chains, case.depth = draw.choice([(1, 2), (2, 1), (2, 2), (3, 1)])
+    return case if case.depth <= max(map(len, case.p)) else chains(seed + 1000)
+
+
+@pytest.mark.parametrize("chunk", range(3))
+@pytest.mark.parametrize("verifier", [wb.Rejection(), wb.KSeq()], ids=["recursive", "kseq"])
+def test_independent_chains_are_exact_under_both_verifiers(verifier, chunk, monkeypatch):
+    for seed in range(20 * chunk, 20 * chunk + 20):
+        case = chains(seed)
+        found = output_law(case, lambda law, tree: verifier.verify(law, tree, 5, 0, None), monkeypatch)
+        assert abs(found.sum().item() - 1) < BOUND
+        assert distance(found, target_law(case)) < BOUND, f"instance {seed}"
+
+
+@pytest.mark.parametrize("chunk", range(2))
+def test_point_match_is_exact_on_random_typed_trees(chunk, monkeypatch):
+    for seed in range(20 * chunk, 20 * chunk + 20):
+        case = instance(seed)
+        found = output_law(case, lambda law, tree: wb.PointMatch().verify(law, tree, 5, 0, None), monkeypatch)
+        assert distance(found, target_law(case)) < BOUND, f"instance {seed}"
 
 
 # -- negative controls: the same enumeration finds the bias --------------------------------------------------------
@@ -102,6 +130,50 @@ def test_dropping_a_draw_for_its_point_double_is_biased(monkeypatch):
     assert worst(monkeypatch, verify, 1, (1,)) > 0.01
 
 
+def worst_of_chains(monkeypatch, judge, count: int) -> float:
+    cases = [one_level(seed, 0) for seed in range(6)]
+    for case in cases:
+        case.chains = count
+    return max(distance(output_law(case, judge, monkeypatch), target_law(case)) for case in cases)
+
+
+def kseq(law: Law, tree: DraftTree):
+    return wb.KSeq().verify(law, tree, 5, 0, None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("judge", [verify, kseq])
+def test_the_controls_on_chains_pass_without_a_fault(judge, count, monkeypatch):
+    assert worst_of_chains(monkeypatch, judge, count) < BOUND
+
+
+@pytest.mark.parametrize("judge", [verify, kseq])
+def test_skipping_repeated_draws_is_biased(judge, monkeypatch):
+    def once(law: Law, tree: DraftTree):
+        tree.draws = {node: list(dict.fromkeys(drawn)) for node, drawn in tree.draws.items()}
+        return judge(law, tree)
+
+    assert worst_of_chains(monkeypatch, once, 2) > 0.01
+
+
+def test_a_divisor_of_one_is_biased_for_two_draws(monkeypatch):
+    monkeypatch.setattr(reference_kseq, "kseq_rho", lambda p, q, k: 1.0)
+    monkeypatch.setattr(enumerate_tree, "kseq_rho", lambda p, q, k: 1.0)
+    assert worst_of_chains(monkeypatch, kseq, 2) > 0.01
+    assert worst_of_chains(monkeypatch, kseq, 1) < BOUND
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_distinct_ones_of_independent_draws_are_draws_without_replacement(count, monkeypatch):
+    """Read that way, with the row renormalised after each, they are exact too: how many there are tells nothing."""
+
+    def distinct(law: Law, tree: DraftTree):
+        tree.draws = {}
+        return verify(law, tree)
+
+    assert worst_of_chains(monkeypatch, distinct, count) < BOUND
+
+
 def test_throwing_the_mismatch_away_is_biased(monkeypatch):
     """Compare with a draw of the target's, then draw again on a mismatch: over-weights what was drafted."""
 
@@ -157,11 +229,12 @@ def random_tree(draw: random.Random, vocab: int, kind: str | None = None) -> Dra
     return tree
 
 
-@pytest.mark.parametrize("verifier", ["keyed", "greedy", "rejection"])
+@pytest.mark.parametrize("verifier", ["keyed", "greedy", "point", "rejection", "typical"])
 def test_every_node_meets_one_fate_and_the_path_is_what_was_accepted(verifier):
     """On 300 random trees: fates follow the walk, and the path is a path."""
     draw = random.Random(verifier)
     members = {"keyed": wb.Keyed(), "greedy": wb.Greedy(), "rejection": wb.Rejection()}
+    members |= {"point": wb.PointMatch(), "typical": wb.Typical(epsilon=0.2)}
     for seed in range(300):
         tree = random_tree(draw, 4)
         rows = torch.rand(len(tree), 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
@@ -229,8 +302,6 @@ def test_keyed_verification_is_exact_for_any_drafts(seed):
 
         out = wb.Keyed().verify(None, tree, 3, 0, choose)
         return (*prefixes[out.stop_node], out.token)
-
-    from tests.speculation.enumerate_tree import continued
 
     for weight, emitted in runs(experiment):
         total[emitted] += weight * continued(case, emitted)

@@ -4,6 +4,17 @@ from workbench.decoders.autoregressive import Autoregressive
 from workbench.decoders.base import Decoder, Lane, RoundLog, State
 from workbench.decoders.entropy_adaptive import EntropyAdaptive
 from workbench.decoders.mirostat import Mirostat
+from workbench.decoders.pearl import Pearl
 from workbench.decoders.speculative import Speculative
 
-__all__ = ["Autoregressive", "Decoder", "EntropyAdaptive", "Lane", "Mirostat", "RoundLog", "Speculative", "State"]
+__all__ = [
+    "Autoregressive",
+    "Decoder",
+    "EntropyAdaptive",
+    "Lane",
+    "Mirostat",
+    "Pearl",
+    "RoundLog",
+    "Speculative",
+    "State",
+]

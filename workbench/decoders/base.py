@@ -7,8 +7,9 @@ A decoder is a validated dataclass with one method, `round(state, log)`: run for
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 
 from workbench.cache import CacheStore, Stack
@@ -22,6 +23,9 @@ from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.trace.records import Step
+
+if TYPE_CHECKING:
+    from workbench.speculation.drafters.base import Drafter
 
 __all__ = ["Decoder", "Lane", "RoundLog", "State"]
 
@@ -89,10 +93,13 @@ class State:
 
 
 class RoundLog:
-    """Runs one round's forwards and keeps its record; ends as a `Step`."""
+    """Runs one round's forwards and keeps its record; ends as a `Step`.
 
-    def __init__(self, state: State, mode: str):
-        self.state = state
+    reader: a drafter that is told what the target reads outside of rounds (see `Drafter.read`).
+    """
+
+    def __init__(self, state: State, mode: str, reader: "Drafter | None" = None):
+        self.state, self.reader = state, reader
         self.settings = state.settings
         self.step = Step(mode)
         self.logging = state.settings.level != "off"
@@ -106,16 +113,20 @@ class RoundLog:
         mask: torch.Tensor | None = None,
         logits_at: str | Sequence[int] = "all",
         phase: str | None = None,
+        want: Sequence[str | int] = (),
+        layers: Sequence[int] | None = None,
     ) -> Output:
-        """A timed forward of one lane; `phase` defaults to the role's own."""
+        """A timed forward of one lane; `phase` defaults to the role's own, the rest is the model's."""
         lane = self.state.lanes[role]
         model = lane.model
         raw, coded, packed = lane.reach()
-        raw += lane.store.staged
         start = self._clock(model)
-        out = model.forward(tokens, positions, lane.store, mask, logits_at=logits_at)
+        out = model.forward(tokens, positions, lane.store, mask, layers, logits_at, want)
         wall = (self._clock(model) - start) * 1000
-        self.book(role, len(positions), raw, wall, getattr(lane.store, "implementation", "sdpa"), phase, coded, packed)
+        raw += lane.store.staged - len(positions)
+        kernel = getattr(lane.store, "implementation", "sdpa")
+        share = 1.0 if layers is None else len(layers) / model.layers
+        self.book(role, len(positions), raw, wall, kernel, phase, coded, packed, share)
         return out
 
     def book(
@@ -128,10 +139,12 @@ class RoundLog:
         phase: str | None = None,
         coded: int = 0,
         packed: int = 0,
+        share: float = 1.0,
     ) -> None:
         """Record a forward of `rows` rows that read `raw` and `coded` slots, the latter of `packed` bytes.
 
-        wall: its time in ms, None where it cannot be told from that of its round.
+        wall: its time in ms, None where it cannot be told from that of its round. share: of the model's layers that
+        ran; operations and bytes are counted in proportion.
         """
         model, context = self.state.lanes[role].model, raw + coded
         phase = phase or role
@@ -145,10 +158,10 @@ class RoundLog:
                 "rows": rows,
                 "context": context,
                 "wall_ms": wall,
-                "flops": model.forward_flops(rows, context + rows),
-                "weight_bytes": model.weight_bytes,
-                "kv_read_bytes": model.kv_bytes() * (raw + rows) + packed,
-                "kv_write_bytes": model.kv_bytes() * rows,
+                "flops": round(share * model.forward_flops(rows, context + rows)),
+                "weight_bytes": round(share * model.weight_bytes),
+                "kv_read_bytes": round(share * (model.kv_bytes() * (raw + rows) + packed)),
+                "kv_write_bytes": round(share * model.kv_bytes() * rows),
                 "implementation": implementation,
             }
         else:
@@ -169,11 +182,15 @@ class RoundLog:
             start = lane.store.length
             end = min(upto, start + min(PREFILL_CHUNK, lane.room(start)))
             asked = self.settings.prompt_rows and self.logging and role == "target" and self.step.mode == "prefill"
-            rows = "all" if asked else "last"
-            out = self.forward(role, self.state.tokens[start:end], range(start, end), logits_at=rows, phase="prefill")
+            reader = self.reader if role == "target" else None
+            rows = "all" if asked or (reader and reader.wants_logits) else "last"
+            want = (*(("hidden",) if reader.wants_hidden else ()), *reader.wants_states) if reader else ()
+            out = self.forward(role, self.state.tokens[start:end], range(start, end), None, rows, "prefill", want)
             if asked:
                 self._keep_prompt(out.logits, start, end)
             lane.store.commit(range(end - start))
+            if reader:
+                reader.read(self.state, start, out)
 
     def _keep_prompt(self, logits: torch.Tensor, start: int, end: int) -> None:
         """Log the laws after the prompt tokens start..end-1 with the tokens that came."""
@@ -183,14 +200,14 @@ class RoundLog:
         for name, values in (columns | law.statistics(0, columns["token_id"])).items():
             self.step.prompt.setdefault(name, []).extend(values)
 
-    def advance(self, role: str) -> Output:
-        """Feed a lane all tokens up to the pending one, commit them, and return the last row's logits."""
+    def advance(self, role: str, logits_at: str = "last") -> Output:
+        """Feed a lane all tokens up to the pending one, commit them, and return the last row's logits, or all."""
         tokens, lane = self.state.tokens, self.state.lanes[role]
         store = lane.store
         if len(tokens) - store.length > min(PREFILL_CHUNK, lane.room(store.length)):
             self.catch_up(role, len(tokens) - 1)
         start = store.length
-        out = self.forward(role, tokens[start:], range(start, len(tokens)), logits_at="last")
+        out = self.forward(role, tokens[start:], range(start, len(tokens)), logits_at=logits_at)
         self.commit(role, range(len(tokens) - start))
         return out
 
@@ -228,7 +245,8 @@ class RoundLog:
         self.step.tokens = columns
         self.step.emitted = kept
         if self.settings.level == "full":
-            self._keep_rows(law, rows[:kept])
+            places = range(len(state.tokens) - kept, len(state.tokens))
+            self.keep_rows("target", law.raw[rows[:kept]], {"position": list(places)})
         return kept
 
     def _note_forced(self, position: int) -> None:
@@ -254,17 +272,19 @@ class RoundLog:
             for entry in self.settings.stop
         )
 
-    def _keep_rows(self, law: Law, rows: list[int], top: int = 64) -> None:
-        """Level `full`: top-M log-probabilities of each emitted row and the mass of the rest."""
-        raw = law.raw[rows]
+    def keep_rows(self, role: str, raw: torch.Tensor, columns: dict[str, list], top: int = 64) -> None:
+        """Level `full`: keep rows of log-probabilities [n, V], the largest ones and the mass of the rest.
+
+        columns: what else is known of each row: `position`, that of the token it predicts; for a draft also `node`
+        (−1 where it read committed text only) and `best`, what it would propose there, in order.
+        """
         best = raw.topk(min(top, raw.shape[-1]))
         tail = (1 - best.values.exp().sum(-1)).clamp_min(0)
-        self.step.rows = {
-            "model": "target",
-            "ids": best.indices.tolist(),
-            "logp": [[round(v, 5) for v in row] for row in best.values.tolist()],
-            "tail_mass": tail.tolist(),
-        }
+        kept = {"ids": best.indices.tolist(), "logp": [[round(v, 5) for v in row] for row in best.values.tolist()]}
+        kept |= {"tail_mass": tail.tolist(), **columns}
+        held = self.step.rows.setdefault(role, {})
+        for name, values in kept.items():
+            held.setdefault(name, []).extend(values)
 
     def commit(self, role: str, rows: Sequence[int]) -> None:
         """Keep a lane's staged rows; the rest is dropped."""
@@ -282,6 +302,8 @@ class RoundLog:
         start = time.perf_counter()
         if self.logging:
             step.cache = {role: lane.store.ledger() for role, lane in state.lanes.items()}
+            if held := held_bytes(state.memory):
+                step.cache["memory"] = {"live_slots": [0], "logical_length": [0], "table": [held]}
         self._maintained()
         self.spend("cache", start)
         step.context = len(state.tokens)
@@ -331,6 +353,10 @@ class Decoder(Declared):
         that gives one has a method `conclude(state, log, tree, law)`: the round from the verification on."""
         return f"{self.declared_name} decides on the host"
 
+    def reader(self) -> "Drafter | None":
+        """A drafter that wants to know what the target reads outside of rounds."""
+        return None
+
     def first(self, state: State) -> tuple[str, ...]:
         """Roles whose caches the prefill fills."""
         return ("target",)
@@ -349,17 +375,33 @@ class Decoder(Declared):
         if state.ended:
             raise BadInput(f"the run has ended ({state.ended}); fork it to go on")
         if state.rounds == 0 and len(state.tokens) > 1:
-            log = RoundLog(state, "prefill")
+            log = RoundLog(state, "prefill", self.reader())
             for role in filter(state.fits, self.first(state)):
                 log.catch_up(role, len(state.tokens) - 1)
             if log.step.prompt:
                 stream = TextStream(state.lanes["target"].model, state.tokens[:1])
                 log.step.prompt["text"] = [stream.push(token) for token in log.step.prompt["token_id"]]
         else:
-            log = RoundLog(state, "plain")
+            log = RoundLog(state, "plain", self.reader())
             if not device.run_round(self, state, log):
                 self.round(state, log)
         return log.finish()
+
+
+def held_bytes(memory: dict[str, Any]) -> int:
+    """Bytes of the tensors and arrays that a decoder or drafter keeps between rounds, tuples and tables searched."""
+    queue, total = list(memory.values()), 0
+    while queue:
+        held = queue.pop()
+        if isinstance(held, torch.Tensor):
+            total += held.untyped_storage().nbytes()
+        elif isinstance(held, np.ndarray):
+            total += held.nbytes
+        elif isinstance(held, dict):
+            queue += held.values()
+        elif isinstance(held, tuple | list):
+            queue += held
+    return total
 
 
 def _store(model: LanguageModel, stack: Stack | None, prompt: int) -> CacheStore:

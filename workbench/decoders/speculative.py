@@ -18,7 +18,7 @@ from workbench.errors import BadInput
 from workbench.speculation.drafters import Drafter, DraftModel
 from workbench.speculation.shapes import DraftShape, FixedLength, FixedTree
 from workbench.speculation.tree import MAX_NODES, DraftTree
-from workbench.speculation.verifiers import Keyed, Outcome, Rejection, Verifier
+from workbench.speculation.verifiers import Greedy, Keyed, Outcome, Rejection, Verifier
 
 __all__ = ["Speculative"]
 
@@ -42,7 +42,7 @@ class Speculative(Decoder):
         super().__post_init__()
         if self.shape is None:
             object.__setattr__(self, "shape", self.drafter.default_shape())
-        reason = self.drafter.refuses(self.shape)
+        reason = self.drafter.refuses(self.shape) or self.verifier.refuses(self.drafter, self.shape)
         if reason:
             raise BadInput(reason)
 
@@ -56,12 +56,18 @@ class Speculative(Decoder):
         return {**super().caches(settings), **self.drafter.caches()}
 
     def check(self, lm: LanguageModel, settings: Settings) -> None:
-        self.verifier.check(settings)
+        self.verifier.check(settings, lm)
+        self.drafter.check(lm)
+        self.shape.check(self.drafter, lm)
         self.drafter.lanes(lm)
         refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device)
 
+    def reader(self) -> Drafter | None:
+        drafter = self.drafter
+        return drafter if drafter.wants_hidden or drafter.wants_logits or drafter.wants_states else None
+
     def first(self, state: State) -> tuple[str, ...]:
-        return tuple(state.lanes)
+        return tuple(role for role, lane in state.lanes.items() if getattr(lane.model, "reads_tokens", True))
 
     def round(self, state: State, log: RoundLog) -> None:
         log.catch_up("target", len(state.tokens) - 1)
@@ -74,26 +80,28 @@ class Speculative(Decoder):
         )
         log.step.ms["draft"] = (time.perf_counter() - start) * 1000
         # 2. score every node in one forward
-        mask = None if tree.is_chain else tree.ancestors()
-        positions = [root + depth for depth in tree.depths]
-        logits = log.forward("target", tree.tokens, positions, mask).logits
+        logits = self.drafter.score(state, log, tree, self.verifier.wants_hidden)
         start = time.perf_counter()
+        if self.verifier.wants_hidden:
+            self.verifier.appraise(state.lanes["target"].model, tree)
         law = log.law(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(row)])
         log.spend("verify", start)
-        self.conclude(state, log, tree, law)
+        self.conclude(state, log, tree, law, logits)
 
     def template(self, settings: Settings) -> Template | str:
         drafter, shape, verifier = self.drafter, self.shape, self.verifier
         if not isinstance(drafter, DraftModel):
             return f"drafter {drafter.declared_name} runs on the host"
-        if not isinstance(shape, FixedLength | FixedTree):
+        if type(shape) not in (FixedLength, FixedTree):
             return f"shape {shape.declared_name} decides on the host"
-        if not isinstance(verifier, Keyed | Rejection):
+        if type(verifier) not in (Greedy, Keyed, Rejection):
             return f"verifier {verifier.declared_name} decides on the host"
         branching = (1,) * shape.length if isinstance(shape, FixedLength) else tuple(shape.branching)
         return Template(branching, drafter.declared_name, verifier.coupled)
 
-    def conclude(self, state: State, log: RoundLog, tree: DraftTree, law: Law) -> None:
+    def conclude(
+        self, state: State, log: RoundLog, tree: DraftTree, law: Law, logits: torch.Tensor | None = None
+    ) -> None:
         """Verify the tree, emit what stands and commit its rows: the round once all laws are known."""
         root, start = len(state.tokens) - 1, time.perf_counter()
         # 3. verify
@@ -107,8 +115,10 @@ class Speculative(Decoder):
         if ends is not None and log.forced(root + 1 + ends) is None:
             tokens, sources = tokens[: ends + 1], sources[: ends + 1]  # no token after the end of the text
         kept = log.emit(law, [0, *path][: len(tokens)], tokens, sources)
-        log.commit("target", [0, *path[: kept - 1]])
-        self.drafter.settle(state, log, tree, path[: kept - 1])
+        stays = [0, *path[: kept - 1]]
+        log.commit("target", stays if tree.slots is None else [tree.slots[n] for n in stays])
+        self.drafter.settle(state, log, tree, path[: kept - 1], logits)
+        self.shape.observe(state.memory, tree, len(path))
         for node in path[kept:]:
             outcome.fates[node] = "after_end"
         self._record(log, law, tree, outcome, kept)
@@ -142,6 +152,8 @@ class Speculative(Decoder):
         }
         columns |= {"depth": tree.depths, "fate": outcome.fates, "reason": outcome.reasons}
         columns |= {"rank": tree.ranks, "q": tree.q, "u": outcome.us, **self._compare(law, tree)}
+        if any(outcome.lossy):
+            columns["lossy"] = outcome.lossy
         step.drafts = {name: column[1:] for name, column in columns.items()}
         step.drafts["text"] = [self._text(log, token) for token in tree.tokens[1:]]
 

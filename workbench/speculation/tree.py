@@ -27,7 +27,12 @@ class DraftTree:
     was taken from (None for the root and where there is none). drafters: names. rows: parent -> log-probabilities [V]
     that its DIST children were drawn from, without replacement, exactly as sampled from. raw: parent -> the drafter's
     law there at temperature 1, for the record. confidence: parent -> its row's largest probability, where the shape
-    reads it.
+    reads it. draws: parent -> its children in draw order where the draws were independent: a child drawn twice is one
+    node, and stands there twice.
+
+    What scoring adds: hidden, the target's final states [n, width] after every node, where somebody wants them; slots,
+    the number of each node's row among those staged in the target's cache (None: its own number); sound, what a
+    verifier's trained head thinks of every node, in 0..1.
     """
 
     tokens: list[int]
@@ -40,7 +45,11 @@ class DraftTree:
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     raw: dict[int, torch.Tensor] = field(default_factory=dict)
     confidence: dict[int, float] = field(default_factory=dict)
+    draws: dict[int, list[int]] = field(default_factory=dict)
     stop_reason: str | None = None
+    hidden: torch.Tensor | None = None
+    slots: list[int] | None = None
+    sound: list[float] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -67,6 +76,11 @@ class DraftTree:
                 held.add(self.tokens[i])
                 rest.append(i)
         return drawn + rest
+
+    def tests(self, node: int) -> list[int]:
+        """`children`, with every one of several independent draws of a token where it was drawn."""
+        drawn = self.draws.get(node, [])
+        return drawn + [child for child in self.children(node) if child not in drawn]
 
     def path(self, node: int) -> list[int]:
         """Nodes from below the root down to `node`."""

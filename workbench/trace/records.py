@@ -48,7 +48,7 @@ class Step:
     figures: dict[str, Any] = field(default_factory=dict)
     decisions: list[dict] = field(default_factory=list)
     cache_events: list[dict] = field(default_factory=list)
-    rows: dict[str, Any] | None = None
+    rows: dict[str, Any] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     drafted: int = 0
     accepted: int = 0

@@ -125,6 +125,7 @@ _DRAFTS = (
     Column("fate", "text", "", ", ".join(FATES)),
     Column("reason", "text", "", "ratio, mismatch, threshold, judge, grammar"),
     Column("u", "float", "", "uniform draw of the acceptance test"),
+    Column("lossy", "bool", "", "accepted where the exact test would have rejected it"),
 )  # fmt: skip
 
 _FORWARDS = (
@@ -268,8 +269,8 @@ EVENTS: dict[str, tuple[Column, ...]] = {
     "decision": (_need("round", "int", "", "round of the decision"), *_DECISION_EVENT),
     "rows": (
         _need("round", "int", "", "round of the rows"),
-        Column("target", "any", "", "top-M logits, log-sum-exp and tail mass of the target's rows"),
-        Column("draft", "any", "", "the same of the draft's rows"),
+        Column("target", "any", "", "of each row: position it predicts, top-M ids and log-probabilities, tail mass"),
+        Column("draft", "any", "", "the same of the draft's rows, with their tree node and best proposals in order"),
         Column("attention", "any", "", "attention mass, where asked"),
     ),
     "mark": (_need("round", "int", "", "rounds recorded before it"), *_MARK_EVENT),

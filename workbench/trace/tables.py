@@ -14,8 +14,8 @@ from workbench.trace.packing import unpack, unpack_layers
 from workbench.trace.schema import CACHE_KINDS, KEYS, TABLES
 
 __all__ = [
-    "bits", "cache", "drafts", "events", "expand", "forwards", "frame", "is_target", "model", "prompt_tokens",
-    "rounds", "rows", "tokens",
+    "bits", "cache", "columns", "drafts", "events", "expand", "forwards", "frame", "is_target", "model",
+    "prompt_tokens", "rounds", "rows", "tokens",
 ]  # fmt: skip
 
 FREE = ("pad", "staging")  # bytes that hold no committed token
@@ -56,6 +56,17 @@ def model(run: Event, role: str) -> dict[str, Any]:
 def is_target(run: Event, phase: str, role: str | None) -> bool:
     """Whether a forward pass is one of the target that tokens have to pay for (phase `target` or `prefill`)."""
     return phase in ("target", "prefill") and (role is None or model(run, role).get("role", role) != "draft")
+
+
+def columns(name: str, log: list[Event]) -> Columns:
+    """The columns of `tokens`, `rounds`, `drafts` or `forwards` as plain lists, for whoever follows a run.
+
+    Columns that no event has are left out, missing values are None. Costs in proportion to the events given: the run
+    event and as many rounds as are asked for.
+    """
+    if name in ("drafts", "forwards"):
+        return _stack(_listed(log, name))
+    return {"tokens": _tokens, "rounds": _rounds}[name](log)
 
 
 def _of(events: Iterable[Event], *kinds: str) -> Iterator[Event]:
@@ -144,7 +155,7 @@ def _query_rows(run: Event, passes: Columns) -> dict[str, int]:
     count = {"rows_target": 0, "rows_draft": 0}
     models = passes.get("model", [None] * len(passes["rows"]))
     for phase, role, n in zip(passes["phase"], models, passes["rows"], strict=True):
-        drafting = phase == "draft" if role is None else model(run, role).get("role", role) == "draft"
+        drafting = phase == "draft" or (role is not None and model(run, role).get("role", role) == "draft")
         count["rows_draft" if drafting else "rows_target"] += n or 0
     return count
 

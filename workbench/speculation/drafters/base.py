@@ -1,25 +1,36 @@
 """What a drafter does: propose a tree, and settle its own caches once the outcome is known."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from workbench.declare import Declared
-from workbench.engine.model import LanguageModel
+from workbench.engine.model import LanguageModel, Output
+from workbench.speculation.growth import Growth
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
-from workbench.speculation.tree import DraftTree
+from workbench.speculation.tree import POINT, DraftTree
 
 if TYPE_CHECKING:
     from workbench.cache import Stack
     from workbench.decoders.base import RoundLog, State
 
-__all__ = ["Drafter"]
+__all__ = ["Drafter", "RowDrafter"]
 
 
 class Drafter(Declared):
-    """Base of all drafters. State between rounds lives in the decoding state: a lane, or `state.memory`."""
+    """Base of all drafters. State between rounds lives in the decoding state: a lane, or `state.memory` under the
+    drafter's name (values are replaced, never changed in place; tensors and arrays there are counted as its table)."""
 
     family = "drafter"
     has_rows = False  # gives a law with every node: confidence and DIST nodes are possible
+    has_features = False  # gives its hidden state after every node below the root
+    branches = True  # can draft several children of one node
+    wants_hidden = False  # the target's final states: of all tokens in `read`, as `tree.hidden` in `settle`
+    wants_logits = False  # the target's logits of all prompt tokens in `read`
+    wants_states: tuple[int, ...] = ()  # the target's states behind so many layers, as `out.states` in `read`
+    has_exits = False  # a shape may choose the layer it drafts from
 
     def default_shape(self) -> DraftShape:
         return FixedLength(4)
@@ -28,7 +39,18 @@ class Drafter(Declared):
         """Why this drafter cannot follow a shape, or None."""
         if shape.needs_confidence and not self.has_rows:
             return f"shape {shape.declared_name!r} reads the drafter's confidence, and {self.declared_name!r} has none"
+        if shape.needs_rows and not self.has_rows:
+            return f"shape {shape.declared_name!r} reads the drafter's laws, and {self.declared_name!r} has none"
+        if shape.needs_features and not self.has_features:
+            return f"shape {shape.declared_name!r} reads a draft's hidden states, and {self.declared_name!r} gives none"
+        if shape.needs_exits and not self.has_exits:
+            return f"shape {shape.declared_name!r} chooses exit layers, and {self.declared_name!r} has none"
+        if shape.branches and not self.branches:
+            return f"shape {shape.declared_name!r} branches, and {self.declared_name!r} drafts one chain"
         return None
+
+    def check(self, lm: LanguageModel) -> None:
+        """Raise BadInput where the drafter does not fit the target; before any work."""
 
     def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         """The models the drafter runs, by role."""
@@ -38,6 +60,10 @@ class Drafter(Declared):
         """The cache stacks of these models, by role."""
         return {}
 
+    def read(self, state: "State", start: int, out: Output) -> None:
+        """The target has read the tokens from `start` on outside a round (the prompt, as a rule), with these logits
+        (of all rows where `wants_logits`) and hidden states (where `wants_hidden`)."""
+
     def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
         """A tree of at most `depth` levels below the pending token.
 
@@ -46,5 +72,74 @@ class Drafter(Declared):
         """
         raise NotImplementedError
 
-    def settle(self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int]) -> None:
-        """Commit or drop what was staged for the tree; `path` are the accepted nodes that became text."""
+    def chain(self, state: "State", shape: DraftShape, tokens: Sequence[int], depth: int) -> DraftTree:
+        """A proposed continuation as a tree: POINT nodes in a line, as far as the shape asks and `depth` reaches."""
+        tree = DraftTree([state.pending])
+        for token in tokens[:depth]:
+            asked = shape.ask(tree, state.memory)
+            if not asked:
+                break
+            tree.add(asked[0][0], token, POINT, None, self.declared_name)
+        if len(tree) == 1:
+            tree.stop_reason = "no match"
+        return tree
+
+    def trie(self, state: "State", shape: DraftShape, paths: Sequence[Sequence[int]], depth: int) -> DraftTree:
+        """Proposed continuations, the best first, as a tree of POINT nodes with common beginnings told once: at most
+        the shape's budget of nodes; a shape that does not branch takes the best alone."""
+        if not shape.branches:
+            return self.chain(state, shape, paths[0] if paths else [], depth)
+        tree, known = DraftTree([state.pending]), {}
+        for path in paths:
+            node = 0
+            for token in path[:depth]:
+                if (node, token) not in known:
+                    if len(tree) > shape.budget:
+                        return tree
+                    known[node, token] = tree.add(node, token, POINT, None, self.declared_name)
+                node = known[node, token]
+        if len(tree) == 1:
+            tree.stop_reason = "no match"
+        return tree
+
+    def score(self, state: "State", log: "RoundLog", tree: DraftTree, hidden: bool) -> torch.Tensor:
+        """The target's logits [n, V] after every node, in one forward; sets `tree.hidden` where that is wanted."""
+        root = len(state.tokens) - 1
+        mask = None if tree.is_chain else tree.ancestors()
+        positions = [root + depth for depth in tree.depths]
+        want = ("hidden",) if hidden or self.wants_hidden else ()
+        out = log.forward("target", tree.tokens, positions, mask, want=want)
+        tree.hidden = out.hidden
+        return out.logits
+
+    def settle(
+        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    ) -> None:
+        """Commit or drop what was staged for the tree and learn from it; `path` are the accepted nodes that became
+        text, `logits` the target's after every node [n, V] (None where a device round kept them)."""
+
+
+class RowDrafter(Drafter):
+    """Base of drafters that know a law after every node: the shape grows the tree, the drafter reads nodes."""
+
+    has_rows = True
+
+    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+        depth = min(depth, self.reach(state))
+        growth = Growth(
+            self.declared_name, state, log, depth, coupled, self.logits, shape.needs_confidence, shape.needs_features
+        )
+        shape.grow(growth)
+        self.drafted(state, growth)
+        return growth.tree
+
+    def reach(self, state: "State") -> int:
+        """The most levels this drafter can draft from here."""
+        return 2**30
+
+    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
+        """Logits [n, V'] after nodes that were not read before (`growth.fed` were); the root may be among them."""
+        raise NotImplementedError
+
+    def drafted(self, state: "State", growth: Growth) -> None:
+        """The tree is grown: keep what `settle` will need."""

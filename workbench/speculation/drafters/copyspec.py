@@ -9,7 +9,7 @@ from workbench.declare import register, setting
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
-from workbench.speculation.tree import POINT, DraftTree
+from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
     from workbench.decoders.base import RoundLog, State
@@ -31,24 +31,14 @@ class CopySpec(Drafter):
     gram: int = setting(3, ge=1, le=32, unit="tokens", help="length of the ending that must have occurred before")
     occurrence: str = setting("latest", choices=("latest", "first"), help="which earlier occurrence to copy from")
 
+    branches = False
+
     def default_shape(self) -> DraftShape:
         return FixedLength(10)
 
-    def refuses(self, shape: DraftShape) -> str | None:
-        if shape.branches:
-            return f"shape {shape.declared_name!r} branches, and 'copyspec' drafts one chain"
-        return super().refuses(shape)
-
     def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
-        tree = DraftTree([state.pending])
-        for token in find_copy(state.tokens, self.gram, min(depth, shape.budget), self.occurrence):
-            asked = shape.ask(tree)
-            if not asked:
-                break
-            tree.add(asked[0][0], token, POINT, None, self.declared_name)
-        if len(tree) == 1:
-            tree.stop_reason = "no match"
-        return tree
+        copied = find_copy(state.tokens, self.gram, min(depth, shape.budget), self.occurrence)
+        return self.chain(state, shape, copied, depth)
 
 
 def find_copy(tokens: list[int], gram: int, length: int, occurrence: str = "latest") -> list[int]:

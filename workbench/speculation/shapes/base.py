@@ -1,7 +1,14 @@
-"""What a draft shape answers: which nodes get how many children next."""
+"""What a draft shape decides: which nodes get how many children next."""
+
+from typing import TYPE_CHECKING, Any
 
 from workbench.declare import Declared
 from workbench.speculation.tree import DraftTree
+
+if TYPE_CHECKING:
+    from workbench.engine.model import LanguageModel
+    from workbench.speculation.drafters import Drafter
+    from workbench.speculation.growth import Growth
 
 __all__ = ["DraftShape"]
 
@@ -9,17 +16,37 @@ __all__ = ["DraftShape"]
 class DraftShape(Declared):
     """Base of all shapes.
 
-    `ask` sees the nodes appended so far and their rows' confidence, never the value of a draw not yet appended: so
-    any answer is neutral to the output law.
+    A shape that counts children has `ask`; one that draws in a way of its own has `grow`. Either may see the nodes
+    appended so far and their rows, never the value of a draw not yet appended: so any answer is neutral to the output
+    law. What it keeps between rounds lies in the state's `memory`, under its own name; it must not depend on the values
+    of nodes that were not tested.
     """
 
     family = "shape"
-    needs_confidence = False  # reads DraftTree.confidence, which only drafters with rows fill in
+    needs_rows = False  # reads the drafter's laws (`DraftTree.rows`), which only drafters with `has_rows` give
+    needs_confidence = False  # reads `DraftTree.confidence`
+    needs_features = False  # reads `Growth.features`, which only drafters with `has_features` give
+    needs_exits = False  # chooses the target's layer to draft from, which only early-exit drafters can follow
     branches = False  # may ask for several children of one node
+    independent = False  # siblings are independent draws (`DraftTree.draws`)
 
-    def ask(self, tree: DraftTree) -> list[tuple[int, int]]:
+    def check(self, drafter: "Drafter", lm: "LanguageModel") -> None:
+        """Raise BadInput where the shape does not fit the target and the drafter; before any work."""
+
+    def ask(self, tree: DraftTree, memory: dict[str, Any]) -> list[tuple[int, int]]:
         """(parent, number of children) to draft next; empty ends the draft."""
         raise NotImplementedError
+
+    def grow(self, growth: "Growth") -> None:
+        """Grow the round's tree: feed the nodes asked about, append their children, until nothing is asked."""
+        tree = growth.tree
+        while asked := [(n, m) for n, m in self.ask(tree, growth.memory) if tree.depths[n] < growth.depth]:
+            growth.feed([parent for parent, _ in asked])
+            for parent, count in asked:
+                growth.children(parent, count)
+
+    def observe(self, memory: dict[str, Any], tree: DraftTree, accepted: int) -> None:
+        """After the verification: how many of the tree's nodes were accepted."""
 
     @property
     def budget(self) -> int:

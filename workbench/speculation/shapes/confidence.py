@@ -27,7 +27,7 @@ class ConfidenceStop(DraftShape):
     def budget(self) -> int:
         return self.most
 
-    def ask(self, tree: DraftTree) -> list[tuple[int, int]]:
+    def ask(self, tree: DraftTree, memory: dict) -> list[tuple[int, int]]:
         last = len(tree) - 1
         if last >= self.most:
             return []

@@ -21,16 +21,17 @@ class FixedLength(DraftShape):
     def budget(self) -> int:
         return self.length
 
-    def ask(self, tree: DraftTree) -> list[tuple[int, int]]:
+    def ask(self, tree: DraftTree, memory: dict) -> list[tuple[int, int]]:
         return [(len(tree) - 1, 1)] if len(tree) <= self.length else []
 
 
 @register("shape", "tree")
 @dataclass(frozen=True)
 class FixedTree(DraftShape):
-    """Every node of depth d gets `branching[d]` children, drawn without replacement.
+    """Every node of depth d gets `branching[d]` children, drawn without replacement: RSD-C.
 
-    Source: the constant-branching trees of "Recursive Speculative Decoding: Accelerating LLM Inference via Sampling
+    To compare with other shapes, give all the same number of nodes (what the target computes), not the same depth.
+    Source: the constant branching of "Recursive Speculative Decoding: Accelerating LLM Inference via Sampling
     Without Replacement" (reconstructed from the abstract).
     """
 
@@ -53,7 +54,7 @@ class FixedTree(DraftShape):
             total += width
         return total
 
-    def ask(self, tree: DraftTree) -> list[tuple[int, int]]:
+    def ask(self, tree: DraftTree, memory: dict) -> list[tuple[int, int]]:
         depth = tree.depths[-1]
         if depth >= len(self.branching):
             return []

@@ -1,7 +1,10 @@
 """Verifiers: which drafted tokens stand, and what comes after them. One file per verifier."""
 
 from workbench.speculation.verifiers.base import Outcome, Verifier
-from workbench.speculation.verifiers.match import Greedy, Keyed
+from workbench.speculation.verifiers.judge import Judge
+from workbench.speculation.verifiers.kseq import KSeq
+from workbench.speculation.verifiers.match import Greedy, Keyed, PointMatch
 from workbench.speculation.verifiers.rejection import Rejection
+from workbench.speculation.verifiers.typical import Typical
 
-__all__ = ["Greedy", "Keyed", "Outcome", "Rejection", "Verifier"]
+__all__ = ["Greedy", "Judge", "KSeq", "Keyed", "Outcome", "PointMatch", "Rejection", "Typical", "Verifier"]

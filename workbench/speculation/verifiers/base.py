@@ -2,12 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from workbench.declare import Declared
 from workbench.engine.distribution import Law
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.speculation.tree import DraftTree
+
+if TYPE_CHECKING:
+    from workbench.engine.model import LanguageModel
+    from workbench.speculation.drafters import Drafter
+    from workbench.speculation.shapes import DraftShape
 
 __all__ = ["Outcome", "Verifier"]
 
@@ -16,7 +22,8 @@ __all__ = ["Outcome", "Verifier"]
 class Outcome:
     """path: accepted nodes from below the root on. token: what the target adds after the path; source: `bonus` (the
     path reached a leaf), `residual` (drawn from what a rejection left) or `target` (the target's own choice).
-    fates, reasons, us: per node (the root's entries are unused)."""
+    fates, reasons, us: per node (the root's entries are unused). lossy: accepted nodes that an exact test would have
+    rejected with the same number (empty: none)."""
 
     path: list[int]
     token: int
@@ -24,6 +31,7 @@ class Outcome:
     fates: list[str]
     reasons: list[str | None]
     us: list[float | None] = field(default_factory=list)
+    lossy: list[bool] = field(default_factory=list)
 
     @property
     def stop_node(self) -> int:
@@ -35,12 +43,20 @@ class Verifier(Declared):
 
     family = "verifier"
     coupled = False  # compares with the target's own keyed choice, so drafters may use the same noise
+    wants_hidden = False  # reads `DraftTree.hidden`
 
     def claim(self, sampling: Sampling) -> str:
         raise NotImplementedError
 
-    def check(self, settings: Settings) -> None:
-        """Raise BadInput where the sampling settings do not fit."""
+    def refuses(self, drafter: "Drafter", shape: "DraftShape") -> str | None:
+        """Why this verifier cannot judge what a drafter drafts in a shape, or None."""
+        return None
+
+    def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
+        """Raise BadInput where the sampling settings, or the target, do not fit."""
+
+    def appraise(self, lm: "LanguageModel", tree: DraftTree) -> None:
+        """Where `wants_hidden`: look at `tree.hidden` before the walk."""
 
     def verify(
         self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int | None]

@@ -1,17 +1,24 @@
-"""Verifiers that compare drafts with the token plain decoding would take: argmax, or the keyed draw."""
+"""Verifiers that compare drafts with one token of the target's at every node: argmax, keyed draw, or a draw of its own.
+
+The token that no child equals is the output itself: throwing it away and drawing again would be biased.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from workbench.declare import register
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Law, draw
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
 
-__all__ = ["Greedy", "Keyed"]
+if TYPE_CHECKING:
+    from workbench.engine.model import LanguageModel
+
+__all__ = ["Greedy", "Keyed", "PointMatch"]
 
 
 @register("verifier", "keyed")
@@ -29,22 +36,7 @@ class Keyed(Verifier):
         return "exact" if sampling.greedy else "seed"
 
     def verify(self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]) -> Outcome:
-        fates, reasons, us = untested(tree)
-        node, path = 0, []
-        while True:
-            token = choose(node, position + tree.depths[node])
-            children = tree.children(node)
-            won = next((child for child in children if tree.tokens[child] == token), None)
-            for child in children:
-                if won is None:
-                    fates[child], reasons[child] = "rejected", "mismatch"
-                else:
-                    fates[child] = "accepted" if child == won else "sibling_won"
-            if won is None:
-                source = "target" if children or not path else "bonus"
-                return Outcome(path, token, source, fates, reasons, us)
-            path.append(won)
-            node = won
+        return descend(tree, position, choose)
 
 
 @register("verifier", "greedy")
@@ -55,9 +47,49 @@ class Greedy(Keyed):
     def claim(self, sampling: Sampling) -> str:
         return "exact"
 
-    def check(self, settings: Settings) -> None:
+    def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
         if not settings.sampling.greedy:
             raise BadInput(
                 f"verifier 'greedy' needs temperature 0, got {settings.sampling.temperature}; "
                 "use Keyed() or Rejection() to sample"
             )
+
+
+@register("verifier", "point")
+@dataclass(frozen=True)
+class PointMatch(Verifier):
+    """Draw once from the target's law at each node and descend while a child equals the draw.
+
+    Accepts x with probability p(x), whoever chose it: exact for any drafter, and it needs no proposal law; where there
+    is one, rejection sampling accepts more. The draws are keyed, apart from those of plain decoding, so drafts that
+    were drawn gain nothing by sharing its noise. Source: the sampling verifier of "EAGLE-2: Faster Inference of
+    Language Models with Dynamic Draft Trees" (SafeAILab/EAGLE).
+    """
+
+    def claim(self, sampling: Sampling) -> str:
+        return "exact" if sampling.greedy else "distribution"
+
+    def verify(self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]) -> Outcome:
+        if law.greedy:
+            return descend(tree, position, choose)
+        return descend(tree, position, lambda row, place: draw(law.scores[row], seed, "match", place))
+
+
+def descend(tree: DraftTree, position: int, take: Callable[[int, int], int]) -> Outcome:
+    """Walk down from the root while a child holds `take(node, absolute position)`."""
+    fates, reasons, us = untested(tree)
+    node, path = 0, []
+    while True:
+        token = take(node, position + tree.depths[node])
+        children = tree.children(node)
+        won = next((child for child in children if tree.tokens[child] == token), None)
+        for child in children:
+            if won is None:
+                fates[child], reasons[child] = "rejected", "mismatch"
+            else:
+                fates[child] = "accepted" if child == won else "sibling_won"
+        if won is None:
+            source = "target" if children or not path else "bonus"
+            return Outcome(path, token, source, fates, reasons, us)
+        path.append(won)
+        node = won

@@ -22,45 +22,57 @@ EMPTY = 1e-7  # a residual of less mass than this is float noise: the two laws a
 class Rejection(Verifier):
     """Test siblings in draw order: accept x drawn from q with probability min(1, p(x)/q(x)), else p ← norm((p − q)+).
 
-    Siblings are drawn without replacement, so after each test the tested token leaves q. POINT children are accepted
-    with probability p(x), else p(x) ← 0. A chain is one child per node; at temperature 0 this is greedy exact match.
+    Siblings are drawn without replacement, so after each test the tested token leaves q; where the draws were
+    independent (`DraftTree.draws`) q stays, and every draw is tested, repeats too: multi-round recursive rejection.
+    POINT children are accepted with probability p(x), else p(x) ← 0. A chain is one child per node; at temperature 0
+    this is greedy exact match.
 
     Sources: "Fast Inference from Transformers via Speculative Decoding"; "SpecInfer"; "Sequoia" (without-replacement
     order, Infini-AI-Lab/Sequoia).
     """
 
+    reason = "ratio"  # why a child that failed was rejected
+
     def claim(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "distribution"
+
+    def rescues(self, tree: DraftTree, child: int) -> bool:
+        """Whether a child that failed the exact test stands all the same."""
+        return False
 
     def verify(
         self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int | None]
     ) -> Outcome:
         fates, reasons, us = untested(tree)
+        lossy = [False] * len(tree)
         node, path = 0, []
         while True:
             place = position + tree.depths[node]
             p, logq = law.probs(node), tree.rows.get(node)
-            children = tree.children(node)
+            children, independent = tree.tests(node), node in tree.draws
             won = None
             for draw, child in enumerate(children):
                 token = tree.tokens[child]
                 if won is not None:
-                    fates[child] = "sibling_won"
+                    if fates[child] == "parent_rejected":
+                        fates[child] = "sibling_won"
                     continue
                 us[child] = noise.uniform(seed, "accept", place, draw)
                 if tree.kinds[child] == DIST:
                     accepted, p = test_child(p, logq.double().softmax(-1), token, us[child])
-                    logq = without(logq, token)
+                    logq = logq if independent else without(logq, token)
                 else:
                     accepted, p = test_child(p, None, token, us[child])
+                if not accepted and self.rescues(tree, child):
+                    accepted = lossy[child] = True
                 if accepted:
-                    fates[child], won = "accepted", child
+                    fates[child], reasons[child], won = "accepted", None, child
                 else:
-                    fates[child], reasons[child] = "rejected", "ratio"
+                    fates[child], reasons[child] = "rejected", self.reason
             if won is None:
                 token = sample(p, seed, place)
                 source = "residual" if children else "bonus" if path else "target"
-                return Outcome(path, token, source, fates, reasons, us)
+                return Outcome(path, token, source, fates, reasons, us, lossy)
             path.append(won)
             node = won
 

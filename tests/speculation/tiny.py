@@ -1,0 +1,41 @@
+"""A random Llama of five words and two layers, and trained parts for it."""
+
+from pathlib import Path
+
+import torch
+
+import workbench as wb
+from workbench.engine.adapter import TransformersModel, wrap
+from workbench.speculation.training.data import make_text
+from workbench.speculation.training.fit import Recipe, fit
+from workbench.speculation.training.parts import PARTS
+
+__all__ = ["tiny_heads", "tiny_target"]
+
+
+def tiny_target(name: str = "tiny", seed: int = 3, vocabulary: int = 5, context: int = 96) -> TransformersModel:
+    """Registered under its name; its laws are far from uniform, and far from certain."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return wb.register_model(name, wrap(LlamaForCausalLM(config).eval()))
+
+
+def tiny_heads(target: TransformersModel, kind: str, folder: Path, steps: int = 10) -> str:
+    """The folder that holds a part trained for a few steps: what a drafter's `weights` takes."""
+    text = make_text(target, tokens=16 * 48, window=48, start=8, held_out=4)
+    fit(kind, PARTS[kind], target, text, folder, recipe=Recipe(steps * 256, 256, warmup=2, autocast=False), quiet=True)
+    return str(folder)

@@ -1,0 +1,201 @@
+"""The target's own first layers draft, and verification goes on from where they stopped."""
+
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.declare import register, setting
+from workbench.engine.distribution import Law
+from workbench.engine.model import LanguageModel, Output
+from workbench.errors import BadInput
+from workbench.speculation.drafters.base import RowDrafter
+from workbench.speculation.growth import Growth
+from workbench.speculation.heads import weights
+from workbench.speculation.heads.adapter import AdapterModel, Adapters, final_norm
+from workbench.speculation.shapes.base import DraftShape
+from workbench.speculation.shapes.confidence import ConfidenceStop
+from workbench.speculation.tree import DraftTree
+
+if TYPE_CHECKING:
+    from workbench.decoders.base import RoundLog, State
+
+__all__ = ["Kangaroo"]
+
+_models: weakref.WeakValueDictionary[tuple, AdapterModel] = weakref.WeakValueDictionary()
+
+
+@dataclass
+class _Early:
+    """A round's early half. exit: the layers that draft; watch: the shape asks how all exits fare. fed: nodes in the
+    order they were read; states: exit -> the residual stream [n, width] behind it, in the order of the staged rows."""
+
+    exit: int
+    watch: bool
+    fed: list[int] = field(default_factory=list)
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, states: dict[int, torch.Tensor]) -> None:
+        self.states |= {e: torch.cat([self.states[e], s]) if e in self.states else s for e, s in states.items()}
+
+
+@register("drafter", "kangaroo")
+@dataclass(frozen=True)
+class Kangaroo(RowDrafter):
+    """Draft from an early exit: the first `exits[0]` layers, an adapter, the target's head.
+
+    The layers run in the target's own cache. Their exit states are kept, and verification feeds them to the other
+    layers, so that a drafted token costs each layer once. Exit states of all text also pass the adapter, whose cache
+    is the lane "draft"; where the target read text without it (a change of drafters), it does without.
+    With `weights` None there is no adapter, just the target's final norm and head (for models trained that way).
+    Of several exits the first is used, unless the shape chooses (`Del`).
+
+    Sources: "Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting" (Equationliu/Kangaroo);
+    "LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding" (facebookresearch/LayerSkip).
+    Departures: trees and sampling as well (theirs: greedy chains).
+    """
+
+    weights: str | None = setting(
+        "embedded", help="the adapters: 'embedded', a directory or a file; none: the target's own norm and head"
+    )
+    exits: tuple[int, ...] = setting((2,), ge=1, help="numbers of layers to draft from; the shape may choose")
+
+    has_exits = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.exits or len(set(self.exits)) < len(self.exits):
+            raise BadInput(f"Kangaroo(exits={list(self.exits)}): expected one or more different numbers of layers")
+
+    @property
+    def wants_states(self) -> tuple[int, ...]:
+        return self.exits if self.weights else ()
+
+    def default_shape(self) -> DraftShape:
+        return ConfidenceStop(6, 0.6)
+
+    def check(self, lm: LanguageModel) -> None:
+        if max(self.exits) >= lm.layers:
+            raise BadInput(
+                f"Kangaroo(exits={list(self.exits)}): {lm.name!r} has {lm.layers} layers; exit before the last"
+            )
+        if self.weights is None:
+            final_norm(lm)
+
+    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+        if self.weights is None:
+            return {}
+        module = weights.load("kangaroo", Adapters, self.weights, lm)
+        if missing := [exit for exit in self.exits if exit not in module.exits]:
+            raise BadInput(
+                f"Kangaroo: no adapter behind {missing[0]} layers; {self.weights!r} has {list(module.exits)}"
+            )
+        key = (id(lm), id(module), self.exits)
+        found = _models.get(key)
+        if found is None:
+            found = _models[key] = AdapterModel(lm, module, self.exits, f"{lm.name} adapters")
+        return {"draft": found}
+
+    def read(self, state: "State", start: int, out: Output) -> None:
+        lane = state.lanes["draft"]
+        positions = range(start, start + len(out.states[self.exits[0]]))
+        for layer, exit in enumerate(self.exits):
+            lane.model.forward(out.states[exit], positions, lane.store, layers=(layer,), logits_at=())
+        lane.store.commit(range(len(positions)))
+
+    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+        chosen = shape.exit(state.memory) if shape.needs_exits else None
+        state.memory["kangaroo"] = _Early(chosen if chosen in self.exits else self.exits[0], shape.needs_exits)
+        return super().propose(state, log, shape, depth, coupled)
+
+    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
+        early, positions = growth.memory["kangaroo"], growth.positions(nodes)
+        mask = growth.visible(nodes, [*growth.fed, *nodes])
+        states = self._early(growth.log, early, [growth.tree.tokens[n] for n in nodes], positions, mask)
+        if self.weights is None:
+            return bare_logits(growth.state.lanes["target"].model, states)
+        layer = (self.exits.index(early.exit),)
+        return growth.log.forward("draft", states, positions, mask, layers=layer).logits
+
+    def _early(
+        self, log: "RoundLog", early: _Early, tokens: list[int], positions: list[int], mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Run rows through the first layers only; what they gave on, [R, width]."""
+        out = log.forward("target", tokens, positions, mask, (), "draft", self.exits, range(early.exit))
+        early.add(out.states)
+        return out.states[early.exit]
+
+    def drafted(self, state: "State", growth: Growth) -> None:
+        state.memory["kangaroo"].fed = growth.fed
+
+    def score(self, state: "State", log: "RoundLog", tree: DraftTree, hidden: bool) -> torch.Tensor:
+        early, lane, root = state.memory["kangaroo"], state.lanes["target"], len(state.tokens) - 1
+        want = (*(("hidden",) if hidden else ()), *self.exits)
+        order = [*early.fed, *(node for node in range(len(tree)) if node not in early.fed)]
+        if not early.fed or -1 in early.fed:  # nothing was read, or also what the shape dropped since: the tree anew
+            lane.store.discard()
+            early.states, order = {}, list(range(len(tree)))
+        positions = [root + tree.depths[node] for node in order]
+        natural = order == list(range(len(tree)))
+        mask = None if natural and tree.is_chain else tree.ancestors()[order][:, order]
+        tokens = [tree.tokens[node] for node in order]
+        if not early.states:
+            out = log.forward("target", tokens, positions, mask, want=want)
+        else:
+            done = len(early.fed)
+            if done < len(order):
+                self._early(log, early, tokens[done:], positions[done:], None if mask is None else mask[done:])
+            rest = range(early.exit, lane.model.layers)
+            out = log.forward("target", early.states[early.exit], positions, mask, want=want, layers=rest)
+        early.add(out.states)
+        tree.hidden = out.hidden
+        if natural:
+            return out.logits
+        tree.slots = [order.index(node) for node in range(len(tree))]
+        tree.hidden = None if out.hidden is None else out.hidden[tree.slots]
+        return out.logits[tree.slots]
+
+    def settle(
+        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    ) -> None:
+        early, stays = state.memory.pop("kangaroo"), [0, *path]
+        rows = stays if tree.slots is None else [tree.slots[node] for node in stays]
+        states = {exit: early.states[exit][rows] for exit in self.exits}
+        found: dict[int, torch.Tensor] = {}
+        if self.weights:  # every adapter reads what became text, whichever of them drafted it
+            state.lanes["draft"].store.discard()
+            end = len(state.tokens) - 1
+            asked, places = "all" if early.watch else (), range(end - len(stays), end)
+            for layer, exit in enumerate(self.exits):
+                found[exit] = log.forward("draft", states[exit], places, None, asked, layers=(layer,)).logits
+            log.commit("draft", range(len(stays)))
+        elif early.watch:
+            found = {exit: bare_logits(state.lanes["target"].model, states[exit]) for exit in self.exits}
+        if early.watch:
+            self._compare(state, log, found, logits[stays])
+
+    def _compare(self, state: "State", log: "RoundLog", found: dict[int, torch.Tensor], logits: torch.Tensor) -> None:
+        """Tell the shape how the laws of all exits compare with the target's at the nodes that became text: only at
+        those, for what is drafted next must not depend on nodes that nobody tested."""
+        start = len(state.tokens) - len(logits)
+        agreed, sure = {}, {}
+
+        def law(rows: torch.Tensor) -> Law:
+            return log.law(rows, lambda row: state.tokens[: start + row])
+
+        target = None if log.settings.sampling.greedy else law(logits).scores.exp()
+        for exit, rows in found.items():
+            own = law(rows)
+            if target is None:
+                agreed[exit] = [own.best(row) == state.tokens[start + row] for row in range(len(own))]
+            else:
+                agreed[exit] = torch.minimum(own.scores.exp(), target).sum(-1).tolist()
+            sure[exit] = own.raw.amax(-1).exp().tolist()
+        state.memory["exits"] = {"layers": state.lanes["target"].model.layers, "agreed": agreed, "confidence": sure}
+
+
+@torch.inference_mode()
+def bare_logits(lm: LanguageModel, states: torch.Tensor) -> torch.Tensor:
+    """[R, V] what a target's own norm and head make of exit states [R, width]."""
+    return lm.head(final_norm(lm)(states))

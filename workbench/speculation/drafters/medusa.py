@@ -1,0 +1,85 @@
+"""Heads that each guess one token further ahead from the target's last hidden state."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.declare import register, setting
+from workbench.engine.model import LanguageModel, Output
+from workbench.speculation.drafters.base import RowDrafter
+from workbench.speculation.growth import Growth
+from workbench.speculation.heads import modules, weights
+from workbench.speculation.shapes.base import DraftShape
+from workbench.speculation.shapes.fixed import FixedTree
+from workbench.speculation.tree import DraftTree
+
+if TYPE_CHECKING:
+    from workbench.decoders.base import RoundLog, State
+
+__all__ = ["HeadDrafter", "Medusa"]
+
+
+class HeadDrafter(RowDrafter):
+    """Base of drafters that need the target's hidden state before the pending token, and no cache.
+
+    Where it is not known (the first round after a prompt of one token, or after a change of drafters) they draft
+    nothing, and know it in the next round.
+    """
+
+    wants_hidden = True
+
+    def module(self, lm: LanguageModel) -> torch.nn.Module:
+        """The trained heads for a target; raises BadInput where there are none."""
+        raise NotImplementedError
+
+    def check(self, lm: LanguageModel) -> None:
+        self.module(lm)
+
+    def read(self, state: "State", start: int, out: Output) -> None:
+        self._note(state, start + len(out.hidden), out.hidden[-1])
+
+    def settle(
+        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    ) -> None:
+        self._note(state, len(state.tokens) - 1, tree.hidden[path[-1] if path else 0])
+
+    def _note(self, state: "State", length: int, hidden: torch.Tensor) -> None:
+        state.memory[self.declared_name] = (length, hidden.clone())
+
+    def hidden(self, state: "State") -> torch.Tensor | None:
+        """[width] the target's state before the pending token."""
+        length, hidden = state.memory.get(self.declared_name, (None, None))
+        return hidden if length == len(state.tokens) - 1 else None
+
+    def reach(self, state: "State") -> int:
+        return 0 if self.hidden(state) is None else len(self.module(state.lanes["target"].model).heads)
+
+
+@register("drafter", "medusa")
+@dataclass(frozen=True)
+class Medusa(HeadDrafter):
+    """Head d tells the token d places after the pending one: h + V SiLU(W h), through the target's own head.
+
+    The laws of one depth are alike, whatever the path, so a level of the tree costs one row of the head.
+    Source: "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads"
+    (FasterDecoding/Medusa). Departures: the vocabulary matrix is the target's, with a matrix V before it (theirs: no
+    V, and a copy of the vocabulary for each head, trained on); training is on the target's law instead of its tokens;
+    children are drawn from the law or are its best, as the shape asks (theirs: a fixed tree of ranks, which the shape
+    `sequoia` comes to).
+    """
+
+    weights: str = setting("embedded", help="trained heads: 'embedded', or a directory or file made by the training")
+
+    def default_shape(self) -> DraftShape:
+        return FixedTree((6, 1))
+
+    def module(self, lm: LanguageModel) -> modules.Medusa:
+        return weights.load("medusa", modules.Medusa, self.weights, lm)
+
+    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
+        lm, depths = growth.state.lanes["target"].model, [growth.tree.depths[node] for node in nodes]
+        asked = sorted(set(depths))
+        states = self.module(lm)(self.hidden(growth.state))
+        laws = dict(zip(asked, lm.head(states[asked]), strict=True))
+        return torch.stack([laws[depth] for depth in depths])

@@ -1,0 +1,41 @@
+"""Copy what followed an earlier occurrence of the current ending, tried from long endings to short ones."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workbench.declare import register, setting
+from workbench.speculation.drafters.base import Drafter
+from workbench.speculation.drafters.copyspec import find_copy
+from workbench.speculation.shapes.base import DraftShape
+from workbench.speculation.shapes.fixed import FixedLength
+from workbench.speculation.tree import DraftTree
+
+if TYPE_CHECKING:
+    from workbench.decoders.base import RoundLog, State
+
+__all__ = ["PromptLookup"]
+
+
+@register("drafter", "prompt_lookup")
+@dataclass(frozen=True)
+class PromptLookup(Drafter):
+    """Look the last `gram` tokens up in the text so far, then the last `gram` − 1, … 1; draft what followed them.
+
+    Costs no forward pass and keeps no memory. Nodes are POINT. Source: "Prompt Lookup Decoding"
+    (apoorvumang/prompt-lookup-decoding; the same rule in transformers' `prompt_lookup_num_tokens`). Departure: the
+    latest occurrence can be chosen as well (theirs: the first).
+    """
+
+    gram: int = setting(3, ge=1, le=32, unit="tokens", help="longest ending looked up")
+    occurrence: str = setting("first", choices=("first", "latest"), help="which earlier occurrence to copy from")
+
+    branches = False
+
+    def default_shape(self) -> DraftShape:
+        return FixedLength(10)
+
+    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+        length, copied = min(depth, shape.budget), []
+        for gram in range(self.gram, 0, -1):
+            copied = copied or find_copy(state.tokens, gram, length, self.occurrence)
+        return self.chain(state, shape, copied, depth)

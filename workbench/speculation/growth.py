@@ -1,0 +1,180 @@
+"""A draft under way: the tree so far and the drafter's laws, between a drafter with laws and a shape that asks."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.engine import noise
+from workbench.engine.distribution import draw
+from workbench.speculation.tree import DIST, MAX_NODES, POINT, DraftTree
+
+if TYPE_CHECKING:
+    from workbench.decoders.base import RoundLog, State
+
+__all__ = ["Growth"]
+
+BEST = 8  # proposals after each row that level `full` keeps, in the order they would be drafted
+DROPPED = MAX_NODES + 1  # the node number of such rows whose node did not stay in the tree
+Laws = Callable[["Growth", list[int]], torch.Tensor]
+
+
+class Growth:
+    """What a shape grows a tree with; one object per round.
+
+    tree: the nodes so far. depth: the most levels. memory: the decoding state's, for figures that last longer than
+    the round. greedy: the run takes argmaxes. coupled: drafts should be what the target's own keyed noise would pick.
+    fed: nodes whose laws are known, in the order they were read (-1: dropped since); the root is among them once it
+    was fed. features: node -> the drafter's hidden state [d] after it, for nodes below the root, where a shape reads
+    them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        state: "State",
+        log: "RoundLog",
+        depth: int,
+        coupled: bool,
+        logits: Laws | None = None,
+        confidence: bool = False,
+        features: bool = False,
+    ):
+        """logits(growth, nodes) gives the drafter's logits [n, V] after nodes whose ancestors were all read before;
+        confidence: fill in `tree.confidence` as well; features: the drafter is to fill in `features`."""
+        self.name, self.state, self.log, self.depth, self.coupled = name, state, log, depth, coupled
+        self.tree = DraftTree([state.pending])
+        self.memory = state.memory
+        self.greedy, self.seed = log.settings.sampling.greedy, log.settings.seed
+        self.base = len(state.tokens) - 1  # absolute position of the root
+        self.fed: list[int] = []
+        self.features: dict[int, torch.Tensor] | None = {} if features else None
+        self._logits, self._confidence = logits, confidence
+        self._vocab = state.lanes["target"].model.vocab_size
+
+    def feed(self, nodes: Sequence[int]) -> None:
+        """Learn the drafter's laws after nodes, in one pass; those known already are left out."""
+        new = [node for node in nodes if node not in self.tree.rows]
+        if not new or self._logits is None:
+            return
+        logits = self._logits(self, new)
+        self.fed += new
+        self.learn(new, logits)
+
+    def learn(self, nodes: list[int], logits: torch.Tensor) -> None:
+        """Note the laws after nodes from logits [n, V']: under the run's own sampling settings, and raw."""
+        tree, tokens = self.tree, self.state.tokens
+        law = self.log.law(logits, lambda row: tokens + [tree.tokens[n] for n in tree.path(nodes[row])])
+        if self._confidence:
+            tree.confidence |= zip(nodes, law.raw.amax(-1).exp().tolist(), strict=True)
+        for row, node in enumerate(nodes):
+            tree.raw[node] = _fit(law.raw[row], self._vocab)
+            tree.rows[node] = _fit(law.scores[row], self._vocab)
+        if self.log.settings.level == "full":
+            self._keep(law.raw, nodes, [self.place(node) for node in nodes], [self.best(n, BEST) for n in nodes])
+
+    def overread(self, logits: torch.Tensor) -> None:
+        """At level `full`, note what the drafter would have proposed where it was not asked: logits [m, V'] after the m
+        committed tokens before the root that it read only now."""
+        if self.log.settings.level != "full" or not len(logits):
+            return
+        places = range(self.base + 1 - len(logits), self.base + 1)
+        law = self.log.law(logits, lambda row: self.state.tokens[: places[row]])
+        best = [self._best(_fit(law.scores[i], self._vocab), place, BEST) for i, place in enumerate(places)]
+        self._keep(law.raw, [-1] * len(logits), list(places), best)
+
+    def _keep(self, raw: torch.Tensor, nodes: list[int], places: list[int], best: list[list[int]]) -> None:
+        self.log.keep_rows("draft", raw, {"position": places, "node": nodes, "best": best})
+
+    def children(self, parent: int, count: int) -> list[int]:
+        """Append `count` more children of a fed node: the best ones at temperature 0, else draws without replacement.
+
+        The draws are keyed: under `coupled` by the target's own noise at that position (POINT nodes), else by the
+        drafter's (DIST nodes).
+        """
+        have = sum(p == parent for p in self.tree.parents)
+        return [self.add(parent, token) for token in self.best(parent, have + count)[have:]]
+
+    def best(self, parent: int, count: int, branch: int = 0) -> list[int]:
+        """`count` tokens of the law after a fed node: the most probable, or draws in draw order; nothing is appended.
+
+        branch: draws of different branches are independent of each other. Whoever decides about one node by what was
+        drawn at another of the same depth must use a branch for each (the parent's number will do), else the decision
+        has seen the node's own noise.
+        """
+        return self._best(self.tree.rows[parent], self.place(parent), count, self.branch(branch))
+
+    def _best(self, row: torch.Tensor, place: int, count: int, branch: int = 0) -> list[int]:
+        if self.greedy:
+            return [int(row.argmax())] if count == 1 else row.topk(min(count, len(row))).indices.tolist()
+        drawn = draw(row, self.seed, self.purpose, place, count, branch)
+        return [drawn] if count == 1 else drawn
+
+    def gumbel(self, parent: int, branch: int = 0) -> torch.Tensor:
+        """[V] the noise that `best` adds to the log-probabilities of the law after a node."""
+        ids = torch.arange(self._vocab, device=self.tree.rows[parent].device)
+        return noise.gumbel(self.seed, self.purpose, self.place(parent), ids, self.branch(branch))
+
+    def estimate(self, node: int) -> torch.Tensor:
+        """[V] log-probabilities that the target goes on with each token after a fed node, as far as the drafter can
+        tell: its law, or where the noise that will pick the token is known (`coupled`), its law under that noise."""
+        if self.greedy:
+            return self.tree.raw[node]
+        row = self.tree.rows[node]
+        return (row + self.gumbel(node)).log_softmax(-1) if self.coupled else row
+
+    def fresh(self, node: int) -> int:
+        """A branch of its own for the draws after a node: no other node of this round or any other has it."""
+        return (self.base + 1) * (MAX_NODES + 1) + node
+
+    def keep(self, nodes: Sequence[int]) -> None:
+        """Drop all nodes but these and the root; nothing is fed any more. `nodes` hold the parents of their members;
+        where nodes are dropped for their own values, those that stay must be POINT."""
+        old, tree = [0, *sorted(nodes)], self.tree
+        new = {node: number for number, node in enumerate(old)}
+        kept = self.tree = DraftTree([tree.tokens[0]], stop_reason=tree.stop_reason)
+        for node in old[1:]:
+            kept.add(new[tree.parents[node]], tree.tokens[node], tree.kinds[node], tree.q[node], tree.drafters[node])
+        for name in ("rows", "raw", "confidence"):
+            setattr(kept, name, {new[node]: value for node, value in getattr(tree, name).items() if node in new})
+        self.fed = [new.get(node, -1) for node in self.fed]
+        if held := self.log.step.rows.get("draft"):
+            held["node"] = [new.get(node, DROPPED) if node >= 0 else node for node in held["node"]]
+
+    def branch(self, number: int) -> int:
+        """Coupled drafts all use the one noise that the target will use."""
+        return 0 if self.coupled else number
+
+    @property
+    def purpose(self) -> str:
+        return "target" if self.coupled else "draft"
+
+    def place(self, parent: int) -> int:
+        """Absolute position of a node's children."""
+        return self.base + self.tree.depths[parent] + 1
+
+    def add(self, parent: int, token: int, kind: str | None = None) -> int:
+        """Append a child. kind: DIST where it was drawn from the parent's whole row by nothing but chance (the default
+        where draws are), else POINT."""
+        if kind is None:
+            kind = POINT if self.greedy or self.coupled else DIST
+        rows = self.tree.raw if self.greedy else self.tree.rows
+        q = rows[parent][token].exp().item() if parent in rows else None
+        return self.tree.add(parent, token, kind, q, self.name)
+
+    def positions(self, nodes: Sequence[int]) -> list[int]:
+        """Absolute positions of nodes."""
+        return [self.base + self.tree.depths[node] for node in nodes]
+
+    def visible(self, nodes: Sequence[int], staged: Sequence[int]) -> torch.Tensor | None:
+        """What nodes see of the staged ones, as `CacheStore.begin` takes it: themselves and their ancestors."""
+        return None if self.tree.is_chain else self.tree.ancestors()[list(nodes)][:, list(staged)]
+
+
+def _fit(row: torch.Tensor, size: int) -> torch.Tensor:
+    """A row of log-probabilities on the target's vocabulary size (models pad their embeddings differently)."""
+    if len(row) == size:
+        return row
+    if len(row) > size:
+        return row[:size].log_softmax(-1)
+    return torch.cat([row, row.new_full((size - len(row),), -torch.inf)])

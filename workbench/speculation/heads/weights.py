@@ -1,0 +1,119 @@
+"""Weight files of trained parts: safetensors with the facts about the target they belong to.
+
+A part reads the target's hidden states, so it is worth nothing to another model. Its file therefore names the target,
+with a probe: a few numbers of its hidden state after a fixed text, which tell it apart whatever dtype it is loaded in.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from workbench.engine.loading import PRETRAINED
+from workbench.engine.model import LanguageModel
+from workbench.errors import BadInput
+
+__all__ = ["EMBEDDED", "find", "kept", "load", "probe", "save"]
+
+EMBEDDED = PRETRAINED / "heads"
+NUMBERS = 24  # of the probe
+CLOSE = 0.1  # relative distance of two probes of one model: rounding to bf16 costs about 0.01
+
+Module = TypeVar("Module", bound=nn.Module)
+T = TypeVar("T")
+
+
+def probe(lm: LanguageModel) -> list[float]:
+    """Evenly spread entries of the model's final hidden state after eight fixed tokens; empty if it shows none."""
+
+    def read() -> list[float]:
+        ids = [(7 * i + 3) % lm.vocab_size for i in range(8)]
+        hidden = lm.forward(ids, range(8), lm.new_store(), logits_at="last", want=("hidden",)).hidden
+        return [] if hidden is None else _spread(hidden[-1])
+
+    return kept(lm, ("probe",), read)
+
+
+def kept(lm: LanguageModel, key: tuple, make: Callable[[], T]) -> T:
+    """What belongs to a loaded model: made once, kept on the model itself, and gone with it."""
+    parts = vars(lm).setdefault("_parts", {})
+    if key not in parts:
+        parts[key] = make()
+    return parts[key]
+
+
+def _spread(state: torch.Tensor) -> list[float]:
+    step = max(1, len(state) // NUMBERS)
+    return [round(value, 5) for value in state.float()[::step][:NUMBERS].tolist()]
+
+
+def save(
+    file: Path, kind: str, module: nn.Module, lm: LanguageModel, shape: dict[str, Any], facts: dict[str, Any]
+) -> Path:
+    """Write a part in fp16. shape: the arguments its class is made with; facts: recipe and figures, for the reader."""
+    metadata = {
+        "kind": kind,
+        "target": lm.name,
+        "vocabulary": str(lm.vocab_size),
+        "probe": json.dumps(probe(lm)),
+        "shape": json.dumps(shape),
+        "facts": json.dumps(facts),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.half().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(tensors, file, metadata)
+    return file
+
+
+@cache
+def find(kind: str, weights: str) -> Path:
+    """The file of a part: "embedded" is what ships with the embedded target, a directory holds <kind>.safetensors."""
+    place = EMBEDDED if weights == "embedded" else Path(weights).expanduser()
+    return place if place.suffix == ".safetensors" else place / f"{kind}.safetensors"
+
+
+def load(kind: str, make: Callable[..., Module], weights: str, lm: LanguageModel) -> Module:
+    """The part `kind` for a target, on its device and in its dtype; one object per model and file.
+
+    make: its class. Raises BadInput, naming the command that trains one, where the file is missing, holds another
+    kind of part, or belongs to another target.
+    """
+    file = find(kind, weights)
+    try:
+        made = os.stat(file).st_mtime_ns
+    except OSError:
+        made = 0
+    return kept(lm, (kind, weights, made), lambda: _load(kind, make, weights, file, lm))
+
+
+def _load(kind: str, make: Callable[..., Module], weights: str, file: Path, lm: LanguageModel) -> Module:
+    remedy = f"train it: python -m workbench.speculation.training {kind} --target {lm.name} --out DIR, then weights=DIR"
+    if not (ours := probe(lm)):
+        raise BadInput(f"{lm.name!r} shows no hidden states, which {kind!r} needs")
+    try:
+        with safe_open(file, "pt") as opened:
+            facts = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
+    except (OSError, SafetensorError):
+        raise BadInput(f"weights={weights!r}: no {kind} weights in {str(file)!r}; {remedy}") from None
+    if facts.get("kind") != kind:
+        raise BadInput(f"weights={weights!r}: {file.name} holds {facts.get('kind')!r}, not {kind!r}; {remedy}")
+    theirs = json.loads(facts["probe"])
+    if lm.vocab_size != int(facts["vocabulary"]) or len(ours) != len(theirs) or _distance(ours, theirs) > CLOSE:
+        raise BadInput(f"weights={weights!r}: {kind} was trained for {facts['target']!r}, not {lm.name!r}; {remedy}")
+    module = make(**json.loads(facts["shape"]))
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return module.to(lm.device, lm.dtype).eval().requires_grad_(False)
+
+
+def _distance(a: list[float], b: list[float]) -> float:
+    """Relative to the second's length."""
+    x, y = torch.tensor(a), torch.tensor(b)
+    return ((x - y).norm() / y.norm().clamp_min(1e-6)).item()

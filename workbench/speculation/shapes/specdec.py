@@ -1,0 +1,76 @@
+"""A trained head tells how likely each drafted token is to be accepted."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.declare import register, setting
+from workbench.engine.model import LanguageModel
+from workbench.errors import BadInput
+from workbench.speculation.heads import weights
+from workbench.speculation.heads.acceptance import Acceptance
+from workbench.speculation.shapes.base import DraftShape
+
+if TYPE_CHECKING:
+    from workbench.speculation.drafters import Drafter
+    from workbench.speculation.growth import Growth
+
+__all__ = ["SpecDec"]
+
+
+@register("shape", "specdec")
+@dataclass(frozen=True)
+class SpecDec(DraftShape):
+    """A chain that ends once the chance of at least one rejection in it exceeds `threshold` (SpecDec++).
+
+    The head reads the draft model's last hidden state after a drafted token and gives the chance that the token is
+    accepted; the chances are multiplied along the chain. The state comes with the law of the next token, which is
+    drawn before the chain ends, since it costs no pass of the draft model.
+
+    Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths" (Kaffaljidhmah2/SpecDec_pp).
+    Departures: the head's blocks have weights of their own (theirs share one set), one block by default; the weight of
+    rejections in its training is undone, so that `threshold` is a probability; the token that came with the last
+    state stays.
+    """
+
+    threshold: float = setting(0.3, ge=0, le=1, help="chance of a rejection at which the chain ends; larger is longer")
+    least: int = setting(2, ge=1, le=64, unit="tokens", help="tokens drafted at least")
+    most: int = setting(20, ge=1, le=64, unit="tokens", help="tokens drafted at most")
+    weights: str = setting("embedded", help="the head: embedded, or a folder or file that training wrote")
+
+    needs_rows = True
+    needs_features = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.least > self.most:
+            raise BadInput(f"SpecDec: least={self.least} lies above most={self.most}")
+
+    @property
+    def budget(self) -> int:
+        return self.most
+
+    def check(self, drafter: "Drafter", lm: LanguageModel) -> None:
+        head, draft = self._head(lm), drafter.lanes(lm)["draft"]
+        ours, theirs = torch.tensor(weights.probe(draft)), torch.tensor(head.probe)
+        if ours.shape != theirs.shape or (ours - theirs).norm() > weights.CLOSE * theirs.norm():
+            raise BadInput(
+                f"SpecDec(weights={self.weights!r}): this head reads the states of {head.draft!r}, not of"
+                f" {draft.name!r}; train one for it (workbench.speculation.training.acceptance)"
+            )
+
+    def _head(self, lm: LanguageModel) -> Acceptance:
+        return weights.load("acceptance", Acceptance, self.weights, lm)
+
+    def grow(self, growth: "Growth") -> None:
+        tree, passes = growth.tree, 1.0
+        head = self._head(growth.state.lanes["target"].model)
+        for node in range(min(self.most, growth.depth)):
+            growth.feed([node])
+            if node:  # the root is text already
+                passes *= head.chance(growth.features[node])
+            growth.children(node, 1)
+            if node + 1 >= self.least and 1 - passes > self.threshold:
+                tree.stop_reason = "threshold"
+                break

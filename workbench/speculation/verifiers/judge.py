@@ -1,0 +1,53 @@
+"""Judge decoding: a trained head may let a draft stand that the exact test rejects. Lossy."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.declare import register, setting
+from workbench.engine.sampling import Sampling
+from workbench.engine.settings import Settings
+from workbench.speculation.heads import weights
+from workbench.speculation.heads.judge import JudgeHead
+from workbench.speculation.tree import DraftTree
+from workbench.speculation.verifiers.rejection import Rejection
+
+if TYPE_CHECKING:
+    from workbench.engine.model import LanguageModel
+
+__all__ = ["Judge"]
+
+
+@register("verifier", "judge")
+@dataclass(frozen=True)
+class Judge(Rejection):
+    """Accept a draft if rejection sampling does, or if a linear head on the target's state after it finds it sound.
+
+    The head looks at the target's final hidden state at the draft's own node: not how likely the token was, but what
+    the model makes of it. What only the head accepted is marked `lossy`; at threshold 1 this is rejection sampling.
+    Source: "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment" (reconstructed from the
+    abstract: threshold, training data and labels are ours; see `workbench.speculation.training.judge`).
+    """
+
+    threshold: float = setting(0.5, ge=0, le=1, help="the head's probability from which a rejected draft stands")
+    weights: str = setting("embedded", help="the head: that of the embedded target, or a file or directory of weights")
+
+    wants_hidden = True
+    reason = "judge"
+
+    def claim(self, sampling: Sampling) -> str:
+        return super().claim(sampling) if self.threshold == 1 else "lossy"
+
+    def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
+        if lm is not None:
+            self._head(lm)
+
+    def appraise(self, lm: "LanguageModel", tree: DraftTree) -> None:
+        tree.sound = torch.sigmoid(self._head(lm)(tree.hidden).float()).tolist()
+
+    def rescues(self, tree: DraftTree, child: int) -> bool:
+        return tree.sound[child] > self.threshold
+
+    def _head(self, lm: "LanguageModel") -> JudgeHead:
+        return weights.load("judge", JudgeHead, self.weights, lm)
