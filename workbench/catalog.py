@@ -15,13 +15,15 @@ FAMILIES = {
     "policies": "policy",
     "quantizers": "quantizer",
 }
-KINDS = (*FAMILIES, "models")
+KINDS = (*FAMILIES, "models", "refusals")
 
 
 def listing(kind: str) -> str:
     """The names of one kind, a line each; those of installed packages included."""
     if kind == "models":
         return _models()
+    if kind == "refusals":
+        return _refusals()
     found = [declare.get(FAMILIES[kind], name) for name in declare.names(FAMILIES[kind])]
     if not found:
         return f"no {kind} are installed: the cache holds every token in full precision"
@@ -32,6 +34,8 @@ def about(kind: str, name: str) -> str:
     """One member: what it does, and its parameters with bounds and defaults. Raises BadInput where it is unknown."""
     if kind == "models":
         return _models(name)
+    if kind == "refusals":
+        return _refusals(name)
     cls = declare.get(FAMILIES[kind], name)
     entries = declare.describe(cls)
     parameters = [f"  {entry.name:14s} {entry.help}\n  {'':14s} {_facts(entry)}" for entry in entries]
@@ -48,6 +52,16 @@ def _facts(entry: declare.Field) -> str:
 
 def _first_line(cls: type) -> str:
     return (cls.__doc__ or "").strip().split("\n")[0]
+
+
+def _refusals(chosen: str | None = None) -> str:
+    """What cannot go together and why: a line per drafter and shape, and per verifier; `chosen`: one member's alone."""
+    from workbench.speculation import refusals
+
+    lines = [
+        f"{first:14s} {second:20s} {reason}" for first, second, reason in refusals() if chosen in (None, first, second)
+    ]
+    return "\n".join(lines) or f"nothing is refused with {chosen!r}"
 
 
 def _models(chosen: str | None = None) -> str:

@@ -198,7 +198,20 @@ def test_list_with_a_name_shows_parameters_bounds_and_defaults(call):
     shape = call("list", "shapes", "fixed")[1]
     assert all(word in shape for word in ("length", "int in [1, 64]", "tokens", "default 4"))
     decoder = call("list", "decoders", "speculative")[1]
-    assert "one of copyspec, draft_model" in decoder and "default keyed" in decoder
+    assert "one of aded, copyspec, draft_model" in decoder and "default keyed" in decoder
+
+
+def test_list_names_what_cannot_go_together(call):
+    lines = call("list", "refusals")[1].splitlines()
+    assert any(line.split()[:2] == ["copyspec", "tree"] and "drafts one chain" in line for line in lines)
+    assert all("kseq" in line for line in call("list", "refusals", "kseq")[1].splitlines())
+
+
+def test_verify_gives_a_verdict_and_its_exit_code(call):
+    code, text, _ = call("verify", "--decoder", "speculative", "--set", "shape.length=2", "--tokens", "8")
+    assert code == 0 and "the claim holds" in text
+    found = json.loads(call("verify", "--decoder", "autoregressive", "--tokens", "4", "--json")[1])
+    assert found["badge"] in ("exact", "seed") and found["holds"] is True
 
 
 def test_list_names_policies_and_quantizers(call):

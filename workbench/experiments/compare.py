@@ -1,20 +1,160 @@
 """Several decoders on the same prompts, interleaved in one process, as one table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
-from workbench.decoders import Decoder
+from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt
 from workbench.errors import BadInput
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
 
-__all__ = ["compare"]
+__all__ = ["Arm", "Comparison", "compare", "gap"]
+
+SAME_LAW = ("exact", "distribution", "seed")  # claims under which a decoder's law is the target's own
+COLUMNS = (
+    "claim", "prompts", "tokens", "tokens_per_target_forward", "draft_acceptance_rate", "entropy_raw_nats",
+    "cache_bytes", "bits_per_element", "repeated_4gram_share", "same_text", "ms_per_token", "speedup",
+)  # fmt: skip
+Laws = dict[int, torch.Tensor]  # log-probabilities by the number of tokens before them
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A decoder over a cache stack (None: every token as it is)."""
+
+    decoder: Decoder
+    cache: Any = None
+
+
+class Run(NamedTuple):
+    """The fastest run of a prompt under an arm, and the mean KL from the baseline's laws where it was asked for."""
+
+    trace: Trace
+    gap: float | None
+
+
+class Comparison:
+    """Every prompt under every arm, prompt by prompt; iterated, it decodes a round at a time, so that it can be left
+    after any.
+
+    arms: name -> arm; the first is the baseline. gaps: measure, too, how far the law of each arm is from the
+    baseline's on the baseline's text. repeats: runs of each prompt and arm, of which the fastest counts.
+
+    now: the arm under way. done, total: runs. found: a mapping from arm to run per finished prompt.
+    Raises BadInput, before any work, where a prompt, an arm or a setting does not fit.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[Prompt],
+        arms: Mapping[str, Arm],
+        repeats: int = 1,
+        gaps: bool = False,
+        **settings: Any,
+    ):
+        if not prompts or not arms:
+            raise BadInput("compare: expected at least one prompt and one arm")
+        self.lm, self.prompts, self.arms = lm, list(prompts), dict(arms)
+        self.repeats, self.gaps, self.settings = repeats, gaps, settings
+        for prompt in self.prompts:
+            for arm in self.arms.values():
+                self._session(prompt, arm)
+        self.now = ""
+        self.done, self.total = 0, len(self.prompts) * len(self.arms) * repeats
+        self.found: list[dict[str, Run]] = []
+
+    def __iter__(self) -> Iterator[None]:
+        for prompt in self.prompts:
+            found: dict[str, Run] = {}
+            for name, arm in self.arms.items():
+                self.now = name
+                trace = yield from self._best(prompt, arm)
+                own = arm.cache is None and trace.run["claim"] in SAME_LAW  # its law is the target's own
+                if not found:
+                    forced, plain, base = trace.token_ids, own, {}
+                apart = 0.0 if self.gaps else None
+                if self.gaps and not (found and plain and own):
+                    laws = yield from self._laws(prompt, arm, forced)
+                    base = base or laws
+                    apart = gap(base, laws)
+                found[name] = Run(trace, apart)
+            self.found.append(found)
+
+    def _session(self, prompt: Prompt, arm: Arm, **more: Any) -> Session:
+        return Session(self.lm, prompt, arm.decoder, **{**self.settings, "cache": arm.cache, **more})
+
+    def _best(self, prompt: Prompt, arm: Arm) -> Generator[None, None, Trace]:
+        runs = []
+        for _ in range(self.repeats):
+            session = self._session(prompt, arm)
+            yield from _decode(session)
+            runs.append(session.trace)
+            self.done += 1
+        return min(runs, key=_decode_ms)
+
+    def _laws(self, prompt: Prompt, arm: Arm, forced: list[int]) -> Generator[None, None, Laws]:
+        """The raw law at every token of a forced text."""
+        seen: Laws = {}
+
+        def note(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            seen[ids.shape[1]] = scores[0].double().log_softmax(-1).cpu()
+            return scores
+
+        own = arm.decoder.claim(self._session(prompt, arm).settings.sampling) not in SAME_LAW
+        scorer = Arm(arm.decoder if own else Autoregressive(), arm.cache)
+        more = {"force": forced, "max_new_tokens": len(forced), "processors": (note,), "level": "off", "stop": ()}
+        yield from _decode(self._session(prompt, scorer, **more, ignore_eos=True))
+        return seen
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Arm by arm the figures over the prompts finished so far: those of `compare`, with `arm`, `verified_by`,
+        whether there is a `cache` stack, and `kl_nats` (the gap in nats per token, None where it is not known)."""
+        found = list(self.found)  # one driver may add to it while another thread reads
+        base = [next(iter(one.values())).trace for one in found]
+        return [self._row(name, [one[name] for one in found], base) for name in self.arms] if found else []
+
+    def _row(self, name: str, runs: list[Run], baseline: list[Trace]) -> dict[str, Any]:
+        traces = [run.trace for run in runs]
+        summaries = [trace.summary() for trace in traces]
+
+        def pooled(numerator: str, denominator: str) -> float | None:
+            below = sum(s[denominator] or 0 for s in summaries)
+            return sum(s[numerator] or 0 for s in summaries) / below if below else None
+
+        def average(values: list) -> float | None:
+            known = [value for value in values if value is not None]
+            return mean(known) if known else None
+
+        times = [_decode_ms(trace) for trace in traces]
+        ratios = [_decode_ms(base) / time if time else 1.0 for base, time in zip(baseline, times, strict=True)]
+        gaps = [run.gap for run in runs]
+        return {
+            "arm": name,
+            "claim": traces[0].run["claim"],
+            "verified_by": "; ".join(traces[0].run.get("verified") or ()),
+            "cache": traces[0].run["cache"] is not None,
+            "prompts": len(traces),
+            "tokens": sum(s["tokens"] for s in summaries),
+            "tokens_per_target_forward": pooled("tokens", "target_forwards"),
+            "draft_acceptance_rate": pooled("num_accepted_tokens", "num_draft_tokens"),
+            "entropy_raw_nats": average([(s["entropy_raw_nats"] or {}).get("mean") for s in summaries]),
+            "cache_bytes": max((s["cache_bytes"] or {}).get("peak") or 0 for s in summaries),
+            "bits_per_element": average([s["bits_per_element"] for s in summaries]),
+            "kl_nats": mean(gaps) if None not in gaps else None,
+            "repeated_4gram_share": average([s["repeated_4gram_share"] for s in summaries]),
+            "same_text": mean(t.token_ids == b.token_ids for t, b in zip(traces, baseline, strict=True)),
+            "ms_per_token": median(times),
+            "speedup": median(ratios),
+        }
 
 
 def compare(
@@ -23,6 +163,7 @@ def compare(
     arms: Mapping[str, Decoder | None],
     *,
     repeats: int = 1,
+    gaps: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -30,40 +171,48 @@ def compare(
 
     Parameters
     ----------
-    prompts: one prompt or several. arms: name -> decoder (None is plain decoding); the first is the baseline.
+    prompts: one prompt or several. arms: name -> decoder (None is plain decoding); the first is the baseline. An `Arm`
+        in place of a decoder brings a cache stack of its own.
     repeats: runs of each prompt and arm; the fastest counts for the time.
+    gaps: score the baseline's text under every arm, too, which gives the column `kl_nats`.
     settings: as for `workbench.decode`.
 
     Columns: `claim`, `prompts`, `tokens`, `tokens_per_target_forward`, `draft_acceptance_rate`,
     `entropy_raw_nats`, `cache_bytes` (peak of a run), `bits_per_element`, `repeated_4gram_share`, `same_text` (share of
     prompts with the baseline's tokens), `ms_per_token` (median over prompts) and `speedup` (median over prompts of
-    baseline time over arm time per token, both measured here, interleaved). The traces are in `.attrs["traces"]`.
+    baseline time over arm time per token, both measured here, interleaved). With `gaps`, `kl_nats`: the mean KL
+    divergence of the arm's law from the baseline's, per token. The traces are in `.attrs["traces"]`.
 
     Ctrl-C ends the comparison and returns the prompts finished by then. Raises BadInput before any work where a prompt,
     an arm or a setting does not fit.
     """
     prompts = [prompts] if _single(prompts) else list(prompts)
-    if not prompts or not arms:
-        raise BadInput("compare: expected at least one prompt and one arm")
-    decoders = {name: check_decoder(decoder) for name, decoder in arms.items()}
-    for decoder in decoders.values():  # everything is checked before anything runs
-        for prompt in prompts:
-            Session(lm, prompt, decoder, **settings)
-    runs: dict[str, list[Trace]] = {name: [] for name in arms}
+    stack = settings.pop("cache", None)
+    given = {name: arm if isinstance(arm, Arm) else Arm(check_decoder(arm), stack) for name, arm in arms.items()}
+    runs = Comparison(lm, prompts, given, repeats, gaps, **settings)
     try:
-        bar = tqdm(total=len(prompts) * len(arms) * repeats, disable=not progress, desc="compare", unit="run")
-        with bar:
-            for prompt in prompts:
-                found = {name: _best(lm, prompt, decoder, repeats, bar, settings) for name, decoder in decoders.items()}
-                for name, trace in found.items():
-                    runs[name].append(trace)
+        with tqdm(total=runs.total, disable=not progress, desc="compare", unit="run") as bar:
+            for _ in runs:
+                bar.update(runs.done - bar.n)
+            bar.update(runs.done - bar.n)
     except KeyboardInterrupt:
-        if not next(iter(runs.values())):
+        if not runs.found:
             raise
-    first = next(iter(runs.values()))
-    table = pd.DataFrame([{"arm": name, **_row(traces, first)} for name, traces in runs.items()]).set_index("arm")
-    table.attrs["traces"] = runs
+    columns = [*COLUMNS, *(["kl_nats"] if gaps else [])]
+    table = pd.DataFrame(runs.rows()).set_index("arm")[columns]
+    table.attrs["traces"] = {name: [one[name].trace for one in runs.found] for name in arms}
     return table
+
+
+def gap(full: Laws, other: Laws) -> float | None:
+    """Mean KL divergence of the second laws from the first, over the positions that both have; in nats per token."""
+    places = sorted(full.keys() & other.keys())
+    return mean(float((full[i].exp() * (full[i] - other[i])).sum()) for i in places) if places else None
+
+
+def _decode(session: Session) -> Iterator[None]:
+    while session.step() is not None:
+        yield
 
 
 def _single(prompts: Any) -> bool:
@@ -75,49 +224,7 @@ def _single(prompts: Any) -> bool:
     )
 
 
-def _best(lm, prompt, decoder, repeats: int, bar: tqdm, settings: dict) -> Trace:
-    """The fastest of `repeats` runs."""
-    best = None
-    for _ in range(repeats):
-        session = Session(lm, prompt, decoder, **settings)
-        for _ in session:
-            pass
-        bar.update()
-        if best is None or _decode_ms(session.trace) < _decode_ms(best):
-            best = session.trace
-    return best
-
-
 def _decode_ms(trace: Trace) -> float:
     """Milliseconds per new token after the prefill."""
     spent = sum(event["ms"]["total"] for event in trace.log if event["type"] == "round" and event["mode"] != "prefill")
     return spent / max(1, len(trace.token_ids))
-
-
-def _row(traces: list[Trace], baseline: list[Trace]) -> dict[str, Any]:
-    summaries = [trace.summary() for trace in traces]
-
-    def pooled(numerator: str, denominator: str) -> float | None:
-        below = sum(s[denominator] or 0 for s in summaries)
-        return sum(s[numerator] or 0 for s in summaries) / below if below else None
-
-    def average(values: list) -> float | None:
-        known = [value for value in values if value is not None]
-        return mean(known) if known else None
-
-    times = [_decode_ms(trace) for trace in traces]
-    ratios = [_decode_ms(base) / time for base, time in zip(baseline, times, strict=True)]
-    return {
-        "claim": traces[0].run["claim"],
-        "prompts": len(traces),
-        "tokens": sum(s["tokens"] for s in summaries),
-        "tokens_per_target_forward": pooled("tokens", "target_forwards"),
-        "draft_acceptance_rate": pooled("num_accepted_tokens", "num_draft_tokens"),
-        "entropy_raw_nats": average([(s["entropy_raw_nats"] or {}).get("mean") for s in summaries]),
-        "cache_bytes": max((s["cache_bytes"] or {}).get("peak") or 0 for s in summaries),
-        "bits_per_element": average([s["bits_per_element"] for s in summaries]),
-        "repeated_4gram_share": average([s["repeated_4gram_share"] for s in summaries]),
-        "same_text": mean(t.token_ids == b.token_ids for t, b in zip(traces, baseline, strict=True)),
-        "ms_per_token": median(times),
-        "speedup": median(ratios),
-    }

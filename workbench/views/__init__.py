@@ -12,11 +12,12 @@ from workbench.views.cache import cache_footprint, ledger_over_time
 from workbench.views.cache_map import cache_map
 from workbench.views.figure import as_table, description
 from workbench.views.forwards import forwards_timeline
+from workbench.views.headroom import headroom
 from workbench.views.signals import entropy, signals
 from workbench.views.tree import draft_tree
 
 __all__ = [
     "BranchDiff", "BreakEven", "acceptance", "acceptance_length", "as_table", "bit_map", "branch_diff", "break_even",
     "break_even_numbers", "cache_footprint", "cache_map", "description", "divergence", "draft_tree", "entropy",
-    "forwards_timeline", "ledger_over_time", "signals",
+    "forwards_timeline", "headroom", "ledger_over_time", "signals",
 ]  # fmt: skip

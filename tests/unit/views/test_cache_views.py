@@ -171,9 +171,33 @@ def test_many_heads_and_positions_become_shares():
     (heat,) = views.cache_map(recorder.trace).data
     assert len(heat.x) == 1000 and len(heat.y) == layers and (heat.zmin, heat.zmax) == (0, 1)
     assert set(heat.z[3][:500]) == {7 / 8} and set(heat.z[3][500:]) == {1}
-    assert heat.customdata[0][0] == "2 evicted, 14 kept"
+    assert heat.customdata[0][0].tolist() == [2, 14]
+    assert "%{customdata[0]} evicted, %{customdata[1]} kept" in heat.hovertemplate
     (heat,) = views.cache_map(recorder.trace, layer=2).data
     assert len(heat.y) == heads and set(heat.z[0][:500]) == {0}
+
+
+def test_a_large_map_is_small_to_embed_and_shows_heads_where_asked():
+    """Texts per cell once made the map of a whole model more than a megabyte."""
+    layers, heads, positions = 6, 4, 600
+    recorder = Recorder(run(heads=heads, layers=layers))
+    events = [{"op": "evict", "head": 0, "positions": [[0, 100]]}, {"op": "retier", "positions": 599, "bits": 16}]
+    events[1]["destination"] = "host"
+    cache = {"target": ledger([positions] * layers, positions, heads=heads)}
+    recorder.round(Step("prefill", cache=cache, cache_events=events))
+    (shares,) = views.cache_map(recorder.trace).data
+    assert len(shares.y) == layers and len(views.cache_map(recorder.trace).to_json()) < 60_000
+    for asked, rows in (({"by_head": True}, layers * heads), ({"layer": 2}, heads)):
+        figure = views.cache_map(recorder.trace, **asked)
+        drawn = {heat.name: heat for heat in figure.data}
+        assert list(drawn) == ["evicted", "host", "kept"] and all(len(heat.y) == rows for heat in drawn.values())
+        cells = {name: (heat.z == STATES.index(name)).sum() for name, heat in drawn.items()}
+        assert cells == {"evicted": 100 * layers if rows > heads else 100, "host": rows,
+                         "kept": rows * (positions - 1) - cells["evicted"]}  # fmt: skip
+        assert drawn["kept"].customdata[-1][50].tolist() == [16, 16] and "keys" in drawn["kept"].hovertemplate
+        assert len(figure.to_json()) < 12 * len(drawn) * rows * positions and len(views.as_table(figure)) == sum(
+            cells.values()
+        )
 
 
 def test_the_bit_map_shows_keys_and_values_where_they_are_held(small):

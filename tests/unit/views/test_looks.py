@@ -10,7 +10,7 @@ from workbench.errors import BadInput
 from workbench.views.palette import PAGES, PALETTE, SEQUENTIAL, colours
 
 FIGURES = [name for name in views.__all__ if name not in ("BranchDiff", "BreakEven", "break_even_numbers")]
-FIGURES = [name for name in FIGURES if name not in ("as_table", "description")]
+FIGURES = [name for name in FIGURES if name not in ("as_table", "description", "headroom")]  # it draws a table
 BROWSER_DARK = "#111111"  # JupyterLab's dark page
 
 

@@ -1,0 +1,79 @@
+"""`workbench compare`: decoders side by side on the same prompts."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from workbench.cli.options import (
+    Parser,
+    add_cache,
+    add_model,
+    add_settings,
+    cache_of,
+    load_model,
+    pairs,
+    print_json,
+    settings_of,
+)
+from workbench.errors import BadInput
+
+__all__ = ["add_compare", "compare_arms"]
+
+
+def add_compare(parser: Parser) -> None:
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT")
+    parser.add_argument("--held-out", type=int, default=0, metavar="N", help="add the first N held-out prompts")
+    arm = "a decoder to compare, e.g. spec=speculative,drafter=copyspec,shape.length=4 (the first is the baseline)"
+    parser.add_argument("--arm", action="append", default=[], metavar="NAME=DECODER,…", help=arm)
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each; the fastest counts")
+    add_model(parser)
+    add_cache(parser)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="of the cache: cache.budget=128"
+    )
+    add_settings(parser)
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def compare_arms(args: argparse.Namespace) -> int:
+    """Decoders side by side on the same prompts."""
+    from workbench.experiments.compare import compare
+    from workbench.pretrained.prompts import held_out_prompts
+
+    prompts = args.prompts + [row["prompt"] for row in held_out_prompts(max(args.held_out, 0))]
+    arms = dict(arm_of(text) for text in args.arm)
+    if not prompts or not arms:
+        raise BadInput("compare: expected at least one prompt (or --held-out N) and one --arm name=decoder")
+    values = pairs(args.set)
+    settings = settings_of(args) | {"cache": cache_of(args, values)}
+    if values:
+        raise BadInput(
+            f"compare --set {next(iter(values))}: expected a parameter of the cache, such as cache.budget=128"
+        )
+    progress = sys.stderr.isatty()
+    lm = load_model(args)
+    found = compare(lm, prompts, arms, repeats=args.repeats, progress=progress, **settings)
+    if args.json:
+        print_json(json.loads(found.to_json(orient="index")))
+    else:
+        shown = {name: [f"{v:.3g}" if isinstance(v, float) else v for v in row] for name, row in found.items()}
+        print(type(found)(shown, index=found.index).T.to_string())
+    return 0
+
+
+def arm_of(text: str) -> tuple[str, Any]:
+    """`name=decoder,parameter=value,…` as a name and a decoder; a piece without = goes on the value before it."""
+    from workbench.declare import build
+
+    name, sign, rest = text.partition("=")
+    first, *pieces = rest.split(",")
+    if not sign or not name or not first:
+        raise BadInput(f"--arm {text!r}: expected name=decoder,parameter=value,…")
+    joined: list[str] = []
+    for piece in pieces:
+        if "=" in piece or not joined:
+            joined.append(piece)
+        else:
+            joined[-1] += f",{piece}"
+    return name, build("decoder", first, pairs(joined))

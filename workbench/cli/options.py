@@ -1,0 +1,83 @@
+"""What commands share: their parser, options of the model, of sampling and of the cache, and how they print."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from workbench.errors import BadInput
+
+__all__ = [
+    "Parser", "add_cache", "add_model", "add_settings", "cache_of", "load_model", "pairs", "print_json", "settings_of",
+]  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see: {self.prog} --help)")
+
+
+def add_model(parser: Parser) -> None:
+    parser.add_argument("--model", default="embedded", help="embedded, embedded-draft, a hub id or a local directory")
+    parser.add_argument("--device", help="cpu (default), cuda, cuda:1 or auto")
+    parser.add_argument("--dtype", help="float32, bfloat16, … (default: float32 on a CPU, else the checkpoint's own)")
+
+
+def add_settings(parser: Parser) -> None:
+    from workbench.declare import describe
+    from workbench.engine.sampling import Sampling
+
+    for entry in describe(Sampling):
+        kind = int if entry.kind == "int" else float
+        default = "off" if entry.default is None else entry.default
+        text = f"{entry.help}; {entry.bounds}, default {default}"
+        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all randomness, default 0")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end once the text contains this")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
+    parser.add_argument("--level", default="default", help="off, default or full instrumentation")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    from workbench.session import SAMPLING
+
+    chosen = {name: getattr(args, name) for name in SAMPLING if getattr(args, name, None) is not None}
+    rest = ("max_new_tokens", "seed", "stop", "level", "ignore_eos")
+    return chosen | {name: getattr(args, name) for name in rest}
+
+
+def load_model(args: argparse.Namespace):
+    from transformers.utils.logging import disable_progress_bar
+
+    from workbench.engine.loading import load
+
+    disable_progress_bar()
+    return load(args.model, device=args.device, dtype=args.dtype)
+
+
+def pairs(texts: Sequence[str]) -> dict[str, str]:
+    """`key=value` texts as a mapping. Raises BadInput for any other text."""
+    found = [text.partition("=") for text in texts]
+    for (key, sign, _), text in zip(found, texts, strict=True):
+        if not sign or not key.strip():
+            raise BadInput(f"{text!r}: expected name=value, such as shape.length=4")
+    return {key.strip(): value for key, _, value in found}
+
+
+def add_cache(parser: Parser) -> None:
+    text = "a policy or a quantizer, first the policy where both are given (repeatable); see: workbench list policies"
+    parser.add_argument("--cache", action="append", default=[], metavar="NAME", help=text)
+
+
+def cache_of(args: argparse.Namespace, values: dict[str, str]) -> Any:
+    """The cache that `--cache` names, with its parameters `cache.…` taken out of the values of `--set`."""
+    from workbench.cache.stack import stack_of
+
+    return stack_of(args.cache, {key[6:]: values.pop(key) for key in list(values) if key.startswith("cache.")})
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=True, default=str))
