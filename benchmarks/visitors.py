@@ -1,120 +1,370 @@
-"""Several visitors of the app at once, each watching runs of its own: what they get, and what watching costs.
+"""Several visitors of the served app at once, watching and stepping runs of their own: what they get, what it costs.
 
-    python benchmarks/visitors.py [--visitors 10] [--seconds 300] [--out benchmarks/results/visitors.json]
+    python benchmarks/visitors.py [--visitors 10] [--seconds 300] [--watch 20] [--out benchmarks/results/visitors.json]
 
-The visitors are pages without a browser or a server: they call the handlers a page calls, at the pace of the app's
-timer. Reported: looks per second while decoding and how long a look took, errors and runs, the processor time of
-looking over that of decoding, texts that were not what the same prompt gives alone, and memory before and after.
+The app is served by a process of its own, with one thread per operation of torch; the visitors are Python clients
+that speak to it over HTTP as pages do. They first all watch a long run of plain decoding at once, then step for the
+given time: run speculatively, watch to the end, back, by phase, by round, forget. Reported: updates and decoded
+rounds per second of the watched runs, how long an answer took, processor time of the server beside decoding over that
+of decoding, errors, texts that were not what the same prompt gives alone, and memory and open sessions before, during
+and after.
 """
 
 import argparse
+import http.client
 import json
+import multiprocessing
 import os
-import resource
 import threading
 import time
-from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlencode
 
-import workbench as wb
-from workbench.dashboard import transport
-from workbench.dashboard.page_load import closed
-from workbench.dashboard.run import Worker
-from workbench.dashboard.visit import VISITS, Visit
 from workbench.pretrained.prompts import held_out_prompts
 
-TOKENS = 48
+TOKENS, LONG = 32, 512  # of a run while stepping, and of the one that all watch
+PAUSE_S = 0.2  # between two presses
+WARM_S = 1.0  # into the watched runs before anything is measured
+SAMPLE_S = 1.0  # between two looks at the server's memory
 
 
-class Wanted:
-    """A form that always asks for the same decoder."""
-
-    def __init__(self, prompt: str):
-        self.wanted = SimpleNamespace(
-            prompt=prompt,
-            decoder=wb.Speculative(),
-            settings={"max_new_tokens": TOKENS},
-            load=lambda: wb.load("embedded"),
-        )
-
-    def read(self, values: Any) -> SimpleNamespace:
-        return self.wanted
+Figures = dict[str, Any]
 
 
-def visitor(number: int, until: float, found: dict[str, Any]) -> None:
-    """Run, watch to the end, step back and forward, forget; over and over."""
-    rows = held_out_prompts()
-    name, visit = f"visitor {number}", Visit()
-    VISITS[name] = visit
-    prompt = rows[number % len(rows)]["prompt"][-400:]
-    pace = ("round", "full speed", "")
-    while time.monotonic() < until:
-        transport.go(visit, *pace, Wanted(prompt))
-        worker: Worker = visit.worker
-        looks, started = 0, time.monotonic()
-        while visit.playing:
-            time.sleep(transport.BEAT_S)
-            live = worker.is_alive()
-            wall, cpu = time.perf_counter(), time.thread_time()
-            shown = transport.tick(visit)
-            found["look_cpu_s"] += (time.thread_time() - cpu) if live else 0.0
-            if live and isinstance(shown[0], str):
-                looks += 1
-                found["look_s"].append(time.perf_counter() - wall)
-        spent = time.monotonic() - started
-        if looks > 3:
-            found["looks_per_s"].append(looks / spent)
-        found["decode_cpu_s"] += worker.cpu_s
-        found["texts"].append((number, visit.branch.run.trace.text))
-        found["errors"] += bool(worker.error)
-        transport.back(visit, "round")
-        transport.step(visit, "phase")
-        visit.close()
-        found["runs"] += 1
-    closed(SimpleNamespace(session_hash=name))
+def server(pipe: Connection) -> None:
+    """Serve the app; answer every message on the pipe with figures of this process, until there is none."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import gc
+    import socket
+    import weakref
+
+    import workbench as wb
+    from workbench.dashboard import launch
+    from workbench.dashboard.run import Branch, Worker
+    from workbench.dashboard.visit import VISITS
+    from workbench.session import Session
+
+    over, spent = [0.0], {}  # processor time of the runs that are over, and of every thread that decodes
+    sessions = weakref.WeakSet()
+    decode, advance, begin = Worker.run, Branch.advance, Session._begin
+
+    def run(worker: Worker) -> None:
+        decode(worker)
+        spent.pop(threading.get_ident(), None)
+        over[0] += time.thread_time()
+
+    def step(branch: Branch, *values, **named) -> tuple[bool, bool]:
+        found = advance(branch, *values, **named)
+        if isinstance(threading.current_thread(), Worker):
+            spent[threading.get_ident()] = time.thread_time()
+        return found
+
+    def count(session: Session, *values, **named) -> None:
+        sessions.add(session)
+        begin(session, *values, **named)
+
+    Worker.run, Branch.advance, Session._begin = run, step, count
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    wb.decode(wb.load("embedded"), "def f(x):", wb.Speculative(), max_new_tokens=4)
+    launch(port=port, browser=False, wait=False)
+    pipe.send(port)
+    page_size = os.sysconf("SC_PAGE_SIZE") / 2**20
+    while pipe.recv():
+        if not VISITS:
+            gc.collect()
+        pipe.send({
+            "cpu_s": time.process_time(),
+            "decode_s": over[0] + sum(list(spent.values())),
+            "memory_mib": int(Path("/proc/self/statm").read_text().split()[1]) * page_size,
+            "sessions": len(sessions),
+            "pages": len(VISITS),
+        })  # fmt: skip
+    os._exit(0)
 
 
-def measure(visitors: int, seconds: float) -> dict[str, Any]:
-    """The figures of `visitors` at once for some seconds."""
-    lm = wb.load("embedded")
-    wb.decode(lm, "def f(x):", wb.Speculative(), max_new_tokens=4)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    until = time.monotonic() + seconds
-    each = [
-        {"look_s": [], "look_cpu_s": 0.0, "looks_per_s": [], "decode_cpu_s": 0.0, "texts": [], "errors": 0, "runs": 0}
-        for _ in range(visitors)
-    ]
-    crowd = [threading.Thread(target=visitor, args=(n, until, found)) for n, found in enumerate(each)]
-    for one in crowd:
-        one.start()
-    for one in crowd:
-        one.join()
-    rows = held_out_prompts()
-    texts = Counter(text for found in each for text in found["texts"])
-    alone = {
-        n: wb.decode(lm, rows[n % len(rows)]["prompt"][-400:], wb.Speculative(), max_new_tokens=TOKENS).text
-        for n in range(visitors)
-    }
-    looks = sorted(one for found in each for one in found["look_s"])
-    rates = [one for found in each for one in found["looks_per_s"]]
-    decode = sum(found["decode_cpu_s"] for found in each)
+class Client:
+    """A page without a browser: fires the app's events over HTTP, holds what the trace view would hold."""
+
+    def __init__(self, port: int, name: str):
+        self.port, self.name = port, name
+        self.heart = self._open()  # while it beats, the server takes the page to be open
+        self.heart.request("GET", f"/gradio_api/heartbeat/{name}")
+        self.beat = self.heart.getresponse()
+        self.line = self._open()
+        config = json.loads(self._ask("GET", "/config"))
+        self.events = {one["api_name"]: one for one in config["dependencies"]}
+        self.shown = {one["id"]: one["props"].get("value") for one in config["components"]}
+        self.named = {
+            one["props"].get(name): one["id"] for name in ("label", "elem_id") for one in config["components"]
+        }
+        self.state = {one["id"] for one in config["components"] if one["type"] == "state"}
+        self.view: dict[str, Any] = {}
+        self.answers: list[float] = []  # seconds each
+        self.fire("loaded")
+
+    def _open(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+
+    def _ask(self, method: str, path: str, body: Any = None) -> bytes:
+        asked = (method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+        try:
+            self.line.request(*asked)
+            reply = self.line.getresponse()
+        except (ConnectionError, http.client.RemoteDisconnected):  # the server had closed it, as nothing came for long
+            self.line.close()
+            self.line.request(*asked)
+            reply = self.line.getresponse()
+        text = reply.read()
+        if reply.status != 200:
+            raise RuntimeError(f"{path}: {reply.status} {text[:200]!r}")
+        return text
+
+    def set(self, name: str, value: Any) -> None:
+        self.shown[self.named[name]] = value
+
+    def fire(self, event: str, data: Any = None) -> None:
+        """Fire an event with what the page shows now, and take the updates in."""
+        one = self.events[event]
+        inputs = [None if number in self.state else self.shown[number] for number in one["inputs"]]
+        asked = {"data": inputs, "fn_index": one["id"], "session_hash": self.name, "event_data": data}
+        self._ask("POST", "/gradio_api/queue/join", {**asked, "trigger_id": None})
+        line = self._open()
+        line.request("GET", f"/gradio_api/queue/data?session_hash={self.name}")
+        done = next(m for m in self._messages(line.getresponse()) if m["msg"] == "process_completed")
+        line.close()
+        if not done["success"]:
+            raise RuntimeError(f"{event}: {done['output']}")
+        for number, value in zip(one["outputs"], done["output"]["data"], strict=True):
+            if isinstance(value, dict) and value.get("__type__") == "update":
+                if "value" not in value:
+                    continue
+                value = value["value"]
+            self.shown[number] = value
+            if number == self.named["view"] and value:
+                self.take(json.loads(value))
+
+    @staticmethod
+    def _messages(reply: http.client.HTTPResponse):
+        for line in reply:
+            if line.startswith(b"data:"):
+                yield json.loads(line[5:])
+
+    def take(self, delta: dict[str, Any]) -> None:
+        """What the page holds after a delta, by the contract of `workbench.web.data`."""
+        if delta["since"] == 0:
+            self.view = delta
+            return
+        if delta["id"] != self.view["id"] or delta["since"] > self.view["rounds_recorded"]:
+            raise RuntimeError(f"a delta of {delta['id']} from {delta['since']} on does not follow what is held")
+        before, after = self.view["tokens"], delta["tokens"]
+        kept = sum(round < delta["since"] for round in before.get("round", ()))
+        tokens = {name: before.get(name, [])[:kept] + after.get(name, []) for name in ("text", "round")}
+        self.view = {**self.view, **delta, "tokens": tokens}
+
+    def watch(self, until: float = float("inf"), beat: float = 0.15) -> list[float]:
+        """Look at the run as the page does until it is over; the times of the updates."""
+        times = []
+        while self.view["live"] and time.monotonic() < until:
+            held = {"run": self.view["id"], "rounds": self.view["rounds_recorded"], "cursor": self.view["cursor"]}
+            asked = time.monotonic()
+            found = json.loads(self._ask("GET", f"/live/{self.name}?{urlencode(held)}"))
+            self.answers.append(time.monotonic() - asked)
+            if found.get("rest"):
+                self.fire("tick")
+            elif found:
+                self.take(found)
+                times.append(time.monotonic())
+            time.sleep(beat)
+        return times
+
+    @property
+    def text(self) -> str:
+        return "".join(self.view["tokens"].get("text", ()))
+
+    def close(self) -> None:
+        self.line.close()
+        self.heart.sock.close() if self.heart.sock else None
+        self.beat.close()
+        self.heart.close()
+
+
+class Visitor(threading.Thread):
+    """A client that first watches one long run for some seconds, then runs and steps until its time is over."""
+
+    def __init__(self, port: int, number: int, gate: threading.Barrier, watch: float):
+        super().__init__(name=f"visitor {number}")
+        rows = held_out_prompts()
+        self.prompt = rows[number % len(rows)]["prompt"][-400:]
+        self.client, self.gate, self.watch = Client(port, f"visitor{number}"), gate, watch
+        self.until = float("inf")
+        self.error = ""
+        self.rounds = 0.0  # per second, of the run that was watched
+        self.watched: list[float] = []
+        self.answers: list[float] = []
+        self.texts: list[str] = []
+        self.presses = 0
+
+    def run(self) -> None:
+        try:
+            self.client.set("ignore the end-of-text token", True)
+            self._open("autoregressive", LONG)
+            self._press("play")
+            self.gate.wait()
+            self.client.watch(time.monotonic() + WARM_S)
+            self.client.answers, first = [], self.client.view["rounds_recorded"]
+            started = time.monotonic()
+            self.watched = self.client.watch(started + self.watch)
+            self.rounds = (self.client.view["rounds_recorded"] - first) / (time.monotonic() - started)
+            self.answers = self.client.answers
+            self._press("pause")
+            self._press("forget")
+            self.client.set("ignore the end-of-text token", False)
+            self.gate.wait()
+            while time.monotonic() < self.until:
+                self._round()
+        except Exception as error:  # noqa: BLE001  (whatever it was is reported)
+            self.error = f"{type(error).__name__}: {error}"
+            self.gate.abort()
+        finally:
+            self.client.close()
+
+    def _open(self, decoder: str, tokens: int) -> None:
+        for name, value in (("prompt", self.prompt), ("max new tokens", tokens), ("decoder", decoder)):
+            self.client.set(name, value)
+        self._press("start")
+
+    def _press(self, event: str, data: Any = None) -> None:
+        self.client.fire(event, data)
+        self.presses += 1
+
+    def _round(self) -> None:
+        client = self.client
+        self._open("speculative", TOKENS)
+        self._press("play")
+        client.watch()
+        self.texts.append(client.text)
+        for event, by in (
+            ("back", "round"),
+            ("step", "phase"),
+            ("step", "phase"),
+            ("step", "round"),
+            ("back", "token"),
+        ):
+            client.set("by", by)
+            self._press(event)
+            time.sleep(PAUSE_S)
+        self._press("forget")
+
+
+def measure(visitors: int, seconds: float, watch: float = 20) -> dict[str, Any]:
+    """The figures of `visitors` at once, who watch one run for some seconds and step for some."""
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=server, args=(there,), daemon=True)
+    process.start()
+    there.close()  # so that a server that fails ends this, too
+    port = here.recv()
+    samples: list[Figures] = []
+
+    def sample() -> Figures:
+        here.send(True)
+        samples.append(here.recv())
+        return samples[-1]
+
+    try:
+        before = sample()
+        gate = threading.Barrier(visitors + 1)
+        crowd = [Visitor(port, number, gate, watch) for number in range(visitors)]
+        watching, stepping = _visit(crowd, gate, seconds, watch, sample)
+        after = _left(sample)
+    finally:
+        here.send(False)
+        process.join(10)
+    alone = _alone(crowd)
+    answers = sorted(1000 * one for visitor in crowd for one in visitor.answers)
+    rates = [rate for visitor in crowd if len(visitor.watched) > 1 for rate in [_rate(visitor.watched)]]
+    memory = [one["memory_mib"] for one in samples]
     return {
         "visitors": visitors,
         "seconds": seconds,
         "cores": os.cpu_count(),
-        "runs": sum(found["runs"] for found in each),
-        "errors": sum(found["errors"] for found in each),
-        "mixed_texts": sum(count for (n, text), count in texts.items() if text != alone[n]),
-        "looks_per_s_median": median(rates) if rates else None,
-        "look_ms_median": 1000 * median(looks) if looks else None,
-        "look_ms_p95": 1000 * looks[int(0.95 * len(looks))] if looks else None,
-        "look_cpu_over_decode_cpu": sum(found["look_cpu_s"] for found in each) / decode if decode else None,
-        "peak_memory_before_mib": before / 1024,
-        "peak_memory_after_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "left_open": sum(bool(visit.branches) for visit in list(VISITS.values())),
+        "errors": [visitor.error for visitor in crowd if visitor.error],
+        "runs": sum(len(visitor.texts) for visitor in crowd),
+        "presses": sum(visitor.presses for visitor in crowd),
+        "mixed_texts": sum(text != alone[visitor.prompt] for visitor in crowd for text in visitor.texts),
+        "updates_per_s_median": median(rates) if rates else None,
+        "updates_per_s_least": min(rates, default=None),
+        "rounds_per_s_median": median(visitor.rounds for visitor in crowd),
+        "answer_ms_median": median(answers) if answers else None,
+        "answer_ms_p95": answers[int(0.95 * len(answers))] if answers else None,
+        "watching_cpu_over_decode_cpu": watching,
+        "all_else_cpu_over_decode_cpu_while_stepping": stepping,
+        "load_average": os.getloadavg()[0],
+        "memory_mib": {"before": memory[0], "most": max(memory), "after": after["memory_mib"],
+                       "over_time": memory[:: max(1, len(memory) // 12)]},
+        "sessions": {"before": before["sessions"], "most": max(s["sessions"] for s in samples),
+                     "after": after["sessions"]},
+        "pages_after": after["pages"],
+    }  # fmt: skip
+
+
+def _visit(
+    crowd: list[Visitor], gate: threading.Barrier, seconds: float, watch: float, sample: Callable[[], Figures]
+) -> tuple[float | None, float | None]:
+    """Let them all watch, then step; the server's other processor time over that of decoding in both."""
+    for visitor in crowd:
+        visitor.start()
+    try:
+        gate.wait()
+        time.sleep(1.5 * WARM_S)
+        first = sample()
+        time.sleep(max(0.0, watch - WARM_S))
+        last = sample()
+        gate.wait()
+        begun = sample()
+        until = time.monotonic() + seconds
+        for visitor in crowd:
+            visitor.until = until
+        while any(visitor.is_alive() for visitor in crowd):
+            time.sleep(SAMPLE_S)
+            ended = sample()
+    except threading.BrokenBarrierError:
+        for visitor in crowd:
+            visitor.join()
+        return None, None
+    return _beside(first, last), _beside(begun, ended)
+
+
+def _beside(first: Figures, last: Figures) -> float | None:
+    decode = last["decode_s"] - first["decode_s"]
+    return (last["cpu_s"] - first["cpu_s"] - decode) / decode if decode else None
+
+
+def _rate(times: list[float]) -> float:
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def _left(sample: Callable[[], Figures], patience: float = 30) -> Figures:
+    """The figures once every page has been let go of."""
+    deadline = time.monotonic() + patience
+    while (found := sample())["pages"] and time.monotonic() < deadline:
+        time.sleep(SAMPLE_S)
+    return found
+
+
+def _alone(crowd: list[Visitor]) -> dict[str, str]:
+    """Every visitor's text, decoded by itself."""
+    import workbench as wb
+
+    lm = wb.load("embedded")
+    return {
+        visitor.prompt: wb.decode(lm, visitor.prompt, wb.Speculative(), max_new_tokens=TOKENS).text for visitor in crowd
     }
 
 
@@ -122,9 +372,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--visitors", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--watch", type=float, default=20)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = measure(args.visitors, args.seconds)
+    found = measure(args.visitors, args.seconds, args.watch)
     print(json.dumps(found, indent=2))
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """The app in process: visitors that press its buttons as a browser would, a served copy, and its pages in Chromium."""
 
 import socket
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -51,17 +52,57 @@ def outside(tmp_path, monkeypatch):
     sys.modules.pop("throwaway_decoder", None)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def served():
     """The app on a free port of this machine; gives its address."""
     from workbench.dashboard import launch
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     app = launch(port=port, browser=False, wait=False)
     yield f"http://127.0.0.1:{port}/"
     app.close()
+
+
+class Mortal:
+    """The app as a process of its own, to be killed; `again` serves it anew on the same port, from this process."""
+
+    def __init__(self):
+        self.port, self.process, self.app = free_port(), None, None
+
+    def start(self) -> str:
+        command = [sys.executable, "-m", "workbench", "app", "--no-browser", f"--port={self.port}"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        said = self.process.stdout.readline()
+        assert str(self.port) in said, said
+        return f"http://127.0.0.1:{self.port}/"
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+
+    def again(self) -> None:
+        from workbench.dashboard import launch
+
+        self.app = launch(port=self.port, browser=False, wait=False)
+
+
+@pytest.fixture
+def mortal():
+    """A server that a test may kill and bring back."""
+    server = Mortal()
+    yield server
+    server.kill()
+    if server.app is not None:
+        server.app.close()
 
 
 @pytest.fixture
@@ -69,13 +110,13 @@ def open_page(chromium, served):
     """Opens the app in a window of a given size; at the end no request may have left the machine, no script failed."""
     pages = []
 
-    def open_(width: int = 1400, height: int = 900):
+    def open_(width: int = 1400, height: int = 900, at: str = served):
         context = chromium.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         page = context.new_page()
-        seen = SimpleNamespace(context=context, requests=[], errors=[])
+        seen = SimpleNamespace(context=context, own=at, requests=[], errors=[])
         page.on("request", lambda request: seen.requests.append(request.url))
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
-        page.goto(served)
+        page.goto(at)
         page.wait_for_selector("#start:not([disabled])", timeout=60_000)
         pages.append(seen)
         return page
@@ -84,5 +125,5 @@ def open_page(chromium, served):
     for seen in pages:
         seen.context.close()
         assert not seen.errors
-        strange = [url for url in seen.requests if not url.startswith((served, "blob:", "data:"))]
+        strange = [url for url in seen.requests if not url.startswith((seen.own, "blob:", "data:"))]
         assert not strange

@@ -26,6 +26,7 @@ def test_candidates_are_those_of_the_token_with_what_was_cut(visitor, plain):
     visitor.fire("pick", {"index": 0})
     labels = visitor.choices("candidate")
     assert [number for _, number in labels] == plain.tokens["topk_raw"][0][0]
+    assert all(" → 0." in label or " → 1" in label for label, _ in labels[:2]) and "→" not in labels[2][0]
     assert sum("taken" in label for label, _ in labels) <= 1
     assert all("cut by top_k" in label for label, _ in labels[2:]) and "cut" not in labels[0][0]
 

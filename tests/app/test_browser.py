@@ -1,6 +1,7 @@
 """The app in a real browser; the `open_page` fixture asserts that nothing left the machine and no script failed."""
 
 import json
+import os
 import time
 
 import pytest
@@ -18,6 +19,7 @@ PHASES_AGREE = """() => {
     && phases.querySelectorAll('[aria-current=step]').length === 1;
 }"""
 AHEAD = f"{TOKEN}.wb-ahead"
+PATIENCE = 60_000  # ms; waits end as soon as what they wait for is there
 
 
 def start(page, tokens: int = 24, button: str = "#start") -> None:
@@ -35,12 +37,13 @@ def start(page, tokens: int = 24, button: str = "#start") -> None:
 
 
 def says(page, text: str, place: str = "#status") -> None:
-    holds = "([place, text]) => document.querySelector(place).innerText.includes(text)"
-    page.wait_for_function(holds, arg=[place, text], timeout=20_000)
+    holds = "([place, text]) => document.querySelector(place)?.innerText.includes(text)"
+    page.wait_for_function(holds, arg=[place, text], timeout=PATIENCE)
 
 
 def tokens(page, count: int) -> None:
-    page.wait_for_function(f"count => document.querySelectorAll('{TOKEN}').length >= count", arg=count, timeout=20_000)
+    there = f"count => document.querySelectorAll('{TOKEN}').length >= count"
+    page.wait_for_function(there, arg=count, timeout=PATIENCE)
 
 
 def step(page, press) -> None:
@@ -57,7 +60,7 @@ def step(page, press) -> None:
 
 
 def click(page, button: str):
-    return lambda: page.click(f"{button}:not([disabled])", timeout=20_000)
+    return lambda: page.click(f"{button}:not([disabled])", timeout=PATIENCE)
 
 
 def key(page, name: str):
@@ -65,7 +68,7 @@ def key(page, name: str):
 
 
 def at_rest(page) -> None:
-    page.wait_for_selector("#pause[disabled]", timeout=20_000)
+    page.wait_for_selector("#pause[disabled]", timeout=PATIENCE)
 
 
 def cursor(page) -> str:
@@ -79,7 +82,7 @@ def test_a_run_is_stepped_by_phase_scrubbed_and_taken_back_by_keyboard(open_page
     key(page, "1")()
     for name in ("n", "n", "n", "b"):
         step(page, key(page, name))
-        page.wait_for_function(PHASES_AGREE, timeout=20_000)
+        page.wait_for_function(PHASES_AGREE, timeout=PATIENCE)
     key(page, "2")()
     for _ in range(3):
         step(page, key(page, "n"))
@@ -90,9 +93,9 @@ def test_a_run_is_stepped_by_phase_scrubbed_and_taken_back_by_keyboard(open_page
     page.wait_for_function("document.querySelector('#phases').innerText.includes('Round 1')")
     step(page, click(page, "#step"))
     page.wait_for_function(f"document.querySelector('{TOKEN}[aria-selected=true]').dataset.index !== '0'")
-    page.wait_for_selector("#plot .js-plotly-plot", timeout=20_000)
+    page.wait_for_selector("#plot .js-plotly-plot", timeout=PATIENCE)
     step(page, click(page, "#back"))
-    page.wait_for_selector(AHEAD, timeout=20_000)
+    page.wait_for_selector(AHEAD, timeout=PATIENCE)
 
 
 def test_a_run_plays_live_stops_at_a_condition_pauses_and_branches(open_page):
@@ -107,10 +110,11 @@ def test_a_run_plays_live_stops_at_a_condition_pauses_and_branches(open_page):
     updates = "() => { window.seen = []; new MutationObserver(() => window.seen.push(performance.now())).observe("
     page.evaluate(updates + "document.querySelector('#view .wb-tokens'), {childList: true}); }")
     page.click("#play")
-    page.wait_for_function("window.seen.length > 12", timeout=20_000)
+    page.wait_for_function("window.seen.length > 12", timeout=PATIENCE)
     page.click("#pause")
     apart = page.evaluate("window.seen.slice(1).map((at, i) => at - window.seen[i]).filter((ms) => ms > 5)")
-    assert sorted(apart)[len(apart) // 2] < 200  # at least five updates a second
+    busy = max(1.0, os.getloadavg()[0] / os.cpu_count())  # shares the processor with so many others
+    assert sorted(apart)[len(apart) // 2] < 200 * busy  # at least five updates a second
     says(page, "Token")
     at_rest(page)
     page.locator(TOKEN).nth(1).click()
@@ -123,7 +127,7 @@ def test_a_run_plays_live_stops_at_a_condition_pauses_and_branches(open_page):
     page.get_by_role("tab", name="Side by side").click()
     page.click("#beside")
     says(page, "They part at token 1: forced token.", "#both")
-    page.wait_for_selector("#diff .js-plotly-plot", timeout=20_000)
+    page.wait_for_selector("#diff .js-plotly-plot", timeout=PATIENCE)
 
 
 def test_runs_leave_and_come_back_as_files(open_page, tmp_path):
@@ -156,10 +160,10 @@ def test_decoders_are_compared_in_a_table_that_can_be_saved(open_page, tmp_path)
     with page.expect_download() as download:
         page.click("#csv")
     download.value.save_as(tmp_path / "table.csv")
-    assert (tmp_path / "table.csv").read_text().startswith("arm,claim,verified by")
+    assert (tmp_path / "table.csv").read_text().startswith("arm,claim,verified_by")
 
 
-def test_an_error_is_one_line_and_the_page_goes_on(open_page):
+def test_an_error_is_one_line_and_the_page_goes_on(open_page, tmp_path):
     page = open_page()
     page.fill("#prompt textarea", "")
     page.click("#go")
@@ -168,6 +172,15 @@ def test_an_error_is_one_line_and_the_page_goes_on(open_page):
     start(page, 4, "#go")
     says(page, "Ended: length")
     assert page.title() == "decoding workbench" and "</script>" in page.inner_text(".wb-prompt")
+    page.fill("#until input, #until textarea", "entropy >")
+    page.click("#go")
+    says(page, "entropy >")
+    assert "\n" not in page.inner_text("#status").strip() and page.locator(TOKEN).count() == 4
+    (tmp_path / "broken.html").write_text("<!doctype html>\n<p>no trace in here</p>")
+    page.get_by_role("tab", name="Share").click()
+    page.set_input_files("input[type=file]", tmp_path / "broken.html")
+    says(page, "broken.html")
+    assert "trace.capsule" in page.inner_text("#status") and page.locator(TOKEN).count() == 4
 
 
 def test_two_visitors_at_once_and_one_that_leaves_and_returns(open_page):
@@ -180,7 +193,7 @@ def test_two_visitors_at_once_and_one_that_leaves_and_returns(open_page):
     assert one.locator(TOKEN).count() == 60 and two.locator(TOKEN).count() == 12
     assert "fibonacci" in one.inner_text(".wb-prompt") and "Stack" in two.inner_text(".wb-prompt")
     one.reload()
-    one.wait_for_selector("#go:not([disabled])", timeout=20_000)
+    one.wait_for_selector("#go:not([disabled])", timeout=PATIENCE)
     assert one.locator(TOKEN).count() == 0
     start(one, 4, "#go")
     says(one, "Ended: length")
@@ -190,7 +203,7 @@ def test_a_phone_needs_no_sideways_scrolling(open_page):
     page = open_page(390, 844)
     start(page, 12, "#go")
     says(page, "Ended: length")
-    page.wait_for_selector("#plot .js-plotly-plot", timeout=20_000)
+    page.wait_for_selector("#plot .js-plotly-plot", timeout=PATIENCE)
     measure = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     for tab in ("Compare", "Share", "Side by side", "Decode"):
         page.get_by_role("tab", name=tab).click()
@@ -212,6 +225,25 @@ def test_everything_is_named_for_those_who_do_not_see_it(open_page):
     assert page.locator("#status[role=status], #status [role=status]").count() == 1
     page.locator("#words summary").first.click()
     assert page.locator("#words th").count() >= 2 and page.inner_text("#words .wb-caption").startswith("Draft of round")
+
+
+def test_a_killed_server_is_said_and_the_page_comes_back_with_the_next_one(open_page, mortal):
+    """In mid-run; nobody has to reload, and what a visitor does then works as on the first day."""
+    page = open_page(at=mortal.start())
+    page.click("#speed input")
+    page.get_by_role("option", name="3 steps / s").click()
+    start(page, 400, "#go")
+    tokens(page, 2)
+    mortal.kill()
+    lost = page.get_by_text("Connection to the server was lost").first
+    lost.wait_for(timeout=PATIENCE)
+    assert page.locator(TOKEN).count() >= 2  # what was there can still be read
+    mortal.again()
+    says(page, "Choose a prompt or a preset")
+    page.wait_for_selector("#go:not([disabled])", timeout=PATIENCE)
+    assert lost.count() == 0 and page.locator(TOKEN).count() == 0
+    start(page, 4, "#go")
+    says(page, "Ended: length")
 
 
 def test_the_page_is_ready_soon(open_page):

@@ -8,6 +8,7 @@ import workbench as wb
 from tests.app.visitor import PROMPT, Visitor
 from workbench import declare
 from workbench.dashboard import python
+from workbench.dashboard.controls import _nests
 from workbench.dashboard.figures import FIGURES
 from workbench.dashboard.presets import presets
 from workbench.dashboard.visit import VISITS
@@ -19,6 +20,19 @@ def test_every_declared_parameter_has_a_control_with_its_help(app):
         for name in declare.names(family):
             for entry in declare.describe(declare.get(family, name)):
                 assert any(info.startswith(entry.help) for info in infos), (family, name, entry.name)
+
+
+def test_a_member_made_of_its_own_family_is_not_offered_within_itself(app):
+    """Such a drafter once made the app build controls without end."""
+    nesting = [name for name in declare.names("drafter") if _nests("drafter", name)]
+    drafters = [
+        {value for _, value in block.choices}
+        for block in app.blocks.values()
+        if ("copyspec", "copyspec") in (getattr(block, "choices", None) or ())
+    ]
+    assert set(declare.names("drafter")) in drafters
+    for name in nesting:
+        assert sum(name in offered for offered in drafters) < len(drafters)
 
 
 def evaluated(code: str) -> wb.Trace:

@@ -11,7 +11,8 @@ import pytest
 
 import workbench as wb
 from workbench import web
-from workbench.trace import Trace
+from workbench.errors import BadTrace
+from workbench.trace import Trace, tables
 from workbench.trace.schema import TABLES
 from workbench.web.data import COLUMNS, SIGNALS
 
@@ -107,6 +108,58 @@ def test_level_off_and_short_runs_are_drawn(lm, tokens):
     data = web.payload(trace)
     assert data["length"] == tokens and "entropy_raw_nats" not in data["tokens"] and data["names"] == {}
     assert "cache_bytes" not in data["rounds"]
+
+
+def test_a_delta_costs_its_own_rounds_only(tree, monkeypatch):
+    """Live views ask many times a second: whatever went before is not read again."""
+    read = []
+    whole = tables._of
+    monkeypatch.setattr(tables, "_of", lambda events, *kinds: whole(read.append(len(events)) or events, *kinds))
+    web.payload(tree, len(tree.rounds) - 2)
+    events = sum(event.get("round", -1) >= len(tree.rounds) - 2 or event["type"] == "end" for event in tree.log)
+    assert read and max(read) <= 1 + events < len(tree.log) / 2
+
+
+def test_what_a_trace_says_of_ids_is_read_on_from_where_it_was(toy, monkeypatch):
+    session = wb.Session(toy, [0, 1], max_new_tokens=6)
+    read = []
+    whole = tables.expand
+    session.step()
+    web.payload(session.trace)
+    monkeypatch.setattr(tables, "expand", lambda event: read.append(event["type"]) or whole(event))
+    for step in range(1, 4):
+        session.step()
+        names = web.payload(session.trace, step)["names"]
+        assert read == ["round"] and names
+        read.clear()
+
+
+def test_the_laws_at_the_prompt_are_columns_like_those_of_the_tokens(lm):
+    trace = wb.decode(lm, "def area(r):\n    return", max_new_tokens=3, prompt_rows=True)
+    data, rows = web.payload(trace), trace.prompt_tokens
+    prompt = data["prompt"]
+    assert prompt["index"] == list(range(-len(rows) - 1, 0)) and "".join(prompt["text"]) == trace.prompt
+    assert prompt["token_id"] == trace.run["prompt_ids"]
+    assert prompt["entropy_raw_nats"][0] is None  # nothing came before the first
+    assert prompt["entropy_raw_nats"][1:] == pytest.approx(rows["entropy_raw_nats"].tolist(), rel=1e-4)
+    asked = {str(token) for law in prompt["topk_raw"] if law for token in law[0]}
+    assert asked <= set(data["names"]) and "prompt" in data["colours"]["source"]
+    assert "prompt" not in web.payload(trace, 1)
+
+
+def test_a_long_prompt_with_laws_is_cut_at_its_beginning(lm, monkeypatch):
+    monkeypatch.setattr(web.data, "PROMPT_ROWS", 4)
+    trace = wb.decode(lm, "def area(r):\n    return", max_new_tokens=1, prompt_rows=True)
+    prompt = web.payload(trace)["prompt"]
+    assert prompt["index"] == [-5, -4, -3, -2, -1] and prompt["text"][0] == "…"
+    assert prompt["token_id"] == trace.run["prompt_ids"][-5:]
+
+
+def test_a_column_that_holds_no_numbers_is_refused(tree):
+    log = deepcopy(tree.log)
+    next(event for event in log if event["type"] == "round" and event["emitted"])["tokens"]["rank"] = "1; alert()"
+    with pytest.raises(BadTrace, match="tokens.rank holds values that are not numbers"):
+        web.payload(Trace(log))
 
 
 def test_a_run_without_tokens_is_drawn(tree):

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from workbench.dashboard import branches, comparing, figures, guard, page_load, share, sides, transport
+from workbench.dashboard import branches, comparing, figures, guard, meter, page_load, share, sides, transport
 from workbench.dashboard import panel as page
 from workbench.dashboard.form import KINDS, Form
 from workbench.dashboard.presets import presets
@@ -51,6 +51,8 @@ def build_app(models: Sequence[str] = (), anything: bool = True) -> gr.Blocks:
                         sides.panel(parts)
                     with gr.Tab("Compare", render_children=True):
                         comparing.panel(parts)
+                    with gr.Tab("Lossless?", render_children=True):
+                        meter.panel(parts)
                     with gr.Tab("Share", render_children=True):
                         share.panel(parts)
             with gr.Column(scale=1, min_width=290, elem_id="settings"):
@@ -119,7 +121,7 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
     on(parts["back"].click, transport.back, ["by"], api_name="back")
     on(parts["play"].click, transport.play, pace, api_name="play")
     on(parts["pause"].click, transport.pause, limit=MANY, api_name="pause")
-    on(parts["timer"].tick, transport.tick, limit=MANY, api_name="tick")
+    on(parts["view"].rest, transport.tick, limit=MANY, trigger_mode="always_last", api_name="tick")
     on(parts["view"].pick, transport.pick, limit=MANY, trigger_mode="always_last", api_name="pick")
     on(
         parts["view"].lost,
@@ -145,6 +147,11 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
     on(parts["compare"].click, with_form(comparing.start, 2), arms, api_name="compare", **compared)
     on(parts["stop"].click, comparing.stop, limit=MANY, api_name="stop", **compared)
     on(parts["beat"].tick, comparing.tick, limit=MANY, api_name="beat", **compared)
+
+    measured = {"outputs": meter.outputs(parts), "status": "verdict"}
+    on(parts["measure"].click, with_form(meter.start, 1), ["counted", *settings], api_name="measure", **measured)
+    on(parts["enough"].click, meter.stop, limit=MANY, api_name="enough", **measured)
+    on(parts["pulse"].tick, meter.tick, limit=MANY, api_name="pulse", **measured)
 
     on(parts["open"].upload, share.open_trace, ["open"], api_name="open")
     on(parts["copy"].click, with_form(share.copy), settings, parts["code"], api_name="copy")

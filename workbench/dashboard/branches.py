@@ -22,7 +22,9 @@ def panel(parts: dict[str, Any]) -> None:
         small = {"size": "sm", "interactive": False, "scale": 1, "min_width": 80}
         parts["forget"] = gr.Button("Forget", elem_id="forget", **small)
     with gr.Accordion("Branch before the token at the cursor", open=True, elem_id="forking"):
-        parts["candidates"] = gr.Radio([], label="take a candidate of the raw law", elem_id="candidate")
+        parts["candidates"] = gr.Radio(
+            [], label="take a candidate (p of the raw law → of the law sampled from)", elem_id="candidate"
+        )
         with gr.Row():
             parts["typed"] = gr.Textbox(
                 "", label="or type one token", max_lines=1, scale=2, min_width=130, elem_id="typed"

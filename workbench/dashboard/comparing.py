@@ -12,10 +12,11 @@ from workbench.dashboard.form import Form
 from workbench.dashboard.guard import guarded
 from workbench.dashboard.inspector import inert, number, table
 from workbench.dashboard.share import as_file
-from workbench.dashboard.trial import BASELINE, Arm, Trial
+from workbench.dashboard.trial import BASELINE, Trial
 from workbench.dashboard.visit import Visit
 from workbench.decoders import Autoregressive, EntropyAdaptive, Speculative
 from workbench.errors import BadInput
+from workbench.experiments.compare import Arm
 from workbench.headline import size
 from workbench.pretrained.prompts import held_out_prompts
 from workbench.speculation import CopySpec, FixedTree
@@ -38,6 +39,13 @@ ARMS = {
 CHOSEN = ("draft model, chain", "copied drafts", "h2o 128", "kivi 4 bits")
 MAX_PROMPTS, MAX_ARMS = 20, 12
 BEAT_S = 0.5
+HEADINGS = {
+    "arm": "arm", "claim": "claim", "verified_by": "verified by", "prompts": "prompts", "tokens": "tokens",
+    "tokens_per_target_forward": "tokens / target forward", "draft_acceptance_rate": "draft acceptance",
+    "cache_bytes": "peak cache", "bits_per_element": "bits / element",
+    "kl_nats": "KL from the full cache (nats / token)", "same_text": "same text",
+    "repeated_4gram_share": "repeated 4-grams", "ms_per_token": "ms / token", "speedup": "speed-up",
+}  # fmt: skip
 IDLE = "Choose what to compare, and press Compare. The plain decoder over the full cache is always the baseline."
 
 
@@ -116,16 +124,18 @@ def tick(visit: Visit) -> tuple:
 
 def _shown(trial: Trial) -> tuple:
     rows, over = trial.rows(), trial.over
+    runs = trial.comparison
+    finished, prompts = len(runs.found), len(runs.prompts)
     if trial.error:
         text = trial.error
     elif over:
-        whole = f"{len(trial.found)} of {len(trial.prompts)} prompts"
-        text = f"Done: {whole}." if len(trial.found) == len(trial.prompts) else f"Stopped: {whole} are in the table."
+        whole = f"{finished} of {prompts} prompts"
+        text = f"Done: {whole}." if finished == prompts else f"Stopped: {whole} are in the table."
     else:
-        text = "Comparing …"
+        text = f"Decoding prompt {min(finished + 1, prompts)} of {prompts} under {runs.now or 'the first arm'!r} …"
     saved = gr.update(interactive=bool(rows))
     return (
-        _bar(trial.done, trial.total, text), _table(rows), gr.update(interactive=over), gr.update(interactive=not over),
+        _bar(runs.done, runs.total, text), _table(rows), gr.update(interactive=over), gr.update(interactive=not over),
         saved, saved, gr.Timer(active=not over),
     )  # fmt: skip
 
@@ -138,8 +148,17 @@ def _bar(done: int, total: int, text: str) -> str:
 def _table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    shown = ([size(v) if name.startswith("peak") else number(v) for name, v in row.items()] for row in rows)
-    return table((name.removesuffix(" (bytes)") for name in rows[0]), shown, name="wb-rows wb-compared")
+    cells = ([_cell(name, row) for name in HEADINGS] for row in rows)
+    return table(HEADINGS.values(), cells, name="wb-rows wb-compared")
+
+
+def _cell(name: str, row: dict[str, Any]) -> str:
+    value = row[name]
+    if name == "cache_bytes":
+        return size(value)
+    if name == "claim" and row["cache"]:
+        return inert(f"{value}, under its cache")
+    return number(value or None if name == "verified_by" else value)
 
 
 @guarded

@@ -1,6 +1,7 @@
 """Controls made from declarations: a dropdown per family, and one control per declared parameter of every member.
 
-All members' controls are built once; choosing a member shows its group. A decoder, drafter, policy or quantizer of
+All members' controls are built once; choosing a member shows its group. A member made of others of its own family is
+offered at the top, not within such a member. A decoder, drafter, policy or quantizer of
 another package appears here with no edit.
 """
 
@@ -79,10 +80,13 @@ class MemberControls:
         self.paths: list[Path] = []
         self.components: list[gr.components.Component] = []
         self.members: set[Path] = set()
-        self._choose((family,), family, label, default or "", optional=default is None, about=about)
+        self._choose((family,), family, label, default or "", optional=default is None, about=about, above=())
 
-    def _choose(self, path: Path, family: str, label: str, default: str, optional: bool, about: str) -> None:
-        known = declare.names(family)
+    def _choose(
+        self, path: Path, family: str, label: str, default: str, optional: bool, about: str, above: tuple[str, ...]
+    ) -> None:
+        """A choice of a member, and the controls of each; `above`: the families of the choices it lies within."""
+        known = [name for name in declare.names(family) if family not in above or not _nests(family, name)]
         choices = (
             [(self.nothing, ""), *((name, name) for name in known)] if optional else [(name, name) for name in known]
         )
@@ -96,15 +100,15 @@ class MemberControls:
                 if len(path) == 1:
                     gr.Markdown((cls.__doc__ or "").strip().split("\n")[0], elem_classes="wb-about")
                 for entry in declare.describe(cls):
-                    self._parameter((*path, name, entry.name), entry)
+                    self._parameter((*path, name, entry.name), entry, (*above, family))
             groups.append(group)
         show = partial(show_group, known)
         chooser.change(show, chooser, groups, queue=False, show_progress="hidden", api_visibility="private")
 
-    def _parameter(self, path: Path, entry: Field) -> None:
+    def _parameter(self, path: Path, entry: Field, above: tuple[str, ...]) -> None:
         if entry.kind == "member":
             default = "" if entry.default is None else entry.default.declared_name
-            self._choose(path, entry.family, entry.name, default, entry.optional, entry.help)
+            self._choose(path, entry.family, entry.name, default, entry.optional, entry.help, above)
         else:
             self._add(path, control(entry, self.models, self.anything))
 
@@ -140,6 +144,13 @@ class MemberControls:
         known = dict(zip(self.paths, (component.value for component in self.components), strict=True))
         known[(self.family,)] = member.declared_name if member is not None else ""
         return list({**known, **dict(_written((self.family,), member))}.values())
+
+
+def _nests(family: str, name: str) -> bool:
+    """Whether a member takes another of its own family: offered once, not within itself."""
+    return any(
+        entry.kind == "member" and entry.family == family for entry in declare.describe(declare.get(family, name))
+    )
 
 
 def _written(path: Path, member: Declared | None) -> Iterator[tuple[Path, Any]]:

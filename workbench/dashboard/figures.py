@@ -1,5 +1,6 @@
 """The figures of a run: one or two plots, what they show in words, and their data as a table."""
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,10 @@ from workbench import views
 from workbench.dashboard.guard import guarded
 from workbench.dashboard.inspector import inert, number, table
 from workbench.dashboard.visit import Visit
+from workbench.errors import BadInput
+from workbench.experiments.headroom import headroom
 from workbench.trace import Trace
+from workbench.views.figure import blank, figure
 
 __all__ = ["FIGURES", "choose", "drawn", "panel", "words"]
 
@@ -18,7 +22,7 @@ Figures = Callable[[Trace, int | None, str | None], list[go.Figure]]
 FIGURES: dict[str, Figures] = {
     "draft tree": lambda t, r, theme: [views.draft_tree(t, r, theme=theme)],
     "cache map and ledger": lambda t, r, theme: [
-        views.cache_map(t, r, theme=theme), views.ledger_over_time(t, theme=theme),
+        views.cache_map(t, r, theme=theme, by_head=True), views.ledger_over_time(t, theme=theme),
     ],
     "bit map": lambda t, r, theme: [views.bit_map(t, r, theme=theme)],
     "cache by layer": lambda t, r, theme: [views.cache_footprint(t, theme=theme)],
@@ -28,11 +32,27 @@ FIGURES: dict[str, Figures] = {
     "acceptance by drafter": lambda t, r, theme: [views.acceptance(t, by="drafter", theme=theme)],
     "acceptance by entropy": lambda t, r, theme: [views.acceptance(t, by="entropy", theme=theme)],
     "draft against target": lambda t, r, theme: [views.divergence(t, theme=theme)],
+    "headroom of other drafts": lambda t, r, theme: [headroom_of(t, theme)],
     "break-even": lambda t, r, theme: [views.break_even(t, theme=theme)],
     "forward passes": lambda t, r, theme: [views.forwards_timeline(t, theme=theme)],
     "entropy and surprisal": lambda t, r, theme: [views.entropy(t, theme=theme)],
 }  # fmt: skip
 ROWS = 200  # of a figure's table
+
+
+def headroom_of(trace: Trace, theme: str | None) -> go.Figure:
+    """What other draft shapes would have given; where the trace does not hold it, what to record instead."""
+    try:
+        return views.headroom(headroom(trace), theme)
+    except BadInput as why:
+        return figure(
+            "headroom",
+            trace.id,
+            [],
+            str(why),
+            theme,
+            annotations=[blank("<br>".join(textwrap.wrap(inert(str(why)), 60)))],
+        )
 
 
 def panel(parts: dict[str, Any]) -> None:

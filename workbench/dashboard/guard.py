@@ -1,6 +1,5 @@
 """What every handler goes through: the visit's lock, and errors as one line."""
 
-import time
 import traceback
 from functools import wraps
 from typing import Any
@@ -25,7 +24,7 @@ def guarded(handler):
         if visit is None:
             raise gr.Error(LOADING, print_exception=False)
         with visit.lock:
-            visit.seen = time.monotonic()
+            visit.hear()
             try:
                 return handler(visit, *values, **named)
             except gr.Error:

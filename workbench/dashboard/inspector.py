@@ -53,13 +53,15 @@ def figures(trace: Trace) -> str:
 
 
 def candidates(trace: Trace, index: int, text_of: Reader) -> list[tuple[str, int]]:
-    """(label, id) of the most likely tokens at a place, best first, with what was taken and what was cut."""
+    """(label, id) of the most likely tokens at a place, best first: p under the raw law and under the one sampled from,
+    what was taken, and what was cut."""
     row = trace.tokens.iloc[index]
     ids, law = row["topk_raw"] or [[], []]
-    kept = set(row["topk_sampled"][0]) if row["topk_sampled"] else None
+    kept = dict(zip(*row["topk_sampled"], strict=True)) if row["topk_sampled"] else None
     found = []
     for place, (token, p) in enumerate(zip(ids, law, strict=True)):
+        sampled = f" → {kept[token]:.3g}" if kept and token in kept else ""
         cut = f", cut by {row['cut_by']}" if kept is not None and token not in kept and row["cut_by"] else ""
         mark = ", taken" if token == row["token_id"] else ""
-        found.append((f"{place + 1}. {text_of(int(token))!r}  p {p:.3g}{mark}{cut}", int(token)))
+        found.append((f"{place + 1}. {text_of(int(token))!r}  p {p:.3g}{sampled}{mark}{cut}", int(token)))
     return found

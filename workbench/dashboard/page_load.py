@@ -15,8 +15,8 @@ __all__ = ["closed", "loaded", "preset"]
 
 def loaded(theme: str | None, request: gr.Request) -> tuple:
     """A page was opened: a visit of its own."""
-    visit = Visit(theme=theme if theme in ("light", "dark") else None)
-    VISITS[request.session_hash or ""] = visit
+    visit = Visit(request.session_hash or "", theme=theme if theme in ("light", "dark") else None)
+    VISITS[visit.name] = visit
     ready = gr.update(interactive=True)
     return visit, ready, ready, *page.panel(visit)
 

@@ -13,7 +13,7 @@ __all__ = ["PANEL", "beat", "panel", "say", "view"]
 
 PANEL = (
     "view", "status", "figures", "phases", "candidates", "plot", "plot2", "words", "branches", "left", "right", "code",
-    "step", "back", "play", "pause", "fork", "resettle", "forget", "save", "capsule", "perfetto", "timer",
+    "step", "back", "play", "pause", "fork", "resettle", "forget", "save", "capsule", "perfetto",
 )  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def panel(visit: Visit) -> tuple:
 
 
 def beat(visit: Visit) -> tuple:
-    """The updates of a beat of the timer while a worker decodes: little, since they come often."""
+    """The updates while a worker decodes: little, since they come often."""
     branch = visit.branch
     parts = {"view": view(visit)}
     if branch.phase is not None:
@@ -32,14 +32,24 @@ def beat(visit: Visit) -> tuple:
     return tuple(parts.get(name, gr.skip()) for name in PANEL)
 
 
-def view(visit: Visit, whole: bool = False) -> str:
-    """The JSON text for the trace view: rounds that the page lacks, or all of them."""
+def view(visit: Visit, since: int | None = None) -> str:
+    """The JSON text for the trace view: the rounds from `since` on, by default those that the page lacks.
+
+    Given, `since` is what the page has asked for, and all that it is known to hold until it is heard of again.
+    """
     branch, run = visit.branch, visit.branch.run
     mine, sent = visit.sent
-    since = sent if mine is run and not whole else 0
-    rounds = run.rounds  # before the payload, as a worker may add more: these are then sent twice
-    follow = visit.selected is None
-    text = strip.payload(run.trace, branch.reached, visit.focus, follow, since, visit.reader)
+    rounds = run.rounds if since is None else since  # before the payload: what a worker adds by then is sent twice
+    if since is None:
+        since = sent if mine is run else 0
+    place = {
+        "cursor": branch.reached,
+        "selected": visit.focus,
+        "follow": visit.selected is None,
+        "phase": branch.phase,
+        "live": visit.name if visit.playing else None,
+    }
+    text = strip.payload(run.trace, place, since, visit.reader)
     visit.sent = (run, rounds)
     return text
 
@@ -60,7 +70,7 @@ def _empty(visit: Visit) -> dict[str, Any]:
     visit.sent = (None, 0)
     blank = {"view": "", "figures": "", "phases": NOTHING, "code": ""}
     plots = zip(("plot", "plot2", "words"), figures.drawn(visit), strict=True)
-    shown = {"status": inspector.inert(visit.message), "timer": gr.Timer(active=False)}
+    shown = {"status": inspector.inert(visit.message)}
     lists = dict.fromkeys(("candidates", "branches", "left", "right"), none)
     return {**dict.fromkeys(buttons, idle), **blank, **dict(plots), **lists, **shown}
 
@@ -93,7 +103,6 @@ def _filled(visit: Visit) -> dict[str, Any]:
         "save": gr.update(interactive=True),
         "capsule": ready,
         "perfetto": ready,
-        "timer": gr.Timer(active=playing),
     }
 
 

@@ -1,7 +1,6 @@
 """A run under a cursor that moves by phase, by round or by token; and the worker that moves it."""
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +109,8 @@ class Branch:
         if self.phase is None or self.phase >= COMMIT:
             return self.run.cursor
         round = self.round
-        return next((i for i in range(self.run.cursor) if self.run.round_at(i) == round), 0)
+        steps = (event for event in reversed(self.run.trace.log) if event["type"] == "round")
+        return next((event["index"] for event in steps if event["round"] == round), 0)
 
     def advance(self, by: str, holds: Holds | None = None) -> tuple[bool, bool]:
         """One phase, round or token on. Returns (whether it moved, whether `holds` stopped it at a token)."""
@@ -159,8 +159,7 @@ class Worker(threading.Thread):
     """Moves one branch on until it ends, a condition holds or it is stopped; whoever watches it only reads.
 
     pace: seconds between two steps. until: the condition as text. found: it held.
-    error: the line to show where it failed. cpu_s: processor time spent here;
-    looking_s: spent on showing it; shown: the place shown last.
+    error: the line to show where it failed.
     """
 
     def __init__(self, branch: Branch, by: str, pace: float, holds: Holds | None = None):
@@ -168,7 +167,6 @@ class Worker(threading.Thread):
         self.branch, self.by, self.pace, self.holds = branch, by, pace, holds
         self.until = getattr(holds, "text", "")
         self.found, self.error = False, ""
-        self.cpu_s, self.looking_s, self.shown = 0.0, 0.0, None
         self._halt = threading.Event()
 
     def start(self) -> None:
@@ -184,11 +182,9 @@ class Worker(threading.Thread):
             self.join()
 
     def run(self) -> None:
-        started = time.thread_time()
         try:
             while not self._halt.is_set():
                 moved, self.found = self.branch.advance(self.by, self.holds)
-                self.cpu_s = time.thread_time() - started
                 if not moved or self.found or self.branch.done:
                     break
                 self._halt.wait(self.pace)

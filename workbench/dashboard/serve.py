@@ -10,6 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from workbench.dashboard import live
 from workbench.dashboard.app import build_app
 from workbench.dashboard.share import MAX_TRACE
 from workbench.dashboard.strip import WEB
@@ -68,7 +69,7 @@ def launch(
         server_name=host, server_port=port, inbrowser=_display() if browser is None else browser, share=False,
         quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
         enable_monitoring=False, max_file_size=MAX_TRACE, theme=THEME, css_paths=[WEB / "app.css"], js=KEYS,
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+        app_kwargs={"routes": live.ROUTES, "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
     )  # fmt: skip
     threading.Thread(target=_sweep, args=(app,), daemon=True, name="idle pages").start()
     print(f"decoding workbench: {url}  (Ctrl-C stops it)", flush=True)

@@ -1,6 +1,5 @@
 """Forward and back: the row of buttons, and what they do."""
 
-import time
 from typing import Any
 
 import gradio as gr
@@ -17,8 +16,6 @@ from workbench.session import Session
 __all__ = ["SPEEDS", "back", "go", "lost", "panel", "pause", "pick", "play", "start", "step", "tick"]
 
 SPEEDS = {"1 step / s": 1.0, "3 steps / s": 0.33, "10 steps / s": 0.1, "full speed": 0.0}  # seconds a step
-BEAT_S = 0.1  # between two looks at a run that is being decoded
-SHARE = 0.12  # of the processor time of decoding that looking may take, where decoding is as fast as it can
 BUTTONS = {
     "back": ("◀ Back", "secondary"), "step": ("Step ▶", "primary"), "play": ("Run on ▶▶", "primary"),
     "pause": ("❚❚ Pause", "secondary"),
@@ -40,7 +37,6 @@ def panel(parts: dict[str, Any]) -> None:
     live = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
     parts["status"] = gr.HTML("", js_on_load=live, apply_default_css=False, padding=False, elem_id="status")
     gr.HTML(f"<p>{KEYS}</p>", js_on_load=None, apply_default_css=False, padding=False, elem_id="keys")
-    parts["timer"] = gr.Timer(BEAT_S, active=False)
 
 
 @guarded
@@ -121,25 +117,13 @@ def _play(visit: Visit, by: str, speed: str, until: str) -> tuple:
 
 @guarded
 def tick(visit: Visit) -> tuple:
-    """A beat of the timer: show what the worker has done since the last one."""
+    """Show what the worker has done: little while it is at it, the whole page once it is not."""
     worker = visit.worker
     if worker is not None and worker.is_alive():
-        return _look(visit, worker)
+        return page.beat(visit)
     if worker is not None:
         _rest(visit)
     return page.panel(visit)
-
-
-def _look(visit: Visit, worker: Worker) -> tuple:
-    """What is new, if anything is and looking has not cost too much yet."""
-    run = visit.branch.run
-    state = (run.rounds, run.cursor, visit.branch.phase)
-    if state == worker.shown or (worker.pace == 0 and worker.looking_s > SHARE * worker.cpu_s):
-        return tuple([gr.skip()] * len(page.PANEL))
-    started, worker.shown = time.thread_time(), state
-    shown = page.beat(visit)
-    worker.looking_s += time.thread_time() - started
-    return shown
 
 
 def _rest(visit: Visit, text: str = "") -> None:
@@ -179,4 +163,4 @@ def pick(visit: Visit, event: gr.EventData) -> tuple:
 @guarded
 def lost(visit: Visit) -> Any:
     """The page misses rounds: send all of them."""
-    return page.view(visit, whole=True) if visit.branches else ""
+    return page.view(visit, since=0) if visit.branches else ""

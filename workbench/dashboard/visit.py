@@ -1,5 +1,7 @@
 """What one visitor holds: runs, branches and opened traces, where they look, and their comparison."""
 
+import ctypes
+import os
 import threading
 import time
 import weakref
@@ -21,11 +23,12 @@ IDLE_S = 1800.0  # seconds without a word from the page after which its runs are
 class Visit:
     """One visitor's runs. Every handler holds `lock` while it touches them.
 
-    selected: the token inspected; None follows the cursor. message: the status line's text. sent: the run and the
-    number of its rounds that the page holds. drawn: what the figures on the page show. seen: when the page was last
-    heard of.
+    name: of the page, as the browser knows it. selected: the token inspected; None follows the cursor. message: the
+    status line's text. sent: the run and the number of its rounds that the page holds. drawn: what the figures on the
+    page show. seen: when the page was last heard of.
     """
 
+    name: str = ""
     lock: threading.RLock = field(default_factory=threading.RLock)
     branches: list[Branch] = field(default_factory=list)
     current: int = 0
@@ -37,6 +40,7 @@ class Visit:
     sent: tuple[Any, int] = (None, 0)
     drawn: Any = None
     trial: Any = None
+    meter: Any = None
     arms: dict[str, Any] = field(default_factory=dict)
     runs: int = 0
     seen: float = field(default_factory=time.monotonic)
@@ -73,6 +77,10 @@ class Visit:
             return self.branch.round
         return self.branch.run.round_at(self.focus)
 
+    def hear(self) -> None:
+        """Note that the page is there."""
+        self.seen = time.monotonic()
+
     def halt(self) -> Worker | None:
         """Stop the worker after its step; returns it."""
         worker, self.worker = self.worker, None
@@ -105,11 +113,14 @@ class Visit:
 
     def close(self) -> None:
         """Let go of all runs and their caches."""
-        if self.trial is not None:
-            self.trial.stop()
+        for thread in (self.trial, self.meter):
+            if thread is not None:
+                thread.stop()
         with self.lock:
             self.halt()
-            self.branches, self.current, self.selected, self.trial, self.drawn = [], 0, None, None, None
+            self.branches, self.current, self.selected, self.drawn = [], 0, None, None
+            self.trial = self.meter = None
+        _give_back()
 
     @property
     def reader(self) -> Callable[[int], str] | None:
@@ -129,13 +140,20 @@ class Visit:
         return f"id {token}"
 
 
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps what threads have freed, run after run."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 VISITS: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()
 
 
 def forget_idle(older: float = IDLE_S) -> int:
     """Let go of the runs of pages that were not heard of for `older` seconds; returns how many pages."""
     now = time.monotonic()
-    idle = [one for one in list(VISITS.values()) if (one.branches or one.trial) and now - one.seen > older]
+    idle = [one for one in list(VISITS.values()) if (one.branches or one.trial or one.meter) and now - one.seen > older]
     for visit in idle:
         visit.close()
         visit.message = "This page was idle for long, and its runs were let go. Press Run to begin anew."

@@ -15,6 +15,7 @@ __all__ = ["cache_map"]
 
 ROWS, COLUMNS = 48, 1024  # most rows and columns drawn one by one
 WRITTEN, MARKED = 32, 96  # most columns whose cells carry their width in writing, and most that carry a mark
+COUNT = np.uint8  # of the heads and positions in a cell, where they fit: figures are embedded in pages and notebooks
 MARKS = {"absent": "", "evicted": "×", "merged away": "›", "host": "h", "merged into": "+", "kept": ""}
 
 
@@ -25,13 +26,15 @@ def cache_map(
     head: int | None = None,
     model: str = "target",
     theme: str | None = None,
+    by_head: bool = False,
 ) -> go.Figure:
     """What became of every cached position by the end of a round (default: the last).
 
     A row per layer and KV head (`layer` and `head` choose some), a column per position. A cell is kept, merged into,
     on the host (these are held: full colours), merged away or evicted (these are gone: pale). In a small map it also
-    carries a mark, in a still smaller one its width in bits. Where there are too many rows or columns, a cell is the
-    share of its slots still held: heads of a layer together, neighbouring positions together.
+    carries a mark, in a still smaller one its width in bits. In a map of several layers and many positions a cell is
+    the share of its slots still held, the heads of a layer together, unless `by_head` asks for each; where there are
+    too many even so, neighbouring positions are taken together, too.
 
     Raises BadInput for a round, layer or head that is not there.
     """
@@ -39,8 +42,13 @@ def cache_map(
     slots = replay(trace, round, model)
     layers, heads = _rows(slots.state.shape[0], layer, "layer"), _rows(slots.state.shape[1], head, "head")
     slots = Slots(*(part[np.ix_(layers, heads)] for part in (slots.state, slots.bits_k, slots.bits_v)))
-    whole = len(layers) * len(heads) <= ROWS and slots.state.shape[2] <= COLUMNS
-    drawn, title = _each(slots, layers, heads, theme) if whole else _shares(slots, layers, heads)
+    positions, rows = slots.state.shape[2], len(layers) * len(heads)
+    if rows > ROWS or positions > COLUMNS or (positions > MARKED and len(layers) > 1 and not by_head):
+        drawn, title = _shares(slots, layers, heads)
+    elif positions > MARKED:
+        drawn, title = _states(slots, layers, heads)
+    else:
+        drawn, title = _each(slots, layers, heads, theme)
     axes = {
         "xaxis": {"title": {"text": "position (tokens)"}},
         "yaxis": {"title": {"text": title}, "type": "category", "autorange": "reversed"},
@@ -50,7 +58,7 @@ def cache_map(
     known = ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "nothing recorded"
     words = f"Cache of the {model} after round {number}, slots by state: {known}."
     notes = {} if drawn else {"annotations": [blank("no cache recorded")]}
-    height = min(900, max(260, 130 + 16 * (len(drawn[0].y) if drawn else 0)))
+    height = min(900, max(260, 130 + 16 * (len(drawn[-1].y) if drawn else 0)))
     return figure("cache_map", trace.id, drawn, words, theme, height=height, **axes, **notes)
 
 
@@ -72,17 +80,9 @@ def _each(slots: Slots, layers: list[int], heads: list[int], theme: str | None) 
     widths = positions <= WRITTEN
     mark = [[_mark(*cell, widths) for cell in zip(*row, strict=True)] for row in zip(state, k, v, strict=True)]
     facts = [[_fact(*cell) for cell in zip(*row, strict=True)] for row in zip(state, k, v, strict=True)]
-    names = STATES[1:]
     common = {
-        "x": list(range(positions)), "y": [f"{layer} · {head}" for layer in layers for head in heads], "zmin": 0.5,
-        "zmax": len(names) + 0.5, "colorscale": _steps([_tint(name) for name in names]), "ygap": 1,
-        "xgap": 1 if positions <= MARKED else 0,  # narrower cells would be all gap
-        "text": mark, "texttemplate": "%{text}" if positions <= MARKED else None, "customdata": facts,
-        "hovertemplate": "layer · head %{y}, position %{x}<br>%{customdata}<extra></extra>",
-        "colorbar": {
-            "title": {"text": "state"}, "tickvals": list(range(1, len(names) + 1)), "thickness": 14,
-            "ticktext": [" ".join(filter(None, (MARKS[name], name))) for name in names],
-        },
+        **_common(positions, layers, heads, MARKS), "xgap": 1, "text": mark, "texttemplate": "%{text}",
+        "customdata": facts, "hovertemplate": "layer · head %{y}, position %{x}<br>%{customdata}<extra></extra>",
     }  # fmt: skip
     size = 10 if widths else 8
     parts = {"held": (state >= HOST, {"size": size}), "gone": (state < HOST, {"size": size, "color": ink(theme)})}
@@ -95,6 +95,41 @@ def _each(slots: Slots, layers: list[int], heads: list[int], theme: str | None) 
         for name, (mine, font) in parts.items()
     ]  # fmt: skip
     return drawn, "layer · head"
+
+
+def _states(slots: Slots, layers: list[int], heads: list[int]) -> tuple[list[go.Heatmap], str]:
+    """The same for many positions: a layer per state that occurs, in typed arrays, with its name where one points."""
+    state = slots.state.reshape(len(layers) * len(heads), -1)
+    widths = np.stack([slots.bits_k, slots.bits_v], -1).reshape(*state.shape, 2).astype(np.float32)
+    drawn = []
+    for code in np.unique(state[state > 0]):
+        mine, said = state == code, {}
+        if not np.isnan(widths[mine]).any():
+            facts = np.where(mine[..., None], widths, np.float32(0))
+            said = {"customdata": facts.astype(COUNT) if (facts % 1 == 0).all() else facts}
+        fact = STATES[code] + (", keys %{customdata[0]} bits, values %{customdata[1]} bits" if said else "")
+        drawn.append(
+            go.Heatmap(
+                z=np.where(mine, code, np.nan).astype(np.float32), name=STATES[code], showscale=not drawn,
+                xgap=0, hoverongaps=False,  # a gap between narrow cells would be all there is
+                hovertemplate=f"layer · head %{{y}}, position %{{x}}<br>{fact}<extra></extra>", **said,
+                **_common(state.shape[1], layers, heads, {}),
+            )
+        )  # fmt: skip
+    return drawn, "layer · head"
+
+
+def _common(positions: int, layers: list[int], heads: list[int], marks: dict[str, str]) -> dict[str, Any]:
+    """Rows, columns and the scale of states."""
+    names = STATES[1:]
+    return {
+        "x": np.arange(positions, dtype=np.int16), "y": [f"{layer} · {head}" for layer in layers for head in heads],
+        "zmin": 0.5, "zmax": len(names) + 0.5, "colorscale": _steps([_tint(name) for name in names]), "ygap": 1,
+        "colorbar": {
+            "title": {"text": "state"}, "tickvals": list(range(1, len(names) + 1)), "thickness": 14,
+            "ticktext": [" ".join(filter(None, (marks.get(name), name))) for name in names],
+        },
+    }  # fmt: skip
 
 
 def _steps(colours: list[str]) -> list[list[Any]]:
@@ -129,16 +164,16 @@ def _shares(slots: Slots, layers: list[int], heads: list[int]) -> tuple[list[go.
     counts = {code: np.add.reduceat((state == code).sum(axis=1), starts, axis=1) for code in range(1, len(STATES))}
     known = sum(counts.values())
     held = sum(counts[code] for code in (HOST, INTO, KEPT))
-    share = np.where(known > 0, held / np.maximum(known, 1), np.nan)
-    facts = [
-        [", ".join(f"{counts[c][i, j]} {STATES[c]}" for c in counts if counts[c][i, j]) for j in range(len(starts))]
-        for i in range(len(share))
-    ]
+    share = np.where(known > 0, held / np.maximum(known, 1), np.nan).astype(np.float32)
+    present = [code for code in counts if counts[code].any()]
+    facts = np.stack([counts[code] for code in present], -1)
+    facts = facts.astype(COUNT if facts.max() <= np.iinfo(COUNT).max else np.int32)
+    said = ", ".join(f"%{{customdata[{place}]}} {STATES[code]}" for place, code in enumerate(present))
+    where = "position %{x}" if step == 1 else f"{step} positions from %{{x}}"
     heat = go.Heatmap(
-        x=starts.tolist(), y=[str(row) for row in (heads if by_head else layers)],
-        z=[[None if np.isnan(value) else float(value) for value in row] for row in share], zmin=0, zmax=1,
-        colorscale=SEQUENTIAL, name="share of slots held",
+        x=starts.astype(np.int32), y=[str(row) for row in (heads if by_head else layers)], z=share, zmin=0, zmax=1,
+        xgap=0, colorscale=SEQUENTIAL, name="share of slots held",
         colorbar={"title": {"text": "share held"}, "tickformat": ".0%"}, customdata=facts,
-        hovertemplate=f"%{{y}}, {step} positions from %{{x}}: %{{z:.0%}} held<br>%{{customdata}}<extra></extra>",
+        hovertemplate=f"%{{y}}, {where}: %{{z:.0%}} held<br>{said}<extra></extra>",
     )  # fmt: skip
     return [heat], f"head of layer {layers[0]}" if by_head else "layer"

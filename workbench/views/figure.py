@@ -85,7 +85,7 @@ def _rows(figure: go.Figure, trace: Any) -> list[dict[str, Any]]:
             {"series": series, up: _plain(y), across: _plain(x), amount: value}
             for y, values in zip(trace.y, trace.z, strict=True)
             for x, value in zip(trace.x, values, strict=True)
-            if value is not None
+            if not pd.isna(value)
         ]
     data = trace.customdata if extra else [()] * len(trace.x)
     starts = [None] * len(trace.x) if trace.type != "bar" or trace.base is None else trace.base

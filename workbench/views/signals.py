@@ -54,7 +54,8 @@ def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -
         ends = {"x0": cursor, "x1": cursor, "xref": "x", "y0": 0, "y1": 1, "yref": "paper"}
         layout["shapes"] = [{"type": "line", "name": "cursor", "line": line, **ends}]
     words = f"The four signals over {len(tokens)} tokens: {_mean(tokens['entropy_raw_nats'], 'nats of entropy')}"
-    words += f", {int(rounds['accepted'].sum())} of {int(rounds['drafted'].sum())} drafted tokens accepted"
+    drafted, accepted = int(rounds["drafted"].sum()), int(rounds["accepted"].sum())
+    words += f", {accepted} of {drafted} drafted tokens accepted" if drafted else ", nothing drafted"
     words += f", {_mean(joined['bits_per_element'], 'bits per element of the cache')}."
     return figure("signals", trace.id, traces, words, theme, **layout)
 

@@ -65,7 +65,7 @@ export function clockChart(held, { onMove, onHover }) {
   const at = (x, y) => `${x.toFixed(1)},${y.toFixed(1)}`;
 
   function nothing(row, note) {
-    row.append(drawn("text", { class: "wb-none", x: LEFT + 8, y: HEIGHT / 2 + 4 }, note));
+    row.append(drawn("text", { class: "wb-none", x: LEFT + 8, y: HEIGHT / 2 + 4 }, held.count() ? note : "no tokens yet"));
   }
 
   function line(values, up) {
@@ -135,7 +135,7 @@ export function clockChart(held, { onMove, onHover }) {
   }
 
   function place(name, i) {
-    const there = i !== null && i < held.count() && lines[name];
+    const there = i !== null && i >= 0 && i < held.count() && lines[name];
     lines[name]?.setAttribute("visibility", there ? "visible" : "hidden");
     if (!there) return;
     lines[name].setAttribute("x1", scale.x(i));

@@ -14,7 +14,9 @@
 
 Only where `since == 0`, as it does not change:
 
-- `prompt`: the end of the prompt's text; `decoder`, `claim`: what the run says; `colours.fate`.
+- `prompt`: the end of the prompt's text; where the laws at the prompt were recorded (`prompt_rows`), columns like
+  `tokens` over its last `PROMPT_ROWS` tokens, with their negative `index`. `decoder`, `claim`: what the run says;
+  `colours.fate`.
 - `signals`: name -> {of, label, unit, colour, low, high}: by what tokens can be coloured; `of` names `table.column`,
   `low` and `high` the ends of the scale (null: those of the data).
 
@@ -25,20 +27,21 @@ token to inspect; null follows the cursor), `follow` (scroll to it) and `status`
 import html
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import pandas as pd
-
+from workbench.errors import BadTrace
 from workbench.trace import Trace, tables
-from workbench.trace.schema import SOURCES
+from workbench.trace.schema import SOURCES, TABLES
 from workbench.views.palette import PALETTE, colours
 
 __all__ = ["COLUMNS", "SIGNALS", "payload", "plain", "to_json"]
 
 PROMPT_TAIL = 600  # characters of the prompt shown before the tokens
+PROMPT_ROWS = 512  # tokens of the prompt shown there with their laws
 COLUMNS = {
     "tokens": (
         "position", "round", "token_id", "text", "source", "entropy_raw_nats", "entropy_sampled_nats", "surprisal_nats",
@@ -64,7 +67,11 @@ SIGNALS = {
 }
 DIGITS = 5
 EMBEDDED = ("embedded", "embedded-draft")  # names of the models whose tokenizer ships with the package
+NUMBERS = {table: {c.name for c in TABLES[table] if c.type in ("int", "float")} for table in COLUMNS}
+Event = dict[str, Any]
+Columns = dict[str, list]
 Reader = Callable[[int], str]
+_heard: WeakKeyDictionary[Trace, tuple[int, dict[int, str]]] = WeakKeyDictionary()  # events read, texts by token id
 
 
 def payload(trace: Trace, since: int = 0, text_of: Reader | None = None) -> dict[str, Any]:
@@ -72,43 +79,58 @@ def payload(trace: Trace, since: int = 0, text_of: Reader | None = None) -> dict
 
     text_of: text of a token id, for candidates that were not taken; by default the embedded tokenizer's where one of
         its models ran, else what the trace itself says about an id.
-    Costs in proportion to the rounds asked for.
+    Costs in proportion to the rounds asked for, not to the trace. Raises BadTrace where a column is damaged.
     """
-    whole = list(trace.log)  # as it is now: a run may go on in another thread
-    log = _recent(whole, since)
-    frames = {name: getattr(tables, name)(log) for name in COLUMNS}
-    frames["tokens"]["kind"] = _kinds(frames["tokens"], frames["rounds"])
-    found = {name: _columns(frames[name], name) for name in COLUMNS}
-    last = next((event for event in reversed(whole) if event["type"] == "round"), None)
+    log = trace.log
+    recent, last, end = _recent(log, since)
+    found = {name: tables.columns(name, recent) for name in COLUMNS}
+    count = len(found["tokens"].get("round", ()))
+    found["tokens"]["kind"] = list(_kinds(found["tokens"], found["rounds"]))
+    found = {name: _tidy(name, columns) for name, columns in found.items()}
     length = last.get("index", 0) + last["emitted"] if last else 0
-    sources = [source or "unknown" for source in found["tokens"].get("source", ())]
     data = {
         "version": 1,
         "id": trace.id,
         "since": since,
-        "first": length - len(frames["tokens"]),
+        "first": length - count,
         "length": length,
         "rounds_recorded": last["round"] + 1 if last else 0,
-        "ended": (Trace(whole).end or {}).get("reason"),
+        "ended": end.get("reason"),
         **found,
-        "names": _names(found["tokens"], text_of or _reader(trace)),
-        "colours": {"source": colours("source", list(dict.fromkeys(sources)))},
     }
-    return data if since else _with_head(data, trace)
+    data |= {} if since else _head(trace)
+    laws = [found["tokens"], *(part for part in (data.get("prompt"),) if isinstance(part, dict))]
+    sources = dict.fromkeys(source or "unknown" for part in laws for source in part.get("source", ()))
+    data["names"] = _names(laws, text_of or _reader(trace))
+    data["colours"] = {"source": colours("source", list(sources))} | ({} if since else {"fate": PALETTE["fate"]})
+    return data
 
 
-def _with_head(data: dict[str, Any], trace: Trace) -> dict[str, Any]:
+def _head(trace: Trace) -> dict[str, Any]:
     """What does not change while a run goes on."""
-    tail = trace.prompt[-PROMPT_TAIL:]
     names = ("of", "label", "unit", "colour", "low", "high")
     return {
-        **data,
-        "prompt": tail if tail == trace.prompt else f"…{tail}",
+        "prompt": _prompt(trace),
         "decoder": str((trace.run.get("decoder") or {}).get("name") or "unnamed"),
         "claim": trace.run.get("claim"),
         "signals": {name: dict(zip(names, entry, strict=True)) for name, entry in SIGNALS.items()},
-        "colours": {**data["colours"], "fate": PALETTE["fate"]},
     }
+
+
+def _prompt(trace: Trace) -> str | Columns:
+    """The end of the prompt: its text, or where its laws were recorded, its tokens."""
+    rows = trace.prompt_tokens
+    if rows.empty:
+        tail = trace.prompt[-PROMPT_TAIL:]
+        return tail if tail == trace.prompt else f"…{tail}"
+    shown = rows.tail(PROMPT_ROWS)
+    texts = "".join(shown["text"].fillna(""))
+    before = trace.prompt.removesuffix(texts) if trace.prompt.endswith(texts) else ""
+    first = {"text": before if len(shown) == len(rows) else "…", "source": "prompt"}  # no law: nothing came before it
+    first |= {name: int(shown[name].iloc[0]) - 1 for name in ("index", "position")}
+    first |= {"round": int(shown["round"].iloc[0]), "token_id": trace.run["prompt_ids"][-len(shown) - 1]}
+    wanted = ("index", *COLUMNS["tokens"])
+    return _tidy("tokens", {name: [first.get(name), *shown[name].tolist()] for name in wanted}, wanted)
 
 
 def to_json(data: dict[str, Any]) -> str:
@@ -119,8 +141,8 @@ def to_json(data: dict[str, Any]) -> str:
 
 def plain(trace: Trace) -> str:
     """The strip without a script: inert HTML in which underlines and letters say what colours say elsewhere."""
-    tokens = trace.tokens
-    kinds = _kinds(tokens, trace.rounds)
+    tokens, rounds = trace.tokens, trace.rounds
+    kinds = _kinds(tokens.to_dict("list"), rounds.to_dict("list"))
     highest = tokens["entropy_raw_nats"].max()
     spans = []
     for text, kind, entropy in zip(tokens["text"].fillna(""), kinds, tokens["entropy_raw_nats"], strict=True):
@@ -133,52 +155,84 @@ def plain(trace: Trace) -> str:
     return f'<pre style="white-space:pre-wrap">{body}</pre><p>{note}</p>'
 
 
-def _recent(log: list[dict], since: int) -> list[dict]:
-    """The run event and everything from round `since` on."""
-    start = len(log)
-    for place in range(len(log) - 1, 0, -1):
-        if log[place]["type"] == "round":
-            if log[place]["round"] < since:
+def _recent(log: list[Event], since: int) -> tuple[list[Event], Event | None, Event]:
+    """The run event with everything from round `since` on; the last round, None before the first; and the end, if any.
+
+    A run may go on in another thread: what it adds from now on is left out.
+    """
+    size = start = len(log)
+    last, end = None, {}
+    for place in range(size - 1, 0, -1):
+        event = log[place]
+        if event["type"] == "end" and last is None:
+            end = end or event
+        elif event["type"] == "round":
+            last = last or event
+            if event["round"] < since:
                 break
             start = place
-    return [log[0], *log[start:]]
+    return [log[0], *log[start:size]], last, end
 
 
-def _kinds(tokens: pd.DataFrame, rounds: pd.DataFrame) -> list[str]:
+def _kinds(tokens: Columns, rounds: Columns) -> Iterator[str]:
     """How each token came about; in a round that drafted, a name that is no source of its own is a drafter's."""
-    drafted = dict(zip(rounds["round"], rounds["drafted"], strict=True))
-    pairs = zip(tokens["source"], tokens["round"], strict=True)
-    return [source if source in SOURCES else "drafted" if drafted.get(round) else "plain" for source, round in pairs]
+    drafted = dict(zip(rounds.get("round", ()), rounds.get("drafted", ()), strict=True))
+    sources = tokens.get("source") or [None] * len(tokens.get("round", ()))
+    for source, round in zip(sources, tokens.get("round", ()), strict=True):
+        yield source if source in SOURCES else "drafted" if drafted.get(round) else "plain"
 
 
-def _columns(frame: pd.DataFrame, name: str) -> dict[str, list]:
-    wanted = (*COLUMNS[name], "kind") if name == "tokens" else COLUMNS[name]
-    columns = {column: [_value(value) for value in frame[column].tolist()] for column in wanted}
-    return {column: values for column, values in columns.items() if any(value is not None for value in values)}
+def _tidy(table: str, columns: Columns, wanted: Iterable[str] = ()) -> Columns:
+    """The columns that are drawn, as JSON holds them; those without a value left out."""
+    tidy = {}
+    for name in wanted or (*COLUMNS[table], *(("kind",) if table == "tokens" else ())):
+        values = columns.get(name, ())
+        try:
+            values = [_number(value) for value in values] if name in NUMBERS[table] else values
+        except (TypeError, ValueError):
+            raise BadTrace(f"damaged trace: {table}.{name} holds values that are not numbers") from None
+        if any(value is not None for value in values):
+            tidy[name] = values
+    return tidy
 
 
-def _value(value: Any) -> Any:
-    if not isinstance(value, float):
+def _number(value: float | None) -> float | None:
+    if value is None or isinstance(value, int):
         return value
     if not math.isfinite(value):
         return None
     return int(value) if value.is_integer() else float(f"{value:.{DIGITS}g}")
 
 
-def _names(tokens: dict[str, list], text_of: Reader) -> dict[str, str]:
-    laws = (law for name in ("topk_raw", "topk_sampled") for law in tokens.get(name, ()) if law)
+def _names(parts: Iterable[Columns], text_of: Reader) -> dict[str, str]:
+    laws = (law for part in parts for name in ("topk_raw", "topk_sampled") for law in part.get(name, ()) if law)
     return {str(token): text_of(token) for token in sorted({int(token) for ids, _ in laws for token in ids})}
 
 
 def _reader(trace: Trace) -> Reader:
     """Texts of an embedded model's ids; of any other's those that the trace itself has, else the number."""
     if tables.model(trace.run, "target").get("name") in EMBEDDED:
-        return lambda token: _embedded().decode([token])
-    known: dict[int, str] = {}
-    for frame in (trace.drafts, trace.tokens):
-        named = frame[frame["text"].notna() & frame["token_id"].notna()]
-        known |= {int(token): text for token, text in zip(named["token_id"], named["text"], strict=True) if text}
+        return _text
+    known = _known(trace)
     return lambda token: known.get(token) or f"id {token}"
+
+
+def _known(trace: Trace) -> dict[int, str]:
+    """The texts a trace has of token ids, read on from where it was read last."""
+    read, known = _heard.get(trace, (1, {}))
+    size = len(trace.log)
+    for event in map(tables.expand, trace.log[read:size]):
+        for group in ("drafts", "tokens", "prompt") if event["type"] == "round" else ():
+            columns = event[group]
+            if "text" in columns:
+                known |= {i: text for i, text in zip(columns["token_id"], columns["text"], strict=True) if text}
+    _heard[trace] = (size, known)
+    return known
+
+
+@cache
+def _text(token: int) -> str:
+    return _embedded().decode([token])
 
 
 @cache

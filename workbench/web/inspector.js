@@ -27,14 +27,14 @@ export function inspector(held) {
 
   function show(i) {
     if (i === null) return element.replaceChildren(node("p", "wb-empty", "No token yet."));
-    const round = held.tokens.round[i], nodes = held.rows("drafts", round);
+    const round = held.token("round", i), nodes = held.rows("drafts", round);
     const both = laws(i);
     if (nodes.length) both.append(drafts(round, nodes));
     element.replaceChildren(head(i, round), facts(i), both);
   }
 
   function head(i, round) {
-    const line = node("p", "wb-head"), mode = held.ofRound("mode", i);
+    const line = node("p", "wb-head"), mode = i < 0 ? "the prompt" : held.ofRound("mode", i);
     const passes = new Map();
     for (const row of held.rows("forwards", round)) {
       const name = `${row.model ?? row.phase} (${row.phase}, ${row.implementation ?? "–"})`;
@@ -117,9 +117,9 @@ export function dataTable(held, { cursor }) {
   let from = 0;
 
   function fill() {
-    const n = held.count(), to = Math.min(n, from + PAGE);
+    const n = held.count(), start = held.first, to = Math.min(n, from + PAGE);
     const table = node("table"), top = node("tr"), bar = node("p", "wb-bar");
-    table.append(node("caption", "", n ? `tokens ${from} to ${to - 1} of ${n}` : "no tokens yet"));
+    table.append(node("caption", "", held.empty() ? "no tokens yet" : `tokens ${from} to ${to - 1} of ${n}`));
     const shownColumns = COLUMNS.filter(([of]) => of === "index" || held.known(of));
     for (const [, label] of shownColumns) {
       const cell = node("th", "", label);
@@ -130,22 +130,22 @@ export function dataTable(held, { cursor }) {
     for (let i = from; i < to; i += 1) {
       const row = node("tr");
       for (const [of] of shownColumns) {
-        const value = of === "index" ? i : held.series(of)[i];
+        const value = of === "index" ? i : held.value(of, i);
         row.append(node("td", "", of === "tokens.text" ? visible(value ?? "", true) : shown(value)));
       }
       table.append(row);
     }
     const turn = (step) => () => {
-      from = Math.max(0, Math.min(from + step, PAGE * Math.floor((n - 1) / PAGE)));
+      from = Math.max(start, Math.min(from + step, start + PAGE * Math.floor((n - start - 1) / PAGE)));
       fill();
     };
     const pages = [button("earlier", "earlier tokens", turn(-PAGE)), button("later", "later tokens", turn(PAGE))];
-    if (n > PAGE) bar.append(...pages);
+    if (n - start > PAGE) bar.append(...pages);
     area.replaceChildren(bar, table);
   }
 
   element.addEventListener("toggle", () => {
-    from = PAGE * Math.floor((cursor() ?? 0) / PAGE);
+    from = held.first + PAGE * Math.floor(((cursor() ?? 0) - held.first) / PAGE);
     if (element.open) fill();
   });
   return { element, draw: () => element.open && fill() };

@@ -1,4 +1,5 @@
 // The rounds received so far, joined. `take(delta)` is the receiving side of the contract in data.py.
+// Tokens go by index: 0 is the first new one; those of a prompt whose laws are recorded come before, from `first` on.
 
 const TABLES = ["tokens", "rounds", "drafts", "forwards"];
 
@@ -18,7 +19,8 @@ function joined(before, after, since) {
 }
 
 export function record() {
-  const held = { id: null, rounds_recorded: 0, prompt: "", names: {}, signals: {}, colours: { source: {}, fate: {} } };
+  const held = { id: null, rounds_recorded: 0, prompt: "", before: {}, names: {}, signals: {} };
+  held.colours = { source: {}, fate: {} };
   for (const table of TABLES) held[table] = {};
   const cache = new Map();
 
@@ -28,8 +30,11 @@ export function record() {
     cache.clear();
     for (const table of TABLES) held[table] = whole ? delta[table] : joined(held[table], delta[table], delta.since);
     held.names = whole ? delta.names : { ...held.names, ...delta.names };
-    if (whole) Object.assign(held, { prompt: delta.prompt, signals: delta.signals, colours: delta.colours });
-    else held.colours = { ...held.colours, source: { ...delta.colours.source, ...held.colours.source } };
+    if (whole) {
+      const plain = typeof delta.prompt === "string";
+      Object.assign(held, { prompt: plain ? delta.prompt : "", before: plain ? {} : delta.prompt });
+      Object.assign(held, { signals: delta.signals, colours: delta.colours });
+    } else held.colours = { ...held.colours, source: { ...delta.colours.source, ...held.colours.source } };
     for (const name of ["id", "rounds_recorded", "ended"]) held[name] = delta[name];
     return true;
   };
@@ -40,9 +45,11 @@ export function record() {
   };
 
   held.count = () => held.tokens.round?.length ?? 0;
-  held.token = (name, i) => held.tokens[name]?.[i] ?? null;
+  Object.defineProperty(held, "first", { get: () => -(held.before.text?.length ?? 0) });
+  held.empty = () => held.count() === held.first; // both are 0
+  held.token = (name, i) => (i < 0 ? held.before[name]?.[i - held.first] : held.tokens[name]?.[i]) ?? null;
   const places = () => once("places", () => new Map((held.rounds.round ?? []).map((round, k) => [round, k])));
-  held.ofRound = (name, i) => held.rounds[name]?.[places().get(held.tokens.round[i])] ?? null;
+  held.ofRound = (name, i) => held.rounds[name]?.[places().get(held.token("round", i))] ?? null;
   held.known = (of) => of.split(".")[1] in held[of.split(".")[0]];
 
   // A column over tokens; one of rounds is held over the tokens of the round.
@@ -51,6 +58,12 @@ export function record() {
     if (table === "tokens") return column ?? new Array(held.count()).fill(null);
     return Array.from({ length: held.count() }, (_, i) => held.ofRound(name, i));
   });
+
+  // The value of such a column at one token, in the prompt too.
+  held.value = (of, i) => {
+    const [table, name] = of.split(".");
+    return table === "tokens" ? held.token(name, i) : held.ofRound(name, i);
+  };
 
   // {round, first, last}: the tokens of every round that emitted some.
   held.spans = () => once("spans", () => {
@@ -66,6 +79,7 @@ export function record() {
 
   // The first token of the round that begins before (step < 0) or after token i; the ends where there is none.
   held.roundStart = (i, step) => {
+    if (i < 0) return step > 0 && held.count() ? 0 : held.first;
     const spans = held.spans(), here = spans.indexOf(held.span(i));
     if (step > 0) return here + 1 < spans.length ? spans[here + 1].first : held.count() - 1;
     return i > spans[here].first ? spans[here].first : spans[Math.max(0, here - 1)].first;

@@ -15,42 +15,57 @@ export function tokenStrip(held, { label, colourBy, onMove, onPick, onHover }) {
   ghosts.addEventListener("change", haunt);
   asked.append(ghosts, " show refused drafts");
   bar.append(colour.element, legend, asked);
+  bar.hidden = true; // until there is something to colour
   const box = node("div", "wb-tokens"), prompt = node("span", "wb-prompt");
   box.tabIndex = -1;
   box.setAttribute("role", "listbox");
   box.setAttribute("aria-label", label);
   box.append(prompt);
-  const spans = [];
+  const spans = [], before = []; // of the new tokens; of the prompt's, where their laws are recorded
   let wanted = colourBy; // kept while a run has not recorded it yet
-  let selected = null, hovered = null;
+  let selected = null, hovered = null, drawn = null;
   let limit = Infinity, lit = 0; // tokens from `limit` on are faint; `lit` of them are drawn bright
 
+  const spanOf = (i) => i === null ? undefined : i < 0 ? before.at(i) : spans[i]?.span;
   const keyOf = (i) => `${held.tokens.round[i]}|${held.token("source", i)}|${held.token("text", i)}`;
+
+  function made(i, name) {
+    const text = held.token("text", i) ?? "", span = node("span", `wb-token ${name}`, visible(text));
+    span.id = `${prefix}-${i}`;
+    span.dataset.index = i;
+    span.tabIndex = -1;
+    span.setAttribute("role", "option");
+    span.setAttribute("aria-selected", "false");
+    span.setAttribute("aria-label", `${i}: ${visible(text, true)}, ${held.token("source", i) ?? "unknown source"}`);
+    return span;
+  }
+
+  function drawPrompt() {
+    if (drawn === held.before && drawn.text) return;
+    drawn = held.before;
+    before.splice(0, Infinity, ...Array.from({ length: -held.first }, (_, k) => made(held.first + k, "")));
+    prompt.replaceChildren(...(before.length ? before : [held.prompt]));
+  }
 
   function draw() {
     const n = held.count();
-    prompt.textContent = held.prompt;
+    drawPrompt();
     let same = 0;
     while (same < Math.min(n, spans.length) && spans[same].key === keyOf(same)) same += 1;
     for (const { span } of spans.splice(same)) span.remove();
-    if (selected !== null && selected >= same) selected = null;
+    if (selected >= same || selected < held.first) selected = null;
     box.classList.toggle("wb-grouped", held.spans().length < n); // rounds of one token each need no marks
     const more = document.createDocumentFragment();
     for (let i = same; i < n; i += 1) {
-      const text = held.token("text", i) ?? "", first = i === 0 || held.tokens.round[i] !== held.tokens.round[i - 1];
-      const span = node("span", `wb-token wb-${held.token("kind", i)}${first ? " wb-first" : ""}`, visible(text));
-      span.id = `${prefix}-${i}`;
-      span.dataset.index = i;
-      span.tabIndex = -1;
-      span.setAttribute("role", "option");
-      span.setAttribute("aria-selected", "false");
-      span.setAttribute("aria-label", `${i}: ${visible(text, true)}, ${held.token("source", i) ?? "unknown source"}`);
+      const first = i === 0 || held.tokens.round[i] !== held.tokens.round[i - 1];
+      const span = made(i, `wb-${held.token("kind", i)}${first ? " wb-first" : ""}`);
       more.append(span);
       spans.push({ span, key: keyOf(i) });
     }
     box.append(more);
     lit = Math.min(limit, n);
     spans.forEach(({ span }, i) => span.classList.toggle("wb-ahead", i >= lit));
+    bar.hidden = held.empty();
     asked.hidden = !held.drafts.round?.length;
     choices();
     haunt();
@@ -71,22 +86,27 @@ export function tokenStrip(held, { label, colourBy, onMove, onPick, onHover }) {
     const name = colour.choice.value, signal = held.signals[name], items = [];
     let share = () => 0, own;
     if (signal) {
-      const values = held.series(signal.of);
+      const values = held.series(signal.of), past = before.map((_, k) => held.value(signal.of, held.first + k));
       let low = Infinity, high = -Infinity;
-      for (const value of values) if (value !== null) [low, high] = [Math.min(low, value), Math.max(high, value)];
+      for (const value of [...past, ...values]) {
+        if (value !== null) [low, high] = [Math.min(low, value), Math.max(high, value)];
+      }
       [low, high] = low > high ? [0, 1] : [signal.low ?? low, signal.high ?? high];
       const place = (value) => Math.min(1, Math.max(0, (value - low) / (high - low || 1)));
-      share = (i) => values[i] === null ? 0 : 0.06 + 0.94 * place(values[i]);
+      share = (i) => {
+        const value = i < 0 ? past.at(i) : values[i];
+        return value === null ? 0 : 0.06 + 0.94 * place(value);
+      };
       own = () => signal.colour;
       const ramp = node("span", "wb-ramp");
       ramp.style.setProperty("--ramp", signal.colour);
       items.push([shown(low, signal.unit), ramp, shown(high, signal.unit)]);
     } else if (name === "round") {
       own = () => "#0072b2";
-      share = (i) => held.tokens.round[i] % 2 ? 0.5 : 0.1;
+      share = (i) => i < 0 ? 0 : held.tokens.round[i] % 2 ? 0.5 : 0.1;
       items.push(["odd rounds darker, even rounds lighter"]);
     } else {
-      share = () => 0.7;
+      share = (i) => i < 0 ? 0 : 0.7;
       own = (i) => held.colours.source[held.token("source", i) ?? "unknown"] ?? "#8a8a8a";
       for (const source of new Set((held.tokens.source ?? []).map((text) => text ?? "unknown"))) {
         const swatch = node("span", "wb-swatch");
@@ -94,10 +114,12 @@ export function tokenStrip(held, { label, colourBy, onMove, onPick, onHover }) {
         items.push([swatch, source]);
       }
     }
-    spans.forEach(({ span }, i) => {
+    const tint = (span, i) => {
       const strength = (STRONGEST * share(i)).toFixed(1);
       span.style.backgroundColor = strength > 0 ? `color-mix(in srgb, ${own(i)} ${strength}%, transparent)` : "";
-    });
+    };
+    before.forEach((span, k) => tint(span, held.first + k));
+    spans.forEach(({ span }, i) => tint(span, i));
     const present = new Set(held.tokens.kind ?? []);
     for (const [kind, text] of Object.entries(KINDS)) {
       if (present.has(kind)) items.push([node("span", `wb-sample wb-${kind}`, "abc"), ` ${text}`]);
@@ -135,7 +157,7 @@ export function tokenStrip(held, { label, colourBy, onMove, onPick, onHover }) {
   }
 
   function select(i) {
-    const old = spans[selected]?.span, now = spans[i]?.span;
+    const old = spanOf(selected), now = spanOf(i);
     if (old) [old.tabIndex, old.ariaSelected] = [-1, "false"];
     selected = now ? i : null;
     if (!now) return;
@@ -144,16 +166,16 @@ export function tokenStrip(held, { label, colourBy, onMove, onPick, onHover }) {
   }
 
   function reveal(i) {
-    const span = spans[i]?.span;
+    const span = spanOf(i);
     if (!span) return;
     const top = span.offsetTop, low = top + span.offsetHeight;
     if (top < box.scrollTop || low > box.scrollTop + box.clientHeight) box.scrollTop = top - box.clientHeight / 3;
   }
 
   function hover(i) {
-    spans[hovered]?.span.classList.remove("wb-hover");
+    spanOf(hovered)?.classList.remove("wb-hover");
     hovered = i;
-    spans[i]?.span.classList.add("wb-hover");
+    spanOf(i)?.classList.add("wb-hover");
   }
 
   const indexOf = (event) => {
@@ -171,12 +193,13 @@ export function tokenStrip(held, { label, colourBy, onMove, onPick, onHover }) {
   box.addEventListener("mouseover", (event) => onHover(indexOf(event)));
   box.addEventListener("mouseleave", () => onHover(null));
   box.addEventListener("keydown", (event) => {
-    if (!spans.length || event.ctrlKey || event.metaKey || event.altKey) return;
-    const at = selected ?? Math.max(0, Math.min(limit, spans.length) - 1), last = spans.length - 1;
+    if (held.empty() || event.ctrlKey || event.metaKey || event.altKey) return;
+    const at = selected ?? Math.max(held.first, Math.min(limit, spans.length) - 1), last = spans.length - 1;
     const moves = {
-      ArrowLeft: () => event.shiftKey ? held.roundStart(at, -1) : Math.max(0, at - 1),
+      ArrowLeft: () => event.shiftKey ? held.roundStart(at, -1) : Math.max(held.first, at - 1),
       ArrowRight: () => event.shiftKey ? held.roundStart(at, 1) : Math.min(last, at + 1),
-      ArrowUp: () => held.roundStart(at, -1), ArrowDown: () => held.roundStart(at, 1), Home: () => 0, End: () => last,
+      ArrowUp: () => held.roundStart(at, -1), ArrowDown: () => held.roundStart(at, 1),
+      Home: () => held.first, End: () => last,
     };
     const picked = event.key === "Enter" || event.key === " ";
     if (!picked && !(event.key in moves)) return;

@@ -47,16 +47,17 @@ export function mount(element, options = {}) {
   function describe(i) {
     if (i === null || i >= held.count()) return "";
     const signals = Object.values(held.signals).filter((signal) => held.known(signal.of));
-    const facts = signals.map((signal) => `${signal.label} ${shown(held.series(signal.of)[i], signal.unit)}`);
+    const facts = signals.map((signal) => `${signal.label} ${shown(held.value(signal.of, i), signal.unit)}`);
     const word = visible(held.token("text", i) ?? "", true), source = held.token("source", i) ?? "unknown source";
-    return [`token ${i}`, word, `round ${held.tokens.round[i]}`, source, ...facts].join(" · ");
+    const place = i < 0 ? "in the prompt" : `round ${held.tokens.round[i]}`;
+    return [`token ${i}`, word, place, source, ...facts].join(" · ");
   }
 
   // While it plays, what has not been reached yet is faint.
   const veil = () => strip.dim(Math.min(limit, playing && at !== null ? at + 1 : Infinity));
 
   function go(i) {
-    at = i === null || !held.count() ? null : Math.max(0, Math.min(i, held.count() - 1));
+    at = i === null || held.empty() ? null : Math.max(held.first, Math.min(i, held.count() - 1));
     strip.select(at);
     strip.reveal(at);
     if (playing) veil();

@@ -6,7 +6,7 @@ const SPEEDS = [
   ["10", "10 tokens / s"], ["2", "2 tokens / s"], ["5", "5 tokens / s"], ["40", "40 tokens / s"],
   ["own", "as recorded"],
 ];
-const SLOWEST = 3000; // ms between two tokens at the recorded pace
+const QUICKEST = 4, SLOWEST = 3000; // ms between two tokens at the recorded pace
 
 export function transport(held, { at, onMove, onPlay }) {
   const element = node("div", "wb-transport");
@@ -14,17 +14,16 @@ export function transport(held, { at, onMove, onPlay }) {
   element.setAttribute("aria-label", "step through what is recorded");
   const scrub = node("input", "wb-scrub"), place = node("output", "wb-place");
   scrub.type = "range";
-  scrub.min = 0;
   scrub.setAttribute("aria-label", "token");
   scrub.addEventListener("input", () => { stop(); onMove(Number(scrub.value)); });
   const speed = chooser("speed", SPEEDS, () => timer && play());
   const toggle = button("▶ Play", "play from the cursor", () => timer ? stop() : play());
   const here = () => at() ?? 0;
-  const move = (next) => () => { stop(); if (held.count()) onMove(next()); };
+  const move = (next) => () => { stop(); if (!held.empty()) onMove(next()); };
   const buttons = [
-    button("|◀", "to the first token", move(() => 0)),
+    button("|◀", "to the first token", move(() => held.count() ? 0 : held.first)),
     button("◀◀", "one round back", move(() => held.roundStart(here(), -1))),
-    button("◀", "one token back", move(() => Math.max(0, here() - 1))),
+    button("◀", "one token back", move(() => Math.max(held.first, here() - 1))),
     toggle,
     button("▶", "one token on", move(() => Math.min(held.count() - 1, here() + 1))),
     button("▶▶", "one round on", move(() => held.roundStart(here(), 1))),
@@ -34,13 +33,14 @@ export function transport(held, { at, onMove, onPlay }) {
 
   function pause(i) {
     if (speed.choice.value !== "own") return 1000 / Number(speed.choice.value);
+    if (i < 0) return QUICKEST; // a prompt comes at once
     const { first, last } = held.span(i), ms = held.ofRound("total_ms", i) ?? 100;
-    return Math.min(SLOWEST, Math.max(4, ms / (last - first + 1)));
+    return Math.min(SLOWEST, Math.max(QUICKEST, ms / (last - first + 1)));
   }
 
   function play() {
     clearTimeout(timer);
-    if (!held.count()) return;
+    if (held.empty()) return;
     if (!timer && here() >= held.count() - 1) onMove(0);
     const tick = () => {
       if (here() >= held.count() - 1) return stop();
@@ -62,12 +62,14 @@ export function transport(held, { at, onMove, onPlay }) {
 
   function sync() {
     const n = held.count(), i = at();
-    scrub.max = Math.max(n - 1, 0);
+    scrub.min = held.first;
+    scrub.max = Math.max(n - 1, held.first);
     scrub.value = i ?? 0;
-    scrub.disabled = !n;
-    for (const one of buttons) one.disabled = !n;
-    place.textContent = n ? `${i ?? "–"} / ${n - 1}` : "no tokens yet";
-    const said = i === null ? "no token" : `token ${i} of ${n - 1}, round ${held.tokens.round[i]}`;
+    scrub.disabled = held.empty();
+    for (const one of buttons) one.disabled = held.empty();
+    place.textContent = held.empty() ? "no tokens yet" : `${i ?? "–"} / ${n - 1}`;
+    const said = i === null ? "no token" : i < 0 ? `token ${i}, of the prompt`
+      : `token ${i} of ${n - 1}, round ${held.tokens.round[i]}`;
     scrub.setAttribute("aria-valuetext", said);
   }
 

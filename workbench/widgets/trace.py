@@ -25,6 +25,11 @@ function render({ model, el }) {
   const changed = () => take(JSON.parse(model.get("delta")));
   const moved = () => view.setCursor(model.get("cursor"));
   const told = (content) => take(JSON.parse(content.all));
+  const quiet = (event) => { // JupyterLab would take arrows and Enter for its own, before they get here
+    const chord = event.ctrlKey || event.metaKey || event.altKey;
+    if (el.contains(event.target)) event.target.toggleAttribute("data-lm-suppress-shortcuts", !chord);
+  };
+  window.addEventListener("keydown", quiet, true);
   model.on("change:delta", changed);
   model.on("change:cursor", moved);
   model.on("msg:custom", told);
@@ -33,6 +38,7 @@ function render({ model, el }) {
     model.off("change:delta", changed);
     model.off("change:cursor", moved);
     model.off("msg:custom", told);
+    window.removeEventListener("keydown", quiet, true);
     view.destroy();
   };
 }
@@ -45,7 +51,8 @@ class TraceWidget(anywidget.AnyWidget):
 
     Attributes
     ----------
-    cursor: index of the token under the glass, -1 before there is one; set it to move the view.
+    cursor: index of the token under the glass, -1 before there is one; set it to move the view. Tokens of a prompt
+        whose laws were recorded (`prompt_rows`) count from -1 down.
     picked: index of the token last picked with Enter or a double click, -1 before that; observe it to act on it.
 
     Saved without a kernel, the notebook shows the text with underlines and shades, without a script.
