@@ -28,7 +28,8 @@ def contents(trace: wb.Trace) -> list[dict]:
     rounds = []
     for event in trace.steps():
         passes = {k: v for k, v in event["forwards"].items() if k != "wall_ms"}
-        rounds.append({**{k: v for k, v in event.items() if k not in TIMES}, "forwards": passes})
+        figures = {k: v for k, v in event.get("figures", {}).items() if not k.endswith("_ms")}
+        rounds.append({**{k: v for k, v in event.items() if k not in TIMES}, "forwards": passes, "figures": figures})
     return rounds
 
 
