@@ -2,8 +2,8 @@
 
     python tests/normalise_notebooks.py [notebooks/01-first-steps.ipynb ...]
 
-Kept: sources, execution counts, text, HTML, image and Plotly outputs. Dropped: timing, widget state, trace uids. What a
-cell printed is one output, however many messages it came in.
+Kept: sources, execution counts, text, HTML, image and Plotly outputs. Dropped: timing, widget state, Plotly's uids and
+revisions. What a cell printed is one output, however many messages it came in.
 """
 
 import sys
@@ -29,7 +29,9 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
-            for trace in data.get("application/vnd.plotly.v1+json", {}).get("data", []):
+            plot = data.get("application/vnd.plotly.v1+json", {})
+            plot.get("layout", {}).pop("uirevision", None)  # it names the runs, whose names are drawn
+            for trace in plot.get("data", []):
                 trace.pop("uid", None)
             output.pop("metadata", None)
             if output.output_type in ("display_data", "execute_result"):

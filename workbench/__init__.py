@@ -22,7 +22,7 @@ _HOMES = {
     "workbench.engine.sampling": ("Sampling",),
     "workbench.engine.toy": ("ToyModel",),
     "workbench.errors": ("BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError"),
-    "workbench.experiments": ("Costs", "Verdict", "compare", "headroom", "lossless"),
+    "workbench.experiments": ("Arm", "Costs", "Verdict", "compare", "headroom", "lossless"),
     "workbench.session": ("Session",),
     "workbench.speculation": (
         "ADED",

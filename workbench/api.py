@@ -9,7 +9,7 @@ import torch
 from workbench.cache import as_stack
 from workbench.decoders import Decoder
 from workbench.engine.adapter import wrap
-from workbench.engine.model import LanguageModel
+from workbench.engine.loading import Model
 from workbench.engine.prompt import Prompt
 from workbench.errors import BadInput
 from workbench.session import Session, check_decoder
@@ -19,7 +19,7 @@ __all__ = ["custom_generate", "decode"]
 
 
 def decode(
-    lm: LanguageModel,
+    lm: Model,
     prompt: Prompt,
     decoder: Decoder | None = None,
     *,
@@ -32,7 +32,8 @@ def decode(
 
     Parameters
     ----------
-    lm: a model from `workbench.load`. prompt: text, token ids or chat messages.
+    lm: a model from `workbench.load`, the name of one, or a transformers model.
+    prompt: text, token ids or chat messages.
     decoder: plain decoding by default.
     temperature, top_k, top_p, min_p, typical_p, processors: how the next token is drawn (default: greedy).
     max_new_tokens, stop, ignore_eos: where the run ends.

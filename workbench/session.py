@@ -15,6 +15,7 @@ from typing import Any
 from workbench import conditions
 from workbench.cache import as_stack
 from workbench.decoders import Autoregressive, Decoder, State
+from workbench.engine.loading import Model, as_model
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, encode_prompt, single_token
 from workbench.engine.sampling import Sampling
@@ -65,7 +66,7 @@ class Session:
 
     Parameters
     ----------
-    lm: a `LanguageModel` from `workbench.load`.
+    lm: a `LanguageModel` from `workbench.load`, the name of one, or a transformers model (prompts are ids then).
     prompt: text, token ids or chat messages.
     decoder: a decoder; plain decoding by default.
     out: file that the trace is written to as it happens.
@@ -78,7 +79,7 @@ class Session:
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: Model,
         prompt: Prompt,
         decoder: Decoder | None = None,
         *,
@@ -87,7 +88,7 @@ class Session:
         **settings: Any,
     ):
         self.decoder = check_decoder(decoder)
-        self.lm = lm
+        self.lm = lm = as_model(lm)
         self.settings = make_settings(lm, **settings)
         self.prompt_ids, self.prompt = encode_prompt(lm, prompt)
         state = self.decoder.start(lm, self.prompt_ids, self.settings)

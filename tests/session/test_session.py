@@ -305,3 +305,10 @@ def test_prompt_rows_log_the_law_at_every_prompt_token(toy, monkeypatch):
     assert rows["rank"].tolist() == scored["rank"].tolist()
     assert trace.tokens["index"].tolist() == [0, 1]
     assert wb.decode(toy, prompt, max_new_tokens=2).prompt_tokens.empty
+
+
+def test_a_model_may_be_named_or_be_transformers_own(lm):
+    ids = lm.tokenizer.encode("def add(a, b):")
+    expected = wb.decode(lm, ids, max_new_tokens=8).token_ids
+    assert wb.decode("embedded", ids, max_new_tokens=8).token_ids == expected
+    assert wb.decode(lm.model, ids, max_new_tokens=8).token_ids == expected

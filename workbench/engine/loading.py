@@ -14,10 +14,13 @@ from workbench.engine.adapter import TransformersModel, refuse_unserved, wrap
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["EMBEDDED", "companion", "load", "register_model", "resolve_device", "resolve_dtype"]
+__all__ = ["EMBEDDED", "Model", "as_model", "companion", "load", "register_model", "resolve_device", "resolve_dtype"]
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 EMBEDDED = {"embedded": "target", "embedded-draft": "draft"}
+
+Model = LanguageModel | torch.nn.Module | str
+"""What a caller may pass as a model: a `LanguageModel`, a transformers model in memory, or a name for `load`."""
 
 _loaded: dict[tuple, TransformersModel] = {}
 _registered: dict[str, LanguageModel] = {}
@@ -97,6 +100,13 @@ def register_model(name: str, model: Any, tokenizer: Any = None) -> LanguageMode
         raise BadInput(f"the name {name!r} belongs to an embedded model; choose another")
     _registered[name] = wrap(model, tokenizer) if isinstance(model, torch.nn.Module) else model
     return _registered[name]
+
+
+def as_model(given: Model) -> LanguageModel:
+    """The language model meant."""
+    if isinstance(given, str):
+        return load(given)
+    return wrap(given) if isinstance(given, torch.nn.Module) else given
 
 
 def known_models() -> list[str]:

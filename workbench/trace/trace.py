@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.trace import perfetto, storage, tables
+from workbench.trace import laws, perfetto, storage, tables
 from workbench.trace.summary import summarize
 
 __all__ = ["Trace"]
@@ -143,6 +143,13 @@ class Trace:
     def summary(self) -> dict[str, Any]:
         """The figures of the run by name; see `workbench.trace.summary`."""
         return summarize(self)
+
+    def divergence(self, reference: "Trace") -> float:
+        """Mean KL divergence, nats per token, of this run's laws from a reference's on the same text.
+
+        Both recorded at level `full`, this one with `force=reference.token_ids`; see `workbench.trace.laws`.
+        """
+        return laws.divergence(self, reference)
 
     def _headline(self) -> str:
         rounds = sum(event["type"] == "round" for event in self.log)

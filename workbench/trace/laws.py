@@ -1,0 +1,46 @@
+"""The laws kept in a trace at level `full`, and how far two runs' laws are apart."""
+
+from math import exp, log
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from workbench.errors import BadInput
+
+if TYPE_CHECKING:
+    from workbench.trace.trace import Trace
+
+__all__ = ["divergence", "laws"]
+
+Law = dict[int, float]  # the probabilities of the most likely tokens, by id
+
+
+def laws(trace: "Trace") -> dict[int, Law]:
+    """The target's law before processors at every new token, by position. BadInput where the level was not `full`."""
+    if trace.run.get("level") != "full":
+        raise BadInput(f"laws: the trace was recorded at level {trace.run.get('level')!r}; record at level 'full'")
+    found = {}
+    for event in trace.log:
+        rows = event.get("target") if event["type"] == "rows" else None
+        for position, ids, logp in zip(*(rows[n] for n in ("position", "ids", "logp")), strict=True) if rows else ():
+            found[position] = {token: exp(value) for token, value in zip(ids, logp, strict=True)}
+    return found
+
+
+def divergence(trace: "Trace", reference: "Trace", floor: float = 1e-6) -> float:
+    """Mean Kullback-Leibler divergence, in nats per token, of a run's laws from those of a reference on the same text.
+
+    A law is known by its most likely tokens; those missing in either run count as one lump of at least `floor`, so
+    the figure lies a little below the true one (data processing).
+
+    Raises BadInput where a run was not recorded at level `full` or the texts differ (decode with `force=`).
+    """
+    if trace.token_ids != reference.token_ids:
+        raise BadInput("divergence: the runs wrote different texts; decode with force=reference.token_ids")
+    p, q = laws(reference), laws(trace)
+    return mean(_apart(p[place], q[place], floor) for place in sorted(p.keys() & q.keys()))
+
+
+def _apart(p: Law, q: Law, floor: float) -> float:
+    pairs = [(p[i], q[i]) for i in p.keys() & q.keys()]
+    rest = [max(1 - sum(column), floor) for column in zip(*pairs, strict=True)] if pairs else [1.0, 1.0]
+    return sum(a * log(a / b) for a, b in [*pairs, rest])
