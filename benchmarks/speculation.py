@@ -1,10 +1,11 @@
 """The speculation catalogue on one clock: every drafter and shape beside plain decoding, tuned chains and transformers.
 
-    python benchmarks/speculation.py [--prompts 16] [--tokens 128] [--repeats 2] [--modes greedy,keyed,rejection,copy]
-                                     [--arms 'NAME;NAME'] [--out benchmarks/results/speculation.json]
+    python benchmarks/speculation.py [--prompts 16] [--tokens 128] [--repeats 2] [--arms 'NAME;NAME']
+                                     [--modes greedy,keyed,rejection,copy,span] [--out FILE]
 
 Modes: `greedy` and `keyed` (T = 0.8) decode held-out prompts; `rejection` (T = 0.8) is for the methods that draw from
-laws; `copy` is greedy on prompts whose continuation is in the prompt. All arms of a mode run in one process,
+laws; `copy` is greedy on prompts that begin their own first lines again; `span` is greedy on prompts that begin a span
+of 128 shuffled tokens again, so that the text is a copy and no loop. All arms of a mode run in one process,
 interleaved prompt by prompt; an arm's time on a prompt is the best of `repeats` runs (whole call, prefill included). A
 speed-up is the ratio of summed times, with a 95 % interval by bootstrap over prompts; rows come for all prompts, for
 those whose plain text loops (more than 30 % of its 4-grams repeat) and for the calm ones; `over_tuned` is the ratio to
@@ -44,6 +45,7 @@ SHAPES = {
     **{name: chain(k) for name, k in zip(CHAIN_ARMS, CHAINS, strict=True)},
     "draft model, heuristic": {"shape": wb.HeuristicLength()},
     "draft model, confidence": {"shape": wb.ConfidenceStop()},
+    "draft model, confidence 20": {"shape": wb.ConfidenceStop(20, 0.4)},  # transformers' own rule and its defaults
     "draft model, adaptive confidence": {"shape": wb.AdaptiveConfidence()},
     "draft model, SpecDec++": {"shape": wb.SpecDec()},
     "draft model, RSD-C 2·2·1": {"shape": wb.FixedTree((2, 2, 1))},
@@ -88,6 +90,7 @@ MODES = {
     "greedy": (EVERYTHING, wb.Keyed(), 0.0),
     "keyed": (EVERYTHING, wb.Keyed(), 0.8),
     "rejection": (LAWS, wb.Rejection(), 0.8),
+    "span": (MODEL_FREE, wb.Keyed(), 0.0),
     "copy": ({**MODEL_FREE, **TRAINED, "draft model, fixed 4": chain(4)}, wb.Keyed(), 0.0),
 }
 
@@ -109,21 +112,25 @@ def arms(mode: str, only: set[str], more: dict[str, dict]) -> dict[str, wb.Decod
     if mode in ("greedy", "keyed"):
         parts = {**parts, **more}
     found = {name: wb.Speculative(**{"verifier": verifier, **given}) for name, given in parts.items()}
-    if mode != "copy":
+    if mode not in ("copy", "span"):
         found["draft model, PEARL"] = wb.Pearl(verifier=verifier)
     return {name: decoder for name, decoder in found.items() if not only or name in only}
 
 
-def prompts(mode: str, count: int) -> list[str]:
-    """Held-out prompts; for `copy`, each with its last lines once more as the beginning of a second copy."""
+def prompts(lm, mode: str, count: int) -> list[list[int]]:
+    """Held-out prompts; for `copy` and `span`, with something to copy and its beginning once more."""
     texts = [row["prompt"] for row in wb.held_out_prompts(count)]
-    if mode != "copy":
-        return texts
-    tails = [text.splitlines(keepends=True)[-40:] for text in texts]
-    return ["".join(tail) + "\n\n\n" + "".join(tail[:4]) for tail in tails]
+    if mode == "copy":
+        tails = [text.splitlines(keepends=True)[-40:] for text in texts]
+        texts = ["".join(tail) + "\n\n\n" + "".join(tail[:4]) for tail in tails]
+    ids = [lm.tokenizer.encode(text) for text in texts]
+    if mode == "span":
+        spans = [random.Random(n).sample(sorted({*one}), min(128, len({*one}))) for n, one in enumerate(ids)]
+        return [[*span, *one[-256:], *span[:16]] for span, one in zip(spans, ids, strict=True)]
+    return ids
 
 
-def ours(lm, prompt: str, decoder: wb.Decoder | None, settings: dict) -> dict:
+def ours(lm, prompt: list[int], decoder: wb.Decoder | None, settings: dict) -> dict:
     start = clock(lm)
     trace = wb.decode(lm, prompt, decoder, **settings)
     seconds = clock(lm) - start
@@ -139,18 +146,18 @@ def ours(lm, prompt: str, decoder: wb.Decoder | None, settings: dict) -> dict:
     }
 
 
-def theirs(lm, prompt: str, tokens: int, **how) -> dict:
+def theirs(lm, prompt: list[int], tokens: int, **how) -> dict:
     """`model.generate`, greedy. The forward over the prompt counts: it gives a token."""
-    inputs = lm.tokenizer(prompt, return_tensors="pt").to(lm.device)
+    ids = torch.tensor([prompt], device=lm.device)
     calls = []
     handle = lm.model.register_forward_hook(lambda *_: calls.append(1))
     try:
         start = clock(lm)
-        out = lm.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, **how)
+        out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, **how)
         seconds = clock(lm) - start
     finally:
         handle.remove()
-    text = out[0, inputs.input_ids.shape[1] :].tolist()
+    text = out[0, len(prompt) :].tolist()
     return {"seconds": seconds, "text": text, "forwards": len(calls), "drafted": 0, "accepted": 0, "draft_ms": 0.0}
 
 
@@ -168,14 +175,14 @@ def measure(lm, mode: str, options, more: dict[str, dict]) -> dict[str, list[dic
     settings = {"max_new_tokens": options.tokens, "temperature": MODES[mode][2]}
     draft = wb.load("embedded-draft", device=options.device)
     others = {}
-    if mode in ("greedy", "copy"):
+    if mode in ("greedy", "copy", "span"):
         others = {
             "transformers, generate": {},
             "transformers, assisted": {"assistant_model": draft.model},
             "transformers, prompt lookup": {"prompt_lookup_num_tokens": 10},
         }
     rows: dict[str, list[dict]] = {name: [] for name in [*decoders, *others]}
-    for number, prompt in enumerate(tqdm(prompts(mode, options.prompts), desc=mode)):
+    for number, prompt in enumerate(tqdm(prompts(lm, mode, options.prompts), desc=mode)):
         best: dict[str, dict] = {}
         for _ in range(options.repeats):
             for name, decoder in decoders.items():

@@ -1,13 +1,14 @@
 """Several visitors of the served app at once, watching and stepping runs of their own: what they get, what it costs.
 
-    python benchmarks/visitors.py [--visitors 10] [--seconds 300] [--watch 20] [--out benchmarks/results/visitors.json]
+    python benchmarks/visitors.py [--visitors 10] [--seconds 300] [--watch 20] [--waves 2]
+                                  [--out benchmarks/results/visitors.json]
 
 The app is served by a process of its own, with one thread per operation of torch; the visitors are Python clients
 that speak to it over HTTP as pages do. They first all watch a long run of plain decoding at once, then step for the
 given time: run speculatively, watch to the end, back, by phase, by round, forget. Reported: updates and decoded
 rounds per second of the watched runs, how long an answer took, processor time of the server beside decoding over that
 of decoding, errors, texts that were not what the same prompt gives alone, and memory and open sessions before, during
-and after.
+and after. Whether memory is flat shows in the second wave of visitors: the first one also pays for what is loaded once.
 """
 
 import argparse
@@ -262,8 +263,9 @@ class Visitor(threading.Thread):
         self._press("forget")
 
 
-def measure(visitors: int, seconds: float, watch: float = 20) -> dict[str, Any]:
-    """The figures of `visitors` at once, who watch one run for some seconds and step for some."""
+def measure(visitors: int, seconds: float, watch: float = 20, waves: int = 1) -> dict[str, Any]:
+    """The figures of `visitors` at once, who watch one run for some seconds and step for some; then others come, as
+    often as there are waves. Processor times are those of the first."""
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=server, args=(there,), daemon=True)
@@ -277,12 +279,17 @@ def measure(visitors: int, seconds: float, watch: float = 20) -> dict[str, Any]:
         samples.append(here.recv())
         return samples[-1]
 
+    crowd: list[Visitor] = []
+    left: list[Figures] = []
+    shares: list[tuple[float | None, float | None]] = []
     try:
         before = sample()
-        gate = threading.Barrier(visitors + 1)
-        crowd = [Visitor(port, number, gate, watch) for number in range(visitors)]
-        watching, stepping = _visit(crowd, gate, seconds, watch, sample)
-        after = _left(sample)
+        for _ in range(waves):
+            gate = threading.Barrier(visitors + 1)
+            come = [Visitor(port, len(crowd) + number, gate, watch) for number in range(visitors)]
+            crowd += come
+            shares.append(_visit(come, gate, seconds, watch, sample))
+            left.append(_left(sample))
     finally:
         here.send(False)
         process.join(10)
@@ -303,14 +310,15 @@ def measure(visitors: int, seconds: float, watch: float = 20) -> dict[str, Any]:
         "rounds_per_s_median": median(visitor.rounds for visitor in crowd),
         "answer_ms_median": median(answers) if answers else None,
         "answer_ms_p95": answers[int(0.95 * len(answers))] if answers else None,
-        "watching_cpu_over_decode_cpu": watching,
-        "all_else_cpu_over_decode_cpu_while_stepping": stepping,
+        "watching_cpu_over_decode_cpu": shares[0][0],
+        "all_else_cpu_over_decode_cpu_while_stepping": shares[0][1],
         "load_average": os.getloadavg()[0],
-        "memory_mib": {"before": memory[0], "most": max(memory), "after": after["memory_mib"],
+        "memory_mib": {"before": memory[0], "most": max(memory),
+                       "after_each_wave": [one["memory_mib"] for one in left],
                        "over_time": memory[:: max(1, len(memory) // 12)]},
         "sessions": {"before": before["sessions"], "most": max(s["sessions"] for s in samples),
-                     "after": after["sessions"]},
-        "pages_after": after["pages"],
+                     "after": left[-1]["sessions"]},
+        "pages_after": left[-1]["pages"],
     }  # fmt: skip
 
 
@@ -373,9 +381,10 @@ def main() -> None:
     parser.add_argument("--visitors", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--watch", type=float, default=20)
+    parser.add_argument("--waves", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = measure(args.visitors, args.seconds, args.watch)
+    found = measure(args.visitors, args.seconds, args.watch, args.waves)
     print(json.dumps(found, indent=2))
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")

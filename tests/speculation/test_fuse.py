@@ -248,3 +248,13 @@ def test_what_cannot_be_fused_is_refused_in_one_line(toy):
 
 class Other(wb.DraftModel):
     declared_name = "other"
+
+
+def test_the_seconds_shape_learns_and_shares_no_memory_with_the_firsts(tiny):
+    heuristic = wb.HeuristicLength()
+    fused = wb.Fuse(wb.CopySpec(gram=1), wb.DraftModel("tiny-fuse-draft"), second_shape=heuristic)
+    session = wb.Session(tiny, PROMPT, wb.Speculative(fused), max_new_tokens=30)
+    session.run()
+    assert session.state.memory["heuristic"] != heuristic.start
+    with pytest.raises(BadInput, match="two shapes 'heuristic' would learn in one memory"):
+        wb.Speculative(fused, heuristic)

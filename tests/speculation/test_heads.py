@@ -343,3 +343,9 @@ def test_the_command_trains_a_part_for_any_target(tiny, tmp_path, capsys):
     assert f"# Trained parts of `{tiny.name}`" in (tmp_path / "README.md").read_text()
     with pytest.raises(SystemExit):
         command.main(["medusa", "--target", "/nowhere", "--out", str(tmp_path)])
+
+
+def test_eagles_pass_over_the_prompt_is_booked(tiny, folder):
+    passes = wb.decode(tiny, [1, 2, 3, 4, 0, 1], wb.Speculative(wb.Eagle(weights=folder)), max_new_tokens=4).forwards
+    prompt = passes[(passes["phase"] == "prefill") & (passes["model"] == "draft")]
+    assert prompt["rows"].tolist() == [5]

@@ -433,6 +433,7 @@ def test_del_is_told_of_text_alone(tiny, weights):
     decoder = wb.Speculative(wb.Kangaroo(weights, (1, 2)), Listening(4))
     trace = wb.decode(tiny, PROMPT, decoder, max_new_tokens=24)
     emitted = trace.rounds["emitted"][trace.rounds["mode"] != "prefill"].tolist()
+    assert {round["figures"]["exit_layer"] for round in trace.steps() if round["mode"] != "prefill"} <= {1, 2}
     for exit in (1, 2):
         assert [len(one["agreed"][exit]) for one in told] == [len(one["confidence"][exit]) for one in told] == emitted
     ids = [*PROMPT, *trace.token_ids]

@@ -2,7 +2,8 @@
 
 The triples cover every drafter, shape and verifier that claims the law, and as many pairs of them as sixteen can. On
 a random Llama of three words, where every text can be told apart. RSD-S puts noise to other use than a decision, which
-`Crowd` cannot follow; its law is enumerated in `test_shapes.py`.
+`Crowd` cannot follow; its law is enumerated in `test_shapes.py`. The context ends one token behind the text: drafts are
+as deep as the text is long, and not deeper.
 """
 
 import itertools
@@ -59,6 +60,11 @@ def heads(target, tmp_path_factory) -> str:
         for kind in ("acceptance", "eagle", "hydra", "kangaroo", "medusa"):
             tiny_heads(target, kind, folder, steps=3)
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def short(target, heads, monkeypatch):
+    monkeypatch.setattr(target, "context", len(PROMPT) + LENGTH + 1)
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,16 @@ from workbench.speculation.training.parts import PARTS
 __all__ = ["tiny_heads", "tiny_target"]
 
 
-def tiny_target(name: str = "tiny", seed: int = 3, vocabulary: int = 5, context: int = 96) -> TransformersModel:
+def tiny_target(
+    name: str = "tiny", seed: int = 3, vocabulary: int = 5, context: int = 96, width: int = 16
+) -> TransformersModel:
     """Registered under its name; its laws are far from uniform, and far from certain."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,

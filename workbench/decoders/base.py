@@ -190,7 +190,7 @@ class RoundLog:
                 self._keep_prompt(out.logits, start, end)
             lane.store.commit(range(end - start))
             if reader:
-                reader.read(self.state, start, out)
+                reader.read(self.state, self, start, out)
 
     def _keep_prompt(self, logits: torch.Tensor, start: int, end: int) -> None:
         """Log the laws after the prompt tokens start..end-1 with the tokens that came."""

@@ -131,7 +131,7 @@ def break_even(trace: Trace, baseline: Trace | None = None, theme: str | None = 
     Line: what these costs would give at other lengths, were every drafted token accepted with the same chance (chains
     only; the chance is the one that gives this run's tokens per round; the cost of scoring grows with the rows).
     Points: this run, predicted from its costs and, where a plain run is known, measured. `baseline` as for
-    `break_even_numbers`, whose `why` is the sentence in the figure and its description.
+    `break_even_numbers`; its costs and its `why` are the figure's description.
     """
     found = break_even_numbers(trace, baseline)
     signal, drawn = PALETTE["signal"], []
@@ -158,13 +158,16 @@ def break_even(trace: Trace, baseline: Trace | None = None, theme: str | None = 
         "yaxis": {"title": {"text": "speed-up over plain decoding (times)"}, "range": [0, 1.15 * top]},
     }
     if not drawn:
-        return figure("break_even", trace.id, drawn, found.why, theme, annotations=[blank(_wrap(found.why))], **axes)
-    caption = {
-        "text": _wrap(_costs(found)), "showarrow": False, "xref": "paper", "yref": "paper", "x": 0, "y": -0.22,
-        "xanchor": "left", "yanchor": "top", "align": "left",
-    }  # fmt: skip
-    room = {"margin": {"l": 64, "r": 16, "t": 24, "b": 120}, "height": 460}
-    return figure("break_even", trace.id, drawn, found.why, theme, annotations=[caption], **room, **axes)
+        return figure(
+            "break_even",
+            trace.id,
+            drawn,
+            found.why,
+            theme,
+            annotations=[blank("<br>".join(textwrap.wrap(found.why, 50)))],
+            **axes,
+        )
+    return figure("break_even", trace.id, drawn, _costs(found), theme, **axes)
 
 
 def _point(x: float, y: float, name: str, color: str, symbol: str) -> go.Scatter:
@@ -176,11 +179,7 @@ def _point(x: float, y: float, name: str, color: str, symbol: str) -> go.Scatter
 def _costs(found: BreakEven) -> str:
     how = ", extrapolated" if found.extrapolated else ""
     scoring = f"verify(1) = {found.plain_ms:.3g} ms{how}; verify(K) = {found.score_ms:.3g} ms"
-    return f"c = {found.draft_cost:.2f}; {scoring}. {found.why}"
-
-
-def _wrap(text: str, width: int = 100) -> str:
-    return "<br>".join(textwrap.wrap(text, width))
+    return f"{found.why} (c = {found.draft_cost:.2f}; {scoring}.)"
 
 
 def _curve(found: BreakEven, lengths: np.ndarray) -> np.ndarray:

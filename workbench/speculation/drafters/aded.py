@@ -93,7 +93,7 @@ class ADED(Drafter):
         if self.corpus:
             trigrams(self.corpus, lm.tokenizer, self.megabytes, self.width)
 
-    def read(self, state: "State", start: int, out: Output) -> None:
+    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
         tokens = state.tokens[start : start + len(out.logits)]
         before = [state.tokens[start - 1] if start else -1, *tokens[:-1]]
         self._learn(state, before, tokens, out.logits)

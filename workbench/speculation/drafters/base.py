@@ -60,7 +60,7 @@ class Drafter(Declared):
         """The cache stacks of these models, by role."""
         return {}
 
-    def read(self, state: "State", start: int, out: Output) -> None:
+    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
         """The target has read the tokens from `start` on outside a round (the prompt, as a rule), with these logits
         (of all rows where `wants_logits`) and hidden states (where `wants_hidden`)."""
 

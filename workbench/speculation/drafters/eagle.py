@@ -61,13 +61,13 @@ class Eagle(RowDrafter):
     def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         return {"draft": self.model(lm)}
 
-    def read(self, state: "State", start: int, out: Output) -> None:
+    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
         """The tokens read, with the target's features before them, go into the layer's own cache."""
         self._learn(state, start, out.hidden)
         lane, end = state.lanes["draft"], start + len(out.hidden)
         first = lane.store.length
         if first < end:
-            lane.model.forward(self._rows(state, end), range(first, end), lane.store, logits_at="last")
+            log.forward("draft", self._rows(state, end), range(first, end), None, "last", "prefill")
             lane.store.commit(range(end - first))
             state.memory[self.declared_name] = (end - 1, out.hidden[-1:].clone())
 

@@ -74,6 +74,8 @@ class Fuse(Drafter):
     def refuses(self, shape: DraftShape) -> str | None:
         if shape.independent:
             return f"shape {shape.declared_name!r} needs the draws of one drafter alone; {NAME!r} adds another's"
+        if type(shape) is type(self.second_shape) and type(shape).observe is not DraftShape.observe:
+            return f"two shapes {shape.declared_name!r} would learn in one memory"
         return self.first.refuses(shape)
 
     def check(self, lm: LanguageModel) -> None:
@@ -90,10 +92,10 @@ class Fuse(Drafter):
     def caches(self) -> dict[str, Stack | None]:
         return self.first.caches() | self.second.caches()
 
-    def read(self, state: "State", start: int, out: Output) -> None:
+    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
         for part in self.parts:
             if part.wants_hidden or part.wants_logits or part.wants_states:
-                part.read(state, start, out)
+                part.read(state, log, start, out)
 
     def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
         ours = self.first.propose(state, log, shape, depth, coupled)
@@ -115,6 +117,10 @@ class Fuse(Drafter):
         *below, proposed = state.memory[NAME]
         state.memory[NAME] = tuple(below)
         for part, (own, places) in zip(self.parts[::-1], proposed[::-1], strict=True):
+            number = {place: node for node, place in enumerate(places) if place is not None}
+            stood = [number[node] for node in path if node in number]
+            if part is self.second:
+                self.second_shape.observe(state.memory, own, len(stood))
             # a node that was not grafted stands for its nearest ancestor that was
             held: list[int] = []
             for node, place in enumerate(places):
@@ -122,8 +128,6 @@ class Fuse(Drafter):
             rows = [places[node] for node in held]
             own = replace(own, tokens=[own.tokens[n] for n in held], parents=[own.parents[n] for n in held])
             own.hidden = None if tree.hidden is None else tree.hidden[rows]
-            number = {place: node for node, place in enumerate(places) if place is not None}
-            stood = [number[node] for node in path if node in number]
             part.settle(state, log, own, stood, None if logits is None else logits[rows])
 
 

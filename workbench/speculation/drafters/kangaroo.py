@@ -97,16 +97,17 @@ class Kangaroo(RowDrafter):
             found = _models[key] = AdapterModel(lm, module, self.exits, f"{lm.name} adapters")
         return {"draft": found}
 
-    def read(self, state: "State", start: int, out: Output) -> None:
+    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
         lane = state.lanes["draft"]
         positions = range(start, start + len(out.states[self.exits[0]]))
         for layer, exit in enumerate(self.exits):
-            lane.model.forward(out.states[exit], positions, lane.store, layers=(layer,), logits_at=())
+            log.forward("draft", out.states[exit], positions, None, (), "prefill", layers=(layer,))
         lane.store.commit(range(len(positions)))
 
     def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
         chosen = shape.exit(state.memory) if shape.needs_exits else None
-        state.memory["kangaroo"] = _Early(chosen if chosen in self.exits else self.exits[0], shape.needs_exits)
+        early = state.memory["kangaroo"] = _Early(chosen if chosen in self.exits else self.exits[0], shape.needs_exits)
+        log.step.figures = {"exit_layer": early.exit}
         return super().propose(state, log, shape, depth, coupled)
 
     def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:

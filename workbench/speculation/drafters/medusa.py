@@ -36,7 +36,7 @@ class HeadDrafter(RowDrafter):
     def check(self, lm: LanguageModel) -> None:
         self.module(lm)
 
-    def read(self, state: "State", start: int, out: Output) -> None:
+    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
         self._note(state, start + len(out.hidden), out.hidden[-1])
 
     def settle(

@@ -42,7 +42,7 @@ class TokenRecycling(Drafter):
     def default_shape(self) -> DraftShape:
         return Sequoia(16, 6, NAME) if NAME in calibrations() else FixedTree((4, 2, 1))
 
-    def read(self, state: "State", start: int, out: Output) -> None:
+    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
         self._learn(state, state.tokens[start : start + len(out.logits)], out.logits)
 
     def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
