@@ -15,6 +15,7 @@ from workbench.dashboard.app import build_app
 from workbench.dashboard.share import MAX_TRACE
 from workbench.dashboard.strip import WEB
 from workbench.dashboard.visit import forget_idle
+from workbench.engine.loading import load
 from workbench.errors import BadInput
 
 __all__ = ["launch"]
@@ -72,6 +73,7 @@ def launch(
         app_kwargs={"routes": live.ROUTES, "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
     )  # fmt: skip
     threading.Thread(target=_sweep, args=(app,), daemon=True, name="idle pages").start()
+    threading.Thread(target=load, args=("embedded",), daemon=True, name="first model").start()
     print(f"decoding workbench: {url}  (Ctrl-C stops it)", flush=True)
     if everywhere:
         print("anyone who can reach this machine can use it", file=sys.stderr)

@@ -1,18 +1,21 @@
 """Loading models: the embedded pair, a hub id, a local directory; safetensors only, no remote code unless asked for.
 
-Loaded models live in one cache keyed by (path, revision, dtype, device, trust_remote_code) and are shared.
+Loaded models live in one cache keyed by (path, revision, dtype, device, trust_remote_code) and are shared. transformers
+is imported with the first model, which lets the app serve its page some seconds earlier.
 """
 
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.engine.adapter import TransformersModel, refuse_unserved, wrap
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput, Unsupported
+
+if TYPE_CHECKING:
+    from workbench.engine.adapter import TransformersModel
 
 __all__ = ["EMBEDDED", "Model", "as_model", "companion", "load", "register_model", "resolve_device", "resolve_dtype"]
 
@@ -22,7 +25,7 @@ EMBEDDED = {"embedded": "target", "embedded-draft": "draft"}
 Model = LanguageModel | torch.nn.Module | str
 """What a caller may pass as a model: a `LanguageModel`, a transformers model in memory, or a name for `load`."""
 
-_loaded: dict[tuple, TransformersModel] = {}
+_loaded: "dict[tuple, TransformersModel]" = {}
 _registered: dict[str, LanguageModel] = {}
 _lock = threading.Lock()
 
@@ -64,7 +67,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     tokenizer: str | Path | None = None,
-) -> TransformersModel:
+) -> "TransformersModel":
     """Load a causal language model: "embedded", "embedded-draft", a hub id or a local directory.
 
     Parameters
@@ -98,7 +101,7 @@ def register_model(name: str, model: Any, tokenizer: Any = None) -> LanguageMode
     """
     if name in EMBEDDED:
         raise BadInput(f"the name {name!r} belongs to an embedded model; choose another")
-    _registered[name] = wrap(model, tokenizer) if isinstance(model, torch.nn.Module) else model
+    _registered[name] = _wrap(model, tokenizer) if isinstance(model, torch.nn.Module) else model
     return _registered[name]
 
 
@@ -106,7 +109,13 @@ def as_model(given: Model) -> LanguageModel:
     """The language model meant."""
     if isinstance(given, str):
         return load(given)
-    return wrap(given) if isinstance(given, torch.nn.Module) else given
+    return _wrap(given) if isinstance(given, torch.nn.Module) else given
+
+
+def _wrap(model: torch.nn.Module, tokenizer: Any = None) -> LanguageModel:
+    from workbench.engine.adapter import wrap
+
+    return wrap(model, tokenizer)
 
 
 def known_models() -> list[str]:
@@ -130,8 +139,10 @@ def companion(lm: LanguageModel, name: str) -> LanguageModel:
     return other
 
 
-def _load(name, source, device, dtype, revision, trust_remote_code, tokenizer, key) -> TransformersModel:
+def _load(name, source, device, dtype, revision, trust_remote_code, tokenizer, key) -> "TransformersModel":
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from workbench.engine.adapter import TransformersModel, refuse_unserved
 
     local = Path(source).expanduser()
     if local.exists():

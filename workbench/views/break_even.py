@@ -164,7 +164,7 @@ def break_even(trace: Trace, baseline: Trace | None = None, theme: str | None = 
             drawn,
             found.why,
             theme,
-            annotations=[blank("<br>".join(textwrap.wrap(found.why, 50)))],
+            annotations=[blank("<br>".join(textwrap.wrap(found.why, 34)))],
             **axes,
         )
     return figure("break_even", trace.id, drawn, _costs(found), theme, **axes)
@@ -179,7 +179,7 @@ def _point(x: float, y: float, name: str, color: str, symbol: str) -> go.Scatter
 def _costs(found: BreakEven) -> str:
     how = ", extrapolated" if found.extrapolated else ""
     scoring = f"verify(1) = {found.plain_ms:.3g} ms{how}; verify(K) = {found.score_ms:.3g} ms"
-    return f"{found.why} (c = {found.draft_cost:.2f}; {scoring}.)"
+    return f"{found.why} Costs: c = {found.draft_cost:.2f}; {scoring}."
 
 
 def _curve(found: BreakEven, lengths: np.ndarray) -> np.ndarray:
