@@ -68,7 +68,7 @@ def draft_tree(trace: Trace, round: int | None = None, theme: str | None = None)
             "title": {"text": "branch"}, "showticklabels": False, "showgrid": False, "zeroline": False,
             "range": [leaves - 0.2, -0.8],
         },
-        "height": min(900, max(260, 150 + 44 * int(leaves))),
+        "height": min(900, max(260, 200 + 58 * int(leaves))),
     }  # fmt: skip
     words = f"Draft of round {number}: {len(nodes)} nodes, {len(accepted)} accepted"
     words += ", " + ", ".join(f"{n} {fate}" for fate, n in fates.value_counts().items() if fate != "accepted")
@@ -165,7 +165,7 @@ def _written(nodes: pd.DataFrame, places: dict[int, tuple]) -> go.Scatter:
     return go.Scatter(
         x=[places[int(node)][0] for node in known["node"]], y=[places[int(node)][1] for node in known["node"]],
         mode="markers+text", name="p and q", textposition="bottom center", textfont={"size": 10}, hoverinfo="skip",
-        text=[f"p {_short(p)} q {_short(q)}" for p, q in zip(known["p"], known["q"], strict=True)],
+        text=[f"p {_short(p)}<br>q {_short(q)}" for p, q in zip(known["p"], known["q"], strict=True)],
         marker={"size": 13, "opacity": 0}, showlegend=False,
     )  # fmt: skip
 

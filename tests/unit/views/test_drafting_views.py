@@ -57,7 +57,7 @@ def test_the_hover_text_and_the_table_carry_all_that_is_known(tree):
     table = views.as_table(figure)
     row = table[table["token"] == "<b>"].iloc[0]
     assert (row["p"], row["q"], row["fate"], row["reason"]) == ("0.5", "0.125", "rejected", "ratio")
-    assert named(figure, "p and q").text[0] == "p .75 q .50" and named(figure, "p and q").text[1] == "p – q .25"
+    assert named(figure, "p and q").text[0] == "p .75<br>q .50" and named(figure, "p and q").text[1] == "p –<br>q .25"
 
 
 def test_fates_differ_in_shape_as_well_as_in_colour():
