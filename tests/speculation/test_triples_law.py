@@ -1,6 +1,6 @@
-"""Sampling end to end: sixty thousand runs of sixteen triples follow the target's law.
+"""Sampling end to end: sixty thousand runs of two dozen triples follow the target's law.
 
-The triples cover every drafter, shape and verifier that claims the law, and as many pairs of them as sixteen can. On
+The triples cover every drafter, shape and verifier that claims the law, and as many pairs of them as so many can. On
 a random Llama of three words, where every text can be told apart. RSD-S puts noise to other use than a decision, which
 `Crowd` cannot follow; its law is enumerated in `test_shapes.py`. The context ends one token behind the text: drafts are
 as deep as the text is long, and not deeper.
@@ -43,7 +43,7 @@ def cover(triples: list[tuple], most: int) -> list[tuple]:
     return chosen
 
 
-COVER = cover(CLAIMING, 16)
+COVER = cover(CLAIMING, 24)
 
 
 @pytest.fixture(scope="module")
