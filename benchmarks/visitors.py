@@ -44,7 +44,7 @@ def server(pipe: Connection) -> None:
     import weakref
 
     import workbench as wb
-    from workbench.dashboard import launch
+    from workbench.dashboard import launch, serve
     from workbench.dashboard.run import Branch, Worker
     from workbench.dashboard.visit import VISITS
     from workbench.session import Session
@@ -73,7 +73,8 @@ def server(pipe: Connection) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     wb.decode(wb.load("embedded"), "def f(x):", wb.Speculative(), max_new_tokens=4)
-    launch(port=port, browser=False, wait=False)
+    serve.SWEEP_S, serve.CLOSED_S = 2.0, 1.0  # closed pages are forgotten within seconds, else it takes minutes
+    app = launch(port=port, browser=False, wait=False)
     pipe.send(port)
     page_size = os.sysconf("SC_PAGE_SIZE") / 2**20
     while pipe.recv():
@@ -84,7 +85,7 @@ def server(pipe: Connection) -> None:
             "decode_s": over[0] + sum(list(spent.values())),
             "memory_mib": int(Path("/proc/self/statm").read_text().split()[1]) * page_size,
             "sessions": len(sessions),
-            "pages": len(VISITS),
+            "pages": len(VISITS) + len(app.state_holder.session_data),
         })  # fmt: skip
     os._exit(0)
 

@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 
 __all__ = ["LOADING", "failed", "guarded"]
 
-LOADING = "the page is still loading; try again in a moment"
+LOADING = "the page is not ready; try again in a moment, or reload it if it was left for long"
 
 
 def guarded(handler):

@@ -5,8 +5,10 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 import gradio as gr
+from gradio.state_holder import StateHolder
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -22,6 +24,7 @@ __all__ = ["launch"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SWEEP_S = 60.0  # between two looks for idle pages
+CLOSED_S = 300.0  # after the last word from a page that was closed
 KEYS = """() => {
   const press = (id) => document.querySelector(`#${id}:not([disabled])`)?.click();
   const by = (name) => document.querySelector(`#by input[value=${name}]`)?.click();
@@ -88,6 +91,17 @@ def _sweep(app: gr.Blocks) -> None:
     while app.is_running:
         pause.wait(SWEEP_S)
         forget_idle()
+        forget_closed(app.state_holder, CLOSED_S)
+
+
+def forget_closed(holder: StateHolder, older: float) -> None:
+    """Drop what Gradio keeps of closed pages not heard of for `older` seconds: the settings of every component, more
+    than a megabyte a page, and without this for good."""
+    latest = datetime.now() - timedelta(seconds=older)
+    for name, page in list(holder.session_data.items()):
+        if page.is_closed and holder.time_last_used.get(name, latest) <= latest:
+            holder.session_data.pop(name, None)
+            holder.time_last_used.pop(name, None)
 
 
 def _check_port(host: str, port: int) -> None:
