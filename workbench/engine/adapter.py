@@ -25,7 +25,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
-from workbench.engine.model import Output, fingerprint
+from workbench.engine.model import Output, facts
 from workbench.errors import BadInput, Unsupported
 
 __all__ = ["TransformersModel", "wrap"]
@@ -251,20 +251,7 @@ class TransformersModel:
     def describe(self) -> dict:
         """The facts about the model that a trace records."""
         shapes = {n: (*p.shape, str(p.dtype)) for n, p in self.model.named_parameters()}
-        return {
-            "name": self.name,
-            "architecture": type(self.model).__name__,
-            "fingerprint": fingerprint(shapes),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "layers": self.layers,
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size,
-            "context": self.context,
-            "kv_bits": self.dtype.itemsize * 8,
-            "parameters": self.parameters,
-            "weight_bytes": self.weight_bytes,
-        }
+        return facts(self, type(self.model).__name__, shapes)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -8,7 +8,7 @@ import torch
 
 from workbench.cache.store import CacheStore
 
-__all__ = ["LanguageModel", "Output", "fingerprint"]
+__all__ = ["LanguageModel", "Output", "facts", "fingerprint"]
 
 
 @dataclass(slots=True)
@@ -62,6 +62,21 @@ class LanguageModel(Protocol):
     def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
     def new_store(self) -> CacheStore: ...
     def describe(self) -> dict: ...
+
+
+def facts(model: LanguageModel, architecture: str, shapes: dict[str, tuple]) -> dict[str, Any]:
+    """What a trace records of a model: its `describe`. shapes: of its weights, by name."""
+    names = ("layers", "kv_heads", "head_dim", "vocab_size", "context")
+    return {
+        "name": model.name,
+        "architecture": architecture,
+        "fingerprint": fingerprint(shapes),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **{name: getattr(model, name) for name in names},
+        "kv_bits": model.dtype.itemsize * 8,
+        "parameters": model.parameters,
+        "weight_bytes": model.weight_bytes,
+    }
 
 
 def fingerprint(shapes: dict[str, tuple]) -> str:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from workbench.cache.store import CacheStore, PlainStore
-from workbench.engine.model import Output, fingerprint
+from workbench.engine.model import Output, facts
 
 __all__ = ["ToyModel"]
 
@@ -83,20 +83,7 @@ class ToyModel:
         return 16
 
     def describe(self) -> dict:
-        return {
-            "name": self.name,
-            "architecture": "ToyModel",
-            "fingerprint": fingerprint({"table": tuple(self.table.shape)}),
-            "dtype": "float64",
-            "layers": 1,
-            "kv_heads": 1,
-            "head_dim": 1,
-            "vocab_size": self.vocab_size,
-            "context": self.context,
-            "kv_bits": 64,
-            "parameters": self.parameters,
-            "weight_bytes": self.weight_bytes,
-        }
+        return facts(self, "ToyModel", {"table": tuple(self.table.shape)})
 
 
 class _Tokenizer:

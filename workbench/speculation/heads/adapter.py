@@ -13,7 +13,7 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
-from workbench.engine.model import LanguageModel, Output, fingerprint
+from workbench.engine.model import LanguageModel, Output, facts
 from workbench.errors import Unsupported
 from workbench.speculation.heads.modules import Attend, Attention
 
@@ -128,17 +128,4 @@ class AdapterModel:
             for exit, a in zip(self.exits, self.adapters, strict=True)
             for n, p in a.named_parameters()
         }
-        return {
-            "name": self.name,
-            "architecture": "Adapters",
-            "fingerprint": fingerprint(shapes),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "layers": self.layers,
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size,
-            "context": self.context,
-            "kv_bits": self.dtype.itemsize * 8,
-            "parameters": self.parameters,
-            "weight_bytes": self.weight_bytes,
-        }
+        return facts(self, "Adapters", shapes)

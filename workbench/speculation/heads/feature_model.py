@@ -8,7 +8,7 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
-from workbench.engine.model import LanguageModel, Output, fingerprint
+from workbench.engine.model import LanguageModel, Output, facts
 
 __all__ = ["FeatureModel"]
 
@@ -82,17 +82,4 @@ class FeatureModel:
 
     def describe(self) -> dict[str, Any]:
         shapes = {n: (*p.shape, str(p.dtype)) for n, p in self.module.named_parameters()}
-        return {
-            "name": self.name,
-            "architecture": type(self.module).__name__,
-            "fingerprint": fingerprint(shapes),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "layers": 1,
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size,
-            "context": self.context,
-            "kv_bits": self.dtype.itemsize * 8,
-            "parameters": self.parameters,
-            "weight_bytes": self.weight_bytes,
-        }
+        return facts(self, type(self.module).__name__, shapes)
