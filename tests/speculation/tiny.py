@@ -1,4 +1,4 @@
-"""A random Llama of five words and two layers, and trained parts for it."""
+"""A random Llama of a few words and layers, and trained parts for it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ __all__ = ["tiny_heads", "tiny_target"]
 
 
 def tiny_target(
-    name: str = "tiny", seed: int = 3, vocabulary: int = 5, context: int = 96, width: int = 16
+    name: str = "tiny", seed: int = 3, vocabulary: int = 5, context: int = 96, width: int = 16, layers: int = 2
 ) -> TransformersModel:
     """Registered under its name; its laws are far from uniform, and far from certain."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,7 +24,7 @@ def tiny_target(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=context,
