@@ -76,7 +76,8 @@ def launch(
         app_kwargs={"routes": live.ROUTES, "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
     )  # fmt: skip
     threading.Thread(target=_sweep, args=(app,), daemon=True, name="idle pages").start()
-    threading.Thread(target=load, args=("embedded",), daemon=True, name="first model").start()
+    if not models:  # one of the user's own may be large: it is loaded when it is asked for
+        threading.Thread(target=load, args=("embedded",), daemon=True, name="first model").start()
     print(f"decoding workbench: {url}  (Ctrl-C stops it)", flush=True)
     if everywhere:
         print("anyone who can reach this machine can use it", file=sys.stderr)

@@ -37,7 +37,10 @@ def divergence(trace: "Trace", reference: "Trace", floor: float = 1e-6) -> float
     if trace.token_ids != reference.token_ids:
         raise BadInput("divergence: the runs wrote different texts; decode with force=reference.token_ids")
     p, q = laws(reference), laws(trace)
-    return mean(_apart(p[place], q[place], floor) for place in sorted(p.keys() & q.keys()))
+    places = sorted(p.keys() & q.keys())
+    if not places:
+        raise BadInput("divergence: no law was recorded; decode at least one token")
+    return mean(_apart(p[place], q[place], floor) for place in places)
 
 
 def _apart(p: Law, q: Law, floor: float) -> float:
