@@ -22,9 +22,7 @@ lab: install ## open the tutorial notebooks in JupyterLab
 
 test: $(VENV)/.installed-test ## install what is missing and run every test, notebooks included
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not notebook and not browser' -n $(WORKERS) --dist worksteal $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m notebook -n $(WORKERS) --dist loadfile $(ARGS)
-	$(BIN)/python -m pytest -m browser $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-test ## lint
 	$(BIN)/ruff check .

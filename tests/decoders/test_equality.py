@@ -64,6 +64,7 @@ def difference(arm: str, expected: list[int], found: list[int], again) -> str | 
     return f"{arm} parts at token {at}: {'a numeric tie' if theirs == ours else 'IN FLOAT64 TOO'}"
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_lossless_way_spells_one_text(lm, held_out, chunk):
     """Greedy and keyed at T = 0.8, both plain, chain, copied and tree; `decode` the plain way, the others in forks."""

@@ -175,17 +175,24 @@ def test_thinned_snapshots_are_made_again(toy, name, monkeypatch):
 
 def test_forks_copy_nothing_until_somebody_writes(lm, held_out):
     """A fork shares every storage of the caches; the branch that writes makes its own."""
+
+    def storages(session) -> set[int]:
+        return {t.untyped_storage().data_ptr() for t in session.state.lanes["target"].store._run.k}
+
+    def rows() -> list:
+        store = s.state.lanes["target"].store
+        return [t[:, : store.length].clone() for t in store._run.k]
+
     s = wb.Session(lm, held_out[1], max_new_tokens=32)
     s.run(rounds=4)
     branch = s.fork(at=2, token=5)
-    shared = {t.untyped_storage().data_ptr() for t in s.state.lanes["target"].store._run.k}
-    assert {t.untyped_storage().data_ptr() for t in branch.state.lanes["target"].store._run.k} == shared
+    shared = storages(s)
+    assert storages(branch) == shared
     branch.step()
-    own = {t.untyped_storage().data_ptr() for t in branch.state.lanes["target"].store._run.k}
-    assert not own & shared
-    kept = [t.clone() for t in s.state.lanes["target"].store._run.k]
+    assert not storages(branch) & shared
+    kept = rows()
     branch.run()
-    assert all(torch.equal(a, b) for a, b in zip(kept, s.state.lanes["target"].store._run.k, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, rows(), strict=True))
 
 
 def test_run_until(toy):
