@@ -22,7 +22,7 @@ lab: install ## open the tutorial notebooks in JupyterLab
 
 test: $(VENV)/.installed-test ## install what is missing and run every test, notebooks included
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-test ## lint
 	$(BIN)/ruff check .

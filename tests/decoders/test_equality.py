@@ -64,15 +64,17 @@ def difference(arm: str, expected: list[int], found: list[int], again) -> str | 
     return f"{arm} parts at token {at}: {'a numeric tie' if theirs == ours else 'IN FLOAT64 TOO'}"
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_lossless_way_spells_one_text(lm, held_out, chunk):
-    """Greedy and keyed at T = 0.8, both plain, chain, copied and tree; `decode` the plain way, the others in forks."""
+    """Greedy: plain, chain, copied and tree. Keyed at T = 0.8: plain, chain, and by turns copied or tree.
+
+    `decode` the plain way, the others in forks.
+    """
     prompts = [lm.tokenizer.encode(text) for text in held_out[chunk:PROMPTS:CHUNKS]]
     assert len(prompts) == PROMPTS // CHUNKS
     greedy = generate(lm, prompts)
     differences, sampled = [], []
-    for prompt, expected in zip(prompts, greedy, strict=True):
+    for number, (prompt, expected) in enumerate(zip(prompts, greedy, strict=True)):
         fork = branches(lm, prompt)
         sampled.append(fork(wb.Autoregressive(), **KEYED))
         differences.append(
@@ -80,6 +82,8 @@ def test_every_lossless_way_spells_one_text(lm, held_out, chunk):
         )
         for name, decoder in ARMS.items():
             for kind, text, settings in (("greedy", expected, {}), ("keyed", sampled[-1], KEYED)):
+                if settings and name == ("copy", "tree")[number % 2]:
+                    continue
                 again = partial(in_double, prompt=prompt, decoder=decoder, **settings)
                 differences.append(difference(f"{kind} {name}", text, fork(decoder, **settings), again))
     assert [line for line in differences if line] == []

@@ -80,14 +80,6 @@ def test_embedded_texts_are_those_of_plain_decoding(lm, held_out, kind, settings
 
 
 @pytest.mark.parametrize("kind", ("hydra", "eagle"))
-@pytest.mark.parametrize("stack", [wb.H2O(budget=44, recent=32), wb.KIVI(bits=4)], ids=["h2o", "kivi"])
-def test_texts_under_a_cache_stack_are_plain_texts_under_it(lm, held_out, kind, stack):
-    settings = dict(cache=stack, max_new_tokens=32, level="off", **KEYED)
-    expected = wb.decode(lm, held_out[2][-300:], **settings).token_ids
-    assert wb.decode(lm, held_out[2][-300:], wb.Speculative(drafter(kind)), **settings).token_ids == expected
-
-
-@pytest.mark.parametrize("kind", ("hydra", "eagle"))
 def test_ends(tiny, folder, kind):
     """A prompt of one token, the end of the context, and an end of text inside an accepted path."""
     decoder = wb.Speculative(drafter(kind, folder), SHAPES["tree"])

@@ -128,17 +128,6 @@ def test_all_bytes_of_its_memory_are_booked_as_its_table(name, tiny):
     assert (held_bytes(session.state.memory) > 0) == (name in TABLES)
 
 
-@pytest.mark.parametrize("name", ["recycling", "aded-best", "suffix", "jacobi"])
-def test_under_a_cache_stack_the_text_is_plain_decoding_under_it(name, lm, held_out, tiny):
-    settings = dict(temperature=0.8, seed=1, max_new_tokens=56, cache=wb.H2O(budget=44, recent=32))
-    decoder = wb.Speculative(drafter=DRAFTERS[name])
-    assert wb.decode(tiny, PROMPT, decoder, **settings).token_ids == wb.decode(tiny, PROMPT, **settings).token_ids
-    if name in ("recycling", "suffix"):
-        settings |= dict(max_new_tokens=30, cache=wb.KIVI(bits=4))
-        prompt = held_out[5][-200:]
-        assert wb.decode(lm, prompt, decoder, **settings).token_ids == wb.decode(lm, prompt, **settings).token_ids
-
-
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_only_jacobi_draws_and_the_others_place(name, tiny):
     """Kinds and sources under rejection sampling: what was not drawn from a stored row is POINT."""

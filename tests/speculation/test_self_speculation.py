@@ -144,14 +144,6 @@ def test_shipped_adapters_agree_with_the_target(lm, held_out):
     assert shares[4] > shares[2]
 
 
-@pytest.mark.parametrize("stack", [wb.H2O(budget=44, recent=32), wb.KIVI(bits=4)], ids=["h2o", "kivi"])
-def test_texts_under_a_cache_stack_are_plain_texts_under_it(lm, held_out, stack):
-    settings = dict(cache=stack, max_new_tokens=20, level="off", **KEYED)
-    expected = wb.decode(lm, held_out[2][-300:], **settings).token_ids
-    for name in ("kangaroo-tree", "del", "layer_skip"):
-        assert wb.decode(lm, held_out[2][-300:], EMBEDDED[name], **settings).token_ids == expected, name
-
-
 @pytest.mark.parametrize("name", ["kangaroo-2", "layer_skip"])
 def test_ends(tiny, weights, name):
     """A prompt of one token, the end of the context, and an end of text inside an accepted path."""

@@ -304,13 +304,6 @@ def test_every_shape_spells_the_plain_text(tiny, lm, held_out, name, settings):
     assert session.trace.token_ids == wb.decode(lm, held_out[7][-300:], max_new_tokens=14, **settings).token_ids
 
 
-def test_under_a_cache_stack_it_is_the_text_under_that_stack(tiny, lm, held_out):
-    evicting, coded = {"cache": wb.H2O(budget=44, recent=32)}, {"cache": wb.KIVI(bits=4)}
-    for shape in (wb.HeuristicLength(3), wb.DySpec(6, 0.05), wb.Eagle2(6, 3, 3)):
-        same_text(tiny, PROMPT, drafting(shape), 50, **evicting, **KEYED)
-    same_text(lm, held_out[7][-200:], wb.Speculative(shape=wb.Eagle2(6, 3, 3)), 24, **coded, **KEYED)
-
-
 def test_forks_and_other_shapes_midway_go_on_equally(tiny):
     """The heuristic's length goes with a fork; a branch with another shape begins without it, or with a stale one."""
     expected = wb.decode(tiny, PROMPT, max_new_tokens=60, **KEYED).token_ids
