@@ -31,7 +31,7 @@ class Segment:
     """A set of keys that the rows of one forward attend to.
 
     k: [Hk, n, D]; v: [Hk, n, Dv]; mask: [R, n] or, where KV heads differ, [Hk, R, n] bool (True = visible), or None
-    where every row sees all of it; causal: the rows of this forward are the segment's own and see each other in order.
+    where every row sees all of it; causal: the rows of this forward are its last keys and see each other in order.
     """
 
     k: torch.Tensor
@@ -188,7 +188,7 @@ class PlainStore:
         if window is None and self._visible is None:
             if self._rows == 1:
                 return [Segment(k, v)]
-            if n == self._rows:
+            if n == self._rows or k.is_cuda:  # a GPU's quick kernels take no mask, a CPU's do
                 return [Segment(k, v, causal=True)]
         return [Segment(k, v, self._mask(window, k.device, layer))]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 from workbench.cache.store import Segment
 from workbench_kernels import segment_attention
@@ -22,11 +23,13 @@ __all__ = ["attend", "attend_in_place", "column_mass", "in_place", "join"]
 def attend(q: torch.Tensor, segments: Sequence[Segment], scale: float) -> torch.Tensor:
     """q: [1, H, R, D] -> [1, H, R, Dv]; H is a multiple of the segments' KV heads (grouped-query attention)."""
     whole = join(q, segments)
-    mask = whole.mask
-    if mask is not None and mask.ndim == 3:
+    mask, square = whole.mask, whole.causal and q.shape[2] == whole.k.shape[1]
+    if whole.causal and not square:
+        mask = causal_lower_right(q.shape[2], whole.k.shape[1])
+    elif mask is not None and mask.ndim == 3:
         mask = mask.repeat_interleave(q.shape[1] // len(mask), 0)[None]
     return F.scaled_dot_product_attention(
-        q, whole.k[None], whole.v[None], attn_mask=mask, is_causal=whole.causal, scale=scale, enable_gqa=True
+        q, whole.k[None], whole.v[None], attn_mask=mask, is_causal=square, scale=scale, enable_gqa=True
     )
 
 
@@ -123,5 +126,5 @@ def _mask(segment: Segment, rows: int) -> torch.Tensor:
     mask = segment.mask
     if mask is None:
         mask = torch.ones(rows, n, dtype=torch.bool, device=segment.k.device)
-        mask = mask.tril() if segment.causal else mask
+        mask = mask.tril(n - rows) if segment.causal else mask
     return mask.expand(heads, rows, n)
