@@ -314,7 +314,7 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(tiny, kind, tmp_p
     steps = torch.load(tmp_path / "b" / f"{kind}.pt")["step"]
     assert 0 < steps < recipe.steps
     assert fit(kind, part, tiny, text, tmp_path / "b", recipe=recipe, quiet=True) == stopped
-    states = [torch.load(tmp_path / name / f"{kind}.pt")["module"] for name in "ab"]
+    states = [torch.load(tmp_path / name / f"{kind}.pt")["model"] for name in "ab"]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert all(p.requires_grad for p in tiny.model.parameters())  # the target's weights are thawed
     with pytest.raises(SystemExit, match="another recipe"):

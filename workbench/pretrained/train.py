@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from workbench.pretrained import corpus
+from workbench.pretrained.checkpoint import Checkpoint, rate_share
 
 END = "<|endoftext|>"
 TOKENIZER = corpus.HERE / "tokenizer"
@@ -175,15 +176,6 @@ def plant_copies(piece: np.ndarray, share: float, rng: np.random.Generator, per_
         piece[target : target + length] = piece[source : source + length]
 
 
-def rate_at(recipe: Recipe, step: int) -> float:
-    """Warm-up, plateau, then a linear decay to 2 % (a share of 1)."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    start = recipe.steps * (1 - recipe.decay_share)
-    left = 1 - max(0.0, step - start) / max(1.0, recipe.steps - start)
-    return 0.02 + 0.98 * left
-
-
 def optimizers(model, recipe: Recipe) -> list[torch.optim.Optimizer]:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
@@ -231,21 +223,8 @@ def train(name: str, work: Path, minutes: float, tokens: int | None, strict: boo
     elif teacher is not None:
         start_from(model, teacher)
     steppers = optimizers(model, recipe)
-    file, step = work / f"{name}.pt", 0
-    if file.exists():
-        state = torch.load(file, weights_only=True, map_location=device)
-        if state["recipe"] != asdict(recipe):
-            raise SystemExit(f"{file} was made by another recipe: {state['recipe']}; give another --work folder")
-        model.load_state_dict(state["model"])
-        for stepper, saved in zip(steppers, state["optimizers"], strict=True):
-            stepper.load_state_dict(saved)
-        step = state["step"]
-
-    def save() -> None:
-        state = {"model": model.state_dict(), "optimizers": [s.state_dict() for s in steppers]}
-        torch.save({**state, "step": step, "recipe": asdict(recipe)}, file.with_suffix(".new"))
-        file.with_suffix(".new").replace(file)
-
+    saved = Checkpoint(work / f"{name}.pt", model, steppers, asdict(recipe))
+    step = saved.resume()
     forward = torch.compile(model, dynamic=False) if compiled else model
     guide = torch.compile(teacher, dynamic=False) if compiled and teacher is not None else teacher
     end = time.monotonic() + minutes * 60
@@ -253,7 +232,7 @@ def train(name: str, work: Path, minutes: float, tokens: int | None, strict: boo
     bar = tqdm(total=recipe.steps, initial=step, desc=name, unit="step", dynamic_ncols=True)
     try:
         while step < recipe.steps and time.monotonic() < end:
-            share = rate_at(recipe, step)
+            share = rate_share(step, recipe.steps, recipe.warmup, recipe.decay_share)
             for stepper, rate in zip(steppers, (recipe.muon_rate, recipe.adam_rate), strict=True):
                 for group in stepper.param_groups:
                     group["lr"] = rate * share
@@ -274,10 +253,10 @@ def train(name: str, work: Path, minutes: float, tokens: int | None, strict: boo
             bar.set_postfix(loss=f"{total:.3f}")
             log.write(json.dumps({"step": step, "loss": round(total, 4), "rate": round(share, 4)}) + "\n")
             if step % 100 == 0:
-                save()
+                saved.keep(step)
                 log.flush()
     finally:
-        save()
+        saved.keep(step)
         bar.close()
     from workbench.pretrained.evaluate import loss_and_accuracy  # which imports this module
 

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from workbench.engine.adapter import TransformersModel
+from workbench.pretrained.checkpoint import Checkpoint, rate_share
 from workbench.speculation.heads import weights
 from workbench.speculation.training.data import Batch, Text, frozen
 
@@ -36,12 +37,6 @@ class Recipe:
     @property
     def steps(self) -> int:
         return max(1, self.tokens // self.batch)
-
-    def share(self, step: int) -> float:
-        """Of the full rate: warm-up, plateau, linear decay to 2 %."""
-        start = self.steps * (1 - self.decay_share)
-        left = 1 - max(0.0, step - start) / max(1.0, self.steps - start)
-        return min(1.0, (step + 1) / self.warmup) * (0.02 + 0.98 * left)
 
 
 @dataclass(frozen=True)
@@ -80,21 +75,8 @@ def fit(
     shape = part.shape(lm)
     module = part.make(**shape).to(lm.device).train()
     steppers = optimizers(module, recipe)
-    file, step = out / f"{kind}.pt", 0
-    if file.exists():
-        state = torch.load(file, weights_only=True, map_location=lm.device)
-        if state["recipe"] != asdict(recipe) or state["shape"] != shape:
-            raise SystemExit(f"{file} was made by another recipe ({state['recipe']}); give another --out, or remove it")
-        module.load_state_dict(state["module"])
-        for stepper, saved in zip(steppers, state["optimizers"], strict=True):
-            stepper.load_state_dict(saved)
-        step = state["step"]
-
-    def keep() -> None:
-        state = {"module": module.state_dict(), "optimizers": [s.state_dict() for s in steppers]}
-        torch.save({**state, "step": step, "recipe": asdict(recipe), "shape": shape}, file.with_suffix(".new"))
-        file.with_suffix(".new").replace(file)
-
+    saved = Checkpoint(out / f"{kind}.pt", module, list(steppers), {"recipe": asdict(recipe), "shape": shape})
+    step = saved.resume()
     end = time.monotonic() + minutes * 60
     kept = time.monotonic()
     bar = tqdm(total=recipe.steps, initial=step, desc=kind, unit="step", dynamic_ncols=True, disable=quiet)
@@ -103,7 +85,7 @@ def fit(
             while step < recipe.steps and time.monotonic() < end:
                 for stepper, rate in steppers.items():
                     for group in stepper.param_groups:
-                        group["lr"] = rate * recipe.share(step)
+                        group["lr"] = rate * rate_share(step, recipe.steps, recipe.warmup, recipe.decay_share)
                 batch = Batch(lm, text.batch(step, recipe.batch, recipe.seed))
                 generator = torch.Generator(lm.device).manual_seed(recipe.seed * 1_000_003 + step)
                 with torch.autocast(lm.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
@@ -117,10 +99,10 @@ def fit(
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}")
                 if time.monotonic() > kept + SAVE_EVERY:
-                    keep()
+                    saved.keep(step)
                     kept = time.monotonic()
     finally:
-        keep()
+        saved.keep(step)
         bar.close()
     figures = measure(part, module.eval(), lm, text)
     facts = {"recipe": asdict(recipe), "tokens": step * recipe.batch, "held-out": figures}
