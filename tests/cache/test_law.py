@@ -8,7 +8,7 @@ from tests.table import DECODERS, POLICIES, QUANTIZERS, stacks
 from workbench import declare
 from workbench.cache.maintenance import Layer
 
-LENGTH = 48
+LENGTH = 40
 STACKS = dict(stacks())
 LOSSLESS = [name for name, row in DECODERS.items() if row.lossless and name != "autoregressive"]
 known: dict = {}

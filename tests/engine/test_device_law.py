@@ -123,9 +123,9 @@ def rejecting(shape) -> wb.Speculative:
 
 
 DECODERS = {  # and runs
-    "plain": (lambda: wb.Autoregressive(), 120),
-    "rejection chain": (lambda: rejecting(wb.FixedLength(2)), 200),
-    "rejection tree": (lambda: rejecting(wb.FixedTree((2, 1))), 200),
+    "plain": (lambda: wb.Autoregressive(), 80),
+    "rejection chain": (lambda: rejecting(wb.FixedLength(2)), 160),
+    "rejection tree": (lambda: rejecting(wb.FixedTree((2, 1))), 160),
 }
 
 
