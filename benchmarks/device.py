@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from workbench.engine.graph import Replayed
 from workbench.provenance import device_name, versions
 
 __all__ = ["Rates", "Timing", "conditions", "measure", "rates"]
@@ -25,12 +26,13 @@ class Rates(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Microseconds on the device over many repeats; how: `graph` (CUDA-graph replay) or `eager`."""
+    """Microseconds on the device over many repeats; how: `graph` (CUDA-graph replay) or `eager`, and why the latter."""
 
     median_us: float
     p20_us: float
     p80_us: float
     how: str
+    not_captured: str | None = None
 
 
 def conditions(device: torch.device) -> dict[str, Any]:
@@ -74,30 +76,20 @@ def measure(run: Callable[[], Any], device: torch.device, repeats: int = 50) -> 
     """Device time of a call by events around each replay of its CUDA graph; around the call where none can be captured.
 
     Before each replay four times the L2 cache is overwritten, so that inputs come from memory; it also keeps the device
-    busy until the replay is queued, so that the host's time does not count.
+    busy until the replay is queued, so that the host's time does not count. An eager call may launch for longer than
+    that, and then it counts.
     """
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream(device).wait_stream(side)
-    torch.cuda.synchronize(device)
-    replay, how = run, "eager"
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            kept = run()  # noqa: F841 (what a graph writes must stay allocated)
-        replay, how = graph.replay, "graph"
-    except RuntimeError:  # the call asks the device for something in between
-        torch.cuda.synchronize(device)
+    replayed = Replayed(run, device)
+    replayed()
+    how, reason = ("graph", None) if replayed.captured else ("eager", replayed.reason)
     flush = torch.empty(4 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.uint8, device=device)
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     for start, end in events:
         flush.zero_()
         start.record()
-        replay()
+        replayed()
         end.record()
     torch.cuda.synchronize(device)
+    replayed.close()
     times = statistics.quantiles([1000 * start.elapsed_time(end) for start, end in events], n=10)
-    return Timing(times[4], times[1], times[7], how)
+    return Timing(times[4], times[1], times[7], how, reason)

@@ -72,14 +72,17 @@ def streamed_bytes(model: LlamaForCausalLM) -> int:
 
 
 def workbench_ms(lm, prompt: list[int], tokens: int, level: str) -> tuple[float, str]:
-    """Median milliseconds of a step, and what computed it."""
-    session = wb.Session(lm, prompt, max_new_tokens=WARM + tokens, level=level, ignore_eos=True)
+    """Median milliseconds of a step, and what computed it. Exits where its rounds were not captured on a GPU."""
+    session = wb.Session(lm, prompt, max_new_tokens=WARM + tokens + 1, level=level, ignore_eos=True)
     session.run(rounds=WARM)
     times = []
     for _ in range(tokens):
         start = clock(lm.device.type)
         session.step()
         times.append(clock(lm.device.type) - start)
+    last = session.decoder.step(session.state.fork())  # at level "off" the record does not tell
+    if "not_captured" in last.figures:
+        raise SystemExit(f"no speed is given, for the rounds were no CUDA graph: {last.figures['not_captured']}")
     where = session.trace.run["rounds"]["implementation"]
     if level != "off":
         where = session.trace.forwards["implementation"].iloc[-1]

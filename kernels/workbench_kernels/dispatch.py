@@ -1,11 +1,14 @@
-"""Which implementation runs, decided in one place: Triton on a GPU where it can, torch everywhere else."""
+"""Which implementation runs, decided in one place: Triton on a GPU where it can, torch everywhere else; and where."""
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["VARIABLE", "Choice", "decide"]
+import torch
+
+__all__ = ["VARIABLE", "Choice", "decide", "on_its_device"]
 
 VARIABLE = "WORKBENCH_KERNELS"
 
@@ -48,3 +51,22 @@ def _missing(kind: str, what: str) -> str | None:
     if kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the {what} is on {kind!r} and its interpreter is off (TRITON_INTERPRET=1)"
     return None
+
+
+def on_its_device(launcher: Callable) -> Callable:
+    """The launcher, with the device of its first tensor made the current one while it runs.
+
+    Triton launches on the current device, wherever the tensors lie. Tensors are looked for among the positional
+    arguments and in tuples there; on a CPU nothing is done.
+    """
+
+    @functools.wraps(launcher)
+    def launched(*args, **kwargs):
+        parts = (part for argument in args for part in (argument if isinstance(argument, tuple) else (argument,)))
+        device = next(part.device for part in parts if isinstance(part, torch.Tensor))
+        if device.type != "cuda":
+            return launcher(*args, **kwargs)
+        with torch.cuda.device(device):
+            return launcher(*args, **kwargs)
+
+    return launched

@@ -1,12 +1,14 @@
 """The engine with its Triton kernels forced: under the interpreter here, natively where there is a GPU."""
 
-import os
+import copy
 
 import pytest
 import torch
 
 import workbench as wb
 from tests.cache.conftest import DRAFT, PROMPT
+from workbench.decoders import device
+from workbench.engine.adapter import wrap
 from workbench_kernels.dispatch import VARIABLE
 
 ARMS = {
@@ -26,16 +28,28 @@ CACHES = {
 LENGTH = 10
 
 
+@pytest.fixture(scope="module")
+def small(small):
+    """The pair, copied to the GPU where there is one."""
+    if not torch.cuda.is_available():
+        yield small
+        return
+    draft = wb.load(DRAFT)
+    wb.register_model(DRAFT, copy.deepcopy(draft.model).cuda())
+    yield wrap(copy.deepcopy(small.model).cuda())
+    wb.register_model(DRAFT, draft)
+
+
 @pytest.fixture
 def triton(monkeypatch):
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
+    """The kernels forced, in rounds that the host leads on a GPU too."""
+    monkeypatch.setenv(device.VARIABLE, "host")
     monkeypatch.setenv(VARIABLE, "triton")
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_greedy_text_is_that_of_generate(small, triton, arm):
-    ids = torch.tensor([PROMPT])
+    ids = torch.tensor([PROMPT], device=small.device)
     expected = small.model.generate(ids, max_new_tokens=LENGTH, do_sample=False)[0, len(PROMPT) :].tolist()
     trace = wb.decode(small, PROMPT, ARMS[arm], max_new_tokens=LENGTH)
     assert trace.token_ids == expected

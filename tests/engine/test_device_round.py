@@ -11,6 +11,7 @@ import torch
 
 import workbench as wb
 from tests.engine.device_cases import DECODERS, DRAFT, PROMPT, SAMPLINGS, llama, same_steps, speculative, steps
+from tests.kernels.interpreter import needs_interpreter
 from workbench.cache import PlainStore
 from workbench.cache.static import StaticStore
 from workbench.decoders import device
@@ -82,6 +83,7 @@ def test_models_with_differently_padded_vocabularies(pair, monkeypatch):
         assert torch.equal(fit(rows, size), torch.stack([_fit(row, size) for row in rows]))
 
 
+@needs_interpreter
 @pytest.mark.parametrize(
     ("decoder", "sampling"), [("plain", "greedy"), ("plain", "top_k"), ("chain", "greedy"), ("tree", "keyed")]
 )
@@ -95,6 +97,7 @@ def test_the_triton_kernels_give_the_same_steps(decoder, sampling, pair, monkeyp
     assert got[-1].forwards["implementation"][-1] == "device+triton"
 
 
+@needs_interpreter
 @pytest.mark.parametrize("sampling", ["greedy", "keyed"])
 def test_rejection_on_the_device_gives_the_same_steps(sampling, pair, monkeypatch):
     """Drafts drawn from the draft's law, tested in Triton: the same uniforms, fates and tokens as on the host."""

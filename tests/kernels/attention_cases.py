@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from tests.kernels.checks import assert_close
@@ -148,11 +147,6 @@ def dense(q, k, v, scale, mask=None, bias=None):
                 lse[r, h] = scores[seen].logsumexp(0)
                 out[r, h] = scores[seen].softmax(0) @ v[g][seen]
     return out, lse
-
-
-def need_triton(implementation: str) -> None:
-    if implementation != "triton":
-        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
 
 
 def broken(tmp_path, monkeypatch, file: str, right: str, wrong: str) -> SimpleNamespace:

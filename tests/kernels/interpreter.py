@@ -1,12 +1,20 @@
-"""Triton's interpreter at more than twice its speed: it prepares the language once a launch, not at every helper call.
+"""Triton's interpreter: what needs it, and how it runs at more than twice its speed, by preparing the language once a
+launch, not at every helper call.
 
 A kernel that calls a helper of its own or of Triton's (`tl.sum`, `tl.zeros`, …) makes the interpreter walk through all
 of `triton.language` to swap its functions for those that compute; they are swapped already when the kernel starts.
 """
 
+import os
 import types
 
-__all__ = ["hurry"]
+import pytest
+
+__all__ = ["hurry", "needs_interpreter"]
+
+needs_interpreter = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter is off: kernels are tested on the device"
+)
 
 
 def hurry() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.kernels.aot import compile_all
-from tests.kernels.attention_cases import EXACT, broken, law, need_triton, paged, with_options
+from tests.kernels.attention_cases import EXACT, broken, law, paged, with_options
 from tests.kernels.checks import Guarded, assert_close
+from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
 from workbench_kernels.pages.layout import SLOTS
 
@@ -22,12 +23,12 @@ def mass_of(scores: torch.Tensor, lse: torch.Tensor, heads: int, reduce: str):
 
 @pytest.mark.parametrize("reduce", ["sum", "max", "row"])
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_mass_and_entropy_from_the_definition(rows, reduce, device, implementation):
+def test_mass_and_entropy_from_the_definition(rows, reduce, device):
     """Group of 3 (padded to 4), several row blocks at 40 rows, ragged heads; other segments in lse."""
     pages = paged(rows=rows, group=3, size=32, counts=(2, 1))
     _, lse, scores = law(pages)
     lse = lse + 0.3
-    for where, how in ((pages, "torch"), (pages.to(device), implementation)):
+    for where, how in ((pages, "torch"), (pages.to(device), "triton")):
         given = lse.float().to(where.q.device)
         got = where.call(segment_attention.page_mass, given, reduce=reduce, implementation=how)
         want = mass_of(scores, lse, 2, reduce)
@@ -36,13 +37,13 @@ def test_mass_and_entropy_from_the_definition(rows, reduce, device, implementati
         assert_close("entropy", got.entropy, want[1], EXACT)
 
 
-def test_mass_of_the_last_rows_with_options(device, implementation):
+def test_mass_of_the_last_rows_with_options(device):
     """A bias, a tau and a window weigh in the mass as in the output; `last` counts the last rows alone."""
     pages = paged(rows=3, group=2, size=80, counts=(3, 2))
     pages_options, meaning = with_options(pages)
     pages.options |= pages_options
     _, lse, scores = law(pages, **meaning)
-    for where, how in ((pages, "torch"), (pages.to(device), implementation)):
+    for where, how in ((pages, "torch"), (pages.to(device), "triton")):
         got = where.call(segment_attention.page_mass, lse.float().to(where.q.device), last=2, implementation=how)
         want = mass_of(scores[1:], lse[1:], 2, "sum")
         assert_close("mass", got.mass.flatten(-2), want[0], EXACT)
@@ -50,12 +51,12 @@ def test_mass_of_the_last_rows_with_options(device, implementation):
 
 
 @pytest.mark.parametrize("sigma", [None, (0.8, 1.3)], ids=["exact", "weighted"])
-def test_the_masses_of_all_segments_are_the_whole(sigma, device, implementation):
+def test_the_masses_of_all_segments_are_the_whole(sigma, device):
     """Pages and staged rows: the masses sum to 1 a row and head, the entropy shares to the entropy of the whole law."""
     pages = paged(rows=4, group=2, size=32, counts=(3, 2)).to(device)
     draw = torch.Generator().manual_seed(1)
     k, v = (torch.randn(2, 4, 32, generator=draw).to(device) for _ in range(2))
-    run = {"implementation": implementation}
+    run = {"implementation": "triton"}
     pairs = [
         pages.call(segment_attention.attend_pages, **run),
         segment_attention.attend_staged(pages.q, k, v, pages.scale, "causal", **run),
@@ -118,13 +119,13 @@ def dense_case(rows: int):
 @pytest.mark.parametrize("last", [None, 2])
 @pytest.mark.parametrize("reduce", ["sum", "max", "row"])
 @pytest.mark.parametrize("rows", [3, 40])
-def test_mass_of_dense_keys_from_the_definition(rows, reduce, last, device, implementation):
+def test_mass_of_dense_keys_from_the_definition(rows, reduce, last, device):
     """Every mask; a row that sees nothing gives nothing; `last` keeps the mask of the rows it keeps."""
     q, k, mask, scores = dense_case(rows)
     for name, given in (("none", None), ("causal", "causal"), ("tree", mask)):
         lse = scores[name].logsumexp(-1)
         want = mass_of(scores[name][-(last or rows) :], lse[-(last or rows) :], 2, reduce)
-        for where, how in (("cpu", "torch"), (device, implementation)):
+        for where, how in (("cpu", "torch"), (device, "triton")):
             given = given.to(where) if isinstance(given, torch.Tensor) else given
             got = segment_attention.segment_mass(
                 *(q.to(where), k.to(where), 0.2, lse.float().to(where)),
@@ -134,9 +135,9 @@ def test_mass_of_dense_keys_from_the_definition(rows, reduce, last, device, impl
             assert_close("entropy", got.entropy, want[1], EXACT)
 
 
-def test_mass_over_no_keys(device, implementation):
+def test_mass_over_no_keys(device):
     q, k = torch.randn(2, 4, 32, device=device), torch.zeros(2, 0, 32, device=device)
-    got = segment_attention.segment_mass(q, k, 1.0, torch.zeros(2, 4, device=device), implementation=implementation)
+    got = segment_attention.segment_mass(q, k, 1.0, torch.zeros(2, 4, device=device), implementation="triton")
     assert got.mass.shape == (2, 0) and (got.entropy == 0).all() and got.entropy.shape == (2, 4)
 
 
@@ -175,9 +176,8 @@ def guarded_mass(kernels, device: str) -> None:
         guarded.assert_untouched()
 
 
-def test_the_kernels_stay_within_their_tensors(device, implementation):
+def test_the_kernels_stay_within_their_tensors(device):
     """NaN around every tensor: a stray load would poison, a stray store would show."""
-    need_triton(implementation)
     from workbench_kernels.segment_attention import statistics, tiles
 
     guarded_mass(SimpleNamespace(statistics=statistics, tiles=tiles), device)
@@ -192,13 +192,13 @@ MUTANTS = {
 }
 
 
+@needs_interpreter
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch, implementation):
+def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch):
     """The kernels with one number wrong, compiled from a copy of their source, fail the very check above."""
-    need_triton(implementation)
     kernels = broken(tmp_path, monkeypatch, *MUTANTS[name])
     with pytest.raises(AssertionError):
-        guarded_mass(kernels, "cuda" if torch.cuda.is_available() else "cpu")
+        guarded_mass(kernels, "cpu")
 
 
 def test_the_dense_kernel_compiles_for_gpus_that_are_not_here():

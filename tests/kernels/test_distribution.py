@@ -9,6 +9,7 @@ import torch
 from tests.kernels.aot import compile_all
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.faults import Allocations, broken, entry
+from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import distribution
 from workbench_kernels.distribution import reference
 
@@ -57,38 +58,38 @@ def test_reference_equals_the_definitions(name):
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"]
 )
 @pytest.mark.parametrize("name", SHAPES)
-def test_kernel_equals_the_reference(name, dtype, device, implementation):
+def test_kernel_equals_the_reference(name, dtype, device):
     logits = law(name, dtype).to(device)
-    got = distribution.statistics(logits, implementation=implementation)
-    assert got.implementation == implementation
+    got = distribution.statistics(logits, implementation="triton")
+    assert got.implementation == "triton"
     compare(got, reference.statistics(logits))
     compare(got, textbook(logits))
 
 
 @pytest.mark.parametrize("spread", [1e-3, 30.0, 1e4], ids=["flat", "sharp", "one-hot"])
-def test_kernel_over_flat_and_sharp_laws(spread, device, implementation):
+def test_kernel_over_flat_and_sharp_laws(spread, device):
     """A running maximum must neither overflow nor lose the small terms, wherever the maximum stands."""
     rising = law("several-tiles", spread=spread).sort(-1).values.to(device)
     for logits in (rising, rising.flip(-1)):
-        compare(distribution.statistics(logits, implementation=implementation), textbook(logits), 1e-4)
+        compare(distribution.statistics(logits, implementation="triton"), textbook(logits), 1e-4)
 
 
-def test_kernel_with_cut_tokens(device, implementation):
+def test_kernel_with_cut_tokens(device):
     """-inf before, between and behind the kept tokens, whole tiles of it included; p log p is 0 there."""
     logits = law("several-tiles")
     logits[0, :9000] = -torch.inf
     logits[1, 5::7] = -torch.inf
     logits[1, 4000:] = -torch.inf
     logits = logits.to(device)
-    compare(distribution.statistics(logits, implementation=implementation), textbook(logits))
+    compare(distribution.statistics(logits, implementation="triton"), textbook(logits))
 
 
-def test_known_laws(device, implementation):
+def test_known_laws(device):
     """Uniform over n: entropy ln n, varentropy 0. One token: 0 and 0."""
     logits = torch.full((2, 5000), 3.0)
     logits[1] = -torch.inf
     logits[1, 4321] = -2.0
-    got = distribution.statistics(logits.to(device), implementation=implementation)
+    got = distribution.statistics(logits.to(device), implementation="triton")
     assert_close("entropy", got.entropy, torch.tensor([5000.0, 1.0]).log(), TOLERANCE)
     assert_close("varentropy", got.varentropy, torch.zeros(2), TOLERANCE)
     assert got.argmax.tolist() == [0, 4321]
@@ -96,24 +97,24 @@ def test_known_laws(device, implementation):
 
 
 @pytest.mark.parametrize("first", [0, 17, 2047, 2048, 9000])
-def test_the_lowest_id_wins_a_tie(first, device, implementation):
+def test_the_lowest_id_wins_a_tie(first, device):
     """Also where the equal tokens lie in different tiles."""
     logits = torch.zeros(1, 10_001)
     logits[0, [first, 9500, 10_000]] = 2.0
-    got = distribution.statistics(logits.to(device), k=4, implementation=implementation)
+    got = distribution.statistics(logits.to(device), k=4, implementation="triton")
     assert got.argmax.tolist() == [first]
     assert got.top_ids.tolist() == [[first, 9500, 10_000, 1 if first == 0 else 0]]
     assert got.top_values.tolist() == [[2.0, 2.0, 2.0, 0.0]]
 
 
 @pytest.mark.parametrize("poison", ["nan", "inf", "all-cut"])
-def test_rows_that_are_no_law_say_so(poison, device, implementation):
+def test_rows_that_are_no_law_say_so(poison, device):
     """Their entropy is NaN, and their neighbours are unharmed."""
     logits = law("odd")
     logits[1, 40] = {"nan": torch.nan, "inf": torch.inf, "all-cut": 0.0}[poison]
     if poison == "all-cut":
         logits[1] = -torch.inf
-    got = distribution.statistics(logits.to(device), implementation=implementation)
+    got = distribution.statistics(logits.to(device), implementation="triton")
     want = reference.statistics(logits)
     for part in (got, want):
         assert part[1][1].isnan() and part[2][1].isnan()
@@ -122,10 +123,8 @@ def test_rows_that_are_no_law_say_so(poison, device, implementation):
 
 
 @pytest.mark.parametrize("name", ["odd", "off-by-one", "several-tiles"])
-def test_the_kernel_stays_within_its_tensors(name, device, implementation):
+def test_the_kernel_stays_within_its_tensors(name, device):
     """NaN around every tensor and between strided rows: a stray load would poison, a stray store would show."""
-    if implementation != "triton":
-        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
     rows, cols = SHAPES[name]
     logits = Guarded(torch.full((rows, cols + 5), torch.nan, device=device))
     logits.inside[:, :cols] = law(name).to(device)
@@ -146,15 +145,14 @@ FAULTS = {
 }
 
 
+@needs_interpreter
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch, device, implementation):
+def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch):
     """The comparison above fails for kernels that are broken by one."""
-    if implementation != "triton":
-        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
     from workbench_kernels.distribution import kernel
 
-    rows = torch.full((2, 4100), torch.nan, device=device)
-    rows[:, :4097] = torch.arange(4097, device=device) * 1e-3  # rising: the last columns count
+    rows = torch.full((2, 4100), torch.nan)
+    rows[:, :4097] = torch.arange(4097) * 1e-3  # rising: the last columns count
     rows[:, :4097:64] += 10  # one candidate in each group of columns
     logits = rows[:, :4097]
     want = reference.statistics(logits)
@@ -166,11 +164,11 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch, device, impl
         assert torch.equal(got.top_ids, reference.top_k(logits, 30)[1])
 
 
-def test_strided_and_empty_logits(device, implementation):
+def test_strided_and_empty_logits(device):
     logits = law("hundred").to(device)
-    compare(distribution.statistics(logits.T.contiguous().T, implementation=implementation), textbook(logits))
-    compare(distribution.statistics(logits[:, 3:77], implementation=implementation), textbook(logits[:, 3:77]))
-    empty = distribution.statistics(logits[:0], k=2, implementation=implementation)
+    compare(distribution.statistics(logits.T.contiguous().T, implementation="triton"), textbook(logits))
+    compare(distribution.statistics(logits[:, 3:77], implementation="triton"), textbook(logits[:, 3:77]))
+    empty = distribution.statistics(logits[:0], k=2, implementation="triton")
     assert empty.lse.shape == (0,) and empty.top_ids.shape == (0, 2)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.kernels.aot import compile_all
-from tests.kernels.attention_cases import EXACT, TF32, broken, compare, dense, need_triton
+from tests.kernels.attention_cases import EXACT, TF32, broken, compare, dense
 from tests.kernels.checks import Guarded
+from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
 
 # rows, KV heads, group, head size, value size, capacity, committed, staged
@@ -50,9 +51,8 @@ def attend(kernels, inputs, base, visible, scale, splits=None):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_live_attention_is_the_formula(name, dtype, device, implementation):
+def test_live_attention_is_the_formula(name, dtype, device):
     """16-bit inputs are rounded before both, so only the products' precision differs."""
-    need_triton(implementation)
     from workbench_kernels.segment_attention import live
 
     inputs, base, visible, scale, want = case(name, dtype, device)
@@ -61,18 +61,16 @@ def test_live_attention_is_the_formula(name, dtype, device, implementation):
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 7])
-def test_splits_change_nothing_even_where_they_are_empty(splits, device, implementation):
+def test_splits_change_nothing_even_where_they_are_empty(splits, device):
     """More splits than tiles: shares without a key merge to nothing."""
-    need_triton(implementation)
     from workbench_kernels.segment_attention import live
 
     inputs, base, visible, scale, want = case("gqa-3", device=device)
     compare(attend(live, inputs, base, visible, scale, splits), want, EXACT)
 
 
-def test_the_length_is_read_from_the_device(device, implementation):
+def test_the_length_is_read_from_the_device(device):
     """The same launch arguments serve every length: what a captured graph relies on."""
-    need_triton(implementation)
     from workbench_kernels.segment_attention.live import attend_live
 
     (q, k, v), base, visible, scale, _ = case("gqa-3", device=device)
@@ -111,8 +109,7 @@ def guarded_live(kernels, device: str) -> None:
         guarded.assert_untouched()
 
 
-def test_the_kernel_stays_within_its_tensors(device, implementation):
-    need_triton(implementation)
+def test_the_kernel_stays_within_its_tensors(device):
     from workbench_kernels.segment_attention import live, merging, tiles
 
     guarded_live(SimpleNamespace(live=live, merging=merging, tiles=tiles), device)
@@ -128,15 +125,15 @@ MUTANTS = {
 }
 
 
+@needs_interpreter
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch, implementation):
+def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch):
     """The kernel with one number wrong, compiled from a copy of its source, fails the very check above."""
-    need_triton(implementation)
     kernels = broken(tmp_path, monkeypatch, "live.py", *MUTANTS[name])
     package = kernels.merging.__name__.rpartition(".")[0]
     kernels.live = importlib.import_module(f"{package}.live")
     with pytest.raises(AssertionError):
-        guarded_live(kernels, "cuda" if torch.cuda.is_available() else "cpu")
+        guarded_live(kernels, "cpu")
 
 
 def test_arguments_that_do_not_fit_are_refused():

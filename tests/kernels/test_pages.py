@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import pages
 from workbench_kernels.pages import ALIGN, GAINS, RAW, SLOTS, PageFormat, reference
 
@@ -175,20 +176,20 @@ def test_planar_rows_round_trip(bits, size):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_kernel_packs_the_same_bytes(name, device, implementation):
+def test_kernel_packs_the_same_bytes(name, device):
     """Into an arena, between guard bytes, for every float it takes; full, partly filled and empty pages."""
     form = FORMS[name]
     for dtype in {form.dtype, torch.bfloat16 if name == "80-2-4" else form.dtype}:
         arena, offsets = arena_for(form, 6, device)
         k, v = hard(form.head_dim, dtype).to(device), hard(form.value_dim, dtype).to(device)
         at, used = POSITIONS.to(device), USED.to(device)
-        out = pages.pack(k, v, at, used, form, arena, offsets, 77, implementation=implementation)
+        out = pages.pack(k, v, at, used, form, arena, offsets, 77, implementation="triton")
         assert out is arena
         assert torch.equal(reference.fetch(arena, offsets, form).cpu(), packed(form, dtype))
         assert_guards(arena, offsets, form)
 
 
-def test_kernel_packs_strided_rows_as_new_pages(device, implementation):
+def test_kernel_packs_strided_rows_as_new_pages(device):
     """As a model gives them: heads beside each other, NaN in the gaps, channels far apart."""
     form = FORMS["48-4-2"]
     wide = torch.full((6, SLOTS, 3, 70), torch.nan)
@@ -196,25 +197,25 @@ def test_kernel_packs_strided_rows_as_new_pages(device, implementation):
     v = hard(64).permute(2, 0, 1).contiguous().permute(1, 2, 0)
     got = pages.pack(
         wide.to(device)[:, :, 1, :48], v.to(device), POSITIONS.int().to(device), USED.int().to(device), form, birth=77,
-        implementation=implementation,
+        implementation="triton",
     )  # fmt: skip
     assert torch.equal(got.cpu(), packed(form))
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_kernel_reads_the_same_numbers(name, device, implementation):
+def test_kernel_reads_the_same_numbers(name, device):
     """Whole pages and single slots in any order; codes times gain and step are exact, one sum rounds, and equally."""
     form = FORMS[name]
     arena, offsets = arena_for(form, 6, device)
     reference.put(arena, offsets, form, packed(form).to(device))
     want = reference.unpack(packed(form), form)
-    got = pages.unpack(arena, form, offsets, implementation=implementation)
+    got = pages.unpack(arena, form, offsets, implementation="triton")
     for left, right in zip(got, want, strict=True):
         assert torch.equal(left.cpu(), right)
     pick = torch.randperm(6 * SLOTS, generator=torch.Generator().manual_seed(0))[:45].view(5, 9)
     where, slots = offsets[pick.to(device) // SLOTS], pick.to(device) % SLOTS
     where[2, 3] = -1
-    for act in (implementation, "torch"):
+    for act in ("triton", "torch"):
         got = pages.gather(arena, form, where, slots, implementation=act)
         for left, right in zip(got, want, strict=True):
             right = right.flatten(0, 1)[pick].clone()
@@ -223,12 +224,12 @@ def test_kernel_reads_the_same_numbers(name, device, implementation):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_kernel_reads_into_half_precision(dtype, device, implementation):
+def test_kernel_reads_into_half_precision(dtype, device):
     """One unit in the last place: the interpreter cuts bfloat16 off where a GPU rounds."""
     form = FORMS["32-8-8"]
     page = packed(form)
     want = reference.unpack(page, form)
-    got = pages.unpack(page.to(device), form, dtype=dtype, implementation=implementation)
+    got = pages.unpack(page.to(device), form, dtype=dtype, implementation="triton")
     for left, right in zip(got[:2], want[:2], strict=True):
         assert left.dtype == dtype
         error = (left.cpu().double() - right.double()).abs()
@@ -236,23 +237,21 @@ def test_kernel_reads_into_half_precision(dtype, device, implementation):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_raw_round_trip_is_bit_exact(dtype, device, implementation):
+def test_raw_round_trip_is_bit_exact(dtype, device):
     """All patterns: NaN, infinities and -0 too; 16-bit pages do the same for finite float16."""
     form = PageFormat(64, 32, RAW, RAW, 16, dtype)
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     draw = torch.Generator().manual_seed(1)
     k, v = (torch.randint(-(2**63), 2**63 - 1, (2, SLOTS, d), generator=draw).to(bits) for d in (64, 32))
     at, used = POSITIONS[:2].to(device), torch.full((2,), SLOTS, device=device)
-    page = pages.pack(
-        k.view(dtype).to(device), v.view(dtype).to(device), at, used, form, implementation=implementation
-    ).cpu()
+    page = pages.pack(k.view(dtype).to(device), v.view(dtype).to(device), at, used, form, implementation="triton").cpu()
     assert torch.equal(page[:, form.codes_k : form.codes_v].contiguous().view(bits).view_as(k), k)
     assert torch.equal(page[:, form.codes_v :].contiguous().view(bits).view_as(v), v)
     if dtype == torch.float16:
         x = torch.randn(2, SLOTS, 64, generator=draw).half()
         half = replace(form, bits_k=16, bits_v=16, value_dim=64)
-        page = pages.pack(x.to(device), x.to(device), at, used, half, implementation=implementation)
-        got = pages.unpack(page, half, implementation=implementation)
+        page = pages.pack(x.to(device), x.to(device), at, used, half, implementation="triton")
+        got = pages.unpack(page, half, implementation="triton")
         assert torch.equal(got[0].cpu().half(), x) and torch.equal(got[1].cpu().half(), x)
 
 
@@ -260,7 +259,7 @@ def test_raw_round_trip_is_bit_exact(dtype, device, implementation):
     ("name", "to_k", "to_v"),
     [("32-8-8", 4, 2), ("32-8-8", 8, 4), ("32-8-8", 2, 8), ("80-4-4", 2, 4), ("96-8-4", 4, 2), ("raw-8", RAW, 2)],
 )
-def test_demoting_equals_packing_narrower(name, to_k, to_v, device, implementation):
+def test_demoting_equals_packing_narrower(name, to_k, to_v, device):
     """Byte for byte, on data with exact ties in it, with the steps untouched."""
     form = {
         "32-8-8": FORMS["32-8-8"],
@@ -273,7 +272,7 @@ def test_demoting_equals_packing_narrower(name, to_k, to_v, device, implementati
     out, out_offsets = arena_for(to, 6, device)
     page = packed(form)
     reference.put(arena, offsets, form, page.to(device))
-    assert pages.demote(arena, form, to, offsets, out, out_offsets, implementation=implementation) is out
+    assert pages.demote(arena, form, to, offsets, out, out_offsets, implementation="triton") is out
     got = reference.fetch(out, out_offsets, to).cpu()
     assert torch.equal(got, packed(to))
     assert torch.equal(got, pages.demote(page, form, to))  # the reference, on rows
@@ -304,26 +303,28 @@ CONTROLS = {
 }
 
 
+@needs_interpreter
 @pytest.mark.parametrize("control", CONTROLS)
-def test_byte_equality_sees_a_kernel_that_is_off_by_one(control, tmp_path, device, implementation):
+def test_byte_equality_sees_a_kernel_that_is_off_by_one(control, tmp_path):
     """The comparison of the tests above, on kernels with one character or two changed."""
     name, old, new = CONTROLS[control]
     form = FORMS["48-4-2"]
-    arena, offsets = arena_for(form, 6, device)
-    k, v = hard(48).to(device), hard(64).to(device)
+    arena, offsets = arena_for(form, 6)
+    k, v = hard(48), hard(64)
     kernel = broken(tmp_path, name, old, new)
-    kernel.pack(k, v, POSITIONS.to(device), USED.to(device), form, arena, offsets, 77)
+    kernel.pack(k, v, POSITIONS, USED, form, arena, offsets, 77)
     assert not torch.equal(reference.fetch(arena, offsets, form).cpu(), packed(form))
 
 
-def test_guard_bytes_see_a_store_beyond_the_page(tmp_path, device, implementation):
+@needs_interpreter
+def test_guard_bytes_see_a_store_beyond_the_page(tmp_path):
     """One byte too far in every row of values: the last row's leaves the page."""
     form = FORMS["48-4-2"]
-    arena, offsets = arena_for(form, 6, device)
+    arena, offsets = arena_for(form, 6)
     at = "tl.store(rows_ptr + slot * WIDTH + column, packed"
     kernel = broken(tmp_path, "kernel_pack", at, at.replace("column", "column + 1"))
-    k, v = hard(48).to(device), hard(64).to(device)
-    kernel.pack(k, v, POSITIONS.to(device), USED.to(device), form, arena, offsets, 77)
+    k, v = hard(48), hard(64)
+    kernel.pack(k, v, POSITIONS, USED, form, arena, offsets, 77)
     with pytest.raises(AssertionError, match="wrote outside its pages"):
         assert_guards(arena, offsets, form)
 
@@ -336,19 +337,20 @@ READ_CONTROLS = {
 }
 
 
+@needs_interpreter
 @pytest.mark.parametrize("control", READ_CONTROLS)
-def test_equality_sees_a_reader_that_is_off_by_one(control, tmp_path, device, implementation):
+def test_equality_sees_a_reader_that_is_off_by_one(control, tmp_path):
     """The same for reading and demoting."""
     old, new, what = READ_CONTROLS[control]
     form, to = FORMS["32-8-8"], replace(FORMS["32-8-8"], bits_k=4, bits_v=4)
     kernel = broken(tmp_path, "kernel_read", old, new)
-    offsets = torch.arange(6, device=device) * (form.bytes // ALIGN)
-    arena = packed(form).to(device).view(-1)
+    offsets = torch.arange(6) * (form.bytes // ALIGN)
+    arena = packed(form).view(-1)
     if what == "unpack":
         got = kernel.unpack(arena, form, offsets, torch.float32)[:2]
         want = reference.unpack(packed(form), form)[:2]
         assert not all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
     else:
-        out = torch.zeros(6, to.bytes, dtype=torch.uint8, device=device)
-        kernel.demote(arena, form, to, offsets, out.view(-1), torch.arange(6, device=device) * (to.bytes // ALIGN))
+        out = torch.zeros(6, to.bytes, dtype=torch.uint8)
+        kernel.demote(arena, form, to, offsets, out.view(-1), torch.arange(6) * (to.bytes // ALIGN))
         assert not torch.equal(out.cpu(), packed(to))

@@ -96,6 +96,7 @@ def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
     assert pages.choose("cuda", torch.float64) == ("torch", "it computes in float32, and something is float64")
     assert pages.choose("cuda", implementation="torch") == ("torch", "asked for")
     form = FORMS["32-8-8"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="something is float64; use implementation='torch'"):
         pages.pack(hard(32).double(), hard(32), POSITIONS, USED, form, implementation="triton")
     monkeypatch.setenv("TRITON_INTERPRET", "0")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.checks import Guarded, assert_close
+from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.test_pages import arena_for, assert_guards, broken
 from workbench_kernels import pages
 from workbench_kernels.pages import RAW, SLOTS, PageFormat, reference, reference_rotation
@@ -42,13 +43,13 @@ def bake(k: torch.Tensor, at: torch.Tensor, inv_freq: torch.Tensor) -> torch.Ten
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_turned_key_is_one_baked_there(name, device, implementation):
+def test_a_turned_key_is_one_baked_there(name, device):
     """Angles of up to 4000 radians keep 4000 · 2^-24 in float32, twice (cosine and sine), on keys of up to 5."""
     size, count = SIZES[name]
     inv_freq = frequencies(count)
     k, origin, target = draw(2, 45, size), places(2, 45), places(2, 45, seed=1)
     baked = bake(k, origin, inv_freq).float()
-    for act in ("torch", implementation):
+    for act in ("torch", "triton"):
         got = pages.rotate(
             baked.to(device), origin.to(device), target.to(device), inv_freq.to(device), implementation=act
         )
@@ -60,7 +61,7 @@ def test_a_turned_key_is_one_baked_there(name, device, implementation):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", SIZES)
-def test_kernel_equals_the_reference(name, dtype, device, implementation):
+def test_kernel_equals_the_reference(name, dtype, device):
     """Cosines of two libraries differ in the last place; half-precision results by one unit."""
     size, count = SIZES[name]
     wide = torch.full((3, 33, 2 * size), torch.nan)  # keys in a strided tensor, NaN beside them
@@ -68,18 +69,18 @@ def test_kernel_equals_the_reference(name, dtype, device, implementation):
     k = wide.to(dtype).to(device)[..., :size]
     origin, target = places(33).to(device), places(3, 33, seed=2, below=100_000).int().to(device)
     inv_freq = frequencies(count).to(device)
-    got = pages.rotate(k, origin, target, inv_freq, implementation=implementation)
+    got = pages.rotate(k, origin, target, inv_freq, implementation="triton")
     assert got.dtype == dtype and got.is_contiguous()
     assert_close(name, got, reference_rotation.rotate(k, origin, target, inv_freq), 2 * torch.finfo(dtype).eps * 5)
 
 
-def test_there_and_back(device, implementation):
+def test_there_and_back(device):
     """Within 1e-6 of the largest key in float32, over any distance: the same angle is taken twice."""
     k, inv_freq = draw(2, 40, 64).to(device), frequencies(32).to(device)
     here, there = places(2, 40).to(device), places(2, 40, seed=1, below=200_000).to(device)
-    moved = pages.rotate(k, here, there, inv_freq, implementation=implementation)
+    moved = pages.rotate(k, here, there, inv_freq, implementation="triton")
     assert (moved - k).abs().max() > 1
-    back = pages.rotate(moved, there, here, inv_freq, implementation=implementation)
+    back = pages.rotate(moved, there, here, inv_freq, implementation="triton")
     assert (back - k).abs().max() <= 1e-6 * k.abs().max()
 
 
@@ -110,7 +111,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_pages_are_copied_with_their_keys_turned(name, device, implementation):
+def test_pages_are_copied_with_their_keys_turned(name, device):
     """Positions become the targets, values and header stay, and the origin pages keep every byte."""
     form, count = FORMS[name]
     arena, offsets = arena_for(form, 3, device)
@@ -121,9 +122,7 @@ def test_pages_are_copied_with_their_keys_turned(name, device, implementation):
     page = reference.pack(k, draw(3, SLOTS, form.value_dim), origin, used, form, 6)
     reference.put(arena, offsets, form, page.to(device))
     where = (offsets, out, out_offsets)
-    done = pages.rotate_pages(
-        arena, form, target.to(device), inv_freq.to(device), *where, implementation=implementation
-    )
+    done = pages.rotate_pages(arena, form, target.to(device), inv_freq.to(device), *where, implementation="triton")
     assert done is out
     before, got = reference.unpack(page, form), reference.fetch(out, out_offsets, form).cpu()
     after = reference.unpack(got, form)
@@ -138,10 +137,8 @@ def test_pages_are_copied_with_their_keys_turned(name, device, implementation):
     assert_close("reference", reference.unpack(rows, form)[0], after[0], max(eps, 2e-6))
 
 
-def test_the_kernel_stays_within_its_tensors(device, implementation):
+def test_the_kernel_stays_within_its_tensors(device):
     """NaN around every tensor: a stray load would poison, a stray store would show."""
-    if implementation != "triton":
-        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
     from workbench_kernels.pages import kernel_rotation
 
     k, out = Guarded(draw(2, 33, 80).to(device)), Guarded(torch.zeros(2, 33, 80, device=device))
@@ -157,6 +154,7 @@ def test_the_kernel_stays_within_its_tensors(device, implementation):
         tensor.assert_untouched()
 
 
+@needs_interpreter
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -168,17 +166,18 @@ def test_the_kernel_stays_within_its_tensors(device, implementation):
     ],
     ids=["last-frequency", "partner", "last-key", "rest", "sign"],
 )
-def test_closeness_sees_a_kernel_that_is_off_by_one(old, new, tmp_path, device, implementation):
+def test_closeness_sees_a_kernel_that_is_off_by_one(old, new, tmp_path):
     """The same comparison as above; what a broken kernel does not write is NaN."""
     kernel = broken(tmp_path, "kernel_rotation", old, new)
-    inputs = [t.to(device) for t in (draw(2, 33, 80), places(2, 33), places(2, 33, seed=1), frequencies(20))]
+    inputs = [t for t in (draw(2, 33, 80), places(2, 33), places(2, 33, seed=1), frequencies(20))]
     got, want = kernel.rotate(*inputs), reference_rotation.rotate(*inputs)
     with pytest.raises(AssertionError):
         assert_close("keys", got, want, 2e-6)
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused(monkeypatch):
     """With one line that says what was expected."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     k, at, inv_freq = draw(2, 5, 32), places(2, 5), frequencies(16)
     with pytest.raises(ValueError, match=r"expected 1 to 16 frequencies on cpu, got \[17\]"):
         pages.rotate(k, at, at, frequencies(17))

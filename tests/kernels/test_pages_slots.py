@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.test_pages import arena_for, assert_guards, broken
 from workbench_kernels import pages
 from workbench_kernels.pages import ALIGN, RAW, SLOTS, PageFormat, reference, reference_slots
@@ -71,11 +72,11 @@ def staged(form: PageFormat, device: str):
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_what_is_scattered_is_there(name, device, implementation):
+def test_what_is_scattered_is_there(name, device):
     form = MOVED[name]
     k, v, rows, positions, page, slots = staged(form, device)
     arenas = []
-    for act in ("torch", implementation):
+    for act in ("torch", "triton"):
         arena, offsets = opened(form, 4, device)
         named = offsets[page]
         named[1, 20] = -1
@@ -94,27 +95,27 @@ def test_what_is_scattered_is_there(name, device, implementation):
             assert (flags, used) == (FLAGS, max(live) + 1)
 
 
-def test_scattering_one_by_one_equals_all_at_once(device, implementation):
+def test_scattering_one_by_one_equals_all_at_once(device):
     """Speculative and plain decoding write the same bytes: how many rows a commit holds leaves no trace."""
     form = FORMS["raw-float32"]
     k, v, rows, positions, page, slots = staged(form, device)
     rows = rows.abs()
     whole, offsets = opened(form, 4, device)
-    pages.scatter(whole, form, k, v, rows, positions, offsets[page], slots, implementation=implementation)
+    pages.scatter(whole, form, k, v, rows, positions, offsets[page], slots, implementation="triton")
     parts, _ = opened(form, 4, device)
     for i in (slice(0, 1), slice(1, 30), slice(30, 45)):
         one = offsets[page][:, i], slots[:, i]
-        pages.scatter(parts, form, k, v, rows[i], positions[i], *one, implementation=implementation)
+        pages.scatter(parts, form, k, v, rows[i], positions[i], *one, implementation="triton")
     assert torch.equal(whole, parts)
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_moved_slots_are_the_same_elsewhere(name, device, implementation):
+def test_moved_slots_are_the_same_elsewhere(name, device):
     """Holes of one page are filled from another, side arrays too; nothing else changes by a byte."""
     form = MOVED[name]
     sources, targets = [30, 31, 4, 9, 12], [1, 0, 17, 31, 12]  # pages 2 -> 0; the last entry goes where it is
     arenas, sides = [], []
-    for act in ("torch", implementation):
+    for act in ("torch", "triton"):
         arena, offsets, k, v, positions, _ = filled(form, 3, device)
         pages.evict(arena, offsets[0].expand(4), torch.tensor(targets[:4], device=device), implementation=act)
         here, there = offsets[[2, 2, 2, -1, 2]], offsets[[0, 0, 0, 0, 2]]
@@ -139,7 +140,7 @@ def test_moved_slots_are_the_same_elsewhere(name, device, implementation):
 
 
 @pytest.mark.parametrize(("bits_k", "bits_v"), [(8, 4), (RAW, 2), (2, 16), (RAW, RAW)])
-def test_compacting_copies_codes_where_steps_are_shared(bits_k, bits_v, device, implementation):
+def test_compacting_copies_codes_where_steps_are_shared(bits_k, bits_v, device):
     """Page 0 is gathered from one page and page 1 from two: only the keys of the latter can be coded anew."""
     form = PageFormat(48, 64, bits_k, bits_v, 32)
     arena, offsets, k, v, positions, _ = filled(form, 4, device)
@@ -150,7 +151,7 @@ def test_compacting_copies_codes_where_steps_are_shared(bits_k, bits_v, device, 
     before = arena.clone()
     to = offsets[[1, 0]]  # the first lands on the page it comes from
     anew = pages.compact(
-        arena, form, offsets[page.to(device)], slots.to(device), used.to(device), to, 4, implementation=implementation
+        arena, form, offsets[page.to(device)], slots.to(device), used.to(device), to, 4, implementation="triton"
     )
     assert anew.tolist() == [False, bits_k in (8, 2)]
     got = reference.unpack(reference.fetch(arena, to, form).cpu(), form)
@@ -202,10 +203,10 @@ def as_lists(plan, offsets: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_merges_equal_a_loop(name, device, implementation):
+def test_merges_equal_a_loop(name, device):
     """Over all sources of all targets in float64; targets keep positions, sources die, all else keeps its bytes."""
     form = FORMS[name]
-    for act in ("torch", implementation):
+    for act in ("torch", "triton"):
         arena, offsets, k, v, positions, _ = filled(form, 3, device)
         pages.merge(arena, form, *as_lists(PLAN, offsets), implementation=act)
         got = reference.unpack(reference.fetch(arena, offsets, form).cpu(), form)
@@ -224,10 +225,10 @@ def test_merges_equal_a_loop(name, device, implementation):
         assert_guards(arena, offsets, form)
 
 
-def test_evicting_clears_bits_alone(device, implementation):
+def test_evicting_clears_bits_alone(device):
     """Of any kind of page; slot 31 is the sign of a word; naming a slot twice or one already dead is harmless."""
     form = PageFormat(32, 32, 4, 2, 16)
-    for act in ("torch", implementation):
+    for act in ("torch", "triton"):
         arena, offsets, *_ = filled(form, 3, device, used=20)
         before = arena.clone()
         named = offsets[torch.tensor([[0, 0, 2], [0, 1, 2]], device=device)]
@@ -275,7 +276,7 @@ def acted(module, what: str, device: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("what", ["scatter", "move", "merge", "evict"])
-def test_the_act_of_the_controls_is_right_when_unbroken(what, device, implementation):
+def test_the_act_of_the_controls_is_right_when_unbroken(what, device):
     """So that a control fails for what was broken in it."""
     from workbench_kernels.pages import kernel_slots
 
@@ -283,22 +284,24 @@ def test_the_act_of_the_controls_is_right_when_unbroken(what, device, implementa
     assert same.double().mean() > 0.98 if what == "merge" else same.all()  # merges may round elsewhere
 
 
+@needs_interpreter
 @pytest.mark.parametrize("control", CONTROLS)
-def test_equality_sees_an_act_that_is_off_by_one(control, tmp_path, device, implementation):
+def test_equality_sees_an_act_that_is_off_by_one(control, tmp_path):
     """The comparison of the tests above, on kernels with a slot, row or bound changed by one."""
     what, old, new = CONTROLS[control]
-    got = acted(broken(tmp_path, "kernel_slots", old, new), what, device)
-    want = acted(reference_slots, what, device)
+    got = acted(broken(tmp_path, "kernel_slots", old, new), what, "cpu")
+    want = acted(reference_slots, what, "cpu")
     assert not torch.equal(got, want)
     if what == "merge":  # more than rounding
         form = FORMS["raw-float32"]
-        _, offsets, *_ = filled(form, 3, device)
+        _, offsets, *_ = filled(form, 3, "cpu")
         left, right = (reference.unpack(reference.fetch(t, offsets, form), form)[0] for t in (got, want))
         assert (left - right).abs().max() > 1e-2
 
 
-def test_acts_refuse_what_does_not_fit():
+def test_acts_refuse_what_does_not_fit(monkeypatch):
     """Coded pages above all: writing one slot would change the steps of others."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     form = FORMS["raw-float32"]
     coded = replace(form, bits_v=4)
     arena, offsets, *_ = filled(form, 3, "cpu")

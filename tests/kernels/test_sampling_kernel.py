@@ -7,6 +7,7 @@ import workbench as wb
 from tests.kernels.aot import compile_all
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.faults import Allocations, broken, entry
+from tests.kernels.interpreter import needs_interpreter
 from workbench.engine import noise
 from workbench_kernels import distribution
 from workbench_kernels.distribution import reference
@@ -79,41 +80,39 @@ def test_the_reference_takes_the_tokens_of_the_engine(name, make):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_kernels_equal_the_reference(name, device, implementation):
+def test_the_kernels_equal_the_reference(name, device):
     """Rows without and with ties, half-precision ones, and tokens cut beforehand."""
     rows = torch.cat([logits(3, 90, 1), tied(4, 90, 2), logits(2, 90, 3).bfloat16().float()])
     rows[2, ::3] = rows[8, 5:] = -torch.inf
     rows[6, :89] = -torch.inf
     positions = torch.tensor([4, 4, 5, 6, 7, 80, 900, 1, 2])
     settings = {**SETTINGS[name], "seed": 3}
-    got = distribution.sample(
-        rows.to(device), **settings, positions=positions.to(device), implementation=implementation
-    )
-    assert got.raw.implementation == implementation
+    got = distribution.sample(rows.to(device), **settings, positions=positions.to(device), implementation="triton")
+    assert got.raw.implementation == "triton"
     same_law(got, distribution.sample(rows, **settings, positions=positions))
     assert got.token[6] == 89 and got.kept[6] == 1 and got.p[6] == 1
 
 
-def test_many_plain_draws(device, implementation):
+def test_many_plain_draws(device):
     """The screen in float32 never changes a token: 120 draws from flat and sharp laws."""
     for spread in (0.0, 1.0, 6.0):
         rows = logits(40, 100, 5, spread).to(device)
-        got = distribution.sample(rows, seed=9, implementation=implementation)
-        want = distribution.sample(rows, seed=9)
+        got = distribution.sample(rows, seed=9, implementation="triton")
+        want = distribution.sample(rows, seed=9, implementation="torch")
         assert got.token.tolist() == want.token.tolist()
         assert spread > 1 or len(set(want.token.tolist())) > 25
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
-def test_draws_that_float32_cannot_decide(scale, device, implementation):
+def test_draws_that_float32_cannot_decide(scale, device):
     """Logits that undo the noise to the last bit of float32: only float64 tells who wins."""
     ids = torch.arange(1000)
     rows = torch.stack([scale - reference.gumbel(2, "target", at, ids) for at in range(8)]).float()
-    got = distribution.sample(rows.to(device), seed=2, implementation=implementation)
+    got = distribution.sample(rows.to(device), seed=2, implementation="triton")
     assert got.token.tolist() == distribution.sample(rows, seed=2).token.tolist()
 
 
-def test_noise_at_the_ends_of_the_unit_interval(device, implementation):
+def test_noise_at_the_ends_of_the_unit_interval(device):
     """The hash's top 32 bits all ones: the token wins by 22 nats, and the screen alone could not say by how much."""
     golden, first = reference.GOLDEN, reference.FIRST
     inverse_first, inverse_second = pow(first, -1, 2**64), pow(reference.SECOND, -1, 2**64)
@@ -134,50 +133,50 @@ def test_noise_at_the_ends_of_the_unit_interval(device, implementation):
     rows = torch.zeros(1, 60)
     rows[0, 20] = -18.0
     rows[0, 21] = -torch.inf
-    got = distribution.sample(rows.to(device), seed=seed, implementation=implementation)
+    got = distribution.sample(rows.to(device), seed=seed, implementation="triton")
     assert got.token.tolist() == distribution.sample(rows, seed=seed).token.tolist() == [20]
 
 
 @pytest.mark.parametrize("name", ["plain", "top-k", "cool-top-p", "all"])
-def test_laws_over_several_tiles(name, device, implementation):
+def test_laws_over_several_tiles(name, device):
     """Boundaries and ties that lie in different programs' columns; candidates from all of them."""
     rows = torch.cat([logits(1, 5001, 8), tied(1, 5001, 9)]).to(device)
-    got = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9, implementation=implementation)
-    want = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9)
+    got = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9, implementation="triton")
+    want = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9, implementation="torch")
     same_law(got, want)
     assert torch.equal(got.raw.top_ids, want.raw.top_ids) and torch.equal(got.raw.top_values, want.raw.top_values)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_mass_that_meets_top_p_exactly(share, device, implementation):
+def test_mass_that_meets_top_p_exactly(share, device):
     """Ten equal tokens: the smallest set that reaches p has 10 p of them, and a float32 p would say one more."""
     rows = torch.full((1, 40), -torch.inf)
     rows[0, 3:33:3] = 1.25
-    got = distribution.sample(rows.to(device), top_p=share, implementation=implementation)
+    got = distribution.sample(rows.to(device), top_p=share, implementation="triton")
     assert got.kept.tolist() == [round(10 * share)] and got.threshold_id.tolist() == [3 * round(10 * share)]
 
 
 @pytest.mark.parametrize("k", [1, 5, 64])
-def test_top_candidates(k, device, implementation):
+def test_top_candidates(k, device):
     """Also where candidates are tied, cut, or of either zero."""
     rows = torch.cat([logits(1, 300, 4), tied(1, 300, 5), torch.zeros(1, 300)]).to(device)
     rows[1, 100:] = rows[2, ::2] = -torch.inf
     rows[2, 1::4] = -0.0
     rows[0, 9:] = -torch.inf  # fewer than k are alive
-    got = distribution.statistics(rows, k=k, implementation=implementation)
-    want = distribution.statistics(rows, k=k)
+    got = distribution.statistics(rows, k=k, implementation="triton")
+    want = distribution.statistics(rows, k=k, implementation="torch")
     assert torch.equal(got.top_ids, want.top_ids) and torch.equal(got.top_values, want.top_values)
 
 
 @pytest.mark.parametrize("name", ["plain", "greedy", "all"])
 @pytest.mark.parametrize("poison", ["nan", "inf", "all-cut"])
-def test_rows_that_are_no_law_are_flagged(poison, name, device, implementation):
+def test_rows_that_are_no_law_are_flagged(poison, name, device):
     """Token -1 and NaN figures there, and nothing else is harmed."""
     rows = logits(3, 70, 6)
     rows[1, 40] = {"nan": torch.nan, "inf": torch.inf, "all-cut": 0.0}[poison]
     if poison == "all-cut":
         rows[1] = -torch.inf
-    got = distribution.sample(rows.to(device), **SETTINGS[name], candidates=2, implementation=implementation)
+    got = distribution.sample(rows.to(device), **SETTINGS[name], candidates=2, implementation="triton")
     want = distribution.sample(rows, **SETTINGS[name], candidates=2)
     same_law(got, want)
     assert got.token[1] == -1 and got.kept[1] == 0 and got.p[1].isnan() and got.lse[1].isnan()
@@ -186,25 +185,23 @@ def test_rows_that_are_no_law_are_flagged(poison, name, device, implementation):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_half_precision_logits(dtype, device, implementation):
+def test_half_precision_logits(dtype, device):
     """Exact once read: the law is that of their float32 values."""
     rows = logits(3, 300, 10).to(dtype)
     for name in ("hot", "all"):
-        got = distribution.sample(rows.to(device), **SETTINGS[name], implementation=implementation)
+        got = distribution.sample(rows.to(device), **SETTINGS[name], implementation="triton")
         same_law(got, distribution.sample(rows.float(), **SETTINGS[name]))
 
 
 @pytest.mark.parametrize("name", ["plain", "all"])
-def test_the_kernels_stay_within_their_tensors(name, device, implementation):
+def test_the_kernels_stay_within_their_tensors(name, device):
     """NaN around every tensor and between strided rows; outputs start as NaN and -7."""
-    if implementation != "triton":
-        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
     rows = Guarded(torch.full((2, 2105), torch.nan, device=device))
     rows.inside[:, :2100] = logits(2, 2100, 12).to(device)
     inside = rows.inside[:, :2100]
     with Allocations() as allocations:
         got = distribution.sample(inside, **SETTINGS[name], seed=4, candidates=3, implementation="triton")
-    same_law(got, distribution.sample(inside.clone(), **SETTINGS[name], seed=4))
+    same_law(got, distribution.sample(inside.clone(), **SETTINGS[name], seed=4, implementation="torch"))
     allocations.assert_untouched()
     rows.assert_untouched()
 
@@ -224,13 +221,12 @@ FAULTS = {
 }  # fmt: skip
 
 
+@needs_interpreter
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch, device, implementation):
+def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch):
     """The comparison with the reference fails for kernels that are broken by one."""
     from workbench_kernels.distribution import candidates, kernel
 
-    if implementation != "triton":
-        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
     module, old, new = FAULTS[name]
     rows = torch.full((1, 2060), -torch.inf)  # kept: a few of the first columns, and the last one
     rows[0, :40] = 0.01 * torch.arange(40)
@@ -238,25 +234,25 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch, device, impl
     for settings in ({"top_k": 5}, {}):
         arguments = {**settings, "seed": 1, "candidates": 2, "implementation": "triton"}
         want = distribution.sample(rows, **arguments | {"implementation": "torch"})
-        same_law(distribution.sample(rows.to(device), **arguments), want)
+        same_law(distribution.sample(rows, **arguments), want)
     members = {"kernel": kernel, "candidates": candidates}
     monkeypatch.setattr(distribution, module, broken(members[module], old, new, tmp_path))
     with pytest.raises(AssertionError):
         for settings in ({"top_k": 5}, {}):
             arguments = {**settings, "seed": 1, "candidates": 2, "implementation": "triton"}
             with Allocations() as allocations:
-                got = distribution.sample(rows.to(device), **arguments)
+                got = distribution.sample(rows, **arguments)
             want = distribution.sample(rows, **arguments | {"implementation": "torch"})
             same_law(got, want)
             assert torch.equal(got.raw.top_ids.cpu(), want.raw.top_ids)
             allocations.assert_untouched()
 
 
-def test_strided_empty_and_double_logits(device, implementation):
+def test_strided_empty_and_double_logits(device):
     rows = logits(4, 60, 13).to(device)
-    want = distribution.sample(rows, top_k=3)
-    same_law(distribution.sample(rows.T.contiguous().T, top_k=3, implementation=implementation), want)
-    assert distribution.sample(rows[:0], top_p=0.5, implementation=implementation).token.shape == (0,)
+    want = distribution.sample(rows, top_k=3, implementation="torch")
+    same_law(distribution.sample(rows.T.contiguous().T, top_k=3, implementation="triton"), want)
+    assert distribution.sample(rows[:0], top_p=0.5, implementation="triton").token.shape == (0,)
     assert distribution.sample(rows.double()).p.dtype == torch.float64
 
 
@@ -280,7 +276,8 @@ def test_arguments_that_do_not_fit_are_refused(arguments, words):
         distribution.sample(**{"logits": torch.zeros(2, 100), **arguments})
 
 
-def test_float64_logits_are_refused_with_a_reason():
+def test_float64_logits_are_refused_with_a_reason(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="computes in float32, and the logits are float64"):
         distribution.sample(torch.zeros(1, 3, dtype=torch.float64), implementation="triton")
 

@@ -177,7 +177,7 @@ def test_merge_refuses_what_does_not_fit(arguments, says):
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "float16", "bfloat16"]
 )
-def test_merge_kernel_equals_the_reference(dtype, segments, sigma, device, implementation):
+def test_merge_kernel_equals_the_reference(dtype, segments, sigma, device):
     """More segments than a tile holds, empty ones among them, a row that sees none; sequences and stacked tensors."""
     draw = torch.Generator().manual_seed(segments)
     outs = torch.randn(segments, 2, 3, 48, generator=draw).to(dtype)
@@ -190,16 +190,14 @@ def test_merge_kernel_equals_the_reference(dtype, segments, sigma, device, imple
     assert (want[0][0, 1] == 0).all() and want[1][0, 1] == -torch.inf
     stacked = outs.to(device), lses.to(device)
     for given in (stacked, [list(part) for part in stacked]):
-        got = segment_attention.merge(*given, sigma, implementation)
+        got = segment_attention.merge(*given, sigma, "triton")
         assert got[0].dtype == torch.float32
         compare(got, want, 2e-5)
 
 
-def test_merging_an_empty_segment_is_exact(device, implementation):
+def test_merging_an_empty_segment_is_exact(device):
     """Not even a rounding: weight 1 on the other."""
     draw = torch.Generator().manual_seed(2)
     out, lse = (torch.randn(*shape, generator=draw).to(device) for shape in ((2, 2, 32), (2, 2)))
-    merged = segment_attention.merge(
-        [out * 0, out], [torch.full_like(lse, -torch.inf), lse], implementation=implementation
-    )
+    merged = segment_attention.merge([out * 0, out], [torch.full_like(lse, -torch.inf), lse], implementation="triton")
     assert torch.equal(merged[0], out) and torch.equal(merged[1], lse)

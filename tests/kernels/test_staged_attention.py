@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.kernels.aot import compile_all
-from tests.kernels.attention_cases import broken, compare, dense, need_triton
+from tests.kernels.attention_cases import broken, compare, dense
 from tests.kernels.checks import Guarded
+from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
 
 # rows, query heads, KV heads, keys, head size, value size, query rows of a tile not always full, keys not always whole
@@ -39,7 +40,7 @@ def within(dtype: torch.dtype, device: str) -> float:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
 @pytest.mark.parametrize("name", STAGED)
-def test_staged_rows_under_every_mask(name, dtype, device, implementation):
+def test_staged_rows_under_every_mask(name, dtype, device):
     """No mask, causal (rows are the last of the keys), and a tree mask as bools and as words."""
     (q, k, v), scale, mask = staged(name, dtype)
     rows, n = mask.shape
@@ -50,21 +51,21 @@ def test_staged_rows_under_every_mask(name, dtype, device, implementation):
         want = dense(q, k, v, scale, meant)
         compare(segment_attention.attend_staged(q, k, v, scale, given, "torch"), want, 2e-5)
         given = given.to(device) if isinstance(given, torch.Tensor) else given
-        got = segment_attention.attend_staged(*there, scale, given, implementation)
+        got = segment_attention.attend_staged(*there, scale, given, "triton")
         compare(got, want, within(dtype, device))
 
 
-def test_staged_keys_may_be_views_and_rows_may_see_nothing(device, implementation):
+def test_staged_keys_may_be_views_and_rows_may_see_nothing(device):
     """A slice of a larger buffer, transposed heads; a blind row has out 0 and lse -inf."""
     (q, k, v), scale, mask = staged("gqa-3")
     mask[2] = False
     buffer = torch.full((40, 2, 128), torch.nan, device=device)
     buffer[:33, :, :80], buffer[:33, :, 80:] = k.transpose(0, 1), v.transpose(0, 1)
     views = buffer[:33, :, :80].transpose(0, 1), buffer[:33, :, 80:].transpose(0, 1)
-    got = segment_attention.attend_staged(q.to(device), *views, scale, mask.to(device), implementation)
+    got = segment_attention.attend_staged(q.to(device), *views, scale, mask.to(device), "triton")
     compare(got, dense(q, k, v, scale, mask), 2e-5)
     assert (got[0][2] == 0).all() and (got[1][2] == -torch.inf).all()
-    empty = segment_attention.attend_staged(q.to(device), *(t[:, :0] for t in views), scale, None, implementation)
+    empty = segment_attention.attend_staged(q.to(device), *(t[:, :0] for t in views), scale, None, "triton")
     assert (empty[0] == 0).all() and (empty[1] == -torch.inf).all()
 
 
@@ -81,13 +82,13 @@ def test_ancestor_words_of_a_tree():
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 2, 40, 32), (5, 3, 6, 2, 70, 80)], ids=["one", "many"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
-def test_a_prefix_is_shared_by_all_sequences(shape, dtype, device, implementation):
+def test_a_prefix_is_shared_by_all_sequences(shape, dtype, device):
     """B sequences, R rows each, over one prefix: each row gets what it gets alone."""
     batch, rows, heads, kv_heads, n, size = shape
     draw = torch.Generator().manual_seed(n)
     q = torch.randn(batch, rows, heads, size, generator=draw).to(dtype)
     k, v = (torch.randn(kv_heads, n, size, generator=draw).to(dtype) for _ in range(2))
-    for where, how in (("cpu", "torch"), (device, implementation)):
+    for where, how in (("cpu", "torch"), (device, "triton")):
         out, lse = segment_attention.attend_prefix(*(t.to(where) for t in (q, k, v)), size**-0.5, how)
         assert out.shape == q.shape and lse.shape == q.shape[:3]
         for b in range(batch):
@@ -95,9 +96,8 @@ def test_a_prefix_is_shared_by_all_sequences(shape, dtype, device, implementatio
 
 
 @pytest.mark.parametrize("splits", [2, 3, 9])
-def test_splitting_a_prefix_changes_nothing(splits, device, implementation):
+def test_splitting_a_prefix_changes_nothing(splits, device):
     """Runs of unequal length, and runs without a key."""
-    need_triton(implementation)
     from workbench_kernels.segment_attention import dense as kernel
 
     (q, k, v), scale, _ = staged("gqa-8", device=device)
@@ -127,9 +127,8 @@ def guarded_dense(kernels, device: str) -> None:
         guarded.assert_untouched()
 
 
-def test_the_kernels_stay_within_their_tensors(device, implementation):
+def test_the_kernels_stay_within_their_tensors(device):
     """NaN around every tensor: a stray load would poison, a stray store would show."""
-    need_triton(implementation)
     from workbench_kernels.segment_attention import dense, merging, tiles
 
     guarded_dense(SimpleNamespace(dense=dense, merging=merging, tiles=tiles), device)
@@ -145,16 +144,17 @@ MUTANTS = {
 }
 
 
+@needs_interpreter
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch, implementation):
+def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch):
     """The kernels with one number wrong, compiled from a copy of their source, fail the very check above."""
-    need_triton(implementation)
     kernels = broken(tmp_path, monkeypatch, *MUTANTS[name])
     with pytest.raises(AssertionError):
-        guarded_dense(kernels, "cuda" if torch.cuda.is_available() else "cpu")
+        guarded_dense(kernels, "cpu")
 
 
-def test_head_sizes_that_triton_refuses_fall_back():
+def test_head_sizes_that_triton_refuses_fall_back(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     q, k = torch.randn(2, 2, 40), torch.randn(1, 3, 40)
     assert segment_attention.choose(q).name == "torch"
     with pytest.raises(RuntimeError, match="multiples of 16 up to 256, got 40; use implementation='torch'"):

@@ -9,6 +9,7 @@ import workbench as wb
 from tests.kernels.aot import compile_all
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.faults import Allocations, broken, entry
+from tests.kernels.interpreter import needs_interpreter
 from workbench.engine.distribution import Law
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench_kernels import distribution, verification
@@ -123,10 +124,10 @@ def test_the_reference_is_the_workbench_verifier(mode):
     ("mode", "seed"),
     [(mode, seed) for mode, n in {"greedy": 2, "keyed": 2, "rejection": 8}.items() for seed in range(n)],
 )
-def test_the_kernels_are_the_workbench_verifier(mode, seed, device, implementation):
+def test_the_kernels_are_the_workbench_verifier(mode, seed, device):
     """200 trees of every kind for rejection; the other modes share its order and its walk."""
     case = Case(100 + seed, 25, 5, like=0.2 + 0.09 * seed)
-    got = plain(case, mode, implementation, device)
+    got = plain(case, mode, "triton", device)
     agree(got, case, mode, plain_laws(case, mode == "greedy"))
     same(got, plain(case, mode, "torch"))
 
@@ -163,13 +164,13 @@ SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.001}
 
 @pytest.mark.parametrize("vocab", [50, 4100])
 @pytest.mark.parametrize("mode", ["keyed", "rejection"])
-def test_logits_with_thresholds_are_the_law_they_stand_for(mode, vocab, device, implementation):
+def test_logits_with_thresholds_are_the_law_they_stand_for(mode, vocab, device):
     """Logits, temperature and last kept token in place of the engine's normalised law, over several tiles too."""
     case = engine_case(6, vocab)
     cut = distribution.sample(case.logits.flatten(0, 1).to(device), **SAMPLING, implementation="torch")
     got = verification.verify(
         **case.arguments(device), mode=mode, seed=6, temperature=0.8, threshold=cut.threshold.view(2, NODES),
-        threshold_id=cut.threshold_id.view(2, NODES), implementation=implementation,
+        threshold_id=cut.threshold_id.view(2, NODES), implementation="triton",
     )  # fmt: skip
     laws = [wb.Sampling(**SAMPLING).law(rows, lambda row: []) for rows in case.logits]
     agree(got, case, mode, laws)
@@ -177,18 +178,18 @@ def test_logits_with_thresholds_are_the_law_they_stand_for(mode, vocab, device, 
 
 
 @pytest.mark.parametrize("mode", MEMBERS)
-def test_at_temperature_zero_all_modes_are_greedy(mode, device, implementation):
+def test_at_temperature_zero_all_modes_are_greedy(mode, device):
     """One path whatever the mode; rejection keeps its own words for it. Ties go to the lowest id."""
     case = Case(31, 4, 6)
     case.logits = case.logits.float().clamp_min(-9).round()
     arguments = case.arguments(device) | {"temperature": 0.0, "mode": mode, "seed": 31}
-    got = verification.verify(**arguments, implementation=implementation)
+    got = verification.verify(**arguments, implementation="triton")
     laws = [Law(rows.log_softmax(-1), rows, [()] * NODES, greedy=True) for rows in case.logits]
     agree(got, case, mode, laws)
     same(got, verification.verify(**arguments, implementation="torch"))
 
 
-def test_siblings_drawn_from_almost_nothing(device, implementation):
+def test_siblings_drawn_from_almost_nothing(device):
     """A proposal of one sure token leaves later siblings no mass in float64: their row must still be a law."""
     tree = DraftTree([0])
     row = torch.tensor([0.0, -900.0, -1800.0, -1801.0], dtype=torch.float64).log_softmax(-1)
@@ -202,7 +203,7 @@ def test_siblings_drawn_from_almost_nothing(device, implementation):
         got = verification.verify(
             law.expand(1, 4, 4).to(device), *columns, torch.tensor([[0, 1, 1, 1]], device=device),
             torch.tensor([3], device=device), "rejection", seed, row[None].to(device),
-            torch.tensor([[0, -1, -1, -1]], device=device), implementation=implementation,
+            torch.tensor([[0, -1, -1, -1]], device=device), implementation="triton",
         )  # fmt: skip
         want = wb.Rejection().verify(Law(law.expand(4, 4), law.expand(4, 4), [()] * 4), tree, 3, seed, None)
         assert got.path[0, : int(got.length)].tolist() == want.path and int(got.token) == want.token
@@ -211,7 +212,7 @@ def test_siblings_drawn_from_almost_nothing(device, implementation):
     assert {(), (3,)} <= seen
 
 
-def test_the_largest_tree(device, implementation):
+def test_the_largest_tree(device):
     """128 nodes, the most there may be, fill their block."""
     count = 128
     parents = torch.tensor([[-1, *((i - 1) // 3 for i in range(1, count))]])
@@ -225,11 +226,11 @@ def test_the_largest_tree(device, implementation):
     arguments = tree | {"logits": logits, "positions": torch.tensor([8])}
     arguments = {name: tensor.to(device) for name, tensor in arguments.items()}
     want = verification.verify(**arguments, mode="greedy", implementation="torch")
-    same(verification.verify(**arguments, mode="greedy", implementation=implementation), want)
+    same(verification.verify(**arguments, mode="greedy", implementation="triton"), want)
     assert want.path[0, :6].tolist() == [1, 4, 13, 40, 121, -1]
 
 
-def test_half_precision_and_strided_logits(device, implementation):
+def test_half_precision_and_strided_logits(device):
     """Logits and proposals of 16 bits are their values; rows may be strided; more width than needed is harmless."""
     case = Case(41, 2, 70, like=0.9)
     case.logits, case.proposals = case.logits.bfloat16(), case.proposals.half()
@@ -239,15 +240,13 @@ def test_half_precision_and_strided_logits(device, implementation):
     for mode, temperature in (("greedy", 1.0), ("rejection", 1.3), ("rejection", 0.0)):
         arguments |= {"mode": mode, "temperature": temperature, "seed": 5}
         want = verification.verify(**arguments, implementation="torch")
-        got = verification.verify(**arguments | {"logits": wide[..., :70], "width": 6}, implementation=implementation)
+        got = verification.verify(**arguments | {"logits": wide[..., :70], "width": 6}, implementation="triton")
         same(got, want)
 
 
 @pytest.mark.parametrize("mode", MEMBERS)
-def test_the_kernels_stay_within_their_tensors(mode, device, implementation):
+def test_the_kernels_stay_within_their_tensors(mode, device):
     """NaN around every tensor; what is allocated starts as NaN and -7."""
-    if implementation != "triton":
-        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
     case = Case(51, 2, 2100, like=0.9)
     logits, proposals = Guarded(case.logits.log_softmax(-1).to(device)), Guarded(case.proposals.to(device))
     with Allocations() as allocations:
@@ -275,13 +274,12 @@ FAULTS = {
 }
 
 
+@needs_interpreter
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch, device, implementation):
+def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch):
     """The comparison with the reference fails for kernels that are broken by one."""
     from workbench_kernels.verification import kernel, rejection
 
-    if implementation != "triton":
-        pytest.fail("this process can run no Triton code on the CPU: leave TRITON_INTERPRET unset or set it to 1")
     case = Case(103, 8, 5, like=0.3)
     module, old, new = FAULTS[name]
     members = {"kernel": kernel, "rejection": rejection}
@@ -289,7 +287,7 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch, device, impl
     mode = "keyed" if "choice" in name else "rejection"
     want = plain(case, mode, "torch")
     with pytest.raises(AssertionError), Allocations() as allocations:
-        got = plain(case, mode, "triton", device)
+        got = plain(case, mode, "triton")
         same(got, want)
         allocations.assert_untouched()
 

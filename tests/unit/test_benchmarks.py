@@ -153,13 +153,13 @@ def test_red_tests_mean_no_figures(capsys, tmp_path):
 
 @pytest.mark.parametrize("measured", [False, True])
 def test_the_kernel_tests_run_first_on_a_cpu_too(measured, capsys, monkeypatch):
-    """All of tests/kernels, unless a command or --no-tests is given."""
+    """All of tests/kernels, on a GPU what is native of it, unless a command or --no-tests is given."""
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: measured)
     monkeypatch.setattr(kernel_speed, "tests_pass", lambda command: asked.append(command) or False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert kernel_speed.main(["--quick"]) == 1
-    assert len(asked) == 1 and asked[0].endswith("-m pytest tests/kernels -q")
+    assert len(asked) == 1 and asked[0].endswith("-m pytest tests/kernels -q" + (" -m gpu" if measured else ""))
     assert capsys.readouterr().out == ""
 
 

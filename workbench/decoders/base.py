@@ -172,7 +172,7 @@ class RoundLog:
     @staticmethod
     def _clock(model: LanguageModel) -> float:
         if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+            torch.cuda.current_stream(model.device).synchronize()  # waiting for all streams breaks captures off
         return time.perf_counter()
 
     def catch_up(self, role: str, upto: int) -> None:

@@ -232,7 +232,8 @@ class DeviceRound:
         )  # fmt: skip
         accepted = found.fates[0] == verification.FATES.index("accepted")
         follows = accepted & (self._parents == self._numbers[:, None])  # [row, the child that stands after it]
-        choice = torch.where(follows.any(1), (follows * tokens).sum(1), found.token)
+        token = found.token.clamp(0, self.model.vocab_size - 1)  # a law of NaN gives none, and `finite` says so
+        choice = torch.where(follows.any(1), (follows * tokens).sum(1), token)
         fates = {"source": found.source, "fates": found.fates[0], "reasons": found.reasons[0], "us": found.us[0]}
         return found.path[0, : template.depth].long(), choice, fates
 

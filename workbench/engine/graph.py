@@ -1,39 +1,60 @@
-"""A function over static tensors, run as it is or captured once as a CUDA graph and replayed."""
+"""A function over static tensors, run as it is or captured once as a CUDA graph and replayed.
 
+Capture and replay have never run on a GPU yet: tests without one check in which order CUDA is asked, and that whatever
+goes wrong leaves stream, debug mode and collector as they were.
+"""
+
+import gc
+import inspect
+import threading
+import warnings
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import cuda
 
 __all__ = ["Replayed"]
 
-_WARM_UPS = 2  # compile kernels, choose algorithms and fill workspaces before the capture
+_WARM_UPS = 2  # compile kernels, choose algorithms and fill workspaces; a third is watched
+_WAITS = "called a synchronizing CUDA operation"
+_capturing = threading.Lock()  # a process captures one graph at a time, and what is set meanwhile holds for all of it
 
 
 class Replayed:
-    """Calls a function without arguments that reads and writes tensors of fixed addresses and returns one of them.
+    """Calls a function without arguments that reads and writes tensors of fixed addresses, and returns what it returns.
 
     On a GPU the first call warms it up on a side stream and captures it, with a memory pool of its own; later calls
     replay the graph, which is one launch. The function must be safe to repeat, copy nothing to the host and make no
-    tensor from host data. Where the capture fails it is run as it is from then on, and `reason` says why. On a CPU it
-    is run as it is.
+    tensor from host data. One that is seen to wait for the device is not captured, since CUDA breaks such a capture
+    off; it, and one whose capture fails all the same, is run as it is, and `reason` says why. On a CPU it is run as it
+    is. A method is held weakly: its object may own this without a cycle, and takes the graph with it.
 
     Attributes
     ----------
     captured: whether a call replays a graph. reason: why it does not, or None.
     """
 
-    def __init__(self, function: Callable[[], torch.Tensor], device: torch.device):
-        self._function = function
+    def __init__(self, function: Callable[[], Any], device: torch.device):
+        self._held = weakref.WeakMethod(function) if inspect.ismethod(function) else lambda: function
         self._device = device
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._output: torch.Tensor | None = None
+        self._graph: cuda.CUDAGraph | None = None
+        self._output: Any = None
         self.reason: str | None = "not called yet" if device.type == "cuda" else f"the model is on {device.type!r}"
 
     @property
     def captured(self) -> bool:
         return self._graph is not None
 
-    def __call__(self) -> torch.Tensor:
+    @property
+    def _function(self) -> Callable[[], Any]:
+        return self._held()
+
+    def __call__(self) -> Any:
         """The function's result; a captured one is overwritten by the next call."""
         if self.reason == "not called yet":
             self._capture()
@@ -43,27 +64,23 @@ class Replayed:
         return self._output
 
     def _capture(self) -> None:
-        current = torch.cuda.current_stream(self._device)
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UPS):
-                    self._function()
-            side.synchronize()
-            # thread_local: another session's thread may allocate meanwhile
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                self._output = self._function()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            self.reason = f"the capture failed: {type(error).__name__}: {error}".splitlines()[0]
-            self._output = None
-        else:
-            self._graph, self.reason = graph, None
-        finally:
-            current.wait_stream(side)
+        with _capturing, cuda.device(self._device):
+            current, (side, stream) = cuda.current_stream(), _streams(self._device)
+            side.wait_stream(current)
+            try:
+                with cuda.stream(side):
+                    for _ in range(_WARM_UPS):
+                        self._function()
+                    reason = _first_wait(self._function)
+                if reason is None:
+                    self._graph, self._output = _captured(self._function, stream)
+                self.reason = reason
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self.reason = f"the capture failed: {type(error).__name__}: {error}".splitlines()[0]
+            finally:
+                current.wait_stream(side)
 
     def close(self) -> None:
         """Free the graph and its memory; later calls run the function as it is."""
@@ -71,3 +88,57 @@ class Replayed:
             self._graph.reset()
         self._graph = self._output = None
         self.reason = "closed"
+
+
+@lru_cache
+def _streams(device: torch.device) -> tuple[cuda.Stream, cuda.Stream]:
+    """To warm up on and to capture on: two a device and no more, since every stream used keeps workspaces for ever."""
+    return cuda.Stream(device), cuda.Stream(device)
+
+
+def _first_wait(function: Callable[[], Any]) -> str | None:
+    """Run a function and say where it waited for the device first, or None; torch knows of most waits, not of all."""
+    thread, show, found = threading.get_ident(), warnings.showwarning, []
+
+    def note(message, category, filename, lineno, *rest):
+        if _WAITS not in str(message):
+            show(message, category, filename, lineno, *rest)
+        elif threading.get_ident() == thread:
+            found.append(f"it waits for the device ({Path(filename).name}, line {lineno})")
+
+    before = cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=_WAITS)
+        warnings.showwarning = note
+        try:
+            cuda.set_sync_debug_mode("warn")  # "error" would raise in the other threads of the process as well
+            function()
+        finally:
+            cuda.set_sync_debug_mode(before)
+    return found[0] if found else None
+
+
+def _captured(function: Callable[[], Any], stream: cuda.Stream) -> tuple[cuda.CUDAGraph, Any]:
+    graph, pool, collects = cuda.CUDAGraph(), cuda.graph_pool_handle(), gc.isenabled()
+    gc.disable()  # what it finds may be a graph, and must not be destroyed now
+    try:
+        # the outer context puts the stream back where the inner one fails to; thread_local: other threads may allocate
+        with cuda.stream(stream), cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            return graph, function()
+    except BaseException:
+        _clean_up(stream, pool)
+        raise
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _clean_up(stream: cuda.Stream, pool: tuple[int, int]) -> None:
+    """After a capture that CUDA broke off: older torch still takes allocator and random generator to be in it."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    with suppress(RuntimeError):  # the allocator has left it already
+        if end is not None:
+            end(cuda.current_device(), pool)
+    again = cuda.graph(cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local")
+    with suppress(RuntimeError), cuda.stream(stream), again:
+        torch.zeros(1, device=stream.device)  # a capture that succeeds resets the generator

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.distribution import reference
 from workbench_kernels.distribution.noise import keyed_best, position_key
 
@@ -246,6 +247,7 @@ def sample(logits: torch.Tensor, rules: Rules, seed: int, positions: torch.Tenso
     return launch(logits, rules._replace(law=True), seed, positions)
 
 
+@on_its_device
 def launch(logits: torch.Tensor, rules: Rules, seed: int, positions: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
     """Rows of logits [R, V] may be strided, columns must lie side by side."""
     if logits.stride(1) != 1:

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.launch import facts, integers, pattern, row_block, warps
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
@@ -169,6 +170,7 @@ def pack_kernel(
             pack_stored(v_rows_ptr, v_ptr, v_slot_stride, used, DV, BLOCK_V)
 
 
+@on_its_device
 def pack(k, v, positions, used, form: PageFormat, arena, offsets, birth: int = 0) -> None:
     """See the public function; k [n, SLOTS, D], v [n, SLOTS, Dv], two programs a page."""
     k, v = integers(k, form, form.bits_k), integers(v, form, form.bits_v)

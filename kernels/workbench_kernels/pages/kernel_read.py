@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.launch import facts, row_block, warps
 from workbench_kernels.pages.layout import GAINS, SLOTS, PageFormat
 
@@ -158,6 +159,7 @@ def gather(arena, offsets, slots, form: PageFormat, dtype: torch.dtype):
     return read(arena, form, offsets, slots.contiguous(), dtype, offsets.shape)
 
 
+@on_its_device
 def read(arena, form, offsets, slots, dtype, shape):
     k, v = (torch.empty(*shape, size, dtype=dtype, device=arena.device) for size in (form.head_dim, form.value_dim))
     positions = torch.empty(shape, dtype=torch.int64, device=arena.device)
@@ -173,6 +175,7 @@ def read(arena, form, offsets, slots, dtype, shape):
     return k, v, positions, live
 
 
+@on_its_device
 def demote(arena, form: PageFormat, to: PageFormat, offsets, out, out_offsets) -> None:
     """See the public function; two programs a page."""
     if not len(offsets):

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.launch import facts
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
@@ -94,6 +95,7 @@ def shape(size: int, inv_freq: torch.Tensor) -> dict[str, int]:
     return {"D": size, "HALF": half, "BLOCK": triton.next_power_of_2(half), "BLOCK_REST": rest}
 
 
+@on_its_device
 def rotate(k: torch.Tensor, origin: torch.Tensor, target: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
     """See the public function; grid (blocks of 32 keys, heads)."""
     k = k if k.stride(-1) == 1 else k.contiguous()
@@ -109,6 +111,7 @@ def rotate(k: torch.Tensor, origin: torch.Tensor, target: torch.Tensor, inv_freq
     return out
 
 
+@on_its_device
 def rotate_pages(arena, form: PageFormat, offsets, targets, inv_freq, out, out_offsets) -> None:
     """See the public function; one program a page."""
     if len(offsets):

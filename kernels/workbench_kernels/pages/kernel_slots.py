@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.launch import facts, integers, pattern
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
@@ -183,6 +184,7 @@ def views(arena: torch.Tensor, form: PageFormat) -> tuple[torch.Tensor, torch.Te
     return arena.view(torch.int32), pattern(arena, form, form.bits_k), pattern(arena, form, form.bits_v)
 
 
+@on_its_device
 def scatter(arena, k, v, rows, positions, offsets, slots, form: PageFormat) -> None:
     """See the public function; grid (heads, blocks of entries)."""
     k, v = integers(k, form, form.bits_k), integers(v, form, form.bits_v)
@@ -195,6 +197,7 @@ def scatter(arena, k, v, rows, positions, offsets, slots, form: PageFormat) -> N
         )  # fmt: skip
 
 
+@on_its_device
 def move(arena, offsets, slots, to_offsets, to_slots, form: PageFormat, sides, numbers, to_numbers) -> None:
     """See the public function; one program for each block of entries."""
     entries = offsets.numel()
@@ -208,6 +211,7 @@ def move(arena, offsets, slots, to_offsets, to_slots, form: PageFormat, sides, n
         )  # fmt: skip
 
 
+@on_its_device
 def merge(arena, offsets, slots, weights, to_offsets, to_slots, own, form: PageFormat) -> None:
     """See the public function; two programs for each target, its keys and its values."""
     targets, sources = offsets.shape
@@ -220,6 +224,7 @@ def merge(arena, offsets, slots, weights, to_offsets, to_slots, own, form: PageF
         )  # fmt: skip
 
 
+@on_its_device
 def evict(arena: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor) -> None:
     """See the public function; one program for 256 entries."""
     entries = offsets.numel()

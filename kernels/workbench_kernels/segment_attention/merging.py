@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.segment_attention.tiles import Tile
 
 __all__ = ["launch_splits", "merge_stacked"]
@@ -51,6 +52,7 @@ def merge_fwd_kernel(
     tl.store(out_ptr + row * VALUE_DIM + channels, acc / total, mask=channels < VALUE_DIM)
 
 
+@on_its_device
 def merge_stacked(
     outs: torch.Tensor, lses: torch.Tensor, sigma: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,6 +77,7 @@ def merge_stacked(
     return out, lse
 
 
+@on_its_device
 def launch_splits(
     kernel, plan: Tile, splits: int, kv_heads: int, value_dim: int, q: torch.Tensor, *arguments, **options
 ) -> tuple[torch.Tensor, torch.Tensor]:

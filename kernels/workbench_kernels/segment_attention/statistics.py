@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages import layout
 from workbench_kernels.segment_attention.dense import mask_arguments
 from workbench_kernels.segment_attention.paged import RAW_NAMES, page_arguments, page_share
@@ -162,6 +163,7 @@ def dense_mass_kernel(
     tl.store(entropy_ptr + (key_block.to(tl.int64) * n_rows + row) * heads + head, entropy, mask=inside)
 
 
+@on_its_device
 def page_mass(
     q, arena, table, count, scale, lse, value_dim, group, raw, bias, numbers, positions, window, reduce, splits=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,6 +191,7 @@ def page_mass(
     return _reduced(mass, reduce, kv_heads), entropy.sum(0)
 
 
+@on_its_device
 def dense_mass(q, k, scale, lse, mask, reduce) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch over dense keys; see the public function. Returns mass [Hk, n] or [R, Hk, n], entropy [R, H]."""
     q, k = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (q, k))

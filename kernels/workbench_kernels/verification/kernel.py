@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.distribution.noise import keyed_best, position_key, uniform
 from workbench_kernels.distribution.reference import launch_key
 
@@ -269,6 +270,7 @@ class Target(NamedTuple):
     threshold_id: torch.Tensor | None
 
 
+@on_its_device
 def verify(target: Target, tree: Tree, proposals: torch.Tensor | None, mode: str, seed: int, width: int):
     """Path, length, token, source, fates, reasons, us, ratios. width: the largest number of siblings, at least 1."""
     trees, count, cols = target.logits.shape

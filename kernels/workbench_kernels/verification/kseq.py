@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.distribution.noise import keyed_best, position_key, uniform
 from workbench_kernels.distribution.reference import launch_key
 from workbench_kernels.verification import reference_kseq
@@ -170,6 +171,7 @@ def final_fwd_kernel(
     tl.store(best_ids_ptr + tree * n_splits + split, best_id)
 
 
+@on_its_device
 def verify(target: Target, tree, chains: torch.Tensor, proposals: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
     """As `reference_kseq.verify`, on contiguous columns; the target is one of logits."""
     trees, count, cols = target.logits.shape
