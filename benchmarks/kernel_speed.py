@@ -82,7 +82,8 @@ def line(row: dict[str, Any]) -> str:
     if "median_us" in row:
         text += f" {row['median_us']:9.2f} {row['p20_us']:9.2f} {row['p80_us']:9.2f} {row['how']:5}"
         text += f" {row['times_floor']:7.2f}"
-        text += f" {row['speedup']:7.2f} {row['best_baseline']}" if row["best_baseline"] else "       - none"
+        best = row["best_baseline"]
+        text += f" {row['speedup']:7.2f} {best} ({row['baselines'][best]['how']})" if best else "       - none"
     return text
 
 

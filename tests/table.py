@@ -63,7 +63,7 @@ SHAPES = {
     "chains": lambda heads: wb.IndependentChains(count=2, length=3),
     "confidence": lambda heads: wb.ConfidenceStop(4, 0.4),
     "del": lambda heads: wb.Del(most=4),
-    "dyspec": lambda heads: wb.DySpec(nodes=6),
+    "dyspec": lambda heads: wb.DySpec(nodes=4),
     "eagle2": lambda heads: wb.Eagle2(nodes=6, width=2, depth=3),
     "fixed": lambda heads: wb.FixedLength(3),
     "heuristic": lambda heads: wb.HeuristicLength(start=2),

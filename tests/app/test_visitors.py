@@ -4,7 +4,7 @@ from benchmarks.visitors import measure
 
 
 def test_three_visitors_watch_and_step_their_own_runs():
-    found = measure(visitors=3, seconds=8, watch=4)
+    found = measure(visitors=3, seconds=6, watch=4)
     assert found["errors"] == [] and found["mixed_texts"] == 0 and found["runs"] >= 3
     assert found["pages_after"] == found["sessions"]["after"] == 0 < found["sessions"]["most"]
     assert found["memory_mib"]["after_each_wave"][-1] - found["memory_mib"]["before"] < 400

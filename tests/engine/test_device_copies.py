@@ -9,7 +9,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import workbench as wb
-from tests.engine.device_cases import DECODERS, DRAFT, FILTERED, PROMPT, SAMPLINGS, llama, same_steps, steps
+from tests.engine.device_cases import (
+    DECODERS,
+    DRAFT,
+    FILTERED,
+    PROMPT,
+    SAMPLINGS,
+    llama,
+    same_steps,
+    speculative,
+    steps,
+)
 from workbench.cache.static import LiveRows
 from workbench.decoders import device
 from workbench.engine import device_round
@@ -184,15 +194,19 @@ def test_a_number_that_python_keeps_does_not_pass(pair, monkeypatch):
 # -- captured ----------------------------------------------------------------------------------------------------------
 
 
+def rejecting() -> wb.Speculative:
+    return speculative(wb.FixedTree((2, 1)), verifier=wb.Rejection())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("sampling", ["greedy", "keyed", "top_k", "top_p", "filters"])
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_the_captured_round_gives_the_same_steps(decoder, sampling, pair, monkeypatch):
+@pytest.mark.parametrize("make", [*DECODERS.values(), rejecting], ids=[*DECODERS, "rejection"])
+def test_the_captured_round_gives_the_same_steps(make, sampling, pair, monkeypatch):
     """A CUDA graph per round: text and statistics of the ordinary path on the same GPU."""
     wb.register_model(DRAFT, wrap(llama(noise=0.15).cuda()))
     lm = wrap(llama().cuda())
-    want, _ = steps(lm, DECODERS[decoder](), monkeypatch, "host", **SAMPLINGS[sampling])
-    got, _ = steps(lm, DECODERS[decoder](), monkeypatch, "auto", **SAMPLINGS[sampling])
+    want, _ = steps(lm, make(), monkeypatch, "host", **SAMPLINGS[sampling])
+    got, _ = steps(lm, make(), monkeypatch, "auto", **SAMPLINGS[sampling])
     same_steps(got, want)
     assert got[-1].forwards["implementation"][-1] == "graph+triton"
     wb.register_model(DRAFT, wrap(llama(noise=0.15)))

@@ -123,8 +123,8 @@ def rejecting(shape) -> wb.Speculative:
 
 
 DECODERS = {  # and runs
-    "plain": (lambda: wb.Autoregressive(), 80),
-    "rejection chain": (lambda: rejecting(wb.FixedLength(2)), 160),
+    "plain": (lambda: wb.Autoregressive(), 60),
+    "rejection chain": (lambda: rejecting(wb.FixedLength(2)), 120),
     "rejection tree": (lambda: rejecting(wb.FixedTree((2, 1))), 160),
 }
 

@@ -16,7 +16,7 @@ from workbench.speculation.training.acceptance import acceptance
 from workbench.speculation.training.parts import PARTS
 
 PROMPT = [0, 1, 2, 3, 4, 2, 0, 1, 2, 3]
-LENGTH = 12
+LENGTH = 9
 SAMPLED = {"temperature": 0.8, "seed": 5}
 POSSIBLE = [names for names in itertools.product(DRAFTERS, SHAPES, VERIFIERS) if refusal(*names) is None]
 
