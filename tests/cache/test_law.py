@@ -6,6 +6,7 @@ import workbench as wb
 from tests.cache.conftest import DRAFT, PROMPT
 from tests.table import DECODERS, POLICIES, QUANTIZERS, stacks
 from workbench import declare
+from workbench.cache import PlainStore
 from workbench.cache.maintenance import Layer
 
 LENGTH = 40
@@ -114,6 +115,19 @@ def test_slots_read_at_their_places_under_speculation(small):
     assert decode(small, DECODERS["speculative-tree"].make(DRAFT), stack, 1.0) == expected
     baked = wb.StreamingLLM(sinks=4, window=24, interval=16)
     assert decode(small, None, baked, 1.0) != expected
+
+
+@pytest.mark.parametrize("name", ["none", "h2o", "kivi4", "streaming+paged", "slots"])
+def test_chains_without_a_mask_spell_the_same(small, name, monkeypatch):
+    """Rows behind a prefix as a GPU is given them: causal from the right, in chunks of a prompt and in drafts."""
+    stacks = {"none": None, "slots": wb.StreamingLLM(sinks=4, window=24, interval=16, positions="slot"), **STACKS}
+    unmasked = []
+    for decoder in (None, DECODERS["speculative"].make(DRAFT)):
+        masked = decode(small, decoder, stacks[name], 1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(PlainStore, "_unmasked", staticmethod(lambda k: unmasked.append(k) or True))
+            assert decode(small, decoder, stacks[name], 1.0) == masked
+    assert unmasked
 
 
 def test_the_toy_model_forgets_what_a_window_drops(toy):

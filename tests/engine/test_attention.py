@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from workbench.cache.store import Segment
 from workbench.engine.attention import attend, column_mass
@@ -32,3 +33,15 @@ def test_causal_means_that_the_rows_are_the_last_keys(device, rows, keys, before
     if rows > 1 and before + keys > rows:
         corner = torch.ones_like(seen).tril()
         assert (attend(q, causal, 0.25) - attend(q, [Segment(k, v, corner)], 0.25)).abs().max() > 0.01
+
+
+@pytest.mark.gpu
+def test_a_chain_behind_a_prefix_reaches_flash_attention():
+    """Grouped heads of bf16 with no other kernel allowed; a mask would be refused there."""
+    q = random(1, HEADS, 5, 64, seed=0).cuda()
+    k, v = (random(KV_HEADS, 300, 64, seed=seed).cuda() for seed in (1, 2))
+    seen = torch.ones(5, 300, dtype=torch.bool, device="cuda").tril(295)
+    wanted = attend(q, [Segment(k, v, seen)], 0.125)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        found = attend(q.bfloat16(), [Segment(k.bfloat16(), v.bfloat16(), causal=True)], 0.125)
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=2e-2)  # bf16 keeps eight bits

@@ -10,6 +10,7 @@ rows that stay. Every tensor here is replaced, never written in place, but for f
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,7 +86,7 @@ class ManagedStore(PlainStore):
         """Sinks turned to right before the window: rows keep their positions, and all distances are those of slots."""
         sinks = self.stack.policy.sinks
         turned = self.turn.turn(segment.k[:, :sinks], self.length - self.held)
-        return Segment(torch.cat([turned, segment.k[:, sinks:]], 1), segment.v, segment.mask)
+        return replace(segment, k=torch.cat([turned, segment.k[:, sinks:]], 1))
 
     def _mask(self, window: int | None, device: torch.device, layer: int) -> torch.Tensor:
         kept = self._layers[layer].kept

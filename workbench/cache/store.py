@@ -188,9 +188,14 @@ class PlainStore:
         if window is None and self._visible is None:
             if self._rows == 1:
                 return [Segment(k, v)]
-            if n == self._rows or k.is_cuda:  # a GPU's quick kernels take no mask, a CPU's do
+            if n == self._rows or self._unmasked(k):
                 return [Segment(k, v, causal=True)]
         return [Segment(k, v, self._mask(window, k.device, layer))]
+
+    @staticmethod
+    def _unmasked(k: torch.Tensor) -> bool:
+        """Whether a chain of rows behind a prefix goes without a mask: a GPU's quick kernels take none, a CPU's do."""
+        return k.is_cuda
 
     @property
     def _seen(self) -> list[int]:
