@@ -9,6 +9,7 @@ import gradio as gr
 from workbench.dashboard import branches, comparing, figures, guard, meter, page_load, share, sides, transport
 from workbench.dashboard import panel as page
 from workbench.dashboard.form import KINDS, Form
+from workbench.dashboard.intake import Blocks
 from workbench.dashboard.presets import presets
 from workbench.dashboard.strip import trace_view
 from workbench.pretrained.prompts import held_out_prompts
@@ -33,10 +34,10 @@ def examples() -> list[tuple[str, str]]:
 def build_app(models: Sequence[str] = (), anything: bool = True) -> gr.Blocks:
     """The app as Blocks, not yet served.
 
-    models: offered first, beside the embedded and registered ones; `anything`: others may be named.
+    models: offered first, beside the embedded and registered ones; `anything`: the owner alone sits there.
     """
     title = {"title": "decoding workbench", "fill_width": True, "delete_cache": (3600, 3600)}
-    with gr.Blocks(analytics_enabled=False, **title) as app:
+    with Blocks(analytics_enabled=False, **title) as app:
         visit, parts = gr.State(None), {}
         parts["saved"] = gr.Textbox(visible="hidden", elem_id="saved", container=False)
         parts["theme"] = gr.Textbox(visible="hidden", elem_id="theme", container=False)

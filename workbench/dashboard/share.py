@@ -12,14 +12,15 @@ from workbench.dashboard import panel as page
 from workbench.dashboard import python
 from workbench.dashboard.form import Form
 from workbench.dashboard.guard import guarded
+from workbench.dashboard.intake import TraceButton
 from workbench.dashboard.run import Branch, Replay
+from workbench.dashboard.uploads import UPLOADS
 from workbench.dashboard.visit import Visit
 from workbench.errors import BadInput, WorkbenchError
 from workbench.trace import Trace
 
-__all__ = ["DOWNLOAD", "MAX_TRACE", "copy", "download", "open_trace", "panel"]
+__all__ = ["DOWNLOAD", "copy", "download", "open_trace", "panel"]
 
-MAX_TRACE = 16_000_000  # bytes of a trace or capsule that may be opened
 KINDS = {
     "save": (".wb", "application/x-ndjson"),
     "capsule": (".html", "text/html"),
@@ -42,7 +43,7 @@ def panel(parts: dict[str, Any]) -> None:
             ("perfetto", "Save the timeline (Perfetto)"),
         ):  # fmt: skip
             parts[name] = gr.Button(label, size="sm", interactive=False, min_width=140, elem_id=name)
-        parts["open"] = gr.UploadButton(
+        parts["open"] = TraceButton(
             "Open a trace or a capsule", file_types=[".wb", ".html"], size="sm", min_width=140, elem_id="open"
         )
     parts["code"] = gr.Textbox(
@@ -79,13 +80,13 @@ def open_trace(visit: Visit, path: str | None) -> tuple:
     """Show a trace file or a capsule; no model is needed."""
     if not path:
         raise BadInput("choose a trace file such as run.wb, or a capsule such as run.html")
-    if Path(path).stat().st_size > MAX_TRACE:
-        raise BadInput(f"the file is larger than {MAX_TRACE // 1_000_000} MB; read it with workbench.Trace.load")
     name = Path(path).name
     try:
         trace = Trace.load(path)
     except WorkbenchError as error:
         raise type(error)(str(error).replace(str(path), name)) from None
+    finally:
+        UPLOADS.drop(path)
     replay = Replay(trace)
     replay.jump(replay.length)
     visit.runs += 1
