@@ -109,7 +109,7 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
 
     ready = [parts["go"], parts["start"]]
     load = {"js": THEME_OF_PAGE, **COMMON, **MANY}
-    app.load(page_load.loaded, parts["theme"], [visit, *ready, *panel], **load)
+    app.load(page_load.loader(not form.anything), parts["theme"], [visit, *ready, *panel], **load)
     app.unload(page_load.closed)
     parts["examples"].change(str, parts["examples"], form.prompt, queue=False, **COMMON)
     chosen = partial(page_load.preset, form)
@@ -154,7 +154,7 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
     on(parts["enough"].click, meter.stop, limit=MANY, api_name="enough", **measured)
     on(parts["pulse"].tick, meter.tick, limit=MANY, api_name="pulse", **measured)
 
-    on(parts["open"].upload, share.open_trace, ["open"], api_name="open")
+    on(parts["open"].upload, share.open_trace, ["open"], preprocess=False, api_name="open")
     on(parts["copy"].click, with_form(share.copy), settings, parts["code"], api_name="copy")
     files = {name: (partial(share.download, kind=name), [parts["saved"], parts["status"]]) for name in share.KINDS}
     files |= {name: (partial(comparing.export, kind=name), parts["saved"]) for name in ("csv", "json")}

@@ -7,7 +7,7 @@ import gradio as gr
 
 from workbench.dashboard.uploads import UPLOADS
 
-__all__ = ["Blocks", "TraceButton", "sound"]
+__all__ = ["Blocks", "sound"]
 
 UNFIT = "the page sent a value that does not fit its control; reload the page"
 FILE = "a file: expected one that was just handed in; addresses and paths are not read"
@@ -53,14 +53,3 @@ class Blocks(gr.Blocks):
             raise gr.Error(line[:500], print_exception=False) from None
         except Exception:  # noqa: BLE001  (a value that its control cannot take: the page never sends one)
             raise gr.Error(UNFIT, print_exception=False) from None
-
-
-class TraceButton(gr.UploadButton):
-    """An upload button that gives the path of what was handed in, and makes no file of its own."""
-
-    is_template = True  # drawn as the one it is made from
-
-    def _process_single_file(self, f: Any) -> str:
-        if not f.path.lower().endswith(tuple(self.file_types or ("",))):
-            raise gr.Error(f"expected a file with a name that ends in {' or '.join(self.file_types)}")
-        return f.path

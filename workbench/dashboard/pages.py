@@ -23,8 +23,8 @@ class Refused(Exception):
 
 def client_of(scope: Mapping[str, Any]) -> str:
     """Who asks, as far as limits go: the address, of an IPv6 address its network."""
-    host = (scope.get("client") or ("",))[0]
-    return ":".join(host.split(":")[:4]) if ":" in host else host
+    host = str((scope.get("client") or ("",))[0])
+    return ":".join(host.split(":")[:4]) if ":" in host else host or "somebody"
 
 
 class Rate:

@@ -12,7 +12,7 @@ import re
 import secrets
 import socket
 import traceback
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -35,7 +35,7 @@ READS = (
 )  # fmt: skip
 READ_BELOW = ("/assets/", "/static/", "/svelte/", "/live/", f"{API}heartbeat/")
 EVENTS, UPLOAD = (f"{API}queue/join", f"{API}run/predict"), f"{API}upload"
-WRITES = (*EVENTS, UPLOAD, f"{API}reset", f"{API}cancel")
+WRITES = (*EVENTS, UPLOAD)
 PASSED_ON = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what a proxy tells
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a page
 MAX_BODY = 1_000_000  # bytes of an event
@@ -139,9 +139,6 @@ class Gate:
         if path in EVENTS:
             receive = _replay(self._event(await _body(receive), client_of(scope)), receive)
             send = _no_server_error(send)
-        elif path in WRITES and path != UPLOAD:
-            known = ("session_hash", "event_id", "fn_index")
-            receive = _replay(_written(_object(await _body(receive), known)), receive)
         elif path == f"{API}queue/data":
             self._page(parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0])
         elif path.startswith(f"{API}heartbeat/"):
@@ -188,7 +185,7 @@ class Gate:
 
     def _event(self, body: bytes, client: str) -> bytes:
         """An event's body with what Gradio needs of it and nothing else. Raises Refused where it is none."""
-        event = _object(body, ("data", "event_data", "fn_index", "trigger_id", "session_hash"))
+        event = _object(body)
         number, data = event.get("fn_index"), event.get("data")
         if type(number) is not int or number not in self.fns:
             raise Refused(400, "fn_index: expected the number of an event of this app; reload the page")
@@ -274,15 +271,16 @@ async def _body(receive: Receive) -> bytes:
     return body
 
 
-def _object(body: bytes, known: Collection[str]) -> dict[str, Any]:
-    """The JSON object in a body, its known names alone. Raises Refused where there is none."""
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object in an event's body, what Gradio's page sends of it. Raises Refused where there is none."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise Refused(400, "expected a JSON object")
-    return {name: value for name, value in found.items() if name in known}
+    known = ("data", "event_data", "fn_index", "trigger_id", "session_hash")
+    return {name: found[name] for name in known if name in found}
 
 
 def _written(event: dict[str, Any]) -> bytes:

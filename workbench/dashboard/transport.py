@@ -104,7 +104,7 @@ def play(visit: Visit, by: str, speed: str, until: str) -> tuple:
 def _play(visit: Visit, by: str, speed: str, until: str) -> tuple:
     if speed not in SPEEDS:
         raise BadInput(f"speed: expected one of {', '.join(SPEEDS)}, got {speed!r}")
-    worker = Worker(visit.branch, _by(by), SPEEDS[speed], _condition(until))
+    worker = Worker(visit.branch, _by(by), SPEEDS[speed], _condition(until), visit.client)
     visit.message, visit.worker = "Running. Pause stops it.", worker
     shown = page.panel(visit)
     try:
