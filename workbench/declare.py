@@ -16,6 +16,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from importlib.metadata import entry_points
@@ -23,7 +24,19 @@ from typing import Any
 
 from workbench.errors import BadInput
 
-__all__ = ["Declared", "Field", "build", "describe", "from_dict", "get", "names", "register", "setting", "to_dict"]
+__all__ = [
+    "Declared",
+    "Field",
+    "build",
+    "describe",
+    "from_dict",
+    "get",
+    "names",
+    "owner_only",
+    "register",
+    "setting",
+    "to_dict",
+]
 
 FAMILIES = ("decoder", "drafter", "shape", "verifier", "policy", "quantizer", "cache")
 ENTRY_POINTS = "decoding_workbench"
@@ -47,6 +60,8 @@ class Field:
     lt: float | None = None
     choices: tuple = ()
     family: str = ""
+    trust: str = "visitor"  # who may set it where an app serves others: "visitor", or "owner" alone
+    model: bool = False  # names a model: of those offered, a visitor may choose too
     optional: bool = False
 
     @property
@@ -69,9 +84,16 @@ def setting(
     lt=None,
     choices=(),
     family: str = "",
+    trust: str = "",
+    model: bool = False,
 ):
-    """A dataclass field with bounds and help; `family` names the registry a nested object comes from."""
+    """A dataclass field with bounds and help; `family` names the registry a nested object comes from.
+
+    trust: who may set it in an app that serves others. "owner" for whatever names a file, a download or code; free text
+    that does not say "visitor" is the owner's too. model: it names a model; visitors choose among those offered.
+    """
     facts = dict(help=help, unit=unit, ge=ge, gt=gt, le=le, lt=lt, choices=tuple(choices), family=family)
+    facts |= {"trust": trust, "model": model}
     if factory is not MISSING:
         return field(default_factory=factory, metadata={"setting": facts})
     return field(default=default, metadata={"setting": facts})
@@ -80,11 +102,13 @@ def setting(
 class Declared:
     """Base of every declared method: checks its fields when it is made.
 
+    trust: "owner" in a class that visitors of an app may not choose at all.
     Raises BadInput naming the parameter, what came and what was expected.
     """
 
     declared_name: typing.ClassVar[str] = ""
     family: typing.ClassVar[str] = ""
+    trust: typing.ClassVar[str] = "visitor"
 
     def __post_init__(self) -> None:
         for entry in describe(type(self)):
@@ -155,6 +179,9 @@ def _field(f: dataclasses.Field, hint: Any) -> Field:
     else:
         kind = {int: "int", float: "float", bool: "bool", str: "str"}[plain]
     default = f.default_factory() if f.default_factory is not MISSING else f.default
+    if facts["model"] or (kind == "str" and facts["trust"] != "visitor"):
+        facts["trust"] = "owner"
+    facts["trust"] = facts["trust"] or "visitor"
     return Field(name=f.name, kind=kind, default=None if default is MISSING else default, optional=optional, **facts)
 
 
@@ -268,6 +295,42 @@ def flatten(member: Declared) -> dict[str, Any]:
         else:
             out[entry.name] = value
     return out
+
+
+def owner_only(
+    family: str,
+    name: str,
+    values: Mapping[str, Any],
+    offered: Sequence[str] = (),
+    usual: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Which of the flat values for `build` only the owner of an app may set; nothing is made or read to find out.
+
+    Free for everyone are the defaults and, of a model, the names that are offered. usual: further values that are
+    free: those which a default member has. A member whose class trusts the owner alone is named itself.
+    """
+    if usual is None and get(family, name).trust == "owner":
+        return [name]
+    usual, found = usual or {}, []
+    for entry in describe(get(family, name)):
+        value = values.get(entry.name, entry.default)
+        inner = _below(values, entry.name)
+        if isinstance(value, Declared):
+            value, inner = value.declared_name, {**flatten(value), **inner}
+        own = flatten(entry.default) if isinstance(entry.default, Declared) else {}
+        default = entry.default.declared_name if isinstance(entry.default, Declared) else entry.default
+        same = (value or None) in (default or None, usual.get(entry.name) or None)
+        if entry.trust == "owner" and not same and not (entry.model and value in offered):
+            found.append(entry.name)
+        elif entry.kind == "member" and value:
+            free = {**own, **_below(usual, entry.name)} if same else None
+            found += [f"{entry.name}.{key}" for key in owner_only(entry.family, value, inner, offered, free)]
+    return found
+
+
+def _below(values: Mapping[str, Any], head: str) -> dict[str, Any]:
+    """The dotted values of a nested member, by their names in it."""
+    return {key[len(head) + 1 :]: value for key, value in values.items() if key.startswith(f"{head}.")}
 
 
 def to_dict(member: Declared) -> dict[str, Any]:

@@ -13,13 +13,19 @@ def add_app(parser: Parser) -> None:
     parser.add_argument("--model", action="append", default=[], help="a model to offer (repeatable)")
     browser = argparse.BooleanOptionalAction
     parser.add_argument("--browser", action=browser, default=None, help="open a browser")
+    own = "what visitors have to know (default: a random one beyond this machine)"
+    parser.add_argument("--token", metavar="TEXT", default=None, help=own)
+    parser.add_argument("--no-token", dest="token", action="store_const", const="", help="let everyone in")
+    frame = "let pages of that origin show the app in a frame (repeatable)"
+    parser.add_argument("--allow-frame", metavar="ORIGIN", action="append", default=[], help=frame)
 
 
 def app(args: argparse.Namespace) -> int:
     """The app, until Ctrl-C."""
     from workbench.dashboard import launch
 
-    launch(host=args.host, port=args.port, models=args.model, browser=args.browser)
+    safety = {"token": args.token, "allow_frame": args.allow_frame}
+    launch(host=args.host, port=args.port, models=args.model, browser=args.browser, **safety)
     return 0
 
 

@@ -9,6 +9,7 @@ import gradio as gr
 from workbench.dashboard import branches, comparing, figures, guard, meter, page_load, share, sides, transport
 from workbench.dashboard import panel as page
 from workbench.dashboard.form import KINDS, Form
+from workbench.dashboard.intake import Blocks
 from workbench.dashboard.presets import presets
 from workbench.dashboard.strip import trace_view
 from workbench.pretrained.prompts import held_out_prompts
@@ -33,10 +34,10 @@ def examples() -> list[tuple[str, str]]:
 def build_app(models: Sequence[str] = (), anything: bool = True) -> gr.Blocks:
     """The app as Blocks, not yet served.
 
-    models: offered first, beside the embedded and registered ones; `anything`: others may be named.
+    models: offered first, beside the embedded and registered ones; `anything`: the owner alone sits there.
     """
     title = {"title": "decoding workbench", "fill_width": True, "delete_cache": (3600, 3600)}
-    with gr.Blocks(analytics_enabled=False, **title) as app:
+    with Blocks(analytics_enabled=False, **title) as app:
         visit, parts = gr.State(None), {}
         parts["saved"] = gr.Textbox(visible="hidden", elem_id="saved", container=False)
         parts["theme"] = gr.Textbox(visible="hidden", elem_id="theme", container=False)
@@ -108,7 +109,7 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
 
     ready = [parts["go"], parts["start"]]
     load = {"js": THEME_OF_PAGE, **COMMON, **MANY}
-    app.load(page_load.loaded, parts["theme"], [visit, *ready, *panel], **load)
+    app.load(page_load.loader(not form.anything), parts["theme"], [visit, *ready, *panel], **load)
     app.unload(page_load.closed)
     parts["examples"].change(str, parts["examples"], form.prompt, queue=False, **COMMON)
     chosen = partial(page_load.preset, form)
@@ -153,7 +154,7 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
     on(parts["enough"].click, meter.stop, limit=MANY, api_name="enough", **measured)
     on(parts["pulse"].tick, meter.tick, limit=MANY, api_name="pulse", **measured)
 
-    on(parts["open"].upload, share.open_trace, ["open"], api_name="open")
+    on(parts["open"].upload, share.open_trace, ["open"], preprocess=False, api_name="open")
     on(parts["copy"].click, with_form(share.copy), settings, parts["code"], api_name="copy")
     files = {name: (partial(share.download, kind=name), [parts["saved"], parts["status"]]) for name in share.KINDS}
     files |= {name: (partial(comparing.export, kind=name), parts["saved"]) for name in ("csv", "json")}

@@ -87,7 +87,7 @@ def _add(visit: Visit, made: Session, what: str) -> None:
 def _on(visit: Visit, worker: Worker | None) -> tuple:
     """The page; where a worker was at it, another one goes on in the branch."""
     if worker is not None and not visit.branch.done:
-        again = Worker(visit.branch, worker.by, worker.pace, worker.holds)
+        again = Worker(visit.branch, worker.by, worker.pace, worker.holds, visit.client)
         visit.worker = again
         shown = page.panel(visit)
         again.start()

@@ -100,7 +100,7 @@ def start(visit: Visit, chosen: list[str], held_out: int, form: Form, *values: A
         raise BadInput(f"held-out prompts: expected at most {MAX_PROMPTS}, got {held_out}")
     wanted = form.read(values)
     prompts = [wanted.prompt, *(row["prompt"] for row in held_out_prompts(int(held_out)))]
-    trial = Trial(wanted.load(), prompts, arms, **wanted.settings)
+    trial = Trial(wanted.load(), prompts, arms, visit.client, **wanted.settings)
     trial.start()
     visit.trial = trial
     return _shown(trial)

@@ -13,12 +13,12 @@ import gradio as gr
 
 from workbench import declare
 from workbench.declare import Declared, Field
+from workbench.errors import BadInput
 
 __all__ = ["MemberControls", "control", "show_group"]
 
 Path = tuple[str, ...]  # ("decoder", "speculative", "drafter", "copyspec", "gram"): families and members in turn
 WIDEST_SLIDER = 64
-MODELS = ("model", "small")  # parameters that name a model
 
 
 def shown_value(entry: Field, value: Any) -> Any:
@@ -33,16 +33,18 @@ def _text(entry: Field) -> bool:
 def control(entry: Field, models: Sequence[str] = (), anything: bool = True, **options: Any) -> gr.components.Component:
     """The control of one parameter; an empty number means "off" where the parameter is optional.
 
-    models: names offered where the parameter is a model's; `anything`: any other may be typed.
+    models: names offered where the parameter is a model's; `anything`: the owner sits there, who may set everything.
     """
     note = entry.help + (f" ({entry.unit})" if entry.unit else "")
     common = {"label": entry.name.replace("_", " "), "info": note, **options}
+    if entry.trust == "owner" and not entry.model and not anything:
+        common["interactive"] = False
     value = shown_value(entry, entry.default)
     if entry.kind == "bool":
         return gr.Checkbox(value, **common)
     if entry.kind == "choice":
         return gr.Dropdown(list(entry.choices), value=value, **common)
-    if entry.kind == "str" and entry.name in MODELS:
+    if entry.model:
         return gr.Dropdown(list(dict.fromkeys([value, *models])), value=value, allow_custom_value=anything, **common)
     if _text(entry):
         return gr.Textbox(value, max_lines=1, **common)
@@ -119,12 +121,15 @@ class MemberControls:
     def read(self, values: Sequence[Any]) -> Any:
         """The declared object that the controls' values describe, None where there is none.
 
-        Raises BadInput where a value does not fit.
+        Raises BadInput where a value does not fit, and, before anything is made, where only the owner may set it.
         """
         named = dict(zip(self.paths, values, strict=True))
-        if not named[(self.family,)]:
+        if not (name := named[(self.family,)]):
             return None
-        return declare.build(self.family, named[(self.family,)], self._flat(named, (self.family,)))
+        flat = self._flat(named, (self.family,))
+        if not self.anything and (kept := declare.owner_only(self.family, name, flat, self.models)):
+            raise BadInput(f"{', '.join(kept)}: only the owner of this app may set that; run your own: workbench app")
+        return declare.build(self.family, name, flat)
 
     def _flat(self, named: Mapping[Path, Any], path: Path) -> dict[str, Any]:
         """Parameters of the member chosen at `path`, dots reaching into nested members."""

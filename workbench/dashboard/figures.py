@@ -11,7 +11,7 @@ from workbench import views
 from workbench.dashboard.guard import guarded
 from workbench.dashboard.inspector import inert, number, table
 from workbench.dashboard.visit import Visit
-from workbench.errors import BadInput
+from workbench.errors import WorkbenchError
 from workbench.experiments.headroom import headroom
 from workbench.trace import Trace
 from workbench.views.figure import blank, figure
@@ -32,7 +32,7 @@ FIGURES: dict[str, Figures] = {
     "acceptance by drafter": lambda t, r, theme: [views.acceptance(t, by="drafter", theme=theme)],
     "acceptance by entropy": lambda t, r, theme: [views.acceptance(t, by="entropy", theme=theme)],
     "draft against target": lambda t, r, theme: [views.divergence(t, theme=theme)],
-    "headroom of other drafts": lambda t, r, theme: [headroom_of(t, theme)],
+    "headroom of other drafts": lambda t, r, theme: [views.headroom(headroom(t), theme)],
     "break-even": lambda t, r, theme: [views.break_even(t, theme=theme)],
     "forward passes": lambda t, r, theme: [views.forwards_timeline(t, theme=theme)],
     "entropy and surprisal": lambda t, r, theme: [views.entropy(t, theme=theme)],
@@ -40,19 +40,14 @@ FIGURES: dict[str, Figures] = {
 ROWS = 200  # of a figure's table
 
 
-def headroom_of(trace: Trace, theme: str | None) -> go.Figure:
-    """What other draft shapes would have given; where the trace does not hold it, what to record instead."""
+def _made(name: str, trace: Trace, round: int | None, theme: str | None) -> list[go.Figure]:
+    """The figures of that name; where the trace cannot be shown so, the line that says why and what to do instead."""
     try:
-        return views.headroom(headroom(trace), theme)
-    except BadInput as why:
-        return figure(
-            "headroom",
-            trace.id,
-            [],
-            str(why),
-            theme,
-            annotations=[blank("<br>".join(textwrap.wrap(inert(str(why)), 60)))],
-        )
+        return FIGURES[name](trace, round, theme)
+    except WorkbenchError as why:
+        line = " ".join(str(why).split())
+        said = blank("<br>".join(textwrap.wrap(inert(line), 60)))
+        return [figure(name, trace.id, [], line, theme, annotations=[said])]
 
 
 def panel(parts: dict[str, Any]) -> None:
@@ -72,7 +67,7 @@ def drawn(visit: Visit) -> list[Any]:
     state = (visit.figure, trace.id, len(trace.rounds), visit.round, visit.theme)
     if state == visit.drawn:
         return [gr.skip()] * 3
-    made = FIGURES[visit.figure](trace, visit.round, visit.theme)
+    made = _made(visit.figure, trace, visit.round, visit.theme)
     visit.drawn = state
     second = gr.update(value=made[1], visible=True) if len(made) > 1 else gr.update(value=None, visible=False)
     return [made[0], second, "".join(map(words, made))]

@@ -42,7 +42,8 @@ class Form:
     """The controls of a run. The caller places and gives `prompt` and `kind`; `draw` makes the others.
 
     `components` are Gradio components in the order in which `read` expects, and `values` gives, their values.
-    anything: any hub id or local directory may be named as a model, not only those offered.
+    anything: the owner sits there: files, and models that are not offered, may be named. Without it, what the
+    declarations leave to the owner is refused to whoever asks.
     """
 
     def __init__(self, prompt: gr.Textbox, kind: gr.Radio, models: Sequence[str] = (), anything: bool = True):
@@ -59,10 +60,10 @@ class Form:
             named = {"models": known, "anything": self.anything}
             self.decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
         with gr.Accordion("Cache", open=True):
-            self.policy = MemberControls("policy", "cache policy", None, "which tokens stay", nothing="all stay")
-            self.quantizer = MemberControls(
-                "quantizer", "cache quantizer", None, "how they are stored", nothing="as they are"
-            )
+            kept = {"nothing": "all stay", **named}
+            self.policy = MemberControls("policy", "cache policy", None, "which tokens stay", **kept)
+            kept = {"nothing": "as they are", **named}
+            self.quantizer = MemberControls("quantizer", "cache quantizer", None, "how they are stored", **kept)
         with gr.Accordion("Sampling", open=False):
             self.sampling = {entry.name: control(entry) for entry in describe(Sampling)}
         with gr.Accordion("Limits, seed, logging", open=False):
@@ -84,6 +85,8 @@ class Form:
         names = (*self.sampling, *self.limits)
         settings = dict(zip(names, rest, strict=False))
         rest = rest[len(names) :]
+        if not self.anything and model not in self.models:
+            raise BadInput(f"model: only the owner of this app may name another; choose of {', '.join(self.models)}")
         if not prompt:
             raise BadInput("the prompt is empty; type one, or choose an example")
         if len(prompt) > MAX_PROMPT:

@@ -8,7 +8,7 @@ import gradio as gr
 from workbench.dashboard.form import Form
 from workbench.dashboard.guard import guarded
 from workbench.dashboard.inspector import inert, table
-from workbench.dashboard.run import give_turn, one_line, take_turn
+from workbench.dashboard.run import Turn, one_line
 from workbench.dashboard.visit import Visit
 from workbench.decoders import Decoder
 from workbench.engine.model import LanguageModel
@@ -26,12 +26,16 @@ IDLE = (
 
 
 class Meter(threading.Thread):
-    """`lossless` in a thread of its own. verdict: what it found; error: the line that says why it failed."""
+    """`lossless` in a thread of its own.
 
-    def __init__(self, decoder: Decoder, lm: LanguageModel, prompt: Any, **settings: Any):
+    who: the visitor whose it is. verdict: what it found; error: the line that says why it failed.
+    """
+
+    def __init__(self, decoder: Decoder, lm: LanguageModel, prompt: Any, who: str = "", **settings: Any):
         super().__init__(daemon=True, name="lossless")
         self.decoder, self.lm, self.prompt, self.settings = decoder, lm, prompt, settings
         self.verdict: Verdict | None = None
+        self.turn = Turn(who)
         self.error, self.now, self._halt = "", (0, 1), threading.Event()
 
     @property
@@ -40,7 +44,7 @@ class Meter(threading.Thread):
 
     def start(self) -> None:
         """Begin. Raises BadInput where too many runs are being decoded already."""
-        take_turn()
+        self.turn.take()
         super().start()
 
     def stop(self) -> None:
@@ -50,7 +54,7 @@ class Meter(threading.Thread):
     def counted(self, done: int, runs: int) -> bool:
         """Where the count is; True ends it."""
         self.now = (done, runs)
-        return self._halt.is_set()
+        return self._halt.is_set() or self.turn.over
 
     def run(self) -> None:
         try:
@@ -58,7 +62,7 @@ class Meter(threading.Thread):
         except Exception as error:  # noqa: BLE001  (a measurement that fails is shown, and harms nothing else)
             self.error = one_line(error)
         finally:
-            give_turn()
+            self.turn.give()
 
 
 def panel(parts: dict[str, Any]) -> None:
@@ -87,7 +91,7 @@ def start(visit: Visit, runs: int, form: Form, *values: Any) -> tuple:
     wanted = form.read(values)
     warm = wanted.settings.get("temperature") or 0.8
     facts = {"tokens": TOKENS, "runs": int(runs), "temperature": warm, "cache": wanted.settings["cache"]}
-    visit.meter = Meter(wanted.decoder, wanted.load(), wanted.prompt, **facts)
+    visit.meter = Meter(wanted.decoder, wanted.load(), wanted.prompt, visit.client, **facts)
     visit.meter.start()
     return _shown(visit.meter)
 

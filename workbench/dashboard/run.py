@@ -1,6 +1,8 @@
 """A run under a cursor that moves by phase, by round or by token; and the worker that moves it."""
 
 import threading
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,26 +11,90 @@ from workbench.errors import BadInput, WorkbenchError
 from workbench.session import Session
 from workbench.trace import Trace
 
-__all__ = ["BY", "PHASES", "Branch", "Replay", "Worker", "give_turn", "one_line", "take_turn"]
+__all__ = ["BY", "PHASES", "Branch", "Replay", "Turn", "Worker", "give_turn", "one_line", "take_turn"]
 
 BY = ("phase", "round", "token")
 PHASES = ("draft", "verify", "accept", "commit", "cache")  # views of one recorded round, in the order of its work
 COMMIT = PHASES.index("commit")
-MOST = 16  # runs decoded at once in this process
+MOST, EACH = 16, 4  # runs decoded at once in this process, and of one visitor
+RUN_S = 600.0  # seconds that one run of a visitor may be decoded without another press
+VISITOR_S, WINDOW_S = 1800.0, 3600.0  # seconds that all runs of a visitor may be decoded, in any so many
+RETRY_S = 0.1  # between two tries to have a turn again
+LONG = f"stopped after {RUN_S / 60:g} minutes of decoding; what was recorded is kept"
 Holds = Callable[[Any], bool]
 
 _turns = threading.BoundedSemaphore(MOST)
+_lock = threading.Lock()
+_held: Counter[str] = Counter()  # of each visitor
+_spent: defaultdict[str, Counter[int]] = defaultdict(Counter)  # seconds that each visitor's runs took, by the minute
 
 
-def take_turn() -> None:
-    """One more run is going to be decoded. Raises BadInput where that is too many."""
-    if not _turns.acquire(blocking=False):
-        raise BadInput(f"{MOST} runs are being decoded, the most at once; try again in a moment")
+def take_turn(who: str = "") -> None:
+    """One more run is going to be decoded. Raises BadInput where that is too many, or too many of one visitor's.
+
+    who: the visitor; "" is the owner, who shares with nobody.
+    """
+    with _lock:
+        if who and _held[who] >= EACH:
+            raise BadInput(f"{EACH} runs of yours are being decoded, the most at once; pause one")
+        if who and _total(who) > VISITOR_S:
+            raise BadInput(f"your runs took {VISITOR_S / 60:g} minutes of the last {WINDOW_S / 60:g}; try again later")
+        if not _turns.acquire(blocking=False):
+            raise BadInput(f"{MOST} runs are being decoded, the most at once; try again in a moment")
+        _held[who] += 1
 
 
-def give_turn() -> None:
-    """A run is no longer being decoded."""
-    _turns.release()
+def give_turn(who: str = "", seconds: float = 0.0) -> None:
+    """A run is no longer being decoded; it took so long."""
+    with _lock:
+        _turns.release()
+        _held[who] -= 1
+        if who:
+            _spent[who][int(time.monotonic() / 60)] += seconds
+
+
+def _total(who: str) -> float:
+    """Seconds that the visitor's runs took within the window."""
+    oldest = (time.monotonic() - WINDOW_S) / 60
+    _spent[who] = Counter({minute: seconds for minute, seconds in _spent[who].items() if minute >= oldest})
+    return _spent[who].total()
+
+
+class Turn:
+    """A run's place among those that are decoded at once: taken, given back while it rests, and timed."""
+
+    def __init__(self, who: str = ""):
+        self.who = who
+        self._since: float | None = None  # when it was taken; None where it is not
+        self._used = 0.0
+
+    def take(self) -> None:
+        """Raises BadInput where too many runs are being decoded already."""
+        take_turn(self.who)
+        self._since = time.monotonic()
+
+    def give(self) -> None:
+        """Let others have it."""
+        if self._since is not None:
+            seconds, self._since = time.monotonic() - self._since, None
+            self._used += seconds
+            give_turn(self.who, seconds)
+
+    def rest(self, seconds: float, halt: threading.Event) -> None:
+        """Give it back for so long, or until `halt` is set, and take it again as soon as there is one."""
+        self.give()
+        halt.wait(seconds)
+        while not halt.is_set():
+            try:
+                return self.take()
+            except BadInput:
+                halt.wait(RETRY_S)
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has been decoded for as long as a visitor's may be."""
+        now = time.monotonic() - self._since if self._since is not None else 0.0
+        return bool(self.who) and self._used + now > RUN_S
 
 
 class Replay:
@@ -158,20 +224,22 @@ class Branch:
 class Worker(threading.Thread):
     """Moves one branch on until it ends, a condition holds or it is stopped; whoever watches it only reads.
 
-    pace: seconds between two steps. until: the condition as text. found: it held.
+    pace: seconds between two steps, in which others have its turn. until: the condition as text. found: it held.
+    who: the visitor whose it is.
     error: the line to show where it failed.
     """
 
-    def __init__(self, branch: Branch, by: str, pace: float, holds: Holds | None = None):
+    def __init__(self, branch: Branch, by: str, pace: float, holds: Holds | None = None, who: str = ""):
         super().__init__(daemon=True, name=f"decoding {branch.label}")
         self.branch, self.by, self.pace, self.holds = branch, by, pace, holds
         self.until = getattr(holds, "text", "")
         self.found, self.error = False, ""
+        self.turn = Turn(who)
         self._halt = threading.Event()
 
     def start(self) -> None:
         """Begin. Raises BadInput where too many runs are being decoded already."""
-        take_turn()
+        self.turn.take()
         self.branch.decoding = True
         super().start()
 
@@ -187,12 +255,16 @@ class Worker(threading.Thread):
                 moved, self.found = self.branch.advance(self.by, self.holds)
                 if not moved or self.found or self.branch.done:
                     break
-                self._halt.wait(self.pace)
+                if self.turn.over:
+                    self.error = LONG
+                    break
+                if self.pace:
+                    self.turn.rest(self.pace, self._halt)
         except Exception as error:  # noqa: BLE001  (a run that fails is shown, and harms nothing else)
             self.error = one_line(error)
         finally:
             self.branch.decoding = False
-            give_turn()
+            self.turn.give()
 
 
 def one_line(error: BaseException) -> str:

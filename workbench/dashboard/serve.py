@@ -1,31 +1,37 @@
 """Serving the app: to this machine alone, with nothing sent elsewhere."""
 
 import os
+import secrets
 import socket
 import sys
 import threading
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+import webbrowser
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import gradio as gr
+from gradio.route_utils import CustomCORSMiddleware
 from gradio.state_holder import StateHolder
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from workbench.dashboard import live
+from workbench.dashboard import live, uploads
 from workbench.dashboard.app import build_app
-from workbench.dashboard.share import MAX_TRACE
+from workbench.dashboard.pages import Pages
+from workbench.dashboard.security import LOOPBACK, Gate, Rules
 from workbench.dashboard.strip import WEB
-from workbench.dashboard.visit import forget_idle
+from workbench.dashboard.visit import VISITS, forget_idle
 from workbench.engine.loading import load
 from workbench.errors import BadInput
 
-__all__ = ["launch"]
+__all__ = ["launch", "rules_of"]
 
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-SWEEP_S = 60.0  # between two looks for idle pages
-CLOSED_S = 300.0  # after the last word from a page that was closed
+SWEEP_S = 30.0  # between two looks for idle pages
+CLOSED_S = 60.0  # after the last word from a page that nothing holds open
+SESSIONS = 512  # pages of which Gradio remembers the settings, more than a megabyte each
+PASSED_ON = ("SPACE_ID", "GRADIO_ROOT_PATH")  # variables that say that others are led here, whatever the address
 KEYS = """() => {
+  if (location.search.includes('token=')) history.replaceState(null, '', location.pathname);
   const press = (id) => document.querySelector(`#${id}:not([disabled])`)?.click();
   const by = (name) => document.querySelector(`#by input[value=${name}]`)?.click();
   const keys = {
@@ -56,53 +62,81 @@ def launch(
     models: Sequence[str] = (),
     browser: bool | None = None,
     wait: bool = True,
+    token: str | None = None,
+    allow_frame: Sequence[str] = (),
 ) -> gr.Blocks:
     """Serve the app, to this machine alone unless `host` says otherwise, until Ctrl-C (or at once, without `wait`).
 
-    Where others can reach it, only the models that are offered may be chosen. Raises BadInput where the port is taken.
+    token: what a visitor has to know; by default a random one where others can reach the app, "" for none. Visitors
+    choose among the models that are offered, and set nothing that names a file. allow_frame: origins whose pages may
+    show the app in a frame. Raises BadInput where the port is taken, or the token or an origin cannot be one.
     """
+    rules = rules_of(host, token, allow_frame)
     _check_port(host, port)
     own = {name: os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")}
     for name, value in own.items():  # the server's check of itself must not go through a proxy
         os.environ[name] = ",".join(filter(None, [value, "localhost", "127.0.0.1"]))
-    everywhere = host in ("0.0.0.0", "::")
-    hosts = ["*"] if everywhere else [*LOOPBACK, host]
-    app = build_app(models, anything=host in ("localhost", "127.0.0.1", "::1"))
-    app.queue(max_size=128, default_concurrency_limit=4)
+    app, pages = build_app(models, anything=rules.owner), Pages(limited=not rules.owner)
+    app.queue(max_size=128, default_concurrency_limit=4, api_open=False)
+    gate = Middleware(Gate, rules=rules, fns=app.fns, pages=pages)
+    inside = {"routes": [*live.ROUTES, *uploads.ROUTES], "middleware": [gate], "lifespan": _no_foreign_origins}
     _, url, _ = app.launch(
-        server_name=host, server_port=port, inbrowser=_display() if browser is None else browser, share=False,
+        server_name=host, server_port=port, inbrowser=False, share=False, root_path="",
         quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
-        enable_monitoring=False, max_file_size=MAX_TRACE, theme=THEME, css_paths=[WEB / "app.css"], js=KEYS,
-        app_kwargs={"routes": live.ROUTES, "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+        enable_monitoring=False, max_file_size=uploads.MAX_TRACE, theme=THEME, css_paths=[WEB / "app.css"], js=KEYS,
+        state_session_capacity=SESSIONS, app_kwargs=inside,
     )  # fmt: skip
-    threading.Thread(target=_sweep, args=(app,), daemon=True, name="idle pages").start()
+    address = f"{url}?token={rules.token}" if rules.token else url
+    threading.Thread(target=_sweep, args=(app, pages), daemon=True, name="idle pages").start()
     if not models:  # one of the user's own may be large: it is loaded when it is asked for
         threading.Thread(target=load, args=("embedded",), daemon=True, name="first model").start()
-    print(f"decoding workbench: {url}  (Ctrl-C stops it)", flush=True)
-    if everywhere:
-        print("anyone who can reach this machine can use it", file=sys.stderr)
+    print(f"decoding workbench: {address}  (Ctrl-C stops it)", flush=True)
+    if not rules.owner:
+        who = "anyone with this token" if rules.token else "anyone"
+        print(f"{who} who can reach this machine can use it", file=sys.stderr)
+    if _display() if browser is None else browser:
+        webbrowser.open(address)
     if wait:
         app.block_thread()
     return app
 
 
-def _sweep(app: gr.Blocks) -> None:
-    """Let go of the runs of idle pages for as long as the app is served."""
+def rules_of(host: str, token: str | None = None, allow_frame: Sequence[str] = ()) -> Rules:
+    """Whom an app at that address serves: its owner, where nobody else is led to it, else visitors with a token."""
+    owner = host in LOOPBACK and not any(os.environ.get(name) for name in PASSED_ON)
+    needed = ("" if owner else secrets.token_urlsafe(24)) if token is None else token
+    return Rules(host, needed, tuple(allow_frame), owner)
+
+
+@asynccontextmanager
+async def _no_foreign_origins(server: Starlette) -> AsyncIterator[None]:
+    """Take away, before the first request, with what Gradio answers other origins."""
+    server.user_middleware = [one for one in server.user_middleware if one.cls is not CustomCORSMiddleware]
+    server.middleware_stack = server.build_middleware_stack()
+    yield
+
+
+def _sweep(app: gr.Blocks, pages: Pages) -> None:
+    """Let go of the runs of idle pages, and of all that closed ones left, for as long as the app is served."""
     pause = threading.Event()
     while app.is_running:
         pause.wait(SWEEP_S)
         forget_idle()
-        forget_closed(app.state_holder, CLOSED_S)
+        forget_gone(pages, app.state_holder, CLOSED_S)
+        uploads.UPLOADS.forget(uploads.WAITING_S)
 
 
-def forget_closed(holder: StateHolder, older: float) -> None:
-    """Drop what Gradio keeps of closed pages not heard of for `older` seconds: the settings of every component, more
-    than a megabyte a page, and without this for good."""
-    latest = datetime.now() - timedelta(seconds=older)
-    for name, page in list(holder.session_data.items()):
-        if page.is_closed and holder.time_last_used.get(name, latest) <= latest:
-            holder.session_data.pop(name, None)
-            holder.time_last_used.pop(name, None)
+def forget_gone(pages: Pages, holder: StateHolder, older: float) -> None:
+    """Drop the runs of pages that nothing has held open for `older` seconds, and what Gradio keeps of them.
+
+    That is the settings of every component, more than a megabyte a page, and without this for good.
+    """
+    for name in pages.gone(older):
+        visit = VISITS.pop(name, None)
+        if visit is not None:
+            visit.close()
+        holder.session_data.pop(name, None)
+        holder.time_last_used.pop(name, None)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -12,14 +12,15 @@ from workbench.dashboard import panel as page
 from workbench.dashboard import python
 from workbench.dashboard.form import Form
 from workbench.dashboard.guard import guarded
+from workbench.dashboard.opening import open_file
 from workbench.dashboard.run import Branch, Replay
+from workbench.dashboard.uploads import UPLOADS
 from workbench.dashboard.visit import Visit
-from workbench.errors import BadInput, WorkbenchError
-from workbench.trace import Trace
+from workbench.errors import BadInput
 
-__all__ = ["DOWNLOAD", "MAX_TRACE", "copy", "download", "open_trace", "panel"]
+__all__ = ["DOWNLOAD", "copy", "download", "open_trace", "panel"]
 
-MAX_TRACE = 16_000_000  # bytes of a trace or capsule that may be opened
+ENDINGS = (".wb", ".html")  # of what may be opened
 KINDS = {
     "save": (".wb", "application/x-ndjson"),
     "capsule": (".html", "text/html"),
@@ -43,7 +44,7 @@ def panel(parts: dict[str, Any]) -> None:
         ):  # fmt: skip
             parts[name] = gr.Button(label, size="sm", interactive=False, min_width=140, elem_id=name)
         parts["open"] = gr.UploadButton(
-            "Open a trace or a capsule", file_types=[".wb", ".html"], size="sm", min_width=140, elem_id="open"
+            "Open a trace or a capsule", file_types=list(ENDINGS), size="sm", min_width=140, elem_id="open"
         )
     parts["code"] = gr.Textbox(
         "", label="the run looked at, as Python", lines=8, max_lines=24, buttons=["copy"], interactive=False,
@@ -75,17 +76,16 @@ def download(visit: Visit, kind: str) -> tuple[str, str]:
 
 
 @guarded
-def open_trace(visit: Visit, path: str | None) -> tuple:
-    """Show a trace file or a capsule; no model is needed."""
-    if not path:
+def open_trace(visit: Visit, file: dict[str, Any] | None) -> tuple:
+    """Show a trace file or a capsule, handed in as Gradio's description of a file; no model is needed."""
+    path = file.get("path") if isinstance(file, dict) else None
+    if not path or not path.lower().endswith(ENDINGS):
         raise BadInput("choose a trace file such as run.wb, or a capsule such as run.html")
-    if Path(path).stat().st_size > MAX_TRACE:
-        raise BadInput(f"the file is larger than {MAX_TRACE // 1_000_000} MB; read it with workbench.Trace.load")
     name = Path(path).name
     try:
-        trace = Trace.load(path)
-    except WorkbenchError as error:
-        raise type(error)(str(error).replace(str(path), name)) from None
+        trace = open_file(Path(path))
+    finally:
+        UPLOADS.drop(path)
     replay = Replay(trace)
     replay.jump(replay.length)
     visit.runs += 1

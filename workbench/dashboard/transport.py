@@ -104,7 +104,7 @@ def play(visit: Visit, by: str, speed: str, until: str) -> tuple:
 def _play(visit: Visit, by: str, speed: str, until: str) -> tuple:
     if speed not in SPEEDS:
         raise BadInput(f"speed: expected one of {', '.join(SPEEDS)}, got {speed!r}")
-    worker = Worker(visit.branch, _by(by), SPEEDS[speed], _condition(until))
+    worker = Worker(visit.branch, _by(by), SPEEDS[speed], _condition(until), visit.client)
     visit.message, visit.worker = "Running. Pause stops it.", worker
     shown = page.panel(visit)
     try:
@@ -144,8 +144,8 @@ def pause(visit: Visit) -> tuple:
 
 
 @guarded
-def _pick(visit: Visit, index: int) -> tuple:
-    if visit.branches and 0 <= index < visit.branch.run.length:
+def _pick(visit: Visit, index: Any) -> tuple:
+    if visit.branches and isinstance(index, int) and 0 <= index < visit.branch.run.length:
         visit.selected = index
         visit.branch.phase = None if visit.worker is None else visit.branch.phase
     if visit.worker is not None:
@@ -157,7 +157,8 @@ def _pick(visit: Visit, index: int) -> tuple:
 
 def pick(visit: Visit, event: gr.EventData) -> tuple:
     """The cursor came to rest on a token: what the server draws follows it."""
-    return _pick(visit, int(event.index))
+    told = event._data
+    return _pick(visit, told.get("index") if isinstance(told, dict) else None)
 
 
 @guarded

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.dashboard.run import give_turn, one_line, take_turn
+from workbench.dashboard.run import LONG, Turn, one_line
 from workbench.decoders import Autoregressive
 from workbench.engine.model import LanguageModel
 from workbench.experiments.compare import Arm, Comparison
@@ -17,16 +17,18 @@ BASELINE = "plain"
 class Trial(threading.Thread):
     """A `Comparison` of arms with plain decoding over the full cache, in a thread of its own.
 
-    over: whether it has ended. error: the line that says why it failed.
+    over: whether it has ended. who: the visitor whose it is. error: the line that says why it failed.
     Raises BadInput, before any work, where a prompt, an arm or a setting does not fit.
     """
 
-    def __init__(self, lm: LanguageModel, prompts: Sequence[Any], arms: Mapping[str, Arm], **settings: Any):
+    def __init__(
+        self, lm: LanguageModel, prompts: Sequence[Any], arms: Mapping[str, Arm], who: str = "", **settings: Any
+    ):
         super().__init__(daemon=True, name="comparison")
         self.lm, self.settings = lm, settings
         own = {name: value for name, value in settings.items() if name != "cache"}  # every arm has its own
         self.comparison = Comparison(lm, prompts, {BASELINE: Arm(Autoregressive()), **arms}, gaps=True, **own)
-        self.error = ""
+        self.error, self.turn = "", Turn(who)
         self._rows: tuple[int, list[dict[str, Any]]] = (0, [])  # prompts in it, the rows
         self._halt = threading.Event()
 
@@ -36,7 +38,7 @@ class Trial(threading.Thread):
 
     def start(self) -> None:
         """Begin. Raises BadInput where too many runs are being decoded already."""
-        take_turn()
+        self.turn.take()
         super().start()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -53,9 +55,11 @@ class Trial(threading.Thread):
     def run(self) -> None:
         try:
             for _ in self.comparison:
-                if self._halt.is_set():
+                if self.turn.over:
+                    self.error = LONG
+                if self._halt.is_set() or self.error:
                     break
         except Exception as error:  # noqa: BLE001  (a comparison that fails is shown, and harms nothing else)
             self.error = one_line(error)
         finally:
-            give_turn()
+            self.turn.give()

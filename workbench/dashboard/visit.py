@@ -24,11 +24,12 @@ class Visit:
     """One visitor's runs. Every handler holds `lock` while it touches them.
 
     name: of the page, as the browser knows it. selected: the token inspected; None follows the cursor. message: the
-    status line's text. sent: the run and the number of its rounds that the page holds. drawn: what the figures on the
-    page show. seen: when the page was last heard of.
+    status line's text. client: the visitor as far as limits go, "" for the owner. sent: the run and the number of
+    its rounds that the page holds. drawn: what the figures on the page show. seen: when the page was last heard of.
     """
 
     name: str = ""
+    client: str = ""
     lock: threading.RLock = field(default_factory=threading.RLock)
     branches: list[Branch] = field(default_factory=list)
     current: int = 0

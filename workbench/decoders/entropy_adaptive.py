@@ -27,7 +27,7 @@ class EntropyAdaptive(Decoder):
     window is kept at a switch.
     """
 
-    small: str = setting("embedded-draft", help="the small model: name, hub id or directory")
+    small: str = setting("embedded-draft", model=True, help="the small model: name, hub id or directory")
     tau: float = setting(3.0, ge=-1, unit="bits", help="mean entropy above which the large model writes")
     window: int = setting(5, ge=1, le=256, unit="tokens", help="how many entropies are averaged")
     dwell: int = setting(10, ge=0, unit="tokens", help="least number of tokens between switches")

@@ -42,7 +42,7 @@ class Pearl(Decoder):
     committed tokens only; acceptance tests are the verifier's, by absolute position.
     """
 
-    model: str = setting("embedded-draft", help="the draft model: name, hub id or directory")
+    model: str = setting("embedded-draft", model=True, help="the draft model: name, hub id or directory")
     length: int = setting(4, ge=1, le=32, unit="tokens", help="tokens drafted while the target runs")
     verifier: Verifier = setting(factory=Keyed, family="verifier", help="which drafted tokens stand")
     cache: Stack | None = setting(None, family="cache", help="the draft's cache stack (default: every token as it is)")

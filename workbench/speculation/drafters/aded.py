@@ -71,7 +71,7 @@ class ADED(Drafter):
     weight (theirs: are drawn); fewer simulations.
     """
 
-    corpus: str = setting("", help="text file or directory the weights begin with (empty: none)")
+    corpus: str = setting("", trust="owner", help="text file or directory the weights begin with (empty: none)")
     megabytes: int = setting(16, ge=1, le=1024, unit="MB", help="text read of the corpus, at most")
     search: str = setting("mcts", choices=("mcts", "best"), help="how the nodes are chosen")
     width: int = setting(8, ge=1, le=32, unit="tokens", help="successors kept of each pair of tokens (theirs: 12)")

@@ -32,8 +32,10 @@ class InputGuided(Drafter):
     """
 
     align: int = setting(3, ge=1, le=16, unit="tokens", help="output tokens that find the place again, at most")
-    begin: str = setting("", help="mark in the prompt after which the source begins (empty: at its start)")
-    end: str = setting("", help="mark in the prompt before which the source ends (empty: at its end)")
+    begin: str = setting(
+        "", trust="visitor", help="mark in the prompt after which the source begins (empty: at its start)"
+    )
+    end: str = setting("", trust="visitor", help="mark in the prompt before which the source ends (empty: at its end)")
 
     branches = False
 

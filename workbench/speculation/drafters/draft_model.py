@@ -29,7 +29,7 @@ class DraftModel(RowDrafter):
     Model Decoding with Speculative Sampling".
     """
 
-    model: str = setting("embedded-draft", help="the draft model: name, hub id or directory")
+    model: str = setting("embedded-draft", model=True, help="the draft model: name, hub id or directory")
     cache: Stack | None = setting(None, family="cache", help="the draft's cache stack (default: every token as it is)")
 
     has_features = True

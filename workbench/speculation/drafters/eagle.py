@@ -38,7 +38,9 @@ class Eagle(RowDrafter):
     """
 
     variant: str = setting("eagle", choices=("eagle", "fspad"), help="the layer's input and output: see above")
-    weights: str = setting("embedded", help="a trained layer: 'embedded', or a directory or file made by the training")
+    weights: str = setting(
+        "embedded", trust="owner", help="a trained layer: 'embedded', or a directory or file made by the training"
+    )
 
     wants_hidden = True
 

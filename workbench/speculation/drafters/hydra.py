@@ -26,7 +26,9 @@ class Hydra(HeadDrafter):
     and a decoder layer before them).
     """
 
-    weights: str = setting("embedded", help="trained heads: 'embedded', or a directory or file made by the training")
+    weights: str = setting(
+        "embedded", trust="owner", help="trained heads: 'embedded', or a directory or file made by the training"
+    )
 
     def default_shape(self) -> DraftShape:
         return FixedTree((4, 1, 1))

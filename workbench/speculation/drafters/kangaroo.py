@@ -57,7 +57,9 @@ class Kangaroo(RowDrafter):
     """
 
     weights: str | None = setting(
-        "embedded", help="the adapters: 'embedded', a directory or a file; none: the target's own norm and head"
+        "embedded",
+        trust="owner",
+        help="the adapters: 'embedded', a directory or a file; none: the target's own norm and head",
     )
     exits: tuple[int, ...] = setting((2,), ge=1, help="numbers of layers to draft from; the shape may choose")
 

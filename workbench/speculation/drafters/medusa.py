@@ -69,7 +69,9 @@ class Medusa(HeadDrafter):
     `sequoia` comes to).
     """
 
-    weights: str = setting("embedded", help="trained heads: 'embedded', or a directory or file made by the training")
+    weights: str = setting(
+        "embedded", trust="owner", help="trained heads: 'embedded', or a directory or file made by the training"
+    )
 
     def default_shape(self) -> DraftShape:
         return FixedTree((6, 1))

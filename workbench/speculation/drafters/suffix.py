@@ -34,7 +34,7 @@ class SuffixRetrieval(Drafter):
     the bound by length is that of "SuffixDecoding: Extreme Speculative Decoding for Emerging AI Applications".
     """
 
-    corpus: str = setting("", help="a text file, or a directory of them (empty: the text so far alone)")
+    corpus: str = setting("", trust="owner", help="a text file, or a directory of them (empty: the text so far alone)")
     megabytes: int = setting(16, ge=1, le=1024, unit="MB", help="text read of the corpus, at most")
     shortest: int = setting(2, ge=1, le=ORDER, unit="tokens", help="shortest ending looked up")
     longest: int = setting(16, ge=1, le=ORDER, unit="tokens", help="longest ending looked up")

@@ -33,7 +33,9 @@ class Sequoia(DraftShape):
 
     nodes: int = setting(12, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens drafted at most")
     depth: int = setting(4, ge=1, le=16, unit="tokens", help="levels at most")
-    calibration: str = setting("draft_model", help="name of the measured probabilities in calibration.json")
+    calibration: str = setting(
+        "draft_model", trust="visitor", help="name of the measured probabilities in calibration.json"
+    )
 
     branches = True
 

@@ -37,7 +37,9 @@ class SpecDec(DraftShape):
     threshold: float = setting(0.3, ge=0, le=1, help="chance of a rejection at which the chain ends; larger is longer")
     least: int = setting(2, ge=1, le=64, unit="tokens", help="tokens drafted at least")
     most: int = setting(20, ge=1, le=64, unit="tokens", help="tokens drafted at most")
-    weights: str = setting("embedded", help="the head: embedded, or a folder or file that training wrote")
+    weights: str = setting(
+        "embedded", trust="owner", help="the head: embedded, or a folder or file that training wrote"
+    )
 
     needs_rows = True
     needs_features = True

@@ -31,7 +31,9 @@ class Judge(Rejection):
     """
 
     threshold: float = setting(0.5, ge=0, le=1, help="the head's probability from which a rejected draft stands")
-    weights: str = setting("embedded", help="the head: that of the embedded target, or a file or directory of weights")
+    weights: str = setting(
+        "embedded", trust="owner", help="the head: that of the embedded target, or a file or directory of weights"
+    )
 
     wants_hidden = True
     reason = "judge"
