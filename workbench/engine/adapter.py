@@ -10,7 +10,6 @@ which compares a short chunked pass with the stock model when a model is wrapped
 Tested on the oldest and the newest supported release (see `tests/engine/test_adapter.py`).
 """
 
-import copy
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -19,16 +18,20 @@ from functools import partial
 from typing import Any
 
 import torch
-import transformers
 from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
-from workbench.engine.model import Output, facts
+from workbench.engine.checkpoint import Entry
+from workbench.engine.costs import costs_of
+from workbench.engine.digest import Digest
+from workbench.engine.model import Output, facts, kept
+from workbench.engine.probing import context_of, eos_ids, probe, refuse_unserved
+from workbench.engine.structure import final_norm, layers_of, picture, shallow_copy, tail_of
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["TransformersModel", "wrap"]
+__all__ = ["TransformersModel", "refuse_unserved", "shallow_copy", "wrap"]
 
 IMPLEMENTATION = "workbench"
 _UNSERVED = {
@@ -41,11 +44,12 @@ _UNSERVED = {
 class _Handle:
     """Stands for the keys and values of one layer between `Cache.update` and the attention function."""
 
-    __slots__ = ("cache", "layer", "window")
+    __slots__ = ("cache", "layer", "widths", "window")
 
     def __init__(self, cache: "_Cache", layer: int):
         self.cache, self.layer = cache, layer
         self.window: int | None = None  # sliding window the layer last asked for
+        self.widths = (0, 0, 0)  # KV heads, width of their keys, width of their values
 
 
 class _Layer(CacheLayerMixin):
@@ -87,6 +91,7 @@ class _Cache(Cache):
     def update(self, key_states, value_states, layer_idx: int, *args: Any, **kwargs: Any):
         self.store.stage(layer_idx, key_states[0], value_states[0])
         handle = self.handles[layer_idx]
+        handle.widths = (key_states.shape[1], key_states.shape[-1], value_states.shape[-1])
         return handle, handle
 
 
@@ -117,36 +122,67 @@ AttentionInterface.register(IMPLEMENTATION, _attention)
 
 
 class TransformersModel:
-    """A `transformers` causal LM behind the `LanguageModel` protocol; `model` and `tokenizer` are the user's own."""
+    """A `transformers` causal LM behind the `LanguageModel` protocol; `model` and `tokenizer` are the user's own.
+
+    All that is remembered about the model is made in `_adopt`, and made anew by `refresh` where the model was changed.
+    files: the tensors it was loaded from, by name; None for a model made in memory.
+    """
 
     gives_mass = True  # tells a store what its watched rows look at
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any = None, name: str | None = None, key: tuple | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any = None,
+        name: str | None = None,
+        key: tuple | None = None,
+        files: dict[str, Entry] | None = None,
     ):
         refuse_unserved(model)
-        config = model.config.get_text_config()
         self.model, self.tokenizer = model, tokenizer
-        self.name = name or config.name_or_path or type(model).__name__
+        self.name = name or model.config.get_text_config().name_or_path or type(model).__name__
         self.key = key or ("object", id(model))
+        self._digest = Digest(model, files)
+        self._changing = threading.Lock()
+        self._adopt()
+
+    def refresh(self) -> None:
+        """Look whether the model was changed since (modules, their settings and hooks, tensors, dtype, device, config),
+        and if so forget all that was made of it; numbers changed in place need no look. Raises Unsupported where it
+        can no longer be served. Whoever begins a run calls this."""
+        with self._changing:
+            if picture(self.model) != self._picture:
+                refuse_unserved(self.model)
+                self._adopt()
+
+    def _adopt(self) -> None:
+        model, config = self.model, self.model.config.get_text_config()
+        self._parts: dict[tuple, Any] = {}  # see `kept`
+        self._picture = None
+        seen = picture(model)
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.ids_read: int = model.get_input_embeddings().weight.shape[0]
         self.context = context_of(config)
         self.layers: int = config.num_hidden_layers
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.eos_ids = eos_ids(model)
         tensors = {id(p): p for p in model.parameters()}
         self.parameters = sum(p.numel() for p in tensors.values())
         self.weight_bytes = sum(p.nbytes for p in tensors.values())
-        heads = config.num_attention_heads
-        self.kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        self._heads = heads
         self._engine = shallow_copy(model)
         self._engine.set_attn_implementation(IMPLEMENTATION)
         self._lock = threading.Lock()
         self._cache = _Cache(self.layers)
         probe(self)
+        self.costs = costs_of(model, [handle.widths for handle in self._cache.handles])
+        self.kv_heads, keys, values = self._cache.handles[0].widths
+        self.head_dim: int = keys
+        self._picture = seen
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """End-of-text ids, as the model's configs have them now."""
+        return eos_ids(self.model)
 
     def new_store(self) -> PlainStore:
         return PlainStore(self.layers)
@@ -183,6 +219,8 @@ class TransformersModel:
             inputs["input_ids"] = torch.as_tensor(tokens, device=self.device)[None]
         places = torch.as_tensor(positions, device=self.device)[None]
         inputs |= {"position_ids": places, "past_key_values": self._cache, "use_cache": True}
+        if "hidden" in want:
+            self._tail()  # found before anything is staged
         with self._lock:
             self._cache.store = cache
             cache.begin(positions, mask, layers)
@@ -217,17 +255,14 @@ class TransformersModel:
     @contextmanager
     def _only(self, layers: Sequence[int]) -> Iterator[torch.nn.ModuleList]:
         """While open, the engine's own module tree holds just these decoder layers; the user's model keeps all."""
-        base = self._engine.base_model
-        lists = {n: m for n, m in base.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == self.layers}
-        if len(lists) != 1:
-            raise Unsupported(f"layers: {type(self.model).__name__} does not keep its decoder layers in one list")
-        ((name, whole),) = lists.items()
+        owner, name = layers_of(self._engine, self.layers)
+        whole = getattr(owner, name)
         chosen = torch.nn.ModuleList([whole[layer] for layer in layers])
-        setattr(base, name, chosen)
+        setattr(owner, name, chosen)
         try:
             yield chosen
         finally:
-            setattr(base, name, whole)
+            setattr(owner, name, whole)
 
     @torch.inference_mode()
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -236,22 +271,58 @@ class TransformersModel:
 
     @torch.inference_mode()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[R, width] final hidden states -> [R, V] logits."""
-        return self._engine.get_output_embeddings()(hidden)
+        """[R, width] final hidden states -> [R, V] logits, as the model itself makes them: scaled and capped."""
+        return self.logits(hidden)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same for states [..., width], outside of inference mode: gradients pass to the states."""
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        return self._tail()(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
+
+    def _tail(self) -> torch.nn.Module:
+        return kept(self, ("tail",), lambda: tail_of(self.model, self.layers))
+
+    @torch.inference_mode()
+    def exit_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """[R, width] the residual stream behind any layer -> [R, V] what the model's own norm and head make of it."""
+        return self.head(self.final_norm(states))
+
+    @property
+    def final_norm(self) -> torch.nn.Module:
+        """The model's norm between its last layer and its head. Raises Unsupported where something else, or more, lies
+        between them."""
+        return kept(self, ("norm",), self._find_norm)
+
+    def _find_norm(self) -> torch.nn.Module:
+        norm = final_norm(self.model, self.layers)
+        ids = [(7 * i + 3) % self.ids_read for i in range(6)]
+        out = self.forward(ids, range(6), self.new_store(), logits_at=(), want=("exit", "hidden"))
+        with torch.inference_mode():
+            normed = norm(out.exit)
+        if normed.shape != out.hidden.shape or not torch.allclose(normed, out.hidden, rtol=1e-2, atol=1e-3):
+            raise Unsupported(f"early exit: {type(self.model).__name__} has more than a norm between layers and head")
+        return norm
+
+    def check_layers(self) -> None:
+        """Raise Unsupported where single layers cannot be run (`forward` with `layers`, "exit" or a number)."""
+        layers_of(self.model, self.layers)
 
     def forward_flops(self, rows: int, context: int) -> int:
-        """Multiply-adds counted twice, from shapes: all weight matrices once per row, and attention to the context."""
-        attention = 4 * self.layers * self._heads * self.head_dim * context
-        return rows * (2 * self.parameters + attention)
+        """Multiply-adds counted twice, from shapes: the weight matrices a row meets, and attention to the context."""
+        return self.costs.flops(rows, context)
+
+    def weights_read(self, rows: int) -> int:
+        """Bytes of the weights that a forward of some rows reads."""
+        return self.costs.weight_bytes(rows)
 
     def kv_bytes(self) -> int:
         """Bytes of one token's keys and values over all layers, in the model's dtype."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return self.costs.kv_bytes(self.dtype.itemsize)
 
     def describe(self) -> dict:
         """The facts about the model that a trace records."""
         shapes = {n: (*p.shape, str(p.dtype)) for n, p in self.model.named_parameters()}
-        return facts(self, type(self.model).__name__, shapes)
+        return facts(self, type(self.model).__name__, shapes, self._digest.of(self.model))
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -291,98 +362,17 @@ def _caught(layers: dict[Any, torch.nn.Module]) -> Iterator[dict[Any, torch.Tens
             hook.remove()
 
 
-def shallow_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The same modules and config anew, with the very same parameter and buffer tensors, in evaluation mode."""
-    memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, memo).eval()
-
-
-def context_of(config: Any) -> int:
-    """Positions a model serves. Where the rotary factors change at a length (longrope), that length: beyond it the
-    law would depend on how many tokens a forward holds."""
-    longest = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 2**20)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        original = rope.get("original_max_position_embeddings")
-        longest = min(longest, int(original or getattr(config, "original_max_position_embeddings", None) or longest))
-    return longest
-
-
-def eos_ids(model: PreTrainedModel) -> frozenset[int]:
-    """End-of-text ids of the model's generation config, else of its config."""
-    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if found is None:
-        found = getattr(model.config.get_text_config(), "eos_token_id", None)
-    return frozenset() if found is None else frozenset([found] if isinstance(found, int) else found)
-
-
-def refuse_unserved(model: Any) -> None:
-    """Raise Unsupported, in one line, for what can be told from the class and its config."""
-    what = f"{type(model).__name__} (transformers {transformers.__version__})"
-    if not isinstance(model, PreTrainedModel):
-        raise BadInput(f"expected a transformers model, got {type(model).__name__}; load one with workbench.load(name)")
-    config = model.config.get_text_config()
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise Unsupported(f"{what} is an encoder-decoder; the engine serves decoder-only causal language models")
-    if model.get_output_embeddings() is None:
-        raise Unsupported(f"{what} has no language-model head; load it with AutoModelForCausalLM")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    foreign = kinds - {"full_attention", "sliding_attention"}
-    if foreign:
-        raise Unsupported(
-            f"{what} has layers of kind {', '.join(sorted(foreign))}; the engine serves attention layers only"
-        )
-    if not getattr(model, "_supports_attention_backend", False):
-        raise Unsupported(f"{what} does not route attention through transformers' attention interface")
-
-
-@torch.inference_mode()
-def probe(lm: TransformersModel) -> None:
-    """Compare six tokens, fed as a chunk and a branching tree, with the stock model; Unsupported where they differ."""
-    what = f"{type(lm.model).__name__} (transformers {transformers.__version__})"
-    ids = [(7 * i + 3) % lm.vocab_size for i in range(6)]
-    try:
-        stock = shallow_copy(lm.model)(torch.tensor([ids], device=lm.device), use_cache=False).logits[0].float()
-        cache = lm.new_store()
-        first = lm.forward(ids[:3], range(3), cache).logits.float()
-        cache.commit(range(3))
-        tree = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], dtype=torch.bool)
-        rows = [ids[3], ids[0], ids[4], ids[5]]
-        second = lm.forward(rows, [3, 4, 4, 5], cache, tree).logits.float()[[0, 2, 3]]
-    except Unsupported:
-        raise
-    except Exception as error:
-        raise Unsupported(f"{what} cannot be served: {type(error).__name__}: {error}".splitlines()[0]) from error
-    refuse_hidden_windows(lm, what)
-    if not torch.isfinite(stock).all():
-        return  # broken weights are named when a run meets them
-    ours = torch.cat([first, second])
-    scale = stock.abs().max().clamp_min(1e-6)
-    tolerance = {torch.float64: 1e-8, torch.float32: 1e-4}.get(lm.dtype, 5e-2)
-    worst = ((ours - stock).abs().max() / scale).item()
-    if worst > tolerance:
-        raise Unsupported(
-            f"{what} gives other logits through the engine (relative error {worst:.1e}); it is not served"
-        )
-
-
-def refuse_hidden_windows(lm: TransformersModel, what: str) -> None:
-    """Raise Unsupported where a layer slides by its mask alone: a short probe cannot show it, and we make the masks."""
-    config = lm.model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or (["sliding_attention"] if window else []) * lm.layers
-    for handle, kind in zip(lm._cache.handles, kinds, strict=False):
-        if kind == "sliding_attention" and handle.window is None and (window or 0) < lm.context:
-            raise Unsupported(f"{what} does not pass its sliding window to the attention function; it is not served")
-
-
 _wrapped: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 def wrap(model: PreTrainedModel, tokenizer: Any = None) -> TransformersModel:
-    """The `LanguageModel` of a model that is already in memory; made once per model object while it is in use."""
-    lm = _wrapped.get(id(model))
-    if lm is None or (tokenizer is not None and lm.tokenizer is None):
-        lm = TransformersModel(model, tokenizer)
-        _wrapped[id(model)] = lm
+    """The `LanguageModel` of a model that is already in memory, as it is now; made once per model and tokenizer while it
+    is in use. Without a tokenizer it is the one made last."""
+    key = (id(model), None if tokenizer is None else id(tokenizer))
+    lm = _wrapped.get(key)
+    if lm is not None:
+        lm.refresh()
+        return lm
+    lm = TransformersModel(model, tokenizer)
+    _wrapped[key] = _wrapped[id(model), None] = lm
     return lm

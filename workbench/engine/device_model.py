@@ -4,7 +4,6 @@ A second shallow copy of the model (the same weights) attends through `LiveRows`
 """
 
 import threading
-import weakref
 
 import torch
 from transformers import AttentionInterface
@@ -12,11 +11,12 @@ from transformers import AttentionInterface
 from workbench.cache.static import LiveRows
 from workbench.engine.adapter import TransformersModel, _Cache, shallow_copy
 from workbench.engine.fusion import fuse
+from workbench.engine.model import kept
 
 __all__ = ["DeviceModel"]
 
 IMPLEMENTATION = "workbench_device"
-_made: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_KEY = ("device",)
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **kwargs):
@@ -38,29 +38,18 @@ class DeviceModel:
             fuse(self._engine)
         self._cache = _Cache(lm.layers)
         self.lock = threading.Lock()  # hold it around forwards, and around the capture of them
-        self.device, self.vocab_size = lm.device, lm.vocab_size
+        self.device, self.vocab_size, self.ids_read = lm.device, lm.vocab_size, lm.ids_read
 
     @classmethod
     def of(cls, lm: TransformersModel) -> "DeviceModel":
-        if lm not in _made:
-            _made[lm] = cls(lm)
-        return _made[lm]
+        return kept(lm, _KEY, lambda: cls(lm))
 
     @staticmethod
     def refuses(lm: object) -> str | None:
         """Why a model's forward pass cannot run on the device alone, or None."""
-        if lm in _made:
-            return None
         if not isinstance(lm, TransformersModel):
             return f"{type(lm).__name__} runs on the host"
-        if any(handle.window is not None and handle.window < lm.context for handle in lm._cache.handles):
-            return "the model slides a window over its keys"
-        if {p.device for p in lm.model.parameters()} != {lm.device}:
-            return "the model's weights lie on several devices"
-        rotary = getattr(lm.model.base_model, "rotary_emb", None)
-        if "dynamic" in (kind := getattr(rotary, "rope_type", "")) or kind == "longrope":
-            return f"the model's rotary embedding ({kind}) asks for the length on the host"
-        return None
+        return kept(lm, (*_KEY, "refused"), lambda: _reason(lm))
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, rows: LiveRows, last: int = 0) -> torch.Tensor:
         """ids and absolute positions int64 [R] on the device -> logits of the `last` rows (0: of all)."""
@@ -72,3 +61,14 @@ class DeviceModel:
             ).logits[0]  # fmt: skip
         finally:
             self._cache.store = None
+
+
+def _reason(lm: TransformersModel) -> str | None:
+    if any(handle.window is not None and handle.window < lm.context for handle in lm._cache.handles):
+        return "the model slides a window over its keys"
+    if {p.device for p in lm.model.parameters()} != {lm.device}:
+        return "the model's weights lie on several devices"
+    rotary = getattr(lm.model.base_model, "rotary_emb", None)
+    if "dynamic" in (kind := getattr(rotary, "rope_type", "")) or kind == "longrope":
+        return f"the model's rotary embedding ({kind}) asks for the length on the host"
+    return None

@@ -1,18 +1,23 @@
 """Loading models: the embedded pair, a hub id, a local directory; safetensors only, no remote code unless asked for.
 
-Loaded models live in one cache keyed by (path, revision, dtype, device, trust_remote_code) and are shared. transformers
-is imported with the first model, which lets the app serve its page some seconds earlier.
+A model is what its files say: weights that are missing, unexpected or of another size are refused by name. Loaded models
+live in one cache keyed by all arguments of `load`, as long as the files stay as they are, and are shared. transformers is
+imported with the first model, which lets the app serve its page some seconds earlier.
 """
 
+import re
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.engine import checkpoint, hub
 from workbench.engine.model import LanguageModel
-from workbench.errors import BadInput, Unsupported
+from workbench.engine.vocabulary import refuse_other_vocabulary
+from workbench.errors import BadInput, Unsupported, WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.engine.adapter import TransformersModel
@@ -25,7 +30,8 @@ EMBEDDED = {"embedded": "target", "embedded-draft": "draft"}
 Model = LanguageModel | torch.nn.Module | str
 """What a caller may pass as a model: a `LanguageModel`, a transformers model in memory, or a name for `load`."""
 
-_loaded: "dict[tuple, TransformersModel]" = {}
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
+_loaded: "dict[tuple, tuple[tuple, TransformersModel]]" = {}  # by all arguments: the stamp of the files, and the model
 _registered: dict[str, LanguageModel] = {}
 _lock = threading.Lock()
 
@@ -67,8 +73,10 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     tokenizer: str | Path | None = None,
-) -> "TransformersModel":
-    """Load a causal language model: "embedded", "embedded-draft", a hub id or a local directory.
+) -> LanguageModel:
+    """Load a causal language model: "embedded", "embedded-draft", a registered name, a hub id or a local directory.
+
+    A model loaded before with the same arguments is given again, unless its files have changed since.
 
     Parameters
     ----------
@@ -78,20 +86,70 @@ def load(
 
     Raises
     ------
-    BadInput: no such directory or hub entry, unknown dtype. Unsupported: a device this machine lacks, an architecture
-    the engine cannot serve, a checkpoint without safetensors weights (pickle files are never read).
+    BadInput: no such directory or hub entry, unknown dtype, files that are damaged or do not fit each other.
+    Unsupported: a device this machine lacks, an architecture the engine cannot serve, a checkpoint without safetensors
+    weights (pickle files are never read).
     """
-    if str(name) in _registered:
-        return _registered[str(name)]
+    if isinstance(name, str) and name in _registered:
+        return _as_registered(name, device, dtype, revision, tokenizer)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    name = str(name)
-    source = str(PRETRAINED / EMBEDDED[name]) if name in EMBEDDED else name
-    key = (source, revision, kind, str(where), trust_remote_code)
+    source = PRETRAINED / EMBEDDED[name] if name in EMBEDDED else place_of(name)
+    reader = _tokenizer_of(source) if tokenizer is None else place_of(tokenizer, "tokenizer")
+    key = (str(source), revision, kind, str(where), bool(trust_remote_code), str(reader))
     with _lock:
+        now = _stamp(source, reader, revision)
+        if key in _loaded and _loaded[key][0] != now:
+            del _loaded[key]
         if key not in _loaded:
-            _loaded[key] = _load(name, source, where, kind, revision, trust_remote_code, tokenizer, key)
-        return _loaded[key]
+            lm = _load(str(name), source, where, kind, revision, bool(trust_remote_code), reader, key)
+            _loaded[key] = (now if isinstance(source, Path) else _stamp(source, reader, revision), lm)
+        lm = _loaded[key][1]
+    return up_to_date(lm)
+
+
+def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer: Any) -> LanguageModel:
+    """A model in memory is what it is: BadInput where something else is asked of it."""
+    lm = up_to_date(_registered[name])
+    asked = {"device": device and resolve_device(device), "dtype": dtype and resolve_dtype(dtype, lm.device)}
+    other = [option for option, value in asked.items() if value is not None and value != getattr(lm, option)]
+    other += [option for option, value in {"revision": revision, "tokenizer": tokenizer}.items() if value is not None]
+    if other:
+        raise BadInput(
+            f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {other[0]} cannot"
+            " be chosen for it; change the model, or register another"
+        )
+    return lm
+
+
+def place_of(name: str | Path, what: str = "model") -> Path | str:
+    """The local folder that a name means, or the name itself where it can be a hub id. Raises BadInput for others."""
+    shown = repr(name) if len(repr(name)) < 100 else f"{repr(name)[:80]}… ({len(str(name))} characters)"
+    if not isinstance(name, str | Path):
+        raise BadInput(f"{what}: expected a name or a directory, got {shown}")
+    try:
+        local = Path(name).expanduser()
+        if str(name) and local.exists():
+            return local.resolve()
+    except (OSError, ValueError, RuntimeError):
+        pass  # no path on this system
+    if isinstance(name, Path) or not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
+        wanted = "a folder with config.json and *.safetensors" if what == "model" else "a folder with its files"
+        raise BadInput(f"no {what} directory {shown}; expected {wanted}, or a hub id")
+    return name
+
+
+def _stamp(source: Path | str, reader: Path | str, revision: str | None) -> tuple:
+    """Of the files behind both names; of hub ids as far as they are on this machine."""
+    folders = []
+    for place, file in ((source, "config.json"), (reader, "tokenizer_config.json")):
+        if isinstance(place, str):
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(place, file, revision=revision)
+            place = Path(found).parent if isinstance(found, str) else None
+        folders.append(place if place is None or place.is_dir() else None)
+    return checkpoint.stamp(*folders)
 
 
 def register_model(name: str, model: Any, tokenizer: Any = None) -> LanguageModel:
@@ -99,17 +157,36 @@ def register_model(name: str, model: Any, tokenizer: Any = None) -> LanguageMode
 
     `model`: a transformers model, or anything that follows the `LanguageModel` protocol.
     """
+    if not isinstance(name, str) or not name:
+        raise BadInput(f"register_model: expected a name, got {name!r}")
     if name in EMBEDDED:
         raise BadInput(f"the name {name!r} belongs to an embedded model; choose another")
-    _registered[name] = _wrap(model, tokenizer) if isinstance(model, torch.nn.Module) else model
-    return _registered[name]
+    lm = _wrap(model, tokenizer) if isinstance(model, torch.nn.Module) else _protocol(model)
+    _registered[name] = lm
+    return lm
 
 
 def as_model(given: Model) -> LanguageModel:
-    """The language model meant."""
-    if isinstance(given, str):
+    """The language model meant, as it is now."""
+    if isinstance(given, str | Path):
         return load(given)
-    return _wrap(given) if isinstance(given, torch.nn.Module) else given
+    return _wrap(given) if isinstance(given, torch.nn.Module) else up_to_date(_protocol(given))
+
+
+def up_to_date(lm: LanguageModel) -> LanguageModel:
+    """A model, after it has looked whether what it wraps was changed since (`refresh`)."""
+    if hasattr(lm, "refresh"):
+        lm.refresh()
+    return lm
+
+
+def _protocol(given: Any) -> LanguageModel:
+    if not all(hasattr(given, name) for name in ("forward", "new_store", "vocab_size")):
+        raise BadInput(
+            f"expected a model, got {type(given).__name__}: a name, a directory, a transformers model or what"
+            " workbench.load gives"
+        )
+    return given
 
 
 def _wrap(model: torch.nn.Module, tokenizer: Any = None) -> LanguageModel:
@@ -128,93 +205,120 @@ def companion(lm: LanguageModel, name: str) -> LanguageModel:
 
     Raises BadInput where the two vocabularies differ.
     """
-    other = load(name, device=lm.device, dtype=lm.dtype)
-    ours, theirs = (getattr(m.tokenizer, "get_vocab", lambda: None)() for m in (lm, other))
-    same = ours == theirs if ours is not None and theirs is not None else lm.vocab_size == other.vocab_size
-    if not same:
-        raise BadInput(
-            f"{lm.name!r} and {other.name!r} have different vocabularies ({lm.vocab_size} and {other.vocab_size}"
-            " tokens); expected two models that share one tokenizer"
-        )
+    other = as_model(_registered[name]) if name in _registered else load(name, device=lm.device, dtype=lm.dtype)
+    refuse_other_vocabulary(lm, other)
     return other
 
 
-def _load(name, source, device, dtype, revision, trust_remote_code, tokenizer, key) -> "TransformersModel":
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def _load(name, source, device, dtype, revision, trust_remote_code, reader, key) -> "TransformersModel":
+    from workbench.engine.adapter import TransformersModel
 
-    from workbench.engine.adapter import TransformersModel, refuse_unserved
+    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _door(name, "cannot be loaded"):
+        folder = source if isinstance(source, Path) else hub.fetch(source, revision, shared)
+        tensors = checkpoint.check_directory(folder, name)
+        model = _weights(name, source, tensors, dtype, shared)
+    with _door(name, "has no readable tokenizer", "; pass tokenizer=… with one that fits"):
+        tokens = _tokenizer(reader, shared)
+    with _door(name, "cannot be served"):
+        return TransformersModel(model.to(device).eval(), tokens, name=name, key=key, files=tensors)
 
-    local = Path(source).expanduser()
-    if local.exists():
-        check_directory(local)
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+
+def _weights(name: str, source: Path | str, tensors: dict, dtype: torch.dtype | None, shared: dict) -> Any:
+    """The model with every weight from its files, and none that is not. Raises BadInput where they do not fit."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source, **shared)
+    if getattr(config, "is_encoder_decoder", False):
+        raise Unsupported(f"{name!r} is an encoder-decoder; the engine serves decoder-only causal language models")
+    if not hasattr(config, "quantization_config"):
+        _refuse_misfits(name, config, tensors, shared["trust_remote_code"])
+    with _quiet(name in EMBEDDED):
+        model, told = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype or "auto", use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True, **shared,
+        )  # fmt: skip
+    for kind, meaning in _FAULTS.items():
+        if found := sorted(told.get(kind) or (), key=str):
+            names = (entry if isinstance(entry, str) else entry[0] for entry in found)
+            raise BadInput(f"{name!r}: {meaning}: {checkpoint.some(names)}; its config.json is of another model, or cut")
+    _own_memory(model)
+    return model
+
+
+_FAULTS = {
+    "missing_keys": "weights are missing from its files",
+    "unexpected_keys": "its files hold weights that the model does not have",
+    "mismatched_keys": "weights have other sizes than config.json says",
+    "error_msgs": "weights cannot be read",
+}
+
+
+def _refuse_misfits(name: str, config: Any, tensors: dict, trust_remote_code: bool) -> None:
+    """Raise BadInput where the model that config.json describes is not that of the files; no weight is made."""
+    from transformers import AutoModelForCausalLM
+
+    text = config.get_text_config()
+    if int(getattr(text, "num_hidden_layers", 0) or 0) > len(tensors):
         raise BadInput(
-            f"no model directory {name!r}; expected a folder with config.json and *.safetensors, or a hub id"
+            f"{name!r} is not whole: config.json says {text.num_hidden_layers} layers, and its files hold"
+            f" {len(tensors)} tensors"
         )
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    shapes = {key: tuple(weight.shape) for key, weight in model.named_parameters(remove_duplicate=False)}
+    checkpoint.refuse_misfits(name, shapes, sum(weight.numel() for weight in model.parameters()), tensors)
+
+
+def _own_memory(model: torch.nn.Module) -> None:
+    """Weights that are the file itself, mapped into memory, are copied: who writes the file anew does not reach them."""
+    for weight in [*model.parameters(), *model.buffers()]:
+        if weight.device.type == "cpu":
+            weight.data = weight.data.clone()
+
+
+def _tokenizer(reader: Path | str, shared: dict) -> Any:
+    from transformers import AutoTokenizer
+
+    if isinstance(reader, Path):
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            checkpoint.refuse_no_object(reader / file, str(reader))
+    return AutoTokenizer.from_pretrained(str(reader), **shared)
+
+
+@contextmanager
+def _door(name: str, what: str, remedy: str = "") -> Iterator[None]:
+    """Whatever a library raises while a model is loaded becomes one line that names the model."""
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        if getattr(config, "is_encoder_decoder", False):
-            raise Unsupported(f"{name!r} is an encoder-decoder; the engine serves decoder-only causal language models")
-        with _quiet(name in EMBEDDED):
-            model = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype or "auto", use_safetensors=True, **options
-            )
-    except Unsupported:
+        yield
+    except WorkbenchError:
         raise
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        if "safetensors" in str(error) and ".bin" in str(error):
-            raise Unsupported(
-                f"{name!r} has no safetensors weights; pickle checkpoints are not read: {first}"
-            ) from error
+    except Exception as error:
+        first = checkpoint.first_line(error)
         if "trust_remote_code" in str(error):
             raise Unsupported(f"{name!r} needs its own code; pass trust_remote_code=True if you trust it") from error
-        if isinstance(error, ValueError):
-            raise Unsupported(f"{name!r} cannot be loaded as a causal language model: {first}") from error
-        raise BadInput(
-            f"cannot find model {name!r}: expected 'embedded', 'embedded-draft', a local directory or a reachable"
-            f" hub id ({first})"
-        ) from error
-    refuse_unserved(model)
-    try:
-        reader = AutoTokenizer.from_pretrained(str(tokenizer or _tokenizer_of(local, source)), **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise BadInput(f"{name!r} has no readable tokenizer: {first}; pass tokenizer=… with one that fits") from error
-    return TransformersModel(model.to(device).eval(), reader, name=name, key=key)
+        kind = Unsupported if isinstance(error, ValueError | ImportError) and not remedy else BadInput
+        raise kind(f"{name!r} {what}: {first}{remedy}") from error
 
 
 @contextmanager
 def _quiet(small: bool):
-    """No progress bar for a model that loads in a blink."""
+    """No report of what the loading finds, which is refused by name; no progress bar for a model that loads in a blink."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.set_verbosity_error()
     if small:
         logging.disable_progress_bar()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if small and shown:
             logging.enable_progress_bar()
 
 
-def _tokenizer_of(local: Path, source: str) -> Path | str:
+def _tokenizer_of(source: Path | str) -> Path | str:
     """The embedded models share the tokenizer beside them."""
     shared = PRETRAINED / "tokenizer"
-    return shared if local.parent == PRETRAINED and shared.exists() else source
-
-
-def check_directory(folder: Path) -> None:
-    """Raise in one line where a local folder holds no model, or only pickle weights."""
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{str(folder)!r} holds no model: config.json is missing")
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        if pickled:
-            raise Unsupported(
-                f"{str(folder)!r} has only pickle weights ({pickled[0]}), which can run code when read; "
-                "convert them to safetensors first"
-            )
-        raise BadInput(f"{str(folder)!r} holds no weights: expected *.safetensors")
+    return shared if isinstance(source, Path) and source.parent == PRETRAINED and shared.exists() else source

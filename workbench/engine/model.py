@@ -1,14 +1,16 @@
 """`LanguageModel`: what a decoder may ask of any model, and what a forward pass gives back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from workbench.cache.store import CacheStore
 
-__all__ = ["LanguageModel", "Output", "facts", "fingerprint"]
+__all__ = ["LanguageModel", "Output", "facts", "fingerprint", "kept"]
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -59,18 +61,29 @@ class LanguageModel(Protocol):
         want: Sequence[str] = (),
     ) -> Output: ...
     def embed(self, tokens: Sequence[int]) -> torch.Tensor: ...
-    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
+    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...  # the one way from final hidden states to logits
     def new_store(self) -> CacheStore: ...
     def describe(self) -> dict: ...
 
 
-def facts(model: LanguageModel, architecture: str, shapes: dict[str, tuple]) -> dict[str, Any]:
-    """What a trace records of a model: its `describe`. shapes: of its weights, by name."""
+def kept(lm: LanguageModel, key: tuple, make: Callable[[], T]) -> T:
+    """What belongs to a model: made once, kept on the model itself, and gone with it, or where it was changed."""
+    parts = vars(lm).setdefault("_parts", {})
+    if key not in parts:
+        parts[key] = make()
+    return parts[key]
+
+
+def facts(
+    model: LanguageModel, architecture: str, shapes: dict[str, tuple], digest: str | None = None
+) -> dict[str, Any]:
+    """What a trace records of a model: its `describe`. shapes: of its weights, by name; digest: of their numbers."""
     names = ("layers", "kv_heads", "head_dim", "vocab_size", "context")
     return {
         "name": model.name,
         "architecture": architecture,
         "fingerprint": fingerprint(shapes),
+        "digest": digest,
         "dtype": str(model.dtype).removeprefix("torch."),
         **{name: getattr(model, name) for name in names},
         "kv_bits": model.dtype.itemsize * 8,

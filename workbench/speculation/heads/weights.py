@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from workbench.engine.loading import PRETRAINED
-from workbench.engine.model import LanguageModel
+from workbench.engine.model import LanguageModel, kept
 from workbench.errors import BadInput
 
 __all__ = ["EMBEDDED", "find", "kept", "load", "probe", "save"]
@@ -27,7 +27,6 @@ NUMBERS = 24  # of the probe
 CLOSE = 0.1  # relative distance of two probes of one model: rounding to bf16 costs about 0.01
 
 Module = TypeVar("Module", bound=nn.Module)
-T = TypeVar("T")
 
 
 def probe(lm: LanguageModel) -> list[float]:
@@ -39,14 +38,6 @@ def probe(lm: LanguageModel) -> list[float]:
         return [] if hidden is None else _spread(hidden[-1])
 
     return kept(lm, ("probe",), read)
-
-
-def kept(lm: LanguageModel, key: tuple, make: Callable[[], T]) -> T:
-    """What belongs to a loaded model: made once, kept on the model itself, and gone with it."""
-    parts = vars(lm).setdefault("_parts", {})
-    if key not in parts:
-        parts[key] = make()
-    return parts[key]
 
 
 def _spread(state: torch.Tensor) -> list[float]:

@@ -1,0 +1,188 @@
+"""What the files of a model say, told from their headers before a weight is read: names, dtypes, shapes, a digest.
+
+Weights are `model.safetensors`, or the files that `model.safetensors.index.json` names, all in one folder.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from workbench.errors import BadInput, Unsupported
+
+__all__ = ["INDEX", "WEIGHTS", "Entry", "check_directory", "digest", "first_line", "mapped", "refuse_misfits", "refuse_no_object", "some", "stamp"]
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")  # suffixes of what a model is loaded from
+OBJECTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
+FLOATS = {"F64", "F32", "F16", "BF16"}
+_CHUNK = 2**22
+
+
+class Entry(NamedTuple):
+    """A tensor in a file: its dtype by the format's own name, its shape, and where its bytes lie."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    end: int
+
+
+def some(names: Iterable[Any], most: int = 3) -> str:
+    """A few names and the number of the others.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    names = [str(name) for name in names]
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def check_directory(folder: Path, name: str | None = None) -> dict[str, Entry]:
+    """The tensors of a local folder by name. Raises, in one line, where it holds no model, only pickle weights, or
+    files that are damaged or point elsewhere."""
+    name = name or str(folder)
+    if not (folder / "config.json").is_file():
+        what = "it is a file, not a folder" if folder.is_file() else "config.json is missing"
+        raise BadInput(f"{name!r} holds no model: {what}")
+    if (folder / "adapter_config.json").exists():
+        raise Unsupported(f"{name!r} holds an adapter beside the model; merge it into the weights and save them first")
+    for file in OBJECTS:
+        refuse_no_object(folder / file, name)
+    if (folder / WEIGHTS).is_file():
+        files = [WEIGHTS]
+    elif (folder / INDEX).is_file():
+        files = mapped(folder / INDEX, name)
+    else:
+        _refuse_no_weights(folder, name)
+    found: dict[str, Entry] = {}
+    for file in files:
+        if not (folder / file).is_file():
+            raise BadInput(f"{name!r} is not whole: {INDEX} names {file!r}, which is missing")
+        found |= _header(folder / file, name)
+    return found
+
+
+def refuse_no_object(file: Path, name: str) -> None:
+    """Raise BadInput where a file is there and holds no JSON object."""
+    try:
+        found = json.loads(file.read_bytes()) if file.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{name!r} is damaged: {file.name} is no JSON ({first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{name!r} is damaged: {file.name} holds {type(found).__name__}, expected a JSON object")
+
+
+def _refuse_no_weights(folder: Path, name: str) -> None:
+    pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    if pickled:
+        raise Unsupported(
+            f"{name!r} has only pickle weights ({pickled[0]}), which can run code when read; "
+            "convert them to safetensors first"
+        )
+    raise BadInput(f"{name!r} holds no weights: expected {WEIGHTS} or {INDEX}")
+
+
+def mapped(index: Path, name: str) -> list[str]:
+    """The files an index names, in order. Raises where one is no safetensors file of the same folder."""
+    try:
+        table = json.loads(index.read_bytes())["weight_map"]
+        files = sorted(set(table.values()))
+        plain = bool(files) and all(isinstance(file, str) for file in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        plain = False
+    if not plain:
+        raise BadInput(f"{name!r} is damaged: {INDEX} holds no weight_map of names to files")
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise Unsupported(f"{name!r}: {INDEX} points to {file!r}; only safetensors are read, never pickles")
+        if Path(file).name != file or "\\" in file:
+            raise Unsupported(f"{name!r}: {INDEX} points to {file!r}, outside the folder of the model")
+    return files
+
+
+def _header(file: Path, name: str) -> dict[str, Entry]:
+    """The tensors of one safetensors file, whose header and length were found to agree."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "pt"):
+            pass
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            table = json.loads(opened.read(size))
+    except Exception as error:  # whatever the library finds wrong with it
+        raise BadInput(f"{name!r} is damaged: {file.name} cannot be read ({first_line(error)})") from None
+    table.pop("__metadata__", None)
+    start = 8 + size
+    return {
+        key: Entry(t["dtype"], tuple(t["shape"]), file, *(start + offset for offset in t["data_offsets"]))
+        for key, t in table.items()
+    }
+
+
+def refuse_misfits(name: str, expected: Mapping[str, tuple[int, ...]], numbers: int, found: Mapping[str, Entry]) -> None:
+    """Raise BadInput, by name, where tensors have other sizes than the model asks for or are no floating-point numbers,
+    or where it asks for more numbers than there are. expected: shapes by name; numbers: of all its weights."""
+    wrong = [
+        f"{key} {list(entry.shape)} for {list(expected[key])}"
+        for key, entry in found.items()
+        if key in expected and tuple(expected[key]) != entry.shape
+    ]
+    if wrong:
+        raise BadInput(f"{name!r}: its files do not fit its config.json: {some(wrong)}; one of them is of another model")
+    coded = [f"{key} {entry.dtype}" for key, entry in found.items() if key in expected and entry.dtype not in FLOATS]
+    if coded:
+        raise BadInput(f"{name!r}: weights are no floating-point numbers, and config.json names no code: {some(coded)}")
+    held = sum(_count(entry.shape) for entry in found.values())
+    if numbers > held:
+        raise BadInput(
+            f"{name!r} is not whole: config.json asks for {numbers} numbers and its files hold {held};"
+            " weights are missing, or it is the config of another model"
+        )
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def stamp(*folders: Path | None) -> tuple:
+    """What changes when a file that a model is loaded from does: paths, sizes and times."""
+    found = []
+    for folder in filter(None, folders):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(READ) and entry.is_file():
+                    facts = entry.stat()
+                    found.append((entry.path, facts.st_size, facts.st_mtime_ns, facts.st_ino))
+    return tuple(sorted(found))
+
+
+def digest(tensors: Mapping[str, Entry]) -> str:
+    """SHA-256 over all tensors in the order of their names: name, dtype, shape and bytes; how they are spread over
+    files makes no difference."""
+    total = hashlib.sha256()
+    for name, entry in sorted(tensors.items()):
+        total.update(f"{name} {entry.dtype} {list(entry.shape)}\n".encode())
+        with entry.file.open("rb") as opened:
+            opened.seek(entry.begin)
+            left = entry.end - entry.begin
+            while left and (piece := opened.read(min(left, _CHUNK))):
+                total.update(piece)
+                left -= len(piece)
+    return total.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: its first line, and the second where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    text = f"{type(error).__name__}: {text}" if isinstance(error, KeyError | ZeroDivisionError | TypeError) else text
+    return text if len(text) <= 300 else text[:300] + "…"
