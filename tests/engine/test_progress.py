@@ -7,7 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from workbench.engine import hub as hubs
 from workbench.engine import progress
 from workbench.engine.loading import PRETRAINED, load
 
@@ -34,10 +36,13 @@ class Hub(BaseHTTPRequestHandler):
             found = {"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
             self._send(json.dumps(found).encode())
         else:
-            self._send(files[path.rsplit("/", 1)[1]])
+            found = files.get(path.rsplit("/", 1)[1])
+            self._send(found or b"", 404 if found is None else 200)
 
-    def _send(self, body: bytes) -> None:
-        self.send_response(200)
+    def _send(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        if status == 404:
+            self.send_header("X-Error-Code", "EntryNotFound")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
@@ -66,37 +71,58 @@ def hub(monkeypatch, tmp_path):
     template = f"{constants.ENDPOINT}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hubs, "reachable", lambda: True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     yield folder
     server.shutdown()
     server.server_close()
 
 
-def test_a_download_is_told_in_bytes_and_leaves_pickles_alone(hub):
-    """Every byte fetched is counted once, and what is no weight, tokenizer or card stays where it is."""
+def test_a_download_is_told_in_bytes(hub):
+    """Every byte of the weights is counted once while they are fetched, and again while they are read."""
     told = []
-    folder = Path(progress.download("some/model", None, lambda done, total: told.append((done, total))))
-    fetched = sum(file.stat().st_size for file in folder.iterdir())
-    assert told[-1] == (fetched, fetched)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert not (folder / "pytorch_model.bin").exists() and (folder / "model.safetensors").exists()
+    lm = load("some/model", progress=lambda *now: told.append(now))
+    size = (hub / "model.safetensors").stat().st_size
+    fetched = [now for now in told if now[0] == "fetching"]
+    assert fetched[-1] == ("fetching", size, size) and fetched == sorted(fetched) and len(fetched) < len(told)
+    assert lm.vocab_size == load("embedded-draft").vocab_size
+
+
+def test_a_download_of_several_files_is_told_as_one(hub):
+    """The parts of a checkpoint count together, up to the size that its index names."""
+    whole = load_file(hub / "model.safetensors")
+    (hub / "model.safetensors").unlink()
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    names = sorted(whole)
+    for file, part in zip(files, (names[:5], names[5:]), strict=True):
+        save_file({name: whole[name] for name in part}, hub / file, {"format": "pt"})
+    table = {name: files[number >= 5] for number, name in enumerate(names)}
+    size = sum((hub / file).stat().st_size for file in files)
+    (hub / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": size}, "weight_map": table})
+    )
+    told = []
+    load("some/model", progress=lambda *now: told.append(now))
+    fetched = [now for now in told if now[0] == "fetching"]
+    assert fetched[-1] == ("fetching", size, size) and {total for _, _, total in fetched} == {size}
+    assert [done for _, done, _ in fetched] == sorted(done for _, done, _ in fetched)
 
 
 def test_a_download_can_be_stopped(hub):
     """What `progress` raises ends the download, and comes out as it is."""
 
-    def stop(done, total):
-        raise progress.Cancelled("stopped")
+    def stop(step, done, total):
+        raise progress.Cancelled(f"stopped while {step}")
 
-    with pytest.raises(progress.Cancelled, match="stopped"):
-        progress.download("some/model", None, stop)
+    with pytest.raises(progress.Cancelled, match="stopped while fetching"):
+        load("some/model", progress=stop)
 
 
 def test_reading_is_told_and_can_be_stopped(tmp_path):
-    """From nothing to all bytes of the weights; a stop in the middle leaves no model behind, and loading works after."""
+    """From nothing to all bytes of the weights; a stop in the middle leaves no model, and loading works after."""
     told = []
 
-    def halfway(done, total):
+    def halfway(step, done, total):
         told.append((done, total))
         if 2 * done > total:
             raise progress.Cancelled("stopped")
@@ -106,10 +132,10 @@ def test_reading_is_told_and_can_be_stopped(tmp_path):
     for file in (*DRAFT.iterdir(), *(PRETRAINED / "tokenizer").iterdir()):
         if file.is_file():
             (copy / file.name).write_bytes(file.read_bytes())
-    size = (copy / "model.safetensors").stat().st_size
     with pytest.raises(progress.Cancelled, match="stopped"):
         load(copy, progress=halfway)
+    size = told[0][1]
     assert told[0] == (0, size) and size / 2 < told[-1][0] < size
     told.clear()
-    load(copy, progress=lambda done, total: told.append((done, total)))
+    load(copy, progress=lambda step, done, total: told.append((done, total)))
     assert told[-1] == (size, size)

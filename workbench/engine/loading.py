@@ -7,6 +7,7 @@ imported with the first model, which lets the app serve its page some seconds ea
 
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from workbench.engine import checkpoint, hub
 from workbench.engine.model import LanguageModel
+from workbench.engine.progress import Progress, reading
 from workbench.engine.vocabulary import refuse_other_vocabulary
 from workbench.errors import BadInput, Unsupported, WorkbenchError
 
@@ -33,7 +35,7 @@ Model = LanguageModel | torch.nn.Module | str
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 _loaded: "dict[tuple, tuple[tuple, TransformersModel]]" = {}  # by all arguments: the stamp of the files, and the model
 _registered: dict[str, LanguageModel] = {}
-_lock = threading.Lock()
+_locks: "defaultdict[tuple, threading.Lock]" = defaultdict(threading.Lock)  # a large model keeps no other waiting
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -73,6 +75,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     tokenizer: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> LanguageModel:
     """Load a causal language model: "embedded", "embedded-draft", a registered name, a hub id or a local directory.
 
@@ -83,6 +86,7 @@ def load(
     device: "cpu" (default), "cuda", "cuda:1" or "auto".
     dtype: "float32" (default on a CPU), "bfloat16", …; None on a GPU keeps the checkpoint's own.
     tokenizer: where to read the tokenizer from, if not from `name`.
+    progress: called with the step ("fetching", "loading"), the bytes done and in all; what it raises ends the loading.
 
     Raises
     ------
@@ -97,12 +101,12 @@ def load(
     source = PRETRAINED / EMBEDDED[name] if name in EMBEDDED else place_of(name)
     reader = _tokenizer_of(source) if tokenizer is None else place_of(tokenizer, "tokenizer")
     key = (str(source), revision, kind, str(where), bool(trust_remote_code), str(reader))
-    with _lock:
+    with _locks[key]:
         now = _stamp(source, reader, revision)
         if key in _loaded and _loaded[key][0] != now:
             del _loaded[key]
         if key not in _loaded:
-            lm = _load(str(name), source, where, kind, revision, bool(trust_remote_code), reader, key)
+            lm = _load(str(name), source, where, kind, revision, bool(trust_remote_code), reader, key, progress)
             _loaded[key] = (now if isinstance(source, Path) else _stamp(source, reader, revision), lm)
         lm = _loaded[key][1]
     return up_to_date(lm)
@@ -210,14 +214,15 @@ def companion(lm: LanguageModel, name: str) -> LanguageModel:
     return other
 
 
-def _load(name, source, device, dtype, revision, trust_remote_code, reader, key) -> "TransformersModel":
+def _load(name, source, device, dtype, revision, trust_remote_code, reader, key, progress) -> "TransformersModel":
     from workbench.engine.adapter import TransformersModel
 
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _door(name, "cannot be loaded"):
-        folder = source if isinstance(source, Path) else hub.fetch(source, revision, shared)
+        folder = source if isinstance(source, Path) else hub.fetch(source, revision, shared, progress)
         tensors = checkpoint.check_directory(folder, name)
-        model = _weights(name, source, tensors, dtype, shared)
+        with reading(sum(entry.end - entry.begin for entry in tensors.values()), progress):
+            model = _weights(name, source, tensors, dtype, shared)
     with _door(name, "has no readable tokenizer", "; pass tokenizer=… with one that fits"):
         tokens = _tokenizer(reader, shared)
     with _door(name, "cannot be served"):
