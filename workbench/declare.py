@@ -31,6 +31,7 @@ __all__ = [
     "describe",
     "from_dict",
     "get",
+    "models",
     "names",
     "owner_only",
     "register",
@@ -295,6 +296,15 @@ def flatten(member: Declared) -> dict[str, Any]:
         else:
             out[entry.name] = value
     return out
+
+
+def models(member: Declared) -> list[str]:
+    """The names of the models that a member and those nested in it use."""
+    found = []
+    for entry in describe(type(member)):
+        value = getattr(member, entry.name)
+        found += [value] if entry.model and value else models(value) if isinstance(value, Declared) else []
+    return found
 
 
 def owner_only(

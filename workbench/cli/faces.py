@@ -11,6 +11,8 @@ def add_app(parser: Parser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("--model", action="append", default=[], help="a model to offer (repeatable)")
+    parser.add_argument("--device", default=None, help="where models run: cpu (default), cuda, cuda:1 or auto")
+    parser.add_argument("--dtype", default=None, help="float32, bfloat16, ... (default: float32 on a CPU)")
     browser = argparse.BooleanOptionalAction
     parser.add_argument("--browser", action=browser, default=None, help="open a browser")
     own = "what visitors have to know (default: a random one beyond this machine)"
@@ -25,7 +27,8 @@ def app(args: argparse.Namespace) -> int:
     from workbench.dashboard import launch
 
     safety = {"token": args.token, "allow_frame": args.allow_frame}
-    launch(host=args.host, port=args.port, models=args.model, browser=args.browser, **safety)
+    where = {"device": args.device, "dtype": args.dtype}
+    launch(host=args.host, port=args.port, models=args.model, browser=args.browser, **where, **safety)
     return 0
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from workbench.dashboard import branches, comparing, figures, guard, meter, page_load, share, sides, transport
+from workbench.dashboard import branches, comparing, figures, guard, loading, meter, page_load, share, sides, transport
 from workbench.dashboard import panel as page
 from workbench.dashboard.form import KINDS, Form
 from workbench.dashboard.intake import Blocks
@@ -31,10 +31,13 @@ def examples() -> list[tuple[str, str]]:
     return short + held_out[:12]
 
 
-def build_app(models: Sequence[str] = (), anything: bool = True) -> gr.Blocks:
+def build_app(
+    models: Sequence[str] = (), anything: bool = True, device: str = "cpu", dtype: str = "auto"
+) -> gr.Blocks:
     """The app as Blocks, not yet served.
 
-    models: offered first, beside the embedded and registered ones; `anything`: the owner alone sits there.
+    models: offered first, beside the embedded and registered ones; `anything`: the owner alone sits there. device,
+    dtype: where models run, and in what, unless the form says otherwise.
     """
     title = {"title": "decoding workbench", "fill_width": True, "delete_cache": (3600, 3600)}
     with Blocks(analytics_enabled=False, **title) as app:
@@ -44,7 +47,7 @@ def build_app(models: Sequence[str] = (), anything: bool = True) -> gr.Blocks:
         gr.HTML("<h1>decoding workbench</h1><p>adaptive decoding, token by token</p>", elem_id="head", padding=False)
         with gr.Row(elem_id="page"):
             with gr.Column(scale=4, min_width=320, elem_id="main"):
-                form = _prompt(parts, models, anything)
+                form = _prompt(parts, models, anything, device, dtype)
                 with gr.Tabs(overflow_behavior="wrap", elem_id="tabs"):
                     with gr.Tab("Decode", render_children=True):
                         _decode(parts)
@@ -62,7 +65,7 @@ def build_app(models: Sequence[str] = (), anything: bool = True) -> gr.Blocks:
     return app
 
 
-def _prompt(parts: dict[str, Any], models: Sequence[str], anything: bool) -> Form:
+def _prompt(parts: dict[str, Any], *options: Any) -> Form:
     with gr.Row(elem_id="prompt-row"):
         with gr.Column(scale=5, min_width=280):
             prompt = gr.Textbox(EXAMPLES[0], label="prompt", lines=3, max_lines=7, elem_id="prompt")
@@ -76,8 +79,9 @@ def _prompt(parts: dict[str, Any], models: Sequence[str], anything: bool) -> For
                 small = {"min_width": 90, "interactive": False, "size": "md"}
                 parts["go"] = gr.Button("Run", variant="primary", elem_id="go", **small)
                 parts["start"] = gr.Button("Start paused", elem_id="start", **small)
+            loading.panel(parts)
     parts["look"] = gr.HTML("", elem_id="look", **STILL)
-    return Form(prompt, kind, models, anything)
+    return Form(prompt, kind, *options)
 
 
 def _decode(parts: dict[str, Any]) -> None:
@@ -116,8 +120,15 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
     parts["preset"].input(chosen, parts["preset"], [parts["look"], *form.components], api_name="preset", **COMMON)
 
     pace, settings = ["by", "speed", "until"], form.components
-    on(parts["start"].click, with_form(transport.start), settings, api_name="start")
-    on(parts["go"].click, with_form(transport.go, 3), [*pace, *settings], api_name="go")
+
+    def loaded(name: str, status: str = "status"):
+        """The event of a button whose run needs the form's models, once they are in memory."""
+        waited = {"outputs": loading.outputs(parts), "status": status, "limit": MANY, "trigger_mode": "once"}
+        return on(parts[name].click, with_form(loading.wait), settings, api_name=f"load_{name}", **waited).success
+
+    on(loaded("start"), with_form(transport.start), settings, api_name="start")
+    on(loaded("go"), with_form(transport.go, 3), [*pace, *settings], api_name="go")
+    parts["cancel"].click(loading.stop, visit, None, queue=False, api_name="cancel", **COMMON)
     on(parts["step"].click, transport.step, ["by"], api_name="step")
     on(parts["back"].click, transport.back, ["by"], api_name="back")
     on(parts["play"].click, transport.play, pace, api_name="play")
@@ -145,12 +156,12 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
     compared = {"outputs": comparing.outputs(parts), "status": "progress"}
     on(parts["add"].click, with_form(comparing.add, 1), ["arms", *settings], parts["arms"], api_name="add")
     arms = ["arms", "prompts", *settings]
-    on(parts["compare"].click, with_form(comparing.start, 2), arms, api_name="compare", **compared)
+    on(loaded("compare", "progress"), with_form(comparing.start, 2), arms, api_name="compare", **compared)
     on(parts["stop"].click, comparing.stop, limit=MANY, api_name="stop", **compared)
     on(parts["beat"].tick, comparing.tick, limit=MANY, api_name="beat", **compared)
 
     measured = {"outputs": meter.outputs(parts), "status": "verdict"}
-    on(parts["measure"].click, with_form(meter.start, 1), ["counted", *settings], api_name="measure", **measured)
+    on(loaded("measure", "verdict"), with_form(meter.start, 1), ["counted", *settings], api_name="measure", **measured)
     on(parts["enough"].click, meter.stop, limit=MANY, api_name="enough", **measured)
     on(parts["pulse"].tick, meter.tick, limit=MANY, api_name="pulse", **measured)
 

@@ -64,8 +64,8 @@ def resettle(visit: Visit, form: Form, *values: Any) -> tuple:
     """Branch off behind the token at the cursor, with the settings of the form; a run that was going goes on."""
     run, before = _live(visit), visit.playing
     wanted = form.read(values)
-    if wanted.model != str(run.lm.name):
-        raise BadInput(f"this run is one of {run.lm.name}; for another model press Start")
+    if not wanted.is_of(run.lm):
+        raise BadInput(f"this run is one of {run.lm.name}; for another model, device or dtype press Start")
     worker = visit.halt()
     at = run.cursor if visit.selected is None else visit.focus + 1
     made = run.fork(at=at, decoder=wanted.decoder, **wanted.settings)

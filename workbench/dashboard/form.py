@@ -1,16 +1,18 @@
 """The form of a run: prompt, model, decoder, cache, sampling and limits, made from the declarations and read back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from workbench.cache import as_stack
 from workbench.dashboard.controls import MemberControls, control
-from workbench.declare import describe
-from workbench.engine.loading import known_models, load
+from workbench.declare import describe, models
+from workbench.engine.loading import companion, known_models, load, resolve_device, resolve_dtype
 from workbench.engine.model import LanguageModel
+from workbench.engine.progress import Progress
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import LEVELS
 from workbench.errors import BadInput
@@ -20,22 +22,40 @@ __all__ = ["Form", "Wanted"]
 MAX_PROMPT = 20_000  # characters
 MAX_NEW_TOKENS = 512
 KINDS = ("text", "chat message")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the form asks for. `prompt` is text or chat messages; `settings` are those of `workbench.decode`."""
+    """What the form asks for. `prompt` is text or chat messages; `settings` are those of `workbench.decode`.
+
+    where: `device` and `dtype` of `workbench.load`, as far as they are not the defaults.
+    """
 
     model: str
+    where: dict[str, str]
     prompt: Any
     decoder: Any
     settings: dict[str, Any]
 
-    def load(self) -> LanguageModel:
+    def load(self, progress: Progress | None = None) -> LanguageModel:
+        """The model."""
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        return load(self.model)
+        return load(self.model, progress=progress, **self.where)
+
+    def load_all(self, tell: Callable[..., None]) -> None:
+        """The model and those that the decoder uses; `tell` is told the name of each, and its progress."""
+        lm = self.load(partial(tell, self.model))
+        for name in models(self.decoder) if self.decoder is not None else ():
+            companion(lm, name, partial(tell, name))
+
+    def is_of(self, lm: LanguageModel) -> bool:
+        """Whether a model in memory is the one meant."""
+        device = resolve_device(self.where.get("device"))
+        dtype = resolve_dtype(self.where.get("dtype"), device)
+        return self.model == str(lm.name) and (not self.where or (lm.device == device and dtype in (None, lm.dtype)))
 
 
 class Form:
@@ -43,11 +63,20 @@ class Form:
 
     `components` are Gradio components in the order in which `read` expects, and `values` gives, their values.
     anything: the owner sits there: files, and models that are not offered, may be named. Without it, what the
-    declarations leave to the owner is refused to whoever asks.
+    declarations leave to the owner is refused to whoever asks. device, dtype: chosen at first.
     """
 
-    def __init__(self, prompt: gr.Textbox, kind: gr.Radio, models: Sequence[str] = (), anything: bool = True):
+    def __init__(
+        self,
+        prompt: gr.Textbox,
+        kind: gr.Radio,
+        models: Sequence[str] = (),
+        anything: bool = True,
+        device: str = "cpu",
+        dtype: str = "auto",
+    ):
         self.prompt, self.kind, self.anything = prompt, kind, anything
+        self.first = {"device": device, "dtype": dtype}
         self.models = list(dict.fromkeys([*models, *known_models()]))
 
     def draw(self) -> None:
@@ -57,6 +86,14 @@ class Form:
             self.model = gr.Dropdown(
                 known, value=known[0], label="model", info=about, allow_custom_value=self.anything, elem_id="model"
             )
+            with gr.Row():
+                near = {"min_width": 110, "interactive": self.anything}
+                devices = list(dict.fromkeys(["cpu", "auto", *_gpus(), self.first["device"]]))
+                self.device = gr.Dropdown(devices, value=self.first["device"], label="device", elem_id="device", **near)
+                self.dtype = gr.Dropdown(
+                    list(dict.fromkeys([*DTYPES, self.first["dtype"]])), value=self.first["dtype"], label="dtype", info="auto: float32 on a CPU",
+                    elem_id="dtype", **near,
+                )  # fmt: skip
             named = {"models": known, "anything": self.anything}
             self.decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
         with gr.Accordion("Cache", open=True):
@@ -76,17 +113,20 @@ class Form:
                 "prompt_rows": gr.Checkbox(False, label="log the laws at the prompt's tokens, too"),
             }
         self.families = (self.decoder, self.policy, self.quantizer)
-        self.components = [self.prompt, self.kind, self.model, *self.sampling.values(), *self.limits.values()]
+        self.components = [self.prompt, self.kind, self.model, self.device, self.dtype]
+        self.components += [*self.sampling.values(), *self.limits.values()]
         self.components += [component for family in self.families for component in family.components]
 
     def read(self, values: Sequence[Any]) -> Wanted:
         """What the controls' values ask for. Raises BadInput where one does not fit."""
-        prompt, kind, model, *rest = values
+        prompt, kind, model, device, dtype, *rest = values
         names = (*self.sampling, *self.limits)
         settings = dict(zip(names, rest, strict=False))
         rest = rest[len(names) :]
         if not self.anything and model not in self.models:
             raise BadInput(f"model: only the owner of this app may name another; choose of {', '.join(self.models)}")
+        if not self.anything and {"device": device, "dtype": dtype} != self.first:
+            raise BadInput("device, dtype: only the owner of this app may choose them; run your own: workbench app")
         if not prompt:
             raise BadInput("the prompt is empty; type one, or choose an example")
         if len(prompt) > MAX_PROMPT:
@@ -102,7 +142,9 @@ class Form:
         stack = [member for member in stack if member is not None]
         settings["cache"] = as_stack(stack) if stack else None
         given = [{"role": "user", "content": prompt}] if kind == "chat message" else prompt
-        return Wanted(model, given, decoder, settings)
+        chosen = (("device", device, "cpu"), ("dtype", dtype, "auto"))
+        where = {name: value for name, value, usual in chosen if value and value != usual}
+        return Wanted(model, where, given, decoder, settings)
 
     def values(self, prompt: str, decoder: Any, cache: Any, settings: Mapping[str, Any]) -> list[Any]:
         """The controls' values that ask for these, the first model and the defaults of everything else."""
@@ -111,4 +153,10 @@ class Form:
         stack = (getattr(cache, "policy", None), getattr(cache, "quantizer", None))
         for family, member in zip(self.families, (decoder, *stack), strict=True):
             rest += family.values(member)
-        return [prompt, KINDS[0], self.models[0], *rest]
+        return [prompt, KINDS[0], self.models[0], *self.first.values(), *rest]
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]

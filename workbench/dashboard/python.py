@@ -6,6 +6,7 @@ from typing import Any
 
 import workbench as wb
 from workbench.declare import Declared, describe
+from workbench.engine.model import LanguageModel
 from workbench.engine.settings import Settings
 from workbench.session import SAMPLING, Session
 from workbench.trace import Trace
@@ -45,8 +46,13 @@ def _written(prompt: Any) -> str:
     return "\n".join(["(", *(f"    {line!r}" for line in prompt.splitlines(keepends=True)), ")"])
 
 
-def call(model: str, prompt: Any, decoder: Declared | None, settings: Mapping[str, Any]) -> str:
-    """The `workbench.decode` call with these settings, as a script that ends with the text in `trace.text`."""
+def call(
+    model: str, prompt: Any, decoder: Declared | None, settings: Mapping[str, Any], where: Mapping[str, str] = {}
+) -> str:
+    """The `workbench.decode` call with these settings, as a script that ends with the text in `trace.text`.
+
+    where: further arguments of `workbench.load`.
+    """
     defaults = {f.name: f.default for f in dataclasses.fields(Settings)} | {"stop": (), "ignore_eos": False}
     defaults |= {name: None for name in SAMPLING} | {"temperature": 0.0, "processors": (), "force": {}}
     changed = {name: value for name, value in settings.items() if value != defaults[name] and value is not None}
@@ -54,7 +60,7 @@ def call(model: str, prompt: Any, decoder: Declared | None, settings: Mapping[st
     lines += sorted({line for part in (decoder, *changed.values()) for line in _imports(part)})
     lines += [
         "",
-        f"lm = wb.load({model!r})",
+        f"lm = wb.load({', '.join([repr(model), *(f'{name}={value!r}' for name, value in where.items())])})",
         f"prompt = {_written(prompt)}",
         "trace = wb.decode(",
         "    lm,",
@@ -78,4 +84,12 @@ def of_session(session: Session) -> str:
     before = dict(enumerate(session.trace.token_ids[:copied]))
     named["force"] = {**before, **dict(settings.force)}
     text = session.lm.tokenizer is not None and list(session.lm.tokenizer.encode(session.prompt)) == session.prompt_ids
-    return call(str(session.lm.name), session.prompt if text else session.prompt_ids, session.decoder, named)
+    prompt = session.prompt if text else session.prompt_ids
+    return call(str(session.lm.name), prompt, session.decoder, named, _where(session.lm))
+
+
+def _where(lm: LanguageModel) -> dict[str, str]:
+    """What `workbench.load` has to be told for a model to lie where this one does."""
+    device, dtype = str(lm.device), str(lm.dtype).removeprefix("torch.")
+    where = {"device": device} if device != "cpu" else {}
+    return where | ({"dtype": dtype} if where or dtype != "float32" else {})

@@ -21,7 +21,7 @@ from workbench.dashboard.pages import Pages
 from workbench.dashboard.security import LOOPBACK, Gate, Rules
 from workbench.dashboard.strip import WEB
 from workbench.dashboard.visit import VISITS, forget_idle
-from workbench.engine.loading import load
+from workbench.engine.loading import load, resolve_device, resolve_dtype
 from workbench.errors import BadInput
 
 __all__ = ["launch", "rules_of"]
@@ -64,19 +64,23 @@ def launch(
     wait: bool = True,
     token: str | None = None,
     allow_frame: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> gr.Blocks:
     """Serve the app, to this machine alone unless `host` says otherwise, until Ctrl-C (or at once, without `wait`).
 
     token: what a visitor has to know; by default a random one where others can reach the app, "" for none. Visitors
     choose among the models that are offered, and set nothing that names a file. allow_frame: origins whose pages may
-    show the app in a frame. Raises BadInput where the port is taken, or the token or an origin cannot be one.
+    show the app in a frame. device, dtype: as for `workbench.load`, where the form does not say otherwise. Raises
+    BadInput where the port is taken, or the token, an origin, device or dtype cannot be one.
     """
+    resolve_dtype(dtype, resolve_device(device))
     rules = rules_of(host, token, allow_frame)
     _check_port(host, port)
     own = {name: os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")}
     for name, value in own.items():  # the server's check of itself must not go through a proxy
         os.environ[name] = ",".join(filter(None, [value, "localhost", "127.0.0.1"]))
-    app, pages = build_app(models, anything=rules.owner), Pages(limited=not rules.owner)
+    app, pages = build_app(models, rules.owner, device or "cpu", dtype or "auto"), Pages(limited=not rules.owner)
     app.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     gate = Middleware(Gate, rules=rules, fns=app.fns, pages=pages)
     inside = {"routes": [*live.ROUTES, *uploads.ROUTES], "middleware": [gate], "lifespan": _no_foreign_origins}

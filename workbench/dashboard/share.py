@@ -99,4 +99,4 @@ def open_trace(visit: Visit, file: dict[str, Any] | None) -> tuple:
 def copy(visit: Visit, form: Form, *values: Any) -> str:
     """The `workbench.decode` call with the form's settings."""
     wanted = form.read(values)
-    return python.call(wanted.model, wanted.prompt, wanted.decoder, wanted.settings)
+    return python.call(wanted.model, wanted.prompt, wanted.decoder, wanted.settings, wanted.where)

@@ -42,6 +42,7 @@ class Visit:
     drawn: Any = None
     trial: Any = None
     meter: Any = None
+    loading: Any = None
     arms: dict[str, Any] = field(default_factory=dict)
     runs: int = 0
     seen: float = field(default_factory=time.monotonic)
@@ -114,7 +115,7 @@ class Visit:
 
     def close(self) -> None:
         """Let go of all runs and their caches."""
-        for thread in (self.trial, self.meter):
+        for thread in (self.trial, self.meter, self.loading):
             if thread is not None:
                 thread.stop()
         with self.lock:

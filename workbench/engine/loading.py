@@ -204,12 +204,13 @@ def known_models() -> list[str]:
     return [*EMBEDDED, *sorted(_registered)]
 
 
-def companion(lm: LanguageModel, name: str) -> LanguageModel:
+def companion(lm: LanguageModel, name: str, progress: Progress | None = None) -> LanguageModel:
     """The second model of a decoder (draft, small model), on the first one's device and in its dtype.
 
     Raises BadInput where the two vocabularies differ.
     """
-    other = as_model(_registered[name]) if name in _registered else load(name, device=lm.device, dtype=lm.dtype)
+    given = {"device": lm.device, "dtype": lm.dtype, "progress": progress}
+    other = as_model(_registered[name]) if name in _registered else load(name, **given)
     refuse_other_vocabulary(lm, other)
     return other
 
