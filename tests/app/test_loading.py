@@ -1,5 +1,6 @@
 """Models that a run needs: loaded before it begins, with a line that says how far, and a way to stop it."""
 
+import contextlib
 import threading
 import time
 
@@ -72,10 +73,8 @@ def test_the_line_goes_away_before_an_error_is_said():
 
 
 def _until_error(shown):
-    try:
+    with contextlib.suppress(gr.Error):
         yield from shown
-    except gr.Error:
-        pass
 
 
 def test_what_is_in_memory_needs_no_word():

@@ -90,10 +90,11 @@ class Form:
                 near = {"min_width": 110, "interactive": self.anything}
                 devices = list(dict.fromkeys(["cpu", "auto", *_gpus(), self.first["device"]]))
                 self.device = gr.Dropdown(devices, value=self.first["device"], label="device", elem_id="device", **near)
+                dtypes = list(dict.fromkeys([*DTYPES, self.first["dtype"]]))
+                about = "auto: float32 on a CPU"
                 self.dtype = gr.Dropdown(
-                    list(dict.fromkeys([*DTYPES, self.first["dtype"]])), value=self.first["dtype"], label="dtype", info="auto: float32 on a CPU",
-                    elem_id="dtype", **near,
-                )  # fmt: skip
+                    dtypes, value=self.first["dtype"], label="dtype", info=about, elem_id="dtype", **near
+                )
             named = {"models": known, "anything": self.anything}
             self.decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
         with gr.Accordion("Cache", open=True):
