@@ -1,20 +1,37 @@
 """Pages that were closed leave nothing behind; open ones, and those just closed, are left alone."""
 
-from datetime import datetime, timedelta
+import time
 
 import gradio as gr
 from gradio.state_holder import StateHolder
 
-from workbench.dashboard.serve import forget_closed
+from workbench.dashboard.pages import Pages
+from workbench.dashboard.serve import forget_gone
+from workbench.dashboard.visit import VISITS, Branch, Replay, Visit
+from workbench.trace import Trace
 
 
-def test_only_pages_closed_for_long_are_forgotten():
+def test_only_pages_that_nothing_holds_open_for_long_are_forgotten_whatever_the_clock_says(monkeypatch):
+    """Also one that never held itself open, as a script's: its runs once stayed half an hour, with their memory."""
     with gr.Blocks() as app:
         gr.Textbox()
-    holder = StateHolder()
+    holder, pages, now = StateHolder(), Pages(limited=True), [1000.0]
     holder.set_blocks(app)
-    for name, closed, minutes in (("open", False, 60), ("just closed", True, 1), ("closed", True, 10)):
-        holder[name].is_closed = closed
-        holder.time_last_used[name] = datetime.now() - timedelta(minutes=minutes)
-    forget_closed(holder, older=300)
-    assert list(holder.session_data) == list(holder.time_last_used) == ["open", "just closed"]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    visits = {}
+    for name in ("open", "script", "left"):
+        holder[name].is_closed = False
+        visits[name] = VISITS[name] = Visit(name, branches=[Branch("a run", Replay(Trace([])))])
+        pages.hear(name, "somebody")
+    with pages.beating("open", "somebody"):
+        with pages.beating("left", "somebody"):
+            now[0] += 3600
+        pages.hear("just here", "somebody")
+        now[0] += 5
+        forget_gone(pages, holder, older=10)
+        assert list(holder.session_data) == list(holder.time_last_used) == ["open", "left"]
+        now[0] += 6
+        forget_gone(pages, holder, older=10)
+    assert list(holder.session_data) == list(holder.time_last_used) == ["open"] and len(pages) == 1
+    assert [bool(visit.branches) for visit in visits.values()] == [True, False, False] and "script" not in VISITS

@@ -165,7 +165,7 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
     on(parts["enough"].click, meter.stop, limit=MANY, api_name="enough", **measured)
     on(parts["pulse"].tick, meter.tick, limit=MANY, api_name="pulse", **measured)
 
-    on(parts["open"].upload, share.open_trace, ["open"], preprocess=False, api_name="open")
+    on(parts["open"].upload, share.open_upload, ["open"], preprocess=False, api_name="open")
     on(parts["copy"].click, with_form(share.copy), settings, parts["code"], api_name="copy")
     files = {name: (partial(share.download, kind=name), [parts["saved"], parts["status"]]) for name in share.KINDS}
     files |= {name: (partial(comparing.export, kind=name), parts["saved"]) for name in ("csv", "json")}

@@ -1,5 +1,6 @@
 """Opening a file that somebody handed in: first in a process that may be killed, so that no file can hold the app."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,15 @@ from workbench.headline import headline
 from workbench.trace import Trace
 from workbench.trace.schema import TABLES
 
-__all__ = ["open_file"]
+__all__ = ["attempt", "limit", "open_file"]
 
 CPU_S, WALL_S = 10, 60  # seconds of the processor, and by the clock, that a file may take
 MEMORY = 2 << 30  # bytes of address space
 FAILED, REFUSED = 1, 3  # exit status of a script that raised, and where the line on stderr says why
+TRY = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import workbench.dashboard.opening as opening; "
+    "opening.limit(); sys.exit(opening.attempt(sys.argv[2]))"
+)
 DAMAGED = "is damaged: what it holds cannot be shown"
 HEAVY = "takes more time or memory to read than a file of its size may; it is damaged, or made to do harm"
 
@@ -23,8 +28,9 @@ def open_file(path: Path) -> Trace:
     """The trace in a file. Raises BadTrace where it is none, or could not be shown within the limits."""
     try:
         tried = subprocess.run(
-            [sys.executable, "-m", __name__, str(path)], capture_output=True, text=True, timeout=WALL_S, check=False
-        )
+            [sys.executable, "-c", TRY, json.dumps(sys.path), str(path)],
+            capture_output=True, text=True, timeout=WALL_S, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise BadTrace(f"{path.name} {HEAVY}") from None
     if tried.returncode == REFUSED:
@@ -34,8 +40,8 @@ def open_file(path: Path) -> Trace:
     return Trace.load(path)
 
 
-def _try(path: Path) -> int:
-    """Read the file and make of it what the page shows first; the exit status."""
+def attempt(path: str) -> int:
+    """In the process that may be killed: make of the file what the page shows first; returns the exit status."""
     try:
         trace = Trace.load(path)
         for name in TABLES:
@@ -48,16 +54,11 @@ def _try(path: Path) -> int:
     return 0
 
 
-def _limit() -> None:
-    """Bound this process where the system can."""
+def limit() -> None:
+    """Bound what this process may take, where the system can."""
     try:
         import resource
     except ImportError:  # Windows: the clock alone
         return
     for what, most in ((resource.RLIMIT_CPU, CPU_S), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(what, (most, most))
-
-
-if __name__ == "__main__":
-    _limit()
-    sys.exit(_try(Path(sys.argv[1])))

@@ -18,7 +18,7 @@ from workbench.dashboard.uploads import UPLOADS
 from workbench.dashboard.visit import Visit
 from workbench.errors import BadInput
 
-__all__ = ["DOWNLOAD", "copy", "download", "open_trace", "panel"]
+__all__ = ["DOWNLOAD", "copy", "download", "open_trace", "open_upload", "panel"]
 
 ENDINGS = (".wb", ".html")  # of what may be opened
 KINDS = {
@@ -76,16 +76,22 @@ def download(visit: Visit, kind: str) -> tuple[str, str]:
 
 
 @guarded
-def open_trace(visit: Visit, file: dict[str, Any] | None) -> tuple:
-    """Show a trace file or a capsule, handed in as Gradio's description of a file; no model is needed."""
+def open_upload(visit: Visit, file: Any) -> tuple:
+    """Show the file that was handed in, given as Gradio describes one, and delete it."""
     path = file.get("path") if isinstance(file, dict) else None
     if not path or not path.lower().endswith(ENDINGS):
         raise BadInput("choose a trace file such as run.wb, or a capsule such as run.html")
-    name = Path(path).name
     try:
-        trace = open_file(Path(path))
+        return open_trace(visit, path)
     finally:
         UPLOADS.drop(path)
+
+
+@guarded
+def open_trace(visit: Visit, path: str) -> tuple:
+    """Show a trace file or a capsule; no model is needed."""
+    name = Path(path).name
+    trace = open_file(Path(path))
     replay = Replay(trace)
     replay.jump(replay.length)
     visit.runs += 1

@@ -52,7 +52,7 @@ class Uploads:
         self.forget(WAITING_S)
         with self._lock:
             mine = [one.size for one in self._files.values() if one.client == client]
-            if len(mine) >= MOST or sum(mine) + size > 2 * MAX_TRACE:
+            if len(mine) >= MOST or sum(mine) + size > 2 * (MAX_TRACE + FORM):
                 raise Refused(429, "too many files were handed in and not opened; try again in a minute")
             root = Path(get_upload_folder())
             root.mkdir(parents=True, exist_ok=True)
@@ -83,12 +83,12 @@ UPLOADS = Uploads()
 async def _upload(request: Request) -> Response:
     """Take one file of a form, under `files`; the answer is a list of its path, as Gradio's page expects."""
     size = request.headers.get("content-length", "")
-    if not size.isdigit():
-        return JSONResponse({"detail": "expected the length of the upload"}, 411)
     try:
+        if not size.isdigit():
+            raise Refused(411, "expected the length of the upload")
         folder = UPLOADS.make_room(client_of(request.scope), int(size))
     except Refused as no:
-        return JSONResponse({"detail": no.why}, no.status)
+        return await _refused(request, no)
     try:
         async with request.form(max_files=1, max_fields=0) as form:
             file = form["files"]
@@ -102,6 +102,16 @@ async def _upload(request: Request) -> Response:
         UPLOADS.drop(folder)
         raise
     return JSONResponse([str(path)])
+
+
+async def _refused(request: Request, no: Refused) -> Response:
+    """The answer to an upload that is not taken; a browser hears it only after it was read, within reason."""
+    read = 0
+    async for chunk in request.stream():
+        read += len(chunk)
+        if read > 4 * MAX_TRACE:
+            break
+    return JSONResponse({"detail": no.why}, no.status)
 
 
 ROUTES = [Route("/gradio_api/upload", _upload, methods=["POST"])]
