@@ -277,7 +277,7 @@ class TransformersModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The same for states [..., width], outside of inference mode: gradients pass to the states."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
-        return self._tail()(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
+        return self._tail()(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], self.vocab_size)
 
     def _tail(self) -> torch.nn.Module:
         return kept(self, ("tail",), lambda: tail_of(self.model, self.layers))
@@ -366,8 +366,8 @@ _wrapped: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 def wrap(model: PreTrainedModel, tokenizer: Any = None) -> TransformersModel:
-    """The `LanguageModel` of a model that is already in memory, as it is now; made once per model and tokenizer while it
-    is in use. Without a tokenizer it is the one made last."""
+    """The `LanguageModel` of a model that is already in memory, as it is now; made once per model and tokenizer while
+    it is in use. Without a tokenizer it is the one made last."""
     key = (id(model), None if tokenizer is None else id(tokenizer))
     lm = _wrapped.get(key)
     if lm is not None:

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["INDEX", "WEIGHTS", "Entry", "check_directory", "digest", "first_line", "mapped", "refuse_misfits", "refuse_no_object", "some", "stamp"]
+__all__ = [
+    "INDEX", "WEIGHTS", "Entry", "check_directory", "digest", "first_line", "mapped", "refuse_misfits",
+    "refuse_no_object", "some", "stamp",
+]  # fmt: skip
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")  # suffixes of what a model is loaded from
@@ -125,7 +128,7 @@ def _header(file: Path, name: str) -> dict[str, Entry]:
     }
 
 
-def refuse_misfits(name: str, expected: Mapping[str, tuple[int, ...]], numbers: int, found: Mapping[str, Entry]) -> None:
+def refuse_misfits(name: str, expected: Mapping[str, tuple], numbers: int, found: Mapping[str, Entry]) -> None:
     """Raise BadInput, by name, where tensors have other sizes than the model asks for or are no floating-point numbers,
     or where it asks for more numbers than there are. expected: shapes by name; numbers: of all its weights."""
     wrong = [
@@ -134,7 +137,7 @@ def refuse_misfits(name: str, expected: Mapping[str, tuple[int, ...]], numbers: 
         if key in expected and tuple(expected[key]) != entry.shape
     ]
     if wrong:
-        raise BadInput(f"{name!r}: its files do not fit its config.json: {some(wrong)}; one of them is of another model")
+        raise BadInput(f"{name!r}: its files do not fit its config.json: {some(wrong)}; one is of another model")
     coded = [f"{key} {entry.dtype}" for key, entry in found.items() if key in expected and entry.dtype not in FLOATS]
     if coded:
         raise BadInput(f"{name!r}: weights are no floating-point numbers, and config.json names no code: {some(coded)}")

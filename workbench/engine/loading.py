@@ -1,8 +1,8 @@
 """Loading models: the embedded pair, a hub id, a local directory; safetensors only, no remote code unless asked for.
 
-A model is what its files say: weights that are missing, unexpected or of another size are refused by name. Loaded models
-live in one cache keyed by all arguments of `load`, as long as the files stay as they are, and are shared. transformers is
-imported with the first model, which lets the app serve its page some seconds earlier.
+A model is what its files say: weights that are missing, unexpected or of another size are refused by name. Loaded
+models live in one cache keyed by all arguments of `load`, as long as the files stay as they are, and are shared.
+transformers is imported with the first model, which lets the app serve its page some seconds earlier.
 """
 
 import re
@@ -116,8 +116,8 @@ def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer:
     other += [option for option, value in {"revision": revision, "tokenizer": tokenizer}.items() if value is not None]
     if other:
         raise BadInput(
-            f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {other[0]} cannot"
-            " be chosen for it; change the model, or register another"
+            f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {other[0]}"
+            " cannot be chosen for it; change the model, or register another"
         )
     return lm
 
@@ -241,7 +241,7 @@ def _weights(name: str, source: Path | str, tensors: dict, dtype: torch.dtype | 
     for kind, meaning in _FAULTS.items():
         if found := sorted(told.get(kind) or (), key=str):
             names = (entry if isinstance(entry, str) else entry[0] for entry in found)
-            raise BadInput(f"{name!r}: {meaning}: {checkpoint.some(names)}; its config.json is of another model, or cut")
+            raise BadInput(f"{name!r}: {meaning}: {checkpoint.some(names)}; expected a whole checkpoint of one model")
     _own_memory(model)
     return model
 
@@ -271,7 +271,7 @@ def _refuse_misfits(name: str, config: Any, tensors: dict, trust_remote_code: bo
 
 
 def _own_memory(model: torch.nn.Module) -> None:
-    """Weights that are the file itself, mapped into memory, are copied: who writes the file anew does not reach them."""
+    """Copy weights that are the file itself, mapped into memory: who writes the file anew does not reach them."""
     for weight in [*model.parameters(), *model.buffers()]:
         if weight.device.type == "cpu":
             weight.data = weight.data.clone()
@@ -303,7 +303,7 @@ def _door(name: str, what: str, remedy: str = "") -> Iterator[None]:
 
 @contextmanager
 def _quiet(small: bool):
-    """No report of what the loading finds, which is refused by name; no progress bar for a model that loads in a blink."""
+    """No report of what the loading finds, which is refused by name; no progress bar for what loads in a blink."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from workbench.cache import Stack
     from workbench.decoders.base import RoundLog, State
 
-__all__ = ["Drafter", "RowDrafter"]
+__all__ = ["Drafter", "RowDrafter", "check_layers"]
 
 
 class Drafter(Declared):
@@ -143,3 +143,9 @@ class RowDrafter(Drafter):
 
     def drafted(self, state: "State", growth: Growth) -> None:
         """The tree is grown: keep what `settle` will need."""
+
+
+def check_layers(lm: LanguageModel) -> None:
+    """For a drafter's `check`: raise Unsupported where the target cannot run some of its layers only."""
+    if hasattr(lm, "check_layers"):
+        lm.check_layers()

@@ -17,18 +17,19 @@ from workbench.engine.model import LanguageModel, Output, facts
 from workbench.errors import Unsupported
 from workbench.speculation.heads.modules import Attend, Attention
 
-__all__ = ["AdapterModel", "Adapters", "final_norm"]
-
-_NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm")
+__all__ = ["AdapterModel", "Adapters", "check_exits", "final_norm"]
 
 
 def final_norm(lm: LanguageModel) -> nn.Module:
-    """The norm between a target's last layer and its head. Raises Unsupported where the model shows none."""
-    base = getattr(lm.model, "base_model", None)
-    for name in _NORMS:
-        if isinstance(found := getattr(base, name, None), nn.Module):
-            return found
-    raise Unsupported(f"early exit: {lm.name!r} has no final norm by any of the names {', '.join(_NORMS)}")
+    """The norm between a target's last layer and its head. Raises Unsupported where there is none, or more than one."""
+    if not hasattr(lm, "final_norm"):
+        raise Unsupported(f"early exit: {lm.name!r} shows no norm between its layers and its head")
+    return lm.final_norm
+
+
+def check_exits(lm: LanguageModel) -> None:
+    """Raise Unsupported where a target's own norm and head cannot read the states behind its first layers."""
+    final_norm(lm)
 
 
 class Adapter(nn.Module):
