@@ -124,7 +124,8 @@ def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer:
 
 def place_of(name: str | Path, what: str = "model") -> Path | str:
     """The local folder that a name means, or the name itself where it can be a hub id. Raises BadInput for others."""
-    shown = repr(name) if len(repr(name)) < 100 else f"{repr(name)[:80]}… ({len(str(name))} characters)"
+    shown = repr(str(name) if isinstance(name, Path) else name)
+    shown = shown if len(shown) < 200 else f"{shown[:80]}… ({len(shown)} characters)"
     if not isinstance(name, str | Path):
         raise BadInput(f"{what}: expected a name or a directory, got {shown}")
     try:
@@ -259,15 +260,14 @@ def _refuse_misfits(name: str, config: Any, tensors: dict, trust_remote_code: bo
     from transformers import AutoModelForCausalLM
 
     text = config.get_text_config()
-    if int(getattr(text, "num_hidden_layers", 0) or 0) > len(tensors):
+    if int(getattr(text, "num_hidden_layers", 0) or 0) > max(1000, len(tensors)):  # too many to be made and named
         raise BadInput(
             f"{name!r} is not whole: config.json says {text.num_hidden_layers} layers, and its files hold"
             f" {len(tensors)} tensors"
         )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    shapes = {key: tuple(weight.shape) for key, weight in model.named_parameters(remove_duplicate=False)}
-    checkpoint.refuse_misfits(name, shapes, sum(weight.numel() for weight in model.parameters()), tensors)
+    checkpoint.refuse_misfits(name, model, tensors)
 
 
 def _own_memory(model: torch.nn.Module) -> None:
@@ -291,8 +291,10 @@ def _door(name: str, what: str, remedy: str = "") -> Iterator[None]:
     """Whatever a library raises while a model is loaded becomes one line that names the model."""
     try:
         yield
-    except WorkbenchError:
-        raise
+    except WorkbenchError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name!r}: {error}") from error
     except Exception as error:
         first = checkpoint.first_line(error)
         if "trust_remote_code" in str(error):

@@ -13,6 +13,7 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
+from workbench.engine.digest import Digest
 from workbench.engine.model import LanguageModel, Output, facts
 from workbench.errors import Unsupported
 from workbench.speculation.heads.modules import Attend, Attention
@@ -69,7 +70,7 @@ class AdapterModel:
 
     def __init__(self, lm: LanguageModel, module: Adapters, exits: Sequence[int], name: str):
         self.target, self.exits = lm, tuple(exits)
-        self.module = module
+        self.module, self._digest = module, Digest(module)
         self.adapters = [module.adapters[module.exits.index(e)] for e in self.exits]
         attention = self.adapters[0].attention
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
@@ -129,4 +130,4 @@ class AdapterModel:
             for exit, a in zip(self.exits, self.adapters, strict=True)
             for n, p in a.named_parameters()
         }
-        return facts(self, "Adapters", shapes)
+        return facts(self, "Adapters", shapes, self._digest.of(self.module))
