@@ -17,9 +17,10 @@ from workbench.cache.static import StaticStore
 from workbench.decoders import device
 from workbench.engine import device_round
 from workbench.engine.adapter import wrap
-from workbench.engine.device_law import fit
+from workbench.engine.device_law import DeviceSampling, fit
+from workbench.engine.sampling import Sampling
+from workbench.engine.vocabulary import cut, known_only, widened
 from workbench.errors import BadInput, NumericalError
-from workbench.speculation.growth import _fit
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +79,12 @@ def test_models_with_differently_padded_vocabularies(pair, monkeypatch):
         want, _ = steps(pair, decoder, monkeypatch, "host", 8, **settings)
         got, _ = steps(pair, decoder, monkeypatch, "device", 8, **settings)
         same_steps(got, want)
-    rows = torch.randn(2, 5).log_softmax(-1)
+    logits, sampling = torch.randn(2, 5), Sampling()
     for size in (3, 5, 9):
-        assert torch.equal(fit(rows, size), torch.stack([_fit(row, size) for row in rows]))
+        host = sampling.law(widened(logits, size), lambda row: [])
+        host = known_only(host, 5).raw if size > 5 else host.raw
+        device_rows = DeviceSampling(sampling, 0, "torch").laws(cut(logits, size)).raw
+        assert torch.equal(fit(device_rows, size), host)
 
 
 @needs_interpreter

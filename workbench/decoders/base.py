@@ -21,6 +21,7 @@ from workbench.engine.model import LanguageModel, Output
 from workbench.engine.prompt import TextStream
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
+from workbench.engine.vocabulary import ids_read, readable
 from workbench.errors import BadInput
 from workbench.trace.records import Step
 
@@ -46,6 +47,10 @@ class Lane:
     def room(self, length: int) -> int:
         """How many rows from a committed length on may go into one forward: up to the cache's next maintenance."""
         return self.store.room(length) if hasattr(self.store, "room") else MANY
+
+    def reads(self, token: int) -> bool:
+        """Whether the model knows an id (see `vocabulary.readable`)."""
+        return token < ids_read(self.model)
 
     def reach(self) -> tuple[int, int, int]:
         """What a forward reads of the cache: raw slots, coded slots, bytes of the coded ones."""
@@ -119,6 +124,8 @@ class RoundLog:
         """A timed forward of one lane; `phase` defaults to the role's own, the rest is the model's."""
         lane = self.state.lanes[role]
         model = lane.model
+        if role != "target" and not isinstance(tokens, torch.Tensor):
+            tokens = readable(model, tokens)
         raw, coded, packed = lane.reach()
         start = self._clock(model)
         out = model.forward(tokens, positions, lane.store, mask, layers, logits_at, want)
@@ -159,7 +166,7 @@ class RoundLog:
                 "context": context,
                 "wall_ms": wall,
                 "flops": round(share * model.forward_flops(rows, context + rows)),
-                "weight_bytes": round(share * model.weight_bytes),
+                "weight_bytes": round(share * _weights_read(model, rows)),
                 "kv_read_bytes": round(share * (model.kv_bytes() * (raw + rows) + packed)),
                 "kv_write_bytes": round(share * model.kv_bytes() * rows),
                 "implementation": implementation,
@@ -402,6 +409,11 @@ def held_bytes(memory: dict[str, Any]) -> int:
         elif isinstance(held, tuple | list):
             queue += held
     return total
+
+
+def _weights_read(model: LanguageModel, rows: int) -> int:
+    """Bytes of the weights that a forward of some rows reads: all of them, where the model does not tell."""
+    return model.weights_read(rows) if hasattr(model, "weights_read") else model.weight_bytes
 
 
 def _store(model: LanguageModel, stack: Stack | None, prompt: int) -> CacheStore:

@@ -97,6 +97,8 @@ def obstacle(state: "State", template: Template) -> str | None:
         return "tokens are forced"
     if template.depth and end < 2:
         return "a draft model reads the last two tokens"
+    if template.depth and not state.lanes["draft"].reads(state.pending):
+        return "the draft model does not have the last token"
     if any(lane.model.context < end + template.depth + (role == "target") for role, lane in state.lanes.items()):
         return "the context ends"
     return None

@@ -10,6 +10,7 @@ from workbench.engine.loading import companion
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
+from workbench.engine.vocabulary import cut
 
 __all__ = ["EntropyAdaptive"]
 
@@ -55,7 +56,7 @@ class EntropyAdaptive(Decoder):
 
         def law_of(role: str) -> Law:
             if role not in laws:
-                laws[role] = log.law(log.advance(role).logits)
+                laws[role] = log.law(cut(log.advance(role).logits, state.lanes["target"].model.vocab_size))
             return laws[role]
 
         small_fits = state.fits("draft")

@@ -137,6 +137,8 @@ class Pearl(Decoder):
             if len(tokens) - lane.store.length > min(PREFILL_CHUNK, lane.room(lane.store.length)):
                 log.catch_up("draft", len(tokens) - 1)
             reach = min(reach, lane.room(lane.store.length) - (len(tokens) - 1 - lane.store.length))
+        if not lane.reads(state.pending):
+            reach = 0  # an id the draft does not have is not drafted on
         growth = Growth("draft_model", state, log, max(0, reach), self.verifier.coupled, self._laws)
         held: dict[str, Any] = state.memory.get("pearl", {})
         pending: Sequence[int] = ()

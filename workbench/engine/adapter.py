@@ -160,12 +160,8 @@ class TransformersModel:
         self._parts: dict[tuple, Any] = {}  # see `kept`
         self._picture = None
         seen = picture(model)
-        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
-        self.ids_read: int = model.get_input_embeddings().weight.shape[0]
         self.context = context_of(config)
         self.layers: int = config.num_hidden_layers
-        self.device: torch.device = model.device
-        self.dtype: torch.dtype = model.dtype
         tensors = {id(p): p for p in model.parameters()}
         self.parameters = sum(p.numel() for p in tensors.values())
         self.weight_bytes = sum(p.nbytes for p in tensors.values())
@@ -173,11 +169,30 @@ class TransformersModel:
         self._engine.set_attn_implementation(IMPLEMENTATION)
         self._lock = threading.Lock()
         self._cache = _Cache(self.layers)
+        _ = self.eos_ids  # that they are ids
         probe(self)
         self.costs = costs_of(model, [handle.widths for handle in self._cache.handles])
         self.kv_heads, keys, values = self._cache.handles[0].widths
         self.head_dim: int = keys
         self._picture = seen
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids the model gives logits for: the rows of its output matrix."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def ids_read(self) -> int:
+        """Ids the model can be given: the rows of its input embeddings."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -277,7 +292,7 @@ class TransformersModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The same for states [..., width], outside of inference mode: gradients pass to the states."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
-        return self._tail()(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
+        return self._tail()(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], self.vocab_size)
 
     def _tail(self) -> torch.nn.Module:
         return kept(self, ("tail",), lambda: tail_of(self.model, self.layers))
@@ -366,8 +381,8 @@ _wrapped: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 def wrap(model: PreTrainedModel, tokenizer: Any = None) -> TransformersModel:
-    """The `LanguageModel` of a model that is already in memory, as it is now; made once per model and tokenizer while it
-    is in use. Without a tokenizer it is the one made last."""
+    """The `LanguageModel` of a model that is already in memory, as it is now; made once per model and tokenizer while
+    it is in use. Without a tokenizer it is the one made last."""
     key = (id(model), None if tokenizer is None else id(tokenizer))
     lm = _wrapped.get(key)
     if lm is not None:

@@ -7,12 +7,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["INDEX", "WEIGHTS", "Entry", "check_directory", "digest", "first_line", "mapped", "refuse_misfits", "refuse_no_object", "some", "stamp"]
+__all__ = [
+    "INDEX", "WEIGHTS", "Entry", "check_directory", "digest", "first_line", "mapped", "refuse_misfits",
+    "refuse_no_object", "some", "stamp",
+]  # fmt: skip
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")  # suffixes of what a model is loaded from
@@ -125,32 +131,24 @@ def _header(file: Path, name: str) -> dict[str, Entry]:
     }
 
 
-def refuse_misfits(name: str, expected: Mapping[str, tuple[int, ...]], numbers: int, found: Mapping[str, Entry]) -> None:
+def refuse_misfits(name: str, model: nn.Module, found: Mapping[str, Entry]) -> None:
     """Raise BadInput, by name, where tensors have other sizes than the model asks for or are no floating-point numbers,
-    or where it asks for more numbers than there are. expected: shapes by name; numbers: of all its weights."""
+    or where it asks for more numbers than there are. model: as its config describes it, on the device "meta"."""
+    expected = {key: tuple(weight.shape) for key, weight in model.named_parameters(remove_duplicate=False)}
     wrong = [
         f"{key} {list(entry.shape)} for {list(expected[key])}"
         for key, entry in found.items()
-        if key in expected and tuple(expected[key]) != entry.shape
+        if key in expected and expected[key] != entry.shape
     ]
     if wrong:
-        raise BadInput(f"{name!r}: its files do not fit its config.json: {some(wrong)}; one of them is of another model")
+        raise BadInput(f"{name!r}: its files do not fit its config.json: {some(wrong)}; one is of another model")
     coded = [f"{key} {entry.dtype}" for key, entry in found.items() if key in expected and entry.dtype not in FLOATS]
     if coded:
         raise BadInput(f"{name!r}: weights are no floating-point numbers, and config.json names no code: {some(coded)}")
-    held = sum(_count(entry.shape) for entry in found.values())
-    if numbers > held:
-        raise BadInput(
-            f"{name!r} is not whole: config.json asks for {numbers} numbers and its files hold {held};"
-            " weights are missing, or it is the config of another model"
-        )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+    if sum(weight.numel() for weight in model.parameters()) > sum(prod(entry.shape) for entry in found.values()):
+        there = {id(weight) for key, weight in model.named_parameters(remove_duplicate=False) if key in found}
+        lacking = [key for key, weight in model.named_parameters() if id(weight) not in there]
+        raise BadInput(f"{name!r} is not whole: weights are missing from its files: {some(lacking)}")
 
 
 def stamp(*folders: Path | None) -> tuple:
@@ -183,6 +181,6 @@ def digest(tensors: Mapping[str, Entry]) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line: its first line, and the second where the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    text = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(" ,;:")
     text = f"{type(error).__name__}: {text}" if isinstance(error, KeyError | ZeroDivisionError | TypeError) else text
     return text if len(text) <= 300 else text[:300] + "…"

@@ -146,13 +146,9 @@ def _fused_figures(laws: DeviceLaws, ids: torch.Tensor, temperature: float | Non
 
 
 def fit(rows: torch.Tensor, size: int) -> torch.Tensor:
-    """Log-probabilities [R, V'] on another vocabulary size (models pad their embeddings differently)."""
-    surplus = rows.shape[-1] - size
-    if surplus == 0:
-        return rows
-    if surplus > 0:
-        return rows[:, :size].log_softmax(-1)
-    return torch.cat([rows, rows.new_full((len(rows), -surplus), -torch.inf)], -1)
+    """Log-probabilities [R, V'] on a vocabulary that is as large or larger: ids that are lacking have none."""
+    lacking = size - rows.shape[-1]
+    return rows if not lacking else torch.cat([rows, rows.new_full((len(rows), lacking), -torch.inf)], -1)
 
 
 @lru_cache

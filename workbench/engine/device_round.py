@@ -18,6 +18,7 @@ import torch
 from workbench.cache.static import LiveRows, StaticRun
 from workbench.engine.device_law import DeviceLaws, DeviceSampling, fit
 from workbench.engine.graph import Replayed
+from workbench.engine.vocabulary import cut
 from workbench_kernels import verification
 
 if TYPE_CHECKING:
@@ -191,8 +192,9 @@ class DeviceRound:
         ids, positions, live = self._inputs[1:], torch.cat([root - 1, root]), self._draft_rows[0].at(root - 1)
         for depth, count in enumerate(template.branching):
             parents = len(template.levels[depth])
-            logits = self.draft_model.forward(ids, positions, live, last=1 if depth == 0 else 0)
-            laws = sampling.laws(logits)
+            known = ids.clamp(max=self.draft_model.ids_read - 1)  # as on the host: `vocabulary.readable`
+            logits = self.draft_model.forward(known, positions, live, last=1 if depth == 0 else 0)
+            laws = sampling.laws(cut(logits, self.model.vocab_size))
             laws.raw, laws.scores = (fit(part, self.model.vocab_size) for part in (laws.raw, laws.scores))
             place = (root + depth + 1).expand(parents)
             drawn, found = sampling.draw(laws, place, count, "target" if template.coupled else "draft")

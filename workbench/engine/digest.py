@@ -21,7 +21,7 @@ __all__ = ["Digest"]
 
 CHEAP = 2**30  # bytes of a model in memory that are hashed; of larger ones the digest is null
 LARGE = 2**27  # bytes of files whose digest is kept beyond the process
-SAMPLES = 2**16  # numbers of a weight that are looked at to see whether it was changed, at least one of every row
+SAMPLES = 2**12  # numbers of a weight that are looked at to see whether it was changed, at least one of every row
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",

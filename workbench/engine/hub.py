@@ -1,5 +1,4 @@
-"""Files of a hub id: brought onto this machine before anything else looks at them, and refused at once where they cannot
-be."""
+"""Files of a hub id: brought onto this machine before anything else looks at them, or refused at once."""
 
 import json
 import socket
@@ -19,7 +18,7 @@ _MAYBE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for
 
 
 def reachable() -> bool:
-    """Whether the hub answers. Asked once, since libraries go on trying for half a minute; behind a proxy nobody knows."""
+    """Whether the hub answers; asked since libraries go on trying for half a minute. Behind a proxy nobody knows."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

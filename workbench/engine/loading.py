@@ -1,8 +1,8 @@
 """Loading models: the embedded pair, a hub id, a local directory; safetensors only, no remote code unless asked for.
 
-A model is what its files say: weights that are missing, unexpected or of another size are refused by name. Loaded models
-live in one cache keyed by all arguments of `load`, as long as the files stay as they are, and are shared. transformers is
-imported with the first model, which lets the app serve its page some seconds earlier.
+A model is what its files say: weights that are missing, unexpected or of another size are refused by name. Loaded
+models live in one cache keyed by all arguments of `load`, as long as the files stay as they are, and are shared.
+transformers is imported with the first model, which lets the app serve its page some seconds earlier.
 """
 
 import re
@@ -120,15 +120,16 @@ def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer:
     other += [option for option, value in {"revision": revision, "tokenizer": tokenizer}.items() if value is not None]
     if other:
         raise BadInput(
-            f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {other[0]} cannot"
-            " be chosen for it; change the model, or register another"
+            f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {other[0]}"
+            " cannot be chosen for it; change the model, or register another"
         )
     return lm
 
 
 def place_of(name: str | Path, what: str = "model") -> Path | str:
     """The local folder that a name means, or the name itself where it can be a hub id. Raises BadInput for others."""
-    shown = repr(name) if len(repr(name)) < 100 else f"{repr(name)[:80]}… ({len(str(name))} characters)"
+    shown = repr(str(name) if isinstance(name, Path) else name)
+    shown = shown if len(shown) < 200 else f"{shown[:80]}… ({len(shown)} characters)"
     if not isinstance(name, str | Path):
         raise BadInput(f"{what}: expected a name or a directory, got {shown}")
     try:
@@ -247,7 +248,7 @@ def _weights(name: str, source: Path | str, tensors: dict, dtype: torch.dtype | 
     for kind, meaning in _FAULTS.items():
         if found := sorted(told.get(kind) or (), key=str):
             names = (entry if isinstance(entry, str) else entry[0] for entry in found)
-            raise BadInput(f"{name!r}: {meaning}: {checkpoint.some(names)}; its config.json is of another model, or cut")
+            raise BadInput(f"{name!r}: {meaning}: {checkpoint.some(names)}; expected a whole checkpoint of one model")
     _own_memory(model)
     return model
 
@@ -265,19 +266,18 @@ def _refuse_misfits(name: str, config: Any, tensors: dict, trust_remote_code: bo
     from transformers import AutoModelForCausalLM
 
     text = config.get_text_config()
-    if int(getattr(text, "num_hidden_layers", 0) or 0) > len(tensors):
+    if int(getattr(text, "num_hidden_layers", 0) or 0) > max(1000, len(tensors)):  # too many to be made and named
         raise BadInput(
             f"{name!r} is not whole: config.json says {text.num_hidden_layers} layers, and its files hold"
             f" {len(tensors)} tensors"
         )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    shapes = {key: tuple(weight.shape) for key, weight in model.named_parameters(remove_duplicate=False)}
-    checkpoint.refuse_misfits(name, shapes, sum(weight.numel() for weight in model.parameters()), tensors)
+    checkpoint.refuse_misfits(name, model, tensors)
 
 
 def _own_memory(model: torch.nn.Module) -> None:
-    """Weights that are the file itself, mapped into memory, are copied: who writes the file anew does not reach them."""
+    """Copy weights that are the file itself, mapped into memory: who writes the file anew does not reach them."""
     for weight in [*model.parameters(), *model.buffers()]:
         if weight.device.type == "cpu":
             weight.data = weight.data.clone()
@@ -297,8 +297,10 @@ def _door(name: str, what: str, remedy: str = "") -> Iterator[None]:
     """Whatever a library raises while a model is loaded becomes one line that names the model."""
     try:
         yield
-    except WorkbenchError:
-        raise
+    except WorkbenchError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name!r}: {error}") from error
     except Exception as error:
         first = checkpoint.first_line(error)
         if "trust_remote_code" in str(error):
@@ -309,7 +311,7 @@ def _door(name: str, what: str, remedy: str = "") -> Iterator[None]:
 
 @contextmanager
 def _quiet(small: bool):
-    """No report of what the loading finds, which is refused by name; no progress bar for a model that loads in a blink."""
+    """No report of what the loading finds, which is refused by name; no progress bar for what loads in a blink."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -1,5 +1,6 @@
 """Which models the engine serves: told from class and config, then tried out; and what their configs say."""
 
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,10 @@ __all__ = ["context_of", "eos_ids", "probe", "refuse_unserved"]
 def context_of(config: Any) -> int:
     """Positions a model serves. Where the rotary factors change at a length (longrope), that length: beyond it the
     law would depend on how many tokens a forward holds."""
-    longest = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 2**20)
+    told = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    longest = next((int(value) for value in told if value is not None), 2**20)
+    if longest < 2:
+        raise BadInput(f"the model's config says a context of {longest} tokens; expected at least 2")
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         original = rope.get("original_max_position_embeddings")
@@ -27,11 +31,15 @@ def context_of(config: Any) -> int:
 
 
 def eos_ids(model: PreTrainedModel) -> frozenset[int]:
-    """End-of-text ids of the model's generation config, else of its config."""
+    """End-of-text ids of the model's generation config, else of its config. Raises BadInput where they are none."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if found is None:
         found = getattr(model.config.get_text_config(), "eos_token_id", None)
-    return frozenset() if found is None else frozenset([found] if isinstance(found, int) else found)
+    found = () if found is None else found
+    try:
+        return frozenset(map(index, [found] if isinstance(found, int) else list(found)))
+    except TypeError:
+        raise BadInput(f"the model's end-of-text ids: expected integers, got {found!r}") from None
 
 
 def refuse_unserved(model: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.engine.model import LanguageModel
+from workbench.engine.vocabulary import ids_read
 from workbench.errors import BadInput
 
 __all__ = ["TextStream", "encode_prompt", "single_token"]
@@ -28,10 +29,15 @@ def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[list[int], str]:
         ids = _encode_chat(lm, prompt)
     else:
         ids = list(prompt)
-        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < lm.vocab_size for i in ids):
-            raise BadInput(f"prompt ids: expected integers in [0, {lm.vocab_size})")
+        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < ids_read(lm) for i in ids):
+            raise BadInput(f"prompt ids: expected integers in [0, {ids_read(lm)})")
     if not ids:
         raise BadInput("the prompt is empty: it has no tokens")
+    if max(ids) >= ids_read(lm):
+        raise BadInput(
+            f"the tokenizer of {lm.name!r} gives id {max(ids)}, and the model reads ids below {ids_read(lm)}; resize"
+            " its embeddings (resize_token_embeddings), or load the tokenizer that belongs to it"
+        )
     if len(ids) >= lm.context:
         raise BadInput(
             f"the prompt has {len(ids)} tokens and {lm.name!r} a context of {lm.context}; expected at most"

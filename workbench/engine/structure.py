@@ -32,10 +32,10 @@ def layers_of(model: nn.Module, count: int) -> tuple[nn.Module, str]:
     found: dict[str, tuple[nn.Module, str]] = {}
     base = model.base_model
     for path, module in base.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            if not any(path.startswith(f"{outer}.") for outer in found):
-                owner, _, name = path.rpartition(".")
-                found[path] = (base.get_submodule(owner), name)
+        listed = isinstance(module, nn.ModuleList) and len(module) == count
+        if listed and not any(path.startswith(f"{outer}.") for outer in found):
+            owner, _, name = path.rpartition(".")
+            found[path] = (base.get_submodule(owner), name)
     if len(found) != 1:
         raise Unsupported(f"layers: {type(model).__name__} does not keep its decoder layers in one list")
     return next(iter(found.values()))
@@ -71,7 +71,7 @@ class _Out(SimpleNamespace):
         return (self.last_hidden_state,)[index]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def tail_of(model: nn.Module, count: int) -> nn.Module:
     """A module that takes final hidden states [B, R, width] as `inputs_embeds` and returns an output with the model's
     `logits`: the model itself, all before the head left out, so that whatever it does with its logits is done.

@@ -4,6 +4,7 @@ Its law depends on the last two tokens through a fixed table. What a row sees it
 "key" of a token is its id, the "value" its position), so staging, masks, commits and forks are put to the proof too.
 """
 
+import hashlib
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -83,7 +84,8 @@ class ToyModel:
         return 16
 
     def describe(self) -> dict:
-        return facts(self, "ToyModel", {"table": tuple(self.table.shape)})
+        digest = hashlib.sha256(self.table.numpy()).hexdigest()
+        return facts(self, "ToyModel", {"table": tuple(self.table.shape)}, digest)
 
 
 class _Tokenizer:

@@ -7,10 +7,12 @@ import torch
 
 from workbench.engine import noise
 from workbench.engine.distribution import draw
+from workbench.engine.vocabulary import known_only, widened
 from workbench.speculation.tree import DIST, MAX_NODES, POINT, DraftTree
 
 if TYPE_CHECKING:
     from workbench.decoders.base import RoundLog, State
+    from workbench.engine.distribution import Law
 
 __all__ = ["Growth"]
 
@@ -64,14 +66,18 @@ class Growth:
     def learn(self, nodes: list[int], logits: torch.Tensor) -> None:
         """Note the laws after nodes from logits [n, V']: under the run's own sampling settings, and raw."""
         tree, tokens = self.tree, self.state.tokens
-        law = self.log.law(logits, lambda row: tokens + [tree.tokens[n] for n in tree.path(nodes[row])])
+        law = self._law(logits, lambda row: tokens + [tree.tokens[n] for n in tree.path(nodes[row])])
         if self._confidence:
             tree.confidence |= zip(nodes, law.raw.amax(-1).exp().tolist(), strict=True)
         for row, node in enumerate(nodes):
-            tree.raw[node] = _fit(law.raw[row], self._vocab)
-            tree.rows[node] = _fit(law.scores[row], self._vocab)
+            tree.raw[node], tree.rows[node] = law.raw[row], law.scores[row]
         if self.log.settings.level == "full":
-            self._keep(law.raw, nodes, [self.place(node) for node in nodes], [self.best(n, BEST) for n in nodes])
+            self._keep(
+                law.raw[:, : logits.shape[-1]],
+                nodes,
+                [self.place(node) for node in nodes],
+                [self.best(n, BEST) for n in nodes],
+            )
 
     def overread(self, logits: torch.Tensor) -> None:
         """At level `full`, note what the drafter would have proposed where it was not asked: logits [m, V'] after the m
@@ -79,9 +85,16 @@ class Growth:
         if self.log.settings.level != "full" or not len(logits):
             return
         places = range(self.base + 1 - len(logits), self.base + 1)
-        law = self.log.law(logits, lambda row: self.state.tokens[: places[row]])
-        best = [self._best(_fit(law.scores[i], self._vocab), place, BEST) for i, place in enumerate(places)]
-        self._keep(law.raw, [-1] * len(logits), list(places), best)
+        law = self._law(logits, lambda row: self.state.tokens[: places[row]])
+        best = [self._best(law.scores[i], place, BEST) for i, place in enumerate(places)]
+        self._keep(law.raw[:, : logits.shape[-1]], [-1] * len(logits), list(places), best)
+
+    def _law(self, logits: torch.Tensor, prefixes: Callable[[int], Sequence[int]]) -> "Law":
+        """The laws of a drafter's logits [n, V'], on the target's vocabulary from the beginning: what is cut off or
+        lacking must not count in any cut."""
+        known = logits.shape[-1]
+        law = self.log.law(widened(logits, self._vocab), prefixes)
+        return known_only(law, known) if known < self._vocab else law
 
     def _keep(self, raw: torch.Tensor, nodes: list[int], places: list[int], best: list[list[int]]) -> None:
         self.log.keep_rows("draft", raw, {"position": places, "node": nodes, "best": best})
@@ -169,12 +182,3 @@ class Growth:
     def visible(self, nodes: Sequence[int], staged: Sequence[int]) -> torch.Tensor | None:
         """What nodes see of the staged ones, as `CacheStore.begin` takes it: themselves and their ancestors."""
         return None if self.tree.is_chain else self.tree.ancestors()[list(nodes)][:, list(staged)]
-
-
-def _fit(row: torch.Tensor, size: int) -> torch.Tensor:
-    """A row of log-probabilities on the target's vocabulary size (models pad their embeddings differently)."""
-    if len(row) == size:
-        return row
-    if len(row) > size:
-        return row[:size].log_softmax(-1)
-    return torch.cat([row, row.new_full((size - len(row),), -torch.inf)])

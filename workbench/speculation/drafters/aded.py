@@ -13,7 +13,7 @@ import torch
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
 from workbench.speculation.drafters.base import Drafter
-from workbench.speculation.drafters.corpus import trigrams
+from workbench.speculation.drafters.corpus import look_again, trigrams
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
@@ -91,6 +91,7 @@ class ADED(Drafter):
 
     def check(self, lm: LanguageModel) -> None:
         if self.corpus:
+            look_again(self.corpus, lm.tokenizer)
             trigrams(self.corpus, lm.tokenizer, self.megabytes, self.width)
 
     def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from workbench.declare import Declared
 from workbench.engine.model import LanguageModel, Output
+from workbench.engine.vocabulary import ids_read
 from workbench.speculation.growth import Growth
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from workbench.cache import Stack
     from workbench.decoders.base import RoundLog, State
 
-__all__ = ["Drafter", "RowDrafter"]
+__all__ = ["Drafter", "RowDrafter", "check_layers"]
 
 
 class Drafter(Declared):
@@ -75,7 +76,7 @@ class Drafter(Declared):
     def chain(self, state: "State", shape: DraftShape, tokens: Sequence[int], depth: int) -> DraftTree:
         """A proposed continuation as a tree: POINT nodes in a line, as far as the shape asks and `depth` reaches."""
         tree = DraftTree([state.pending])
-        for token in tokens[:depth]:
+        for token in known(state, tokens[:depth]):
             asked = shape.ask(tree, state.memory)
             if not asked:
                 break
@@ -92,7 +93,7 @@ class Drafter(Declared):
         tree, known = DraftTree([state.pending]), {}
         for path in paths:
             node = 0
-            for token in path[:depth]:
+            for token in known(state, path[:depth]):
                 if (node, token) not in known:
                     if len(tree) > shape.budget:
                         return tree
@@ -143,3 +144,16 @@ class RowDrafter(Drafter):
 
     def drafted(self, state: "State", growth: Growth) -> None:
         """The tree is grown: keep what `settle` will need."""
+
+
+def known(state: "State", tokens: Sequence[int]) -> Sequence[int]:
+    """A proposed text as far as the target has its tokens: a tokenizer may know more."""
+    lm = state.lanes["target"].model
+    limit = min(lm.vocab_size, ids_read(lm))
+    return next((tokens[:place] for place, token in enumerate(tokens) if token >= limit), tokens)
+
+
+def check_layers(lm: LanguageModel) -> None:
+    """For a drafter's `check`: raise Unsupported where the target cannot run some of its layers only."""
+    if hasattr(lm, "check_layers"):
+        lm.check_layers()

@@ -10,10 +10,24 @@ import numpy as np
 
 from workbench.errors import BadInput
 
-__all__ = ["SEPARATOR", "SuffixIndex", "Trigrams", "corpus_ids", "suffix_index", "trigrams"]
+__all__ = ["SEPARATOR", "SuffixIndex", "Trigrams", "corpus_ids", "look_again", "suffix_index", "trigrams"]
 
 ORDER = 16  # contexts are sorted by so many tokens
 SEPARATOR = 2**31 - 1  # stands before each document; no token has this id
+
+_seen: dict[str, tuple] = {}  # path -> its files and its tokenizer's size when it was read
+
+
+def look_again(path: str, tokenizer: Any) -> None:
+    """Forget what was read of texts that changed since, or with a tokenizer that did; called before a run."""
+    root = Path(path).expanduser()
+    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    facts = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    now = (*facts, len(tokenizer) if hasattr(tokenizer, "__len__") else 0)
+    if _seen.get(path, now) != now:
+        for table in (corpus_ids, suffix_index, trigrams):
+            table.cache_clear()
+    _seen[path] = now
 
 
 @lru_cache(maxsize=4)

@@ -46,6 +46,8 @@ class DraftModel(RowDrafter):
 
     def reach(self, state: "State") -> int:
         lane = state.lanes["draft"]
+        if not lane.reads(state.pending):
+            return 0  # an id the draft does not have is not drafted on
         return min(lane.model.context - len(state.tokens), lane.room(len(state.tokens)) + 1)  # leaves are not fed
 
     def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """The target's own first layers draft, and verification goes on from where they stopped."""
 
-import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -8,12 +7,12 @@ import torch
 
 from workbench.declare import register, setting
 from workbench.engine.distribution import Law
-from workbench.engine.model import LanguageModel, Output
+from workbench.engine.model import LanguageModel, Output, kept
 from workbench.errors import BadInput
-from workbench.speculation.drafters.base import RowDrafter
+from workbench.speculation.drafters.base import RowDrafter, check_layers
 from workbench.speculation.growth import Growth
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.adapter import AdapterModel, Adapters, final_norm
+from workbench.speculation.heads.adapter import AdapterModel, Adapters, check_exits
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.confidence import ConfidenceStop
 from workbench.speculation.tree import DraftTree
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from workbench.decoders.base import RoundLog, State
 
 __all__ = ["Kangaroo"]
-
-_models: weakref.WeakValueDictionary[tuple, AdapterModel] = weakref.WeakValueDictionary()
 
 
 @dataclass
@@ -82,8 +79,9 @@ class Kangaroo(RowDrafter):
             raise BadInput(
                 f"Kangaroo(exits={list(self.exits)}): {lm.name!r} has {lm.layers} layers; exit before the last"
             )
+        check_layers(lm)
         if self.weights is None:
-            final_norm(lm)
+            check_exits(lm)
 
     def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         if self.weights is None:
@@ -93,11 +91,8 @@ class Kangaroo(RowDrafter):
             raise BadInput(
                 f"Kangaroo: no adapter behind {missing[0]} layers; {self.weights!r} has {list(module.exits)}"
             )
-        key = (id(lm), id(module), self.exits)
-        found = _models.get(key)
-        if found is None:
-            found = _models[key] = AdapterModel(lm, module, self.exits, f"{lm.name} adapters")
-        return {"draft": found}
+        name = f"{lm.name} adapters"
+        return {"draft": kept(lm, ("lane", module, self.exits), lambda: AdapterModel(lm, module, self.exits, name))}
 
     def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
         lane = state.lanes["draft"]
@@ -117,7 +112,7 @@ class Kangaroo(RowDrafter):
         mask = growth.visible(nodes, [*growth.fed, *nodes])
         states = self._early(growth.log, early, [growth.tree.tokens[n] for n in nodes], positions, mask)
         if self.weights is None:
-            return bare_logits(growth.state.lanes["target"].model, states)
+            return growth.state.lanes["target"].model.exit_logits(states)
         layer = (self.exits.index(early.exit),)
         return growth.log.forward("draft", states, positions, mask, layers=layer).logits
 
@@ -174,7 +169,7 @@ class Kangaroo(RowDrafter):
                 found[exit] = log.forward("draft", states[exit], places, None, asked, layers=(layer,)).logits
             log.commit("draft", range(len(stays)))
         elif early.watch:
-            found = {exit: bare_logits(state.lanes["target"].model, states[exit]) for exit in self.exits}
+            found = {exit: state.lanes["target"].model.exit_logits(states[exit]) for exit in self.exits}
         if early.watch:
             self._compare(state, log, found, logits[stays])
 
@@ -196,9 +191,3 @@ class Kangaroo(RowDrafter):
                 agreed[exit] = torch.minimum(own.scores.exp(), target).sum(-1).tolist()
             sure[exit] = own.raw.amax(-1).exp().tolist()
         state.memory["exits"] = {"layers": state.lanes["target"].model.layers, "agreed": agreed, "confidence": sure}
-
-
-@torch.inference_mode()
-def bare_logits(lm: LanguageModel, states: torch.Tensor) -> torch.Tensor:
-    """[R, V] what a target's own norm and head make of exit states [R, width]."""
-    return lm.head(final_norm(lm)(states))

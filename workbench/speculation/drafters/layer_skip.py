@@ -10,7 +10,7 @@ import torch
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
-from workbench.speculation.drafters.base import RowDrafter
+from workbench.speculation.drafters.base import RowDrafter, check_layers
 from workbench.speculation.growth import Growth
 from workbench.speculation.shapes.adaptive import AdaptiveConfidence
 from workbench.speculation.shapes.base import DraftShape
@@ -45,6 +45,7 @@ class LayerSkip(RowDrafter):
     def check(self, lm: LanguageModel) -> None:
         if not set(self.skip) < set(range(lm.layers)):
             raise BadInput(f"LayerSkip(skip={list(self.skip)}): {lm.name!r} has layers 0 to {lm.layers - 1}; keep one")
+        check_layers(lm)
 
     def kept(self, layers: int) -> list[int]:
         """The layers that draft, of so many."""

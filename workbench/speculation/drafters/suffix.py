@@ -11,7 +11,7 @@ from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
 from workbench.speculation.drafters.base import Drafter
-from workbench.speculation.drafters.corpus import ORDER, suffix_index
+from workbench.speculation.drafters.corpus import ORDER, look_again, suffix_index
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
@@ -51,6 +51,7 @@ class SuffixRetrieval(Drafter):
 
     def check(self, lm: LanguageModel) -> None:
         if self.corpus:
+            look_again(self.corpus, lm.tokenizer)
             suffix_index(self.corpus, lm.tokenizer, self.megabytes)
 
     def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:

@@ -13,22 +13,24 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
+from workbench.engine.digest import Digest
 from workbench.engine.model import LanguageModel, Output, facts
 from workbench.errors import Unsupported
 from workbench.speculation.heads.modules import Attend, Attention
 
-__all__ = ["AdapterModel", "Adapters", "final_norm"]
-
-_NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm")
+__all__ = ["AdapterModel", "Adapters", "check_exits", "final_norm"]
 
 
 def final_norm(lm: LanguageModel) -> nn.Module:
-    """The norm between a target's last layer and its head. Raises Unsupported where the model shows none."""
-    base = getattr(lm.model, "base_model", None)
-    for name in _NORMS:
-        if isinstance(found := getattr(base, name, None), nn.Module):
-            return found
-    raise Unsupported(f"early exit: {lm.name!r} has no final norm by any of the names {', '.join(_NORMS)}")
+    """The norm between a target's last layer and its head. Raises Unsupported where there is none, or more than one."""
+    if not hasattr(lm, "final_norm"):
+        raise Unsupported(f"early exit: {lm.name!r} shows no norm between its layers and its head")
+    return lm.final_norm
+
+
+def check_exits(lm: LanguageModel) -> None:
+    """Raise Unsupported where a target's own norm and head cannot read the states behind its first layers."""
+    final_norm(lm)
 
 
 class Adapter(nn.Module):
@@ -68,7 +70,7 @@ class AdapterModel:
 
     def __init__(self, lm: LanguageModel, module: Adapters, exits: Sequence[int], name: str):
         self.target, self.exits = lm, tuple(exits)
-        self.module = module
+        self.module, self._digest = module, Digest(module)
         self.adapters = [module.adapters[module.exits.index(e)] for e in self.exits]
         attention = self.adapters[0].attention
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
@@ -128,4 +130,4 @@ class AdapterModel:
             for exit, a in zip(self.exits, self.adapters, strict=True)
             for n, p in a.named_parameters()
         }
-        return facts(self, "Adapters", shapes)
+        return facts(self, "Adapters", shapes, self._digest.of(self.module))

@@ -8,6 +8,7 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
+from workbench.engine.digest import Digest
 from workbench.engine.model import LanguageModel, Output, facts
 
 __all__ = ["FeatureModel"]
@@ -24,7 +25,7 @@ class FeatureModel:
     gives_mass = False
 
     def __init__(self, name: str, module: nn.Module, lm: LanguageModel, blank: Callable[[Sequence[int]], torch.Tensor]):
-        self.module, self.target, self._blank = module, lm, blank
+        self.module, self.target, self._blank, self._digest = module, lm, blank, Digest(module)
         self.name, self.key, self.tokenizer = name, ("part", name, id(module)), lm.tokenizer
         self.vocab_size, self.context, self.layers = lm.vocab_size, lm.context, 1
         self.device, self.dtype, self.eos_ids = lm.device, lm.dtype, lm.eos_ids
@@ -82,4 +83,4 @@ class FeatureModel:
 
     def describe(self) -> dict[str, Any]:
         shapes = {n: (*p.shape, str(p.dtype)) for n, p in self.module.named_parameters()}
-        return facts(self, type(self.module).__name__, shapes)
+        return facts(self, type(self.module).__name__, shapes, self._digest.of(self.module))

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from workbench.engine.checkpoint import first_line
 from workbench.engine.loading import PRETRAINED
 from workbench.engine.model import LanguageModel, kept
 from workbench.errors import BadInput
@@ -76,12 +77,13 @@ def load(kind: str, make: Callable[..., Module], weights: str, lm: LanguageModel
     make: its class. Raises BadInput, naming the command that trains one, where the file is missing, holds another
     kind of part, or belongs to another target.
     """
-    file = find(kind, weights)
+    file = find(kind, weights).absolute()
     try:
-        made = os.stat(file).st_mtime_ns
-    except OSError:
-        made = 0
-    return kept(lm, (kind, weights, made), lambda: _load(kind, make, weights, file, lm))
+        stat = os.stat(file)
+        made = (stat.st_mtime_ns, stat.st_size)
+    except (OSError, ValueError):
+        made = ()
+    return kept(lm, (kind, file, made), lambda: _load(kind, make, weights, file, lm))
 
 
 def _load(kind: str, make: Callable[..., Module], weights: str, file: Path, lm: LanguageModel) -> Module:
@@ -92,16 +94,28 @@ def _load(kind: str, make: Callable[..., Module], weights: str, file: Path, lm: 
         with safe_open(file, "pt") as opened:
             facts = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
-    except (OSError, SafetensorError):
+    except (OSError, ValueError, SafetensorError):
         raise BadInput(f"weights={weights!r}: no {kind} weights in {str(file)!r}; {remedy}") from None
     if facts.get("kind") != kind:
         raise BadInput(f"weights={weights!r}: {file.name} holds {facts.get('kind')!r}, not {kind!r}; {remedy}")
-    theirs = json.loads(facts["probe"])
-    if lm.vocab_size != int(facts["vocabulary"]) or len(ours) != len(theirs) or _distance(ours, theirs) > CLOSE:
-        raise BadInput(f"weights={weights!r}: {kind} was trained for {facts['target']!r}, not {lm.name!r}; {remedy}")
-    module = make(**json.loads(facts["shape"]))
-    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    try:
+        theirs, size, target = json.loads(facts["probe"]), int(facts["vocabulary"]), facts["target"]
+        fits = size == lm.vocab_size and len(ours) == len(theirs) and _distance(ours, theirs) <= CLOSE
+        module = _made(make, json.loads(facts["shape"]), tensors) if fits else None
+    except Exception as error:  # whatever its metadata and its tensors lack of each other
+        raise BadInput(f"weights={weights!r}: {file.name} is damaged ({first_line(error)}); {remedy}") from None
+    if module is None:
+        raise BadInput(f"weights={weights!r}: {kind} was trained for {target!r}, not {lm.name!r}; {remedy}")
     return module.to(lm.device, lm.dtype).eval().requires_grad_(False)
+
+
+def _made(make: Callable[..., Module], shape: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Module:
+    """A module with its weights; RuntimeError where they are not its own, before it takes any memory."""
+    with torch.device("meta"):
+        make(**shape).load_state_dict(tensors)
+    module = make(**shape)
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return module
 
 
 def _distance(a: list[float], b: list[float]) -> float:

@@ -92,8 +92,8 @@ class Batch:
         return self.lm.model.get_input_embeddings()(tokens)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """States [..., width] -> the target's logits [..., V]; gradients pass to the states."""
-        return self.lm.model.get_output_embeddings()(hidden)
+        """States [..., width] -> the target's logits [..., V], scale and cap included; gradients pass to the states."""
+        return self.lm.logits(hidden)
 
     def cross_entropy(self, hidden: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
         """Mean, in nats, of the head over states [..., width] against probabilities [..., V]."""
