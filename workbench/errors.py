@@ -1,7 +1,6 @@
 """The errors a user can cause or meet; each message says what was wrong, what was expected and what to do."""
 
 import reprlib
-from typing import Any
 
 __all__ = ["BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError", "shown"]
 
@@ -27,7 +26,7 @@ class NumericalError(WorkbenchError, ArithmeticError):
     """NaN or infinite logits; the run ends there and its trace is kept."""
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as an error names it: in one line, and not endless."""
     try:
         return " ".join(reprlib.repr(value).split())

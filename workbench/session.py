@@ -126,10 +126,10 @@ class Session:
         """The new text up to the cursor."""
         return self.text_from(0)
 
-    def text_from(self, start: int) -> str:
-        """The new text from new token `start` up to the cursor, for whoever shows it as it grows."""
+    def text_from(self, start: int, stop: int | None = None) -> str:
+        """The new text from new token `start` up to `stop`, by default the cursor; for whoever shows it as it grows."""
         texts: list[str] = []
-        index, stop = self.trace.index, self._cursor
+        index, stop = self.trace.index, self._cursor if stop is None else stop
         for number in range(index.at(start), min(index.at(stop - 1) + 1, len(index))):
             before = index.start(number)
             found = index.event(number).get("tokens", {}).get("text", ())
