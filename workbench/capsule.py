@@ -18,6 +18,7 @@ from workbench import web
 from workbench.errors import BadInput, BadTrace
 from workbench.headline import headline
 from workbench.trace import Trace, storage
+from workbench.trace.files import target, write_whole
 
 __all__ = ["add_options", "capsule_of", "convert", "open_capsule", "write_capsule"]
 
@@ -87,16 +88,9 @@ def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader 
 
 def write_capsule(trace: Trace, path: str | Path, **options: Any) -> Path:
     """Write the page, all or nothing; `options` are those of `capsule_of`. BadInput where that is impossible."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(capsule_of(trace, **options), encoding="utf-8", newline="\n")
-        os.replace(beside, path)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; choose an existing folder you may write to") from None
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
+    target(path)  # refused before the page is made
+    write_whole(path, capsule_of(trace, **options).encode())
+    return Path(os.fsdecode(path))
 
 
 def open_capsule(path: str | Path) -> Trace:
@@ -123,8 +117,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def convert(trace: str, out: str | None = None, title: str | None = None, overwrite: bool = False) -> Path:
     """Write the capsule of a trace file. BadInput where there is one already, unless `overwrite`."""
-    path, read = Path(out) if out else Path(trace).with_suffix(".html"), Trace.load(trace)
-    if path.exists() and not overwrite:
+    read = Trace.load(trace)
+    path = Path(trace).with_suffix(".html") if out is None else out
+    if target(path).exists() and not overwrite:
         raise BadInput(f"{path} exists already; choose another --out, or pass --overwrite")
     return write_capsule(read, path, title=title)
 

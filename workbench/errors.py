@@ -1,6 +1,8 @@
 """The errors a user can cause or meet; each message says what was wrong, what was expected and what to do."""
 
-__all__ = ["BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError"]
+import reprlib
+
+__all__ = ["BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError", "shown"]
 
 
 class WorkbenchError(Exception):
@@ -8,7 +10,8 @@ class WorkbenchError(Exception):
 
 
 class BadInput(WorkbenchError, ValueError):
-    """A prompt, parameter, name or combination that cannot work; raised before any work starts."""
+    """A prompt, parameter, name or combination that cannot work, raised before any work starts; or a file that cannot
+    be written, in which case nothing was."""
 
 
 class Unsupported(WorkbenchError):
@@ -21,3 +24,11 @@ class BadTrace(WorkbenchError, ValueError):
 
 class NumericalError(WorkbenchError, ArithmeticError):
     """NaN or infinite logits; the run ends there and its trace is kept."""
+
+
+def shown(value: object) -> str:
+    """A value as an error names it: in one line, and not endless."""
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        return f"a very large {type(value).__name__}"

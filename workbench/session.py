@@ -1,18 +1,24 @@
 """A session: decode step by step, look back, branch off. Works for every decoder, with no code of the decoder's own.
 
-Rounds are computed and recorded; going back moves a cursor over the record; anything else from there (another token,
-another setting) is a fork: a session and a trace of its own. States are snapshotted before every round, which copies
-nothing (a store's fork records lengths); beyond `SNAPSHOTS` of them every second one is dropped, and what is missing
-is made again from the nearest earlier one, which gives the same result, since decoding is deterministic.
+Rounds are computed, recorded, and only then taken for done: what the session knows of its rounds follows from the
+record, which grows a round at a time, whole or not at all. So an error, a full disk or Ctrl-C, wherever it falls,
+leaves a session that can go on, with no token lost or shown twice.
+
+Going back moves a cursor over the record; anything else from there (another token, another setting) is a fork: a
+session and a trace of its own. States are snapshotted before every round, which copies nothing (a store's fork records
+lengths); beyond `SNAPSHOTS` of them every second one is dropped, and what is missing is made again from the nearest
+earlier one, which gives the same result, since decoding is deterministic.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from workbench import conditions
+from workbench.arguments import whole
 from workbench.cache import as_stack
 from workbench.decoders import Autoregressive, Decoder, State
 from workbench.engine.loading import Model, as_model
@@ -20,7 +26,7 @@ from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, encode_prompt, single_token
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
 from workbench.provenance import run_event
 from workbench.trace import Recorder, Trace
 from workbench.trace.tables import expand
@@ -97,18 +103,14 @@ class Session:
 
     def _begin(self, state: State, recorder: Recorder, parent: "Session | None") -> None:
         self.parent = parent
-        self._tip = state
         self._recorder = recorder
+        self._origin = self.rounds  # rounds copied from the parent
+        self._tips = {self.rounds: state}  # rounds recorded -> the state behind them
         self._first = state
         self._given = self.settings.force if parent is None else parent._given
         self._snapshots: dict[int, State] = {}
         self._stride = 1
-        self._events = [event for event in recorder if event["type"] == "round"]
-        self._origin = len(self._events)  # rounds copied from the parent
-        self._ends: list[int] = []  # tokens committed by the end of each recorded round
-        for event in self._events:
-            self._ends.append(self.length + event["emitted"])
-        self._cursor = self._ends[-1] if self._ends else 0
+        self._cursor = self.length
         self._lock = threading.RLock()
         self._pause = threading.Event()
 
@@ -122,8 +124,17 @@ class Session:
     @property
     def text(self) -> str:
         """The new text up to the cursor."""
-        texts = [text for event in self._events for text in event.get("tokens", {}).get("text", ())]
-        return "".join(texts[: self._cursor])
+        return self.text_from(0)
+
+    def text_from(self, start: int, stop: int | None = None) -> str:
+        """The new text from new token `start` up to `stop`, by default the cursor; for whoever shows it as it grows."""
+        texts: list[str] = []
+        index, stop = self.trace.index, self._cursor if stop is None else stop
+        for number in range(index.at(start), min(index.at(stop - 1) + 1, len(index))):
+            before = index.start(number)
+            found = index.event(number).get("tokens", {}).get("text", ())
+            texts += found[max(start - before, 0) : stop - before]
+        return "".join(texts)
 
     @property
     def cursor(self) -> int:
@@ -133,26 +144,26 @@ class Session:
     @property
     def length(self) -> int:
         """New tokens recorded."""
-        return self._ends[-1] if self._ends else 0
+        return self.trace.index.last.tokens
 
     @property
     def rounds(self) -> int:
         """Rounds recorded, the prefill included."""
-        return len(self._ends)
+        return len(self.trace.index)
 
     @property
     def ended(self) -> str | None:
         """Why the run is over (`eos`, `length`, `stop`), or None."""
-        return self._tip.ended
+        return self.state.ended
 
     @property
     def state(self) -> State:
         """The state at the tip; treat it as read-only."""
-        return self._tip
+        return self._tips[self.rounds]
 
     def round_at(self, index: int) -> int:
         """The round that produced (or, at the tip, will produce) new token `index`."""
-        return next((r for r, end in enumerate(self._ends) if index < end), len(self._ends))
+        return self.trace.index.at(index)
 
     def __repr__(self) -> str:
         where = f", at {self._cursor}" if self._cursor < self.length else ""
@@ -167,37 +178,43 @@ class Session:
         Returns the round's event, or None at the end of the run. Ctrl-C, bad numbers and lack of memory leave the
         session at the end of the last complete round.
         """
-        if by not in ("round", "token"):
-            raise BadInput(f"step(by=…): expected 'round' or 'token', got {by!r}")
+        check_by(by)
         with self._lock:
-            if self._cursor >= self.length and (self.ended or not self._compute()):
-                return None
-            number = self.round_at(self._cursor)
-            self._cursor = self._cursor + 1 if by == "token" else self._ends[number]
-            return self._event(number)
+            number = self._ahead()
+            if number is not None:
+                self._cursor = self._cursor + 1 if by == "token" else self.trace.index[number].tokens
+                return self._event(number)
+
+    def _ahead(self) -> int | None:
+        """The round that holds the token at the cursor, computed where need be; None at the end of the run."""
+        if self._cursor >= self.length and not self._compute():
+            return None
+        return self.round_at(self._cursor)
 
     def _compute(self) -> bool:
-        """One emitting round at the tip (and the prefill before the first)."""
-        while not self._tip.ended:
-            self._keep(self._tip)
-            state = self._tip.fork()
+        """One emitting round at the tip (and the prefill before the first); False at the end of the run."""
+        while not (tip := self.state).ended:
+            self._keep(tip)
+            state, rounds = tip.fork(), self.rounds
             try:
                 step = self.decoder.step(state)
+                self._tips = {rounds: tip, rounds + 1: state}
+                self._recorder.round(step, state.ended)  # once it is in the log, and not before, the tip has moved
             except Exception as error:
-                self._recorder.end("error", str(error).splitlines()[0] if str(error) else type(error).__name__)
-                error.trace = self.trace
+                self._failed(error)
                 raise
-            self._tip = state
-            self._events.append(self._recorder.round(step))
-            self._ends.append(self.length + step.emitted)
-            if state.ended:
-                self._recorder.end(state.ended)
             if step.emitted:
                 return True
         return False
 
+    def _failed(self, error: Exception) -> None:
+        """Name the error in the trace, as far as that can still be written, and hand the trace over with it."""
+        with suppress(BadInput):
+            self._recorder.end("error", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        error.trace = self.trace
+
     def _event(self, number: int) -> dict[str, Any]:
-        return expand(self._events[number])
+        return expand(self.trace.index.event(number))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while (event := self.step()) is not None:
@@ -211,32 +228,28 @@ class Session:
 
         Returns the row that fulfilled the condition, else None. Ctrl-C pauses, and is raised on.
         """
-        holds = conditions.parse(until) if isinstance(until, str) else until
+        holds = until if until is None or callable(until) else conditions.parse(until)
+        rounds = None if rounds is None else whole("rounds", rounds, 0)
         self._pause.clear()
         done = 0
         while not self._pause.is_set() and (rounds is None or done < rounds):
-            before = self._cursor
-            event = self.step()
-            if event is None:
-                return None
+            with self._lock:
+                before, number = self._cursor, self._ahead()
+                if number is None:
+                    return None
+                row = None if holds is None else next(filter(holds, self._rows(number, before)), None)
+                if row is not None:
+                    note = getattr(holds, "text", "callable")
+                    self._recorder.mark("breakpoint", {"index": row["index"]}, note)
+                self._cursor = self.trace.index[number].tokens if row is None else row["index"] + 1
+            if row is not None:
+                return row
             done += 1
-            if holds is None:
-                continue
-            for row in self._rows(event):
-                if row["index"] >= before and holds(row):
-                    with self._lock:
-                        self._cursor = row["index"] + 1
-                        self._recorder.mark("breakpoint", {"index": row["index"]}, getattr(holds, "text", "callable"))
-                    return row
         return None
 
-    def _rows(self, event: dict[str, Any]) -> list[dict[str, Any]]:
-        """Rows of the tokens of one round, with the columns of its round."""
-        if event["round"] == self.rounds - 1:
-            return self.trace.last_rows()
-        tokens, rounds = self.trace.tokens, self.trace.rounds
-        whole = rounds[rounds["round"] == event["round"]].iloc[0].to_dict()
-        return [{**whole, **row} for row in tokens[tokens["round"] == event["round"]].to_dict("records")]
+    def _rows(self, number: int, start: int) -> list[dict[str, Any]]:
+        """Rows of the tokens of one round from new token `start` on, with the columns of their round."""
+        return [row for row in self.trace.rows_of(number) if row["index"] >= start]
 
     def pause(self) -> None:
         """Make a `run` in another thread stop after its current round."""
@@ -246,29 +259,30 @@ class Session:
 
     def back(self, steps: int = 1, by: str = "round") -> int:
         """Move the cursor back by rounds or tokens; returns the new cursor. Nothing recorded is lost."""
-        if steps < 0 or by not in ("round", "token"):
-            raise BadInput(f"back: expected a number of steps and by='round' or 'token', got {steps!r}, {by!r}")
+        check_by(by)
+        steps = whole("back", steps, 0, what="a number of steps")
         with self._lock:
             target = self._cursor
-            for _ in range(steps):
-                earlier = [end for end in (0, *self._ends) if end < target]
-                target = max(target - 1, 0) if by == "token" else max(earlier, default=0)
+            if by == "token":
+                return self.jump(max(target - steps, 0))
+            while steps and target:
+                target = self.trace.index.start(self.round_at(target - 1))
+                steps -= 1
             return self.jump(target)
 
     def jump(self, to: int) -> int:
         """Put the cursor behind the first `to` new tokens (0 to `length`); returns it."""
-        if isinstance(to, bool) or not isinstance(to, int) or not 0 <= to <= self.length:
-            raise BadInput(f"jump: expected a token number in [0, {self.length}], got {to!r}")
         with self._lock:
+            to = whole("jump", to, 0, self.length, "a token number")
             if to != self._cursor:
-                self._cursor = to
                 self._recorder.mark("cursor", {"index": to})
+                self._cursor = to
             return to
 
     def replay(self) -> Iterator[dict[str, Any]]:
         """The recorded rounds from the start, the cursor moving along; nothing is computed."""
         for number in range(self.rounds):
-            self._cursor = self._ends[number]
+            self._cursor = self.trace.index[number].tokens
             yield self._event(number)
 
     def fork(
@@ -288,31 +302,31 @@ class Session:
 
         Raises BadInput where `at` is outside the record, the text is not one token, or a setting does not fit.
         """
-        at = self._cursor if at is None else at
-        if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at <= self.length:
-            raise BadInput(f"fork: expected a token number in [0, {self.length}], got {at!r}")
+        if token is not None and (isinstance(token, bool) or not isinstance(token, int | str)):
+            raise BadInput(f"fork: expected the id or the text of one token, got {shown(token)}")
+        decoder = self.decoder if decoder is None else check_decoder(decoder)
         chosen = None if token is None else single_token(self.lm, token)
-        if decoder is not None:
-            check_decoder(decoder)
         settings = make_settings(self.lm, self.settings, **changes)
-        if at >= settings.max_new_tokens:
-            raise BadInput(f"fork: token {at} lies beyond max_new_tokens={settings.max_new_tokens}; raise it to go on")
         with self._lock:
+            at = self._cursor if at is None else whole("fork", at, 0, self.length, "a token number")
+            if at >= settings.max_new_tokens:
+                raise BadInput(
+                    f"fork: token {at} lies beyond max_new_tokens={settings.max_new_tokens}; raise it to go on"
+                )
             number = self.round_at(at)
             owner = self._owner(number)
-            ids = self.trace.token_ids
-            start = self._ends[number - 1] if number else 0
+            start, ids = self._tokens_of(number)
             branch = object.__new__(Session)
             branch.lm, branch.prompt, branch.prompt_ids = self.lm, self.prompt, self.prompt_ids
-            branch.decoder = decoder or self.decoder
+            branch.decoder = decoder
             given = settings.force if "force" in changes else self._given
             again = (
-                (chosen is None or ids[at : at + 1] == [chosen])
+                (chosen is None or ids[at - start : at - start + 1] == [chosen])
                 and (branch.decoder, given) == (owner.decoder, owner._given)
                 and replace(settings, force={}) == replace(owner.settings, force={})
             )
             if not again:
-                forced = {i: ids[i] for i in range(start, at)} | ({} if chosen is None else {at: chosen})
+                forced = dict(enumerate(ids[: at - start], start)) | ({} if chosen is None else {at: chosen})
                 settings = replace(settings, force={**given, **forced})
             branch.settings = settings
             state = self._refit(owner._state_before(number), owner.decoder, branch.decoder, settings)
@@ -321,6 +335,12 @@ class Session:
             branch._begin(state, recorder, parent=self)
             branch._given = given
             return branch
+
+    def _tokens_of(self, number: int) -> tuple[int, list[int]]:
+        """The new tokens before a round, which may be the next one, and the ids it holds."""
+        index = self.trace.index
+        event = index.event(number) if number < len(index) else {}
+        return index.start(number), event.get("tokens", {}).get("token_id", [])
 
     def _owner(self, number: int) -> "Session":
         """The session that computed round `number`: this one, or the ancestor it was copied from."""
@@ -349,13 +369,14 @@ class Session:
         if state.rounds % self._stride == 0:
             self._snapshots[state.rounds] = state
         if len(self._snapshots) > SNAPSHOTS:
-            self._stride *= 2
-            self._snapshots = {r: s for r, s in self._snapshots.items() if r % self._stride == 0}
+            wider = 2 * self._stride
+            self._snapshots = {r: s for r, s in self._snapshots.items() if r % wider == 0}
+            self._stride = wider
 
     def _state_before(self, number: int) -> State:
         """A state of its own as it was before round `number`, one that this session computed or will compute."""
-        if number >= self._tip.rounds:
-            return self._tip.fork()
+        if number >= self.rounds:
+            return self.state.fork()
         earlier = [r for r in self._snapshots if r <= number]
         state = (self._snapshots[max(earlier)] if earlier else self._first).fork()
         while state.rounds < number:
@@ -370,7 +391,16 @@ class Session:
 
     def end(self, reason: str = "interrupted", message: str = "") -> None:
         """Close the trace of a run that is not going on."""
-        self._recorder.end(reason, message)
+        for name, text in (("reason", reason), ("message", message)):
+            if not isinstance(text, str):
+                raise BadInput(f"end: {name}: expected text, got {shown(text)}")
+        with self._lock:
+            self._recorder.end(reason, message)
+
+
+def check_by(by: str) -> None:
+    if not isinstance(by, str) or by not in ("round", "token"):
+        raise BadInput(f"by: expected 'round' or 'token', got {shown(by)}")
 
 
 def check_decoder(decoder: Decoder | None) -> Decoder:

@@ -1,15 +1,19 @@
 """What the command line draws: text made harmless, tables, and a run replayed in the terminal."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
-from workbench.trace import Trace
+    from workbench.trace import Trace
 
-__all__ = ["escaped", "one_line", "replay", "table"]
+__all__ = ["escaped", "one_line", "replay", "stream", "table", "undisturbed"]
 
 MARKS = {"accepted": ("[", "]"), "bonus": ("", "+"), "residual": ("", "!"), "target": ("", "")}
 COLOURS = {"accepted": "32", "bonus": "36", "residual": "31", "rejected": "2;9", "note": "2"}
@@ -33,7 +37,7 @@ def one_line(text: Any) -> str:
     return repr(text)[1:-1] if isinstance(text, str) else text
 
 
-def table(name: str, frame: pd.DataFrame, rows: int) -> str:
+def table(name: str, frame: "pd.DataFrame", rows: int) -> str:
     """A table of a trace for the terminal: its main columns, the first `rows` rows (all with 0), texts escaped."""
     short = frame[list(SHORT.get(name, frame.columns))]
     short = short.head(rows) if rows else short
@@ -43,7 +47,7 @@ def table(name: str, frame: pd.DataFrame, rows: int) -> str:
     return short.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="") + whole
 
 
-def replay(trace: Trace, out: TextIO, by: str = "round", speed: float = 1.0, colour: bool | None = None) -> None:
+def replay(trace: "Trace", out: TextIO, by: str = "round", speed: float = 1.0, colour: bool | None = None) -> None:
     """Show a recorded run again, at `speed` times its own pace (infinite: at once), without the model.
 
     by: "round", a line per round with what was drafted, kept and refused; or "token", the text as it grew.
@@ -96,3 +100,25 @@ def stream(text: str) -> None:
     """Print a piece of the text as it comes."""
     sys.stdout.write(escaped(text))
     sys.stdout.flush()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """While open, a first Ctrl-C waits for the end: what was shown and what counts as shown stay the same."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[tuple] = []
+
+    def wait(*seen) -> None:
+        waiting.append(seen)
+        if len(waiting) > 1 and callable(before):
+            before(*seen)
+
+    before = signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if len(waiting) == 1 and callable(before):
+            before(*waiting[0])

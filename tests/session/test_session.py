@@ -72,7 +72,7 @@ def test_fork_on_a_round_start_continues_bit_for_bit(toy, name):
     s = toy_session(toy, name, sampled=True)
     s.run()
     for number in (1, s.rounds // 2):
-        at = s._ends[number - 1]
+        at = s.trace.index[number - 1].tokens
         branch = s.fork(at=at)
         branch.run()
         assert contents(branch.trace) == contents(s.trace)
@@ -83,7 +83,7 @@ def test_fork_continues_bit_for_bit_on_the_embedded_model(lm, held_out):
     """The same on a real model: kept rows (level full) equal to the last bit."""
     s = wb.Session(lm, held_out[0], wb.Speculative(), max_new_tokens=24, level="full", temperature=0.8, seed=2)
     s.run()
-    branch = s.fork(at=s._ends[2])
+    branch = s.fork(at=s.trace.index[2].tokens)
     branch.run()
     assert branch.trace.token_ids == s.trace.token_ids
     logits = [[e for e in t.log if e["type"] == "rows"] for t in (s.trace, branch.trace)]
@@ -168,7 +168,7 @@ def test_thinned_snapshots_are_made_again(toy, name, monkeypatch):
     s.run()
     assert len(s._snapshots) <= 3 and s.rounds > 6
     for number in range(1, s.rounds):
-        branch = s.fork(at=s._ends[number - 1])
+        branch = s.fork(at=s.trace.index[number - 1].tokens)
         branch.run()
         assert branch.trace.token_ids == s.trace.token_ids
 

@@ -3,63 +3,18 @@
 A command is one entry of `COMMANDS`: what it adds to its parser, and what it does, in a module of its own kind. Options
 of sampling come from the declaration of `Sampling`, parameters of decoders are given as `--set name=value`. Only the
 chosen command's parser is built, so that help, `show` and `replay` need no torch. Errors are one line on stderr and
-exit code 2; Ctrl-C is 130.
+exit code 2; Ctrl-C is 130. Nearly all is imported inside `main`, so that this holds of imports too.
 """
 
-import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-from workbench import __version__
-from workbench.cli.compare import add_compare, compare_arms
-from workbench.cli.faces import add_app, add_lab, app, lab
-from workbench.cli.installed import add_doctor, add_list, doctor, list_members
-from workbench.cli.options import Parser
-from workbench.cli.recorded import add_capsule, add_replay, add_show, capsule, replay_run, show
-from workbench.cli.run import add_run, run
-from workbench.cli.verify import add_verify, verify
 from workbench.errors import WorkbenchError
 
 __all__ = ["main"]
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command: a line of help, what it adds to its parser, and what it does (returns the exit code)."""
-
-    help: str
-    add: Callable[[Parser], None]
-    execute: Callable[[argparse.Namespace], int]
-
-
-COMMANDS = {
-    "run": Command("decode a prompt", add_run, run),
-    "list": Command(
-        "decoders, drafters, shapes, verifiers, policies, quantizers, models, refusals", add_list, list_members
-    ),
-    "show": Command("the figures and tables of a trace", add_show, show),
-    "replay": Command("watch a recorded run again, without the model", add_replay, replay_run),
-    "capsule": Command("a recorded run as one offline HTML file", add_capsule, capsule),
-    "compare": Command("decoders side by side on the same prompts", add_compare, compare_arms),
-    "verify": Command("is a decoder lossless? what it claims against what it does", add_verify, verify),
-    "doctor": Command("what is installed, what runs where, and self-tests of the kernels", add_doctor, doctor),
-    "app": Command("open the app", add_app, app),
-    "lab": Command("open the tutorial notebooks in JupyterLab", add_lab, lab),
-}
-
-
-def parser_for(chosen: str | None) -> Parser:
-    """The parser, with the options of the chosen command only."""
-    parser = Parser(prog="workbench", description="Adaptive decoding of language models, token by token.")
-    parser.add_argument("--version", action="version", version=f"workbench {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=command.help)
-        if name == chosen:
-            command.add(sub)
-    return parser
+STARVED = ("failed to map segment", "annot allocate memory", "an't allocate memory", "can't start new thread")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,23 +25,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             out.reconfigure(errors="backslashreplace")
     chosen = next((word for word in argv if not word.startswith("-")), None)
     try:
+        from workbench.cli.commands import COMMANDS, parser_for
+
         args = parser_for(chosen).parse_args(argv)
         return COMMANDS[args.command].execute(args)
     except WorkbenchError as error:
         return fail(str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
-            raise
-        return fail("out of memory; use a smaller model or fewer tokens (a trace under --out is kept)")
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # the reader of a pipe went away; keep Python from saying so at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except Exception as error:
+        if any(isinstance(one, KeyboardInterrupt) for one in behind(error)):  # as a library under import passes it on
+            return fail("interrupted", 130)
+        if any(map(starved, behind(error))):
+            return fail("out of memory; use a smaller model or fewer tokens (a trace under --out is kept)")
+        raise
 
 
-def fail(message: str) -> int:
+def behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def starved(error: BaseException) -> bool:
+    """Whether an error says that memory is short, which libraries put in many ways."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(sign in str(error) for sign in STARVED)
+
+
+def fail(message: str, code: int = 2) -> int:
     from workbench.terminal import escaped
 
     print(f"workbench: {' '.join(escaped(message).split())}", file=sys.stderr)
-    return 2
+    return code

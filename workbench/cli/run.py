@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from workbench import conditions
     from workbench.declare import build
     from workbench.session import Session
+    from workbench.terminal import undisturbed
 
     holds = conditions.parse(args.until) if args.until else None
     values = pairs(args.set)
@@ -59,12 +60,15 @@ def run(args: argparse.Namespace) -> int:
     try:
         while not session.ended:
             row = session.run(until=holds, rounds=1)
-            sent = sent if args.json else show_new(session, sent)
+            if not args.json:
+                with undisturbed():
+                    sent = show_new(session, sent)
             if row is not None:
                 session.end("stop", f"until {args.until}")
                 break
     except KeyboardInterrupt:
         session.end("interrupted")
+        sent = sent if args.json else show_new(session, sent, session.length)
         code = 130
     finally:
         if sent:
@@ -73,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def show_new(session, sent: int) -> int:
+def show_new(session, sent: int, stop: int | None = None) -> int:
+    """Print the new text from new token `sent` on, to the cursor or to `stop`; returns how many are shown now."""
     from workbench.terminal import stream
 
-    text = session.text
-    stream(text[sent:])
-    return len(text)
+    stream(session.text_from(sent, stop))
+    return session.cursor if stop is None else stop
 
 
 def report(trace, args: argparse.Namespace) -> None:

@@ -120,7 +120,7 @@ class Replay:
         return "replayed" if self.cursor >= self.length else None
 
     def round_at(self, index: int) -> int:
-        return next((r for r, end in enumerate(self._ends[1:]) if index < end), self.rounds)
+        return self.trace.index.at(index)
 
     def step(self, by: str = "round") -> int | None:
         later = [end for end in self._ends if end > self.cursor]
@@ -174,9 +174,7 @@ class Branch:
         """Tokens committed as far as the phases shown go."""
         if self.phase is None or self.phase >= COMMIT:
             return self.run.cursor
-        round = self.round
-        steps = (event for event in reversed(self.run.trace.log) if event["type"] == "round")
-        return next((event["index"] for event in steps if event["round"] == round), 0)
+        return self.run.trace.index.start(self.round) if self.run.cursor else 0
 
     def advance(self, by: str, holds: Holds | None = None) -> tuple[bool, bool]:
         """One phase, round or token on. Returns (whether it moved, whether `holds` stopped it at a token)."""
@@ -212,13 +210,8 @@ class Branch:
 
     def _row(self, index: int) -> dict[str, Any]:
         """A token with the columns of its round."""
-        trace = self.run.trace
-        newest = trace.last_rows()
-        if newest and newest[0]["index"] <= index:
-            return newest[index - newest[0]["index"]]
-        token = trace.tokens.iloc[index].to_dict()
-        rounds = trace.rounds
-        return {**rounds[rounds["round"] == token["round"]].iloc[0].to_dict(), **token}
+        rows = self.run.trace.rows_of(self.run.round_at(index))
+        return rows[index - rows[0]["index"]]
 
 
 class Worker(threading.Thread):

@@ -273,8 +273,8 @@ class TransformersModel:
         owner, name = layers_of(self._engine, self.layers)
         whole = getattr(owner, name)
         chosen = torch.nn.ModuleList([whole[layer] for layer in layers])
-        setattr(owner, name, chosen)
-        try:
+        try:  # opened first: an interrupt may fall anywhere
+            setattr(owner, name, chosen)
             yield chosen
         finally:
             setattr(owner, name, whole)
@@ -348,15 +348,22 @@ class TransformersModel:
 def _replaced(layer: torch.nn.Module, states: torch.Tensor | None) -> Iterator[None]:
     """While open, a decoder layer reads these states [R, width], not what the model made of its input embeddings."""
 
-    def replace(module, args, kwargs):
-        if "hidden_states" in kwargs:
-            return args, kwargs | {"hidden_states": states[None]}
-        return (states[None], *args[1:]), kwargs
+    given = [] if states is None else [states[None]]
 
-    hook = None if states is None else layer.register_forward_pre_hook(replace, with_kwargs=True)
+    def replace(module, args, kwargs):
+        if not given:  # a hook that an interrupt has left behind
+            return None
+        if "hidden_states" in kwargs:
+            return args, kwargs | {"hidden_states": given[0]}
+        return (given[0], *args[1:]), kwargs
+
+    hook = None
     try:
+        if given:
+            hook = layer.register_forward_pre_hook(replace, with_kwargs=True)
         yield
     finally:
+        given.clear()
         if hook is not None:
             hook.remove()
 
@@ -369,8 +376,10 @@ def _caught(layers: dict[Any, torch.nn.Module]) -> Iterator[dict[Any, torch.Tens
     def catch(key, module, args, output):
         found[key] = (output if isinstance(output, torch.Tensor) else output[0])[0]
 
-    hooks = [layer.register_forward_hook(partial(catch, key)) for key, layer in layers.items()]
+    hooks: list = []
     try:
+        for key, layer in layers.items():
+            hooks.append(layer.register_forward_hook(partial(catch, key)))
         yield found
     finally:
         for hook in hooks:

@@ -1,8 +1,6 @@
 """The recorder: turns the `Step` of each round into events, kept in memory and, with `out`, in a file as it happens."""
 
 import hashlib
-import os
-import weakref
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +8,8 @@ from typing import Any
 
 from workbench.errors import BadInput
 from workbench.trace import storage
+from workbench.trace.files import RunFile
+from workbench.trace.index import Reached
 from workbench.trace.packing import DIGITS, clean, number, pack, pack_layers
 from workbench.trace.records import Step
 from workbench.trace.schema import COUNTS, KEYS, LEVELS, SCHEMA
@@ -26,11 +26,15 @@ OFF = {"tokens": ("token_id", "source"), "prompt": (), "drafts": (), "forwards":
 class Recorder(Sequence):
     """An append-only event log; read, it is the list of its events.
 
+    Every call records all its events or none: they go to the file first, as whole lines, then to the log in one piece,
+    and a call that fails or is interrupted changes neither for good. What is in the log is in the file.
+
     Parameters
     ----------
     run: content of the `run` event; `type`, `schema`, `time`, `id` and `level` are added where they are missing.
-    out: file to write as the run goes on, one write of whole lines per round. BadInput where it exists already
-        (unless `overwrite`) or cannot be written.
+    out: file to write as the run goes on, one write of whole lines per round; nobody else may write it meanwhile.
+        BadInput where it cannot be written, is being written, or exists already, unless `overwrite`: the old file is
+        then replaced once there is a round to put in its place.
     level: `off` keeps tokens, sources, counts and times; `default` all but kept rows; `full` everything.
     """
 
@@ -68,49 +72,50 @@ class Recorder(Sequence):
         head = {"type": "run", "schema": SCHEMA, "time": datetime.now(UTC).isoformat(), "level": level}
         head |= clean(run, "run", [])
         head.setdefault("id", hashlib.sha256(storage.encode(head)).hexdigest()[:12])
-        self._log: list[Event] = [head, *copied]
-        self._rounds = sum(event["type"] == "round" for event in copied)
-        self._tokens = sum(event.get("emitted", 0) for event in copied)
-        self._ended = False
-        self.out = None if out is None else Path(out)
-        self._file = None if out is None else _open(self.out, overwrite)
-        self._closing = None if self._file is None else weakref.finalize(self, os.close, self._file)
+        self._log: list[Event] = []
         self._trace = Trace(self._log)
-        self._write(self._log)
+        self._sizes = {0: 0}  # events in the log -> bytes in the file that hold them
+        self._file = None if out is None else RunFile(out, overwrite)
+        try:
+            self._append(head, *copied)
+        except BaseException:
+            if self._file is not None:
+                self._file.remove()
+            raise
 
-    def round(self, step: Step) -> Event:
-        """Record one round and the events raised in it; returns the round event.
+    def round(self, step: Step, ended: str | None = None) -> Event:
+        """Record one round, the events raised in it and, where the run `ended` with it, its end; returns the event.
 
-        Raises BadInput where a decoder's columns disagree.
+        Raises BadInput where a decoder's columns disagree, or the file cannot be written.
         """
-        event = self._event(step)
-        number, extra = event["round"], []
+        event, extra = self._event(step), []
+        place = {"round": event["round"]}
         if self.level != "off":
             for kind, found in (("decision", step.decisions), ("cache", step.cache_events)):
-                extra += [{"type": kind, "round": number, **clean(content, kind, event["flags"])} for content in found]
+                extra += [{"type": kind, **place, **clean(content, kind, event["flags"])} for content in found]
         if self.level == "full" and step.rows:
-            extra.append({"type": "rows", "round": number, **clean(step.rows, "rows", event["flags"])})
+            extra.append({"type": "rows", **place, **clean(step.rows, "rows", event["flags"])})
         event["flags"] = list(dict.fromkeys(event["flags"]))
         if not event["flags"]:
             del event["flags"]
-        self._rounds += 1
-        self._tokens += len(step.texts)
-        self._ended = False
+        if ended:
+            extra.append(self._end(ended, "", event["round"] + 1, self._trace.index.after(event)))
         self._append(event, *extra)
         return event
 
     def _event(self, step: Step) -> Event:
+        rounds, reached = len(self._trace.index), self._trace.index.last
         groups = {name: getattr(step, name) for name in KEYS}
         if self.level == "off":
             groups = {name: {c: v for c, v in groups[name].items() if c in kept} for name, kept in OFF.items()}
         emitted = len(groups["tokens"].get("token_id", ()))
         if not emitted == len(step.texts) == step.emitted:
             found = f"{emitted} token ids, {len(step.texts)} texts, emitted={step.emitted}"
-            raise BadInput(f"round {self._rounds} has {found}; expected the same number three times")
+            raise BadInput(f"round {rounds} has {found}; expected the same number three times")
         if step.texts:
             groups["tokens"] = {**groups["tokens"], "text": step.texts}
         flags = list(step.flags)
-        event = {"type": "round", "round": self._rounds, "index": self._tokens, "mode": step.mode}
+        event = {"type": "round", "round": rounds, "index": reached.tokens, "mode": step.mode}
         for name in COUNTS:
             if (value := getattr(step, name)) is not None and value is not False:
                 event[name] = clean(value, name, flags)
@@ -126,20 +131,23 @@ class Recorder(Sequence):
 
     def mark(self, kind: str, place: Any = None, note: str = "") -> Event:
         """Record that the person or a breakpoint did something: its kind, where, and a note."""
-        event = {"type": "mark", "round": self._rounds, "kind": kind, "place": clean(place, "place", []), "note": note}
+        rounds, place = len(self._trace.index), clean(place, "place", [])
+        event = {"type": "mark", "round": rounds, "kind": kind, "place": place, "note": note}
         self._append(event)
         return event
 
     def end(self, reason: str, message: str = "") -> Event:
         """Record why the run ended, with totals. Saying so again changes nothing until another round is recorded."""
-        if not self._ended:
-            found = [event for event in self._log if event["type"] == "round"]
-            totals: dict[str, Any] = {"rounds": len(found), "tokens": self._tokens}
-            totals |= {name: sum(event.get(name, 0) for event in found) for name in ("drafted", "accepted")}
-            totals["total_ms"] = number(sum(event.get("ms", {}).get("total") or 0.0 for event in found))
-            self._append({"type": "end", "reason": reason, "message": message, "totals": totals})
-            self._ended = True
-        return next(event for event in reversed(self._log) if event["type"] == "end")
+        if self._trace.end is None:
+            index = self._trace.index
+            self._append(self._end(reason, message, len(index), index.last))
+        return self._trace.end
+
+    @staticmethod
+    def _end(reason: str, message: str, rounds: int, reached: Reached) -> Event:
+        totals = {"rounds": rounds, "tokens": reached.tokens, "drafted": reached.drafted, "accepted": reached.accepted}
+        totals["total_ms"] = number(reached.ms)
+        return {"type": "end", "reason": reason, "message": message, "totals": totals}
 
     @property
     def trace(self) -> Trace:
@@ -148,20 +156,21 @@ class Recorder(Sequence):
 
     def close(self) -> None:
         """Let go of the file; what is recorded later stays in memory. Happens by itself when the recorder is gone."""
-        if self._closing:
-            self._closing()
+        if self._file is not None:
+            self._file.close()
         self._file = None
 
     def _append(self, *events: Event) -> None:
-        self._log.extend(events)
-        self._write(events)
+        if self._file is not None and not (self._file.waits and self._roundless(events)):
+            size = self._sizes.get(len(self._log), 0)
+            lines = b"".join(map(storage.encode, events if size else (*self._log, *events)))
+            self._sizes = {len(self._log): size, len(self._log) + len(events): size + len(lines)}
+            self._file.put(lines, size, last=events[-1]["type"] == "end")
+        self._log.extend(events)  # one step, on which all else that is known of the run depends
 
-    def _write(self, events: Sequence[Event]) -> None:
-        if self._file is None:
-            return
-        lines = b"".join(map(storage.encode, events))
-        while lines:
-            lines = lines[os.write(self._file, lines) :]
+    def _roundless(self, events: Sequence[Event]) -> bool:
+        """Whether there is nothing yet to put in the place of an older file."""
+        return not len(self._trace.index) and all(event["type"] != "round" for event in events)
 
     def __len__(self) -> int:
         return len(self._log)
@@ -171,14 +180,3 @@ class Recorder(Sequence):
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self._log)
-
-
-def _open(path: Path, overwrite: bool) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-    flags |= os.O_TRUNC if overwrite else os.O_EXCL
-    try:
-        return os.open(path, flags, 0o666)
-    except FileExistsError:
-        raise BadInput(f"{path} exists already; choose another file, or allow it to be overwritten") from None
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; choose an existing folder you may write to") from None

@@ -7,7 +7,6 @@ on: then whole lines are appended, so a killed run leaves every completed round 
 import base64
 import gzip
 import json
-import os
 import re
 import zlib
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 
 from workbench.errors import BadInput, BadTrace
 from workbench.trace import tables
+from workbench.trace.files import made_folder, write_whole
 from workbench.trace.packing import unpack
 from workbench.trace.schema import KEYS, SCHEMA, TABLES
 
@@ -34,16 +34,8 @@ def encode(event: dict[str, Any]) -> bytes:
 
 
 def write(path: str | Path, events: list[dict[str, Any]]) -> None:
-    """Write a whole trace: beside the target first, then renamed over it. Raises BadInput where that is impossible."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(b"".join(map(encode, events)))
-        os.replace(beside, path)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; choose an existing folder you may write to") from None
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write a whole trace, all or nothing. Raises BadInput where that is impossible."""
+    write_whole(path, b"".join(map(encode, list(events))))
 
 
 def read(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -130,23 +122,22 @@ def _problem(event: Any) -> str | None:
 
 
 def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
-    """One Parquet file per table; `topk` columns become structs of ids and p, `any` columns JSON text."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, frame in frames.items():
-            frame = frame.copy()
-            for column in TABLES[name]:
-                if column.type == "topk":
-                    frame[column.name] = _cells(frame, column.name, lambda pair: {"ids": pair[0], "p": pair[1]})
-                elif column.type == "any":
-                    frame[column.name] = _cells(frame, column.name, json.dumps)
-            _to_parquet(folder / f"{name}.parquet", name, frame)
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}; choose a folder you may write to") from None
+    """One Parquet file per table; `topk` columns become structs of ids and p, `any` columns JSON text.
+
+    Every file is written all or nothing. Raises BadInput where that is impossible.
+    """
+    folder = made_folder(folder)
+    for name, frame in frames.items():
+        frame = frame.copy()
+        for column in TABLES[name]:
+            if column.type == "topk":
+                frame[column.name] = _cells(frame, column.name, lambda pair: {"ids": pair[0], "p": pair[1]})
+            elif column.type == "any":
+                frame[column.name] = _cells(frame, column.name, json.dumps)
+        write_whole(folder / f"{name}.parquet", _parquet(name, frame))
 
 
-def _to_parquet(path: Path, name: str, frame: pd.DataFrame) -> None:
+def _parquet(name: str, frame: pd.DataFrame) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -156,7 +147,9 @@ def _to_parquet(path: Path, name: str, frame: pd.DataFrame) -> None:
         pa.field(c.name, topk if c.type == "topk" else types.get(c.dtype, pa.string()), nullable=not c.required)
         for c in TABLES[name]
     ]
-    pq.write_table(pa.Table.from_pandas(frame, schema=pa.schema(fields), preserve_index=False), path)
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(frame, schema=pa.schema(fields), preserve_index=False), out)
+    return out.getvalue().to_pybytes()
 
 
 def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:

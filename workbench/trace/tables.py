@@ -14,7 +14,7 @@ from workbench.trace.packing import unpack, unpack_layers
 from workbench.trace.schema import CACHE_KINDS, KEYS, TABLES
 
 __all__ = [
-    "bits", "cache", "columns", "drafts", "events", "expand", "forwards", "frame", "is_target", "model",
+    "bits", "cache", "cache_bytes", "columns", "drafts", "events", "expand", "forwards", "frame", "is_target", "model",
     "prompt_tokens", "rounds", "rows", "tokens",
 ]  # fmt: skip
 
@@ -264,18 +264,19 @@ def events(log: list[Event]) -> pd.DataFrame:
     return frame("events", _stack((event, {}, 1) for event in _of(log, "cache", "decision", "mark")))
 
 
-def rows(log: list[Event]) -> list[dict[str, Any]]:
-    """The tokens of the last round as plain mappings: columns of the tokens table, then those of its round.
+def cache_bytes(run: Event, event: Event) -> int:
+    """Bytes on the device after a round, of all caches."""
+    return _footprint(run, event)["cache_bytes"] if event.get("cache") else 0
 
-    Cheap (it reads one round), for conditions and inspectors that follow a run; an empty list where the last round
-    emitted nothing. Missing values are absent keys or None.
+
+def rows(log: list[Event], peak: int = 0) -> list[dict[str, Any]]:
+    """The tokens of one round as plain mappings: columns of the tokens table, then those of its round.
+
+    log: the run event, that round, and what was recorded up to the next one. peak: most cache bytes before it.
+    For conditions and inspectors that follow a run; an empty list where the round emitted nothing. Missing values are
+    absent keys or None.
     """
-    last = next((place for place in range(len(log) - 1, 0, -1) if log[place]["type"] == "round"), None)
-    if last is None:
-        return []
-    recent = [log[0], *log[last:]]
-    peak = max((_footprint(log[0], e)["cache_bytes"] for e in _of(log[:last], "round") if e.get("cache")), default=0)
-    whole = {name: values[0] for name, values in _rounds(recent, peak).items()}
-    columns = _tokens(recent)
+    whole = {name: values[0] for name, values in _rounds(log, peak).items()}
+    columns = _tokens(log)
     n = len(columns.get("token_id", ()))
     return [{**{name: values[i] for name, values in columns.items()}, **whole} for i in range(n)]

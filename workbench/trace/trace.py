@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.trace import laws, perfetto, storage, tables
+from workbench.trace.index import RoundIndex
 from workbench.trace.summary import summarize
 
 __all__ = ["Trace"]
@@ -40,11 +41,13 @@ class Trace:
     ----------
     log: the events as recorded, the `run` event first; append-only (a live trace grows).
     dropped: one line per thing that could not be read from a damaged file.
+    index: where its rounds lie and what they have reached, for whoever follows a run.
     """
 
     def __init__(self, log: list[Event], dropped: list[str] | None = None):
         self.log = log
         self.dropped = dropped or []
+        self.index = RoundIndex(log)
         self._tables: dict[str, tuple[int, pd.DataFrame]] = {}
 
     @classmethod
@@ -56,7 +59,10 @@ class Trace:
         return cls(*storage.read(path))
 
     def save(self, path: str | Path) -> None:
-        """Write the trace as JSON lines, all or nothing; conventionally `run.wb`. BadInput where that is impossible."""
+        """Write the trace as JSON lines, all or nothing, and press it onto the disk; conventionally `run.wb`.
+
+        BadInput where that is impossible; a file that was there before then still is.
+        """
         storage.write(path, self.log)
 
     def to_parquet(self, folder: str | Path) -> None:
@@ -136,9 +142,13 @@ class Trace:
         """The round events in order, every column a full list: a replay without the model."""
         return (tables.expand(event) for event in self.log if event["type"] == "round")
 
+    def rows_of(self, number: int) -> list[dict[str, Any]]:
+        """The tokens of a round as plain mappings (columns of tokens and rounds); costs the same in a long run."""
+        return tables.rows([self.run, *self.index.events(number)], self.index.peak(number))
+
     def last_rows(self) -> list[dict[str, Any]]:
-        """The tokens of the last round as plain mappings (columns of tokens and rounds); cheap while a run goes on."""
-        return tables.rows(self.log)
+        """The tokens of the last round as plain mappings; an empty list where there is none."""
+        return self.rows_of(len(self.index) - 1) if len(self.index) else []
 
     def summary(self) -> dict[str, Any]:
         """The figures of the run by name; see `workbench.trace.summary`."""

@@ -140,8 +140,10 @@ def test_an_existing_file_is_not_overwritten_unless_asked(made_up, tmp_path):
     with pytest.raises(BadInput, match="exists already") as error:
         Recorder(made_up.run_event(), out=path)
     assert "\n" not in str(error.value) and path.read_text() == "precious"
-    Recorder(made_up.run_event(), out=path, overwrite=True)
-    assert [event["type"] for event in lines(path)] == ["run"]
+    recorder = Recorder(made_up.run_event(), out=path, overwrite=True)
+    assert path.read_text() == "precious"  # until there is a round to put in its place
+    recorder.round(replace(one_token(), texts=["x"]))
+    assert [event["type"] for event in lines(path)] == ["run", "round"]
 
 
 def test_a_missing_folder_is_bad_input(made_up, tmp_path):
