@@ -98,12 +98,7 @@ def open_capsule(path: str | Path) -> Trace:
 
     Raises BadInput where there is no such file, BadTrace where it is no capsule or is damaged.
     """
-    try:
-        with open(path, "rb") as file:
-            begins = file.read(len(storage.CAPSULE))
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}; expected a capsule such as run.html") from None
-    if begins != storage.CAPSULE:
+    if not storage.is_capsule(path):
         raise BadTrace(f"{path} is not a capsule: expected an HTML file that trace.capsule wrote")
     return Trace.load(path)
 

@@ -46,7 +46,7 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 MAX_LENGTH = 1000
 MAX_DEPTH = 50
 
-_KINDS = {"int": "number", "float": "number", "bool": "true or false", "text": "text"}
+_KINDS = dict.fromkeys(("text", "name", "short"), "text") | {"int": "number", "id": "number", "float": "number", "bool": "true or false"}
 _PIECE = re.compile(
     r"""\s*(?:
       (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))

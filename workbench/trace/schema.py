@@ -4,11 +4,11 @@ The recorder, the reader, the tables, the Parquet files and the reference page (
 Units: nats, milliseconds, bytes, probabilities in 0..1, positions in tokens from 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = [
-    "CACHE_COUNTS", "CACHE_KINDS", "COUNTS", "EVENTS", "FATES", "KEYS", "LEVELS", "MODES", "PHASES", "SCHEMA",
-    "SOURCES", "TABLES", "Column", "markdown",
+    "CACHE_COUNTS", "CACHE_KINDS", "COUNTS", "DERIVED", "ENTRIES", "EVENTS", "FATES", "KEYS", "LEVELS", "MODES", "NAMES",
+    "PHASES", "ROWS", "SCHEMA", "SHORT", "SOURCES", "TABLES", "Column", "markdown",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -24,15 +24,27 @@ CACHE_KINDS = (
 CACHE_COUNTS = ("kept", "evicted", "merged", "fetched")
 # the column that is in every group of a round: its key
 KEYS = {"tokens": "token_id", "prompt": "token_id", "drafts": "node", "forwards": "phase", "bits": "start"}
+DERIVED = ("index", "position", "round", "bytes")  # columns that are required in a table and not written in a group
+SHORT, NAMES = 128, 128
 
 
 @dataclass(frozen=True)
 class Column:
     """One field of an event or one column of a table.
 
-    `type` is `int`, `float`, `bool`, `text`, `topk` (a pair: list of token ids, list of their probabilities) or `any`
-    (a JSON value). A column that is not `required` may be missing: NaN in numbers (so an `int` column that may be
-    missing is stored as float64), None in the other types, False in `bool`.
+    `type` of a table's column: `int` (from `low` to 2⁵³), `id` (a token's, below 2³¹), `float`, `bool`, `text`, `short`
+    (a text of at most `SHORT` characters), `name` (such a text, one of at most `NAMES` different ones in a
+    trace), `topk` (a pair: list of token ids, list of their probabilities), `runs` (a position, or a list of positions
+    or of runs [start, length]), `place` (text or `runs`) or `any` (a JSON value).
+
+    Of an event's field also: `ids` and `texts` (lists), `mapping` (its entries as in `ENTRIES`, where it is there),
+    `mappings` (a list of such), `declared` (a mapping whose `settings` are a mapping, and so on inside), `columns` (of
+    the group of that name), `layers` (role → columns of the cache table) and `rows` (columns of `ROWS`; among them
+    `floats`, a list). In `ENTRIES`, `layered` is a number or a list of one per layer, `pair` a number or two.
+
+    A column that is not `required` may be missing: NaN in numbers (so an `int` column that may be missing is stored as
+    float64), None in the other types, False in `bool`. One with a `default` is that where it is missing, and never
+    null in a file. What `workbench.trace.door` lets in keeps to all this.
     """
 
     name: str
@@ -40,28 +52,35 @@ class Column:
     unit: str
     description: str
     required: bool = False
+    default: int | str | bool | None = None
+    low: int = 0
 
     @property
     def dtype(self) -> str:
         """The pandas dtype of the column, the same whatever the data."""
-        if self.type == "int":
+        if self.type in ("int", "id"):
             return "int64" if self.required else "float64"
         return {"float": "float64", "bool": "bool"}.get(self.type, "object")
 
+    @property
+    def is_json(self) -> bool:
+        """Whether its values are kept as JSON text where there are only plain columns."""
+        return self.type in ("runs", "place", "any")
 
-def _need(name: str, type: str, unit: str, description: str) -> Column:
-    return Column(name, type, unit, description, required=True)
+
+def _need(name: str, type: str, unit: str, description: str, **more) -> Column:
+    return Column(name, type, unit, description, required=True, **more)
 
 
 _TOKENS = (
     _need("index", "int", "tokens", "place among the new tokens, 0 for the first; negative in the prompt"),
     _need("position", "int", "tokens", "place in the whole sequence: prompt length + index"),
     _need("round", "int", "", "round that committed the token"),
-    _need("token_id", "int", "", "id in the target's vocabulary"),
+    _need("token_id", "id", "", "id in the target's vocabulary"),
     Column("text", "text", "", "what the token adds to the text; the texts joined are the output"),
     _need("bytes", "int", "bytes", "length of `text` in UTF-8"),
-    Column("source", "text", "", "who produced it: target, bonus, residual or the drafter's name"),
-    Column("model", "text", "", "role of the model whose law it was drawn from"),
+    Column("source", "name", "", "who produced it: target, bonus, residual or the drafter's name"),
+    Column("model", "name", "", "role of the model whose law it was drawn from"),
     Column("entropy_raw_nats", "float", "nats", "entropy of the model's own next-token law"),
     Column("entropy_sampled_nats", "float", "nats", "entropy of the law sampled from, after temperature and filters"),
     Column("varentropy_nats2", "float", "nats²", "variance of the surprisal under the raw law"),
@@ -72,21 +91,21 @@ _TOKENS = (
     Column("margin", "float", "probability", "p of the first minus p of the second token of the raw law"),
     Column("topk_raw", "topk", "ids, probability", "most likely tokens of the raw law: [ids, probabilities]"),
     Column("topk_sampled", "topk", "ids, probability", "the same of the law sampled from"),
-    Column("cut_by", "text", "", "what removed the rest of the vocabulary (top_k, top_p, min_p, typical, a processor)"),
+    Column("cut_by", "short", "", "what removed the rest of the vocabulary (top_k, top_p, min_p, typical, a processor)"),
     Column("keep_size", "int", "tokens", "tokens left with probability above 0 in the law sampled from"),
     Column("target_forwards", "int", "forwards", "target forwards this token cost: those of its round for the round's "
            "first token, 0 for the others; a prefill counts only where its round emitted a token"),
-    Column("decision", "text", "", "action a controller took in the token's round"),
+    Column("decision", "short", "", "action a controller took in the token's round"),
 )  # fmt: skip
 
 _ROUNDS = (
     _need("round", "int", "", "number of the round, 0 for the prefill"),
-    Column("mode", "text", "", ", ".join(MODES)),
+    Column("mode", "name", "", ", ".join(MODES)),
     _need("drafted", "int", "tokens", "tree nodes drafted"),
     _need("accepted", "int", "tokens", "drafted tokens committed"),
     _need("emitted", "int", "tokens", "tokens committed, bonus included"),
     _need("bonus", "bool", "", "a token was drawn after the accepted path"),
-    Column("stop_reason", "text", "", "what ended the run in this round (eos, length, stop, …)"),
+    Column("stop_reason", "short", "", "what ended the run in this round (eos, length, stop, …)"),
     Column("budget", "int", "tokens", "draft tokens allowed"),
     _need("depth", "int", "tokens", "deepest drafted node"),
     Column("draft_ms", "float", "ms", "time of the drafter"),
@@ -108,13 +127,13 @@ _ROUNDS = (
 
 _DRAFTS = (
     _need("round", "int", "", "round of the draft"),
-    _need("node", "int", "", "number of the node, 1 for the first; 0 is the root, the pending token"),
+    _need("node", "int", "", "number of the node, 1 for the first; 0 is the root, the pending token", low=1),
     Column("parent", "int", "", "number of the parent node"),
     Column("depth", "int", "tokens", "distance from the root"),
-    Column("token_id", "int", "", "drafted token"),
+    Column("token_id", "id", "", "drafted token"),
     Column("text", "text", "", "its text"),
-    Column("kind", "text", "", "dist (drawn from the stored proposal row) or point (put there by any other rule)"),
-    Column("drafter", "text", "", "who proposed it"),
+    Column("kind", "name", "", "dist (drawn from the stored proposal row) or point (put there by any other rule)"),
+    Column("drafter", "name", "", "who proposed it"),
     Column("rank", "int", "", "rank in the proposal row, 1 = most likely"),
     Column("q", "float", "probability", "proposal probability"),
     Column("p", "float", "probability", "target probability at the node"),
@@ -122,16 +141,16 @@ _DRAFTS = (
     Column("entropy_target_nats", "float", "nats", "entropy of the target's law at the node"),
     Column("tv", "float", "probability", "total variation between the two laws"),
     Column("kl_nats", "float", "nats", "KL divergence of the proposal from the target's law"),
-    Column("fate", "text", "", ", ".join(FATES)),
-    Column("reason", "text", "", "ratio, mismatch, threshold, judge, grammar"),
+    Column("fate", "name", "", ", ".join(FATES)),
+    Column("reason", "short", "", "ratio, mismatch, threshold, judge, grammar"),
     Column("u", "float", "", "uniform draw of the acceptance test"),
     Column("lossy", "bool", "", "accepted where the exact test would have rejected it"),
 )  # fmt: skip
 
 _FORWARDS = (
     _need("round", "int", "", "round of the forward pass"),
-    Column("phase", "text", "", ", ".join(PHASES)),
-    Column("model", "text", "", "role of the model"),
+    Column("phase", "name", "", ", ".join(PHASES)),
+    Column("model", "name", "", "role of the model"),
     Column("rows", "int", "rows", "query rows"),
     Column("context", "int", "tokens", "keys visible to the last row"),
     Column("wall_ms", "float", "ms", "synchronised wall-clock time"),
@@ -139,7 +158,7 @@ _FORWARDS = (
     Column("weight_bytes", "float", "bytes", "weights read"),
     Column("kv_read_bytes", "float", "bytes", "keys and values read"),
     Column("kv_write_bytes", "float", "bytes", "keys and values written"),
-    Column("implementation", "text", "", "what computed the attention (torch, sdpa, triton, …)"),
+    Column("implementation", "short", "", "what computed the attention (torch, sdpa, triton, …)"),
 )
 
 _KIND_TEXT = {
@@ -152,16 +171,16 @@ _KIND_TEXT = {
 
 _CACHE = (
     _need("round", "int", "", "round after whose commit this holds"),
-    Column("model", "text", "", "role of the model"),
+    Column("model", "name", "", "role of the model"),
     _need("layer", "int", "", "layer from 0"),
     Column("live_slots", "int", "slots", "slots held per KV head"),
-    *(Column(name, "int", "slots", f"slots {name} in this round") for name in CACHE_COUNTS),
+    *(Column(name, "int", "slots", f"slots {name} in this round", default=0) for name in CACHE_COUNTS),
     Column("logical_length", "int", "tokens", "committed tokens, evicted ones included"),
-    *(Column(name, "int", "bytes", _KIND_TEXT[name]) for name in CACHE_KINDS),
+    *(Column(name, "int", "bytes", _KIND_TEXT[name], default=0) for name in CACHE_KINDS),
     Column("bytes", "int", "bytes", "sum of the kinds"),
-    Column("host_bytes", "int", "bytes", "of them in the host tier"),
-    Column("tier", "text", "", "device or host"),
-    Column("simulated", "bool", "", "the bytes are those of a format that is imitated, not stored"),
+    Column("host_bytes", "int", "bytes", "of them in the host tier", default=0),
+    Column("tier", "name", "", "device or host", default="device"),
+    Column("simulated", "bool", "", "the bytes are those of a format that is imitated, not stored", default=False),
     Column("bits_nominal", "float", "bits", "width of an element as declared"),
     Column(
         "bits_effective",
@@ -173,41 +192,67 @@ _CACHE = (
 
 _BITS = (
     _need("round", "int", "", "round of the change"),
-    Column("model", "text", "", "role of the model"),
+    Column("model", "name", "", "role of the model"),
     _need("layer", "int", "", "layer from 0"),
     _need("head", "int", "", "KV head from 0"),
     _need("start", "int", "tokens", "first position of the run"),
     _need("length", "int", "tokens", "positions in the run"),
     Column("bits_k", "float", "bits", "width of the keys"),
     Column("bits_v", "float", "bits", "width of the values"),
-    Column("kind", "text", "", "storage format, raw for the model's own"),
-    Column("reason", "text", "", "why it changed; append for tokens newly committed"),
+    Column("kind", "name", "", "storage format, raw for the model's own"),
+    Column("reason", "short", "", "why it changed; append for tokens newly committed"),
     Column("err_rms_k", "float", "", "root-mean-square error of the keys against what was replaced"),
     Column("err_rms_v", "float", "", "the same for the values"),
 )
 
+# what is inside the fields of events that are mappings (or lists of them), and the kept rows of level `full`
+ENTRIES: dict[str, tuple[Column, ...]] = {
+    "models": (
+        Column("role", "name", "", "target, draft, …"),
+        Column("name", "text", "", "what it was loaded as"),
+        Column("layers", "int", "", "number of layers"),
+        Column("kv_heads", "layered", "", "KV heads of a layer"),
+        Column("head_dim", "pair", "", "size of a key and of a value"),
+        Column("kv_bits", "float", "bits", "width of an element of the cache"),
+    ),
+    "sampling": (Column("temperature", "float", "", "0 for the likeliest token"),),
+    "baseline": (Column("tokens_per_second", "float", "tokens/s", "speed of the plain run"),),
+    "ms": tuple(
+        replace(c, name=c.name.removesuffix("_ms")) for c in _ROUNDS if c.name.endswith("_ms")
+    ),
+    "figures": (Column("resident_bytes", "int", "bytes", "as in the rounds table, where the store names it"),),
+}  # fmt: skip
+ROWS = (
+    _need("position", "int", "tokens", "position the row predicts"),
+    _need("ids", "ids", "", "most likely tokens, the first first"),
+    _need("logp", "floats", "nats", "their log-probabilities"),
+    Column("tail_mass", "float", "probability", "mass of all others"),
+    Column("node", "int", "", "of a draft: the tree node the row was read at, −1 for committed text", low=-1),
+    Column("best", "ids", "", "of a draft: what it would propose, in order"),
+)
+
 _CACHE_EVENT = (
-    Column("model", "text", "", "role of the model"),
+    Column("model", "name", "", "role of the model"),
     Column("layer", "int", "", "layer from 0"),
     Column("head", "int", "", "KV head from 0; missing = all"),
-    Column("op", "text", "", "seal, evict, merge, retier, fetch, requantize, share, rerotate, drop"),
-    Column("positions", "any", "tokens", "positions it touched, as runs [start, length]"),
-    Column("destination", "any", "", "position, tier or page they went to"),
+    Column("op", "name", "", "seal, evict, merge, retier, fetch, requantize, share, rerotate, drop"),
+    Column("positions", "runs", "tokens", "positions it touched, as runs [start, length]"),
+    Column("destination", "place", "", "position, tier or page they went to"),
     Column("bits", "float", "bits", "width afterwards"),
     Column("bytes", "int", "bytes", "bytes moved or freed"),
     Column("score", "any", "", "score that decided"),
-    Column("reason", "text", "", "why"),
+    Column("reason", "short", "", "why"),
 )
 _DECISION_EVENT = (
-    Column("controller", "text", "", "who acted"),
+    Column("controller", "short", "", "who acted"),
     Column("signals", "any", "", "signals read: list of {name, value, unit}"),
     Column("threshold", "any", "", "threshold compared with"),
-    Column("action", "text", "", "what it did"),
+    Column("action", "short", "", "what it did"),
     Column("alternatives", "any", "", "what it could have done instead"),
     Column("cost", "any", "", "cost of the action"),
 )
 _MARK_EVENT = (
-    Column("kind", "text", "", "back, jump, breakpoint, note, …"),
+    Column("kind", "short", "", "back, jump, breakpoint, note, …"),
     Column("place", "any", "", "where: a token index or a round"),
     Column("note", "text", "", "free text"),
 )
@@ -230,52 +275,54 @@ TABLES: dict[str, tuple[Column, ...]] = {
 EVENTS: dict[str, tuple[Column, ...]] = {
     "run": (
         _need("schema", "int", "", f"{SCHEMA}"),
-        Column("id", "text", "", "name of the trace"),
-        Column("time", "text", "", "start, ISO 8601"),
-        Column("versions", "any", "", "package and library versions"),
-        Column("device", "text", "", "where it ran"),
-        Column("models", "any", "", "per model: role, name, fingerprint, digest (SHA-256 of its weights), dtype, layers, "
-               "kv_heads, head_dim (or [keys, values]), vocab_size, context, kv_bits, parameters"),
-        Column("decoder", "any", "", "the decoder with all its settings"),
-        Column("claim", "text", "", "exact, distribution, seed, own_law or lossy"),
-        Column("verified", "any", "", "what has verified the claim"),
-        Column("rounds", "any", "", "where its rounds run, device or host (implementation), and why (reason)"),
-        Column("cache", "any", "", "the cache stack, null for the plain one"),
-        Column("sampling", "any", "", "temperature, top_k, top_p, min_p, typical_p, processors"),
-        Column("seed", "int", "", "seed"),
-        Column("level", "text", "", ", ".join(LEVELS)),
+        Column("id", "short", "", "name of the trace"),
+        Column("time", "short", "", "start, ISO 8601"),
+        Column("versions", "mapping", "", "package and library versions"),
+        Column("device", "short", "", "where it ran"),
+        Column("models", "mappings", "", "per model: role, name, fingerprint, digest (SHA-256 of its weights), dtype, "
+               "layers, kv_heads, head_dim (or [keys, values]), vocab_size, context, kv_bits, parameters"),
+        Column("decoder", "declared", "", "the decoder with all its settings"),
+        Column("claim", "short", "", "exact, distribution, seed, own_law or lossy"),
+        Column("verified", "texts", "", "what has verified the claim"),
+        Column("rounds", "mapping", "", "where its rounds run, device or host (implementation), and why (reason)"),
+        Column("cache", "declared", "", "the cache stack, null for the plain one"),
+        Column("sampling", "mapping", "", "temperature, top_k, top_p, min_p, typical_p, processors"),
+        Column("seed", "any", "", "seed, a whole number from 0 to 2⁶³"),
+        Column("level", "short", "", ", ".join(LEVELS)),
         Column("max_new_tokens", "int", "tokens", "limit of the run"),
-        Column("stop", "any", "", "stop strings"),
-        Column("prompt_ids", "any", "", "token ids of the prompt"),
+        Column("stop", "texts", "", "stop strings"),
+        Column("forced", "mapping", "", "index of a new token, as text → the id it was given"),
+        Column("prompt_ids", "ids", "", "token ids of the prompt"),
         Column("prompt_text", "text", "", "text of the prompt"),
-        Column("parent", "any", "", "for a branch: trace, round and token index it left from"),
-        Column("baseline", "any", "", "plain run of the same process: tokens_per_second"),
+        Column("parent", "mapping", "", "for a branch: trace, round and token index it left from"),
+        Column("baseline", "mapping", "", "plain run of the same process: tokens_per_second"),
     ),
     "round": (
         _need("round", "int", "", "number of the round, 0 for the prefill"),
         _need("index", "int", "tokens", "index of the first token it emits"),
-        _need("mode", "text", "", ", ".join(MODES)),
-        *(c for c in _ROUNDS if c.name in COUNTS),
-        Column("ms", "any", "ms", "times by phase: draft, target, verify, commit, cache, total"),
-        Column("tokens", "any", "", "columns of the tokens table"),
-        Column("drafts", "any", "", "columns of the drafts table"),
-        Column("forwards", "any", "", "columns of the forwards table"),
-        Column("cache", "any", "", "role → columns of the cache table over layers; zero kinds and counts left out"),
-        Column("bits", "any", "", "columns of the bits table, changes other than appending"),
-        Column("figures", "any", "", "state of the decoder after the round"),
-        Column("flags", "any", "", "columns in which a value was infinite or NaN and is null here"),
+        _need("mode", "name", "", ", ".join(MODES)),
+        *(replace(c, required=False) for c in _ROUNDS if c.name in COUNTS),
+        Column("ms", "mapping", "ms", "times by phase: draft, target, verify, commit, cache, total"),
+        Column("tokens", "columns", "", "columns of the tokens table"),
+        Column("prompt", "columns", "", "the same of the prompt's tokens from the second on, where asked for"),
+        Column("drafts", "columns", "", "columns of the drafts table"),
+        Column("forwards", "columns", "", "columns of the forwards table"),
+        Column("cache", "layers", "", "role → columns of the cache table over layers; zero kinds and counts left out"),
+        Column("bits", "columns", "", "columns of the bits table, changes other than appending"),
+        Column("figures", "mapping", "", "state of the decoder after the round"),
+        Column("flags", "texts", "", "columns in which a value was infinite or NaN and is null here"),
     ),
     "cache": (_need("round", "int", "", "round of the call"), *_CACHE_EVENT),
     "decision": (_need("round", "int", "", "round of the decision"), *_DECISION_EVENT),
     "rows": (
         _need("round", "int", "", "round of the rows"),
-        Column("target", "any", "", "of each row: position it predicts, top-M ids and log-probabilities, tail mass"),
-        Column("draft", "any", "", "the same of the draft's rows, with their tree node and best proposals in order"),
+        Column("target", "rows", "", "of each row: position it predicts, top-M ids and log-probabilities, tail mass"),
+        Column("draft", "rows", "", "the same of the draft's rows, with their tree node and best proposals in order"),
         Column("attention", "any", "", "attention mass, where asked"),
     ),
     "mark": (_need("round", "int", "", "rounds recorded before it"), *_MARK_EVENT),
     "end": (
-        _need("reason", "text", "", "eos, length, stop, interrupted, error"),
+        _need("reason", "short", "", "eos, length, stop, interrupted, error"),
         Column("message", "text", "", "one line"),
         Column("totals", "any", "", "rounds, tokens, drafted, accepted, total_ms"),
     ),

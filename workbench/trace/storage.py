@@ -5,24 +5,29 @@ on: then whole lines are appended, so a killed run leaves every completed round 
 """
 
 import base64
-import gzip
+import io
 import json
 import re
+import stat
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 
 from workbench.errors import BadInput, BadTrace
 from workbench.trace import tables
+from workbench.trace.door import Door
 from workbench.trace.files import made_folder, write_whole
-from workbench.trace.packing import unpack
-from workbench.trace.schema import KEYS, SCHEMA, TABLES
+from workbench.trace.schema import SCHEMA, TABLES
 
-__all__ = ["CAPSULE", "encode", "read", "read_tables", "write", "write_tables"]
+__all__ = ["encode", "is_capsule", "read", "read_tables", "write", "write_tables"]
 
-CAPSULE = b"<!doctype html>"  # how a capsule begins; a trace file begins with {
+BOM = b"\xef\xbb\xbf"  # what some editors put before UTF-8
+DECODER = json.JSONDecoder(parse_constant=lambda name: None)
+SWELL = 8  # how many times the size of a capsule its trace may have
 
 
 def encode(event: dict[str, Any]) -> bytes:
@@ -41,84 +46,109 @@ def write(path: str | Path, events: list[dict[str, Any]]) -> None:
 def read(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The events of a trace file (or of the one in a capsule) and one line about each thing that had to be dropped.
 
+    What is in keeps to the schema (`workbench.trace.door`), and costs what the bytes of the file allow.
+
     Raises BadInput where there is no such file, BadTrace where it is no trace or follows a newer schema.
     """
     path = Path(path)
+    with _opened(path) as file:
+        begins = _begin(file)
+        content = io.BytesIO(_unwrap(file.read(), path)) if begins == b"<" else file
+        return _events(content if begins in (b"<", b"{") else (), path)
+
+
+def is_capsule(path: str | Path) -> bool:
+    """Whether a file begins as a page does; a trace begins otherwise. Raises BadInput where there is no such file."""
+    with _opened(Path(path)) as file:
+        return _begin(file) == b"<"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, where it is one: a pipe or a device may have no end."""
     try:
-        content = path.read_bytes()
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise BadInput(f"cannot read {path}: it is {kind}; expected a trace file such as run.wb")
+        with open(path, "rb") as file:
+            yield file
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; expected a trace file such as run.wb") from None
-    if content.startswith(CAPSULE):
-        content = _unwrap(content, path)
-    lines = content.split(b"\n")
-    complete = lines[-1] == b""  # the last line ends in a newline
-    if complete:
-        lines.pop()
-    run = _parse(lines[0]) if lines else None
+    except MemoryError:
+        raise BadInput(f"cannot read {path}: it needs more memory than there is") from None
+
+
+def _begin(file: BinaryIO) -> bytes:
+    """Go behind a byte order mark, which is not part of a file's text; the first character there that is no space."""
+    if file.read(len(BOM)) != BOM:
+        file.seek(0)
+    start = file.tell()
+    begins = file.read(1024).lstrip()[:1]
+    file.seek(start)
+    return begins
+
+
+def _events(lines: Iterable[bytes], path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    lines = iter(lines)
+    first = next(lines, b"")
+    run = _parse(first)
     if not isinstance(run, dict) or run.get("type") != "run":
         raise BadTrace(f"{path} is not a trace: expected JSON lines that start with a run event, as trace.save writes")
     version = run.get("schema")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BadTrace(f"{path} names no schema version; expected a whole number from 1 to {SCHEMA} in its first line")
     if version > SCHEMA:
+        version = version if version < 2**63 else "of a very large number"
         raise BadTrace(f"{path} has schema {version}; this version reads up to {SCHEMA}; upgrade decoding-workbench")
-    events, dropped = [run], []
-    for number, line in enumerate(lines[1:], start=2):
+    door = Door()
+    door.run(run, len(first))
+    for number, line in enumerate(lines, start=2):
         event = _parse(line)
-        problem = _problem(event)
-        if problem is None:
-            events.append(event)
-        elif number == len(lines) and not complete:
-            dropped.append(f"line {number}: cut off")
-        else:
-            dropped.append(f"line {number}: {problem}")
-    return events, dropped
+        if event is not None:
+            door.enter(event, len(line), number)
+        elif not line.endswith(b"\n"):  # only the last line of a file
+            door.note(number, "cut off")
+        elif not line.isspace():
+            door.note(number, "not an event")
+    door.close()
+    return door.log, door.dropped
 
 
 def _unwrap(page: bytes, path: Path) -> bytes:
-    """The trace file inside a capsule."""
-    found = re.search(rb'<script type="application/gzip" id="workbench-trace">([A-Za-z0-9+/=]*)</script>', page)
+    """The trace file inside a capsule, however a browser wrote the page again.
+
+    A trace is seldom larger than its page, and never `SWELL` times as large; what claims to be is no capsule.
+    """
     try:
-        return gzip.decompress(base64.b64decode(found[1], validate=True))
-    except (TypeError, ValueError, OSError, EOFError, zlib.error):
+        packed = base64.b64decode(b"".join(_script(page).split()), validate=True)
+        most = SWELL * len(page)
+        stream = zlib.decompressobj(wbits=31)  # gzip
+        content = stream.decompress(packed, most)
+        if not stream.eof:
+            large = f"its trace is larger than {SWELL} times the page" if len(content) == most else "its trace is cut off"
+            raise BadTrace(f"{path} is no capsule: {large}")
+        return content
+    except (ValueError, zlib.error) as error:
+        if isinstance(error, BadTrace):
+            raise
         raise BadTrace(f"{path} holds no readable trace: expected an HTML file that trace.capsule wrote") from None
+
+
+def _script(page: bytes) -> bytes:
+    """The content of the element that holds the trace. Costs in proportion to the page."""
+    for tag in re.finditer(rb"<script\b([^<>]{0,1000})>", page, re.IGNORECASE):
+        if re.search(rb"\bid\s*=\s*[\"']?workbench-trace(?![\w-])", tag[1], re.IGNORECASE):
+            end = re.compile(rb"</script", re.IGNORECASE).search(page, tag.end())
+            return page[tag.end() : end.start() if end else len(page)]
+    raise ValueError
 
 
 def _parse(line: bytes) -> Any:
     try:
-        return json.loads(line.decode(), parse_constant=lambda name: None)
+        return DECODER.decode(line.decode())
     except (ValueError, RecursionError):
         return None
-
-
-def _problem(event: Any) -> str | None:
-    """What keeps a line from being used as an event; None where nothing does."""
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        return "not an event"
-    kind = event["type"]
-    if kind in ("round", "cache", "decision", "rows") and type(event.get("round")) is not int:
-        return f"{kind} event without a round number"
-    if kind != "round":
-        return None
-    for group, key in KEYS.items():
-        packed = event.get(group, {})
-        if not isinstance(packed, dict) or (packed and not isinstance(packed.get(key), list)):
-            return f"round {event['round']} has damaged {group}"
-        runs = packed.get("runs")
-        if runs is not None and not (isinstance(runs, list) and all(type(count) is int for count in runs)):
-            return f"round {event['round']} has damaged {group}"
-        lengths = {sum(runs), len(runs)} if runs else {len(packed.get(key, ()))}
-        if any(isinstance(column, list) and len(column) not in lengths for column in packed.values()):
-            return f"round {event['round']} has {group} of unequal length"
-    ids = unpack("tokens", event.get("tokens")).get("token_id", [])
-    if len(ids) != event.get("emitted") or any(type(token) is not int for token in ids):
-        return f"round {event['round']} has damaged tokens"
-    cache = event.get("cache", {})
-    if not isinstance(cache, dict) or not all(isinstance(columns, dict) for columns in cache.values()):
-        return f"round {event['round']} has a damaged cache"
-    if not all(isinstance(event.get(name, {}), dict) for name in ("ms", "figures")):
-        return f"round {event['round']} is damaged"
-    return None
 
 
 def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
@@ -132,7 +162,7 @@ def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
         for column in TABLES[name]:
             if column.type == "topk":
                 frame[column.name] = _cells(frame, column.name, lambda pair: {"ids": pair[0], "p": pair[1]})
-            elif column.type == "any":
+            elif column.is_json:
                 frame[column.name] = _cells(frame, column.name, json.dumps)
         write_whole(folder / f"{name}.parquet", _parquet(name, frame))
 
@@ -170,7 +200,7 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
             if column.type == "topk":
                 cells = data.get(column.name, [])
                 data[column.name] = [cell and [cell["ids"], cell["p"]] for cell in cells]
-            elif column.type == "any":
+            elif column.is_json:
                 data[column.name] = [cell if cell is None else json.loads(cell) for cell in data.get(column.name, [])]
         frames[name] = tables.frame(name, data)
     return frames

@@ -67,7 +67,7 @@ SIGNALS = {
 }
 DIGITS = 5
 EMBEDDED = ("embedded", "embedded-draft")  # names of the models whose tokenizer ships with the package
-NUMBERS = {table: {c.name for c in TABLES[table] if c.type in ("int", "float")} for table in COLUMNS}
+NUMBERS = {table: {c.name for c in TABLES[table] if c.type in ("int", "id", "float")} for table in COLUMNS}
 Event = dict[str, Any]
 Columns = dict[str, list]
 Reader = Callable[[int], str]

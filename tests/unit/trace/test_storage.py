@@ -68,12 +68,12 @@ def test_a_damaged_round_in_the_middle_is_named_and_the_others_keep_their_places
     [
         (lambda e: e["tokens"].update(token_id=5), "damaged tokens"),
         (lambda e: e["tokens"].update(token_id=["a", "b", "c"]), "damaged tokens"),
-        (lambda e: e["tokens"].update(text=["a"]), "tokens of unequal length"),
+        (lambda e: e["tokens"].update(text=["a"]), "damaged tokens: text is of unequal length"),
         (lambda e: e.update(emitted=1), "damaged tokens"),
         (lambda e: e.update(drafts=[1]), "damaged drafts"),
         (lambda e: e["forwards"].update(runs="x"), "damaged forwards"),
         (lambda e: e.update(cache={"target": 3}), "damaged cache"),
-        (lambda e: e.update(ms=3), "is damaged"),
+        (lambda e: e.update(ms=3), "damaged ms"),
         (lambda e: e.pop("round"), "without a round number"),
     ],
 )
