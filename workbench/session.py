@@ -17,17 +17,18 @@ from workbench.cache import as_stack
 from workbench.decoders import Autoregressive, Decoder, State
 from workbench.engine.loading import Model, as_model
 from workbench.engine.model import LanguageModel
-from workbench.engine.prompt import Prompt, encode_prompt, single_token
+from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.provenance import run_event
 from workbench.trace import Recorder, Trace
-from workbench.trace.tables import expand
+from workbench.trace.tables import expand, final, rest
 
 __all__ = ["Session", "make_settings"]
 
 SNAPSHOTS = 512
+TEXTS = frozenset({"text", "bytes"})  # columns that a tokenizer fills
 SAMPLING = tuple(f.name for f in fields(Sampling))
 Until = str | Callable[[Mapping[str, Any]], bool]
 
@@ -58,7 +59,11 @@ def make_settings(lm: LanguageModel, base: Settings | None = None, **options: An
         raise BadInput(
             f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(sorted({*known, *SAMPLING, 'ignore_eos'}))}"
         )
-    return replace(base, sampling=replace(base.sampling, **chosen), **options)
+    settings = replace(base, sampling=replace(base.sampling, **chosen), **options)
+    for stop in settings.stop:
+        if isinstance(stop, str):
+            need_tokenizer(lm, "stop", stop)
+    return settings
 
 
 class Session:
@@ -123,7 +128,7 @@ class Session:
     def text(self) -> str:
         """The new text up to the cursor."""
         texts = [text for event in self._events for text in event.get("tokens", {}).get("text", ())]
-        return "".join(texts[: self._cursor])
+        return "".join(texts[: self._cursor]) + (rest(final(self._recorder)) if self._cursor == self.length else "")
 
     @property
     def cursor(self) -> int:
@@ -197,7 +202,7 @@ class Session:
         return False
 
     def _event(self, number: int) -> dict[str, Any]:
-        return expand(self._events[number])
+        return expand(self._events[number], final(self._recorder))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while (event := self.step()) is not None:
@@ -212,6 +217,8 @@ class Session:
         Returns the row that fulfilled the condition, else None. Ctrl-C pauses, and is raised on.
         """
         holds = conditions.parse(until) if isinstance(until, str) else until
+        if TEXTS & getattr(holds, "names", frozenset()):
+            need_tokenizer(self.lm, "until", holds.text)
         self._pause.clear()
         done = 0
         while not self._pause.is_set() and (rounds is None or done < rounds):
@@ -291,7 +298,7 @@ class Session:
         at = self._cursor if at is None else at
         if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at <= self.length:
             raise BadInput(f"fork: expected a token number in [0, {self.length}], got {at!r}")
-        chosen = None if token is None else single_token(self.lm, token)
+        chosen = None if token is None else single_token(self.lm, token, self.prompt_ids, self.trace.token_ids, at)
         if decoder is not None:
             check_decoder(decoder)
         settings = make_settings(self.lm, self.settings, **changes)

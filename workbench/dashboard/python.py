@@ -6,7 +6,9 @@ from typing import Any
 
 import workbench as wb
 from workbench.declare import Declared, describe
+from workbench.engine.prompt import encode_prompt
 from workbench.engine.settings import Settings
+from workbench.errors import BadInput
 from workbench.session import SAMPLING, Session
 from workbench.trace import Trace
 
@@ -77,5 +79,13 @@ def of_session(session: Session) -> str:
     copied = sum(event["emitted"] for event in Trace(list(session.trace.log)).steps() if event["round"] < origin)
     before = dict(enumerate(session.trace.token_ids[:copied]))
     named["force"] = {**before, **dict(settings.force)}
-    text = session.lm.tokenizer is not None and list(session.lm.tokenizer.encode(session.prompt)) == session.prompt_ids
-    return call(str(session.lm.name), session.prompt if text else session.prompt_ids, session.decoder, named)
+    prompt = session.prompt if _is_text(session) else session.prompt_ids
+    return call(str(session.lm.name), prompt, session.decoder, named)
+
+
+def _is_text(session: Session) -> bool:
+    """Whether the prompt's text gives its ids again."""
+    try:
+        return encode_prompt(session.lm, session.prompt)[0] == session.prompt_ids
+    except BadInput:
+        return False

@@ -258,6 +258,8 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         *(c for c in _ROUNDS if c.name in COUNTS),
         Column("ms", "any", "ms", "times by phase: draft, target, verify, commit, cache, total"),
         Column("tokens", "any", "", "columns of the tokens table"),
+        Column("rest", "text", "", "what the last token's text lacks if the run ends here: U+FFFD for a character that "
+               "is not complete"),
         Column("drafts", "any", "", "columns of the drafts table"),
         Column("forwards", "any", "", "columns of the forwards table"),
         Column("cache", "any", "", "role → columns of the cache table over layers; zero kinds and counts left out"),

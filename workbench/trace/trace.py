@@ -134,7 +134,8 @@ class Trace:
 
     def steps(self) -> Iterator[Event]:
         """The round events in order, every column a full list: a replay without the model."""
-        return (tables.expand(event) for event in self.log if event["type"] == "round")
+        last = tables.final(self.log)
+        return (tables.expand(event, last) for event in self.log if event["type"] == "round")
 
     def last_rows(self) -> list[dict[str, Any]]:
         """The tokens of the last round as plain mappings (columns of tokens and rounds); cheap while a run goes on."""
