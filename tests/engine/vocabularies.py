@@ -3,7 +3,9 @@
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["KINDS", "byte_fallback", "byte_level", "llama_like", "word_piece"]
+from workbench.engine.text import ALPHABET
+
+__all__ = ["KINDS", "as_bytes", "byte_fallback", "byte_level", "llama_like", "word_piece"]
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -41,7 +43,7 @@ def llama_like() -> PreTrainedTokenizerFast:
 
 
 def word_piece() -> PreTrainedTokenizerFast:
-    """As BERT: words, their continuations after ##, punctuation drawn to the word before it; U+FFFD is one of its own."""
+    """As BERT: words, their continuations after ##, punctuation drawn to the word before; U+FFFD is a word too."""
     pieces = ["[UNK]", "[CLS]", "[SEP]", "a", "b", "##a", "##b", "##ab", "ab", ".", ",", "'", "s", "n't", "é", "\ufffd"]
     t = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     t.pre_tokenizer, t.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
@@ -49,3 +51,11 @@ def word_piece() -> PreTrainedTokenizerFast:
 
 
 KINDS = {make.__name__: make for make in (byte_level, byte_fallback, llama_like, word_piece)}
+
+
+def as_bytes(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """A text as one token for each byte."""
+    if "<0x00>" in tokenizer.get_vocab():
+        return tokenizer.convert_tokens_to_ids([BYTES[byte] for byte in text.encode()])
+    names = {byte: letter for letter, byte in ALPHABET.items()}
+    return tokenizer.convert_tokens_to_ids([names[byte] for byte in text.encode()])

@@ -266,14 +266,9 @@ class RoundLog:
 
     def _stopped(self) -> bool:
         """Whether the last token completed a stop text, or a stop callable says so."""
-        text, last = self.state.text, len(self.step.texts[-1])
-
-        def completed(stop: str) -> bool:
-            size = last + len(stop) - 1
-            return last > 0 and stop in text.recent(size)[-size:]
-
+        state = self.state
         return any(
-            entry(self.state.new_tokens) if callable(entry) else completed(entry) for entry in self.settings.stop
+            entry(state.new_tokens) if callable(entry) else state.text.completes(entry) for entry in self.settings.stop
         )
 
     def keep_rows(self, role: str, raw: torch.Tensor, columns: dict[str, list], top: int = 64) -> None:

@@ -2,14 +2,14 @@
 
 import operator
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from workbench.engine.model import LanguageModel
 from workbench.engine.text import Detokenizer, decode, reader_of, token_of, token_text
 from workbench.errors import BadInput
 
-__all__ = ["Prompt", "encode_prompt", "encode_text", "need_tokenizer", "single_token"]
+__all__ = ["Prompt", "encode_prompt", "encode_text", "need_tokenizer", "prompts_of", "single_token"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 KINDS = "text, token ids or chat messages"
@@ -55,11 +55,22 @@ def encode_text(lm: LanguageModel, text: str) -> list[int]:
     return _known(lm, ids)
 
 
+def prompts_of(given: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """One prompt, or several of them, as a list."""
+    given = _row(given) if hasattr(given, "tolist") else given
+    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
+        return [given]
+    given = list(given)
+    first = given[0] if given else None
+    message = isinstance(first, Mapping) and "input_ids" not in first
+    return [given] if message or _integer(first) is not None else given
+
+
 def need_tokenizer(lm: LanguageModel, what: str, text: Any) -> None:
     """Raise BadInput where a text was given and the model has no tokenizer to read it with."""
     if lm.tokenizer is None:
         raise BadInput(
-            f"{what}: {lm.name!r} has no tokenizer to read {_brief(text)} with; give token ids, or a model with one"
+            f"{what}: {lm.name!r} has no tokenizer to read {_brief(text)} with; give the model one, or use token ids"
         )
 
 
@@ -85,7 +96,8 @@ def single_token(
     if found is None:
         ids = lm.tokenizer.encode(token, add_special_tokens=False)
         parts = [token_text(lm.tokenizer, i) for i in ids]
-        count = f"is {len(ids)} tokens ({_brief(parts)})" if len(ids) > 1 else "is the text of no token here"
+        parts = parts[1:] if "".join(parts[1:]) == token else parts  # without the space that goes before a text
+        count = f"is {len(parts)} tokens ({_brief(parts)})" if len(parts) > 1 else "is the text of no token here"
         raise BadInput(f"{_brief(token)} {count}; expected exactly one: fork once for each, or give its id")
     if not 0 <= found < lm.vocab_size:
         raise BadInput(f"token id {_brief(found)}: expected one in [0, {lm.vocab_size})")

@@ -177,6 +177,7 @@ class Detokenizer:
             reader = reader_of(tokenizer)
             self._way = (_Whole if reader.kind == "whole" else _Bytes)(reader, prompt_ids)
         self._texts: tuple | None = None  # (those before, the last one): forks share what they have in common
+        self._last = ""  # what the last token added
 
     def fork(self) -> "Detokenizer":
         new = copy.copy(self)
@@ -185,10 +186,15 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that this token adds; empty while a character is incomplete, and where there is no tokenizer."""
-        text = "" if self._way is None else self._way.add(token)
+        self._last = text = "" if self._way is None else self._way.add(token)
         if text:
             self._texts = (self._texts, text)
         return text
+
+    def completes(self, stop: str) -> bool:
+        """Whether the last token completed this text, anywhere in the new text and over as many tokens as it takes."""
+        size = len(self._last) + len(stop) - 1
+        return bool(self._last) and stop in self.recent(size)[-size:]
 
     @property
     def rest(self) -> str:
