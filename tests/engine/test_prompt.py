@@ -92,6 +92,7 @@ REFUSED = {
     "foreign": ([300], "got 300 at index 0"),
     "huge": ([10**400], "at index 0"),
     "too many": ([1] * 64, "has 64 tokens and 'm' a context of 64; expected at most 63"),
+    "a long array": (np.broadcast_to(np.int64(1), 10**12), "has 1000000000000 tokens"),
     "no tokenizer": ("ab", "has no tokenizer to read 'ab' with"),
     "tokenizer's of nothing": (BatchEncoding({"input_ids": []}), "the prompt is empty"),
     "tokenizer's of two": (BatchEncoding({"input_ids": [IDS, IDS]}), "one prompt at a time"),

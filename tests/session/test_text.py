@@ -5,6 +5,7 @@ import pytest
 import workbench as wb
 from tests.engine.vocabularies import KINDS, as_bytes
 from tests.speculation.tiny import tiny_target
+from workbench.cli import main
 from workbench.engine.text import decode
 from workbench.errors import BadInput
 from workbench.trace import Trace
@@ -79,6 +80,14 @@ def test_an_interrupted_run_shows_what_it_held(models):
     assert session.text == session.trace.text == "a\ufffd" == "".join(session.trace.tokens["text"])
     session.run()
     assert session.text == session.trace.text == "aéa"
+
+
+def test_the_command_line_prints_the_whole_text(capsys):
+    """Also what only the end adds."""
+    half = wb.load("embedded-draft").tokenizer.encode("é")[:1]
+    words = ["run", "x", "--model", "embedded-draft", "--force-ids", ",".join(map(str, [*half, *half])), "--quiet"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "\ufffd\ufffd\n"
 
 
 @pytest.mark.parametrize("kind", BYTES)

@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         session.end("interrupted")
         code = 130
     finally:
+        sent = sent if args.json else show_new(session, sent)  # what the end adds
         if sent:
             print(flush=True)
     report(session.trace, args)

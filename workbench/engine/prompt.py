@@ -25,6 +25,8 @@ def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[list[int], str]:
     Raises BadInput where it is none of these or empty, has ids outside the vocabulary, leaves no room for a new token,
     is chat that the tokenizer has no template for or whose template refuses it, or is text and there is no tokenizer.
     """
+    if shape := tuple(getattr(prompt, "shape", ())):
+        _fits(lm, int(shape[-1]))  # before a list is made of an array
     given = _plain(prompt)
     if not len(given):
         raise BadInput(f"the prompt is empty; expected {KINDS}")
@@ -43,8 +45,8 @@ def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[list[int], str]:
 def encode_text(lm: LanguageModel, text: str) -> list[int]:
     """The ids of a text, as `encode_prompt` takes them; BadInput where it cannot be read or is too long."""
     need_tokenizer(lm, "the prompt", text)
-    _readable("the prompt", text)
     _short(lm, text)
+    _readable("the prompt", text)
     try:
         ids = list(lm.tokenizer.encode(text))
     except Exception as error:
@@ -184,8 +186,8 @@ def _encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, Any]]) -> li
     try:
         text = lm.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
         if isinstance(text, str):
-            _readable("chat messages", text)
             _short(lm, text)
+            _readable("chat messages", text)
         ids = lm.tokenizer.apply_chat_template(list(messages), tokenize=True, **options)
         return _known(lm, list(ids["input_ids"] if isinstance(ids, Mapping) else ids))
     except BadInput:

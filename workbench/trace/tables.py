@@ -46,8 +46,8 @@ def expand(event: Event, last: Event | None = None) -> Event:
     last: the log's `final` round; where it is this one, its last text is whole.
     """
     whole = {**event, **{group: unpack(group, event.get(group)) for group in KEYS}}
-    if event is last and (texts := whole["tokens"].get("text")):
-        whole["tokens"]["text"] = [*texts[:-1], (texts[-1] or "") + rest(event)]
+    if event is last and rest(event) and (texts := whole["tokens"].get("text")):
+        whole["tokens"]["text"] = [*texts[:-1], f"{texts[-1] or ''}{rest(event)}"]
     return whole
 
 
@@ -125,7 +125,8 @@ def _tokens(log: list[Event]) -> Columns:
         index = event.get("index", index)
         if n:
             columns["text"] = [text or "" for text in columns.get("text", [""] * n)]
-            columns["text"][-1] += rest(event) if event is last else ""
+            if event is last and rest(event):
+                columns["text"][-1] = f"{columns['text'][-1]}{rest(event)}"
             columns["bytes"] = [len(text.encode("utf-8", "surrogatepass")) for text in columns["text"]]
             columns["index"] = list(range(index, index + n))
             columns["position"] = [prompt + place for place in columns["index"]]
