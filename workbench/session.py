@@ -23,17 +23,18 @@ from workbench.cache import as_stack
 from workbench.decoders import Autoregressive, Decoder, State
 from workbench.engine.loading import Model, as_model
 from workbench.engine.model import LanguageModel
-from workbench.engine.prompt import Prompt, encode_prompt, single_token
+from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput, shown
 from workbench.provenance import run_event
 from workbench.trace import Recorder, Trace
-from workbench.trace.tables import expand
+from workbench.trace.tables import expand, final, rest
 
 __all__ = ["Session", "make_settings"]
 
 SNAPSHOTS = 512
+TEXTS = frozenset({"text", "bytes"})  # columns that a tokenizer fills
 SAMPLING = tuple(f.name for f in fields(Sampling))
 Until = str | Callable[[Mapping[str, Any]], bool]
 
@@ -64,7 +65,11 @@ def make_settings(lm: LanguageModel, base: Settings | None = None, **options: An
         raise BadInput(
             f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(sorted({*known, *SAMPLING, 'ignore_eos'}))}"
         )
-    return replace(base, sampling=replace(base.sampling, **chosen), **options)
+    settings = replace(base, sampling=replace(base.sampling, **chosen), **options)
+    for stop in settings.stop:
+        if isinstance(stop, str):
+            need_tokenizer(lm, "stop", stop)
+    return settings
 
 
 class Session:
@@ -124,7 +129,7 @@ class Session:
     @property
     def text(self) -> str:
         """The new text up to the cursor."""
-        return self.text_from(0)
+        return self.text_from(0) + (rest(final(self._recorder)) if self._cursor == self.length else "")
 
     def text_from(self, start: int, stop: int | None = None) -> str:
         """The new text from new token `start` up to `stop`, by default the cursor; for whoever shows it as it grows."""
@@ -214,7 +219,7 @@ class Session:
         error.trace = self.trace
 
     def _event(self, number: int) -> dict[str, Any]:
-        return expand(self.trace.index.event(number))
+        return expand(self.trace.index.event(number), final(self._recorder))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while (event := self.step()) is not None:
@@ -229,6 +234,8 @@ class Session:
         Returns the row that fulfilled the condition, else None. Ctrl-C pauses, and is raised on.
         """
         holds = until if until is None or callable(until) else conditions.parse(until)
+        if TEXTS & getattr(holds, "names", frozenset()):
+            need_tokenizer(self.lm, "until", holds.text)
         rounds = None if rounds is None else whole("rounds", rounds, 0)
         self._pause.clear()
         done = 0
@@ -305,7 +312,6 @@ class Session:
         if token is not None and (isinstance(token, bool) or not isinstance(token, int | str)):
             raise BadInput(f"fork: expected the id or the text of one token, got {shown(token)}")
         decoder = self.decoder if decoder is None else check_decoder(decoder)
-        chosen = None if token is None else single_token(self.lm, token)
         settings = make_settings(self.lm, self.settings, **changes)
         with self._lock:
             at = self._cursor if at is None else whole("fork", at, 0, self.length, "a token number")
@@ -313,6 +319,7 @@ class Session:
                 raise BadInput(
                     f"fork: token {at} lies beyond max_new_tokens={settings.max_new_tokens}; raise it to go on"
                 )
+            chosen = None if token is None else single_token(self.lm, token, self.prompt_ids, self.trace.token_ids, at)
             number = self.round_at(at)
             owner = self._owner(number)
             start, ids = self._tokens_of(number)

@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         sent = sent if args.json else show_new(session, sent, session.length)
         code = 130
     finally:
+        sent = sent if args.json else show_new(session, sent)  # what the end adds
         if sent:
             print(flush=True)
     report(session.trace, args)

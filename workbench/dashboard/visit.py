@@ -11,6 +11,7 @@ from typing import Any
 
 from workbench.dashboard.run import Branch, Replay, Worker
 from workbench.engine.loading import EMBEDDED
+from workbench.engine.text import token_text
 from workbench.errors import BadInput
 
 __all__ = ["VISITS", "Branch", "Replay", "Visit", "forget_idle"]
@@ -134,7 +135,7 @@ class Visit:
         """The text of a token id: the tokenizer's, or what an opened trace knows about it."""
         branch = self.branch
         if branch.live and branch.run.lm.tokenizer is not None:
-            return branch.run.lm.tokenizer.decode([token])
+            return token_text(branch.run.lm.tokenizer, token)
         for table in (branch.run.trace.tokens, branch.run.trace.drafts):
             found = table.loc[table["token_id"] == token, "text"]
             if len(found) and found.iloc[0]:

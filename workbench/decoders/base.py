@@ -18,9 +18,9 @@ from workbench.decoders import device
 from workbench.engine.device_round import Template
 from workbench.engine.distribution import Law
 from workbench.engine.model import LanguageModel, Output
-from workbench.engine.prompt import TextStream
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
+from workbench.engine.text import Detokenizer
 from workbench.engine.vocabulary import ids_read, readable
 from workbench.errors import BadInput
 from workbench.trace.records import Step
@@ -69,7 +69,7 @@ class State:
     prompt_length: int
     settings: Settings
     lanes: dict[str, Lane]
-    text: TextStream
+    text: Detokenizer
     memory: dict[str, Any] = field(default_factory=dict)
     rounds: int = 0
     ended: str | None = None
@@ -273,10 +273,9 @@ class RoundLog:
 
     def _stopped(self) -> bool:
         """Whether the last token completed a stop text, or a stop callable says so."""
-        joined, last = self.state.text.joined, len(self.step.texts[-1])
+        state = self.state
         return any(
-            entry(self.state.new_tokens) if callable(entry) else last and entry in joined[-(last + len(entry) - 1) :]
-            for entry in self.settings.stop
+            entry(state.new_tokens) if callable(entry) else state.text.completes(entry) for entry in self.settings.stop
         )
 
     def keep_rows(self, role: str, raw: torch.Tensor, columns: dict[str, list], top: int = 64) -> None:
@@ -313,7 +312,7 @@ class RoundLog:
                 step.cache["memory"] = {"live_slots": [0], "logical_length": [0], "table": [held]}
         self._maintained()
         self.spend("cache", start)
-        step.context = len(state.tokens)
+        step.context, step.rest = len(state.tokens), state.text.rest
         step.ms["total"] = (time.perf_counter() - self._start) * 1000
         state.rounds += 1
         return step
@@ -374,7 +373,7 @@ class Decoder(Declared):
         caches = self.caches(settings)
         models, prompt = self.lanes(lm), len(prompt_ids)
         lanes = {role: Lane(model, _store(model, caches.get(role), prompt)) for role, model in models.items()}
-        return State(list(prompt_ids), len(prompt_ids), settings, lanes, TextStream(lm, prompt_ids))
+        return State(list(prompt_ids), len(prompt_ids), settings, lanes, Detokenizer(lm.tokenizer, prompt_ids))
 
     @torch.inference_mode()
     def step(self, state: State) -> Step:
@@ -386,8 +385,9 @@ class Decoder(Declared):
             for role in filter(state.fits, self.first(state)):
                 log.catch_up(role, len(state.tokens) - 1)
             if log.step.prompt:
-                stream = TextStream(state.lanes["target"].model, state.tokens[:1])
-                log.step.prompt["text"] = [stream.push(token) for token in log.step.prompt["token_id"]]
+                text = Detokenizer(state.lanes["target"].model.tokenizer, state.tokens[:1])
+                log.step.prompt["text"] = [text.push(token) for token in log.step.prompt["token_id"]]
+                log.step.prompt["text"][-1] += text.rest
         else:
             log = RoundLog(state, "plain", self.reader())
             if not device.run_round(self, state, log):

@@ -14,6 +14,7 @@ from workbench.engine.distribution import Law
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings, refuse_stateful
+from workbench.engine.text import token_text
 from workbench.errors import BadInput
 from workbench.speculation.drafters import Drafter, DraftModel
 from workbench.speculation.shapes import DraftShape, FixedLength, FixedTree
@@ -155,12 +156,8 @@ class Speculative(Decoder):
         if any(outcome.lossy):
             columns["lossy"] = outcome.lossy
         step.drafts = {name: column[1:] for name, column in columns.items()}
-        step.drafts["text"] = [self._text(log, token) for token in tree.tokens[1:]]
-
-    @staticmethod
-    def _text(log: RoundLog, token: int) -> str:
         tokenizer = log.state.lanes["target"].model.tokenizer
-        return "" if tokenizer is None else tokenizer.decode([token])
+        step.drafts["text"] = [token_text(tokenizer, token) for token in tree.tokens[1:]]
 
     @staticmethod
     def _compare(law: Law, tree: DraftTree) -> dict[str, list]:

@@ -1,125 +1,243 @@
-"""Prompts as token ids, and new tokens as text."""
+"""Prompts as token ids: text, ids or chat messages; and one token given as id or text."""
 
-from collections.abc import Mapping, Sequence
+import operator
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from workbench.engine.model import LanguageModel
+from workbench.engine.text import Detokenizer, decode, reader_of, token_of, token_text
 from workbench.engine.vocabulary import ids_read
 from workbench.errors import BadInput
 
-__all__ = ["TextStream", "encode_prompt", "single_token"]
+__all__ = ["Prompt", "encode_prompt", "encode_text", "need_tokenizer", "prompts_of", "single_token"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+KINDS = "text, token ids or chat messages"
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
 
 
 def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[list[int], str]:
     """Token ids and text of a prompt: text, token ids, or chat messages ({"role", "content"}).
 
-    Raises BadInput where it is empty, has ids outside the vocabulary, leaves no room for a new token, is chat and
-    the tokenizer has no template, or is text and there is no tokenizer.
+    Ids may be integers of any kind, in a list or an array, or what a tokenizer returns for one text.
+
+    Raises BadInput where it is none of these or empty, has ids outside the vocabulary, leaves no room for a new token,
+    is chat that the tokenizer has no template for or whose template refuses it, or is text and there is no tokenizer.
     """
-    if hasattr(prompt, "tolist"):
-        prompt = prompt.tolist()
-        prompt = prompt[0] if prompt and isinstance(prompt[0], list) and len(prompt) == 1 else prompt
-    if not isinstance(prompt, str | Sequence) or len(prompt) == 0:
-        raise BadInput("the prompt is empty; expected text, token ids or chat messages")
-    if isinstance(prompt, str):
-        ids = _encode_text(lm, prompt)
-    elif isinstance(prompt[0], Mapping):
-        ids = _encode_chat(lm, prompt)
+    if shape := tuple(getattr(prompt, "shape", ())):
+        _fits(lm, int(shape[-1]))  # before a list is made of an array
+    given = _plain(prompt)
+    if not len(given):
+        raise BadInput(f"the prompt is empty; expected {KINDS}")
+    if isinstance(given, str):
+        ids = encode_text(lm, given)
+    elif isinstance(given[0], Mapping):
+        ids = _encode_chat(lm, given)
     else:
-        ids = list(prompt)
-        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < ids_read(lm) for i in ids):
-            raise BadInput(f"prompt ids: expected integers in [0, {ids_read(lm)})")
+        ids = _ids(lm, given)
     if not ids:
         raise BadInput("the prompt is empty: it has no tokens")
-    if max(ids) >= ids_read(lm):
-        raise BadInput(
-            f"the tokenizer of {lm.name!r} gives id {max(ids)}, and the model reads ids below {ids_read(lm)}; resize"
-            " its embeddings (resize_token_embeddings), or load the tokenizer that belongs to it"
-        )
-    if len(ids) >= lm.context:
-        raise BadInput(
-            f"the prompt has {len(ids)} tokens and {lm.name!r} a context of {lm.context}; expected at most"
-            f" {lm.context - 1}, so that a new token fits"
-        )
-    text = prompt if isinstance(prompt, str) else _decode(lm, ids)
-    return ids, text
+    _fits(lm, len(ids))
+    return ids, given if isinstance(given, str) else decode(lm.tokenizer, ids)
 
 
-def _encode_text(lm: LanguageModel, text: str) -> list[int]:
-    if lm.tokenizer is None:
-        raise BadInput(f"{lm.name!r} has no tokenizer; give the prompt as token ids")
-    ids = list(lm.tokenizer.encode(text))
+def encode_text(lm: LanguageModel, text: str) -> list[int]:
+    """The ids of a text, as `encode_prompt` takes them; BadInput where it cannot be read or is too long."""
+    need_tokenizer(lm, "the prompt", text)
+    _short(lm, text)
+    _readable("the prompt", text)
+    try:
+        ids = list(lm.tokenizer.encode(text))
+    except Exception as error:
+        raise BadInput(f"the tokenizer of {lm.name!r} cannot read the prompt: {_line(error)}; change it") from error
     start = getattr(lm.tokenizer, "bos_token_id", None)
     if start is not None and ids[:2] == [start, start]:
         ids = ids[1:]  # the text brought its own beginning-of-sequence token
+    return _known(lm, ids)
+
+
+def prompts_of(given: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """One prompt, or several of them, as a list."""
+    given = _row(given) if hasattr(given, "tolist") else given
+    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
+        return [given]
+    given = list(given)
+    first = given[0] if given else None
+    message = isinstance(first, Mapping) and "input_ids" not in first
+    return [given] if message or _integer(first) is not None else given
+
+
+def need_tokenizer(lm: LanguageModel, what: str, text: Any) -> None:
+    """Raise BadInput where a text was given and the model has no tokenizer to read it with."""
+    if lm.tokenizer is None:
+        raise BadInput(
+            f"{what}: {lm.name!r} has no tokenizer to read {_brief(text)} with; give the model one, or use token ids"
+        )
+
+
+def single_token(
+    lm: LanguageModel, token: int | str, prompt_ids: Sequence[int] = (), new: Sequence[int] = (), at: int = 0
+) -> int:
+    """The id of a token given as id or text, to stand in the place of new token `at`.
+
+    Its text is what it adds there; of several tokens with that text the one that stands there is meant. Raises BadInput
+    where the text is none or several tokens.
+    """
+    if isinstance(token, str):
+        need_tokenizer(lm, "token", token)
+        _readable("token", token)
+        state = Detokenizer(lm.tokenizer, prompt_ids)
+        for known in new[:at]:
+            state.push(known)
+        found = token_of(lm.tokenizer, token, state, new[at : at + 1])
+    else:
+        found = _integer(token)
+        if found is None:
+            raise BadInput(f"token: expected an id or text, got {_named(token)}")
+    if found is None:
+        ids = lm.tokenizer.encode(token, add_special_tokens=False)
+        parts = [token_text(lm.tokenizer, i) for i in ids]
+        parts = parts[1:] if "".join(parts[1:]) == token else parts  # without the space that goes before a text
+        count = f"is {len(parts)} tokens ({_brief(parts)})" if len(parts) > 1 else "is the text of no token here"
+        raise BadInput(f"{_brief(token)} {count}; expected exactly one: fork once for each, or give its id")
+    if not 0 <= found < lm.vocab_size:
+        raise BadInput(f"token id {_brief(found)}: expected one in [0, {lm.vocab_size})")
+    return found
+
+
+def _plain(prompt: Any) -> str | Sequence:
+    """The prompt as text or a sequence: arrays as lists, of a tokenizer's output the ids."""
+    if isinstance(prompt, Mapping) and "input_ids" in prompt:
+        ids, mask = (_row(prompt.get(name)) for name in ("input_ids", "attention_mask"))
+        padded = isinstance(ids, list) and isinstance(mask, list) and len(ids) == len(mask) and 0 in mask
+        return _plain([token for token, seen in zip(ids, mask, strict=True) if seen] if padded else ids)
+    if hasattr(prompt, "tolist"):
+        prompt = _row(prompt)
+    if not isinstance(prompt, Sequence) and hasattr(prompt, "ids"):
+        return _plain(prompt.ids)  # what the library tokenizers returns
+    hint = ""
+    if isinstance(prompt, Mapping):
+        hint = "; put the message into a list" if "role" in prompt else ""
+    elif isinstance(prompt, bytes | bytearray | memoryview):
+        hint = "; decode the bytes to text"
+    elif isinstance(prompt, Sequence):
+        return prompt
+    elif hasattr(prompt, "__iter__"):
+        hint = "; make a list of it"
+    raise BadInput(f"the prompt: expected {KINDS}, got {_named(prompt)}{hint}")
+
+
+def _row(ids: Any) -> Any:
+    """An array as a list, one row of a batch of one as that row."""
+    if hasattr(ids, "tolist"):
+        try:
+            ids = ids.tolist()
+        except Exception as error:  # sparse, or on no device
+            raise BadInput(f"the prompt: expected {KINDS}, got {_named(ids)}: {_line(error)}") from error
+    return ids[0] if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], list) else ids
+
+
+def _ids(lm: LanguageModel, given: Sequence) -> list[int]:
+    _fits(lm, len(given))
+    ids = [_integer(token) for token in given]
+    if None in ids:
+        at = ids.index(None)
+        hint = "; give one prompt at a time" if isinstance(given[at], str | list | tuple) else ""
+        raise BadInput(
+            f"prompt ids: expected integers in [0, {ids_read(lm)}), got {_brief(given[at])} at index {at}{hint}"
+        )
+    return _known(lm, ids)
+
+
+def _integer(value: Any) -> int | None:
+    """An integer of any library as Python's; None for what is none, such as true, 1.0 or an array of several."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)
+    except Exception:  # of a library that raises its own
+        return None
+
+
+def _known(lm: LanguageModel, ids: list[int]) -> list[int]:
+    """The ids, all of them such as the model reads. Raises BadInput for the first that is not."""
+    known = ids_read(lm)
+    for at, token in enumerate(ids):
+        if not 0 <= token < known:
+            raise BadInput(
+                f"prompt ids: expected integers in [0, {known}), got {_brief(token)} at index {at}; if the tokenizer"
+                " gives it, resize the model's embeddings (resize_token_embeddings) or load the tokenizer that fits"
+            )
     return ids
 
 
 def _encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    if not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
-        raise BadInput("chat messages: expected a list of {'role': …, 'content': …}")
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise BadInput(
+                f"chat messages: expected a list of {{'role': text, 'content': text}}, got {_brief(message)}"
+            )
+        content = message["content"]
+        if not (content is None or isinstance(content, str | list | tuple)):
+            raise BadInput(f"chat messages: expected 'content' to be text, got {_named(content)}")
     if not getattr(lm.tokenizer, "chat_template", None):
         raise BadInput(f"{lm.name!r} has no chat template; give the prompt as text")
-    encoded = lm.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True)
-    return list(encoded["input_ids"] if isinstance(encoded, Mapping) else encoded)
-
-
-def _decode(lm: LanguageModel, ids: Sequence[int]) -> str:
-    if lm.tokenizer is None:
-        return ""
-    return lm.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def single_token(lm: LanguageModel, token: int | str) -> int:
-    """The id of a token given as id or text; BadInput where the text is none or several tokens."""
-    if isinstance(token, int) and not isinstance(token, bool):
-        if not 0 <= token < lm.vocab_size:
-            raise BadInput(f"token id {token}: expected one in [0, {lm.vocab_size})")
-        return token
-    if lm.tokenizer is None:
-        raise BadInput(f"{lm.name!r} has no tokenizer; give the token as an id")
+    options = {"add_generation_prompt": True}
     try:
-        ids = list(lm.tokenizer.encode(token, add_special_tokens=False))
-    except TypeError:
-        raise BadInput(f"token: expected an id or text, got {token!r}") from None
-    if len(ids) != 1:
-        parts = [_decode(lm, [i]) for i in ids]
-        raise BadInput(f"{token!r} is {len(ids)} tokens ({parts}); expected exactly one: fork once for each")
-    return ids[0]
+        text = lm.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+        if isinstance(text, str):
+            _short(lm, text)
+            _readable("chat messages", text)
+        ids = lm.tokenizer.apply_chat_template(list(messages), tokenize=True, **options)
+        return _known(lm, list(ids["input_ids"] if isinstance(ids, Mapping) else ids))
+    except BadInput:
+        raise
+    except Exception as error:  # a template is a program of the model's: it may raise anything
+        raise BadInput(
+            f"the chat template of {lm.name!r} does not take these messages: {_line(error)}; change them, or give the"
+            " prompt as text"
+        ) from error
 
 
-class TextStream:
-    """Text of tokens one by one, by prefix difference: a token that completes a character holds it.
+def _fits(lm: LanguageModel, count: int, least: str = "") -> None:
+    if count >= lm.context:
+        raise BadInput(
+            f"the prompt has {least}{count} tokens and {lm.name!r} a context of {lm.context}; expected at most"
+            f" {lm.context - 1}, so that a new token fits"
+        )
 
-    Keeps the ids since the last complete piece and a little context before them, so that tokenizers which treat the
-    first token specially are read right.
-    """
 
-    CONTEXT = 6
+def _short(lm: LanguageModel, text: str) -> None:
+    """Raise BadInput for a text that is too long whatever its tokens are, before it is read."""
+    if len(text) > lm.context and (share := reader_of(lm.tokenizer).shortest):
+        _fits(lm, int(len(text) * share), "at least ")
 
-    def __init__(self, lm: LanguageModel, prompt_ids: Sequence[int]):
-        self._lm = lm
-        self._ids = list(prompt_ids[-self.CONTEXT :])
-        self._before = _decode(lm, self._ids)
-        self.joined = ""  # all text so far
 
-    def fork(self) -> "TextStream":
-        new = object.__new__(TextStream)
-        new._lm, new._ids, new._before, new.joined = self._lm, list(self._ids), self._before, self.joined
-        return new
+def _readable(what: str, text: str) -> None:
+    """Raise BadInput for a text with half a surrogate pair: it cannot be written down, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{what}: {ascii(text[error.start])} at character {error.start} is no character (bytes that are not UTF-8"
+            " read as text?); expected text that can be written as UTF-8"
+        ) from None
 
-    def push(self, token: int) -> str:
-        """The text this token adds; empty while a character is incomplete."""
-        if self._lm.tokenizer is None:
-            return ""
-        self._ids.append(token)
-        now = _decode(self._lm, self._ids)
-        if now.endswith("\ufffd"):
-            return ""
-        text = now[len(self._before) :]
-        self.joined += text
-        self._ids = self._ids[-self.CONTEXT :] if len(self._ids) > 4 * self.CONTEXT else self._ids
-        self._before = _decode(self._lm, self._ids) if len(self._ids) <= self.CONTEXT else now
-        return text
+
+def _named(value: Any) -> str:
+    return "None" if value is None else f"{type(value).__name__} {_brief(value)}"
+
+
+def _brief(value: Any) -> str:
+    """A value in one line, cut where it is long."""
+    try:
+        return " ".join(_BRIEF.repr(value).split())
+    except Exception:  # a repr of somebody else's
+        return f"<{type(value).__name__}>"
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -17,6 +17,7 @@ from workbench.declare import build
 from workbench.decoders import Speculative
 from workbench.engine.loading import load
 from workbench.engine.model import LanguageModel
+from workbench.engine.prompt import prompts_of
 from workbench.pretrained import corpus
 from workbench.speculation.drafters import Drafter
 from workbench.speculation.shapes import FixedTree
@@ -42,7 +43,7 @@ def calibrate(
     """
     decoder = Speculative(drafter, FixedTree((ranks, ranks)), Rejection() if temperature else Keyed())
     tests: list[tuple[int | None, int]] = []
-    for prompt in prompts:
+    for prompt in prompts_of(prompts):
         drafts = decode(lm, prompt, decoder, max_new_tokens=max_new_tokens, temperature=temperature).drafts
         for _, children in drafts.groupby(["round", "parent"]):
             fates = children["fate"].tolist()

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.model import LanguageModel
-from workbench.engine.prompt import Prompt
+from workbench.engine.prompt import Prompt, prompts_of
 from workbench.errors import BadInput
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
@@ -186,7 +186,7 @@ def compare(
     Ctrl-C ends the comparison and returns the prompts finished by then. Raises BadInput before any work where a prompt,
     an arm or a setting does not fit.
     """
-    prompts = [prompts] if _single(prompts) else list(prompts)
+    prompts = prompts_of(prompts)
     stack = settings.pop("cache", None)
     given = {name: arm if isinstance(arm, Arm) else Arm(check_decoder(arm), stack) for name, arm in arms.items()}
     runs = Comparison(lm, prompts, given, repeats, gaps, **settings)
@@ -213,15 +213,6 @@ def gap(full: Laws, other: Laws) -> float | None:
 def _decode(session: Session) -> Iterator[None]:
     while session.step() is not None:
         yield
-
-
-def _single(prompts: Any) -> bool:
-    """True for one prompt: text, ids, or chat messages."""
-    return (
-        isinstance(prompts, str)
-        or hasattr(prompts, "tolist")
-        or isinstance(prompts[0] if prompts else "", int | Mapping)
-    )
 
 
 def _decode_ms(trace: Trace) -> float:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from workbench.decoders import Autoregressive, Decoder, State
 from workbench.engine.loading import load
 from workbench.engine.model import LanguageModel
-from workbench.engine.prompt import Prompt, encode_prompt
+from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
 from workbench.errors import BadInput
 from workbench.pretrained.prompts import held_out_prompts
 from workbench.session import check_decoder, make_settings
@@ -115,7 +115,7 @@ def lossless(
     seen. Ctrl-C while counting gives the verdict of the runs done so far. Raises BadInput before any work.
     """
     decoder, lm = check_decoder(decoder), lm or load("embedded")
-    prompts = [row["prompt"] for row in held_out_prompts(3)] if prompts is None else list(prompts)
+    prompts = [row["prompt"] for row in held_out_prompts(3)] if prompts is None else prompts_of(prompts)
     if not prompts or tokens < 1 or runs < 100:
         raise BadInput(f"lossless: expected prompts, 1 or more tokens and 100 or more runs; got {tokens=}, {runs=}")
     ids = [encode_prompt(lm, prompt)[0] for prompt in prompts]

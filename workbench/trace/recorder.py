@@ -114,8 +114,9 @@ class Recorder(Sequence):
             raise BadInput(f"round {rounds} has {found}; expected the same number three times")
         if step.texts:
             groups["tokens"] = {**groups["tokens"], "text": step.texts}
+        rest = {"rest": step.rest} if step.texts and step.rest else {}
         flags = list(step.flags)
-        event = {"type": "round", "round": rounds, "index": reached.tokens, "mode": step.mode}
+        event = {"type": "round", "round": rounds, "index": reached.tokens, "mode": step.mode, **rest}
         for name in COUNTS:
             if (value := getattr(step, name)) is not None and value is not False:
                 event[name] = clean(value, name, flags)

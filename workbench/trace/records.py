@@ -22,6 +22,7 @@ class Step:
     tokens: columns of the tokens table for the committed tokens, in order; `index`, `position`, `round`, `text` and
         `bytes` are added when the round is recorded.
     texts: what each committed token adds to the text.
+    rest: what the last of them lacks if the text ends with this round: U+FFFD for an incomplete character.
     prompt: columns as of `tokens` for the prompt's own tokens from the second on, where they were asked for.
     drafts: columns of the drafts table, one entry per tree node but the root; node numbers start at 1, the root
         (the pending token) is 0.
@@ -39,6 +40,7 @@ class Step:
     mode: str
     tokens: Columns = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    rest: str = ""
     prompt: Columns = field(default_factory=dict)
     drafts: Columns = field(default_factory=dict)
     forwards: Columns = field(default_factory=dict)

@@ -304,6 +304,8 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         *(replace(c, required=False) for c in _ROUNDS if c.name in COUNTS),
         Column("ms", "mapping", "ms", "times by phase: draft, target, verify, commit, cache, total"),
         Column("tokens", "columns", "", "columns of the tokens table"),
+        Column("rest", "text", "", "what the last token's text lacks if the run ends here: U+FFFD for a character that "
+               "is not complete"),
         Column("prompt", "columns", "", "the same of the prompt's tokens from the second on, where asked for"),
         Column("drafts", "columns", "", "columns of the drafts table"),
         Column("forwards", "columns", "", "columns of the forwards table"),

@@ -4,7 +4,7 @@ Each function takes the list of events (the `run` event first) and returns a Dat
 `schema.TABLES`, in that order and with fixed dtypes, also when nothing was recorded.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,8 +14,8 @@ from workbench.trace.packing import unpack, unpack_layers
 from workbench.trace.schema import CACHE_KINDS, KEYS, TABLES
 
 __all__ = [
-    "bits", "cache", "cache_bytes", "columns", "drafts", "events", "expand", "forwards", "frame", "is_target", "model",
-    "prompt_tokens", "rounds", "rows", "tokens",
+    "bits", "cache", "cache_bytes", "columns", "drafts", "events", "expand", "final", "forwards", "frame", "is_target",
+    "model", "prompt_tokens", "rest", "rounds", "rows", "tokens",
 ]  # fmt: skip
 
 FREE = ("pad", "staging")  # bytes that hold no committed token
@@ -40,9 +40,32 @@ def frame(name: str, columns: Mapping[str, list]) -> pd.DataFrame:
     return pd.DataFrame(series)
 
 
-def expand(event: Event) -> Event:
-    """A round event with every column of its groups as a full list (the file writes constant columns as one value)."""
-    return {**event, **{group: unpack(group, event.get(group)) for group in KEYS}}
+def expand(event: Event, last: Event | None = None) -> Event:
+    """A round event with every column of its groups as a full list (the file writes constant columns as one value).
+
+    last: the log's `final` round; where it is this one, its last text is whole.
+    """
+    whole = {**event, **{group: unpack(group, event.get(group)) for group in KEYS}}
+    if event is last and rest(event) and (texts := whole["tokens"].get("text")):
+        whole["tokens"]["text"] = [*texts[:-1], f"{texts[-1] or ''}{rest(event)}"]
+    return whole
+
+
+def final(log: Sequence[Event]) -> Event | None:
+    """The last round with tokens of a run that has ended; None while it goes on."""
+    ended = False
+    for event in reversed(log):
+        if event["type"] == "end":
+            ended = True
+        elif event["type"] == "round" and (not ended or event.get("emitted")):
+            return event if ended else None
+    return None
+
+
+def rest(last: Event | None) -> str:
+    """What the last token's text lacks in the round's own columns, where the run ended with it: see `Step.rest`."""
+    found = last.get("rest") if last is not None else None
+    return found if isinstance(found, str) else ""
 
 
 def model(run: Event, role: str) -> dict[str, Any]:
@@ -95,13 +118,15 @@ def _tokens(log: list[Event]) -> Columns:
     run = log[0]
     prompt = len(run.get("prompt_ids") or ())
     decided = {event["round"]: event.get("action") for event in _of(log, "decision")}
-    parts, index = [], 0
+    parts, index, last = [], 0, final(log)
     for event in _of(log, "round"):
         columns = unpack("tokens", event.get("tokens"))
         n = len(columns.get("token_id", ()))
         index = event.get("index", index)
         if n:
             columns["text"] = [text or "" for text in columns.get("text", [""] * n)]
+            if event is last and rest(event):
+                columns["text"][-1] = f"{columns['text'][-1]}{rest(event)}"
             columns["bytes"] = [len(text.encode("utf-8", "surrogatepass")) for text in columns["text"]]
             columns["index"] = list(range(index, index + n))
             columns["position"] = [prompt + place for place in columns["index"]]

@@ -140,7 +140,8 @@ class Trace:
 
     def steps(self) -> Iterator[Event]:
         """The round events in order, every column a full list: a replay without the model."""
-        return (tables.expand(event) for event in self.log if event["type"] == "round")
+        last = tables.final(self.log)
+        return (tables.expand(event, last) for event in self.log if event["type"] == "round")
 
     def rows_of(self, number: int) -> list[dict[str, Any]]:
         """The tokens of a round as plain mappings (columns of tokens and rounds); costs the same in a long run."""

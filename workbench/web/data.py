@@ -232,7 +232,7 @@ def _known(trace: Trace) -> dict[int, str]:
 
 @cache
 def _text(token: int) -> str:
-    return _embedded().decode([token])
+    return _embedded().decode([token], skip_special_tokens=False)
 
 
 @cache

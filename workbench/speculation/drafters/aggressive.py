@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.declare import register, setting
+from workbench.engine.text import Detokenizer
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
@@ -74,10 +76,9 @@ class InputGuided(Drafter):
         tokenizer, count = state.lanes["target"].model.tokenizer, state.prompt_length
         if tokenizer is None or not (self.begin or self.end):
             return 0, count
-        ends, text = [], ""
-        for token in state.tokens[:count]:
-            text += tokenizer.decode([token])
-            ends.append(len(text))
+        texts = Detokenizer(tokenizer)
+        parts = [texts.push(token) for token in state.tokens[:count]]
+        text, ends = "".join(parts), list(accumulate(map(len, parts)))
         at = text.find(self.begin)
         low = at + len(self.begin) if self.begin and at >= 0 else 0
         high = text.find(self.end, low) if self.end else -1
