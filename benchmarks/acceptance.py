@@ -40,7 +40,9 @@ def pooled(summaries: list[dict]) -> dict:
     return {
         "prompts": len(summaries),
         "acceptance": round(accepted / drafted, 3),
-        "mean_acceptance_length": round(1 + accepted / drafts, 3),
+        "mean_acceptance_length": round(
+            sum(s["mean_acceptance_length"] * s["num_drafts"] for s in summaries) / drafts, 3
+        ),
         "acceptance_by_position": [round(value, 3) for value in by_position],
         "tokens_per_target_forward": round(
             sum(s["tokens"] for s in summaries) / sum(s["target_forwards"] for s in summaries), 3

@@ -21,7 +21,7 @@ BEAT_S = 0.5
 TOKENS = 48
 IDLE = (
     "Measures the decoder of the settings on the prompt above: greedy texts token by token, sampled texts seed by seed,"
-    " and, where seeds differ, many short runs against their exact law."
+    " and, where seeds differ, many short runs, cut to the likeliest tokens and uncut, against their exact laws."
 )
 
 

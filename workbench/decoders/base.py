@@ -169,6 +169,7 @@ class RoundLog:
                 "weight_bytes": round(share * _weights_read(model, rows)),
                 "kv_read_bytes": round(share * (model.kv_bytes() * (raw + rows) + packed)),
                 "kv_write_bytes": round(share * model.kv_bytes() * rows),
+                "share": share,
                 "implementation": implementation,
             }
         else:

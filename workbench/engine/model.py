@@ -89,6 +89,7 @@ def facts(
         "kv_bits": model.dtype.itemsize * 8,
         "parameters": model.parameters,
         "weight_bytes": model.weight_bytes,
+        "row_bytes": model.weights_read(1) if hasattr(model, "weights_read") else model.weight_bytes,
     }
 
 

@@ -1,7 +1,9 @@
 """Counterfactual replay: what other drafts would have accepted on a run's own text, and how far the best could go.
 
 A drafter reads committed text until its first miss, so what it would have proposed along the text decides how long any
-chain, and which branch of any tree, would have been accepted. At level `full` a trace keeps that for every position.
+chain, and which branch of any tree, would have been accepted. That holds for drafters whose law after a text depends on
+the text alone (`Drafter.by_text`); at level `full` a trace keeps it for every position. Drafts end where the contexts
+and the next maintenance of the cache end them, as in a run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,10 +13,14 @@ from statistics import mean, median
 import numpy as np
 import pandas as pd
 
+from workbench.declare import from_dict
 from workbench.decoders.base import RoundLog
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
+from workbench.speculation.growth import BEST
+from workbench.speculation.tree import MAX_NODES
 from workbench.trace import Trace
+from workbench.trace.summary import layer_shares
 
 __all__ = ["Costs", "headroom"]
 
@@ -26,27 +32,35 @@ TREES = ((2, 1, 1), (2, 2, 1, 1), (3, 2, 1, 1), (4, 2, 2))
 
 @dataclass(frozen=True)
 class Costs:
-    """Milliseconds: draft, one forward of the drafter; start + row · n, a forward of the target over n rows."""
+    """Milliseconds: draft, a level of the drafter's; start + row · n, what scores n rows of a draft."""
 
     draft: float
     start: float
     row: float
+    plain: float | None = None  # a step of plain decoding; by default a forward over one row
+
+    def step(self) -> float:
+        return self.start + self.row if self.plain is None else self.plain
 
     def round(self, calls: int, rows: int) -> float:
-        """A round of so many draft forwards, its nodes scored beside the pending token."""
+        """A round of so many drafted levels, its nodes scored beside the pending token."""
         return calls * self.draft + self.start + self.row * (rows + 1)
 
     @classmethod
     def of(cls, trace: Trace) -> "Costs":
-        """From the run's own forwards: medians; the target's price of a row by a line through what was recorded, or 0
-        where all its forwards had the same number of rows."""
-        passes = trace.forwards
-        draft = passes["wall_ms"][(passes["phase"] == "draft") & (passes["rows"] <= 2)]
+        """From the run's own forwards. draft: median over rounds of the time drafting took per level. The target's
+        price of a row is by a line through the medians, or 0 where all its forwards had the same number of rows. Where
+        they ran a part of the layers alone (the drafter ran the others), plain is in proportion to the whole model."""
+        passes, depth = trace.forwards, trace.rounds.set_index("round")["depth"]
+        drafting = passes[passes["phase"] == "draft"].groupby("round")["wall_ms"].sum() / depth[depth > 0]
+        draft = drafting.dropna().median()
         target = passes[passes["phase"] == "target"]
         times = target.groupby("rows")["wall_ms"].median()
         row, start = np.polyfit(times.index.astype(float), times, 1) if len(times) > 1 else (0.0, times.iloc[0])
         row = max(row, 0.0)
-        return cls(float(draft.median()) if len(draft) else 0.0, float(start if row else times.median()), float(row))
+        start = start if row else times.median()
+        share = layer_shares(trace.run, target).median()
+        return cls(float(0 if np.isnan(draft) else draft), float(start), float(row), float((start + row) / share))
 
     @classmethod
     def measure(cls, lm: LanguageModel, draft: LanguageModel, context: int = 256, repeats: int = 15) -> "Costs":
@@ -73,10 +87,12 @@ class Costs:
 @dataclass(frozen=True)
 class _Text:
     """The committed text as the drafter met it: per new token its rank among the drafter's proposals at that place
-    (None: not among them, or unknown) and the largest probability of the drafter's law there."""
+    (None: not among them), the largest probability of the drafter's law there, and how deep a round that begins there
+    may draft."""
 
     ranks: list[int | None]
     sure: list[float]
+    depth: list[int]
 
     def run(self, start: int, length: int) -> int:
         """How many of the drafter's first choices in a row are the text's, at most `length`."""
@@ -86,7 +102,7 @@ class _Text:
         return end - start
 
 
-Draft = tuple[int, int, int]  # forwards of the drafter, nodes, accepted
+Draft = tuple[int, int, int]  # levels, nodes, accepted
 
 
 def headroom(
@@ -98,8 +114,9 @@ def headroom(
 ) -> pd.DataFrame:
     """What a recorded run would have been with other draft shapes: a row per shape, the oracle last.
 
-    trace: a greedy or keyed run of a drafter with laws, recorded at level `full`; text and proposals are taken as they
-    are, nothing runs. costs: of forwards, by default those of the run itself.
+    trace: a greedy or keyed run of a drafter whose law after a text depends on the text alone (`DraftModel` without a
+    cache stack of its own, `Kangaroo` at one exit), recorded at level `full`, under any cache stack of the target; text
+    and proposals are taken as they are, nothing runs. costs: of forwards, by default those of the run itself.
 
     Columns: `shape`, `setting`, `rounds`, `drafted`, `accepted`, `tokens_per_target_forward`, `modelled_speedup` over
     plain decoding by `costs` (drafting and scoring only) and `oracle_share`, the part of the oracle's gain in time over
@@ -107,20 +124,24 @@ def headroom(
     that take the least time over the whole run; its length per round is in `.attrs["oracle_lengths"]`, and
     `.attrs["note"]` says in a sentence what is left to gain.
 
-    Exact for lengths and trees (the same rounds as a run with that shape). For a threshold the stop beyond the first
-    miss is an estimate: there the drafter would have read another text, whose confidences are taken from this one.
+    Rounds and accepted tokens are those of a run with that shape; whether the last token of all was drafted, the trace
+    may not tell, then it counts as the target's. For a threshold the number of drafted tokens is an estimate beyond the
+    first miss: there the drafter would have read another text, whose confidences are taken from this one.
 
-    Raises BadInput where the trace does not hold what this needs.
+    Raises BadInput, with the reason, where replay would not be exact or the trace does not hold what it needs.
     """
+    trees = [tuple(branching) for branching in trees]
+    if any(width > BEST for branching in trees for width in branching):
+        raise BadInput(f"headroom: trees={trees}: a trace keeps {BEST} proposals at a place; expected no wider trees")
     text = _text(trace)
     if costs is None:
         costs = Costs.of(trace)
-    plain = costs.round(0, 0) * len(text.ranks)
+    plain = costs.step() * len(text.ranks)
     rows = []
     shapes = [("fixed", str(k), _fixed(k)) for k in lengths]
     shapes += [("heuristic", "+2/−1 from 4", _heuristic())]
     shapes += [("confidence", f"{t:g}", _confidence(t)) for t in thresholds]
-    shapes += [("tree", "×".join(map(str, b)), _tree(tuple(b))) for b in trees]
+    shapes += [("tree", "×".join(map(str, b)), _tree(b)) for b in trees]
     lengths_of_oracle = _oracle(text, costs)
     shapes.append(("oracle", "best lengths", _scripted(lengths_of_oracle)))
     for shape, setting, draft in shapes:
@@ -165,16 +186,8 @@ def _note(table: pd.DataFrame, lengths: list[int]) -> str:
 
 def _text(trace: Trace) -> _Text:
     """Ranks and confidences along the committed text, from the kept rows of the draft."""
+    _refuse(trace)
     first, tokens = len(trace.run.get("prompt_ids") or ()), trace.token_ids
-    if trace.run.get("level") != "full":
-        raise BadInput(f"headroom: the trace was recorded at level {trace.run.get('level')!r}; record at level 'full'")
-    verifier = ((trace.run.get("decoder") or {}).get("settings") or {}).get("verifier") or {}
-    greedy = not (trace.run.get("sampling") or {}).get("temperature")
-    if not greedy and verifier.get("name") != "keyed":
-        raise BadInput(
-            f"headroom: replays greedy and keyed runs, where the text does not depend on the drafts; this one was "
-            f"verified by {verifier.get('name')!r}; record with verifier='keyed'"
-        )
     accepted = _accepted(trace)
     known: dict[int, tuple[list[int], float]] = {}
     for event in trace.log:
@@ -186,12 +199,62 @@ def _text(trace: Trace) -> _Text:
                 known[position] = (best, float(np.exp(logp[0])))
     if not known:
         raise BadInput("headroom: the trace holds no laws of a drafter; record a run with a drafter that has them")
-    ranks, sure = [], []
-    for position, token in enumerate(tokens, start=first):
-        best, confidence = known.get(position, ([], 0.0))
+    ranks, sure, depth = [], [], _depths(trace, first, len(tokens))
+    for index, token in enumerate(tokens):
+        if first + index not in known and depth[index] and index < len(tokens) - 1:
+            raise BadInput(f"headroom: the trace does not hold the drafter's law at token {index}; record the run anew")
+        best, confidence = known.get(first + index, ([], 0.0))
         ranks.append(best.index(token) if token in best else None)
         sure.append(confidence)
-    return _Text(ranks, sure)
+    return _Text(ranks, sure, depth)
+
+
+def _refuse(trace: Trace) -> None:
+    """Raise BadInput where other drafts would not have met the same text, or the drafter not had the same laws."""
+    run = trace.run
+    if run.get("level") != "full":
+        raise BadInput(f"headroom: the trace was recorded at level {run.get('level')!r}; record at level 'full'")
+    described = run.get("decoder") or {}
+    if described.get("name") != "speculative":
+        raise BadInput(
+            f"headroom: holds no laws of a drafter to replay: decoded by {described.get('name')!r}; expected a run of "
+            "'speculative'"
+        )
+    decoder = from_dict(described)
+    drafter, shape, verifier = decoder.drafter, decoder.shape, decoder.verifier
+    sampled = (run.get("sampling") or {}).get("temperature")
+    if (sampled and verifier.declared_name != "keyed") or run.get("claim") not in ("exact", "seed"):
+        raise BadInput(
+            f"headroom: replays greedy and keyed runs, where the text does not depend on the drafts; this one was "
+            f"verified by {verifier.declared_name!r}; record with verifier='keyed'"
+        )
+    if not drafter.by_text or shape.needs_exits:
+        why = "where a round begins" if not drafter.by_text else f"the exits that shape {shape.declared_name!r} chose"
+        raise BadInput(
+            f"headroom: what drafter {drafter.declared_name!r} proposes after a text depends on {why}, so this run "
+            "does not tell what other drafts would have been; decode with them and use wb.compare"
+        )
+    if (run.get("parent") or {}).get("index"):
+        raise BadInput(
+            "headroom: the trace is a branch, whose first rounds may have been decoded in another way; record the run "
+            "from its beginning"
+        )
+
+
+def _depths(trace: Trace, first: int, count: int) -> list[int]:
+    """How many levels a round may draft where it begins at each new token: as `Speculative.round` caps them, by the
+    contexts of the models and the next maintenance of the target's cache; `first`: tokens of the prompt."""
+    run = trace.run
+    contexts = {model["role"]: model["context"] for model in run.get("models") or ()}
+    stack = from_dict(run["cache"]) if run.get("cache") else None
+    depths = []
+    for length in range(first, first + count):
+        caps = [MAX_NODES, contexts["target"] - length - 1, contexts.get("draft", 2**30) - length]
+        at = stack.next(length - 1, first) if stack else None
+        if at is not None:
+            caps.append(at - length)
+        depths.append(max(0, min(caps)))
+    return depths
 
 
 def _accepted(trace: Trace) -> dict[int, set[int]]:
@@ -204,29 +267,35 @@ def _replay(text: _Text, draft: Callable[[_Text, int], Draft]) -> list[Draft]:
     """The rounds that a way of drafting gives over the whole text; each emits one token more than it accepts."""
     rounds, at = [], 0
     while at < len(text.ranks):
-        calls, nodes, accepted = draft(text, at)
-        rounds.append((calls, nodes, min(accepted, len(text.ranks) - at)))
+        levels, nodes, accepted = draft(text, at)
+        rounds.append((levels, nodes, min(accepted, len(text.ranks) - at)))
         at += accepted + 1
     return rounds
 
 
+def _chain(text: _Text, at: int, length: int) -> Draft:
+    length = min(length, text.depth[at])
+    return length, length, text.run(at, length)
+
+
 def _fixed(length: int) -> Callable[[_Text, int], Draft]:
-    return lambda text, at: (length, length, text.run(at, length))
+    return lambda text, at: _chain(text, at, length)
 
 
 def _scripted(lengths: list[int]) -> Callable[[_Text, int], Draft]:
     left = iter(lengths)
-    return lambda text, at: (length := next(left), length, text.run(at, length))
+    return lambda text, at: _chain(text, at, next(left))
 
 
-def _heuristic(length: int = 4) -> Callable[[_Text, int], Draft]:
+def _heuristic(length: int = 4, most: int = 20) -> Callable[[_Text, int], Draft]:
     """Two more after a round that accepted everything, else one less: the rule of transformers."""
 
     def draft(text: _Text, at: int) -> Draft:
         nonlocal length
-        asked, accepted = length, text.run(at, length)
-        length = length + 2 if accepted == asked else max(1, length - 1)
-        return asked, asked, accepted
+        found = asked, _, accepted = _chain(text, at, length)
+        if asked:
+            length = min(most, length + 2) if accepted == asked else max(1, length - 1)
+        return found
 
     return draft
 
@@ -236,23 +305,22 @@ def _confidence(threshold: float, most: int = 12) -> Callable[[_Text, int], Draf
 
     def draft(text: _Text, at: int) -> Draft:
         sure = text.sure[at : at + most]
-        length = next((i + 1 for i, value in enumerate(sure) if value < threshold), min(most, len(sure)))
-        return length, length, text.run(at, length)
+        return _chain(text, at, next((i + 1 for i, value in enumerate(sure) if value < threshold), most))
 
     return draft
 
 
 def _tree(branching: tuple[int, ...]) -> Callable[[_Text, int], Draft]:
     """Constant branching: the text's token is in the tree as long as it ranks among the children asked for."""
-    nodes = sum(int(np.prod(branching[: depth + 1])) for depth in range(len(branching)))
 
     def draft(text: _Text, at: int) -> Draft:
+        levels = branching[: text.depth[at]]
         accepted = 0
-        for width, rank in zip(branching, text.ranks[at:], strict=False):
+        for width, rank in zip(levels, text.ranks[at:], strict=False):
             if rank is None or rank >= width:
                 break
             accepted += 1
-        return len(branching), nodes, accepted
+        return len(levels), sum(int(np.prod(levels[: depth + 1])) for depth in range(len(levels))), accepted
 
     return draft
 
@@ -262,7 +330,7 @@ def _oracle(text: _Text, costs: Costs) -> list[int]:
     size = len(text.ranks)
     spent, choice = [0.0] * (size + LONGEST + 2), [0] * size
     for at in reversed(range(size)):
-        options = range(text.run(at, LONGEST) + 1)
+        options = range(text.run(at, min(LONGEST, text.depth[at])) + 1)
         choice[at] = min(options, key=lambda m: costs.round(m, m) + spent[at + m + 1])
         spent[at] = costs.round(choice[at], choice[at]) + spent[at + choice[at] + 1]
     lengths, at = [], 0

@@ -1,14 +1,13 @@
 """The losslessness meter: what a decoder claims, against what it does on a model, in one call.
 
-Three gates. Greedy texts are compared with plain decoding's, token by token; a difference where the model itself
+Four gates. Greedy texts are compared with plain decoding's, token by token; a difference where the model itself
 hardly prefers one token is named numeric. Sampled texts are compared seed by seed. Where seeds differ, thousands of
-short runs over the few likeliest tokens are counted against their exact law, which the same model gives by plain
-decoding: a chi-square test, and the total variation and KL divergence that were measured.
+short runs, each longer than the deepest draft, are counted twice over (`counting.py`): cut to the likeliest tokens,
+against the exact law of whole texts; and as they are, place by place, against plain decoding's law of their own prefix.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,20 +16,29 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.decoders import Autoregressive, Decoder, State
+from workbench.decoders.base import RoundLog
+from workbench.engine.distribution import Law
 from workbench.engine.loading import load
-from workbench.engine.model import LanguageModel
+from workbench.engine.model import LanguageModel, Output
+from workbench.engine.noise import gumbel
 from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
+from workbench.engine.settings import Settings
 from workbench.errors import BadInput
+from workbench.experiments.counting import Found, Places, Texts
 from workbench.pretrained.prompts import held_out_prompts
 from workbench.session import check_decoder, make_settings
 
 __all__ = ["Verdict", "lossless"]
 
-SIGNIFICANCE = 1e-4
+SIGNIFICANCE = 1e-4  # of a verdict: half of it for each of the two counts
+CERTAIN = 1e-8  # below it no second seeds are asked
 STRENGTH = {"lossy": 0, "distribution": 1, "seed": 2, "exact": 2, "numeric": 2}
 TIES = {torch.float64: 1e-9, torch.float32: 1e-3}  # nats between the best two; half precisions: two ulps of a logit
 HALF_TIE = 0.13
 BEGINNING = 64  # tokens of the first prompt that the counted runs go on from
+WIDTH = 2  # likeliest tokens at every place that the cut runs draw from
+SHORTEST, CUT, LONGEST = 6, 8, 32  # tokens of a counted run; of a cut one at most; at most
+FEWEST = 100  # runs, however soon the count is ended
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,12 @@ class Verdict:
 
     greedy: `exact`, `numeric` (texts part only at near-ties) or `lossy`; `greedy_note` tells where they part. sampled:
     `seed`, `distribution` or `lossy`, None where the decoder refuses to sample. claim_greedy, claim_sampled: what the
-    decoder itself says. p_value, tv, kl_nats: of the counted runs (None where seeds decided); tv_noise, kl_noise: what
-    a perfect decoder would show on average with as many runs; runs, cells: how many, over how many texts.
+    decoder itself says.
+
+    Of the counted runs (None where seeds decided): runs, how many, once cut and as many uncut. Cut to the `width`
+    likeliest tokens, `length` tokens each, over `cells` texts: p_value, tv, kl_nats; tv_noise, kl_noise are what a
+    perfect decoder would show on average, tv_detectable is what would have shown. Uncut, `uncut_length` tokens each:
+    uncut_p_value; uncut_tv and uncut_tv_detectable are of the ranks that tokens have at one place.
     """
 
     decoder: str
@@ -58,6 +70,13 @@ class Verdict:
     kl_noise: float | None = None
     runs: int = 0
     cells: int = 0
+    length: int | None = None
+    width: int | None = None
+    tv_detectable: float | None = None
+    uncut_length: int | None = None
+    uncut_p_value: float | None = None
+    uncut_tv: float | None = None
+    uncut_tv_detectable: float | None = None
 
     @property
     def holds(self) -> bool | None:
@@ -106,17 +125,20 @@ def lossless(
     lm: the target, by default the embedded one. prompts: texts to decode from, by default three held-out ones; the
     end of the first is what the counted runs go on from.
     tokens: length of the compared texts. temperature: of the sampled ones. runs: short runs to count where seeds
-    differ; three tokens each, over the model's four likeliest at every place.
+    differ, half of them over the model's two likeliest tokens at every place, half uncut; the settings' own top-k,
+    top-p and processors hold in both. They are two tokens longer than the deepest draft that the texts showed (6 to
+    32 tokens; cut ones up to 8).
     progress: a bar, or a function of (runs done, runs to do) that is called as they are counted and ends the count by
     returning True.
     settings: as for `workbench.decode` (a cache stack, for one): plain decoding runs under the same.
 
-    A test of so many runs sees a total variation well above `tv_noise`, not less: "distribution" means that none was
-    seen. Ctrl-C while counting gives the verdict of the runs done so far. Raises BadInput before any work.
+    "distribution" means that no difference was seen; the verdict names the total variation that would have been seen.
+    An honest decoder is found lossy less than once in ten thousand verdicts. Ctrl-C while counting gives the verdict of
+    the runs done so far. Raises BadInput before any work.
     """
     decoder, lm = check_decoder(decoder), lm or load("embedded")
     prompts = [row["prompt"] for row in held_out_prompts(3)] if prompts is None else prompts_of(prompts)
-    if not prompts or tokens < 1 or runs < 100:
+    if not prompts or tokens < 1 or runs < FEWEST:
         raise BadInput(f"lossless: expected prompts, 1 or more tokens and 100 or more runs; got {tokens=}, {runs=}")
     ids = [encode_prompt(lm, prompt)[0] for prompt in prompts]
     base = make_settings(lm, max_new_tokens=tokens, level="off", seed=seed, **settings)
@@ -131,140 +153,177 @@ def lossless(
         facts["claim_sampled"] = decoder.claim(warm.sampling)
     except BadInput as error:
         facts |= {"claim_sampled": None, "sampled": None, "sampled_note": f"refused: {error}"}
-    facts["greedy"], facts["greedy_note"] = _greedy(lm, decoder, ids, greedy)
+    facts["greedy"], facts["greedy_note"], deepest = _compared(lm, decoder, ids, greedy)
     if facts["claim_sampled"] is None:
         return Verdict(**facts)
-    same = sum(_text(lm, Autoregressive(), p, warm) == _text(lm, decoder, p, warm) for p in ids)
-    if same == len(ids):
-        note = f"{same} of {same} texts of {tokens} tokens equal plain decoding's, seed by seed"
-        return Verdict(**facts, sampled="seed", sampled_note=note)
-    return Verdict(**facts, **_counted(lm, decoder, ids[0][-BEGINNING:], warm, runs, progress))
+    found, note, depth = _compared(lm, decoder, ids, warm)
+    if found == "exact":
+        return Verdict(**facts, sampled="seed", sampled_note=f"{note}, seed by seed")
+    if found == "numeric" and facts["claim_sampled"] == "seed":
+        return Verdict(**facts, sampled="numeric", sampled_note=note)
+    counted = _counted(lm, decoder, ids[0][-BEGINNING:], warm, runs, max(deepest, depth), progress)
+    if facts["claim_sampled"] == "seed":
+        counted["sampled_note"] = f"{note}; {counted['sampled_note']}"
+    return Verdict(**facts, **counted)
 
 
-def _text(lm: LanguageModel, decoder: Decoder, prompt: list[int], settings) -> list[int]:
-    state = decoder.start(lm, prompt, settings)
+def _text(lm: LanguageModel, decoder: Decoder, prompt: list[int], settings: Settings) -> tuple[list[int], int]:
+    """What a decoder spells, and the most tokens that one of its rounds drafted in a row."""
+    state, deepest = decoder.start(lm, prompt, settings), 0
     while not state.ended:
-        decoder.step(state)
-    return state.new_tokens
+        step = decoder.step(state)
+        deepest = max(deepest, step.depth, step.emitted - 1)
+    return state.new_tokens, deepest
 
 
-def _greedy(lm: LanguageModel, decoder: Decoder, prompts: list[list[int]], settings) -> tuple[str, str]:
-    """Compare greedy texts; where they part, look at how much the model prefers its own choice."""
-    verdict, note = "exact", ""
+def _compared(
+    lm: LanguageModel, decoder: Decoder, prompts: list[list[int]], settings: Settings
+) -> tuple[str, str, int]:
+    """`exact`, `numeric` or `lossy`, where the texts part and by how much the model prefers its own choice there, and
+    the deepest draft."""
+    verdict, note, deepest, equal = "exact", "", 0, 0
     for number, prompt in enumerate(prompts):
-        plain, found = _text(lm, Autoregressive(), prompt, settings), _text(lm, decoder, prompt, settings)
+        plain, _ = _text(lm, Autoregressive(), prompt, settings)
+        found, depth = _text(lm, decoder, prompt, settings)
+        deepest, equal = max(deepest, depth), equal + len(plain)
         if plain == found:
             continue
-        at = next(
-            (i for i, (a, b) in enumerate(zip(plain, found, strict=False)) if a != b), min(map(len, (plain, found)))
-        )
-        gap = _gap(lm, [*prompt, *plain[:at]], settings)
+        pairs = zip(plain, found, strict=False)
+        at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(plain), len(found)))
+        gap, apart = _margin(lm, prompt, plain[:at], settings)
         tie = gap <= TIES.get(lm.dtype, HALF_TIE)
-        where = f"prompt {number} parts at token {at}, where the best two tokens are {gap:.1e} nats apart"
+        note = f"prompt {number} parts at token {at}, where the best two tokens are {gap:.1e} nats apart"
+        if not settings.sampling.greedy:
+            note += " with the seed's noise"
+        note += f" (p differs by {apart:.1e})" + (": a near-tie, decided by rounding" if tie else "")
+        verdict = "numeric" if tie else "lossy"
         if not tie:
-            return "lossy", where
-        verdict, note = "numeric", f"{where}: a near-tie, decided by rounding"
-    equal = f"{len(prompts)} of {len(prompts)} texts of {settings.max_new_tokens} tokens equal plain decoding's"
-    return verdict, note or equal
+            break
+    texts = f"{len(prompts)} of {len(prompts)} texts of {settings.max_new_tokens} tokens equal plain decoding's"
+    sure = f" (95% sure that fewer than {min(1, 3 / max(1, equal)):.1%} of the tokens differ)"
+    return verdict, note or texts + sure, deepest
 
 
-def _gap(lm: LanguageModel, tokens: list[int], settings) -> float:
-    """Nats between the two best tokens after these, as plain decoding sees it."""
-    settings = replace(settings, max_new_tokens=1, level="default")
-    (ids, probs), *_ = _plain_step(lm, tokens, settings, {})
-    return math.log(probs[0] / probs[1]) if len(ids) > 1 else math.inf
+def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Settings) -> tuple[float, float]:
+    """Nats between the two tokens that plain decoding likes best after a text, by the numbers that it compares, and the
+    difference of their probabilities in the raw law."""
+    settings = replace(settings, force={})
+    law = _laws(_ready(Autoregressive(), lm, prompt, settings), text)
+    row = law.scores[-1].double()
+    if not settings.sampling.greedy:
+        ids = torch.arange(len(row), device=row.device)
+        row = row + gumbel(settings.seed, "target", len(prompt) + len(text), ids)
+    best = row.topk(min(2, len(row)))
+    if len(best.values) < 2:
+        return math.inf, 1.0
+    first, second = best.indices.tolist()
+    p = law.raw[-1].double().exp()
+    return float(best.values[0] - best.values[1]), float((p[first] - p[second]).abs())
 
 
-def _plain_step(lm: LanguageModel, prompt: list[int], settings, forced: dict[int, int]) -> list:
-    """The likeliest tokens [ids, p] of the law sampled from (at temperature 0 the raw one), token by token."""
-    state = Autoregressive().start(lm, prompt, replace(settings, force=forced))
-    columns = []
-    while not state.ended:
-        step = Autoregressive().step(state)
-        name = "topk_raw" if settings.sampling.greedy or "topk_sampled" not in step.tokens else "topk_sampled"
-        columns += step.tokens.get(name, [])
-    return columns
+class _Read:
+    """Keeps all logits of what the target reads outside of rounds (see `Drafter.read`)."""
+
+    wants_hidden, wants_logits, wants_states = False, True, ()
+
+    def __init__(self) -> None:
+        self.logits: list[torch.Tensor] = []
+
+    def read(self, state: State, log: RoundLog, start: int, out: Output) -> None:
+        self.logits.append(out.logits)
 
 
-def _counted(lm: LanguageModel, decoder: Decoder, prompt: list[int], settings, runs: int, progress) -> dict:
-    """Runs of three tokens against their exact law, with one pooled second seed where the first is unlucky."""
-    length, width = 3, min(4, lm.vocab_size)
-    settings = replace(settings, max_new_tokens=length, sampling=replace(settings.sampling, top_k=width))
-    settings = replace(settings, eos_ids=frozenset(), level="off")
-    law = _law(lm, prompt, settings, length)
-    found = _count(lm, decoder, prompt, settings, range(runs), progress)
-    if _p_value(found, law) <= SIGNIFICANCE:
-        found += _count(lm, decoder, prompt, settings, range(runs, 2 * runs), progress)
-    n, p_value = found.total(), _p_value(found, law)
-    shares = {text: count / n for text, count in found.items()}
-    tv = 0.5 * sum(abs(shares.get(text, 0) - law.get(text, 0)) for text in {*shares, *law})
-    kl = sum(s * math.log(s / law[t]) if law.get(t) else math.inf for t, s in shares.items())
-    verdict = "distribution" if p_value > SIGNIFICANCE else "lossy"
-    noise = 0.5 * sum(math.sqrt(2 * p * (1 - p) / (math.pi * n)) for p in law.values())
-    note = f"{n} runs over {len(law)} texts: p = {p_value:.2g}, total variation {tv:.3f} (noise alone {noise:.3f})"
+def _ready(decoder: Decoder, lm: LanguageModel, prompt: list[int], settings: Settings) -> State:
+    """A decoder's state at the end of a prompt, which all but its last token are read of."""
+    state = decoder.start(lm, prompt, settings)
+    if len(prompt) > 1:
+        decoder.step(state)
+    return state
+
+
+@torch.inference_mode()
+def _laws(start: State, text: Sequence[int]) -> Law:
+    """The laws before each token of a text and after it, as plain decoding of this text from `start` comes to them."""
+    state, reader = start.fork(), _Read()
+    state.tokens += text
+    RoundLog(state, "plain", reader).catch_up("target", len(state.tokens))
+    tokens, first = state.tokens, len(start.tokens)
+    return state.settings.sampling.law(torch.cat(reader.logits), lambda row: tokens[: first + row])
+
+
+def _counted(
+    lm: LanguageModel, decoder: Decoder, prompt: list[int], settings: Settings, runs: int, deepest: int, progress
+) -> dict:
+    """Two counts of short runs, with more seeds pooled in where the first are unlucky."""
+    length, sampling = min(LONGEST, max(SHORTEST, deepest + 2), lm.context - len(prompt)), settings.sampling
+    uncut = replace(settings, max_new_tokens=length, eos_ids=frozenset(), stop=(), force={}, level="off")
+    width = min(WIDTH, sampling.top_k or WIDTH, lm.vocab_size)
+    cut = replace(uncut, max_new_tokens=min(length, CUT), sampling=replace(sampling, top_k=width))
+    n, tie = runs // 2, TIES.get(lm.dtype, HALF_TIE)
+    narrow, wide = (_ready(Autoregressive(), lm, prompt, settings) for settings in (cut, uncut))
+    texts = Texts(lambda prefix: _last(_laws(narrow, prefix)), cut.max_new_tokens, n, tie)
+    places, one = Places(prompt, tie), SIGNIFICANCE / 2
+
+    starts = [_ready(decoder, lm, prompt, settings) for settings in (cut, uncut)]
+
+    def count(seeds: range) -> tuple[Found, Found]:
+        try:
+            for seed in _pairs(seeds, progress):
+                short, long = (_run(decoder, start, settings.seed + 1 + seed) for start in starts)
+                law = _laws(wide, long[:-1])
+                texts.add(short)
+                places.add(long, law)
+        except KeyboardInterrupt:
+            if 2 * len(places.runs) < FEWEST:
+                raise
+        return texts.test(one), places.test(one)
+
+    whole, ranks = count(range(n))
+    if CERTAIN < min(whole.p_value, ranks.p_value) <= one:
+        whole, ranks = count(range(n, 2 * n))
+    n = len(places.runs)
+    note = (
+        f"{n} runs of {cut.max_new_tokens} tokens over the {width} likeliest, {whole.cells} texts: "
+        f"p = {whole.p_value:.2g}, total variation {whole.tv:.3f} (noise alone {whole.noise:.3f}, from "
+        f"{whole.detectable:.2f} on it shows), KL {whole.kl:.3f} nats; {n} runs of {length} tokens uncut: "
+        f"p = {ranks.p_value:.2g}, from {ranks.detectable:.2f} on at any place it shows"
+    )
     return {
-        "sampled": verdict,
-        "sampled_note": note + f", KL {kl:.3f} nats",
-        "p_value": p_value,
-        "tv": tv,
-        "tv_noise": noise,
-        "kl_nats": kl,
-        "kl_noise": (len(law) - 1) / (2 * n),
+        "sampled": "distribution" if min(whole.p_value, ranks.p_value) > one else "lossy",
+        "sampled_note": note,
+        "p_value": whole.p_value,
+        "tv": whole.tv,
+        "tv_noise": whole.noise,
+        "kl_nats": whole.kl,
+        "kl_noise": (whole.cells - 1) / (2 * n),
         "runs": n,
-        "cells": len(law),
+        "cells": whole.cells,
+        "length": cut.max_new_tokens,
+        "width": width,
+        "tv_detectable": whole.detectable,
+        "uncut_length": length,
+        "uncut_p_value": ranks.p_value,
+        "uncut_tv": ranks.tv,
+        "uncut_tv_detectable": ranks.detectable,
     }
 
 
-def _law(lm: LanguageModel, prompt: list[int], settings, length: int) -> dict[tuple[int, ...], float]:
-    """The exact law of the first tokens: plain decoding, forced along every text it can spell."""
-    law: dict[tuple[int, ...], float] = {(): 1.0}
-    shown = replace(settings, level="default")
-    for depth in range(length):
-        longer = {}
-        for text, mass in law.items():
-            one = replace(shown, max_new_tokens=depth + 1)
-            ids, probs = _plain_step(lm, prompt, one, dict(enumerate(text)))[-1]
-            total = sum(probs)
-            longer |= {(*text, token): mass * p / total for token, p in zip(ids, probs, strict=True) if p > 0}
-        law = longer
-    return law
+def _last(law: Law) -> Law:
+    return Law(law.raw[-1:], law.scores[-1:], law.cut_by[-1:])
 
 
-def _count(lm: LanguageModel, decoder: Decoder, prompt: list[int], settings, seeds: range, progress) -> Counter:
-    """How often runs of these seeds spell each text; at least a hundred of them, however they are interrupted."""
-    start = decoder.start(lm, prompt, settings)
-    if len(prompt) > 1:
-        decoder.step(start)
-    found: Counter = Counter()
-    bar = tqdm(seeds, disable=progress is not True, desc="lossless", unit="run")
-    try:
-        for done, number in enumerate(bar):
-            if callable(progress) and progress(done, len(seeds)) and done >= 100:
-                break
-            state: State = start.fork()
-            state.settings = replace(settings, seed=settings.seed + 1 + number)
-            while not state.ended:
-                decoder.step(state)
-            found[tuple(state.new_tokens)] += 1
-    except KeyboardInterrupt:
-        if found.total() < 100:
-            raise
-    return found
+def _pairs(seeds: range, progress) -> Iterator[int]:
+    """The seeds, each good for two runs, or at least fifty of them if somebody ends the count."""
+    bar = tqdm(seeds, disable=progress is not True, desc="lossless", unit=" pairs of runs")
+    for done, seed in enumerate(bar):
+        if callable(progress) and progress(2 * done, 2 * len(seeds)) and 2 * done >= FEWEST:
+            return
+        yield seed
 
 
-def _p_value(found: Counter, law: dict[tuple[int, ...], float]) -> float:
-    """Of Pearson's chi-square; texts expected less than five times are pooled, impossible ones must not occur."""
-    if any(text not in law for text in found):
-        return 0.0
-    n = found.total()
-    cells, pooled = [], [0.0, 0.0]
-    for text, p in law.items():
-        if n * p < 5:
-            pooled = [pooled[0] + found[text], pooled[1] + n * p]
-        else:
-            cells.append((found[text], n * p))
-    if pooled[1]:
-        cells.append(tuple(pooled))
-    statistic = sum((seen - wanted) ** 2 / wanted for seen, wanted in cells)
-    degrees = torch.tensor(max(1, len(cells) - 1) / 2, dtype=torch.float64)
-    return float(torch.special.gammaincc(degrees, torch.tensor(statistic / 2, dtype=torch.float64)))
+def _run(decoder: Decoder, start: State, seed: int) -> list[int]:
+    state = start.fork()
+    state.settings = replace(state.settings, seed=seed)
+    while not state.ended:
+        decoder.step(state)
+    return state.new_tokens

@@ -79,12 +79,11 @@ class Growth:
                 [self.best(n, BEST) for n in nodes],
             )
 
-    def overread(self, logits: torch.Tensor) -> None:
-        """At level `full`, note what the drafter would have proposed where it was not asked: logits [m, V'] after the m
-        committed tokens before the root that it read only now."""
+    def overread(self, logits: torch.Tensor, places: Sequence[int]) -> None:
+        """At level `full`, note what the drafter would have proposed where it was not asked: logits [m, V'] that
+        predict the tokens at absolute positions `places`, all of them text by now."""
         if self.log.settings.level != "full" or not len(logits):
             return
-        places = range(self.base + 1 - len(logits), self.base + 1)
         law = self._law(logits, lambda row: self.state.tokens[: places[row]])
         best = [self._best(law.scores[i], place, BEST) for i, place in enumerate(places)]
         self._keep(law.raw[:, : logits.shape[-1]], [-1] * len(logits), list(places), best)

@@ -158,6 +158,7 @@ _FORWARDS = (
     Column("weight_bytes", "float", "bytes", "weights read"),
     Column("kv_read_bytes", "float", "bytes", "keys and values read"),
     Column("kv_write_bytes", "float", "bytes", "keys and values written"),
+    Column("share", "float", "", "share of the model's layers that ran; operations and bytes are of these"),
     Column("implementation", "short", "", "what computed the attention (torch, sdpa, triton, …)"),
 )
 

@@ -5,22 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.trace.tables import is_target
+from workbench.trace.tables import is_target, model
 
 if TYPE_CHECKING:
     from workbench.trace.trace import Trace
 
-__all__ = ["repeated_4gram_share", "summarize"]
+__all__ = ["behind", "behind_the_end", "layer_shares", "repeated_4gram_share", "summarize"]
 
 
 def summarize(trace: "Trace") -> dict[str, Any]:
     """All figures of a trace; None where it does not hold what a figure needs (level `off`, no drafts, no baseline).
 
-    - `num_drafts` counts rounds that drafted; `mean_acceptance_length` = 1 + accepted / drafts counts the token every
-      round gets from the target, `mean_acceptance_length_no_bonus` leaves it out; `…_per_request` is the mean over
-      requests, here of this one.
-    - `acceptance_by_position[i]`: share of the drafts whose i-th token was accepted; `draft_acceptance_rate`: accepted
-      over drafted tokens; `acceptance_tested`: accepted over tested ones, leaving out those behind a rejection.
+    - `num_drafts` counts rounds that drafted; `num_draft_tokens` what they drafted, without what lies behind the end of
+      the text; `mean_acceptance_length`: tokens that these rounds emitted over their number, the target's own included;
+      `mean_acceptance_length_no_bonus` leaves the target's out; `…_per_request` is the mean over requests, here of this
+      one.
+    - `acceptance_by_position[i]`: share of the drafts whose i-th token was accepted, without one that the end of the
+      text cut before; `draft_acceptance_rate`: accepted over drafted tokens; `acceptance_tested`: accepted over tested
+      ones, leaving out those behind a rejection.
     - `target_forwards`: target forward passes the tokens cost (a prefill counts only where its round emitted a token);
       `draft_forwards`: passes of the drafting phase.
     - `tokens_per_second` over the rounds that emitted; `time_to_first_token_ms` up to the end of the first such round.
@@ -63,22 +65,45 @@ def _spread(column: pd.Series) -> dict[str, float | None]:
 
 def _acceptance(rounds: pd.DataFrame, drafts: pd.DataFrame) -> dict[str, Any]:
     drafting = rounds[rounds["drafted"] > 0]
-    n, drafted, accepted = len(drafting), int(drafting["drafted"].sum()), int(drafting["accepted"].sum())
+    n, accepted = len(drafting), int(drafting["accepted"].sum())
+    drafted = int(drafting["drafted"].sum()) - behind_the_end(rounds, drafts)
     deepest = int(drafting[["depth", "accepted"]].max().max()) if n else 0
-    length = 1 + accepted / n if n else None
-    fates = Counter(drafts["fate"])
+    length, alone = _ratio(drafting["emitted"].sum(), n), _ratio(accepted, n)
+    fates = Counter(drafts["fate"][~behind(rounds, drafts)])
+    cut = drafting["emitted"].iloc[-1] if _cut(rounds) else deepest
+    by_position = [(drafting["accepted"].iloc[: n if place < cut else n - 1] > place) for place in range(deepest)]
     return {
         "num_drafts": n,
         "num_draft_tokens": drafted,
         "num_accepted_tokens": accepted,
         "mean_acceptance_length": length,
-        "mean_acceptance_length_no_bonus": _ratio(accepted, n),
+        "mean_acceptance_length_no_bonus": alone,
         "mean_acceptance_length_per_request": length,
-        "mean_acceptance_length_per_request_no_bonus": _ratio(accepted, n),
+        "mean_acceptance_length_per_request_no_bonus": alone,
         "draft_acceptance_rate": _ratio(accepted, drafted),
-        "acceptance_by_position": [float((drafting["accepted"] > place).mean()) for place in range(deepest)],
+        "acceptance_by_position": [float(found.mean()) for found in by_position if len(found)],
         "acceptance_tested": _ratio(fates["accepted"], fates["accepted"] + fates["rejected"]),
     }
+
+
+def _cut(rounds: pd.DataFrame) -> bool:
+    """Whether the text ended within a draft: nothing of the target's followed what was accepted in the last round."""
+    return len(rounds) > 0 and 0 < rounds["emitted"].iloc[-1] == rounds["accepted"].iloc[-1]
+
+
+def behind(rounds: pd.DataFrame, drafts: pd.DataFrame) -> pd.Series:
+    """Which drafted nodes lie behind the end of the text, where neither their acceptance nor rejection counts."""
+    if not _cut(rounds):
+        return pd.Series(False, index=drafts.index)
+    last = rounds.iloc[-1]
+    return (drafts["round"] == last["round"]) & (drafts["depth"] > last["emitted"])
+
+
+def behind_the_end(rounds: pd.DataFrame, drafts: pd.DataFrame) -> int:
+    """How many drafted tokens lie behind the end of the text; of a tree, where its nodes were recorded."""
+    if _cut(rounds) and rounds["mode"].iloc[-1] == "chain":
+        return int(rounds["drafted"].iloc[-1] - rounds["emitted"].iloc[-1])
+    return int(behind(rounds, drafts).sum())
 
 
 def _forward_counts(tokens: pd.DataFrame, forwards: pd.DataFrame) -> dict[str, Any]:
@@ -114,15 +139,35 @@ def modelled_speedup(run: dict[str, Any], rounds: pd.DataFrame, forwards: pd.Dat
     """Speed-up over plain decoding on a machine whose only limit is memory traffic.
 
     A forward pass takes time in proportion to the weights and cached keys and values it reads, whatever its number of
-    rows. Recorded: all passes but those over the prompt. Plain: one target pass for every token they gave, reading what
-    the target pass of its round read (in a round without one, the latest, or else the first). None where bytes were
-    not recorded or the target never ran.
+    rows. Recorded: all passes but those over the prompt. Plain: for every token they gave one pass of one row through
+    the whole model, over the cache that the target pass of its round met and the tokens the round gave before it (in a
+    round without one, the latest, or else the first). None where bytes were not recorded or the target never ran.
     """
     passes = forwards[forwards["phase"] != "prefill"]
     cost = passes["weight_bytes"] + passes["kv_read_bytes"].fillna(0)
-    target = [is_target(run, phase, role) for phase, role in zip(passes["phase"], passes["model"], strict=True)]
-    per_pass = cost[target].groupby(passes["round"][target]).mean()
+    of_target = [is_target(run, phase, role) for phase, role in zip(passes["phase"], passes["model"], strict=True)]
+    target = passes[pd.Series(of_target, passes.index, dtype=bool)]
+    share = layer_shares(run, target)
+    row = (target["kv_write_bytes"] / share / target["rows"]).fillna(0)
+    weights = target["model"].map(lambda role: _of_model(run, role).get("row_bytes")).astype(float)
+    weights = weights.fillna(target["weight_bytes"] / share)
+    whole = weights + target["kv_read_bytes"].fillna(0) / share - row * (target["rows"].fillna(1) - 1)
     emitted = rounds.set_index("round")["emitted"]
     emitted = emitted[emitted.index.isin(passes["round"]) & (emitted > 0)]
-    plain = (emitted * per_pass.reindex(rounds["round"]).ffill().bfill().reindex(emitted.index)).sum()
+
+    def at_rounds(values: pd.Series) -> pd.Series:
+        known = values.groupby(target["round"]).mean()
+        return known.reindex(rounds["round"]).ffill().bfill().reindex(emitted.index)
+
+    plain = (emitted * at_rounds(whole) + emitted * (emitted - 1) / 2 * at_rounds(row)).sum()
     return _ratio(plain, cost.sum()) if cost.notna().all() and plain else None
+
+
+def layer_shares(run: dict[str, Any], passes: pd.DataFrame) -> pd.Series:
+    """The share of its model that every pass ran: of its layers, or where that was not recorded, of its weights."""
+    weights = passes["model"].map(lambda role: _of_model(run, role).get("weight_bytes")).astype(float)
+    return passes["share"].fillna((passes["weight_bytes"] / weights).clip(upper=1)).fillna(1.0)
+
+
+def _of_model(run: dict[str, Any], role: str | None) -> dict[str, Any]:
+    return model(run, role) if isinstance(role, str) else {}

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from workbench.errors import BadInput
 from workbench.trace import Trace
+from workbench.trace.summary import behind
 from workbench.views.figure import blank, figure, inert
 from workbench.views.palette import PALETTE
 
@@ -26,9 +27,9 @@ Traces = Trace | Sequence[Trace]
 
 
 def _pooled(traces: Traces) -> tuple[list[Trace], str, pd.DataFrame]:
-    """The traces as a list, a name for them, and all their draft nodes."""
+    """The traces as a list, a name for them, and all their draft nodes but those behind the end of a text."""
     runs = [traces] if isinstance(traces, Trace) else list(traces)
-    frames = [run.drafts for run in runs]
+    frames = [(drafts := run.drafts)[~behind(run.rounds, drafts)] for run in runs]
     drafts = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["depth", "fate"])
     return runs, "+".join(run.id for run in runs), drafts
 
@@ -98,39 +99,41 @@ def _label(group: Any, by: str) -> str:
 def acceptance_length(traces: Traces, theme: str | None = None) -> go.Figure:
     """Mean tokens per draft over one or several requests: pooled over all drafts, and the mean over requests.
 
-    Each with and without the token that every round gets from the target. Pooled, long requests weigh more; the mean
+    Each with and without the tokens of the target's own. Pooled, long requests weigh more; the mean
     over requests weighs each alike. Points: the single requests.
     """
     runs, name, _ = _pooled(traces)
     found = [summary for run in runs if (summary := run.summary())["num_drafts"]]
-    drafts, accepted = (sum(s[key] for s in found) for key in ("num_drafts", "num_accepted_tokens"))
-    pooled = accepted / drafts if drafts else None
-    single = [s["mean_acceptance_length_no_bonus"] for s in found]
+    drafts = sum(s["num_drafts"] for s in found)
+    names = ("mean_acceptance_length", "mean_acceptance_length_no_bonus")
+    single = [[s[name] for s in found] for name in names]
+    pooled = [sum(s[name] * s["num_drafts"] for s in found) / max(1, drafts) for name in names]
     across = ["pooled", "per request"]
-    values = [] if pooled is None else [pooled, mean(single)]
-    kinds = ((1, "with the target's token", "bonus", ""), (0, "accepted alone", "target", "/"))
+    values = [[pooled[kind], mean(single[kind])] if drafts else [] for kind in range(2)]
+    kinds = ((0, "with the target's token", "bonus", ""), (1, "accepted alone", "target", "/"))
     bars = [
         go.Bar(
-            x=across[: len(values)], y=[value + more for value in values], name=label, texttemplate="%{y:.2f}",
+            x=across[: len(values[kind])], y=values[kind], name=label, texttemplate="%{y:.2f}",
             textposition="outside", cliponaxis=False, hovertemplate="%{x}: %{y:.3f} tokens<extra>" + label + "</extra>",
             marker={"color": PALETTE["source"][source], "pattern": {"shape": shape, **HATCH}},
         )
-        for more, label, source, shape in kinds
+        for kind, label, source, shape in kinds
     ]  # fmt: skip
     points = go.Scatter(
-        x=["per request"] * len(single), y=[1 + value for value in single], mode="markers", name="single requests",
+        x=["per request"] * len(found), y=single[0], mode="markers", name="single requests",
         marker={"symbol": "line-ew-open", "size": 18, "color": PALETTE["signal"]["reference"], "line": {"width": 2}},
-        hovertemplate="%{y:.3f} tokens, with the target's<extra>one request</extra>", showlegend=len(single) > 1,
+        hovertemplate="%{y:.3f} tokens, with the target's<extra>one request</extra>", showlegend=len(found) > 1,
     )  # fmt: skip
     axes = {
         "xaxis": {"title": {"text": "mean over"}, "type": "category"},
         "yaxis": {"title": {"text": "acceptance length (tokens per draft)"}, "rangemode": "tozero"},
     }
     words = "No drafts were made."
-    if values:
-        words = f"Mean acceptance length over {drafts} drafts of {len(found)} requests: pooled {1 + pooled:.2f} tokens"
-        words += f", per request {1 + values[1]:.2f}; without the target's token {pooled:.2f} and {values[1]:.2f}."
-    notes = {} if values else {"annotations": [blank("no drafts were made")]}
+    if drafts:
+        (whole, each), (alone, each_alone) = values
+        words = f"Mean acceptance length over {drafts} drafts of {len(found)} requests: pooled {whole:.2f} tokens"
+        words += f", per request {each:.2f}; without the target's token {alone:.2f} and {each_alone:.2f}."
+    notes = {} if drafts else {"annotations": [blank("no drafts were made")]}
     return figure("acceptance_length", name, [*bars, points], words, theme, barmode="group", **axes, **notes)
 
 

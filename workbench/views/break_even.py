@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
+from workbench.trace.summary import layer_shares
 from workbench.views.figure import blank, figure
 from workbench.views.palette import PALETTE
 
@@ -98,17 +99,19 @@ def break_even_numbers(trace: Trace, baseline: Trace | None = None) -> BreakEven
 
 def _target_passes(trace: Trace):
     passes = trace.forwards
-    return passes[(passes["phase"] == "target") & (passes["wall_ms"] > 0)]
+    passes = passes[(passes["phase"] == "target") & (passes["wall_ms"] > 0)]
+    return passes.assign(share=layer_shares(trace.run, passes))
 
 
 def _plain_ms(passes, baseline: Trace | None) -> tuple[float | None, bool]:
-    """Time of a target pass over one row, and whether it had to be extrapolated."""
+    """Time of a pass of one row through the whole target, and whether it had to be extrapolated."""
     sources = [passes] if baseline is None else [_target_passes(baseline), passes]
     for found in sources:
+        found = found[found["share"] == 1]
         single = found["wall_ms"][found["rows"] == 1]
         if len(single):
             return float(single.median()), False
-    known = passes.dropna(subset=["rows"])
+    known = passes.dropna(subset=["rows"]).assign(wall_ms=passes["wall_ms"] / passes["share"])
     if known["rows"].nunique() < 2:
         return None, False
     slope, start = np.polyfit(known["rows"], known["wall_ms"], 1)

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
+from workbench.trace.summary import behind_the_end
 from workbench.views.cache import by_kind
 from workbench.views.figure import blank, figure, inert, ink, numbers, shown, unit_of
 from workbench.views.palette import PALETTE, colours
@@ -54,7 +55,8 @@ def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -
         ends = {"x0": cursor, "x1": cursor, "xref": "x", "y0": 0, "y1": 1, "yref": "paper"}
         layout["shapes"] = [{"type": "line", "name": "cursor", "line": line, **ends}]
     words = f"The four signals over {len(tokens)} tokens: {_mean(tokens['entropy_raw_nats'], 'nats of entropy')}"
-    drafted, accepted = int(rounds["drafted"].sum()), int(rounds["accepted"].sum())
+    drafted = int(rounds["drafted"].sum()) - behind_the_end(rounds, trace.drafts)
+    accepted = int(rounds["accepted"].sum())
     words += f", {accepted} of {drafted} drafted tokens accepted" if drafted else ", nothing drafted"
     words += f", {_mean(joined['bits_per_element'], 'bits per element of the cache')}."
     return figure("signals", trace.id, traces, words, theme, **layout)

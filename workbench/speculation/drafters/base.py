@@ -32,6 +32,7 @@ class Drafter(Declared):
     wants_logits = False  # the target's logits of all prompt tokens in `read`
     wants_states: tuple[int, ...] = ()  # the target's states behind so many layers, as `out.states` in `read`
     has_exits = False  # a shape may choose the layer it drafts from
+    by_text = False  # its law after a text depends on the text alone, not on where a round began, and all are recorded
 
     def default_shape(self) -> DraftShape:
         return FixedLength(4)

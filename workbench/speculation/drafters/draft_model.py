@@ -38,6 +38,10 @@ class DraftModel(RowDrafter):
         object.__setattr__(self, "cache", as_stack(self.cache))
         super().__post_init__()
 
+    @property
+    def by_text(self) -> bool:
+        return self.cache is None  # a stack acts where a round begins, not where a draft has come to
+
     def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         return {"draft": companion(lm, self.model)}
 
@@ -54,7 +58,7 @@ class DraftModel(RowDrafter):
         if 0 in nodes:
             full = growth.log.settings.level == "full"
             logits = growth.log.advance("draft", "all" if full else "last").logits  # the root is committed
-            growth.overread(logits[:-1])
+            growth.overread(logits[:-1], range(growth.base + 2 - len(logits), growth.base + 1))
             return logits[-1:]
         tokens = [growth.tree.tokens[node] for node in nodes]
         mask = growth.visible(nodes, [*growth.fed[1:], *nodes])

@@ -26,10 +26,12 @@ __all__ = ["Kangaroo"]
 @dataclass
 class _Early:
     """A round's early half. exit: the layers that draft; watch: the shape asks how all exits fare. fed: nodes in the
-    order they were read; states: exit -> the residual stream [n, width] behind it, in the order of the staged rows."""
+    order they were read; states: exit -> the residual stream [n, width] behind it, in the order of the staged rows;
+    growth: what the tree grew with."""
 
     exit: int
     watch: bool
+    growth: Growth | None = None
     fed: list[int] = field(default_factory=list)
     states: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -61,6 +63,7 @@ class Kangaroo(RowDrafter):
     exits: tuple[int, ...] = setting((2,), ge=1, help="numbers of layers to draft from; the shape may choose")
 
     has_exits = True
+    by_text = True  # of one exit
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,7 +128,8 @@ class Kangaroo(RowDrafter):
         return out.states[early.exit]
 
     def drafted(self, state: "State", growth: Growth) -> None:
-        state.memory["kangaroo"].fed = growth.fed
+        early = state.memory["kangaroo"]
+        early.fed, early.growth = growth.fed, growth
 
     def score(self, state: "State", log: "RoundLog", tree: DraftTree, hidden: bool) -> torch.Tensor:
         early, lane, root = state.memory["kangaroo"], state.lanes["target"], len(state.tokens) - 1
@@ -158,18 +162,21 @@ class Kangaroo(RowDrafter):
         self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         early, stays = state.memory.pop("kangaroo"), [0, *path]
+        unread = [row for row, node in enumerate(stays) if node not in early.fed and log.settings.level == "full"]
         rows = stays if tree.slots is None else [tree.slots[node] for node in stays]
         states = {exit: early.states[exit][rows] for exit in self.exits}
         found: dict[int, torch.Tensor] = {}
         if self.weights:  # every adapter reads what became text, whichever of them drafted it
             state.lanes["draft"].store.discard()
             end = len(state.tokens) - 1
-            asked, places = "all" if early.watch else (), range(end - len(stays), end)
+            asked, places = "all" if early.watch or unread else (), range(end - len(stays), end)
             for layer, exit in enumerate(self.exits):
                 found[exit] = log.forward("draft", states[exit], places, None, asked, layers=(layer,)).logits
             log.commit("draft", range(len(stays)))
-        elif early.watch:
+        elif early.watch or unread:
             found = {exit: state.lanes["target"].model.exit_logits(states[exit]) for exit in self.exits}
+        if unread:  # the laws after nodes that the shape did not ask about
+            early.growth.overread(found[early.exit][unread], [early.growth.base + 1 + row for row in unread])
         if early.watch:
             self._compare(state, log, found, logits[stays])
 
