@@ -1,10 +1,26 @@
 """The errors a user can cause or meet; each message says what was wrong, what was expected and what to do."""
 
-__all__ = ["BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError"]
+from typing import Any
+
+__all__ = ["BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError", "shown"]
+
+LONGEST = 200  # characters of a value that a message shows
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: in one line, cut where it is long, whatever its own `repr` does."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # integers of thousands of digits, objects with a broken repr
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 class WorkbenchError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose. The message is one line, whatever was put into it."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class BadInput(WorkbenchError, ValueError):

@@ -222,7 +222,7 @@ class RoundLog:
     def choose(self, law: Law, row: int, position: int) -> int:
         """What plain decoding takes at an absolute position: forced, argmax, or the keyed draw."""
         forced = self.forced(position)
-        return law.choose(row, self.settings.seed, position) if forced is None else forced
+        return law.choose(row, self.settings.noise_seed, position) if forced is None else forced
 
     def emit(self, law: Law, rows: list[int], tokens: list[int], sources: list[str], model: str = "target") -> int:
         """Commit tokens as text, up to where the run ends; row i of `law` is what token i was drawn from.

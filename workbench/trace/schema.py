@@ -243,6 +243,7 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("cache", "any", "", "the cache stack, null for the plain one"),
         Column("sampling", "any", "", "temperature, top_k, top_p, min_p, typical_p, processors"),
         Column("seed", "int", "", "seed"),
+        Column("sample", "int", "", "which of the samples of that seed, 0 where there is one"),
         Column("level", "text", "", ", ".join(LEVELS)),
         Column("max_new_tokens", "int", "tokens", "limit of the run"),
         Column("stop", "any", "", "stop strings"),
