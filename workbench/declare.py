@@ -209,6 +209,7 @@ def _load_outside(entry: Any) -> None:
             raise BadInput(f"expected a dataclass that derives from workbench.declare.Declared, got {shown(cls)}")
         describe(cls)
         register(family, name)(cls)
+        _make(cls, {})  # front-ends start from the defaults
     except (Exception, SystemExit) as error:
         _registry.update(before)
         reason = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"

@@ -3,12 +3,14 @@
 A command is one entry of `COMMANDS`: what it adds to its parser, and what it does, in a module of its own kind. Options
 of sampling come from the declaration of `Sampling`, parameters of decoders are given as `--set name=value`. Only the
 chosen command's parser is built, so that help, `show` and `replay` need no torch. Errors are one line on stderr and
-exit code 2; Ctrl-C is 130.
+exit code 2; Ctrl-C is 130. A fault in the code, ours or a plug-in's, is one line too, and its place; with
+WORKBENCH_TRACEBACK in the environment it is raised.
 """
 
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,9 +22,11 @@ from workbench.cli.options import Parser
 from workbench.cli.recorded import add_capsule, add_replay, add_show, capsule, replay_run, show
 from workbench.cli.run import add_run, run
 from workbench.cli.verify import add_verify, verify
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 
 __all__ = ["main"]
+
+VARIABLE = "WORKBENCH_TRACEBACK"
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[args.command].execute(args)
     except WorkbenchError as error:
         return fail(str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
-            raise
-        return fail("out of memory; use a smaller model or fewer tokens (a trace under --out is kept)")
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe went away; keep Python from saying so at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return fail("out of memory; use a smaller model or fewer tokens (a trace under --out is kept)")
+        if os.environ.get(VARIABLE):
+            raise
+        if isinstance(error, OSError) and error.filename is not None:
+            return fail(f"{shown(error.filename)}: {error.strerror}")
+        return fail(fault(error))
+
+
+def fault(error: Exception) -> str:
+    """A line for an exception that nobody raised on purpose: what, and where."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename}:{frame.lineno}"
+    return f"fault in {place}: {type(error).__name__}: {error} (please report it; {VARIABLE}=1 shows all of it)"
 
 
 def fail(message: str) -> int:

@@ -155,8 +155,11 @@ def refuse_stateful(
 
 
 def _state(processor: Callable) -> bytes:
+    """What a processor keeps between calls. Generators are left out: one that matters shows in the results."""
+    processor = getattr(processor, "inner", processor)  # of a row of a batch
+    held = vars(processor) if hasattr(processor, "__dict__") else {}
     cells = [cell.cell_contents for cell in getattr(processor, "__closure__", None) or ()]
     try:
-        return pickle.dumps((vars(processor) if hasattr(processor, "__dict__") else {}, cells))
+        return pickle.dumps(({k: v for k, v in held.items() if not isinstance(v, torch.Generator)}, cells))
     except Exception:  # state that cannot be written down is judged by its results alone
         return b""
