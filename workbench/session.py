@@ -387,5 +387,5 @@ def check_decoder(decoder: Decoder | None) -> Decoder:
 
         return build("decoder", decoder)
     if not isinstance(decoder, Decoder):
-        raise BadInput(f"decoder: expected one such as workbench.Speculative(), got {decoder!r}")
+        raise BadInput(f"decoder: expected one such as workbench.Speculative(), got {shown(decoder)}")
     return decoder

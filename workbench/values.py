@@ -1,6 +1,6 @@
 """Values as people and files give them: what is taken for an integer, a number, a choice, and what is not.
 
-Scalars of numpy and torch count as Python's own. True is no number, and 1.7 no integer.
+Scalars of numpy and torch count as Python's own. True is no number, 1.7 no integer; an integer fits 64 bits.
 """
 
 import math
@@ -31,13 +31,14 @@ def plain(value: Any) -> Any:
 
 
 def whole(value: Any) -> int | None:
-    """The integer that a value is (an int, or a scalar of an integer type), or None: True and 1.7 are none."""
+    """The integer that a value is (an int, or a scalar of an integer type), or None: True, 1.7 and 2^63 are none."""
     value = plain(value)
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    fits = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return int(value) if fits else None
 
 
 def read_int(choices: tuple, value: Any) -> int | None:
-    return int(value) if isinstance(value, float) and value.is_integer() else whole(value)
+    return whole(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def read_float(choices: tuple, value: Any) -> float | None:

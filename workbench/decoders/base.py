@@ -20,7 +20,7 @@ from workbench.engine.distribution import Law
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.prompt import TextStream
 from workbench.engine.sampling import Sampling
-from workbench.engine.settings import Settings
+from workbench.engine.settings import Settings, holds
 from workbench.errors import BadInput
 from workbench.trace.records import Step
 
@@ -268,8 +268,8 @@ class RoundLog:
         """Whether the last token completed a stop text, or a stop callable says so."""
         joined, last = self.state.text.joined, len(self.step.texts[-1])
         return any(
-            entry(self.state.new_tokens) if callable(entry) else last and entry in joined[-(last + len(entry) - 1) :]
-            for entry in self.settings.stop
+            holds(stop, self.state.new_tokens) if callable(stop) else last and stop in joined[-(last + len(stop) - 1) :]
+            for stop in self.settings.stop
         )
 
     def keep_rows(self, role: str, raw: torch.Tensor, columns: dict[str, list], top: int = 64) -> None:

@@ -13,7 +13,7 @@ from workbench.engine.sampling import Sampling, name_of
 from workbench.errors import BadInput, shown
 from workbench.values import whole
 
-__all__ = ["LEVELS", "Settings", "read_force", "refuse_stateful"]
+__all__ = ["LEVELS", "Settings", "holds", "read_force", "refuse_stateful"]
 
 LEVELS = ("off", "default", "full")
 
@@ -122,6 +122,15 @@ def read_force(force: Any, vocab_size: int | None = None, limit: int | None = No
             raise BadInput(f"force: token {index} lies beyond max_new_tokens={limit}; raise it, or force fewer")
         read[index] = number
     return read
+
+
+def holds(stop: Callable, new: Sequence[int]) -> bool:
+    """What a stop callable says of the new ids; BadInput, naming it, where that is neither true nor false."""
+    said = stop(new)
+    try:
+        return bool(said)
+    except (TypeError, ValueError, RuntimeError):
+        raise BadInput(f"stop: {name_of(stop)} returned {shown(said)}; expected True or False") from None
 
 
 def refuse_stateful(
