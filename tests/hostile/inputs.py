@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import inspect
 import io
+import os
 import tempfile
 from decimal import Decimal
 from fractions import Fraction
@@ -19,8 +21,8 @@ from workbench.engine.prompt import encode_prompt
 from workbench.errors import BadInput
 
 SETTINGS = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "processors", "cache", "max_new_tokens", "stop", "ignore_eos",
-    "seed", "sample", "level", "force", "prompt_rows", "eos_ids", "sampling",
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "processors", "cache", "max_new_tokens", "stop",
+    "ignore_eos", "seed", "sample", "level", "force", "prompt_rows", "eos_ids", "sampling",
 )  # fmt: skip
 
 
@@ -34,12 +36,16 @@ def endless():
         yield 1
 
 
-NUMBERS = [0, 1, -1, 2, 3, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**18, 10**400, 10**5000, 0.5, 1.0, 1e-300,
-           5e-324, 1e-7, 1e308, float("inf"), float("-inf"), float("nan"), 1.7, 1j, Fraction(1, 2), Decimal("NaN"), True]  # fmt: skip
-OBJECTS = [None, False, b"", b"ab", bytearray(b"a"), object, int, Unprintable(), len, str.upper, np.int64(2), np.float32(0.5),
-           np.bool_(True), np.array(1), np.array([1, 2]), np.eye(2), np.array("a"), torch.tensor(1), torch.tensor([1, 2]),
-           torch.tensor(0.5), torch.ones(2, 2), range(3), range(10**12), frozenset({1}), wb.Keyed(), wb.Keyed, wb.H2O(), Ellipsis,
-           NotImplemented, memoryview(b"ab"), slice(3)]  # fmt: skip
+NUMBERS = [
+    0, 1, -1, 2, 3, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**18, 10**400, 10**5000, 0.5, 1.0, 1.7, 1e-300,
+    5e-324, 1e-7, 1e308, float("inf"), float("-inf"), float("nan"), 1j, Fraction(1, 2), Decimal("NaN"), True,
+]  # fmt: skip
+OBJECTS = [
+    None, False, b"", b"ab", bytearray(b"a"), object, int, Unprintable(), len, str.upper, np.int64(2), np.float32(0.5),
+    np.bool_(True), np.array(1), np.array([1, 2]), np.eye(2), np.array("a"), torch.tensor(1), torch.tensor([1, 2]),
+    torch.tensor(0.5), torch.ones(2, 2), range(3), range(10**12), frozenset({1}), wb.Keyed(), wb.Keyed, wb.H2O(),
+    Ellipsis, NotImplemented, memoryview(b"ab"), slice(3),
+]  # fmt: skip
 TEXTS = ["", " ", "\n", "\x00", "\ud800", "\ufffd", "é" * 50, "a" * 300, "None", "nan", "1e999", "0x10", "-0", "true",
          "speculative", "h2o", "kivi", "fixed", "../../x", "%s%n", "{}", "\x1b[31m", "１"]  # fmt: skip
 words = st.one_of(st.sampled_from(TEXTS), st.text(st.characters(), max_size=12))
@@ -94,7 +100,15 @@ some_settings = st.lists(a_setting, min_size=1, max_size=3).map(dict)
 
 
 def with_settings(values: dict[str, Any]) -> None:
+    values = {name: tame(value) if name in ("processors", "stop") else value for name, value in values.items()}
     wb.Session(toy(), [0, 1, 2], **{"max_new_tokens": 3, **values}).run(rounds=3)
+
+
+def tame(value: Any) -> Any:
+    """Callables that raise on what they are given are the caller's own: others stand for them."""
+    if isinstance(value, list | tuple):
+        return type(value)(tame(item) for item in value)
+    return (lambda *given: given[-1]) if callable(value) and not isinstance(value, type) else value
 
 
 def with_results(values: tuple[Any, Any]) -> None:
@@ -138,16 +152,22 @@ def with_calls(asked: list[tuple[str, list, dict]]) -> None:
     for name, positional, named in asked:
         call = getattr(session, name)
         try:
-            __import__("inspect").signature(call).bind(*positional, **named)
+            inspect.signature(call).bind(*positional, **named)
         except TypeError:
             continue
+        if name == "run":
+            positional, named = tame(positional), {key: tame(value) for key, value in named.items()}
+            if any(isinstance(value, type) for value in (*positional, *named.values())):
+                continue
         call(*positional, **named)
 
 
 # -- conditions -------------------------------------------------------------------------------------------------------
 
-PIECES = ["entropy", "rank", "p", "index", "text", "token", "source", "and", "or", "not", "(", ")", ">", "<", "==", "!=", "3",
-          "0.5", "1e999", "-1", "'a'", '"', "'", "in", "abs", "**", "//", "\\", ";", ",", "[", "]", ".", "True", "nan", "\x00"]  # fmt: skip
+PIECES = [
+    "entropy", "rank", "p", "index", "text", "token", "source", "and", "or", "not", "(", ")", ">", "<", "==", "!=", "3",
+    "0.5", "1e999", "-1", "'a'", '"', "'", "in", "abs", "**", "//", "\\", ";", ",", "[", "]", ".", "True", "\x00",
+]  # fmt: skip
 texts = st.one_of(
     words,
     st.lists(st.sampled_from(PIECES), max_size=30).map(" ".join),
@@ -205,25 +225,29 @@ def option(name: str, values) -> st.SearchStrategy:
 
 
 sampling = [option(f"--{name}", numbers) for name in ("temperature", "top-k", "top-p", "min-p", "typical-p", "seed")]
+set_ = st.tuples(st.sampled_from(["drafter", "shape.length", "cache.budget", "shape", "x"]), numbers).map("=".join)
 general = [
-    *sampling,
-    option("--stop", words), option("--level", words), option("--decoder", st.one_of(words, st.just("speculative"))),
-    option("--set", st.one_of(words, st.tuples(st.sampled_from(["drafter", "shape.length", "cache.budget", "shape", "x"]),
-                                               numbers).map("=".join))),
-    option("--cache", words), option("--device", words), option("--dtype", words), st.just(["--ignore-eos"]),
+    *sampling, option("--stop", words), option("--level", words), option("--cache", words), option("--device", words),
+    option("--decoder", st.one_of(words, st.just("speculative"))), option("--set", st.one_of(words, set_)),
+    option("--dtype", words), st.just(["--ignore-eos"]),
 ]  # fmt: skip
+a_file, a_word = files.map(lambda name: [name]), words.map(lambda word: [word])
+kinds = st.sampled_from(["decoders", "shapes", "refusals", "models"]).map(lambda kind: [kind])
+speeds = st.sampled_from(["inf", "nan", "0", "-1", "x", "1e9", "1e999"])
 VERBS = {
-    "run": [*general, option("--until", texts), option("--force-ids", numbers), option("--max-new-tokens", numbers),
-            option("--prompt-file", files), st.just(["--chat"]), st.just(["--json"]), option("--out", files),
-            words.map(lambda text: [text])],
+    "run": [
+        *general, option("--until", texts), option("--force-ids", numbers), option("--max-new-tokens", numbers),
+        option("--prompt-file", files), st.just(["--chat"]), st.just(["--json"]), option("--out", files), a_word,
+    ],
     "compare": [*general, option("--arm", st.one_of(words, words.map("a=".__add__))), option("--repeats", numbers)],
-    "verify": [option("--set", words), option("--decoder", words.map("no-".__add__)), option("--cache", words)],
-    "list": [st.sampled_from(["decoders", "shapes", "refusals", "models"]).map(lambda kind: [kind]), words.map(lambda w: [w])],
-    "show": [files.map(lambda name: [name]), option("--table", words), option("--rows", numbers), st.just(["--json"]),
-             option("--perfetto", files), st.just(["--table", "tokens"])],
-    "replay": [files.map(lambda name: [name]), option("--by", words), option("--speed", st.sampled_from(
-        ["inf", "nan", "0", "-1", "x", "1e9", "1e999"]))],
-    "capsule": [files.map(lambda name: [name]), option("--out", files), option("--title", words), st.just(["--overwrite"])],
+    "verify": [option("--set", words), option("--tokens", numbers), option("--cache", words)],
+    "list": [kinds, a_word],
+    "show": [
+        a_file, option("--table", words), option("--rows", numbers), st.just(["--json"]), option("--perfetto", files),
+        st.just(["--table", "tokens"]),
+    ],
+    "replay": [a_file, option("--by", words), option("--speed", speeds)],
+    "capsule": [a_file, option("--out", files), option("--title", words), st.just(["--overwrite"])],
 }  # fmt: skip
 lines = st.one_of(
     st.sampled_from(list(VERBS)).flatmap(
@@ -251,16 +275,14 @@ def with_command(words: list[str]) -> None:
 
 
 def _short(words: list[str]) -> list[str]:
-    """With a prompt and few tokens, so that what is taken is soon done."""
+    """With few tokens, so that what is taken is soon done; what is verified is a decoder that is not there."""
     few = ["--max-new-tokens", "2"] if words[:1] in (["run"], ["compare"]) and "--max-new-tokens" not in words else []
-    return [*words, *few]
+    return [*words, *few, *(["--decoder", "none"] if words[:1] == ["verify"] else [])]
 
 
 @contextlib.contextmanager
 def _raising(variable: str):
     """A fault in the code is raised, not told of in a line."""
-    import os
-
     os.environ[variable] = "1"
     try:
         yield
