@@ -1,5 +1,6 @@
 """Plain Python first: decode a prompt, compare decoders, plug a decoder into `model.generate`."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,17 @@ from workbench.decoders import Decoder
 from workbench.engine.adapter import wrap
 from workbench.engine.loading import Model
 from workbench.engine.prompt import Prompt
+from workbench.engine.settings import Settings, refuse_stateful
 from workbench.errors import BadInput
+from workbench.generation import (
+    Batch,
+    criterion_holds,
+    ends_of,
+    not_handed_on,
+    refuse_unserved,
+    row_processors,
+    sampling_of,
+)
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
 
@@ -38,7 +49,8 @@ def decode(
     temperature, top_k, top_p, min_p, typical_p, processors: how the next token is drawn (default: greedy).
     max_new_tokens, stop, ignore_eos: where the run ends.
     cache: a cache policy, a quantizer, a list of both in this order, or a name; None keeps every token as it is.
-    seed: of all randomness. level: "off", "default" or "full" instrumentation.
+    seed: of all randomness. sample: which of its samples, each with draws of its own (default: 0).
+    level: "off", "default" or "full" instrumentation.
     force: ids to score instead of sampling. prompt_rows: log the law at every prompt token (`trace.prompt_tokens`).
     out: file that the trace is written to round by round; `overwrite` allows it to exist.
     on_round: called with the session after every round (progress, streaming).
@@ -61,13 +73,15 @@ class custom_generate:
 
         model.generate(**inputs, custom_generate=workbench.custom_generate(workbench.Speculative()))
 
-    Every row of the batch is decoded by itself. `max_new_tokens`, sampling settings, processors, stopping criteria,
-    end-of-text and pad tokens are those of the call; beams are refused. The traces of the last call are in `.traces`.
+    Every row of the batch is decoded by itself, in turns, and greedy text is that of `generate` without us.
+    `max_new_tokens`, sampling settings, processors, stopping criteria, streamer, end-of-text and pad tokens are those
+    of the call; beams, assistants, embeddings for prompts and whatever else cannot be honoured are refused by name.
+    Row i draws as `decode(…, sample=i)` does. The traces of the last call are in `.traces`, one a row.
 
     Parameters
     ----------
     decoder: plain decoding by default. seed, level, cache: as in `decode`. tokenizer: only for texts in the traces.
-    streamer: a transformers streamer; give it here, since `generate` does not hand its own on to a callable.
+    streamer: a transformers streamer, where the call names none.
     """
 
     def __init__(
@@ -80,6 +94,7 @@ class custom_generate:
         streamer: Any = None,
         cache: Any = None,
     ):
+        Settings(seed=seed, level=level)  # refused here, not in the middle of a call
         self.decoder, self.seed, self.level, self.tokenizer = check_decoder(decoder), seed, level, tokenizer
         self.streamer, self.cache = streamer, as_stack(cache)
         self.traces: list[Trace] = []
@@ -94,109 +109,94 @@ class custom_generate:
         **model_kwargs: Any,
     ):
         config = generation_config or model.generation_config
-        if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
-            raise BadInput(
-                "custom_generate decodes one sequence per row; expected num_beams=1 and num_return_sequences=1"
-            )
-        for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
-            if getattr(config, name, False):
-                raise BadInput(f"custom_generate returns token ids and traces; expected {name} unset (see .traces)")
-        if self.streamer is not None:
-            if len(input_ids) > 1:
-                raise BadInput(f"a streamer takes one sequence; expected a batch of one row, got {len(input_ids)}")
-            self.streamer.put(input_ids.cpu())
+        kept_back = not_handed_on(inspect.currentframe().f_back)
+        refuse_unserved(model, input_ids, config, model_kwargs, kept_back)
+        streamer = self._streamer(kept_back.get("streamer"), input_ids)
         self._lm = wrap(model, self.tokenizer)  # held, so that the next call finds it made
-        self.traces = []
-        settings = {
-            **_sampling(config),
-            "processors": [p for p in logits_processor if type(p).__name__ not in _WARPERS],
-            "seed": self.seed,
-            "level": self.level,
-            "cache": self.cache,
-        }
-        attention_mask = model_kwargs.get("attention_mask")
-        rows = []
-        for row, ids in enumerate(input_ids):
-            prompt = ids[attention_mask[row].bool()] if attention_mask is not None else ids
-            rows.append(self._decode_row(prompt.tolist(), ids, settings, config, stopping_criteria))
-        if self.streamer is not None:
-            self.streamer.end()
-        return self._assemble(input_ids, rows, config)
-
-    def _decode_row(self, prompt, ids, settings, config, stopping_criteria) -> list[int]:
-        eos = config.eos_token_id
-        eos = [] if eos is None else [eos] if isinstance(eos, int) else torch.as_tensor(eos).flatten().tolist()
-        budget = config.max_length - len(ids) if config.max_length else config.max_new_tokens
-        others = [
-            c for c in stopping_criteria or () if type(c).__name__ not in ("MaxLengthCriteria", "EosTokenCriteria")
-        ]
-
-        def stopped(new: Sequence[int]) -> bool:
-            so_far = torch.cat([ids, torch.as_tensor(list(new), device=ids.device)])[None]
-            return any(bool(torch.as_tensor(c(so_far, None)).any()) for c in others)
-
-        session = Session(
-            self._lm,
-            prompt,
-            self.decoder,
-            max_new_tokens=max(1, budget),
-            stop=stopped if others else (),
-            eos_ids=frozenset(eos),
-            **settings,
-        )
-        sent = 0
-        while session._compute():
-            if self.streamer is not None:
-                new = session.state.new_tokens
-                self.streamer.put(torch.as_tensor(new[sent:]))
-                sent = len(new)
-        self.traces.append(session.trace)
-        return session.trace.token_ids
-
-    @staticmethod
-    def _assemble(input_ids: torch.Tensor, rows: list[list[int]], config):
-        pad = config.pad_token_id
-        if pad is None:
-            eos = config.eos_token_id
-            pad = eos if isinstance(eos, int) else (eos[0] if eos else 0)
-        longest = max(map(len, rows))
-        new = torch.full((len(rows), longest), int(pad), dtype=input_ids.dtype, device=input_ids.device)
-        for i, row in enumerate(rows):
-            new[i, : len(row)] = torch.tensor(row, dtype=input_ids.dtype)
-        sequences = torch.cat([input_ids, new], 1)
+        most, eos, criteria = ends_of(stopping_criteria or (), config, input_ids.shape[1])
+        batch = Batch(input_ids, model_kwargs, _pad_of(config), most)
+        longest = _Rows(self, batch, config, list(logits_processor or ()), criteria, most, eos).decode(streamer)
+        sequences = batch.ids[:, : batch.width + longest]
         if config.return_dict_in_generate:
             from transformers.generation import GenerateDecoderOnlyOutput
 
             return GenerateDecoderOnlyOutput(sequences=sequences)
         return sequences
 
+    def _streamer(self, of_call: Any, input_ids: torch.Tensor) -> Any:
+        """The streamer to serve; that of the call has been given the prompt already."""
+        if of_call is not None and self.streamer is not None:
+            raise BadInput("streamer: expected one, in `generate` or in `custom_generate`, got both")
+        if (of_call or self.streamer) is not None and len(input_ids) > 1:
+            raise BadInput(f"a streamer takes one sequence; expected a batch of one row, got {len(input_ids)}")
+        if self.streamer is not None:
+            self.streamer.put(input_ids.cpu())
+        return of_call if of_call is not None else self.streamer
 
-_WARPERS = {
-    "TemperatureLogitsWarper",
-    "TopKLogitsWarper",
-    "TopPLogitsWarper",
-    "MinPLogitsWarper",
-    "TypicalLogitsWarper",
-}
+
+def _pad_of(config) -> int:
+    eos = config.eos_token_id
+    first = eos if isinstance(eos, int) else (eos[0] if eos else 0)
+    return int(first if config.pad_token_id is None else config.pad_token_id)
 
 
-def _sampling(config) -> dict[str, Any]:
-    """Our sampling settings for a generation config; BadInput for those it has and we do not."""
-    if not config.do_sample:
-        return {"temperature": 0.0}
-    for name, neutral in (("epsilon_cutoff", 0.0), ("eta_cutoff", 0.0), ("top_h", None), ("penalty_alpha", None)):
-        if getattr(config, name, None) not in (None, neutral):
-            raise BadInput(f"custom_generate does not serve {name}={getattr(config, name)}; expected it unset")
+class _Rows:
+    """The runs of one call, a session for each row, decoded in turns.
 
-    def given(name: str, neutral: Any) -> Any:
-        value = getattr(config, name, None)
-        return None if value in (None, neutral) else value
+    done: for each row, how many new tokens it had when a stopping criterion first held.
+    """
 
-    temperature = getattr(config, "temperature", None)
-    return {
-        "temperature": 1.0 if temperature is None else float(temperature),
-        "top_k": given("top_k", 0),
-        "top_p": given("top_p", 1.0),
-        "min_p": given("min_p", 0.0),
-        "typical_p": given("typical_p", 1.0),
-    }
+    def __init__(
+        self, how: custom_generate, batch: Batch, config, processors, criteria, most: int, eos: frozenset[int]
+    ):
+        self.batch, self.criteria, self.ends = batch, criteria, bool(eos)
+        self.done: list[int | None] = [None] * len(batch)
+        settings, processors = sampling_of(config, processors)
+        each = [row_processors(processors, batch, row) for row in range(len(batch))]
+        if len(batch) > 1:
+            why = "custom_generate calls it for every row of a batch"
+            refuse_stateful(each[0], how._lm.vocab_size, how._lm.device, why)
+        settings |= {"seed": how.seed, "level": how.level, "cache": how.cache, "eos_ids": eos, "max_new_tokens": most}
+        self.sessions = [
+            self._session(how, row, settings | {"processors": each[row], "sample": row}) for row in range(len(batch))
+        ]
+        how.traces = [session.trace for session in self.sessions]
+
+    def _session(self, how: custom_generate, row: int, settings: dict[str, Any]) -> Session:
+        prompt, room = self.batch.prompts[row], how._lm.context
+        if len(prompt) + settings["max_new_tokens"] > room:
+            raise BadInput(
+                f"max_new_tokens={settings['max_new_tokens']}: row {row} has {len(prompt)} tokens, and the context"
+                f" holds {room}; expected at most {max(room - len(prompt), 0)}"
+            )
+        stop = (lambda new: self._stopped(row, new)) if self.criteria else ()
+        try:
+            return Session(how._lm, prompt, how.decoder, stop=stop, **settings)
+        except BadInput as error:
+            raise BadInput(f"row {row} of the batch: {error}" if len(self.batch) > 1 else str(error)) from error
+
+    def _stopped(self, row: int, new: Sequence[int]) -> bool:
+        """Whether a row ends here. Without an end-of-text token stock rows go on until all of them are done."""
+        if self.done[row] is None:
+            seen = self.batch.around(row, self.batch.row(row, new))
+            if any(criterion_holds(criterion, seen, row) for criterion in self.criteria):
+                self.done[row] = len(new)
+        done = [self.done[row]] if self.ends else self.done
+        return all(count is not None and count <= len(new) for count in done)
+
+    def decode(self, streamer: Any) -> int:
+        """Decode all rows; returns the number of new tokens of the longest."""
+        pending, counts = dict(enumerate(self.sessions)), [0] * len(self.batch)
+        self.sessions = []  # a row's cache goes when the row is done
+        while pending:
+            for row, session in list(pending.items()):
+                more, new = session._compute(), session.state.new_tokens
+                self.batch.put(row, new)
+                for token in new[counts[row] :] if streamer is not None else ():
+                    streamer.put(torch.tensor([token]))
+                counts[row] = len(new)
+                if not more or session.ended:
+                    del pending[row]
+        if streamer is not None:
+            streamer.end()
+        return max(count if done is None else done for count, done in zip(counts, self.done, strict=True))

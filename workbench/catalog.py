@@ -25,9 +25,18 @@ def listing(kind: str) -> str:
     if kind == "refusals":
         return _refusals()
     found = [declare.get(FAMILIES[kind], name) for name in declare.names(FAMILIES[kind])]
-    if not found:
-        return f"no {kind} are installed: the cache holds every token in full precision"
-    return "\n".join(f"{cls.declared_name:18s} {_first_line(cls)}" for cls in found)
+    lines = [f"{cls.declared_name:18s} {_first_line(cls)}" for cls in found]
+    return "\n".join([*lines, *_left_out(FAMILIES[kind])])
+
+
+def _left_out(family: str) -> list[str]:
+    """A line for each plug-in of a family that could not be loaded; one that names no family stands in every list."""
+    lines = []
+    for name, reason in declare.broken().items():
+        head, _, member = name.partition(".")
+        if head == family or head not in declare.FAMILIES:
+            lines.append(f"{member or name:18s} a plug-in that is left out: {reason}")
+    return lines
 
 
 def about(kind: str, name: str) -> str:
@@ -46,7 +55,7 @@ def _facts(entry: declare.Field) -> str:
     default = f"default {getattr(entry.default, 'declared_name', entry.default)}"
     if entry.kind == "member":
         return f"one of {', '.join(declare.names(entry.family))}; {default}; its own parameters are {entry.name}.…"
-    wanted = f"one of {', '.join(entry.choices)}" if entry.choices else f"{entry.kind} {entry.bounds}".strip()
+    wanted = f"one of {', '.join(map(str, entry.choices))}" if entry.choices else f"{entry.kind} {entry.bounds}".strip()
     return "; ".join(filter(None, [wanted, entry.unit, default]))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
 from workbench.trace.schema import TABLES
 
 __all__ = ["ALIASES", "Condition", "columns", "parse"]
@@ -88,7 +88,7 @@ def parse(text: str) -> Condition:
     that could never hold because a text is compared with a number.
     """
     if not isinstance(text, str) or not text.strip():
-        raise BadInput(f"condition: expected text such as 'entropy > 3 and rank > 1', got {text!r}")
+        raise BadInput(f"condition: expected text such as 'entropy > 3 and rank > 1', got {shown(text)}")
     if len(text) > MAX_LENGTH:
         raise BadInput(f"condition: expected at most {MAX_LENGTH} characters, got {len(text)}; pass a callable instead")
     parser = _Parser(text)

@@ -13,20 +13,23 @@ message, the CLI option (`--set shape.length=4`), the dashboard control and the 
 
 import dataclasses
 import difflib
-import math
+import threading
 import types
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
+from workbench.values import READERS, items, plain
 
 __all__ = [
     "Declared",
     "Field",
+    "broken",
     "build",
     "describe",
     "from_dict",
@@ -43,7 +46,11 @@ FAMILIES = ("decoder", "drafter", "shape", "verifier", "policy", "quantizer", "c
 ENTRY_POINTS = "decoding_workbench"
 
 _registry: dict[str, dict[str, type]] = {family: {} for family in FAMILIES}
+_broken: dict[str, str] = {}  # entry point -> why it could not be loaded
+_outside = threading.RLock()  # held while the members of other packages are loaded
 _outside_loaded = False
+_outside_loading = False
+DEEPEST = 32  # levels of members within members
 
 
 @dataclass(frozen=True)
@@ -123,39 +130,31 @@ def check(owner: str, entry: Field, value: Any) -> Any:
     if value is None and entry.optional:
         return None
     if entry.kind == "member":
-        if isinstance(value, str):
-            value = build(entry.family, value)
-        if getattr(value, "family", None) != entry.family:
-            raise BadInput(f"{where}: expected a {entry.family} ({', '.join(names(entry.family))}), got {value!r}")
-        return value
+        return _member(where, entry, value)
     if entry.kind == "list":
-        try:
-            return tuple(check(owner, dataclasses.replace(entry, kind="int"), item) for item in value)
-        except TypeError:
-            raise BadInput(f"{where}: expected a list of integers, got {value!r}") from None
-    if entry.kind == "bool" and not isinstance(value, bool):
-        raise BadInput(f"{where}: expected true or false, got {value!r}")
-    if entry.kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        else:
-            raise BadInput(f"{where}: expected an integer {entry.bounds}, got {value!r}".replace("  ", " "))
-    if entry.kind == "float":
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-            raise BadInput(f"{where}: expected a number {entry.bounds}, got {value!r}".replace(" ,", ","))
-        value = float(value)
-    if entry.kind == "str" and not isinstance(value, str):
-        raise BadInput(f"{where}: expected text, got {value!r}")
-    if entry.kind == "choice" and value not in entry.choices:
-        raise BadInput(f"{where}: expected one of {', '.join(map(repr, entry.choices))}, got {value!r}")
+        return tuple(check(owner, dataclasses.replace(entry, kind="int"), item) for item in items(where, value))
+    read, wanted = READERS[entry.kind]
+    found = read(entry.choices, plain(value))
+    if found is None:
+        phrase = wanted if entry.kind != "choice" else f"one of {', '.join(map(repr, entry.choices))}"
+        raise BadInput(f"{where}: expected {f'{phrase} {entry.bounds}'.strip()}, got {shown(value)}")
     outside = (
-        (entry.ge is not None and value < entry.ge)
-        or (entry.gt is not None and value <= entry.gt)
-        or (entry.le is not None and value > entry.le)
-        or (entry.lt is not None and value >= entry.lt)
+        (entry.ge is not None and found < entry.ge)
+        or (entry.gt is not None and found <= entry.gt)
+        or (entry.le is not None and found > entry.le)
+        or (entry.lt is not None and found >= entry.lt)
     )
     if outside:
-        raise BadInput(f"{where}: expected a value {entry.bounds}, got {value!r}")
+        raise BadInput(f"{where}: expected a value {entry.bounds}, got {shown(value)}")
+    return found
+
+
+def _member(where: str, entry: Field, value: Any) -> "Declared":
+    if isinstance(value, str):
+        value = build(entry.family, value)
+    if not isinstance(value, Declared) or value.family != entry.family:
+        known = ", ".join(names(entry.family))
+        raise BadInput(f"{where}: expected a {entry.family} ({known}), got {shown(value)}")
     return value
 
 
@@ -202,7 +201,7 @@ def register(family: str, name: str):
 
 def _load_members() -> None:
     """Import the package's own members, and once those of other packages (entry points)."""
-    global _outside_loaded
+    global _outside_loaded, _outside_loading
     import workbench.bits
     import workbench.cache
     import workbench.decoders
@@ -210,27 +209,70 @@ def _load_members() -> None:
 
     if _outside_loaded:
         return
-    _outside_loaded = True
-    for entry in entry_points(group=ENTRY_POINTS):
-        family, _, name = entry.name.partition(".")
-        if family not in _registry:
-            raise BadInput(f"entry point {entry.name!r}: expected family.name with a family of {', '.join(FAMILIES)}")
-        if name not in _registry[family]:
-            register(family, name)(entry.load())
+    with _outside:
+        if _outside_loaded or _outside_loading:  # by another thread meanwhile; asked for by a plug-in as it is loaded
+            return
+        _outside_loading = True
+        try:
+            for entry in entry_points(group=ENTRY_POINTS):
+                _load_outside(entry)
+            _outside_loaded = True
+        finally:
+            _outside_loading = False
+    for name, reason in _broken.items():
+        warnings.warn(f"the plug-in {name!r} is left out: {reason}", stacklevel=2)
+
+
+def _load_outside(entry: Any) -> None:
+    """Register what an entry point names. One that fails is noted, and leaves nothing behind."""
+    family, _, name = entry.name.partition(".")
+    before = {known: dict(members) for known, members in _registry.items()}
+    try:
+        if family not in _registry or not name:
+            raise BadInput(f"expected family.name, with a family of {', '.join(FAMILIES)}")
+        cls = entry.load()
+        if not (isinstance(cls, type) and issubclass(cls, Declared) and dataclasses.is_dataclass(cls)):
+            raise BadInput(f"expected a dataclass that derives from workbench.declare.Declared, got {shown(cls)}")
+        describe(cls)
+        register(family, name)(cls)
+        _make(cls, {})  # front-ends start from the defaults
+    except (Exception, SystemExit) as error:
+        _registry.update(before)
+        reason = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
+        _broken[entry.name] = f"{entry.value} could not be loaded: {' '.join(reason.split())}"
+
+
+def broken() -> dict[str, str]:
+    """The plug-ins (entry points) that could not be loaded, by name, and why."""
+    _load_members()
+    return dict(_broken)
 
 
 def names(family: str) -> list[str]:
     """Names of a family's members, sorted, those of installed packages included."""
     _load_members()
-    return sorted(_registry[family])
+    return sorted(_family(family))
 
 
 def get(family: str, name: str) -> type:
     """The class of that name; BadInput with the nearest names where there is none."""
     _load_members()
-    if name not in _registry[family]:
-        raise BadInput(f"unknown {family} {name!r}; known: {', '.join(names(family))}{_near(name, names(family))}")
-    return _registry[family][name]
+    members = _family(family)
+    if not isinstance(name, str):
+        raise BadInput(f"{family}: expected a name ({', '.join(sorted(members))}), got {shown(name)}")
+    if name not in members:
+        if reason := _broken.get(f"{family}.{name}"):
+            raise BadInput(f"{family} {name!r} is a plug-in, and {reason}")
+        raise BadInput(
+            f"unknown {family} {shown(name)}; known: {', '.join(sorted(members))}{_near(name, list(members))}"
+        )
+    return members[name]
+
+
+def _family(family: str) -> dict[str, type]:
+    if not isinstance(family, str) or family not in _registry:
+        raise BadInput(f"unknown family {shown(family)}; expected one of {', '.join(FAMILIES)}")
+    return _registry[family]
 
 
 def _near(name: str, known: list[str]) -> str:
@@ -238,19 +280,18 @@ def _near(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def build(family: str, name: str, values: dict[str, Any] | None = None) -> Any:
+def build(family: str, name: str, values: Mapping[str, Any] | None = None) -> Any:
     """Make a member from flat values, dots reaching into nested members: {"shape.length": 4, "drafter": "copyspec"}."""
     cls = get(family, name)
     entries = {entry.name: entry for entry in describe(cls)}
+    if not isinstance(values, Mapping | None):
+        raise BadInput(f"{family} {name!r}: expected parameters by name, got {shown(values)}")
     plain: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     for key, value in (values or {}).items():
-        head, _, rest = key.partition(".")
-        if head not in entries or (rest and entries[head].kind != "member"):
-            raise BadInput(
-                f"{family} {name!r} has no parameter {key!r}; it has: {', '.join(entries) or 'none'}"
-                f"{_near(key, list(entries))}"
-            )
+        head, dot, rest = key.partition(".") if isinstance(key, str) else (key, "", "")
+        if head not in entries or (dot and (entries[head].kind != "member" or not rest)):
+            raise _unknown(cls, key)
         if rest:
             nested.setdefault(head, {})[rest] = value
         else:
@@ -260,20 +301,48 @@ def build(family: str, name: str, values: dict[str, Any] | None = None) -> Any:
         chosen = plain.get(head, entry.default)
         if chosen is None:  # the default depends on the other fields: ask the class
             others = {key: _read(entries[key], value) for key, value in plain.items() if key != head}
-            chosen = getattr(cls(**others), head)
+            chosen = getattr(_make(cls, others), head)
+        if not isinstance(chosen, str):
+            chosen = check(cls.__name__, entry, chosen)
+        if chosen is None:
+            raise BadInput(
+                f"{family} {name!r} has no {head}; name one ({', '.join(names(entry.family))}) to set its own"
+            )
         base = {} if isinstance(chosen, str) else flatten(chosen)
         member = chosen if isinstance(chosen, str) else chosen.declared_name
         plain[head] = build(entry.family, member, {**base, **inner})
-    return cls(**{key: _read(entries[key], value) for key, value in plain.items()})
+    return _make(cls, {key: _read(entries[key], value) for key, value in plain.items()})
+
+
+def _make(cls: type, values: Mapping[str, Any]) -> Any:
+    """A member from the values of its fields; BadInput where one has no such field or is missing."""
+    entries = [entry.name for entry in describe(cls)]
+    unknown = next((key for key in values if key not in entries), None)
+    if unknown is not None:
+        raise _unknown(cls, unknown)
+    required = [f.name for f in fields(cls) if f.init and f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise BadInput(f"{cls.family} {cls.declared_name!r}: expected a value for {', '.join(missing)}")
+    return cls(**values)
+
+
+def _unknown(cls: type, key: Any) -> BadInput:
+    known = [entry.name for entry in describe(cls)]
+    near = _near(key, known) if isinstance(key, str) else ""
+    has = ", ".join(known) or "none"
+    return BadInput(f"{cls.family} {cls.declared_name!r} has no parameter {shown(key)}; it has: {has}{near}")
 
 
 def _read(entry: Field, value: Any) -> Any:
     """Text from a command line or a form, as the field's type; other values unchanged."""
-    if not isinstance(value, str) or entry.kind in ("str", "choice", "member"):
+    if not isinstance(value, str) or entry.kind in ("str", "member"):
         return value
     text = value.strip()
     if entry.optional and text.lower() in ("", "none"):
         return None
+    if entry.kind == "choice":
+        return next((known for known in entry.choices if str(known) == text), value)
     try:
         if entry.kind == "bool":
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
@@ -282,7 +351,7 @@ def _read(entry: Field, value: Any) -> Any:
         return int(text) if entry.kind == "int" else float(text)
     except (ValueError, KeyError):
         wanted = {"int": "an integer", "float": "a number", "bool": "true or false", "list": "integers like 3,2,1"}
-        raise BadInput(f"{entry.name}: expected {wanted[entry.kind]} {entry.bounds}, got {value!r}") from None
+        raise BadInput(f"{entry.name}: expected {wanted[entry.kind]} {entry.bounds}, got {shown(value)}") from None
 
 
 def flatten(member: Declared) -> dict[str, Any]:
@@ -351,7 +420,13 @@ def to_dict(member: Declared) -> dict[str, Any]:
     return {"family": member.family, "name": member.declared_name, "settings": plain}
 
 
-def from_dict(form: dict[str, Any]) -> Any:
-    """The member that `to_dict` wrote down."""
-    values = {k: from_dict(v) if isinstance(v, dict) and "family" in v else v for k, v in form["settings"].items()}
-    return get(form["family"], form["name"])(**values)
+def from_dict(form: Mapping[str, Any], depth: int = 0) -> Any:
+    """The member that `to_dict` wrote down. Raises BadInput where the form is damaged, or names what is not here."""
+    settings = form.get("settings") if isinstance(form, Mapping) else None
+    if not isinstance(settings, Mapping) or depth > DEEPEST:
+        raise BadInput(f"a member's form: expected {{family, name, settings}}, got {shown(form)}")
+    values = {
+        key: from_dict(value, depth + 1) if isinstance(value, Mapping) and "family" in value else value
+        for key, value in settings.items()
+    }
+    return _make(get(form.get("family"), form.get("name")), values)

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from packaging.requirements import Requirement
 
+from workbench import declare
 from workbench.errors import BadInput
 from workbench.operations import OPERATIONS
 from workbench_kernels.dispatch import VARIABLE
@@ -90,6 +91,7 @@ def advice(packages: list[dict[str, Any]]) -> list[str]:
             state = "is not installed" if row["installed"] is None else f"is {row['installed']}"
             wanted = row["package"] + row["wanted"]
             lines.append(f"{row['package']} {state}: python -m pip install '{wanted}'")
+    lines += [f"the plug-in {name!r} is left out: {reason}" for name, reason in declare.broken().items()]
     if importlib.util.find_spec("triton") is None:
         lines.append("Triton is not installed (it has wheels for Linux only): the torch references run in its place")
     if not torch.cuda.is_available():

@@ -1,12 +1,26 @@
 """The errors a user can cause or meet; each message says what was wrong, what was expected and what to do."""
 
-import reprlib
+from typing import Any
 
 __all__ = ["BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError", "shown"]
 
+LONGEST = 200  # characters of a value that a message shows
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: in one line, cut where it is long, whatever its own `repr` does."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # integers of thousands of digits, objects with a broken repr
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
 
 class WorkbenchError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose. The message is one line, whatever was put into it."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class BadInput(WorkbenchError, ValueError):
@@ -24,11 +38,3 @@ class BadTrace(WorkbenchError, ValueError):
 
 class NumericalError(WorkbenchError, ArithmeticError):
     """NaN or infinite logits; the run ends there and its trace is kept."""
-
-
-def shown(value: object) -> str:
-    """A value as an error names it: in one line, and not endless."""
-    try:
-        return " ".join(reprlib.repr(value).split())
-    except ValueError:  # an integer of thousands of digits
-        return f"a very large {type(value).__name__}"

@@ -55,6 +55,7 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
             "processors": [getattr(p, "__name__", type(p).__name__) for p in sampling.processors],
         },
         "seed": settings.seed,
+        "sample": settings.sample,
         "level": settings.level,
         "max_new_tokens": settings.max_new_tokens,
         "stop": [entry if isinstance(entry, str) else "callable" for entry in settings.stop],

@@ -11,7 +11,7 @@ earlier one, which gives the same result, since decoding is deterministic.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from workbench.engine.loading import Model, as_model
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.sampling import Sampling
-from workbench.engine.settings import Settings
+from workbench.engine.settings import Settings, read_force
 from workbench.errors import BadInput, shown
 from workbench.provenance import run_event
 from workbench.trace import Recorder, Trace
@@ -49,15 +49,15 @@ def make_settings(lm: LanguageModel, base: Settings | None = None, **options: An
     if "cache" in options:
         options["cache"] = as_stack(options["cache"])
     if "ignore_eos" in options:
-        options["eos_ids"] = frozenset() if options.pop("ignore_eos") else lm.eos_ids
-    if options.get("force", ()) is None:
-        options["force"] = {}
-    elif isinstance(options.get("force"), Sequence) and len(options["force"]):
-        options["force"] = dict(enumerate(int(i) for i in options["force"]))
-        options.setdefault("max_new_tokens", len(options["force"]))
-    for index, token in (options.get("force") or {}).items():
-        if not 0 <= token < lm.vocab_size:
-            raise BadInput(f"force: id {token} at {index}: expected one in [0, {lm.vocab_size})")
+        ignored = options.pop("ignore_eos")
+        if not isinstance(ignored, bool):
+            raise BadInput(f"ignore_eos: expected True or False, got {shown(ignored)}")
+        options["eos_ids"] = frozenset() if ignored else lm.eos_ids
+    forced = options.get("force")
+    if "force" in options:
+        options["force"] = read_force(forced, lm.vocab_size)
+        if not isinstance(forced, Mapping) and options["force"]:
+            options.setdefault("max_new_tokens", len(options["force"]))
     chosen = {k: options.pop(k) for k in SAMPLING if k in options}
     known = {f.name for f in fields(Settings)}
     unknown = set(options) - known
@@ -65,7 +65,11 @@ def make_settings(lm: LanguageModel, base: Settings | None = None, **options: An
         raise BadInput(
             f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(sorted({*known, *SAMPLING, 'ignore_eos'}))}"
         )
-    settings = replace(base, sampling=replace(base.sampling, **chosen), **options)
+    sampling = options.pop("sampling", base.sampling)
+    if chosen and isinstance(sampling, Sampling):
+        sampling = replace(sampling, **chosen)
+    settings = replace(base, sampling=sampling, **options)
+    read_force(forced, lm.vocab_size, settings.max_new_tokens)  # what was asked for here must be able to happen
     for stop in settings.stop:
         if isinstance(stop, str):
             need_tokenizer(lm, "stop", stop)
@@ -83,7 +87,7 @@ class Session:
     out: file that the trace is written to as it happens.
     overwrite: allow `out` to exist.
     settings: temperature, top_k, top_p, min_p, typical_p, processors, cache, max_new_tokens, stop, ignore_eos, seed,
-        level, force, prompt_rows; as for `workbench.decode`.
+        sample, level, force, prompt_rows; as for `workbench.decode`.
 
     Raises BadInput, before any work, where something does not fit.
     """
@@ -419,5 +423,5 @@ def check_decoder(decoder: Decoder | None) -> Decoder:
 
         return build("decoder", decoder)
     if not isinstance(decoder, Decoder):
-        raise BadInput(f"decoder: expected one such as workbench.Speculative(), got {decoder!r}")
+        raise BadInput(f"decoder: expected one such as workbench.Speculative(), got {shown(decoder)}")
     return decoder

@@ -51,9 +51,9 @@ def test_sampling_settings_of_the_call_are_those_of_the_run(lm, batch):
     for decoder in (None, wb.Speculative()):
         plugin = wb.custom_generate(decoder, seed=4)
         found = lm.model.generate(**inputs, max_new_tokens=LENGTH, do_sample=True, custom_generate=plugin, **settings)
-        for row, text in zip(found.tolist(), texts, strict=True):
-            top_k = lm.model.generation_config.top_k or 50
-            expected = wb.decode(lm, text, max_new_tokens=LENGTH, seed=4, top_k=top_k, **settings).token_ids
+        for number, (row, text) in enumerate(zip(found.tolist(), texts, strict=True)):
+            top_k, own = lm.model.generation_config.top_k or 50, {"seed": 4, "sample": number}  # rows are samples
+            expected = wb.decode(lm, text, max_new_tokens=LENGTH, top_k=top_k, **own, **settings).token_ids
             assert row[60 : 60 + len(expected)] == expected
     assert plugin.traces[0].run["sampling"]["temperature"] == 0.9
 

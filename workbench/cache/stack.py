@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.bits.base import Quantizer
 from workbench.cache.policies.base import CachePolicy
 from workbench.declare import Declared, build, describe, get, names, register, setting
-from workbench.errors import BadInput, Unsupported
+from workbench.errors import BadInput, Unsupported, shown
 
 if TYPE_CHECKING:
     from workbench.cache.managed import ManagedStore
@@ -105,7 +105,7 @@ def _member(part: Any) -> Any:
         return build(family_of(part), part)
     if getattr(part, "family", None) not in ("policy", "quantizer") or isinstance(part, type):
         raise BadInput(f"cache: expected a policy ({', '.join(names('policy'))}), a quantizer "
-                       f"({', '.join(names('quantizer'))}), or both in a list; got {part!r}")  # fmt: skip
+                       f"({', '.join(names('quantizer'))}), or both in a list; got {shown(part)}")  # fmt: skip
     return part
 
 

@@ -3,18 +3,21 @@
 A command is one entry of `COMMANDS`: what it adds to its parser, and what it does, in a module of its own kind. Options
 of sampling come from the declaration of `Sampling`, parameters of decoders are given as `--set name=value`. Only the
 chosen command's parser is built, so that help, `show` and `replay` need no torch. Errors are one line on stderr and
-exit code 2; Ctrl-C is 130. Nearly all is imported inside `main`, so that this holds of imports too.
+exit code 2; Ctrl-C is 130. Nearly all is imported inside `main`, so that this holds of imports too. A fault in the
+code, ours or a plug-in's, is one line and its place; with WORKBENCH_TRACEBACK in the environment it is raised.
 """
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 
 __all__ = ["main"]
 
 STARVED = ("failed to map segment", "annot allocate memory", "an't allocate memory", "can't start new thread")
+VARIABLE = "WORKBENCH_TRACEBACK"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return fail("interrupted", 130)
         if any(map(starved, behind(error))):
             return fail("out of memory; use a smaller model or fewer tokens (a trace under --out is kept)")
-        raise
+        if os.environ.get(VARIABLE):
+            raise
+        if isinstance(error, OSError) and error.filename is not None:
+            return fail(f"{shown(error.filename)}: {error.strerror}")
+        return fail(fault(error))
+
+
+def fault(error: Exception) -> str:
+    """A line for an exception that nobody raised on purpose: what, and where."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename}:{frame.lineno}"
+    return f"fault in {place}: {type(error).__name__}: {error} (please report it; {VARIABLE}=1 shows all of it)"
 
 
 def behind(error: BaseException | None) -> Iterator[BaseException]:

@@ -34,7 +34,7 @@ def add_settings(parser: Parser) -> None:
         default = "off" if entry.default is None else entry.default
         text = f"{entry.help}; {entry.bounds}, default {default}"
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, metavar="N", help=text)
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default 64, or as many as are forced")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all randomness, default 0")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end once the text contains this")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
@@ -45,8 +45,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     from workbench.session import SAMPLING
 
     chosen = {name: getattr(args, name) for name in SAMPLING if getattr(args, name, None) is not None}
-    rest = ("max_new_tokens", "seed", "stop", "level", "ignore_eos")
-    return chosen | {name: getattr(args, name) for name in rest}
+    if args.max_new_tokens is not None:
+        chosen["max_new_tokens"] = args.max_new_tokens
+    return chosen | {name: getattr(args, name) for name in ("seed", "stop", "level", "ignore_eos")}
 
 
 def load_model(args: argparse.Namespace):

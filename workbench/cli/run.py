@@ -16,7 +16,7 @@ from workbench.cli.options import (
     print_json,
     settings_of,
 )
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
 
 __all__ = ["add_run", "run"]
 
@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     decoder = build("decoder", args.decoder, values)
     if args.force_ids:
         settings["force"] = ids_of(args.force_ids)
-        settings["max_new_tokens"] = min(settings["max_new_tokens"], len(settings["force"]))
+        count = len(settings["force"])
+        settings["max_new_tokens"] = min(settings.get("max_new_tokens", count), count)
     prompt = prompt_of(args)
     session = Session(load_model(args), prompt, decoder, out=args.out, overwrite=args.overwrite, **settings)
     code, sent = 0, 0
@@ -111,9 +112,12 @@ def prompt_of(args: argparse.Namespace) -> Any:
 
 
 def read_text(name: str) -> str:
+    if name == "-" and sys.stdin is None:
+        raise BadInput("--prompt-file -: there is no standard input; give the prompt as an argument")
     try:
         return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise BadInput(f"{name} is not UTF-8 text; convert it first") from None
-    except OSError as error:
-        raise BadInput(f"cannot read {name}: {error.strerror}; expected a text file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read {shown(name)}: {reason}; expected a text file") from None

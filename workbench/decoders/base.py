@@ -19,7 +19,7 @@ from workbench.engine.device_round import Template
 from workbench.engine.distribution import Law
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.sampling import Sampling
-from workbench.engine.settings import Settings
+from workbench.engine.settings import Settings, holds
 from workbench.engine.text import Detokenizer
 from workbench.engine.vocabulary import ids_read, readable
 from workbench.errors import BadInput
@@ -230,7 +230,7 @@ class RoundLog:
     def choose(self, law: Law, row: int, position: int) -> int:
         """What plain decoding takes at an absolute position: forced, argmax, or the keyed draw."""
         forced = self.forced(position)
-        return law.choose(row, self.settings.seed, position) if forced is None else forced
+        return law.choose(row, self.settings.noise_seed, position) if forced is None else forced
 
     def emit(self, law: Law, rows: list[int], tokens: list[int], sources: list[str], model: str = "target") -> int:
         """Commit tokens as text, up to where the run ends; row i of `law` is what token i was drawn from.
@@ -276,7 +276,8 @@ class RoundLog:
         """Whether the last token completed a stop text, or a stop callable says so."""
         state = self.state
         return any(
-            entry(state.new_tokens) if callable(entry) else state.text.completes(entry) for entry in self.settings.stop
+            holds(entry, state.new_tokens) if callable(entry) else state.text.completes(entry)
+            for entry in self.settings.stop
         )
 
     def keep_rows(self, role: str, raw: torch.Tensor, columns: dict[str, list], top: int = 64) -> None:

@@ -158,12 +158,12 @@ def _round_of(template: Template, settings: Settings, lanes: dict, runs: dict) -
 
     figures = settings.level != "off"
     drafts = weakref.ref(runs["draft"]) if "draft" in runs else None
-    key = (template, settings.sampling, settings.seed, figures, drafts)
+    key = (template, settings.sampling, settings.noise_seed, figures, drafts)
     kept = _rounds.setdefault(runs["target"], {})
     found = kept.get(key)
     if found is None:
         parts = {role: (DeviceModel.of(lane.model), runs[role]) for role, lane in lanes.items()}
-        sampling = DeviceSampling(settings.sampling, settings.seed, IMPLEMENTATION)
+        sampling = DeviceSampling(settings.sampling, settings.noise_seed, IMPLEMENTATION)
         found = DeviceRound(template, sampling, figures, **parts, implementation=IMPLEMENTATION)
         if len(kept) >= _KINDS:
             kept.pop(next(iter(kept))).replayed.close()

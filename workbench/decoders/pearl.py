@@ -117,7 +117,7 @@ class Pearl(Decoder):
         if passed and not state.ended and (rest := range(pending + 2, len(drafted))):
             state.memory["pearl"] = {
                 "at": len(state.tokens),
-                "under": (self, log.settings.sampling, log.settings.seed),
+                "under": (self, log.settings.sampling, log.settings.noise_seed),
                 "tokens": tuple(drafted.tokens[n] for n in rest),
                 "rows": torch.stack([drafted.rows[n - 1] for n in rest]),
                 "raw": torch.stack([drafted.raw[n - 1] for n in rest]),
@@ -142,7 +142,7 @@ class Pearl(Decoder):
         growth = Growth("draft_model", state, log, max(0, reach), self.verifier.coupled, self._laws)
         held: dict[str, Any] = state.memory.get("pearl", {})
         pending: Sequence[int] = ()
-        if held.get("at") == len(tokens) and held["under"] == (self, log.settings.sampling, log.settings.seed):
+        if held.get("at") == len(tokens) and held["under"] == (self, log.settings.sampling, log.settings.noise_seed):
             room = min(state.room, state.lanes["target"].room(len(tokens) - 1), reach)
             pending = held["tokens"][: max(0, room - 1)]
         for node, token in enumerate(pending):

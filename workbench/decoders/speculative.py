@@ -133,7 +133,7 @@ class Speculative(Decoder):
         verifier = self.verifier
         if any(log.forced(position + depth) is not None for depth in range(max(tree.depths) + 1)):
             verifier = Keyed()  # forced tokens are matched, as a plain decoder would take them
-        return verifier.verify(law, tree, position, log.settings.seed, choose)
+        return verifier.verify(law, tree, position, log.settings.noise_seed, choose)
 
     def _record(self, log: RoundLog, law: Law, tree: DraftTree, outcome: Outcome, kept: int) -> None:
         step = log.step

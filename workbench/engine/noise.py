@@ -1,6 +1,7 @@
 """Keyed randomness: every number is a hash of (seed, purpose, absolute position, index), never a running stream.
 
-A purpose whose draws at one position must not depend on each other counts them as branches (0 by default).
+A purpose whose draws at one position must not depend on each other counts them as branches (0 by default). The runs of
+several samples differ by the seed alone: `seed_of_sample` is taken once, before everything.
 
 Hence the same seed gives the same draws whatever was stepped back, forked or drafted in between, and two purposes
 ("target", "draft", "accept", "residual") never share a number. The hash is the finaliser of SplitMix64 (Steele, Lea and
@@ -9,12 +10,13 @@ Flood, "Fast Splittable Pseudorandom Number Generators"); uniforms are float64 i
 
 import torch
 
-__all__ = ["gumbel", "gumbel_rows", "uniform"]
+__all__ = ["gumbel", "gumbel_rows", "seed_of_sample", "uniform"]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
+_SAMPLE = 0xD1B54A32D192ED03  # apart from the constants above, so that no sample meets the key of a purpose
 _PURPOSES = {"target": 1, "draft": 2, "accept": 3, "residual": 4, "match": 5}
 
 
@@ -30,6 +32,11 @@ def _key(seed: int, purpose: str, position: int, branch: int = 0) -> int:
     key = _mix(key + _PURPOSES[purpose] * _GOLDEN)
     key = _mix(key + (position + 1) * _GOLDEN)
     return _mix(key + branch * _GOLDEN) if branch else key
+
+
+def seed_of_sample(seed: int, sample: int) -> int:
+    """The seed that the draws of sample `sample` take; that of sample 0 is `seed` itself."""
+    return _mix((_mix(seed + _GOLDEN) ^ _SAMPLE) + sample * _GOLDEN) if sample else seed
 
 
 def uniform(seed: int, purpose: str, position: int, index: int = 0) -> float:

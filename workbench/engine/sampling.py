@@ -8,6 +8,7 @@ Sources: top-p, "The Curious Case of Neural Text Degeneration"; min-p, "Turning 
 "Locally Typical Sampling".
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,9 +16,11 @@ import torch
 
 from workbench.declare import Declared, setting
 from workbench.engine.distribution import Law
-from workbench.errors import BadInput, NumericalError
+from workbench.errors import BadInput, NumericalError, WorkbenchError, shown
 
-__all__ = ["Sampling"]
+__all__ = ["Sampling", "name_of", "processed"]
+
+COLDEST = 1e-30  # a temperature below it is 0: differences of logits over it overflow float32
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,9 @@ class Sampling(Declared):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "processors", tuple(self.processors or ()))
-        for processor in self.processors:
-            if not callable(processor):
-                raise BadInput(f"processors: expected callables (input_ids, scores) -> scores, got {processor!r}")
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
+        object.__setattr__(self, "processors", _read_processors(self.processors))
 
     @property
     def greedy(self) -> bool:
@@ -61,25 +63,45 @@ class Sampling(Declared):
             raise NumericalError("the model returned NaN or infinite logits; check its weights and dtype")
         raw = scores.log_softmax(-1)
         if self.processors:
-            scores = torch.cat([self._process(prefixes(i), scores[i : i + 1]) for i in range(len(scores))])
+            scores = torch.cat([self._process(prefixes(i), scores[i : i + 1].clone()) for i in range(len(scores))])
         elif self.plain:
             return Law(raw, raw, [()] * len(raw))
         if self.greedy:
             return Law(raw, scores, [("greedy",)] * len(raw), greedy=True)
-        return Law(raw, *self._cut(scores / self.temperature if self.temperature != 1 else scores))
+        return Law(raw, *self._cut(self._heat(scores)))
 
     @property
     def plain(self) -> bool:
         """True where the law sampled from is the raw law itself."""
         return self.temperature == 1 and not self.processors and not self._filters()
 
+    def _heat(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores over the temperature; where that overflows, their distances from the largest over it."""
+        if self.temperature == 1:
+            return scores
+        heated = scores / self.temperature
+        if self.temperature > 1 or torch.isfinite(heated.amax(-1)).all():
+            return heated
+        return (scores.double() - scores.amax(-1, keepdim=True)) / self.temperature
+
     def _process(self, prefix: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
         ids = torch.tensor([list(prefix)], device=scores.device)
+        fault = ""
         for processor in self.processors:
-            scores = processor(ids, scores)
-        if torch.isnan(scores).any() or torch.isinf(scores.amax()):
-            raise NumericalError("a logits processor returned NaN, or ruled out every token")
+            scores = processed(processor, ids, scores)
+            what = self._fault(scores.amax().item())
+            fault = what and (fault or f"the logits processor {name_of(processor)} {what}")  # a later one may mend it
+        if fault:
+            raise NumericalError(f"{fault}; expected scores that leave a token to draw")
         return scores
+
+    def _fault(self, best: float) -> str:
+        """What is wrong with processed scores of which the largest is `best`; empty where nothing is."""
+        if math.isnan(best):
+            return "returned NaN"
+        if best == -math.inf:
+            return "ruled out every token"
+        return "" if self.greedy or best < math.inf else "gave a token an infinite score"
 
     def _filters(self) -> list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
         chosen = []
@@ -108,6 +130,45 @@ class Sampling(Declared):
                     cut_by[row] += (name,)
             logp = logp.masked_fill(~kept, -torch.inf).log_softmax(-1)
         return logp, cut_by
+
+
+def name_of(processor: Callable) -> str:
+    """What messages and traces call a processor."""
+    return getattr(processor, "__name__", type(processor).__name__)
+
+
+def _read_processors(given: object) -> tuple[Callable, ...]:
+    """The callables, in order; one alone needs no list."""
+    if given is None:
+        return ()
+    listed = isinstance(given, list | tuple)
+    for processor in given if listed else (given,):
+        if not callable(processor) or isinstance(processor, type):
+            wanted = "callables (input_ids, scores) -> scores, in a list"
+            raise BadInput(f"processors: expected {wanted}, got {shown(processor)}")
+    return tuple(given) if listed else (given,)
+
+
+def processed(processor: Callable, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """What a processor makes of scores [1, V]; BadInput, naming it, where that is no such tensor.
+
+    The caller's own code may raise what it likes; what a class of transformers raises comes as BadInput.
+    """
+    try:
+        found = processor(ids, scores)
+    except Exception as error:
+        if isinstance(error, WorkbenchError) or not type(processor).__module__.startswith("transformers."):
+            raise
+        raise BadInput(f"the logits processor {name_of(processor)} failed: {error}") from error
+    if not isinstance(found, torch.Tensor):
+        raise BadInput(
+            f"the logits processor {name_of(processor)} returned {shown(found)}; expected a tensor of scores"
+        )
+    if found.shape != scores.shape or not found.is_floating_point() or found.device != scores.device:
+        got = f"{tuple(found.shape)} {found.dtype} on {found.device}"
+        wanted = f"{tuple(scores.shape)} {scores.dtype} on {scores.device}"
+        raise BadInput(f"the logits processor {name_of(processor)} returned scores {got}; expected {wanted}")
+    return found.to(scores.dtype)
 
 
 def keep_top_k(logp: torch.Tensor, k: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ def refusals() -> list[tuple[str, str, str]]:
     found, possible = [], []
     for drafter in drafters:
         for shape in shapes:
-            reason = drafter.refuses(shape)
+            reason = _asked(drafter, shape)
             if reason:
                 found.append((drafter.declared_name, shape.declared_name, reason))
             else:
@@ -22,9 +22,18 @@ def refusals() -> list[tuple[str, str, str]]:
     for verifier in verifiers:
         told = set()
         for drafter, shape in possible:
-            reason = verifier.refuses(drafter, shape)
+            reason = _asked(verifier, drafter, shape)
             if reason and reason not in told:
                 told.add(reason)
                 other = drafter if repr(drafter.declared_name) in reason else shape
                 found.append((verifier.declared_name, other.declared_name, reason))
     return found
+
+
+def _asked(member, *others) -> str | None:
+    """Why a member refuses others; one of another package that fails is told of, and hides nothing else."""
+    try:
+        return member.refuses(*others)
+    except Exception as error:
+        names = " and ".join(repr(other.declared_name) for other in others)
+        return f"{member.declared_name!r} failed when asked about {names}: {type(error).__name__}: {error}"

@@ -289,6 +289,7 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("cache", "declared", "", "the cache stack, null for the plain one"),
         Column("sampling", "mapping", "", "temperature, top_k, top_p, min_p, typical_p, processors"),
         Column("seed", "any", "", "seed, a whole number from 0 to 2⁶³"),
+        Column("sample", "int", "", "which of the samples of that seed, 0 where there is one"),
         Column("level", "short", "", ", ".join(LEVELS)),
         Column("max_new_tokens", "int", "tokens", "limit of the run"),
         Column("stop", "texts", "", "stop strings"),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
 from workbench.trace import Trace
 from workbench.trace.summary import behind
 from workbench.views.figure import blank, figure, inert
@@ -41,8 +41,8 @@ def acceptance(traces: Traces, by: str = "position", theme: str | None = None) -
     where the drafter has no law). Bars: among the tokens that were tested (those behind a rejection never were).
     Points: among all drafted. Raises BadInput for another `by`.
     """
-    if by not in TITLES:
-        raise BadInput(f"by: expected one of {', '.join(TITLES)}, got {by!r}")
+    if not isinstance(by, str) or by not in TITLES:
+        raise BadInput(f"by: expected one of {', '.join(TITLES)}, got {shown(by)}")
     _, name, drafts = _pooled(traces)
     known = drafts[drafts["fate"].notna()]
     groups = _groups(known, by)

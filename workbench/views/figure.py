@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.errors import BadInput
+from workbench.errors import shown as shown_value
 from workbench.views.palette import PAGES
 
 __all__ = ["as_table", "blank", "description", "figure", "ink", "inert", "numbers", "shown", "unit_of"]
@@ -21,8 +22,8 @@ CLEAR = "rgba(0,0,0,0)"
 
 def ink(theme: str | None) -> str:
     """The colour of text and outlines under a theme. Raises BadInput for a theme that is not there."""
-    if theme not in PAGES:
-        raise BadInput(f'theme: expected "light", "dark" or None, got {theme!r}')
+    if not isinstance(theme, str | None) or theme not in PAGES:
+        raise BadInput(f'theme: expected "light", "dark" or None, got {shown_value(theme)}')
     return PAGES[theme]["text"]
 
 

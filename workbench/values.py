@@ -1,0 +1,63 @@
+"""Values as people and files give them: what is taken for an integer, a number, a choice, and what is not.
+
+Scalars of numpy and torch count as Python's own. True is no number, 1.7 no integer; an integer fits 64 bits.
+"""
+
+import math
+from typing import Any
+
+from workbench.errors import BadInput, shown
+
+__all__ = ["READERS", "items", "plain", "whole"]
+
+LONGEST_LIST = 4096
+
+
+def items(where: str, value: Any) -> list:
+    """The items of a list, tuple, range or array of one dimension."""
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, list | tuple | range):
+        raise BadInput(f"{where}: expected a list of integers, got {shown(value)}")
+    items = list(value[: LONGEST_LIST + 1])
+    if len(items) > LONGEST_LIST:
+        raise BadInput(f"{where}: expected at most {LONGEST_LIST} integers, got more")
+    return items
+
+
+def plain(value: Any) -> Any:
+    """Scalars of numpy and torch as Python's own; other values as they are."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def whole(value: Any) -> int | None:
+    """The integer that a value is (an int, or a scalar of an integer type), or None: True, 1.7 and 2^63 are none."""
+    value = plain(value)
+    fits = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return int(value) if fits else None
+
+
+def read_int(choices: tuple, value: Any) -> int | None:
+    return whole(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def read_float(choices: tuple, value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return None if math.isnan(value) else float(value)
+    except OverflowError:  # an integer beyond every float
+        return None
+
+
+def read_choice(choices: tuple, value: Any) -> Any:
+    return next((known for known in choices if type(known) is type(value) and known == value), None)
+
+
+READERS = {  # how a value of each kind is read, and what was expected where that gives None
+    "int": (read_int, "an integer"),
+    "float": (read_float, "a number"),
+    "bool": (lambda choices, value: value if isinstance(value, bool) else None, "true or false"),
+    "str": (lambda choices, value: value if isinstance(value, str) else None, "text"),
+    "choice": (read_choice, ""),
+}
