@@ -68,7 +68,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @contextmanager
 def decisions() -> Iterator[list[Act]]:
-    """What a run decides in it, in order; of a speculative run, which weighs more tokens than it writes, all but these."""
+    """What a run decides, in order; a speculative run weighs more tokens than it writes, so they tell nothing of it."""
     acts: list[Act] = []
 
     def choose(law: Law, row: int, seed: int, position: int) -> int:
