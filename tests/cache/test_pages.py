@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.cache.conftest import PROMPT, contents, feed
+from tests.cache.conftest import PROMPT, TERMS, contents, feed
 from tests.rounding import close
 from tests.table import stacks
 from workbench.cache import maintenance, pages
@@ -20,7 +20,6 @@ STACKS = dict(stacks())
 TEXT = (PROMPT * 4)[:150]
 FORM = PageFormat(16, 16, 4, 4, 16)
 CPU = torch.device("cpu")
-TERMS = 2 * (3 * 32 + 60 + 64 + 48)  # from a token to a key: two layers' norm, products, attention
 
 
 def drafts(count: int, start: int = 0) -> list[Draft]:
