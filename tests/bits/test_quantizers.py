@@ -1,10 +1,13 @@
 """Quantizers on a model: raw pages change nothing, widths are what was asked for, errors are bounded."""
 
+import itertools
+
 import pytest
 import torch
 
 import workbench as wb
-from tests.cache.conftest import PROMPT, build, feed, live_positions
+from tests.cache.conftest import PROMPT, TERMS, build, feed, live_positions
+from tests.rounding import close, tolerance
 from workbench.cache import as_stack
 from workbench.engine.adapter import wrap
 
@@ -30,14 +33,16 @@ def sealed(store, layer: int):
 def test_pages_in_the_models_own_dtype_change_nothing(cache, dtype):
     lm = wrap(build().to(dtype))
     found, expected = logits(lm, cache), logits(lm, None)
-    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 5e-2}[dtype]
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+    # in bfloat16 sums run wider, and each of some forty tensors on the way is rounded once
+    within = 5e-2 if dtype == torch.bfloat16 else tolerance(TERMS, dtype=dtype)
+    assert (found - expected).abs().max() <= within * expected.abs().max()
+    assert (logits(lm, wb.KIVI(bits=4)) - expected).abs().max() > within * expected.abs().max()  # it can fail
 
 
 def test_an_unlimited_budget_on_raw_pages_is_the_plain_path(small):
     for policy in (wb.H2O(budget=500), wb.SnapKV(budget=500), wb.StreamingLLM(4, 500)):
         found, expected = logits(small, [policy, wb.Paged()]), logits(small, None)
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert close(found, expected, TERMS)
 
 
 def test_wider_codes_are_closer(small):
@@ -55,8 +60,8 @@ def test_keys_and_values_have_widths_of_their_own(small):
     for bits_k, bits_v in ((2, 0), (0, 2)):
         store = as_stack(wb.KIVI(bits_k=bits_k, bits_v=bits_v, residual=0)).new_store(small, 50)
         plain = small.new_store()
-        for each in (store, plain):
-            feed(small, each, TEXT[:64])
+        for each, start in itertools.product((store, plain), (0, 32)):  # chunks alike: products of one shape are equal
+            feed(small, each, TEXT[start : start + 32])
         k, v, where, live = sealed(store, 0)
         assert live.all() and where[0].tolist() == list(range(64))
         errors = [(x - y[0][:, :64]).abs().max().item() for x, y in ((k, plain._run.k), (v, plain._run.v))]

@@ -16,6 +16,7 @@ SIZES = dict(
 )  # fmt: skip
 PROMPT = [(7 * i * i + 3 * i + 1) % 11 for i in range(50)]
 DRAFT = "small-draft"
+TERMS = 2 * (3 * 32 + 150 + 64 + 48) + 64  # of sums from a token to a logit: products, attention over a text, norms
 
 
 def strong(model: tf.PreTrainedModel, seed: int = 3) -> tf.PreTrainedModel:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.cache.conftest import DRAFT, PROMPT, build, feed, live_positions
+from tests.cache.conftest import DRAFT, PROMPT, TERMS, build, feed, live_positions
+from tests.rounding import close, tolerance
 from tests.table import POLICIES, stacks
 from workbench.cache import PlainStore, Segment, as_stack
 from workbench.engine import adapter
@@ -43,7 +44,7 @@ def test_the_budget_holds_after_every_commit(small, name):
 @pytest.mark.parametrize("policy", [wb.StreamingLLM(4, 400), wb.H2O(budget=400), wb.SnapKV(budget=400)])
 def test_an_unlimited_budget_changes_nothing(small, policy):
     store = as_stack(policy).new_store(small, len(PROMPT))
-    assert torch.allclose(feed(small, store, TEXT), feed(small, small.new_store(), TEXT), rtol=1e-5, atol=1e-5)
+    assert close(feed(small, store, TEXT), feed(small, small.new_store(), TEXT), TERMS)
     assert store.ledger()["live_slots"] == [len(TEXT)] * 2 and store.ledger()["evicted"] == [0, 0]
 
 
@@ -93,7 +94,7 @@ def oracle(lm, stack, steps, slip: int = 0) -> None:
         for s in (store, dense):
             s.commit(range(kept))
         at += kept
-    assert evictions > 0 and worst < 1e-5
+    assert evictions > 0 and worst < tolerance(TERMS)
 
 
 @pytest.mark.parametrize("name", ["streaming", "h2o", "snapkv", "h2o+paged", "streaming+paged"])
@@ -235,8 +236,7 @@ def test_keys_read_at_their_slots_are_those_of_a_shorter_text(small):
     found = feed(lm, as_stack(policy).new_store(lm, 50), TEXT[:48])[-1]
     baked = feed(lm, as_stack(wb.StreamingLLM(4, 12, 16)).new_store(lm, 50), TEXT[:48])[-1]
     expected = feed(lm, lm.new_store(), TEXT[:4] + TEXT[20:48])[-1]
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(baked, expected, rtol=1e-2, atol=1e-2)
+    assert close(found, expected, TERMS) and not close(baked, expected, TERMS)
 
 
 def test_models_whose_keys_do_not_turn_are_refused():

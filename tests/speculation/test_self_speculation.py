@@ -9,7 +9,8 @@ from scipy import stats
 
 import workbench as wb
 from tests.engine.test_bytes import ledger, walk
-from tests.speculation.tiny import tiny_heads, tiny_target
+from tests.rounding import close
+from tests.speculation.tiny import TERMS, tiny_heads, tiny_target
 from workbench.decoders.base import RoundLog
 from workbench.engine.adapter import wrap
 from workbench.errors import BadInput, Unsupported
@@ -300,7 +301,7 @@ def test_the_row_of_an_exit_is_that_of_the_cut_model(tiny):
     tree, root = proposed(session.decoder.drafter, state, CHAIN), len(state.tokens) - 1
     expected = short.model(torch.tensor([[*state.tokens, *tree.tokens[1:]]])).logits[0].detach().log_softmax(-1)
     for node in range(3):
-        torch.testing.assert_close(tree.rows[node], expected[root + node], atol=1e-5, rtol=0)
+        assert close(tree.rows[node], expected[root + node], TERMS)
         assert (tree.rows[node] - expected[root + node + 1]).abs().max() > 1e-2  # not that of its neighbour
 
 
@@ -308,11 +309,12 @@ def test_states_wanted_by_number_are_those_between_the_layers(tiny):
     expected = tiny.model(torch.tensor([PROMPT]), output_hidden_states=True).hidden_states
     found = tiny.forward(PROMPT, range(len(PROMPT)), tiny.new_store(), want=("hidden", 1, 3))
     part = tiny.forward(PROMPT, range(len(PROMPT)), tiny.new_store(), want=(1, 3), layers=range(2), logits_at=())
-    torch.testing.assert_close(found.hidden, expected[4][0].detach())
+    assert close(found.hidden, expected[4][0].detach(), TERMS)
     for number in (1, 3):
-        torch.testing.assert_close(found.states[number], expected[number][0].detach(), atol=1e-5, rtol=0)
+        assert close(found.states[number], expected[number][0].detach(), TERMS)
+        assert not close(found.states[number], expected[number + 1][0].detach(), TERMS)
     assert set(part.states) == {1} and len(part.logits) == 0
-    torch.testing.assert_close(part.states[1], found.states[1])
+    assert close(part.states[1], found.states[1], TERMS)
 
 
 def test_adapters_read_the_text_once_in_order(tiny, weights):
@@ -329,8 +331,7 @@ def test_adapters_read_the_text_once_in_order(tiny, weights):
     fresh.commit(range(len(ids)))
     for layer in range(2):
         ours, theirs = (s._run.k[layer][:, : len(ids)] for s in (lane.store, fresh))
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-        assert not torch.allclose(ours[:, 1:], theirs[:, :-1], atol=1e-2)
+        assert close(ours, theirs, TERMS) and not close(ours[:, 1:], theirs[:, :-1], TERMS)
 
 
 # -- shapes ----------------------------------------------------------------------------------------------------------

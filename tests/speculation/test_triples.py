@@ -4,10 +4,12 @@ On a random Llama of five words and two layers, with trained parts of its own.
 """
 
 import itertools
+from functools import partial
 
 import pytest
 
 import workbench as wb
+from tests.rounding import MARGIN, margins
 from tests.speculation.tiny import tiny_heads, tiny_target
 from tests.table import DRAFTERS, SHAPES, VERIFIERS, refusal, triple
 from workbench.errors import BadInput
@@ -18,6 +20,7 @@ from workbench.speculation.training.parts import PARTS
 PROMPT = [0, 1, 2, 3, 4, 2, 0, 1, 2, 3]
 LENGTH = 9
 SAMPLED = {"temperature": 0.8, "seed": 5}
+HOW = ({}, SAMPLED)
 POSSIBLE = [names for names in itertools.product(DRAFTERS, SHAPES, VERIFIERS) if refusal(*names) is None]
 
 
@@ -40,7 +43,10 @@ def heads(target, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def plain(target):
-    return [wb.decode(target, PROMPT, max_new_tokens=LENGTH, **how).token_ids for how in ({}, SAMPLED)]
+    """Both texts; no token in them was a near thing, so that no CPU spells another."""
+    ways = [partial(lambda how: wb.decode(target, PROMPT, max_new_tokens=LENGTH, **how).token_ids, how) for how in HOW]
+    assert min(margin for way in ways for margin in margins(way)) > 100 * MARGIN
+    return [way() for way in ways]
 
 
 def test_most_go_together():

@@ -10,7 +10,9 @@ from workbench.speculation.training.data import make_text
 from workbench.speculation.training.fit import Recipe, fit
 from workbench.speculation.training.parts import PARTS
 
-__all__ = ["tiny_heads", "tiny_target"]
+__all__ = ["TERMS", "tiny_heads", "tiny_target"]
+
+TERMS = 5 * (3 * 32 + 96 + 32 + 32)  # of sums from a token to a law: five layers at most, their products and attention
 
 
 def tiny_target(
