@@ -61,7 +61,7 @@ def test_branches_that_make_no_sense_are_refused(visitor):
     visitor.set("typed", "several tokens, surely")
     assert "expected exactly one" in refused(visitor, "fork")
     visitor.set("model", "embedded-draft")
-    assert "for another model press Start" in refused(visitor, "resettle")
+    assert "for another model, device or dtype press Start" in refused(visitor, "resettle")
     assert len(visitor.texts) == 1
 
 
