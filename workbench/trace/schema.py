@@ -234,8 +234,8 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("time", "text", "", "start, ISO 8601"),
         Column("versions", "any", "", "package and library versions"),
         Column("device", "text", "", "where it ran"),
-        Column("models", "any", "", "per model: role, name, fingerprint, digest (SHA-256 of its weights), dtype, layers, "
-               "kv_heads, head_dim (or [keys, values]), vocab_size, context, kv_bits, parameters"),
+        Column("models", "any", "", "per model: role, name, fingerprint, digest (SHA-256 of its weights), dtype, "
+               "layers, kv_heads, head_dim (or [keys, values]), vocab_size, context, kv_bits, parameters"),
         Column("decoder", "any", "", "the decoder with all its settings"),
         Column("claim", "text", "", "exact, distribution, seed, own_law or lossy"),
         Column("verified", "any", "", "what has verified the claim"),
