@@ -28,7 +28,7 @@ from workbench.engine.costs import costs_of
 from workbench.engine.digest import Digest
 from workbench.engine.model import Output, facts, kept
 from workbench.engine.probing import context_of, eos_ids, probe, refuse_unserved
-from workbench.engine.structure import final_norm, layers_of, picture, shallow_copy, tail_of
+from workbench.engine.structure import final_norm, layers_of, picture, routed, shallow_copy, tail_of
 from workbench.errors import BadInput, Unsupported
 
 __all__ = ["TransformersModel", "refuse_unserved", "shallow_copy", "wrap"]
@@ -165,8 +165,7 @@ class TransformersModel:
         tensors = {id(p): p for p in model.parameters()}
         self.parameters = sum(p.numel() for p in tensors.values())
         self.weight_bytes = sum(p.nbytes for p in tensors.values())
-        self._engine = shallow_copy(model)
-        self._engine.set_attn_implementation(IMPLEMENTATION)
+        self._engine = routed(model, IMPLEMENTATION)
         self._lock = threading.Lock()
         self._cache = _Cache(self.layers)
         _ = self.eos_ids  # that they are ids

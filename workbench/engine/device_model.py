@@ -9,9 +9,10 @@ import torch
 from transformers import AttentionInterface
 
 from workbench.cache.static import LiveRows
-from workbench.engine.adapter import TransformersModel, _Cache, shallow_copy
+from workbench.engine.adapter import TransformersModel, _Cache
 from workbench.engine.fusion import fuse
 from workbench.engine.model import kept
+from workbench.engine.structure import routed
 
 __all__ = ["DeviceModel"]
 
@@ -32,8 +33,7 @@ class DeviceModel:
     """`of(lm)` gives the one of a `TransformersModel`; see `refuses` for what cannot be served."""
 
     def __init__(self, lm: TransformersModel):
-        self._engine = shallow_copy(lm.model)
-        self._engine.set_attn_implementation(IMPLEMENTATION)
+        self._engine = routed(lm.model, IMPLEMENTATION)
         if lm.device.type == "cuda":
             fuse(self._engine)
         self._cache = _Cache(lm.layers)

@@ -12,7 +12,7 @@ from torch import nn
 
 from workbench.errors import Unsupported
 
-__all__ = ["final_norm", "layers_of", "picture", "shallow_copy", "tail_of"]
+__all__ = ["final_norm", "layers_of", "picture", "routed", "shallow_copy", "tail_of"]
 
 NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm")
 
@@ -21,6 +21,16 @@ def shallow_copy(model: nn.Module) -> nn.Module:
     """The same modules and config anew, with the very same parameter and buffer tensors, in evaluation mode."""
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     return copy.deepcopy(model, memo).eval()
+
+
+def routed(model: nn.Module, implementation: str) -> nn.Module:
+    """A shallow copy whose attention goes to a registered implementation, in layers of other models as well."""
+    engine = shallow_copy(model)
+    engine.set_attn_implementation(implementation)
+    for module in engine.modules():
+        if hasattr(config := getattr(module, "config", None), "_attn_implementation"):
+            config._attn_implementation = implementation
+    return engine
 
 
 # -- layers and norm ----------------------------------------------------------------------------------------------
@@ -47,7 +57,7 @@ def final_norm(model: nn.Module, count: int) -> nn.Module:
     for name in NORMS:
         if isinstance(found := getattr(owner, name, None), nn.Module):
             return found
-    raise Unsupported(f"{type(model).__name__} has no final norm by any of the names {', '.join(NORMS)}")
+    raise Unsupported(f"early exit: {type(model).__name__} has no final norm by any of the names {', '.join(NORMS)}")
 
 
 # -- from hidden states to logits ---------------------------------------------------------------------------------
@@ -81,8 +91,8 @@ def tail_of(model: nn.Module, count: int) -> nn.Module:
     ids = torch.tensor([[(7 * i + 3) % model.get_input_embeddings().weight.shape[0] for i in range(6)]])
     whole = shallow_copy(model)
     ids = ids.to(model.device)
-    wanted = whole(ids, use_cache=False).logits
-    hidden = whole.base_model(ids, use_cache=False).last_hidden_state
+    wanted = whole(ids, use_cache=False).logits.flip(1)  # in another order: rows must not know of each other
+    hidden = whole.base_model(ids, use_cache=False).last_hidden_state.flip(1)
     for path in filter(None, dict.fromkeys(_before_the_head(whole, count))):
         tail = shallow_copy(model)
         owner, _, name = path.rpartition(".")

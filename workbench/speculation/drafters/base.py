@@ -77,7 +77,7 @@ class Drafter(Declared):
     def chain(self, state: "State", shape: DraftShape, tokens: Sequence[int], depth: int) -> DraftTree:
         """A proposed continuation as a tree: POINT nodes in a line, as far as the shape asks and `depth` reaches."""
         tree = DraftTree([state.pending])
-        for token in known(state, tokens[:depth]):
+        for token in within(state, tokens[:depth]):
             asked = shape.ask(tree, state.memory)
             if not asked:
                 break
@@ -94,7 +94,7 @@ class Drafter(Declared):
         tree, known = DraftTree([state.pending]), {}
         for path in paths:
             node = 0
-            for token in known(state, path[:depth]):
+            for token in within(state, path[:depth]):
                 if (node, token) not in known:
                     if len(tree) > shape.budget:
                         return tree
@@ -147,7 +147,7 @@ class RowDrafter(Drafter):
         """The tree is grown: keep what `settle` will need."""
 
 
-def known(state: "State", tokens: Sequence[int]) -> Sequence[int]:
+def within(state: "State", tokens: Sequence[int]) -> Sequence[int]:
     """A proposed text as far as the target has its tokens: a tokenizer may know more."""
     lm = state.lanes["target"].model
     limit = min(lm.vocab_size, ids_read(lm))

@@ -112,7 +112,7 @@ def _load(kind: str, make: Callable[..., Module], weights: str, file: Path, lm: 
 def _made(make: Callable[..., Module], shape: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Module:
     """A module with its weights; RuntimeError where they are not its own, before it takes any memory."""
     with torch.device("meta"):
-        make(**shape).load_state_dict(tensors)
+        make(**shape).load_state_dict(tensors, assign=True)
     module = make(**shape)
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return module
