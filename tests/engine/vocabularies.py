@@ -1,11 +1,17 @@
-"""Small tokenizers of the three kinds, built here, as transformers has them."""
+"""Small tokenizers of the three kinds, built here, as transformers has them; and random sequences of their tokens."""
+
+import random
+from os.path import commonprefix
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from workbench.engine.text import ALPHABET
+from workbench.engine.text import ALPHABET, Detokenizer, decode
 
-__all__ = ["KINDS", "as_bytes", "byte_fallback", "byte_level", "llama_like", "word_piece"]
+__all__ = [
+    "CHARACTERS", "KINDS", "READERS", "added", "as_bytes", "byte_fallback", "byte_level", "llama_like", "sequence",
+    "texts_of", "word_piece",
+]  # fmt: skip
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -50,6 +56,8 @@ def word_piece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=t, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
 
 
+READERS = {"byte_level": "bytes", "byte_fallback": "pieces", "llama_like": "pieces", "word_piece": "whole"}
+CHARACTERS = ["\n", "é", "漢", "字", "\u0e01", "😂", "🎉", "\ufffd", "\u200d"]
 KINDS = {make.__name__: make for make in (byte_level, byte_fallback, llama_like, word_piece)}
 
 
@@ -59,3 +67,31 @@ def as_bytes(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
         return tokenizer.convert_tokens_to_ids([BYTES[byte] for byte in text.encode()])
     names = {byte: letter for letter, byte in ALPHABET.items()}
     return tokenizer.convert_tokens_to_ids([names[byte] for byte in text.encode()])
+
+
+def texts_of(tokenizer, prompt: list[int], ids: list[int]) -> list[str]:
+    """The text of every token, the last one with what was held."""
+    state = Detokenizer(tokenizer, prompt)
+    texts = [state.push(token) for token in ids]
+    return [*texts[:-1], texts[-1] + state.rest] if texts else []
+
+
+def added(tokenizer, prompt: list[int], ids: list[int]) -> str:
+    """What the tokenizer's decoding of all gains over that of the prompt, or over what stands of it."""
+    before, whole = decode(tokenizer, prompt), decode(tokenizer, prompt + ids)
+    return whole[len(commonprefix((before, whole))) :]
+
+
+def sequence(draw: random.Random, kind: str, size: int, count: int) -> list[int]:
+    """Random tokens; of byte fallback a run of bytes is whole characters, a part of one, or no UTF-8 at all."""
+    if kind in ("byte_level", "word_piece"):
+        whole = kind == "word_piece" or draw.random() < 0.5
+        characters = byte_level().encode("".join(draw.choices(CHARACTERS, k=count)))
+        return draw.choices(range(size), k=count) if whole else characters
+    ids: list[int] = []
+    while len(ids) < count:
+        run = "".join(draw.choices(CHARACTERS, k=draw.randint(1, 6))).encode()
+        broken = bytes(draw.choices(range(128, 192), k=draw.randint(1, 6)))
+        cut = draw.choice(CHARACTERS).encode()[:-1]
+        ids += [draw.choice([0, 1, 2, *range(259, size)]), *(3 + byte for byte in draw.choice([b"", run, broken, cut]))]
+    return ids

@@ -4,8 +4,9 @@ The text of a sequence is the tokenizer's own decoding of the whole of it, speci
 up. A token's text is what that decoding gains by it, so the texts joined are the decoding of prompt and output without
 that of the prompt; a token that completes a character holds it, those before it hold nothing of it. Two things follow:
 
-- Where the prompt ends inside a character, its own text shows U+FFFD there. A token that completes the character adds
-  the character; where it never is completed, that U+FFFD stays the prompt's.
+- Where the decoding of both does not begin with that of the prompt, the output's text is what comes after their common
+  beginning. So it is where the prompt ends inside a character, which its own text shows as U+FFFD: a token that
+  completes the character adds it; where it never is completed, that U+FFFD stays the prompt's.
 - What was given out stays. A tokenizer with byte fallback decodes a run of byte tokens as a whole and, where the run is
   no UTF-8, as one U+FFFD a byte; of such a run, characters that were complete before its first wrong byte are kept.
 """
@@ -23,6 +24,9 @@ __all__ = ["Detokenizer", "Reader", "decode", "reader_of", "token_of", "token_te
 LOST = "\ufffd"  # stands for bytes that are no character, or not one yet
 WINDOW, LEAST, MOST = 24, 6, 12  # tokens decoded anew for each token, where only `decode` is known; kept when they grow
 CHARACTER = 4  # bytes at most, and characters at most that a normalizer puts together as one (NFC)
+PLAIN = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that byte-level vocabularies write as they are
+OTHERS = sorted({*range(256)} - {*PLAIN})
+ALPHABET = {chr(byte): byte for byte in PLAIN} | {chr(256 + n): byte for n, byte in enumerate(OTHERS)}
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -238,8 +242,12 @@ class _Bytes:
         self.stream = reader.kind == "bytes"
         self.held = b""  # bytes of a character that is not complete
         self.broken = False  # the run of byte tokens is no UTF-8
-        self.shown = ""  # what the prompt's own text shows for `held`
-        (self._stream if self.stream else self._run)(self._tail(prompt_ids))
+        run = self._tail(prompt_ids)
+        self.shown = LOST  # what the prompt's own text shows for `held`; while there is any, its run is held as a whole
+        self.ahead = 0  # bytes of the run that are complete characters of the prompt
+        (self._stream if self.stream else self._run)(run)
+        self.ahead = 0 if self.stream or self.held or self.broken else len(run)
+        self.shown = ""
         self.shown = self.rest
         nothing = not self.stream and not decode(reader.tokenizer, prompt_ids[-64:])
         nothing = nothing and not decode(reader.tokenizer, prompt_ids)
@@ -260,8 +268,8 @@ class _Bytes:
         if piece is None:
             return ""  # decoding passes over it
         text = self._stream(piece) if self.stream else self._run(piece)
-        if text and self.shown:
-            text, self.shown = text.removeprefix(self.shown), ""
+        if text:
+            text, self.shown, self.ahead = text[len(commonprefix((text, self.shown))) :], "", 0
         if self.start is not None:
             self.start += (token,)
             if text and (text := decode(self.reader.tokenizer, self.start)):
@@ -270,7 +278,9 @@ class _Bytes:
 
     @property
     def rest(self) -> str:
-        lost = LOST * (bool(self.held) if self.stream else len(self.held))
+        if not self.held:
+            return ""
+        lost = LOST if self.stream else LOST * (self.ahead + len(self.held))
         return lost.removeprefix(self.shown)
 
     def _stream(self, piece: bytes) -> str:
@@ -280,16 +290,20 @@ class _Bytes:
         return text
 
     def _run(self, piece: bytes | str) -> str:
-        data = self.held + piece if isinstance(piece, bytes) else self.held
-        self.held = b""
         if isinstance(piece, str):
-            self.broken = False
-            return LOST * len(data) + piece
+            lost = LOST * (self.ahead + len(self.held)) if self.held else ""
+            self.held, self.broken, self.ahead = b"", False, 0
+            return lost + piece
+        data, self.held = self.held + piece, b""
+        if self.broken:
+            return LOST
         try:
-            text, used = (LOST * len(data), len(data)) if self.broken else codecs.utf_8_decode(data, "strict", False)
+            text, used = codecs.utf_8_decode(data, "strict", False)
         except UnicodeDecodeError:
             self.broken = True
-            return LOST * len(data)
+            return LOST * (self.ahead + len(data))
+        if used < len(data) and self.shown:
+            text, used = "", 0
         self.held = data[used:]
         return text
 
@@ -377,13 +391,3 @@ def _byte(name: str) -> bytes | None:
         except ValueError:
             return None
     return None
-
-
-def _alphabet() -> dict[str, int]:
-    """The characters by which byte-level vocabularies write the bytes."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-ALPHABET = _alphabet()
