@@ -7,12 +7,15 @@ exit code 2; Ctrl-C is 130. Nearly all is imported inside `main`, so that this h
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from workbench.errors import WorkbenchError
 
-__all__ = ["main"]
+__all__ = ["main", "preparing"]
 
 STARVED = ("failed to map segment", "annot allocate memory", "an't allocate memory", "can't start new thread")
 
@@ -25,9 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             out.reconfigure(errors="backslashreplace")
     chosen = next((word for word in argv if not word.startswith("-")), None)
     try:
-        from workbench.cli.commands import COMMANDS, parser_for
+        with preparing():
+            from workbench.cli.commands import COMMANDS, parser_for
 
-        args = parser_for(chosen).parse_args(argv)
+            args = parser_for(chosen).parse_args(argv)
         return COMMANDS[args.command].execute(args)
     except WorkbenchError as error:
         return fail(str(error))
@@ -37,11 +41,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except Exception as error:
-        if any(isinstance(one, KeyboardInterrupt) for one in behind(error)):  # as a library under import passes it on
-            return fail("interrupted", 130)
         if any(map(starved, behind(error))):
             return fail("out of memory; use a smaller model or fewer tokens (a trace under --out is kept)")
         raise
+
+
+@contextmanager
+def preparing() -> Iterator[None]:
+    """While open, Ctrl-C ends it with KeyboardInterrupt, even where a library under import swallows that or fails."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+
+    def note(*seen) -> None:
+        came.append(seen)
+        if callable(before):
+            before(*seen)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:
+        if not came:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if came and callable(before):
+        raise KeyboardInterrupt
 
 
 def behind(error: BaseException | None) -> Iterator[BaseException]:
