@@ -119,6 +119,6 @@ def undisturbed() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
         if len(waiting) == 1 and callable(before):
             before(*waiting[0])

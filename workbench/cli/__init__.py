@@ -8,13 +8,16 @@ code, ours or a plug-in's, is one line and its place; with WORKBENCH_TRACEBACK i
 """
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from workbench.errors import WorkbenchError, shown
 
-__all__ = ["main"]
+__all__ = ["main", "preparing"]
 
 STARVED = ("failed to map segment", "annot allocate memory", "an't allocate memory", "can't start new thread")
 VARIABLE = "WORKBENCH_TRACEBACK"
@@ -28,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             out.reconfigure(errors="backslashreplace")
     chosen = next((word for word in argv if not word.startswith("-")), None)
     try:
-        from workbench.cli.commands import COMMANDS, parser_for
+        with preparing():
+            from workbench.cli.commands import COMMANDS, parser_for
 
-        args = parser_for(chosen).parse_args(argv)
+            args = parser_for(chosen).parse_args(argv)
         return COMMANDS[args.command].execute(args)
     except WorkbenchError as error:
         return fail(str(error))
@@ -40,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except Exception as error:
-        if any(isinstance(one, KeyboardInterrupt) for one in behind(error)):  # as a library under import passes it on
-            return fail("interrupted", 130)
         if any(map(starved, behind(error))):
             return fail("out of memory; use a smaller model or fewer tokens (a trace under --out is kept)")
         if os.environ.get(VARIABLE):
@@ -56,6 +58,31 @@ def fault(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{frame.filename}:{frame.lineno}"
     return f"fault in {place}: {type(error).__name__}: {error} (please report it; {VARIABLE}=1 shows all of it)"
+
+
+@contextmanager
+def preparing() -> Iterator[None]:
+    """While open, Ctrl-C ends it with KeyboardInterrupt, even where a library under import swallows that or fails."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+
+    def note(*seen) -> None:
+        came.append(seen)
+        if callable(before):
+            before(*seen)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:
+        if not came:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if came and callable(before):
+        raise KeyboardInterrupt
 
 
 def behind(error: BaseException | None) -> Iterator[BaseException]:

@@ -5,6 +5,7 @@ import json
 import sys
 from typing import Any
 
+from workbench.cli import preparing
 from workbench.cli.options import (
     Parser,
     add_cache,
@@ -38,8 +39,9 @@ def add_compare(parser: Parser) -> None:
 
 def compare_arms(args: argparse.Namespace) -> int:
     """Decoders side by side on the same prompts."""
-    from workbench.experiments.compare import compare
-    from workbench.pretrained.prompts import held_out_prompts
+    with preparing():
+        from workbench.experiments.compare import compare
+        from workbench.pretrained.prompts import held_out_prompts
 
     prompts = args.prompts + [row["prompt"] for row in held_out_prompts(max(args.held_out, 0))]
     arms = dict(arm_of(text) for text in args.arm)

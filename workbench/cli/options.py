@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from workbench.cli import preparing
 from workbench.errors import BadInput
 
 __all__ = [
@@ -51,12 +52,13 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(args: argparse.Namespace):
-    from transformers.utils.logging import disable_progress_bar
+    with preparing():
+        from transformers.utils.logging import disable_progress_bar
 
-    from workbench.engine.loading import load
+        from workbench.engine.loading import load
 
-    disable_progress_bar()
-    return load(args.model, device=args.device, dtype=args.dtype)
+        disable_progress_bar()
+        return load(args.model, device=args.device, dtype=args.dtype)
 
 
 def pairs(texts: Sequence[str]) -> dict[str, str]:

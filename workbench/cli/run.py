@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workbench.cli import preparing
 from workbench.cli.options import (
     Parser,
     add_cache,
@@ -42,10 +43,11 @@ def add_run(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Decode a prompt: the text to stdout as it comes, the main figures to stderr."""
-    from workbench import conditions
-    from workbench.declare import build
-    from workbench.session import Session
-    from workbench.terminal import undisturbed
+    with preparing():
+        from workbench import conditions
+        from workbench.declare import build
+        from workbench.session import Session
+        from workbench.terminal import undisturbed
 
     holds = conditions.parse(args.until) if args.until else None
     values = pairs(args.set)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
+from workbench.cli import preparing
 from workbench.cli.options import Parser, add_cache, add_model, cache_of, load_model, pairs, print_json
 
 __all__ = ["add_verify", "verify"]
@@ -23,8 +24,9 @@ def add_verify(parser: Parser) -> None:
 
 def verify(args: argparse.Namespace) -> int:
     """What a decoder claims and what it does; exit code 1 where the claim does not hold."""
-    from workbench.declare import build
-    from workbench.experiments import lossless
+    with preparing():
+        from workbench.declare import build
+        from workbench.experiments import lossless
 
     values = pairs(args.set)
     stack = cache_of(args, values)

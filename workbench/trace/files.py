@@ -88,7 +88,7 @@ def _found(path: str | os.PathLike, what: str) -> tuple[Path, int | None]:
 def refused(path: str | os.PathLike, error: OSError, hint: str = HINT) -> BadInput:
     """The one line about a file that could not be written."""
     if error.errno in FULL:
-        hint = "make room; what was written before is kept"
+        hint = "make room and go on; what was written before is kept"
     if isinstance(error, BlockingIOError):
         return BadInput(f"{_shown(path)} is being written by another run; end that one, or choose another file")
     return BadInput(f"cannot write {_shown(path)}: {error.strerror or type(error).__name__}; {hint}")
@@ -240,10 +240,14 @@ class _Beside(_File):
     def __init__(self, place: Path, content: bytes, like: _File | None):
         name = place.with_name(f".{secrets.token_hex(8)}.tmp")
         self.discard = weakref.finalize(self, _unlink, name)  # at the latest with the last reference to it
-        super().__init__(name, os.O_CREAT | os.O_EXCL)
-        if like is not None and hasattr(os, "fchmod"):
-            os.fchmod(self.fd, stat.S_IMODE(os.fstat(like.fd).st_mode))
-        self.write(content)
+        try:
+            super().__init__(name, os.O_CREAT | os.O_EXCL)
+            if like is not None and hasattr(os, "fchmod"):
+                os.fchmod(self.fd, stat.S_IMODE(os.fstat(like.fd).st_mode))
+            self.write(content)
+        except BaseException:
+            self.discard()
+            raise
 
 
 def _unlink(name: Path) -> None:
