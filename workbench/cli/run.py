@@ -107,7 +107,8 @@ def prompt_of(args: argparse.Namespace) -> Any:
 
 def read_text(name: str) -> str:
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        return text.removeprefix("\ufeff")  # a byte order mark is not part of the text
     except UnicodeDecodeError:
         raise BadInput(f"{name} is not UTF-8 text; convert it first") from None
     except OSError as error:

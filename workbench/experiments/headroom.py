@@ -169,6 +169,7 @@ def _text(trace: Trace) -> _Text:
     if trace.run.get("level") != "full":
         raise BadInput(f"headroom: the trace was recorded at level {trace.run.get('level')!r}; record at level 'full'")
     verifier = ((trace.run.get("decoder") or {}).get("settings") or {}).get("verifier") or {}
+    verifier = verifier if isinstance(verifier, dict) else {"name": verifier}
     greedy = not (trace.run.get("sampling") or {}).get("temperature")
     if not greedy and verifier.get("name") != "keyed":
         raise BadInput(

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from workbench.trace.tables import is_target
@@ -76,9 +77,15 @@ def _acceptance(rounds: pd.DataFrame, drafts: pd.DataFrame) -> dict[str, Any]:
         "mean_acceptance_length_per_request": length,
         "mean_acceptance_length_per_request_no_bonus": _ratio(accepted, n),
         "draft_acceptance_rate": _ratio(accepted, drafted),
-        "acceptance_by_position": [float((drafting["accepted"] > place).mean()) for place in range(deepest)],
+        "acceptance_by_position": _reached(drafting["accepted"], deepest),
         "acceptance_tested": _ratio(fates["accepted"], fates["accepted"] + fates["rejected"]),
     }
+
+
+def _reached(accepted: pd.Series, deepest: int) -> list[float]:
+    """Share of the rounds that accepted more than 0, 1, … `deepest` − 1 tokens."""
+    more = len(accepted) - np.bincount(accepted, minlength=deepest).cumsum()
+    return [float(count / len(accepted)) for count in more[:deepest]]
 
 
 def _forward_counts(tokens: pd.DataFrame, forwards: pd.DataFrame) -> dict[str, Any]:
