@@ -25,6 +25,7 @@ SHORT = {  # columns shown by `workbench show --table`, where the table has more
     "forwards": ("round", "phase", "model", "rows", "context", "wall_ms", "flops", "implementation"),
     "cache": ("round", "model", "layer", "live_slots", "bytes", "tier", "bits_effective"),
 }  # fmt: skip
+LONGEST = 3600.0  # seconds that a round may take when it is shown again
 
 
 def escaped(text: str) -> str:
@@ -58,7 +59,7 @@ def replay(trace: "Trace", out: TextIO, by: str = "round", speed: float = 1.0, c
     if by == "token":
         print(_paint(escaped(trace.prompt), "note", colour), end="", file=out, flush=True)
     for event in trace.steps():
-        time.sleep(((event.get("ms") or {}).get("total") or 0.0) / 1000 / speed)
+        time.sleep(min(max((event.get("ms") or {}).get("total") or 0.0, 0.0) / 1000 / speed, LONGEST))
         if by == "round":
             print(_round(event, colour), file=out, flush=True)
         else:
@@ -78,7 +79,8 @@ def _paint(text: str, kind: str, colour: bool) -> str:
 
 def _tokens(event: dict[str, Any], colour: bool, form) -> Iterator[str]:
     columns = event["tokens"]
-    for source, text in zip(columns.get("source", ()), columns.get("text", ()), strict=True):
+    texts = columns.get("text", ())
+    for source, text in zip(columns.get("source", [None] * len(texts)), texts, strict=True):
         kind = source if source in MARKS else "accepted"
         before, after = MARKS[kind]
         yield _paint(f"{before}{form(text or '')}{after}", kind, colour)

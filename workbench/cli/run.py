@@ -117,7 +117,8 @@ def read_text(name: str) -> str:
     if name == "-" and sys.stdin is None:
         raise BadInput("--prompt-file -: there is no standard input; give the prompt as an argument")
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        return text.removeprefix("\ufeff")  # a byte order mark is not part of the text
     except UnicodeDecodeError:
         raise BadInput(f"{name} is not UTF-8 text; convert it first") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

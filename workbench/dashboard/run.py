@@ -2,6 +2,7 @@
 
 import threading
 import time
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,9 +104,11 @@ class Replay:
     def __init__(self, trace: Trace):
         self.trace = trace
         self.cursor = 0
-        self._ends = [0]
-        for event in trace.steps():
-            self._ends.append(self._ends[-1] + event["emitted"])
+        self._ends, self._numbers = [0], []
+        for event in trace.log:
+            if event["type"] == "round":
+                self._ends.append(self._ends[-1] + event.get("emitted", 0))
+                self._numbers.append(event["round"])  # a damaged file may lack some
 
     @property
     def length(self) -> int:
@@ -120,7 +123,10 @@ class Replay:
         return "replayed" if self.cursor >= self.length else None
 
     def round_at(self, index: int) -> int:
-        return self.trace.index.at(index)
+        """The round that holds a token; behind the last one, the number that would be next."""
+        place = bisect_right(self._ends, index)
+        later = self._numbers[-1] + 1 if self._numbers else 0
+        return self._numbers[place - 1] if 0 < place <= self.rounds else later
 
     def step(self, by: str = "round") -> int | None:
         later = [end for end in self._ends if end > self.cursor]

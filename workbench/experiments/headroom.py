@@ -245,7 +245,9 @@ def _depths(trace: Trace, first: int, count: int) -> list[int]:
     """How many levels a round may draft where it begins at each new token: as `Speculative.round` caps them, by the
     contexts of the models and the next maintenance of the target's cache; `first`: tokens of the prompt."""
     run = trace.run
-    contexts = {model["role"]: model["context"] for model in run.get("models") or ()}
+    contexts = {model.get("role"): model.get("context") for model in run.get("models") or ()}
+    if not all(isinstance(size, int) for size in (contexts.get("target"), contexts.get("draft", 0))):
+        raise BadInput("headroom: the trace does not tell the contexts of its models; record the run anew")
     stack = from_dict(run["cache"]) if run.get("cache") else None
     depths = []
     for length in range(first, first + count):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["divergence", "laws"]
 
 Law = dict[int, float]  # the probabilities of the most likely tokens, by id
+LEAST = 1e-300  # stands for a probability too small for a float
 
 
 def laws(trace: "Trace") -> dict[int, Law]:
@@ -22,7 +23,8 @@ def laws(trace: "Trace") -> dict[int, Law]:
     for event in trace.log:
         rows = event.get("target") if event["type"] == "rows" else None
         for position, ids, logp in zip(*(rows[n] for n in ("position", "ids", "logp")), strict=True) if rows else ():
-            found[position] = {token: exp(value) for token, value in zip(ids, logp, strict=True)}
+            known = zip(ids, logp, strict=True)
+            found[position] = {token: exp(min(value, 0.0)) for token, value in known if value is not None}
     return found
 
 
@@ -44,6 +46,6 @@ def divergence(trace: "Trace", reference: "Trace", floor: float = 1e-6) -> float
 
 
 def _apart(p: Law, q: Law, floor: float) -> float:
-    pairs = [(p[i], q[i]) for i in p.keys() & q.keys()]
+    pairs = [(p[i], max(q[i], LEAST)) for i in p.keys() & q.keys() if p[i] > 0]
     rest = [max(1 - sum(column), floor) for column in zip(*pairs, strict=True)] if pairs else [1.0, 1.0]
     return sum(a * log(a / b) for a, b in [*pairs, rest])

@@ -19,7 +19,7 @@ import pandas as pd
 
 from workbench.errors import BadInput, BadTrace
 from workbench.trace import tables
-from workbench.trace.door import Door
+from workbench.trace.door import FREE, Door
 from workbench.trace.files import made_folder, write_whole
 from workbench.trace.schema import SCHEMA, TABLES
 
@@ -27,6 +27,7 @@ __all__ = ["encode", "is_capsule", "read", "read_tables", "write", "write_tables
 
 BOM = b"\xef\xbb\xbf"  # what some editors put before UTF-8
 DECODER = json.JSONDecoder(parse_constant=lambda name: None)
+PACKED = 256  # cells of tables for a byte of a Parquet file
 SWELL = 8  # how many times the size of a capsule its trace may have
 
 
@@ -164,6 +165,8 @@ def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
                 frame[column.name] = _cells(frame, column.name, lambda pair: {"ids": pair[0], "p": pair[1]})
             elif column.is_json:
                 frame[column.name] = _cells(frame, column.name, json.dumps)
+            elif column.type == "text":
+                frame[column.name] = _cells(frame, column.name, _encodable)
         write_whole(folder / f"{name}.parquet", _parquet(name, frame))
 
 
@@ -171,39 +174,64 @@ def _parquet(name: str, frame: pd.DataFrame) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(frame, schema=_arrow_schema(name), preserve_index=False), out)
+    return out.getvalue().to_pybytes()
+
+
+def _arrow_schema(name: str) -> Any:
+    """The columns of a table as they are in its Parquet file."""
+    import pyarrow as pa
+
     topk = pa.struct([("ids", pa.list_(pa.int64())), ("p", pa.list_(pa.float64()))])
     types = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
     fields = [
         pa.field(c.name, topk if c.type == "topk" else types.get(c.dtype, pa.string()), nullable=not c.required)
         for c in TABLES[name]
     ]
-    out = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(frame, schema=pa.schema(fields), preserve_index=False), out)
-    return out.getvalue().to_pybytes()
+    return pa.schema(fields)
 
 
 def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The tables written by `write_tables`, equal to the originals. Raises BadInput or BadTrace naming the file."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     frames = {}
-    for name, columns in TABLES.items():
+    for name in TABLES:
         path = Path(folder) / f"{name}.parquet"
         if not path.is_file():
             raise BadInput(f"no {path.name} in {folder}: expected a folder written by trace.to_parquet")
         try:
-            data = pq.read_table(path).to_pydict()
-        except (pa.ArrowException, OSError):
+            frames[name] = tables.frame(name, _from_parquet(path, name))
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError):
             raise BadTrace(f"{path} is damaged: expected a Parquet file written by trace.to_parquet") from None
-        for column in columns:
-            if column.type == "topk":
-                cells = data.get(column.name, [])
-                data[column.name] = [cell and [cell["ids"], cell["p"]] for cell in cells]
-            elif column.is_json:
-                data[column.name] = [cell if cell is None else json.loads(cell) for cell in data.get(column.name, [])]
-        frames[name] = tables.frame(name, data)
     return frames
+
+
+def _from_parquet(path: Path, name: str) -> dict[str, list]:
+    """The columns of a table. Raises what pyarrow does, and ValueError, where they are not all there."""
+    import pyarrow.parquet as pq
+
+    schema = _arrow_schema(name)
+    with pq.ParquetFile(path) as file:
+        if file.metadata.num_rows * len(schema) > FREE + PACKED * path.stat().st_size:
+            raise ValueError("more rows than its bytes allow")
+        data = file.read().select(schema.names).cast(schema)
+    columns = data.to_pydict()
+    for column in TABLES[name]:
+        cells = columns[column.name]
+        if column.required and None in cells:
+            raise ValueError("a value is missing")
+        if column.type == "topk":
+            columns[column.name] = [cell and [cell["ids"], cell["p"]] for cell in cells]
+        elif column.is_json:
+            columns[column.name] = [cell if cell is None else json.loads(cell) for cell in cells]
+    return columns
+
+
+def _encodable(text: str) -> str:
+    """Text as UTF-8 can hold it: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _cells(frame: pd.DataFrame, name: str, convert) -> pd.Series:

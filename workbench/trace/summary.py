@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from workbench.trace.tables import is_target, model
@@ -71,7 +72,6 @@ def _acceptance(rounds: pd.DataFrame, drafts: pd.DataFrame) -> dict[str, Any]:
     length, alone = _ratio(drafting["emitted"].sum(), n), _ratio(accepted, n)
     fates = Counter(drafts["fate"][~behind(rounds, drafts)])
     cut = drafting["emitted"].iloc[-1] if _cut(rounds) else deepest
-    by_position = [(drafting["accepted"].iloc[: n if place < cut else n - 1] > place) for place in range(deepest)]
     return {
         "num_drafts": n,
         "num_draft_tokens": drafted,
@@ -81,7 +81,7 @@ def _acceptance(rounds: pd.DataFrame, drafts: pd.DataFrame) -> dict[str, Any]:
         "mean_acceptance_length_per_request": length,
         "mean_acceptance_length_per_request_no_bonus": alone,
         "draft_acceptance_rate": _ratio(accepted, drafted),
-        "acceptance_by_position": [float(found.mean()) for found in by_position if len(found)],
+        "acceptance_by_position": _reached(drafting["accepted"], deepest, cut),
         "acceptance_tested": _ratio(fates["accepted"], fates["accepted"] + fates["rejected"]),
     }
 
@@ -104,6 +104,13 @@ def behind_the_end(rounds: pd.DataFrame, drafts: pd.DataFrame) -> int:
     if _cut(rounds) and rounds["mode"].iloc[-1] == "chain":
         return int(rounds["drafted"].iloc[-1] - rounds["emitted"].iloc[-1])
     return int(behind(rounds, drafts).sum())
+
+
+def _reached(accepted: pd.Series, deepest: int, cut: int) -> list[float]:
+    """Share of the rounds that accepted more than 0, 1, … `deepest` − 1 tokens; the last round counts up to `cut`."""
+    more = len(accepted) - np.bincount(accepted, minlength=deepest).cumsum()
+    counted = [len(accepted) - (place >= cut) for place in range(deepest)]
+    return [float(count / rounds) for count, rounds in zip(more[:deepest], counted, strict=True) if rounds]
 
 
 def _forward_counts(tokens: pd.DataFrame, forwards: pd.DataFrame) -> dict[str, Any]:

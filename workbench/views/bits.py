@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from workbench.trace import Trace
 from workbench.views.figure import blank, figure
 from workbench.views.palette import SEQUENTIAL
-from workbench.views.slots import last_round, replay
+from workbench.views.slots import last_round, replay, too_many
 
 __all__ = ["bit_map"]
 
@@ -48,7 +48,8 @@ def bit_map(trace: Trace, round: int | None = None, model: str = "target", theme
         "; ".join(f"{name} {found.min():.3g} to {found.max():.3g}" for name, found in known.items() if found.size)
         or "none recorded"
     )
-    notes = {} if any(found.size for found in known.values()) else {"annotations": [blank("no bits recorded")]}
+    none = too_many(trace, round, model) or "no bits recorded"
+    notes = {} if any(found.size for found in known.values()) else {"annotations": [blank(none)]}
     return figure("bit_map", trace.id, drawn, words + ".", theme, **axes, **notes)
 
 

@@ -1,5 +1,6 @@
 """Two runs side by side: where they part, and why."""
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +96,10 @@ def _short(value: Any) -> str:
 
 def _changes(name: str, a: Any, b: Any) -> list[tuple[str, tuple[Any, Any]]]:
     """What differs under a name of two run events, down to single values."""
-    pairs = [(name, a.get(name), b.get(name))]
+    pairs = deque([(name, a.get(name), b.get(name))])
     found = []
     while pairs:
-        key, x, y = pairs.pop(0)
+        key, x, y = pairs.popleft()
         if x == y:
             continue
         if isinstance(x, dict) and isinstance(y, dict):

@@ -12,6 +12,7 @@ from workbench.views.figure import blank, figure
 from workbench.views.palette import PALETTE
 
 __all__ = ["BreakEven", "break_even", "break_even_numbers"]
+DRAWN = 256  # most lengths on the line
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def break_even(trace: Trace, baseline: Trace | None = None, theme: str | None = 
     signal, drawn = PALETTE["signal"], []
     if found.predicted is not None:
         longest = int(max(8, 2 * found.drafted))
-        lengths = np.arange(longest + 1)
+        lengths = np.unique(np.linspace(0, longest, min(longest, DRAWN) + 1).astype(int))
         if found.chain:
             drawn.append(
                 go.Scatter(

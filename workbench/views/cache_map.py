@@ -9,7 +9,7 @@ from workbench.errors import BadInput
 from workbench.trace import Trace
 from workbench.views.figure import blank, figure, ink
 from workbench.views.palette import PALETTE, SEQUENTIAL
-from workbench.views.slots import HOST, INTO, KEPT, STATES, Slots, last_round, replay
+from workbench.views.slots import HOST, INTO, KEPT, STATES, Slots, last_round, replay, too_many
 
 __all__ = ["cache_map"]
 
@@ -55,9 +55,10 @@ def cache_map(
         "showlegend": False,
     }
     counts = {name: int((slots.state == code).sum()) for code, name in enumerate(STATES) if code}
-    known = ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "nothing recorded"
+    known = ", ".join(f"{n} {name}" for name, n in counts.items() if n) or too_many(trace, round, model) or "nothing recorded"
     words = f"Cache of the {model} after round {number}, slots by state: {known}."
-    notes = {} if drawn else {"annotations": [blank("no cache recorded")]}
+    many = too_many(trace, round, model)
+    notes = {} if drawn else {"annotations": [blank(many or "no cache recorded")]}
     height = min(900, max(260, 130 + 16 * (len(drawn[-1].y) if drawn else 0)))
     return figure("cache_map", trace.id, drawn, words, theme, height=height, **axes, **notes)
 

@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from workbench.errors import BadInput
 from workbench.trace import Trace
+from workbench.trace.forms import run_length
 
-__all__ = ["STATES", "Slots", "last_round", "places", "replay"]
+__all__ = ["STATES", "Slots", "last_round", "places", "replay", "too_many"]
+
+MOST, CHANGES = 2**23, 8  # slots that are drawn, and how often each may change on the way
 
 STATES = ("absent", "evicted", "merged away", "host", "merged into", "kept")  # in this order: gone, then held
 ABSENT, EVICTED, AWAY, HOST, INTO, KEPT = range(len(STATES))
@@ -40,12 +44,13 @@ class Slots:
 
 
 def last_round(trace: Trace, round: int | None) -> int:
-    """The round asked for, the last one for None. Raises BadInput where the trace has no such round."""
-    n = len(trace.rounds)
+    """The round asked for, the last one for None (−1 before the first). Raises BadInput where there is no such round."""
+    known = trace.rounds["round"]
     if round is None:
-        return n - 1
-    if not 0 <= round < n:
-        raise BadInput(f"round {round} is not in the trace; expected 0 to {n - 1}")
+        return int(known.iloc[-1]) if len(known) else -1
+    if round not in known.to_numpy():
+        ends = f"; expected {known.iloc[0]} to {known.iloc[-1]}" if len(known) else ", which has none"
+        raise BadInput(f"round {round} is not in the trace{ends}")
     return round
 
 
@@ -59,6 +64,29 @@ def places(value: Any) -> np.ndarray:
     return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, dtype=np.int64)
 
 
+def too_many(trace: Trace, round: int | None = None, model: str = "target") -> str:
+    """What a drawing says in place of more slots, or more changes of slots, than fit into memory; else nothing."""
+    bits = _until(trace, last_round(trace, round), model)
+    if bits.empty:
+        return ""
+    layers, heads, positions = map(int, _shape(bits))
+    slots, changes = layers * heads * positions, bits["length"].sum()
+    for event in trace.log:
+        if event["type"] == "cache":
+            everywhere = event.get("layer") is None or event.get("head") is None
+            changes += run_length(event.get("positions"), "") * (layers * heads if everywhere else 1)
+    return f"{slots:,} slots are too many to draw" if slots > MOST or changes > CHANGES * MOST else ""
+
+
+def _until(trace: Trace, number: int, model: str) -> pd.DataFrame:
+    bits = trace.bits
+    return bits[(bits["model"] == model) & (bits["round"] <= number)]
+
+
+def _shape(bits: pd.DataFrame) -> tuple[int, int, int]:
+    return bits["layer"].max() + 1, bits["head"].max() + 1, (bits["start"] + bits["length"]).max()
+
+
 def replay(trace: Trace, round: int | None = None, model: str = "target") -> Slots:
     """The cache of a model after a round (default: the last): commits, then the round's events in order, then widths.
 
@@ -68,22 +96,22 @@ def replay(trace: Trace, round: int | None = None, model: str = "target") -> Slo
     Raises BadInput for a round that is not in the trace.
     """
     until = last_round(trace, round)
-    bits = trace.bits
-    bits = bits[(bits["model"] == model) & (bits["round"] <= until)]
-    if bits.empty:
+    bits = _until(trace, until, model)
+    if bits.empty or too_many(trace, round, model):
         none = np.zeros((0, 0, 0))
         return Slots(none.astype(np.int8), none, none)
-    shape = bits["layer"].max() + 1, bits["head"].max() + 1, (bits["start"] + bits["length"]).max()
+    shape = _shape(bits)
     state = np.full(shape, ABSENT, dtype=np.int8)
     widths = {name: np.full(shape, np.nan) for name in ("bits_k", "bits_v")}
     events = _by_round(trace, model, until)
-    appended = bits["reason"] == "append"
-    for number in range(until + 1):
-        now = bits["round"] == number
-        _write(bits[now & appended], state, widths)
+    changed = dict(iter(bits.groupby("round")))
+    for number in sorted({*changed, *events}):
+        now = changed.get(number, bits.iloc[:0])
+        appended = now["reason"] == "append"
+        _write(now[appended], state, widths)
         for event in events.get(number, ()):
             _apply(event, state, widths)
-        _write(bits[now & ~appended], state, widths)
+        _write(now[~appended], state, widths)
     gone = state < HOST
     for width in widths.values():
         width[gone] = np.nan

@@ -78,7 +78,7 @@ def draft_tree(trace: Trace, round: int | None = None, theme: str | None = None)
 
 def _nothing(trace: Trace, number: int, theme: str | None) -> go.Figure:
     """A round without recorded nodes: a sentence, and nothing else."""
-    drafted = int(trace.rounds["drafted"].iloc[number]) if number >= 0 else 0
+    drafted = int(trace.rounds.set_index("round")["drafted"].get(number, 0))
     note = f"round {number} drafted nothing" if number >= 0 else "no rounds yet"
     if drafted:
         note = f"round {number} drafted {drafted} tokens; this trace does not record them (level off)"

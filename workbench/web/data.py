@@ -35,6 +35,7 @@ from weakref import WeakKeyDictionary
 
 from workbench.errors import BadTrace
 from workbench.trace import Trace, tables
+from workbench.trace.packing import unpack
 from workbench.trace.schema import SOURCES, TABLES
 from workbench.views.palette import PALETTE, colours
 
@@ -221,10 +222,10 @@ def _known(trace: Trace) -> dict[int, str]:
     """The texts a trace has of token ids, read on from where it was read last."""
     read, known = _heard.get(trace, (1, {}))
     size = len(trace.log)
-    for event in map(tables.expand, trace.log[read:size]):
+    for event in trace.log[read:size]:
         for group in ("drafts", "tokens", "prompt") if event["type"] == "round" else ():
-            columns = event[group]
-            if "text" in columns:
+            columns = unpack(group, event.get(group))
+            if columns.keys() >= {"text", "token_id"}:
                 known |= {i: text for i, text in zip(columns["token_id"], columns["text"], strict=True) if text}
     _heard[trace] = (size, known)
     return known
