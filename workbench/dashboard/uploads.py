@@ -4,6 +4,7 @@ The route takes the place of Gradio's own, which keeps what it is sent for an ho
 off for good.
 """
 
+import atexit
 import logging
 import shutil
 import threading
@@ -80,6 +81,7 @@ class Uploads:
 
 
 UPLOADS = Uploads()
+atexit.register(UPLOADS.forget, -1.0)
 
 
 async def _upload(request: Request) -> Response:
