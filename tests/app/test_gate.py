@@ -260,6 +260,7 @@ def test_the_served_page_runs_each_of_its_inline_scripts_by_hash(served):
 
     with httpx.Client(trust_env=False) as browser:
         page = browser.get(served)
+        assert int(page.headers["content-length"]) < 100_000  # half a megabyte of settings, as it comes from Gradio
         scripts = INLINE.findall(page.content)
         assert len(scripts) >= 4 and b"gradio_config" in scripts[0]
         for one in scripts:

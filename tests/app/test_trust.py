@@ -10,6 +10,7 @@ import workbench as wb
 from workbench import declare
 from workbench.dashboard.controls import MemberControls, control
 from workbench.declare import FAMILIES, describe, get, names, owner_only, register, setting
+from workbench.engine.sampling import Sampling
 from workbench.errors import BadInput
 
 MEMBERS = [(family, name) for family in FAMILIES for name in names(family)]
@@ -129,6 +130,13 @@ def test_a_visitor_s_file_never_reaches_the_disk(plug_in, monkeypatch):
             ):
                 form.read([*values.values()])
         assert (os.devnull in seen) == anything
+
+
+def test_nothing_that_runs_code_can_be_set_through_the_app(app):
+    """Processors, rules of one's own when to stop and forced tokens are for Python; their place in the form is none."""
+    said = {getattr(block, "label", None) for block in app.blocks.values()}
+    assert {"temperature", "stop", "max new tokens"} <= said and not {"processors", "force", "eos ids"} & said
+    assert all(entry.kind in ("int", "float", "bool") for entry in describe(Sampling))
 
 
 def test_controls_of_the_owner_s_parameters_are_still_there_for_visitors_to_read():

@@ -124,6 +124,8 @@ class Form:
         names = (*self.sampling, *self.limits)
         settings = dict(zip(names, rest, strict=False))
         rest = rest[len(names) :]
+        if not isinstance(model, str):
+            raise BadInput(f"model: expected a name, got {model!r}")
         if not self.anything and model not in self.models:
             raise BadInput(f"model: only the owner of this app may name another; choose of {', '.join(self.models)}")
         if not self.anything and {"device": device, "dtype": dtype} != self.first:

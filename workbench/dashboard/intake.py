@@ -11,11 +11,12 @@ __all__ = ["Blocks", "sound"]
 
 UNFIT = "the page sent a value that does not fit its control; reload the page"
 FILE = "a file: expected one that was just handed in; addresses and paths are not read"
+MANY = (gr.CheckboxGroup, gr.UploadButton)  # controls whose value is more than one text, number or choice
 MAX_DEPTH, MAX_INT = 8, 2**53  # of lists and objects within each other; of whole numbers, as browsers have them
 
 
 def sound(value: Any) -> Any:
-    """The value, files reduced to their paths.
+    """The value, files without their addresses.
 
     Raises gr.Error for a file that was not handed in, without a look-up of any kind; and for what no page sends: text
     that is not Unicode, whole numbers beyond a browser's, objects nested deeply.
@@ -47,7 +48,10 @@ class Blocks(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
         try:
-            return await super().preprocess_data(block_fn, [sound(value) for value in inputs], *rest, **more)
+            for block, value in zip(block_fn.inputs, inputs, strict=False):
+                if isinstance(sound(value), list | dict) and not isinstance(block, MANY):
+                    raise gr.Error(UNFIT, print_exception=False)
+            return await super().preprocess_data(block_fn, inputs, *rest, **more)
         except gr.Error as error:
             line = " ".join(str(error.message).split())
             raise gr.Error(line[:500], print_exception=False) from None

@@ -5,6 +5,7 @@ what the page does not need is not served. A refusal is one line of JSON, under 
 """
 
 import base64
+import gzip
 import hashlib
 import ipaddress
 import json
@@ -202,7 +203,7 @@ class Gate:
         return name
 
     def _dressed(self, scope: Scope, send: Send) -> Send:
-        """`send` with the steady headers; the page itself also gets the hashes of its inline scripts."""
+        """`send` with the steady headers; the page itself is packed, and has the hashes of its inline scripts."""
         if scope["path"] != "/":
             return _with_headers(send, {**STEADY, **self._policy(())})
         first: list[Message] = []
@@ -215,8 +216,12 @@ class Gate:
             page.append(message.get("body", b""))
             if not message.get("more_body"):
                 whole = b"".join(page)
-                out = _with_headers(send, {**STEADY, **self._policy(INLINE.findall(whole))})
-                await out(first[0])
+                more = {**STEADY, **self._policy(INLINE.findall(whole)), "Vary": "Accept-Encoding"}
+                if whole and "gzip" in Headers(scope=scope).get("accept-encoding", ""):  # Gradio leaves it as it is
+                    whole, more["Content-Encoding"] = gzip.compress(whole, 5, mtime=0), "gzip"
+                    first[0]["headers"] = [one for one in first[0]["headers"] if one[0] != b"content-length"]
+                    more["Content-Length"] = str(len(whole))
+                await _with_headers(send, more)(first[0])
                 await send({"type": "http.response.body", "body": whole})
 
         return dressed

@@ -157,7 +157,7 @@ def _pick(visit: Visit, index: Any) -> tuple:
 
 def pick(visit: Visit, event: gr.EventData) -> tuple:
     """The cursor came to rest on a token: what the server draws follows it."""
-    told = event._data
+    told = getattr(event, "_data", None)
     return _pick(visit, told.get("index") if isinstance(told, dict) else None)
 
 

@@ -4,6 +4,8 @@ The route takes the place of Gradio's own, which keeps what it is sent for an ho
 off for good.
 """
 
+import atexit
+import logging
 import shutil
 import threading
 import time
@@ -22,6 +24,7 @@ from workbench.dashboard.pages import Refused, client_of
 
 __all__ = ["MAX_TRACE", "ROUTES", "UPLOADS", "Uploads"]
 
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a form that is none is the visitor's to hear of
 MAX_TRACE = 16_000_000  # bytes of a trace or capsule that may be opened
 FORM = 64_000  # bytes of a form around it
 MOST, WAITING_S = 4, 60.0  # files of a visitor that were not opened yet, and how long they may wait for it
@@ -78,6 +81,7 @@ class Uploads:
 
 
 UPLOADS = Uploads()
+atexit.register(UPLOADS.forget, -1.0)
 
 
 async def _upload(request: Request) -> Response:
