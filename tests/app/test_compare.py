@@ -83,9 +83,8 @@ def test_the_gap_is_that_of_the_laws_on_the_same_text():
 def test_a_comparison_is_stopped_and_refuses_nonsense(visitor):
     compare(visitor, ["draft model, chain"], tokens=400)
     assert "a comparison is running" in refused_here(visitor)
-    started = time.monotonic()
-    visitor.fire("stop")
-    assert time.monotonic() - started < 10 and "Stopped: 0 of 1 prompts" in visitor.get("progress")
+    visitor.fire("stop")  # in the middle of a text, not at its end
+    assert "Stopped: 0 of 1 prompts" in visitor.get("progress")
     visitor.set("arms", [])
     assert "choose between 1 and" in refused_here(visitor)
     visitor.set("arms", ["h2o 128"])

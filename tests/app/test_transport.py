@@ -102,7 +102,8 @@ def test_pause_stops_between_two_steps(visitor):
     visitor.start(tokens=64)
     visitor.set("speed", "10 steps / s")
     visitor.fire("play")
-    time.sleep(0.15)
+    while visitor.cursor == 0:
+        visitor.fire("tick")
     visitor.fire("pause")
     held = visitor.cursor
     assert not visitor.playing and 0 < held < 64 and "Paused." in visitor.status

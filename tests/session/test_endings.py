@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -160,9 +159,8 @@ def test_an_existing_file_is_not_overwritten(toy, tmp_path):
     assert json.loads(out.read_text().splitlines()[0])["type"] == "run"
 
 
-def test_import_is_quick_and_loads_no_torch():
+def test_import_loads_no_torch():
     """Reading a trace needs no torch: `import workbench` and `Trace` do not import it."""
     code = "import sys, workbench as wb; wb.Trace; print('torch' in sys.modules)"
-    start = time.monotonic()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert out.stdout.strip() == "False" and time.monotonic() - start < 30
+    assert out.stdout.strip() == "False"

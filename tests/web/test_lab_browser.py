@@ -12,9 +12,11 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
+from playwright.sync_api import TimeoutError
 
 pytestmark = pytest.mark.browser
 TOKEN = ".wb-token[role=option]"
+STARTED = "n => document.querySelectorAll('.jp-CodeCell')[n].querySelector('.jp-InputPrompt').innerText !== '[ ]:'"
 PATIENCE = 60_000  # ms; waits end as soon as what they wait for is there
 CELLS = (
     "import gc, weakref\n"
@@ -77,9 +79,10 @@ def run_cell(page, place: int) -> None:
     for _ in range(20):
         cell.locator(".cm-content").click()
         page.keyboard.press("Control+Enter")
-        page.wait_for_timeout(300)
-        if cell.locator(".jp-InputPrompt").inner_text() != "[ ]:":
-            return
+        try:
+            return page.wait_for_function(STARTED, arg=place, timeout=5_000)
+        except TimeoutError:
+            continue
     raise AssertionError("the cell was never run")
 
 
