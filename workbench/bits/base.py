@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from workbench.declare import Declared
-from workbench.errors import Unsupported
+from workbench.errors import BadInput, Unsupported
 from workbench_kernels.pages import PageFormat
 
 __all__ = ["Quantizer"]
@@ -30,7 +30,13 @@ class Quantizer(Declared):
 
     def page(self, layer: int, head_dim: int, value_dim: int, dtype: torch.dtype) -> PageFormat:
         """The layout of a layer's pages. Raises Unsupported where the head sizes do not fit."""
-        bits_k, bits_v = self.widths(layer)
+        answer = self.widths(layer)
+        if not isinstance(answer, tuple | list) or [type(bits) for bits in answer] != [int, int]:
+            raise BadInput(
+                f"quantizer {self.declared_name}: widths({layer}) answered {answer!r}; expected two integers, the "
+                "bits of keys and of values"
+            )
+        bits_k, bits_v = answer
         group = getattr(self, "group", value_dim)
         group = group if group < value_dim else value_dim
         try:

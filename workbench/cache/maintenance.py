@@ -130,7 +130,7 @@ class _Work:
         n = self.held + (self.state.shelf.live if self.state.shelf else 0)
         order = self.where.masked_fill(~self.live, 2**31 - 1).argsort(-1)[:, :n]
         scores = self.state.scores
-        chosen = policy.keep(self.where.gather(1, order), None if scores is None else scores.gather(1, order))
+        chosen = policy.kept(self.where.gather(1, order), None if scores is None else scores.gather(1, order))
         if chosen is None:
             return
         self.stay = torch.zeros_like(self.live).scatter(1, order.gather(1, chosen), True)

@@ -103,6 +103,9 @@ class ManagedStore(PlainStore):
 
     def observe(self, layer: int, mass: torch.Tensor) -> None:
         """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
+        expected = [len(self.watched), len(self._run.k[layer])]
+        if mass.ndim != 3 or list(mass.shape[:2]) != expected:
+            raise RuntimeError(f"layer {layer}: attention mass {list(mass.shape)}, expected {[*expected, 'slots']}")
         self._mass[layer].append(([self.behind + row for row in self.watched], mass))
 
     def commit(self, rows: Sequence[int]) -> None:

@@ -45,9 +45,13 @@ class Stack(Declared):
 
     def next(self, length: int, prompt: int) -> int | None:
         """The first committed length above `length` at which a member acts; None if never again."""
-        found = [self.policy.next(length, prompt)] if self.policy else []
-        found += [self.quantizer.next(length)] if self.quantizer else []
-        return min((at for at in found if at is not None), default=None)
+        found = [(self.policy, self.policy.next(length, prompt))] if self.policy else []
+        found += [(self.quantizer, self.quantizer.next(length))] if self.quantizer else []
+        for member, at in found:
+            if at is not None and (not isinstance(at, int) or at <= length):
+                raise BadInput(f"{member.family} {member.declared_name}: next({length}) answered {at!r}; expected a "
+                               "later committed length, or None if it never acts again")  # fmt: skip
+        return min((at for _, at in found if at is not None), default=None)
 
     def new_store(self, lm: Any, prompt: int) -> "ManagedStore":
         """An empty cache of one sequence for a model; `prompt`: tokens of its prompt.

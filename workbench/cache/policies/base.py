@@ -1,10 +1,11 @@
 """What a cache policy decides: when it acts, which rows it watches, which slots stay."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from workbench.declare import Declared
+from workbench.errors import BadInput
 
 __all__ = ["CachePolicy"]
 
@@ -30,16 +31,52 @@ class CachePolicy(Declared):
 
     @property
     def newest(self) -> int:
-        """How many of the newest tokens are never dropped."""
-        raise NotImplementedError
+        """How many of the newest tokens are never dropped; the newest one never is."""
+        return 1
 
     def keep(self, positions: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
-        """Which slots stay, [Hk, kept] increasing indices; None for all.
+        """Which slots stay: int64 [Hk, kept], in every row different indices below n, the `newest` last among them, on
+        the device of `positions`; None for all. Any other answer is refused, before anything is dropped.
 
         positions: int [Hk, n], increasing, the newest token last. scores: float64 [Hk, n], the attention mass that each
         slot received from the watched rows, or None where the policy needs none.
         """
         raise NotImplementedError
+
+    def kept(self, positions: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
+        """What `keep` answers. Raises BadInput where that is no choice of slots."""
+        chosen = self.keep(positions, scores)
+        if chosen is not None and (wrong := self._wrong(chosen, positions)):
+            heads, n = positions.shape
+            raise BadInput(
+                f"policy {self.declared_name}: keep() answered {wrong}; expected int64 indices [{heads}, kept] below "
+                f"{n}, different ones in every row, with the newest {min(self.newest, n)}, or None to keep all"
+            )
+        return chosen
+
+    def _wrong(self, chosen: Any, positions: torch.Tensor) -> str | None:
+        """What is wrong with an answer of `keep`, or None."""
+        heads, n = positions.shape
+        if not isinstance(chosen, torch.Tensor):
+            return f"a {type(chosen).__name__}"
+        if chosen.dtype != torch.int64:
+            return f"a tensor of {chosen.dtype}"
+        if chosen.ndim != 2 or len(chosen) != heads or not chosen.shape[1]:
+            return f"a tensor of shape {list(chosen.shape)}"
+        if chosen.device != positions.device:
+            return f"a tensor on {chosen.device}, not on {positions.device}"
+        ordered = chosen.sort(-1).values
+        if ordered[:, 0].min() < 0 or ordered[:, -1].max() >= n:
+            return f"indices from {int(ordered.min())} to {int(ordered.max())}"
+        if (ordered.diff(dim=-1) == 0).any():
+            return "the same index twice in a row"
+        newest = min(self.newest, n)
+        if (
+            chosen.shape[1] < newest
+            or (ordered[:, -newest:] != torch.arange(n - newest, n, device=chosen.device)).any()
+        ):
+            return "indices without the newest"
+        return None
 
 
 def with_newest(chosen: torch.Tensor, n: int, newest: int) -> torch.Tensor:
