@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.app.conftest import free_port
-from workbench.dashboard import launch
+from workbench.dashboard import serve
+from workbench.dashboard.security import Rules
 from workbench.dashboard.uploads import UPLOADS
 from workbench.dashboard.visit import VISITS
 
@@ -113,8 +114,8 @@ def test_a_visitor_s_file_never_reaches_the_disk_whatever_the_page_sends(chromiu
     """The control may be off: a script can send what it likes. The owner's parameters are refused before anything."""
     secret, port, opened = tmp_path / "secret.txt", free_port(), []
     secret.write_text("root:x:0:0:")
-    monkeypatch.setenv("GRADIO_ROOT_PATH", "/led-here")  # others are led here: whoever comes is a visitor
-    app = launch(port=port, browser=False, wait=False, token="the-token")
+    monkeypatch.setattr(serve, "rules_of", lambda *values: Rules(token="the-token", owner=False))
+    app = serve.launch(port=port, browser=False, wait=False)
     try:
         context = chromium.new_context()
         page = context.new_page()

@@ -85,7 +85,7 @@ def launch(
     gate = Middleware(Gate, rules=rules, fns=app.fns, pages=pages)
     inside = {"routes": [*live.ROUTES, *uploads.ROUTES], "middleware": [gate], "lifespan": _no_foreign_origins}
     _, url, _ = app.launch(
-        server_name=host, server_port=port, inbrowser=False, share=False, root_path="",
+        server_name=host, server_port=port, inbrowser=False, share=False,
         quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
         enable_monitoring=False, max_file_size=uploads.MAX_TRACE, theme=THEME, css_paths=[WEB / "app.css"], js=KEYS,
         state_session_capacity=SESSIONS, app_kwargs=inside,
