@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from workbench.engine.checkpoint import INDEX, WEIGHTS, first_line, mapped
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["fetch", "reachable"]
+__all__ = ["folder", "reachable", "weights"]
 
 PATIENCE = 3.0  # seconds
 _MAYBE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -31,29 +31,33 @@ def reachable() -> bool:
     return True
 
 
-def fetch(name: str, revision: str | None, options: dict[str, Any]) -> Path:
-    """The folder of a hub id on this machine, with its config and weights. Sets `local_files_only` in the options where
-    the hub does not answer.
+def folder(name: str, revision: str | None, options: dict[str, Any]) -> Path:
+    """The folder of a hub id on this machine, with its config. Sets `local_files_only` in the options where the hub
+    does not answer. Raises BadInput where there is no such id, or it is not here and the hub cannot be reached."""
+    if not reachable():
+        options["local_files_only"] = True
+    return Path(_file(name, "config.json", revision, options)).parent
 
-    Raises BadInput where there is no such id or the hub cannot be reached; Unsupported where it has only pickles.
-    """
+
+def weights(name: str, revision: str | None, options: dict[str, Any]) -> None:
+    """Bring the weights of a hub id. Raises Unsupported where it has only pickles, or names one."""
+    if _file(name, WEIGHTS, revision, options, **_MAYBE) is None:
+        index = _file(name, INDEX, revision, options, **_MAYBE)
+        if index is None:
+            raise Unsupported(f"{name!r} has no safetensors weights; pickle checkpoints are not read")
+        for file in mapped(Path(index), name):
+            _file(name, file, revision, options)
+
+
+def _file(name: str, file: str, revision: str | None, options: dict[str, Any], **more: bool) -> str | None:
     from transformers.utils import cached_file
 
-    where = {"revision": revision}
-    if not reachable():
-        options["local_files_only"] = where["local_files_only"] = True
+    local = options.get("local_files_only", False)
     try:
-        config = Path(cached_file(name, "config.json", **where))
-        if cached_file(name, WEIGHTS, **_MAYBE, **where) is None:
-            index = cached_file(name, INDEX, **_MAYBE, **where)
-            if index is None:
-                raise Unsupported(f"{name!r} has no safetensors weights; pickle checkpoints are not read")
-            for file in mapped(Path(index), name):
-                cached_file(name, file, **where)
+        return cached_file(name, file, revision=revision, local_files_only=local, **more)
     except OSError as error:
-        why = "the hub cannot be reached" if "local_files_only" in where else first_line(error)
+        why = "the hub cannot be reached" if local else first_line(error)
         raise BadInput(
             f"cannot find model {name!r}: expected 'embedded', 'embedded-draft', a local directory or a reachable"
             f" hub id ({why})"
         ) from error
-    return config.parent
