@@ -31,30 +31,28 @@ def reachable() -> bool:
     return True
 
 
-def folder(name: str, revision: str | None, options: dict[str, Any]) -> Path:
-    """The folder of a hub id on this machine, with its config. Sets `local_files_only` in the options where the hub
-    does not answer. Raises BadInput where there is no such id, or it is not here and the hub cannot be reached."""
-    if not reachable():
-        options["local_files_only"] = True
-    return Path(_file(name, "config.json", revision, options)).parent
+def folder(name: str, options: dict[str, Any]) -> Path:
+    """The folder of a hub id on this machine, with its config. options: those of `from_pretrained`. Raises BadInput
+    where there is no such id, or it is not here and the hub cannot be reached."""
+    return Path(_file(name, "config.json", options)).parent
 
 
-def weights(name: str, revision: str | None, options: dict[str, Any]) -> None:
+def weights(name: str, options: dict[str, Any]) -> None:
     """Bring the weights of a hub id. Raises Unsupported where it has only pickles, or names one."""
-    if _file(name, WEIGHTS, revision, options, **_MAYBE) is None:
-        index = _file(name, INDEX, revision, options, **_MAYBE)
+    if _file(name, WEIGHTS, options, **_MAYBE) is None:
+        index = _file(name, INDEX, options, **_MAYBE)
         if index is None:
             raise Unsupported(f"{name!r} has no safetensors weights; pickle checkpoints are not read")
         for file in mapped(Path(index), name):
-            _file(name, file, revision, options)
+            _file(name, file, options)
 
 
-def _file(name: str, file: str, revision: str | None, options: dict[str, Any], **more: bool) -> str | None:
+def _file(name: str, file: str, options: dict[str, Any], **more: bool) -> str | None:
     from transformers.utils import cached_file
 
     local = options.get("local_files_only", False)
     try:
-        return cached_file(name, file, revision=revision, local_files_only=local, **more)
+        return cached_file(name, file, revision=options["revision"], local_files_only=local, **more)
     except OSError as error:
         why = "the hub cannot be reached" if local else first_line(error)
         raise BadInput(

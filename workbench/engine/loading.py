@@ -216,12 +216,14 @@ def _load(name, source, device, dtype, revision, trust_remote_code, reader, key)
     from workbench.engine.adapter import TransformersModel
 
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if (isinstance(source, str) or isinstance(reader, str)) and not hub.reachable():
+        shared["local_files_only"] = True
     with _door(name, "cannot be loaded"):
         if isinstance(source, Path):
             tensors, plan = checkpoint.check_directory(source, name), _plan(name, source, shared)
         else:  # what cannot be served is refused before its weights are fetched
-            folder, plan = hub.folder(source, revision, shared), _plan(name, source, shared)
-            hub.weights(source, revision, shared)
+            folder, plan = hub.folder(source, shared), _plan(name, source, shared)
+            hub.weights(source, shared)
             tensors = checkpoint.check_directory(folder, name)
         if not hasattr(plan.config, "quantization_config"):
             checkpoint.refuse_misfits(name, plan, tensors)
