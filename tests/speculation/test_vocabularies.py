@@ -26,7 +26,6 @@ def pair(request):
 
 DECODERS = {
     "seeded": lambda: wb.Speculative(drafter=wb.DraftModel("other-width")),
-    "tree": lambda: wb.Speculative(drafter=wb.DraftModel("other-width"), shape=wb.FixedTree((2, 2))),
     "pearl": lambda: wb.Pearl(model="other-width"),
     "fused": lambda: wb.Speculative(drafter=wb.Fuse(wb.TokenRecycling(), wb.DraftModel("other-width"))),
 }

@@ -147,13 +147,15 @@ class TransformersModel:
         self._adopt()
 
     def refresh(self) -> None:
-        """Look whether the model was changed since (modules, their settings and hooks, tensors, dtype, device, config),
-        and if so forget all that was made of it; numbers changed in place need no look. Raises Unsupported where it
-        can no longer be served. Whoever begins a run calls this."""
+        """Look whether the model was changed since (modules, their settings and hooks, tensors, dtype, device, config,
+        numbers), and if so forget all that was made of it. Raises Unsupported where it can no longer be served. Whoever
+        begins a run calls this."""
         with self._changing:
             if picture(self.model) != self._picture:
                 refuse_unserved(self.model)
                 self._adopt()
+            elif self._digest.look(self.model):
+                self._parts.clear()  # the copy has the new numbers; what was computed from the old ones goes
 
     def _adopt(self) -> None:
         model, config = self.model, self.model.config.get_text_config()

@@ -10,7 +10,9 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from zlib import crc32
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ __all__ = ["Digest"]
 
 CHEAP = 2**30  # bytes of a model in memory that are hashed; of larger ones the digest is null
 LARGE = 2**27  # bytes of files whose digest is kept beyond the process
-SAMPLES = 2**12  # numbers of a weight that are looked at to see whether it was changed, at least one of every row
+SAMPLES = 2**10  # numbers of a weight that are looked at to see whether it was changed, at least one of every row
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -37,9 +39,14 @@ class Digest:
     def __init__(self, model: nn.Module, files: Mapping[str, Entry] | None = None):
         self._files = files or {}
         self._facts = _facts(self._files)
-        self._mark = _mark(model) if files else None
+        self._mark = self._seen = _mark(model)
         self._value: str | None = None
         self._loaded = bool(files)  # the weights are still those of the files
+
+    def look(self, model: nn.Module) -> bool:
+        """Whether the weights are others than at the last look."""
+        before, self._seen = self._seen, _mark(model)
+        return self._seen != before
 
     def of(self, model: nn.Module) -> str | None:
         """64 hex digits, or None for a large model whose weights are not those of files."""
@@ -115,14 +122,16 @@ def _of_memory(model: nn.Module) -> str | None:
 def _mark(model: nn.Module) -> tuple:
     """Sums over some of the numbers of every weight: cheap, and another one where a row of a weight is changed, by
     whatever means."""
-    facts, sums = [], []
+    facts, far = [], []
     for name, tensor in _tensors(model):
-        facts.append((name, tensor.dtype, tuple(tensor.shape), tensor.is_meta))
+        told = None
         if tensor.numel() and not tensor.is_meta and tensor.element_size() in _WORDS:
-            flat = tensor.reshape(-1)
-            some = flat[:: max(1, min(len(flat) // SAMPLES, tensor.shape[-1] if tensor.dim() else 1))].contiguous()
-            words = some.view(_WORDS[tensor.element_size()]).long()
-            sums.append((words * torch.arange(1, len(words) + 1, device=words.device)).sum())
-    devices = {s.device for s in sums}
-    told = [torch.stack([s for s in sums if s.device == device]).tolist() for device in sorted(devices, key=str)]
-    return (*facts, *map(tuple, told))
+            flat = tensor.reshape(-1).view(_WORDS[tensor.element_size()])
+            some = flat[:: max(1, min(len(flat) // SAMPLES, tensor.shape[-1] if tensor.dim() else 1))]
+            if tensor.device.type == "cpu":
+                told = crc32(np.ascontiguousarray(some.numpy()))
+            else:
+                far.append((some.long() * torch.arange(1, len(some) + 1, device=some.device)).sum())
+        facts.append((name, tensor.dtype, tuple(tensor.shape), tensor.is_meta, told))
+    devices = sorted({total.device for total in far}, key=str)
+    return (*facts, *(tuple(torch.stack([t for t in far if t.device == d]).tolist()) for d in devices))

@@ -11,7 +11,7 @@ from workbench.engine.checkpoint import INDEX, WEIGHTS, first_line, mapped
 from workbench.engine.progress import Progress, download_bar
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["fetch", "reachable"]
+__all__ = ["folder", "reachable", "weights"]
 
 PATIENCE = 3.0  # seconds
 _MAYBE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -33,33 +33,21 @@ def reachable() -> bool:
     return True
 
 
-def fetch(name: str, revision: str | None, options: dict[str, Any], progress: Progress | None = None) -> Path:
-    """The folder of a hub id on this machine, with its config and weights. Sets `local_files_only` in the options where
-    the hub does not answer. `progress` is told of the weights' bytes.
+def folder(name: str, options: dict[str, Any]) -> Path:
+    """The folder of a hub id on this machine, with its config. options: those of `from_pretrained`. Raises BadInput
+    where there is no such id, or it is not here and the hub cannot be reached."""
+    return Path(_file(name, "config.json", options)).parent
 
-    Raises BadInput where there is no such id or the hub cannot be reached; Unsupported where it has only pickles.
-    """
-    from transformers.utils import cached_file
 
-    where = {"revision": revision}
-    if not reachable():
-        options["local_files_only"] = where["local_files_only"] = True
-    try:
-        config = Path(cached_file(name, "config.json", **where))
-        if cached_file(name, WEIGHTS, **_bar(progress), **_MAYBE, **where) is None:
-            index = cached_file(name, INDEX, **_MAYBE, **where)
-            if index is None:
-                raise Unsupported(f"{name!r} has no safetensors weights; pickle checkpoints are not read")
-            before, total = 0, _total(Path(index))
-            for file in mapped(Path(index), name):
-                before += Path(cached_file(name, file, **_bar(progress, before, total), **where)).stat().st_size
-    except OSError as error:
-        why = "the hub cannot be reached" if "local_files_only" in where else first_line(error)
-        raise BadInput(
-            f"cannot find model {name!r}: expected 'embedded', 'embedded-draft', a local directory or a reachable"
-            f" hub id ({why})"
-        ) from error
-    return config.parent
+def weights(name: str, options: dict[str, Any], progress: Progress | None = None) -> None:
+    """Bring the weights of a hub id; `progress` is told of their bytes. Raises Unsupported where it has only pickles, or names one."""
+    if _file(name, WEIGHTS, options, **_bar(progress), **_MAYBE) is None:
+        index = _file(name, INDEX, options, **_MAYBE)
+        if index is None:
+            raise Unsupported(f"{name!r} has no safetensors weights; pickle checkpoints are not read")
+        before, total = 0, _total(Path(index))
+        for file in mapped(Path(index), name):
+            before += Path(_file(name, file, options, **_bar(progress, before, total))).stat().st_size
 
 
 def _bar(progress: Progress | None, *sizes: int) -> dict[str, Any]:
@@ -68,5 +56,20 @@ def _bar(progress: Progress | None, *sizes: int) -> dict[str, Any]:
 
 def _total(index: Path) -> int:
     """The bytes of all weights, as far as an index tells."""
-    total = json.loads(index.read_bytes()).get("metadata", {}).get("total_size")
+    metadata = json.loads(index.read_bytes()).get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
     return total if type(total) is int else 0
+
+
+def _file(name: str, file: str, options: dict[str, Any], **more: Any) -> str | None:
+    from transformers.utils import cached_file
+
+    local = options.get("local_files_only", False)
+    try:
+        return cached_file(name, file, revision=options["revision"], local_files_only=local, **more)
+    except OSError as error:
+        why = "the hub cannot be reached" if local else first_line(error)
+        raise BadInput(
+            f"cannot find model {name!r}: expected 'embedded', 'embedded-draft', a local directory or a reachable"
+            f" hub id ({why})"
+        ) from error

@@ -32,6 +32,7 @@ EMBEDDED = {"embedded": "target", "embedded-draft": "draft"}
 Model = LanguageModel | torch.nn.Module | str
 """What a caller may pass as a model: a `LanguageModel`, a transformers model in memory, or a name for `load`."""
 
+MOST_LAYERS = 2000  # that a config may ask for
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 _loaded: "dict[tuple, tuple[tuple, TransformersModel]]" = {}  # by all arguments: the stamp of the files, and the model
 _registered: dict[str, LanguageModel] = {}
@@ -220,26 +221,48 @@ def _load(name, source, device, dtype, revision, trust_remote_code, reader, key,
     from workbench.engine.adapter import TransformersModel
 
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if (isinstance(source, str) or isinstance(reader, str)) and not hub.reachable():
+        shared["local_files_only"] = True
     with _door(name, "cannot be loaded"):
-        folder = source if isinstance(source, Path) else hub.fetch(source, revision, shared, progress)
-        tensors = checkpoint.check_directory(folder, name)
+        if isinstance(source, Path):
+            tensors, plan = checkpoint.check_directory(source, name), _plan(name, source, shared)
+        else:  # what cannot be served is refused before its weights are fetched
+            folder, plan = hub.folder(source, shared), _plan(name, source, shared)
+            hub.weights(source, shared, progress)
+            tensors = checkpoint.check_directory(folder, name)
+        if not hasattr(plan.config, "quantization_config"):
+            checkpoint.refuse_misfits(name, plan, tensors)
         with reading(sum(entry.end - entry.begin for entry in tensors.values()), progress):
-            model = _weights(name, source, tensors, dtype, shared)
+            model = _weights(name, source, plan.config, dtype, shared)
     with _door(name, "has no readable tokenizer", "; pass tokenizer=… with one that fits"):
         tokens = _tokenizer(reader, shared)
     with _door(name, "cannot be served"):
         return TransformersModel(model.to(device).eval(), tokens, name=name, key=key, files=tensors)
 
 
-def _weights(name: str, source: Path | str, tensors: dict, dtype: torch.dtype | None, shared: dict) -> Any:
-    """The model with every weight from its files, and none that is not. Raises BadInput where they do not fit."""
+def _plan(name: str, source: Path | str, shared: dict) -> Any:
+    """The model that config.json describes, without weights. Raises BadInput or Unsupported where it is none for us."""
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from workbench.engine.probing import refuse_unserved
 
     config = AutoConfig.from_pretrained(source, **shared)
     if getattr(config, "is_encoder_decoder", False):
         raise Unsupported(f"{name!r} is an encoder-decoder; the engine serves decoder-only causal language models")
-    if not hasattr(config, "quantization_config"):
-        _refuse_misfits(name, config, tensors, shared["trust_remote_code"])
+    layers = int(getattr(config.get_text_config(), "num_hidden_layers", 0) or 0)
+    if layers > MOST_LAYERS:
+        raise BadInput(f"{name!r}: config.json says {layers} layers; expected at most {MOST_LAYERS}")
+    with torch.device("meta"):
+        plan = AutoModelForCausalLM.from_config(config, trust_remote_code=shared["trust_remote_code"])
+    plan.config = config
+    refuse_unserved(plan)
+    return plan
+
+
+def _weights(name: str, source: Path | str, config: Any, dtype: torch.dtype | None, shared: dict) -> Any:
+    """The model with every weight from its files, and none that is not. Raises BadInput where they do not fit."""
+    from transformers import AutoModelForCausalLM
+
     with _quiet(name in EMBEDDED):
         model, told = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=dtype or "auto", use_safetensors=True, ignore_mismatched_sizes=True,
@@ -259,21 +282,6 @@ _FAULTS = {
     "mismatched_keys": "weights have other sizes than config.json says",
     "error_msgs": "weights cannot be read",
 }
-
-
-def _refuse_misfits(name: str, config: Any, tensors: dict, trust_remote_code: bool) -> None:
-    """Raise BadInput where the model that config.json describes is not that of the files; no weight is made."""
-    from transformers import AutoModelForCausalLM
-
-    text = config.get_text_config()
-    if int(getattr(text, "num_hidden_layers", 0) or 0) > max(1000, len(tensors)):  # too many to be made and named
-        raise BadInput(
-            f"{name!r} is not whole: config.json says {text.num_hidden_layers} layers, and its files hold"
-            f" {len(tensors)} tensors"
-        )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    checkpoint.refuse_misfits(name, model, tensors)
 
 
 def _own_memory(model: torch.nn.Module) -> None:
