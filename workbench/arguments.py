@@ -5,7 +5,13 @@ from typing import Any
 
 from workbench.errors import BadInput, shown
 
-__all__ = ["whole"]
+__all__ = ["one_of", "whole"]
+
+
+def one_of(name: str, value: Any, *known: str) -> None:
+    """Raise BadInput where a value is none of these texts."""
+    if not isinstance(value, str) or value not in known:
+        raise BadInput(f"{name}: expected {' or '.join(map(repr, known))}, got {shown(value)}")
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None, what: str = "a whole number") -> int:

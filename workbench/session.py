@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import conditions
-from workbench.arguments import whole
+from workbench.arguments import one_of, whole
 from workbench.cache import as_stack
 from workbench.decoders import Autoregressive, Decoder, State
 from workbench.engine.loading import Model, as_model
@@ -187,12 +187,12 @@ class Session:
         Returns the round's event, or None at the end of the run. Ctrl-C, bad numbers and lack of memory leave the
         session at the end of the last complete round.
         """
-        check_by(by)
+        one_of("by", by, "round", "token")
         with self._lock:
             number = self._ahead()
             if number is not None:
                 self._cursor = self._cursor + 1 if by == "token" else self.trace.index[number].tokens
-                return self._event(number)
+                return expand(self.trace.index.event(number), final(self._recorder))
 
     def _ahead(self) -> int | None:
         """The round that holds the token at the cursor, computed where need be; None at the end of the run."""
@@ -222,9 +222,6 @@ class Session:
             self._recorder.end("error", str(error).splitlines()[0] if str(error) else type(error).__name__)
         error.trace = self.trace
 
-    def _event(self, number: int) -> dict[str, Any]:
-        return expand(self.trace.index.event(number), final(self._recorder))
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while (event := self.step()) is not None:
             yield event
@@ -248,7 +245,8 @@ class Session:
                 before, number = self._cursor, self._ahead()
                 if number is None:
                     return None
-                row = None if holds is None else next(filter(holds, self._rows(number, before)), None)
+                rows = () if holds is None else self.trace.rows_of(number)
+                row = next((row for row in rows if row["index"] >= before and holds(row)), None)
                 if row is not None:
                     note = getattr(holds, "text", "callable")
                     self._recorder.mark("breakpoint", {"index": row["index"]}, note)
@@ -258,10 +256,6 @@ class Session:
             done += 1
         return None
 
-    def _rows(self, number: int, start: int) -> list[dict[str, Any]]:
-        """Rows of the tokens of one round from new token `start` on, with the columns of their round."""
-        return [row for row in self.trace.rows_of(number) if row["index"] >= start]
-
     def pause(self) -> None:
         """Make a `run` in another thread stop after its current round."""
         self._pause.set()
@@ -270,7 +264,7 @@ class Session:
 
     def back(self, steps: int = 1, by: str = "round") -> int:
         """Move the cursor back by rounds or tokens; returns the new cursor. Nothing recorded is lost."""
-        check_by(by)
+        one_of("by", by, "round", "token")
         steps = whole("back", steps, 0, what="a number of steps")
         with self._lock:
             target = self._cursor
@@ -294,7 +288,7 @@ class Session:
         """The recorded rounds from the start, the cursor moving along; nothing is computed."""
         for number in range(self.rounds):
             self._cursor = self.trace.index[number].tokens
-            yield self._event(number)
+            yield expand(self.trace.index.event(number), final(self._recorder))
 
     def fork(
         self,
@@ -326,7 +320,7 @@ class Session:
             chosen = None if token is None else single_token(self.lm, token, self.prompt_ids, self.trace.token_ids, at)
             number = self.round_at(at)
             owner = self._owner(number)
-            start, ids = self._tokens_of(number)
+            start, ids = self.trace.index.start(number), self.trace.index.ids(number)
             branch = object.__new__(Session)
             branch.lm, branch.prompt, branch.prompt_ids = self.lm, self.prompt, self.prompt_ids
             branch.decoder = decoder
@@ -346,12 +340,6 @@ class Session:
             branch._begin(state, recorder, parent=self)
             branch._given = given
             return branch
-
-    def _tokens_of(self, number: int) -> tuple[int, list[int]]:
-        """The new tokens before a round, which may be the next one, and the ids it holds."""
-        index = self.trace.index
-        event = index.event(number) if number < len(index) else {}
-        return index.start(number), event.get("tokens", {}).get("token_id", [])
 
     def _owner(self, number: int) -> "Session":
         """The session that computed round `number`: this one, or the ancestor it was copied from."""
@@ -407,11 +395,6 @@ class Session:
                 raise BadInput(f"end: {name}: expected text, got {shown(text)}")
         with self._lock:
             self._recorder.end(reason, message)
-
-
-def check_by(by: str) -> None:
-    if not isinstance(by, str) or by not in ("round", "token"):
-        raise BadInput(f"by: expected 'round' or 'token', got {shown(by)}")
 
 
 def check_decoder(decoder: Decoder | None) -> Decoder:

@@ -63,6 +63,26 @@ def test_ctrl_c_at_every_instruction_of_the_commit(tmp_path):
     check(one, tmp_path / "run.wb", reference("plain"))
 
 
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_a_round_that_reached_the_file_alone_is_not_there_twice(at, tmp_path, monkeypatch):
+    """Interrupted between the file and the log, the session does the round again, and the file has it once."""
+    one, put, seen = session("plain", out=tmp_path / "run.wb"), files.RunFile.put, []
+
+    def interrupted(file, *values, **named) -> None:
+        put(file, *values, **named)
+        seen.append(one.length)
+        if len(seen) == at + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.RunFile, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.run()
+    assert one.length == seen[-1] and len(Trace.load(tmp_path / "run.wb").rounds) == one.rounds + 1
+    one.end("interrupted")
+    one.run()
+    check(one, tmp_path / "run.wb", reference("plain"))
+
+
 @posix
 @pytest.mark.parametrize("over", [False, True])
 def test_a_killed_run_has_all_that_it_told_of(over, tmp_path):

@@ -84,6 +84,10 @@ class RoundIndex:
         end = self._reached[number + 1].place if number + 1 < len(self) else None
         return self._log[start:end]
 
+    def ids(self, number: int) -> list[int]:
+        """The ids of the new tokens of a round; none where it is the next one."""
+        return self.event(number).get("tokens", {}).get("token_id", []) if number < len(self) else []
+
     def peak(self, rounds: int) -> int:
         """The most bytes that the caches took in the first `rounds` rounds."""
         for number in range(min(len(self._peaks), rounds), rounds):
