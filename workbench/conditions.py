@@ -46,7 +46,11 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 MAX_LENGTH = 1000
 MAX_DEPTH = 50
 
-_KINDS = dict.fromkeys(("text", "name", "short"), "text") | {"int": "number", "id": "number", "float": "number", "bool": "true or false"}
+_KINDS = {
+    **dict.fromkeys(("int", "id", "float"), "number"),
+    **dict.fromkeys(("text", "name", "short"), "text"),
+    "bool": "true or false",
+}
 _PIECE = re.compile(
     r"""\s*(?:
       (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))

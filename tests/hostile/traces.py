@@ -27,10 +27,10 @@ from workbench import cli, headline, views, web
 from workbench.capsule import capsule_of
 from workbench.dashboard import inspector, phases
 from workbench.dashboard.run import Branch, Replay
-from workbench.errors import BadInput, WorkbenchError
+from workbench.errors import BadInput
 from workbench.experiments.headroom import headroom
 from workbench.terminal import table
-from workbench.trace import Recorder, Step, Trace, storage
+from workbench.trace import Recorder, Step, Trace
 from workbench.trace.schema import EVENTS, TABLES
 
 __all__ = ["CORPORA", "exercise", "honest", "uses"]
@@ -194,7 +194,9 @@ def honest() -> list[Trace]:
 def _made_up() -> Trace:
     """Two layers and two KV heads under a policy and a quantizer, on the device and on the host."""
     models = [{"role": "target", "name": "m", "layers": 2, "kv_heads": [2, 1], "head_dim": [4, 2], "kv_bits": 16}]
-    recorder = Recorder({"id": "made-up", "models": models, "prompt_ids": [5, 6], "prompt_text": "ab", "claim": "exact"})
+    recorder = Recorder(
+        {"id": "made-up", "models": models, "prompt_ids": [5, 6], "prompt_text": "ab", "claim": "exact"}
+    )
     for place in range(3):
         live = 40 + place
         recorder.round(
@@ -228,8 +230,8 @@ def _made_up() -> Trace:
 RAW = {"@inf@": "1e999", "@-inf@": "-1E+999", "@huge@": "9" * 5000, "@deep@": "[" * 3000 + "]" * 3000,
        "@40@": "[" * 40 + "]" * 40, "@long@": f'"{"x" * 3000}"', "@exact@": "1" + "0" * 30}  # fmt: skip
 VALUES: list[Any] = [
-    None, True, False, -1, 0, 1, 2, 7, 1.5, -0.0, 5e-324, 1e300, 3e8, 300_000_000, 2**31, 2**53, 2**63 - 1, 2**63, 2**64,
-    10**400, "", "x", "target", "\ud800", "</script>", "nan", [], [1], [None], [[1]], [[1, 2]], [[[0, 300_000_000]]],
+    None, True, False, -1, 0, 1, 2, 7, 1.5, -0.0, 5e-324, 1e300, 3e8, 300_000_000, 2**31, 2**53, 2**63 - 1, 2**63,
+    2**64, 10**400, "", "x", "target", "\ud800", "</script>", "nan", [], [1], [None], [[1]], [[1, 2]], [[[0, 300_000_000]]],
     [[0, 300_000_000]], [1, 2, 3], ["a", "b"], [1.5, None], {}, {"name": 1}, {"settings": 3}, {"a": {}}, [{}],
     float("nan"), float("inf"), *RAW,
 ]  # fmt: skip
@@ -258,17 +260,17 @@ def _change(draw: random.Random, events: list[Any]) -> None:
     elif places:
         inside, key = draw.choice(places)
         if act == "swap":
-            other, at = draw.choice(_places(draw.choice(events), [])  or places)
+            other, at = draw.choice(_places(draw.choice(events), []) or places)
             inside[key] = copy.deepcopy(other[at])
         elif act == "gone":
             del inside[key]
         elif act == "new" and isinstance(inside, dict):
             names = [c.name for group in (*EVENTS.values(), *TABLES.values()) for c in group]
-            inside[draw.choice([*names, "runs", "chain", "x"])] = draw.choice(VALUES)
+            inside[draw.choice([*names, "runs", "chain", "x"])] = copy.deepcopy(draw.choice(VALUES))
         elif act == "grow" and isinstance(inside[key], list):
             inside[key] = inside[key] * draw.choice([2, 3, 50])
         else:
-            inside[key] = draw.choice(VALUES)
+            inside[key] = copy.deepcopy(draw.choice(VALUES))
 
 
 def _written(events: list[Any]) -> bytes:
@@ -282,7 +284,9 @@ def _spoil(draw: random.Random, content: bytes) -> bytes:
     """Bytes changed, lost or put in."""
     for _ in range(draw.randrange(1, 4)):
         at = draw.randrange(len(content) + 1)
-        piece = draw.choice([b"", b"\n", b"\r\n", b"\x00", b"\xff", b"\xef\xbb\xbf", b"{", b'"', b"9" * 400, b"<script>"])
+        piece = draw.choice(
+            [b"", b"\n", b"\r\n", b"\x00", b"\xff", b"\xef\xbb\xbf", b"{", b'"', b"9" * 400, b"<script>"]
+        )
         content = content[:at] + piece + content[at + draw.choice([0, 0, 1, 5, 200]) :]
     return content
 
@@ -315,7 +319,9 @@ def _capsule(seed: int) -> bytes:
     wide = draw.choice([0, 0, 64])
     packed = "\r\n".join(packed[i : i + wide] for i in range(0, len(packed), wide)) if wide else packed
     text = f"{before}<script {tag}>{packed}</script>{after}"
-    text = text.replace("<!doctype html>", draw.choice(["<!doctype html>", "<!DOCTYPE html>", "<!-- saved -->\n<html>", ""]))
+    text = text.replace(
+        "<!doctype html>", draw.choice(["<!doctype html>", "<!DOCTYPE html>", "<!-- saved -->\n<html>", ""])
+    )
     content = text.encode()
     return _spoil(draw, content) if draw.random() < 0.4 else content
 

@@ -12,7 +12,7 @@ at a glance (`forms.fit`); where one is not, each column is checked by itself, t
 from collections.abc import Iterable
 from typing import Any
 
-from workbench.trace.forms import SCALARS, Damaged, check, fit, plain, plain_text, run_length, short, values_of
+from workbench.trace.forms import SCALARS, Damaged, check, fit, plain, run_length, short, values_of, writable
 from workbench.trace.schema import DERIVED, EVENTS, KEYS, NAMES, TABLES, Column
 
 __all__ = ["Door"]
@@ -221,8 +221,8 @@ class Door:
                 odd = True
             else:
                 raise Damaged(f"{name} is no list")
-        if group == "drafts" and (len(set(key)) < n or min(key, default=1) < 1):
-            raise Damaged("the nodes are not numbered from 1, each once")
+        if group == "drafts" and (set(map(type, key)) != {int} or len(set(key)) < n or min(key) < 1):
+            raise Damaged("the nodes are no numbers from 1, each once")
         if group == "prompt" and n + 1 != self._prompt:
             raise Damaged("not one for every token of the prompt but the first")
         return odd
@@ -319,8 +319,8 @@ class Door:
         if not self._names.issuperset(names):
             if len(self._names.union(names)) > NAMES:
                 raise Damaged(f"the file has more than {NAMES} different names")
-            if not all(map(plain_text, names)):
-                raise Damaged("a name is no text")
+            if any(writable(name) != name for name in names):
+                raise Damaged("a name holds lone surrogates")
             self._names.update(names)
 
     def _pay(self, cells: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.trace.schema import ENTRIES, NAMES, ROWS, SHORT, Column
 
-__all__ = ["SCALARS", "Damaged", "check", "fit", "plain", "plain_text", "run_length", "short", "values_of"]
+__all__ = ["SCALARS", "Damaged", "check", "fit", "plain", "run_length", "short", "values_of", "writable"]
 
 WHOLE, ID = 2**53, 2**31  # ends of what is a whole number, and a token id
 LARGEST = 1e30  # a float of a column beyond this counts as infinite, so that sums and squares stay finite
@@ -53,7 +53,7 @@ def values_of(column: Column, values: list, flags: list[str], where: str) -> lis
     if not known or column.type in ("text", "bool"):
         return values
     if column.type == "float":
-        return values if -LARGEST <= min(known) and max(known) <= LARGEST else _finite(values, flags, where)
+        return values if min(known) >= -LARGEST and max(known) <= LARGEST else _finite(values, flags, where)
     if column.type in ("short", "name"):
         if max(map(len, known)) > SHORT:
             raise Damaged(f"{where} holds a text of more than {SHORT} characters")
@@ -114,9 +114,9 @@ def _finite(values: list, flags: list[str], where: str) -> list:
     return [value if value is not None and -LARGEST <= value <= LARGEST else None for value in values]
 
 
-def plain_text(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it holds no lone surrogates."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+def writable(text: str) -> str:
+    """Text as UTF-8 can hold it: lone surrogates, as a prompt may carry them, become question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def short(value: Any, flags: list[str], where: str) -> Any:
@@ -211,7 +211,7 @@ def _floats(value: Any, where: str) -> list:
     """A list of numbers, each finite."""
     if type(value) is not list or not set(map(type, value)) <= {int, float}:
         raise Damaged(f"{where} is no list of numbers")
-    if value and not (-LARGEST <= min(value) and max(value) <= LARGEST):
+    if value and not (min(value) >= -LARGEST and max(value) <= LARGEST):
         raise Damaged(f"{where} holds numbers that are not finite")
     return value
 
@@ -249,12 +249,12 @@ def _place(value: Any, flags: list[str], where: str) -> Any:
 
 def _rows(value: Any, flags: list[str], where: str) -> Any:
     """The kept rows of a model, columns of `ROWS`; the likeliest token comes first, others may be impossible."""
-    if type(value) is not dict or not value:
+    if type(value) is not dict or type(value.get("position")) is not list:
         raise Damaged(f"{where} is no mapping of columns")
-    for column in ROWS:
-        if column.name not in value and (column.required or where.endswith("draft") and column.name in ("node", "best")):
-            raise Damaged(f"{where} lacks {column.name}")
     known = {c.name: c for c in ROWS}
+    for name, column in known.items():
+        if name not in value and (column.required or (where == "draft" and name in ("node", "best"))):
+            raise Damaged(f"{where} lacks {name}")
     for name, values in value.items():
         column = known.get(name)
         if type(values) is not list or len(values) != len(value["position"]):
@@ -270,10 +270,7 @@ def _rows(value: Any, flags: list[str], where: str) -> Any:
 def _logs(ids: list, logp: Any, flags: list[str], where: str) -> list:
     if type(logp) is not list or not logp or len(logp) != len(ids) or logp[0] is None:
         raise Damaged(f"{where} lacks log-probabilities")
-    if None not in logp:
-        known = logp
-    else:
-        known = [value for value in logp if value is not None]
+    known = [value for value in logp if value is not None]
     if not set(map(type, known)) <= {int, float} or max(known) > 1 or known[0] < -LARGEST:
         raise Damaged(f"{where} has log-probabilities that are none")
     return logp if min(known) >= -LARGEST else _finite(logp, flags, f"{where}.logp")

@@ -7,8 +7,8 @@ Units: nats, milliseconds, bytes, probabilities in 0..1, positions in tokens fro
 from dataclasses import dataclass, replace
 
 __all__ = [
-    "CACHE_COUNTS", "CACHE_KINDS", "COUNTS", "DERIVED", "ENTRIES", "EVENTS", "FATES", "KEYS", "LEVELS", "MODES", "NAMES",
-    "PHASES", "ROWS", "SCHEMA", "SHORT", "SOURCES", "TABLES", "Column", "markdown",
+    "CACHE_COUNTS", "CACHE_KINDS", "COUNTS", "DERIVED", "ENTRIES", "EVENTS", "FATES", "KEYS", "LEVELS", "MODES",
+    "NAMES", "PHASES", "ROWS", "SCHEMA", "SHORT", "SOURCES", "TABLES", "Column", "markdown",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -91,7 +91,8 @@ _TOKENS = (
     Column("margin", "float", "probability", "p of the first minus p of the second token of the raw law"),
     Column("topk_raw", "topk", "ids, probability", "most likely tokens of the raw law: [ids, probabilities]"),
     Column("topk_sampled", "topk", "ids, probability", "the same of the law sampled from"),
-    Column("cut_by", "short", "", "what removed the rest of the vocabulary (top_k, top_p, min_p, typical, a processor)"),
+    Column("cut_by", "short", "", "what removed the rest of the vocabulary (top_k, top_p, min_p, typical, a "
+           "processor)"),
     Column("keep_size", "int", "tokens", "tokens left with probability above 0 in the law sampled from"),
     Column("target_forwards", "int", "forwards", "target forwards this token cost: those of its round for the round's "
            "first token, 0 for the others; a prefill counts only where its round emitted a token"),
@@ -215,6 +216,11 @@ ENTRIES: dict[str, tuple[Column, ...]] = {
         Column("kv_heads", "layered", "", "KV heads of a layer"),
         Column("head_dim", "pair", "", "size of a key and of a value"),
         Column("kv_bits", "float", "bits", "width of an element of the cache"),
+        Column("vocab_size", "int", "", "number of token ids"),
+        Column("context", "int", "tokens", "longest sequence"),
+        Column("parameters", "int", "", "number of weights"),
+        Column("weight_bytes", "float", "bytes", "of all weights"),
+        Column("row_bytes", "float", "bytes", "of the weights that one row reads"),
     ),
     "sampling": (Column("temperature", "float", "", "0 for the likeliest token"),),
     "baseline": (Column("tokens_per_second", "float", "tokens/s", "speed of the plain run"),),

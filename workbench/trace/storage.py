@@ -21,6 +21,7 @@ from workbench.errors import BadInput, BadTrace
 from workbench.trace import tables
 from workbench.trace.door import FREE, Door
 from workbench.trace.files import made_folder, write_whole
+from workbench.trace.forms import writable
 from workbench.trace.schema import SCHEMA, TABLES
 
 __all__ = ["encode", "is_capsule", "read", "read_tables", "write", "write_tables"]
@@ -67,6 +68,8 @@ def is_capsule(path: str | Path) -> bool:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The file, where it is one: a pipe or a device may have no end."""
+    if "\0" in str(path):
+        raise BadInput(f"cannot read {str(path)!r}: no file has such a name")
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
@@ -127,7 +130,9 @@ def _unwrap(page: bytes, path: Path) -> bytes:
         stream = zlib.decompressobj(wbits=31)  # gzip
         content = stream.decompress(packed, most)
         if not stream.eof:
-            large = f"its trace is larger than {SWELL} times the page" if len(content) == most else "its trace is cut off"
+            large = (
+                f"its trace is larger than {SWELL} times the page" if len(content) == most else "its trace is cut off"
+            )
             raise BadTrace(f"{path} is no capsule: {large}")
         return content
     except (ValueError, zlib.error) as error:
@@ -166,7 +171,7 @@ def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
             elif column.is_json:
                 frame[column.name] = _cells(frame, column.name, json.dumps)
             elif column.type == "text":
-                frame[column.name] = _cells(frame, column.name, _encodable)
+                frame[column.name] = _cells(frame, column.name, writable)
         write_whole(folder / f"{name}.parquet", _parquet(name, frame))
 
 
@@ -227,11 +232,6 @@ def _from_parquet(path: Path, name: str) -> dict[str, list]:
         elif column.is_json:
             columns[column.name] = [cell if cell is None else json.loads(cell) for cell in cells]
     return columns
-
-
-def _encodable(text: str) -> str:
-    """Text as UTF-8 can hold it: lone surrogates become question marks."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _cells(frame: pd.DataFrame, name: str, convert) -> pd.Series:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.trace import laws, perfetto, storage, tables
+from workbench.trace.forms import writable
 from workbench.trace.index import RoundIndex
 from workbench.trace.summary import summarize
 
@@ -175,4 +176,5 @@ class Trace:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         prompt, text = (html.escape(part) for part in (self.prompt, self.text))
         body = f'<pre style="white-space:pre-wrap"><span style="opacity:.6">{prompt}</span>{text}</pre>'
-        return {"text/plain": repr(self), "text/html": f"<div><b>{html.escape(self._headline())}</b>{body}</div>"}
+        whole = f"<div><b>{html.escape(self._headline())}</b>{body}</div>"
+        return {"text/plain": repr(self), "text/html": writable(whole)}

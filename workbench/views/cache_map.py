@@ -55,9 +55,9 @@ def cache_map(
         "showlegend": False,
     }
     counts = {name: int((slots.state == code).sum()) for code, name in enumerate(STATES) if code}
-    known = ", ".join(f"{n} {name}" for name, n in counts.items() if n) or too_many(trace, round, model) or "nothing recorded"
-    words = f"Cache of the {model} after round {number}, slots by state: {known}."
     many = too_many(trace, round, model)
+    known = ", ".join(f"{n} {name}" for name, n in counts.items() if n) or many or "nothing recorded"
+    words = f"Cache of the {model} after round {number}, slots by state: {known}."
     notes = {} if drawn else {"annotations": [blank(many or "no cache recorded")]}
     height = min(900, max(260, 130 + 16 * (len(drawn[-1].y) if drawn else 0)))
     return figure("cache_map", trace.id, drawn, words, theme, height=height, **axes, **notes)

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from workbench.errors import BadInput
 from workbench.errors import shown as shown_value
+from workbench.trace.forms import writable
 from workbench.views.palette import PAGES
 
 __all__ = ["as_table", "blank", "description", "figure", "ink", "inert", "numbers", "shown", "unit_of"]
@@ -118,11 +119,6 @@ def blank(note: str) -> dict[str, Any]:
 def inert(text: str | None) -> str:
     """Text in which nothing is taken for markup or a formula."""
     return html.escape(writable(text or "")).replace("$", "&#36;")
-
-
-def writable(text: str) -> str:
-    """Text as a file can hold it: lone surrogates, as a prompt may carry them, become question marks."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def shown(text: Any, limit: int = 40) -> str:

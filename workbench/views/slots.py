@@ -44,7 +44,7 @@ class Slots:
 
 
 def last_round(trace: Trace, round: int | None) -> int:
-    """The round asked for, the last one for None (−1 before the first). Raises BadInput where there is no such round."""
+    """The round asked for, the last one for None (−1 before the first). Raises BadInput for one that is not there."""
     known = trace.rounds["round"]
     if round is None:
         return int(known.iloc[-1]) if len(known) else -1

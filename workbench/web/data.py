@@ -35,6 +35,7 @@ from weakref import WeakKeyDictionary
 
 from workbench.errors import BadTrace
 from workbench.trace import Trace, tables
+from workbench.trace.forms import writable
 from workbench.trace.packing import unpack
 from workbench.trace.schema import SOURCES, TABLES
 from workbench.views.palette import PALETTE, colours
@@ -153,7 +154,7 @@ def plain(trace: Trace) -> str:
         spans.append(f'<span style="{look}{line}">{html.escape(text)}</span>')
     body = f'<span style="opacity:.6">{html.escape(trace.prompt[-PROMPT_TAIL:])}</span>{"".join(spans)}'
     note = "darker: higher entropy; underlined: drafted and kept; wavy: in place of a refused draft"
-    return f'<pre style="white-space:pre-wrap">{body}</pre><p>{note}</p>'
+    return writable(f'<pre style="white-space:pre-wrap">{body}</pre><p>{note}</p>')
 
 
 def _recent(log: list[Event], since: int) -> tuple[list[Event], Event | None, Event]:
