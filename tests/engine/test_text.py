@@ -80,6 +80,25 @@ def test_a_character_across_the_prompts_end_belongs_to_the_output(kind):
                 assert "".join(texts_of(tokenizer, prompt, new)) == added(tokenizer, prompt, new), (prompt, new)
 
 
+@pytest.mark.parametrize("kind", ["byte_level", "llama_like"])
+def test_bytes_that_begin_no_character_are_known_at_once(kind):
+    """Every first byte with the second and third ones at the bounds of what may follow: overlong forms, halves of
+    surrogate pairs, beyond the last character."""
+    tokenizer = KINDS[kind]()
+    names = {byte: f"<0x{byte:02X}>" for byte in range(256)}
+    names = names if kind == "llama_like" else {byte: letter for letter, byte in module.ALPHABET.items()}
+    ids = tokenizer.convert_tokens_to_ids([names[byte] for byte in range(256)])
+    bounds, start = (0x41, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC2), [tokenizer.convert_tokens_to_ids("a")]
+    for first in range(0xBF, 0x100):
+        for second in bounds:
+            for third in bounds[:: 7 if first % 16 else 1]:
+                new = [ids[byte] for byte in (first, second, third)]
+                if kind == "byte_level" or "\ufffd" in bytes((first, second)).decode(
+                    errors="replace"
+                ):  # see the next test
+                    assert "".join(texts_of(tokenizer, start, new)) == added(tokenizer, start, new), new
+
+
 def test_what_was_given_out_stays():
     """Byte fallback shows a run with a wrong byte as U+FFFD alone: characters of it that were complete are kept, the
     rest is one U+FFFD a byte, as the tokenizer has it; a text token ends the run."""

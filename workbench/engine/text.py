@@ -249,9 +249,8 @@ class _Bytes:
         self.ahead = 0 if self.stream or self.held or self.broken else len(run)
         self.shown = ""
         self.shown = self.rest
-        nothing = not self.stream and not decode(reader.tokenizer, prompt_ids[-64:])
-        nothing = nothing and not decode(reader.tokenizer, prompt_ids)
-        self.start = tuple(prompt_ids) if nothing else None  # all tokens, as long as no text has come of them
+        seen = self.stream or decode(reader.tokenizer, prompt_ids[-64:]) or decode(reader.tokenizer, prompt_ids)
+        self.start = None if seen else tuple(prompt_ids)  # all tokens, as long as no text has come of them
 
     def _tail(self, ids: Sequence[int]) -> bytes:
         """The last bytes of a prompt: enough for a character, or a whole run of byte tokens."""
@@ -269,7 +268,8 @@ class _Bytes:
             return ""  # decoding passes over it
         text = self._stream(piece) if self.stream else self._run(piece)
         if text:
-            text, self.shown, self.ahead = text[len(commonprefix((text, self.shown))) :], "", 0
+            same = len(commonprefix((text, self.shown)))
+            text, self.shown, self.ahead = text[same:], self.shown[same:] if same == len(text) else "", 0
         if self.start is not None:
             self.start += (token,)
             if text and (text := decode(self.reader.tokenizer, self.start)):
@@ -285,7 +285,7 @@ class _Bytes:
 
     def _stream(self, piece: bytes) -> str:
         data = self.held + piece
-        text, used = codecs.utf_8_decode(data, "replace", False)
+        text, used = _utf8(data, "replace")
         self.held = data[used:]
         return text
 
@@ -298,7 +298,7 @@ class _Bytes:
         if self.broken:
             return LOST
         try:
-            text, used = codecs.utf_8_decode(data, "strict", False)
+            text, used = _utf8(data, "strict")
         except UnicodeDecodeError:
             self.broken = True
             return LOST * (self.ahead + len(data))
@@ -316,16 +316,16 @@ class _Whole:
     def __init__(self, reader: Reader, prompt_ids: Sequence[int]):
         self.reader, self.limit, self.waited = reader, WINDOW, 0
         self.ids = list(prompt_ids[-WINDOW:])
-        if not (now := self._decode()):
+        if not (now := decode(reader.tokenizer, self.ids)):
             self.ids = list(prompt_ids)
-            now = self._decode()
+            now = decode(reader.tokenizer, self.ids)
         self.given = now[: len(now) - self._unsure(now)]
         self.shown = now[len(self.given) :]  # what the prompt's own text shows for a character that is not complete
         self.rest = ""
 
     def add(self, token: int) -> str:
         self.ids = [*self.ids, token]
-        now = self._decode()
+        now = decode(self.reader.tokenizer, self.ids)
         start = len(commonprefix((now, self.given + self.shown)))
         end = max(start, len(now) - self._unsure(now, token))
         self.waited = self.waited + 1 if start < len(self.given) else 0
@@ -337,9 +337,6 @@ class _Whole:
         if len(self.ids) > self.limit:
             self._shorten(now)
         return text
-
-    def _decode(self) -> str:
-        return decode(self.reader.tokenizer, self.ids)
 
     def _unsure(self, text: str, token: int | None = None) -> int:
         """How many U+FFFD at the end may be a character that is not complete."""
@@ -357,6 +354,14 @@ class _Whole:
                     self.ids, self.given, self.limit = ids, text, WINDOW
                     return
         self.limit = 2 * len(self.ids)
+
+
+def _utf8(data: bytes, errors: str) -> tuple[str, int]:
+    """The characters that are complete, and how many bytes they are; what is left may become one."""
+    text, used = codecs.utf_8_decode(data, errors, False)
+    if data[used : used + 1] == b"\xed" and data[used + 1 : used + 2] >= b"\xa0":  # half a surrogate pair never will
+        return codecs.utf_8_decode(data, errors, True)
+    return text, used
 
 
 def _parts(component: Any) -> list[dict] | None:
