@@ -70,12 +70,18 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def decisions() -> Iterator[list[Act]]:
     """What a run decides, in order; a speculative run weighs more tokens than it writes, so they tell nothing of it."""
     acts: list[Act] = []
+    noised: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def choose(law: Law, row: int, seed: int, position: int) -> int:
-        token = honest[Law](law, row, seed, position)
+    def gumbel(*args):
+        noised.append((args[3], honest["gumbel"](*args)))
+        return noised[-1][1]
+
+    def choose(law: Law, row: int, *args) -> int:
+        noised.clear()
+        token = honest[Law](law, row, *args)
         scores = law.scores[row].double()
-        if not law.greedy:
-            scores = scores + noise.gumbel(seed, "target", position, torch.arange(len(scores)))
+        for ids, perturbation in noised:
+            scores = scores[ids] + perturbation
         best = scores.topk(min(2, len(scores))).values.tolist()
         acts.append(Act("token", [torch.tensor(token)], margin=best[0] - best[1] if len(best) > 1 else math.inf))
         return token
@@ -91,8 +97,10 @@ def decisions() -> Iterator[list[Act]]:
         return rows
 
     honest = {Law: Law.choose, H2O: H2O.keep, SnapKV: SnapKV.keep, "pack": maintenance.pack}
+    honest["gumbel"] = noise.gumbel
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(Law, "choose", choose))
+        stack.enter_context(mock.patch.object(noise, "gumbel", gumbel))
         stack.enter_context(mock.patch.object(maintenance, "pack", pack))
         for policy in (H2O, SnapKV):
             stack.enter_context(mock.patch.object(policy, "keep", keep))

@@ -117,7 +117,7 @@ def open_page(chromium, served):
         page.on("request", lambda request: seen.requests.append(request.url))
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.goto(at)
-        page.wait_for_selector("#start:not([disabled])", timeout=60_000)
+        page.wait_for_selector("#start:not([disabled])", timeout=120_000)
         pages.append(seen)
         return page
 

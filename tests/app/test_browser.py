@@ -24,7 +24,7 @@ SETTLED = f"""() => {{
 }}"""  # the strip, which is drawn by itself, stands where the status line says
 TAKEN = """tokens => [document.querySelector("input[type=range][max='512']"),
   document.querySelector("input[aria-label='number input for max new tokens']")].every(one => one?.value === tokens)"""
-PATIENCE = 60_000  # ms; waits end as soon as what they wait for is there
+PATIENCE = 120_000  # ms; waits end as soon as what they wait for is there
 
 
 def start(page, tokens: int = 24, button: str = "#start") -> None:
@@ -35,14 +35,18 @@ def start(page, tokens: int = 24, button: str = "#start") -> None:
         field.press("Tab")
         if holds_soon(page, TAKEN, str(tokens)):
             break
-    page.click(button)
+    before = page.inner_text("#status")
+    for _ in range(4):  # a press while the last answer is still being drawn is not taken
+        page.click(f"{button}:not([disabled])", timeout=PATIENCE)
+        if holds_soon(page, "old => document.querySelector('#status').innerText !== old", before, 30_000):
+            break
     says(page, "Ready:" if button == "#start" else "n")
 
 
-def holds_soon(page, condition: str, value=None) -> bool:
-    """Whether a condition comes to hold in a while; where not, something is done again."""
+def holds_soon(page, condition: str, value=None, soon: int = 10_000) -> bool:
+    """Whether a condition comes to hold in a while (ms); where not, something is done again."""
     try:
-        page.wait_for_function(condition, arg=value, timeout=5_000)
+        page.wait_for_function(condition, arg=value, timeout=soon)
     except TimeoutError:
         return False
     return True

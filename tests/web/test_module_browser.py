@@ -32,7 +32,7 @@ def look(chromium):
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.on("console", lambda line: line.type == "error" and seen.errors.append(line.text))
         page.goto(seen.own)
-        page.wait_for_selector(".wb-view", timeout=20_000)
+        page.wait_for_selector(".wb-view", timeout=120_000)
         opened.append(seen)
         return page
 
@@ -52,7 +52,7 @@ def at(page) -> int:
 
 def until(holds) -> None:
     """Wait for something; the page's policy lets no waiting function in."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < end, "nothing happened"
 
