@@ -42,7 +42,10 @@ class Keyed(Verifier):
 @register("verifier", "greedy")
 @dataclass(frozen=True)
 class Greedy(Keyed):
-    """Longest match with the argmax; for temperature 0 only. Source: "Blockwise Parallel Decoding for Deep Autoregressive Models" (arXiv 1811.03115)."""
+    """Longest match with the argmax; for temperature 0 only.
+
+    Source: "Blockwise Parallel Decoding for Deep Autoregressive Models" (arXiv 1811.03115).
+    """
 
     def claim(self, sampling: Sampling) -> str:
         return "exact"
