@@ -21,13 +21,14 @@ __all__ = ["Mirostat"]
 class Mirostat(Decoder):
     """Keep tokens of surprise −log2 p ≤ mu, draw one, then mu ← mu − eta·(surprise − tau).
 
-    Reads the model's raw law (temperature 1); so temperature and the other cuts are left unset. The feedback is the
-    *untruncated* surprise unless `feedback="renormalised"`, which some ports use and which holds another quantity.
+    This is Mirostat 2.0; the paper's first algorithm, which cuts to k tokens by an estimate of Zipf's exponent, is not
+    here. Reads the model's raw law (temperature 1); so temperature and the other cuts are left unset. The feedback is
+    the *untruncated* surprise unless `feedback="renormalised"`, which some ports use and which holds another quantity.
     Where tau exceeds the model's own entropy nothing is cut and mu would wind up without bound: `freeze` stops the
     update while no token is cut (with `freeze=False`: mean surprise − tau = (mu_1 − mu_{n+1}) / (eta·n), exactly).
 
-    Source: "Mirostat: A Neural Text Decoding Algorithm that Directly Controls Perplexity" (basusourya/mirostat);
-    the freeze is ours.
+    Source: "Mirostat: A Neural Text Decoding Algorithm that Directly Controls Perplexity" (arXiv 2007.14966;
+    basusourya/mirostat); the variant 2.0, as ports of it use; the freeze, on by default, is ours.
     """
 
     tau: float = setting(3.0, gt=0, le=20, unit="bits", help="surprise to hold")

@@ -22,9 +22,9 @@ __all__ = ["CopySpec", "find_copy"]
 class CopySpec(Drafter):
     """If the last `gram` tokens occurred before, draft what followed them there; else draft nothing.
 
-    Costs no forward pass and keeps no memory: the copy is a function of the tokens alone. Nodes are POINT.
-    Source: "CopySpec: Accelerating LLMs with Speculative Copy-and-Paste Without Compromising Quality"
-    (RazvanDu/CopySpec). Departures: the latest occurrence by default (theirs: the first), and at temperature > 0 the
+    Costs no forward pass and keeps no memory: the copy is a function of the tokens alone. Nodes are POINT. Source:
+    "CopySpec: Accelerating LLMs with Speculative Copy-and-Paste Without Compromising Quality" (arXiv 2502.08923;
+    RazvanDu/CopySpec). Departures: the latest occurrence by default (theirs: the first), and at temperature > 0 the
     verifier's exact test (theirs compares the filtered probability with 1, which accepts at temperature 0 only).
     """
 

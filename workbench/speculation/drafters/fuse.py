@@ -33,8 +33,8 @@ class Fuse(Drafter):
     draws from laws stays as it is, and the other is grafted on as POINT nodes behind them: a draw must never give way
     to a copy of it. If laws are known at the root, grafts begin with one of its `likeliest` tokens, the most probable
     first. Grafts add at most `share` of the shape's nodes. A node that both proposed names both. At temperature > 0,
-    draws of a second drafter with laws count as POINT.
-    Source: "RASD: Retrieval-Augmented Speculative Decoding" (`likeliest` and `share` are reconstructed).
+    draws of a second drafter with laws count as POINT. Source: "RASD: Retrieval-Augmented Speculative Decoding" (arXiv
+    2503.03434) (`likeliest` and `share` are reconstructed).
     """
 
     first: Drafter = setting(factory=CopySpec, family="drafter", help="follows the decoder's shape")

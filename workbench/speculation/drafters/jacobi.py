@@ -28,11 +28,11 @@ class Jacobi(RowDrafter):
 
     After a rejection the laws behind the rejected token stay, though they saw a token that is gone; behind them the
     window is filled from the uniform law. Each token is DIST, drawn from the row stored with it and tested once. At
-    temperature 0 this is Jacobi decoding. Text gains little by it.
-    Sources: "Accelerating Auto-regressive Text-to-Image Generation with Training-free Speculative Jacobi Decoding"
-    (tyshiwo1/Accelerating-T2I-AR-with-SJD); "Accelerating Transformer Inference for Translation via Parallel Decoding".
-    Departure: where the whole window stands, the target's own token is added (theirs: none). With `fill` = last the
-    window is filled from its last law. The default window is of 8 (theirs: 16).
+    temperature 0 this is Jacobi decoding. Text gains little by it. Sources: "Accelerating Auto-regressive Text-to-Image
+    Generation with Training-free Speculative Jacobi Decoding" (arXiv 2410.01699;
+    tyshiwo1/Accelerating-T2I-AR-with-SJD); "Accelerating Transformer Inference for Translation via Parallel Decoding"
+    (arXiv 2305.10427). Departure: where the whole window stands, the target's own token is added (theirs: none). With
+    `fill` = last the window is filled from its last law. The default window is of 8 (theirs: 16).
     """
 
     fill: str = setting("uniform", choices=("uniform", "last"), help="the law of positions that no pass has seen")

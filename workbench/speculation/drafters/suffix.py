@@ -30,8 +30,9 @@ class SuffixRetrieval(Drafter):
 
     The longer of the two endings wins; where they are alike both are used. A short ending promises little, so a draft
     goes at most `factor` times its length ahead. The corpus is read once per process and indexed by a suffix array over
-    the reversed text. Nodes are POINT. Sources: "REST: Retrieval-Based Speculative Decoding" (FasterDecoding/REST);
-    the bound by length is that of "SuffixDecoding: Extreme Speculative Decoding for Emerging AI Applications".
+    the reversed text. Nodes are POINT. Sources: "REST: Retrieval-Based Speculative Decoding" (arXiv 2311.08252;
+    FasterDecoding/REST); the bound by length is that of "SuffixDecoding: Extreme Speculative Decoding for Emerging AI
+    Applications" (arXiv 2411.04975).
     """
 
     corpus: str = setting("", trust="owner", help="a text file, or a directory of them (empty: the text so far alone)")

@@ -9,7 +9,7 @@ __all__ = ["JudgeHead"]
 class JudgeHead(nn.Module):
     """One linear layer: final hidden states [..., width] -> logits [...] of being a sound continuation.
 
-    Source: "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment".
+    Source: "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment" (arXiv 2501.19309).
     """
 
     def __init__(self, width: int):

@@ -16,10 +16,11 @@ class AdaptiveConfidence(DraftShape):
     """A chain that ends after the first token whose row had its largest probability below a threshold that adapts.
 
     m, a running mean of the rounds' acceptance, is held at `goal`: below it the threshold rises by `step`, above it
-    falls, and stays where all `most` drafts were accepted; both changes are smoothed. Source: "Draft & Verify:
-    Lossless Large Language Model Acceleration via Self-Speculative Decoding" (dilab-zju/self-speculative-decoding).
-    Departure: acceptance is that of tested drafts (theirs: of all drafted), since how many are drafted behind a
-    rejected one depends on tokens that nobody tested, and sampling would then no longer be exact.
+    falls, and stays where all `most` drafts were accepted; both changes are smoothed. Source: "Draft & Verify: Lossless
+    Large Language Model Acceleration via Self-Speculative Decoding" (arXiv 2309.08168;
+    dilab-zju/self-speculative-decoding). Departures: the threshold stays where all `most` drafts were accepted (theirs:
+    where `most` were drafted); acceptance is that of tested drafts (theirs: of all drafted), since how many are drafted
+    behind a rejected one depends on tokens that nobody tested, and sampling would then no longer be exact.
     """
 
     most: int = setting(8, ge=1, le=64, unit="tokens", help="tokens drafted at most")

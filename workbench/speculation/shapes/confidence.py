@@ -14,8 +14,8 @@ __all__ = ["ConfidenceStop"]
 class ConfidenceStop(DraftShape):
     """A chain that ends after the first token whose row had its largest probability below `threshold`.
 
-    The token stays: withdrawing it by its own value would bias the output.
-    Source: "Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting" (Equationliu/Kangaroo).
+    The token stays: withdrawing it by its own value would bias the output. Source: "Kangaroo: Lossless Self-Speculative
+    Decoding via Double Early Exiting" (arXiv 2404.18911; Equationliu/Kangaroo).
     """
 
     most: int = setting(6, ge=1, le=64, unit="tokens", help="tokens drafted at most")

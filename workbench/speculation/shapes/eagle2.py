@@ -21,8 +21,8 @@ class Eagle2(DraftShape):
     Likeliest by the drafter's probability of the whole path, which never rises along it, so what stays is a tree. Nodes
     are chosen by their own value, hence POINT, at any temperature. Under keyed verification probabilities are those
     given the noise that will pick the token. The drafter reads up to width · (depth − 1) nodes, also some that are
-    dropped again. Compare shapes at equal nodes, not at equal depth.
-    Source: "EAGLE-2: Faster Inference of Language Models with Dynamic Draft Trees" (SafeAILab/EAGLE).
+    dropped again. Compare shapes at equal nodes, not at equal depth. Source: "EAGLE-2: Faster Inference of Language
+    Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE).
     """
 
     nodes: int = setting(60, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens that stay")

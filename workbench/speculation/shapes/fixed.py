@@ -13,7 +13,8 @@ __all__ = ["FixedLength", "FixedTree"]
 @register("shape", "fixed")
 @dataclass(frozen=True)
 class FixedLength(DraftShape):
-    """A chain of `length` tokens every round. Source: "Fast Inference from Transformers via Speculative Decoding"."""
+    """A chain of `length` tokens every round. Source: "Fast Inference from Transformers via Speculative Decoding"
+    (arXiv 2211.17192)."""
 
     length: int = setting(4, ge=1, le=64, unit="tokens", help="tokens drafted each round")
 
@@ -31,8 +32,8 @@ class FixedTree(DraftShape):
     """Every node of depth d gets `branching[d]` children, drawn without replacement: RSD-C.
 
     To compare with other shapes, give all the same number of nodes (what the target computes), not the same depth.
-    Source: the constant branching of "Recursive Speculative Decoding: Accelerating LLM Inference via Sampling
-    Without Replacement" (reconstructed from the abstract).
+    Source: the constant branching of "Recursive Speculative Decoding: Accelerating LLM Inference via Sampling Without
+    Replacement" (arXiv 2402.14160; reconstructed from the abstract).
     """
 
     branching: tuple[int, ...] = setting((2, 2, 1, 1), ge=1, le=16, help="children of each node, by depth")

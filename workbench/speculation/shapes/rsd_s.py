@@ -22,11 +22,10 @@ class StochasticBeam(DraftShape):
 
     A node's score is the largest perturbed log-probability below it, so its children's scores are Gumbel draws
     conditioned on their maximum being that score. Siblings are tested in decreasing score, which is their draw order
-    without replacement; sorting them by q instead would bias the output. Each node has noise of its own. Without
-    noise of the drafter's own (temperature 0, keyed verification) it is plain beam search by log-probability (POINT).
-    Compare shapes at equal nodes, not at equal depth. RSD-C is shape `tree`.
-    Source: "Recursive Speculative Decoding: Accelerating LLM Inference via Sampling Without Replacement"
-    (reconstructed from the abstract).
+    without replacement; sorting them by q instead would bias the output. Each node has noise of its own. Without noise
+    of the drafter's own (temperature 0, keyed verification) it is plain beam search by log-probability (POINT). Compare
+    shapes at equal nodes, not at equal depth. RSD-C is shape `tree`. Source: "Recursive Speculative Decoding:
+    Accelerating LLM Inference via Sampling Without Replacement" (arXiv 2402.14160; reconstructed from the abstract).
     """
 
     width: int = setting(3, ge=1, le=16, unit="tokens", help="nodes of a level")

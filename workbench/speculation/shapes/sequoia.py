@@ -27,8 +27,9 @@ class Sequoia(DraftShape):
     p[b], the probability that a node's b-th child is the first of them to be accepted, is measured beforehand; dynamic
     programming over (nodes, levels, children) finds the tree. Children are draws without replacement, by rank, so any
     drafter that branches can follow it. `best_tree` chooses `nodes` and `depth` from measured times. Compare shapes at
-    equal nodes, not at equal depth.
-    Source: "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding" (Infini-AI-Lab/Sequoia).
+    equal nodes, not at equal depth. The default `calibration` was measured at temperature 0 and is used at any: when
+    sampling, "draft_model-sampled" fits better. The default of 12 nodes is small (theirs: 64 and more). Source:
+    "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding" (arXiv 2402.12374; Infini-AI-Lab/Sequoia).
     """
 
     nodes: int = setting(12, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens drafted at most")

@@ -42,7 +42,10 @@ class Keyed(Verifier):
 @register("verifier", "greedy")
 @dataclass(frozen=True)
 class Greedy(Keyed):
-    """Longest match with the argmax; for temperature 0 only. Source: "Blockwise Parallel Decoding"."""
+    """Longest match with the argmax; for temperature 0 only.
+
+    Source: "Blockwise Parallel Decoding for Deep Autoregressive Models" (arXiv 1811.03115).
+    """
 
     def claim(self, sampling: Sampling) -> str:
         return "exact"
@@ -63,7 +66,7 @@ class PointMatch(Verifier):
     Accepts x with probability p(x), whoever chose it: exact for any drafter, and it needs no proposal law; where there
     is one, rejection sampling accepts more. The draws are keyed, apart from those of plain decoding, so drafts that
     were drawn gain nothing by sharing its noise. Source: the sampling verifier of "EAGLE-2: Faster Inference of
-    Language Models with Dynamic Draft Trees" (SafeAILab/EAGLE).
+    Language Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE).
     """
 
     def claim(self, sampling: Sampling) -> str:

@@ -27,8 +27,8 @@ class Rejection(Verifier):
     POINT children are accepted with probability p(x), else p(x) ← 0. A chain is one child per node; at temperature 0
     this is greedy exact match.
 
-    Sources: "Fast Inference from Transformers via Speculative Decoding"; "SpecInfer"; "Sequoia" (without-replacement
-    order, Infini-AI-Lab/Sequoia).
+    Sources: "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192); "SpecInfer"; "Sequoia"
+    (without-replacement order, Infini-AI-Lab/Sequoia).
     """
 
     reason = "ratio"  # why a child that failed was rejected

@@ -24,9 +24,10 @@ class Typical(Verifier):
 
     The text does not follow the target's law: unlikely tokens are never drafted in, likely ones too often. An accepted
     node is `lossy` where the exact test u < p(x) would have rejected it. At temperature 0, where p is a point mass,
-    this is greedy exact match. The last token is plain decoding's keyed draw.
-    Source: "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads" (FasterDecoding/Medusa).
-    Departure: the first token of a round is not forced to the argmax.
+    this is greedy exact match. The last token is plain decoding's keyed draw. Source: "Medusa: Simple LLM Inference
+    Acceleration Framework with Multiple Decoding Heads" (arXiv 2401.10774; FasterDecoding/Medusa). Departures: the
+    first token of a round is not forced to the argmax; p and H are of the law sampled from, cuts included (theirs:
+    temperature alone).
     """
 
     epsilon: float = setting(0.09, ge=0, le=1, help="a token of at least this probability always stands")
