@@ -66,6 +66,8 @@ def start(folder: Path | None = None, port: int = 8888, browser: bool = True) ->
     """Run JupyterLab until it is stopped; returns its exit code."""
     if importlib.util.find_spec("jupyterlab") is None:
         raise Unsupported("jupyterlab is not installed; install it with: pip install jupyterlab")
+    if not 0 < port < 2**16:
+        raise BadInput(f"--port: expected a number in [1, 65535], got {port}")
     folder = notebooks(folder)
     with tempfile.TemporaryDirectory(prefix="workbench-lab-") as settings:
         quiet = Path(settings) / NOTIFICATIONS

@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, prompts_of
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
+from workbench.values import whole
 
 __all__ = ["Arm", "Comparison", "compare", "gap"]
 
@@ -63,6 +64,8 @@ class Comparison:
     ):
         if not prompts or not arms:
             raise BadInput("compare: expected at least one prompt and one arm")
+        if (whole(repeats) or 0) < 1:
+            raise BadInput(f"repeats: expected an integer of at least 1, got {shown(repeats)}")
         self.lm, self.prompts, self.arms = lm, list(prompts), dict(arms)
         self.repeats, self.gaps, self.settings = repeats, gaps, settings
         for prompt in self.prompts:

@@ -47,7 +47,8 @@ class Growth:
         self.name, self.state, self.log, self.depth, self.coupled = name, state, log, depth, coupled
         self.tree = DraftTree([state.pending])
         self.memory = state.memory
-        self.greedy, self.seed = log.settings.sampling.greedy, log.settings.noise_seed
+        self.greedy = log.settings.sampling.greedy
+        self.seed = noise.seed_of_sample(log.settings.seed, getattr(log.settings, "sample", 0))
         self.base = len(state.tokens) - 1  # absolute position of the root
         self.fed: list[int] = []
         self.features: dict[int, torch.Tensor] | None = {} if features else None
