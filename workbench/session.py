@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from workbench import conditions
-from workbench.arguments import one_of, whole
 from workbench.cache import as_stack
 from workbench.decoders import Autoregressive, Decoder, State
 from workbench.engine.loading import Model, as_model
@@ -30,6 +29,7 @@ from workbench.errors import BadInput, shown
 from workbench.provenance import run_event
 from workbench.trace import Recorder, Trace
 from workbench.trace.tables import expand, final, rest
+from workbench.values import bounded, one_of
 
 __all__ = ["Session", "make_settings"]
 
@@ -237,7 +237,7 @@ class Session:
         holds = until if until is None or callable(until) else conditions.parse(until)
         if TEXTS & getattr(holds, "names", frozenset()):
             need_tokenizer(self.lm, "until", holds.text)
-        rounds = None if rounds is None else whole("rounds", rounds, 0)
+        rounds = None if rounds is None else bounded("rounds", rounds, 0)
         self._pause.clear()
         done = 0
         while not self._pause.is_set() and (rounds is None or done < rounds):
@@ -265,7 +265,7 @@ class Session:
     def back(self, steps: int = 1, by: str = "round") -> int:
         """Move the cursor back by rounds or tokens; returns the new cursor. Nothing recorded is lost."""
         one_of("by", by, "round", "token")
-        steps = whole("back", steps, 0, what="a number of steps")
+        steps = bounded("back", steps, 0, what="a number of steps")
         with self._lock:
             target = self._cursor
             if by == "token":
@@ -278,7 +278,7 @@ class Session:
     def jump(self, to: int) -> int:
         """Put the cursor behind the first `to` new tokens (0 to `length`); returns it."""
         with self._lock:
-            to = whole("jump", to, 0, self.length, "a token number")
+            to = bounded("jump", to, 0, self.length, "a token number")
             if to != self._cursor:
                 self._recorder.mark("cursor", {"index": to})
                 self._cursor = to
@@ -312,7 +312,7 @@ class Session:
         decoder = self.decoder if decoder is None else check_decoder(decoder)
         settings = make_settings(self.lm, self.settings, **changes)
         with self._lock:
-            at = self._cursor if at is None else whole("fork", at, 0, self.length, "a token number")
+            at = self._cursor if at is None else bounded("fork", at, 0, self.length, "a token number")
             if at >= settings.max_new_tokens:
                 raise BadInput(
                     f"fork: token {at} lies beyond max_new_tokens={settings.max_new_tokens}; raise it to go on"

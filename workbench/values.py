@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.errors import BadInput, shown
 
-__all__ = ["READERS", "items", "plain", "whole"]
+__all__ = ["READERS", "bounded", "items", "one_of", "plain", "whole"]
 
 LONGEST_LIST = 4096
 
@@ -35,6 +35,21 @@ def whole(value: Any) -> int | None:
     value = plain(value)
     fits = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
     return int(value) if fits else None
+
+
+def bounded(name: str, value: Any, least: int, most: int | None = None, what: str = "a whole number") -> int:
+    """A number of tokens, rounds or steps as an int. BadInput where it is none, or out of bounds."""
+    found = whole(value)
+    if found is None or found < least or (most is not None and found > most):
+        bounds = f"of at least {least}" if most is None else f"in [{least}, {most}]"
+        raise BadInput(f"{name}: expected {what} {bounds}, got {shown(value)}")
+    return found
+
+
+def one_of(name: str, value: Any, *known: str) -> None:
+    """Raise BadInput where a value is none of these texts."""
+    if not isinstance(value, str) or value not in known:
+        raise BadInput(f"{name}: expected {' or '.join(map(repr, known))}, got {shown(value)}")
 
 
 def read_int(choices: tuple, value: Any) -> int | None:
