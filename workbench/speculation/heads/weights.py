@@ -110,9 +110,11 @@ def _load(kind: str, make: Callable[..., Module], weights: str, file: Path, lm: 
 
 
 def _made(make: Callable[..., Module], shape: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Module:
-    """A module with its weights; RuntimeError where they are not its own, before it takes any memory."""
+    """A module with its weights; ValueError where they are not its own, before it takes any memory."""
     with torch.device("meta"):
-        make(**shape).load_state_dict(tensors, assign=True)
+        expected = {name: tensor.shape for name, tensor in make(**shape).state_dict().items()}
+    if expected != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise ValueError("its tensors are not those of its shape")
     module = make(**shape)
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return module
