@@ -83,7 +83,7 @@ def open_trace(visit: Visit, path: str | None) -> tuple:
         raise BadInput(f"the file is larger than {MAX_TRACE // 1_000_000} MB; read it with workbench.Trace.load")
     name = Path(path).name
     try:
-        trace = Trace.load(path)
+        trace = Trace.load(path, limit=MAX_TRACE)  # that of a capsule may be larger than its file
     except WorkbenchError as error:
         raise type(error)(str(error).replace(str(path), name)) from None
     replay = Replay(trace)
