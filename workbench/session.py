@@ -133,10 +133,11 @@ class Session:
     @property
     def text(self) -> str:
         """The new text up to the cursor."""
-        return self.text_from(0) + (rest(final(self._recorder)) if self._cursor == self.length else "")
+        return self.text_from(0) + self.unfinished
 
     def text_from(self, start: int, stop: int | None = None) -> str:
-        """The new text from new token `start` up to `stop`, by default the cursor; for whoever shows it as it grows."""
+        """The new text from new token `start` up to `stop`, by default the cursor, as the tokens stand while the run goes
+        on; for whoever shows it as it grows, and `unfinished` at the end."""
         texts: list[str] = []
         index, stop = self.trace.index, self._cursor if stop is None else stop
         for number in range(index.at(start), min(index.at(stop - 1) + 1, len(index))):
@@ -144,6 +145,11 @@ class Session:
             found = index.event(number).get("tokens", {}).get("text", ())
             texts += found[max(start - before, 0) : stop - before]
         return "".join(texts)
+
+    @property
+    def unfinished(self) -> str:
+        """What the end of the run adds to the last token's text, where the cursor is there: a character cut short."""
+        return rest(final(self._recorder)) if self._cursor == self.length else ""
 
     @property
     def cursor(self) -> int:
@@ -172,7 +178,7 @@ class Session:
 
     def round_at(self, index: int) -> int:
         """The round that produced (or, at the tip, will produce) new token `index`."""
-        return self.trace.index.at(index)
+        return self.trace.index.at(bounded("round_at", index, 0, what="a token number"))
 
     def __repr__(self) -> str:
         where = f", at {self._cursor}" if self._cursor < self.length else ""
@@ -307,8 +313,6 @@ class Session:
 
         Raises BadInput where `at` is outside the record, the text is not one token, or a setting does not fit.
         """
-        if token is not None and (isinstance(token, bool) or not isinstance(token, int | str)):
-            raise BadInput(f"fork: expected the id or the text of one token, got {shown(token)}")
         decoder = self.decoder if decoder is None else check_decoder(decoder)
         settings = make_settings(self.lm, self.settings, **changes)
         with self._lock:

@@ -1,6 +1,7 @@
 """Models that a run needs: loaded before it begins, with a line that says how far, and a way to stop it."""
 
 import contextlib
+import inspect
 import threading
 import time
 
@@ -122,3 +123,4 @@ def test_every_run_waits_for_its_models(app, name):
     events = {fn.api_name: fn for fn in app.fns.values()}
     after, fn = events[f"load_{name}"], events[name]
     assert fn.trigger_after == after._id and fn.trigger_only_on_success
+    assert inspect.isgeneratorfunction(after.fn)

@@ -56,7 +56,7 @@ def test_a_run_that_ends_inside_a_character_shows_it(models, kind, tmp_path):
     goes on, or is branched off there, gives the character itself."""
     lm = models[kind]
     force, lost = ids_of(lm, "aé"), "\ufffd"
-    session = wb.Session(lm, "a", force=force, max_new_tokens=2, out=tmp_path / "run.wb")
+    session = wb.Session(lm, "a", force=force[:2], out=tmp_path / "run.wb")
     events = list(session)
     assert session.text == session.trace.text == "a" + lost == decode(lm.tokenizer, force[:2]).strip()
     assert [t for e in events for t in e["tokens"].get("text", [])] == ["a", lost]

@@ -111,11 +111,14 @@ def test_lack_of_memory_is_one_line_however_a_library_puts_it(error, capsys, mon
     assert main(["list"]) == 2 and "out of memory" in line_of(capsys)
 
 
-def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
+def test_other_errors_are_not_taken_for_lack_of_memory(capsys, monkeypatch):
+    """They are a line that says where, or with the variable set, all of it."""
     def broken(args) -> int:
         raise RuntimeError("something else")
 
     monkeypatch.setitem(commands.COMMANDS, "list", commands.Command("", lambda parser: None, broken))
+    assert main(["list"]) == 2 and "RuntimeError: something else" in line_of(capsys)
+    monkeypatch.setenv("WORKBENCH_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="something else"):
         main(["list"])
 

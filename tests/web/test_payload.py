@@ -126,7 +126,7 @@ def test_what_a_trace_says_of_ids_is_read_on_from_where_it_was(toy, monkeypatch)
     whole = tables.expand
     session.step()
     web.payload(session.trace)
-    monkeypatch.setattr(tables, "expand", lambda event: read.append(event["type"]) or whole(event))
+    monkeypatch.setattr(tables, "expand", lambda event, last=None: read.append(event["type"]) or whole(event, last))
     for step in range(1, 4):
         session.step()
         names = web.payload(session.trace, step)["names"]

@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
         sent = sent if args.json else show_new(session, sent, session.length)
         code = 130
     finally:
-        sent = sent if args.json else show_new(session, sent)  # what the end adds
+        sent = sent if args.json else show_new(session, sent)
         if sent:
-            print(flush=True)
+            print(session.unfinished, flush=True)
     report(session.trace, args)
     return code
 

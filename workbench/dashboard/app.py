@@ -123,8 +123,11 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
 
     def loaded(name: str, status: str = "status"):
         """The event of a button whose run needs the form's models, once they are in memory."""
+        def wait(visit, *values):
+            yield from loading.wait(visit, form, *values)
+
         waited = {"outputs": loading.outputs(parts), "status": status, "limit": MANY, "trigger_mode": "once"}
-        return on(parts[name].click, with_form(loading.wait), settings, api_name=f"load_{name}", **waited).success
+        return on(parts[name].click, wait, settings, api_name=f"load_{name}", **waited).success
 
     on(loaded("start"), with_form(transport.start), settings, api_name="start")
     on(loaded("go"), with_form(transport.go, 3), [*pace, *settings], api_name="go")

@@ -11,8 +11,9 @@ from workbench.headline import headline
 from workbench.trace import Trace
 from workbench.trace.schema import TABLES
 
-__all__ = ["attempt", "limit", "open_file"]
+__all__ = ["MAX_TRACE", "attempt", "limit", "open_file"]
 
+MAX_TRACE = 16_000_000  # bytes of a file that may be opened, and of the trace in a capsule
 CPU_S, WALL_S = 10, 60  # seconds of the processor, and by the clock, that a file may take
 MEMORY = 2 << 30  # bytes of address space
 FAILED, REFUSED = 1, 3  # exit status of a script that raised, and where the line on stderr says why
@@ -37,13 +38,13 @@ def open_file(path: Path) -> Trace:
         raise BadTrace(tried.stderr.strip().replace(str(path), path.name))
     if tried.returncode:
         raise BadTrace(f"{path.name} {DAMAGED if tried.returncode == FAILED else HEAVY}")
-    return Trace.load(path)
+    return Trace.load(path, MAX_TRACE)
 
 
 def attempt(path: str) -> int:
     """In the process that may be killed: make of the file what the page shows first; returns the exit status."""
     try:
-        trace = Trace.load(path)
+        trace = Trace.load(path, MAX_TRACE)
         for name in TABLES:
             getattr(trace, name)
         headline(trace)

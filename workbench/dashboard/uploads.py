@@ -20,12 +20,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from workbench.dashboard.opening import MAX_TRACE
 from workbench.dashboard.pages import Refused, client_of
 
 __all__ = ["MAX_TRACE", "ROUTES", "UPLOADS", "Uploads"]
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a form that is none is the visitor's to hear of
-MAX_TRACE = 16_000_000  # bytes of a trace or capsule that may be opened
 FORM = 64_000  # bytes of a form around it
 MOST, WAITING_S = 4, 60.0  # files of a visitor that were not opened yet, and how long they may wait for it
 

@@ -18,7 +18,7 @@ from workbench.trace.schema import DERIVED, EVENTS, KEYS, NAMES, TABLES, Column
 __all__ = ["Door"]
 
 Event = dict[str, Any]
-CELLS, FREE = 8, 2**22  # cells of tables for a byte of the file, and those that any file may have
+CELLS, FREE = 16, 2**21  # cells of tables for a byte of the file, and those that any file may have
 LISTED = 4096  # what a round may count beyond the bytes of its line
 COUNTED = ("drafted", "accepted", "emitted", "depth")
 NAMED = 100  # lines that are named one by one where they had to be dropped

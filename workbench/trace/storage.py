@@ -45,17 +45,20 @@ def write(path: str | Path, events: list[dict[str, Any]]) -> None:
     write_whole(path, b"".join(map(encode, list(events))))
 
 
-def read(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read(path: str | Path, limit: int | None = None) -> tuple[list[dict[str, Any]], list[str]]:
     """The events of a trace file (or of the one in a capsule) and one line about each thing that had to be dropped.
 
-    What is in keeps to the schema (`workbench.trace.door`), and costs what the bytes of the file allow.
+    What is in keeps to the schema (`workbench.trace.door`), and costs what the bytes of the file allow. limit: the most
+    bytes that a trace may have, unpacked.
 
     Raises BadInput where there is no such file, BadTrace where it is no trace or follows a newer schema.
     """
     path = Path(path)
     with _opened(path) as file:
         begins = _begin(file)
-        content = io.BytesIO(_unwrap(file.read(), path)) if begins == b"<" else file
+        if limit is not None and path.stat().st_size > limit:
+            raise BadInput(f"{path} has more than {limit:,} bytes, the most that a trace may have here")
+        content = io.BytesIO(_unwrap(file.read(), path, limit)) if begins == b"<" else file
         return _events(content if begins in (b"<", b"{") else (), path)
 
 
@@ -119,26 +122,23 @@ def _events(lines: Iterable[bytes], path: Path) -> tuple[list[dict[str, Any]], l
     return door.log, door.dropped
 
 
-def _unwrap(page: bytes, path: Path) -> bytes:
+def _unwrap(page: bytes, path: Path, limit: int | None) -> bytes:
     """The trace file inside a capsule, however a browser wrote the page again.
 
     A trace is seldom larger than its page, and never `SWELL` times as large; what claims to be is no capsule.
     """
+    most = min(SWELL * len(page), SWELL * len(page) if limit is None else limit)
+    stream = zlib.decompressobj(wbits=31)  # gzip
     try:
         packed = base64.b64decode(b"".join(_script(page).split()), validate=True)
-        most = SWELL * len(page)
-        stream = zlib.decompressobj(wbits=31)  # gzip
-        content = stream.decompress(packed, most)
-        if not stream.eof:
-            large = (
-                f"its trace is larger than {SWELL} times the page" if len(content) == most else "its trace is cut off"
-            )
-            raise BadTrace(f"{path} is no capsule: {large}")
-        return content
-    except (ValueError, zlib.error) as error:
-        if isinstance(error, BadTrace):
-            raise
+        content = stream.decompress(packed, most + 1)
+    except (ValueError, zlib.error):
         raise BadTrace(f"{path} holds no readable trace: expected an HTML file that trace.capsule wrote") from None
+    if len(content) > most:
+        raise BadTrace(f"{path} is refused: its trace is larger than {most:,} bytes, the most that one may have here")
+    if not stream.eof:
+        raise BadTrace(f"{path} holds no readable trace: it is cut off")
+    return content
 
 
 def _script(page: bytes) -> bytes:

@@ -52,12 +52,12 @@ class Trace:
         self._tables: dict[str, tuple[int, pd.DataFrame]] = {}
 
     @classmethod
-    def load(cls, path: str | Path) -> "Trace":
-        """Read a trace file or a capsule; see `dropped`.
+    def load(cls, path: str | Path, limit: int | None = None) -> "Trace":
+        """Read a trace file or a capsule; see `dropped`. limit: the most bytes that a trace may have, unpacked.
 
         BadInput where there is none, BadTrace where it is no trace or too new.
         """
-        return cls(*storage.read(path))
+        return cls(*storage.read(path, limit))
 
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON lines, all or nothing, and press it onto the disk; conventionally `run.wb`.

@@ -10,7 +10,7 @@ import pytest
 from tests.hostile.traces import exercise, honest, uses
 from workbench.dashboard.run import Replay
 from workbench.trace import Trace, schema
-from workbench.trace.door import FREE, NAMED, Door
+from workbench.trace.door import CELLS, FREE, NAMED, Door
 from workbench.views.slots import last_round
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.wb"))
@@ -236,7 +236,7 @@ def test_tables_have_as_many_cells_as_the_bytes_allow(tmp_path):
     kept = sum("cache" in event for event in trace.log)
     width = len(schema.TABLES["bits"])
     assert len(trace.rounds) == 200 and 0 < kept < 200
-    assert (kept - 1) * 80 * 64 * width < FREE + 8 * path.stat().st_size < (kept + 2) * 80 * 64 * width * 2
+    assert (kept - 1) * 80 * 64 * width < FREE + CELLS * path.stat().st_size < (kept + 2) * 80 * 64 * width * 2
 
 
 def test_views_and_the_app_find_the_rounds_of_a_trace_that_lacks_some(tmp_path):

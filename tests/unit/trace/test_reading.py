@@ -81,6 +81,16 @@ def test_a_capsule_holds_at_most_so_many_times_its_own_bytes(pages, tmp_path):
     assert peak < 20 * path.stat().st_size and "\n" not in str(error.value)
 
 
+def test_the_app_takes_no_more_trace_than_it_says(pages, tmp_path):
+    """A capsule of 16 MB may hold a trace of 100 MB; the app's limit is one of the trace."""
+    _, lines, page = pages
+    for name, content in (("run.wb", lines), ("run.html", page)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises((BadInput, BadTrace), match="the most that"):
+            Trace.load(tmp_path / name, limit=len(lines) - 1)
+    assert Trace.load(tmp_path / "run.wb", limit=len(lines)).log
+
+
 def test_a_cut_or_empty_capsule_is_refused_in_one_line(pages, tmp_path):
     _, lines, page = pages
     cut = re.sub(rb'(id="workbench-trace">[^<]{400})[^<]*', rb"\1", page)
