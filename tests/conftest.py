@@ -11,6 +11,7 @@ from tests.kernels.interpreter import hurry
 
 TOY, TOY_DRAFT = "toy-target", "toy-draft"
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+PATIENCE = 120_000  # ms
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -45,12 +46,12 @@ def toy():
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A headless Chromium."""
+    """A headless Chromium. It starts, and its pages wait, for as long as a busy machine takes."""
     if CHROMIUM is None:
         pytest.skip("no Chromium here; install one, or name it in CHROMIUM")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS), timeout=PATIENCE)
         yield browser
         browser.close()

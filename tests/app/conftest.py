@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.app.visitor import Visitor
+from tests.conftest import PATIENCE
 from workbench import declare
 
 
@@ -113,11 +114,12 @@ def open_page(chromium, served):
     def open_(width: int = 1400, height: int = 900, at: str = served):
         context = chromium.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         page = context.new_page()
+        page.set_default_timeout(PATIENCE)
         seen = SimpleNamespace(context=context, own=at, requests=[], errors=[])
         page.on("request", lambda request: seen.requests.append(request.url))
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.goto(at)
-        page.wait_for_selector("#start:not([disabled])", timeout=120_000)
+        page.wait_for_selector("#start:not([disabled])", timeout=PATIENCE)
         pages.append(seen)
         return page
 

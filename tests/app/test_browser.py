@@ -5,6 +5,7 @@ import json
 import pytest
 from playwright.sync_api import TimeoutError
 
+from tests.conftest import PATIENCE
 from workbench.trace import Trace
 
 pytestmark = pytest.mark.browser
@@ -24,7 +25,6 @@ SETTLED = f"""() => {{
 }}"""  # the strip, which is drawn by itself, stands where the status line says
 TAKEN = """tokens => [document.querySelector("input[type=range][max='512']"),
   document.querySelector("input[aria-label='number input for max new tokens']")].every(one => one?.value === tokens)"""
-PATIENCE = 120_000  # ms; waits end as soon as what they wait for is there
 
 
 def start(page, tokens: int = 24, button: str = "#start") -> None:

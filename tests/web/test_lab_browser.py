@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 from playwright.sync_api import TimeoutError
 
+from tests.conftest import PATIENCE
+
 pytestmark = pytest.mark.browser
 TOKEN = ".wb-token[role=option]"
 STARTED = "n => document.querySelectorAll('.jp-CodeCell')[n].querySelector('.jp-InputPrompt').innerText !== '[ ]:'"
-PATIENCE = 120_000  # ms; waits end as soon as what they wait for is there
 CELLS = (
     "import gc, weakref\n"
     "import workbench as wb\n"
@@ -92,6 +93,7 @@ def holds(page, condition: str, value=None) -> None:
 
 def test_the_widget_lives_in_its_cell_is_driven_by_keyboard_and_is_freed(chromium, lab):
     context = chromium.new_context(viewport={"width": 1280, "height": 1100})
+    context.set_default_timeout(PATIENCE)
     page, asked, errors = context.new_page(), [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("websocket", lambda channel: asked.append(channel.url.replace("ws://", "http://")))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import workbench as wb
+from tests.conftest import PATIENCE
 from workbench import web
 
 pytestmark = pytest.mark.browser
@@ -27,12 +28,13 @@ def look(chromium):
 
     def open_(path, width=1400, height=1000, **options):
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
+        context.set_default_timeout(PATIENCE)
         page, seen = context.new_page(), SimpleNamespace(context=context, requests=[], errors=[], own=path.as_uri())
         page.on("request", lambda request: seen.requests.append(request.url))
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.on("console", lambda line: line.type == "error" and seen.errors.append(line.text))
         page.goto(seen.own)
-        page.wait_for_selector(".wb-view", timeout=120_000)
+        page.wait_for_selector(".wb-view")
         opened.append(seen)
         return page
 
