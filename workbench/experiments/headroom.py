@@ -9,6 +9,7 @@ and the next maintenance of the cache end them, as in a run.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -220,7 +221,7 @@ def _refuse(trace: Trace) -> None:
             f"headroom: holds no laws of a drafter to replay: decoded by {described.get('name')!r}; expected a run of "
             "'speculative'"
         )
-    decoder = from_dict(described)
+    decoder = _member(described)
     drafter, shape, verifier = decoder.drafter, decoder.shape, decoder.verifier
     sampled = (run.get("sampling") or {}).get("temperature")
     if (sampled and verifier.declared_name != "keyed") or run.get("claim") not in ("exact", "seed"):
@@ -241,17 +242,26 @@ def _refuse(trace: Trace) -> None:
         )
 
 
+def _member(described: dict) -> Any:
+    """The decoder or cache that a run event describes."""
+    try:
+        return from_dict(described)
+    except (AttributeError, KeyError, TypeError):
+        raise BadInput("headroom: the trace does not say how it was decoded; record the run anew") from None
+
+
 def _depths(trace: Trace, first: int, count: int) -> list[int]:
     """How many levels a round may draft where it begins at each new token: as `Speculative.round` caps them, by the
     contexts of the models and the next maintenance of the target's cache; `first`: tokens of the prompt."""
     run = trace.run
     contexts = {model.get("role"): model.get("context") for model in run.get("models") or ()}
-    if not all(isinstance(size, int) for size in (contexts.get("target"), contexts.get("draft", 0))):
+    target, draft = contexts.get("target"), contexts.get("draft", 2**30)
+    if not isinstance(target, int) or not isinstance(draft, int):
         raise BadInput("headroom: the trace does not tell the contexts of its models; record the run anew")
-    stack = from_dict(run["cache"]) if run.get("cache") else None
+    stack = _member(run["cache"]) if run.get("cache") else None
     depths = []
     for length in range(first, first + count):
-        caps = [MAX_NODES, contexts["target"] - length - 1, contexts.get("draft", 2**30) - length]
+        caps = [MAX_NODES, target - length - 1, draft - length]
         at = stack.next(length - 1, first) if stack else None
         if at is not None:
             caps.append(at - length)

@@ -158,7 +158,7 @@ def lossless(
         return Verdict(**facts)
     found, note, depth = _compared(lm, decoder, ids, warm)
     if found == "exact":
-        return Verdict(**facts, sampled="seed", sampled_note=f"{note}, seed by seed")
+        return Verdict(**facts, sampled="seed", sampled_note=note)
     if found == "numeric" and facts["claim_sampled"] == "seed":
         return Verdict(**facts, sampled="numeric", sampled_note=note)
     counted = _counted(lm, decoder, ids[0][-BEGINNING:], warm, runs, max(deepest, depth), progress)
@@ -200,6 +200,7 @@ def _compared(
         if not tie:
             break
     texts = f"{len(prompts)} of {len(prompts)} texts of {settings.max_new_tokens} tokens equal plain decoding's"
+    texts += "" if settings.sampling.greedy else ", seed by seed"
     sure = f" (95% sure that fewer than {min(1, 3 / max(1, equal)):.1%} of the tokens differ)"
     return verdict, note or texts + sure, deepest
 
@@ -284,9 +285,9 @@ def _counted(
     n = len(places.runs)
     note = (
         f"{n} runs of {cut.max_new_tokens} tokens over the {width} likeliest, {whole.cells} texts: "
-        f"p = {whole.p_value:.2g}, total variation {whole.tv:.3f} (noise alone {whole.noise:.3f}, from "
-        f"{whole.detectable:.2f} on it shows), KL {whole.kl:.3f} nats; {n} runs of {length} tokens uncut: "
-        f"p = {ranks.p_value:.2g}, from {ranks.detectable:.2f} on at any place it shows"
+        f"p = {whole.p_value:.2g}, total variation {whole.tv:.3f} (noise alone {whole.noise:.3f}, "
+        f"{_shows(whole)}), KL {whole.kl:.3f} nats; {n} runs of {length} tokens uncut: "
+        f"p = {ranks.p_value:.2g} ({_shows(ranks)} at any place)"
     )
     return {
         "sampled": "distribution" if min(whole.p_value, ranks.p_value) > one else "lossy",
@@ -306,6 +307,12 @@ def _counted(
         "uncut_tv": ranks.tv,
         "uncut_tv_detectable": ranks.detectable,
     }
+
+
+def _shows(found: Found) -> str:
+    if found.detectable >= 1:
+        return "too few runs to be sure of a difference"
+    return f"from {found.detectable:.2f} on it shows"
 
 
 def _last(law: Law) -> Law:
