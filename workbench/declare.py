@@ -132,7 +132,9 @@ def check(owner: str, entry: Field, value: Any) -> Any:
     if entry.kind == "member":
         return _member(where, entry, value)
     if entry.kind == "list":
-        return tuple(check(owner, dataclasses.replace(entry, kind="int"), item) for item in items(where, value))
+        return tuple(
+            check(owner, dataclasses.replace(entry, kind="int", optional=False), item) for item in items(where, value)
+        )
     read, wanted = READERS[entry.kind]
     found = read(entry.choices, plain(value))
     if found is None:

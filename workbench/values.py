@@ -13,16 +13,16 @@ __all__ = ["READERS", "bounded", "items", "one_of", "plain", "whole"]
 LONGEST_LIST = 4096
 
 
-def items(where: str, value: Any) -> list:
-    """The items of a list, tuple, range or array of one dimension."""
+def items(where: str, value: Any, wanted: str = "a list of integers", most: int = LONGEST_LIST) -> list:
+    """The items of a list, tuple, range or array of one dimension, at most so many: a range may be endless."""
     if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, list | tuple | range):
-        raise BadInput(f"{where}: expected a list of integers, got {shown(value)}")
-    items = list(value[: LONGEST_LIST + 1])
-    if len(items) > LONGEST_LIST:
-        raise BadInput(f"{where}: expected at most {LONGEST_LIST} integers, got more")
-    return items
+        raise BadInput(f"{where}: expected {wanted}, got {shown(value)}")
+    found = list(value[: most + 1])
+    if len(found) > most:
+        raise BadInput(f"{where}: expected {wanted}, of at most {most} entries, got {shown(value)}")
+    return found
 
 
 def plain(value: Any) -> Any:

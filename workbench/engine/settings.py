@@ -11,11 +11,12 @@ import torch
 from workbench.engine.noise import seed_of_sample
 from workbench.engine.sampling import Sampling, name_of
 from workbench.errors import BadInput, shown
-from workbench.values import whole
+from workbench.values import items, whole
 
 __all__ = ["LEVELS", "Settings", "holds", "read_force", "refuse_stateful"]
 
 LEVELS = ("off", "default", "full")
+MANY = 2**20  # ids in a list: more than any context
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,7 @@ def _read_stop(stop: Any) -> tuple[str | Callable, ...]:
 
 
 def _read_eos(ids: Any) -> frozenset[int]:
-    listed = isinstance(ids, Sequence | Set) and not isinstance(ids, str | bytes | bytearray)
-    found = [whole(i) for i in ids] if listed else [None]
+    found = [whole(i) for i in (ids if isinstance(ids, Set) else items("eos_ids", ids, "token ids", MANY))]
     if None in found or min(found, default=0) < 0:
         raise BadInput(f"eos_ids: expected token ids, got {shown(ids)}")
     return frozenset(found)
@@ -104,12 +104,8 @@ def read_force(force: Any, vocab_size: int | None = None, limit: int | None = No
     """
     if force is None:
         return {}
-    if getattr(force, "ndim", None) == 1 and hasattr(force, "tolist"):
-        force = force.tolist()
     if not isinstance(force, Mapping):
-        if not isinstance(force, Sequence) or isinstance(force, str | bytes | bytearray):
-            raise BadInput(f"force: expected a list of token ids, or {{index: id}}, got {shown(force)}")
-        force = dict(enumerate(force if limit is None else force[: limit + 1]))
+        force = dict(enumerate(items("force", force, "a list of token ids, or {index: id}", MANY)))
     read: dict[int, int] = {}
     for given, token in force.items():
         index, number = whole(given), whole(token)
