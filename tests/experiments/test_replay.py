@@ -6,7 +6,7 @@ import torch
 import workbench as wb
 from tests.speculation.tiny import tiny_heads, tiny_target
 from tests.table import DRAFTERS
-from workbench.dashboard.figures import headroom_of
+from workbench.dashboard.figures import _made
 from workbench.declare import to_dict
 from workbench.errors import BadInput
 from workbench.trace import Recorder
@@ -104,7 +104,9 @@ def test_what_replay_would_get_wrong_is_refused_in_one_line_in_the_app_too(decod
     trace = recorded(decoder, **more)
     with pytest.raises(BadInput, match=words) as refused:
         wb.headroom(trace)
-    assert "\n" not in str(refused.value) and description(headroom_of(trace, None)) == str(refused.value)
+    assert "\n" not in str(refused.value) and [
+        description(one) for one in _made("headroom of other drafts", trace, None, None)
+    ] == [str(refused.value)]
 
 
 def test_a_law_that_is_missing_is_not_taken_for_a_miss(target, drafters):

@@ -110,7 +110,7 @@ def test_far_more_steps_back_than_there_are_end_at_the_start():
     one.run()
     assert one.back(10**9) == 0
     one.jump(6)
-    assert one.back(10**5000, by="token") == 0
+    assert one.back(2**62, by="token") == 0
     one.jump(np.int64(6))
     assert one.back(np.int64(2)) == 4 == one.cursor and one.run(rounds=np.int64(0)) is None
 

@@ -14,6 +14,7 @@ from workbench import web
 from workbench.errors import BadTrace
 from workbench.trace import Trace, tables
 from workbench.trace.schema import TABLES
+from workbench.web import data as sent
 from workbench.web.data import COLUMNS, SIGNALS
 
 
@@ -123,14 +124,14 @@ def test_a_delta_costs_its_own_rounds_only(tree, monkeypatch):
 def test_what_a_trace_says_of_ids_is_read_on_from_where_it_was(toy, monkeypatch):
     session = wb.Session(toy, [0, 1], max_new_tokens=6)
     read = []
-    whole = tables.expand
+    whole = sent.unpack
     session.step()
     web.payload(session.trace)
-    monkeypatch.setattr(tables, "expand", lambda event, last=None: read.append(event["type"]) or whole(event, last))
+    monkeypatch.setattr(sent, "unpack", lambda group, packed: read.append(group) or whole(group, packed))
     for step in range(1, 4):
         session.step()
         names = web.payload(session.trace, step)["names"]
-        assert read == ["round"] and names
+        assert read == ["drafts", "tokens", "prompt"] and names
         read.clear()
 
 
