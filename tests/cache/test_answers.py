@@ -10,18 +10,17 @@ from tests.cache.conftest import feed
 from workbench.bits.base import Quantizer
 from workbench.cache import as_stack
 from workbench.cache.policies.base import CachePolicy
-from workbench.declare import register
 from workbench.errors import BadInput
 
 LENGTH, N = 8, 8
 EVENLY = torch.tensor([[0, 2, 4, 6, 7]] * 2)
 
 
-@register("policy", "test-answering")
 @dataclass(frozen=True)
 class Answering(CachePolicy):
     """Answers what it is told to."""
 
+    declared_name = "test-answering"
     interval = LENGTH
     answer = None
 
@@ -84,9 +83,9 @@ def test_a_maintenance_in_the_past_is_refused_before_any_work(small, monkeypatch
         wb.decode(small, [1] * LENGTH, cache=Answering(), max_new_tokens=2)
 
 
-@register("quantizer", "test-widths")
 @dataclass(frozen=True)
 class Widths(Quantizer):
+    declared_name = "test-widths"
     residual: int = 32
     on_device: int | None = None
     answer = (4, 4)

@@ -6,7 +6,6 @@ import pytest
 
 import workbench as wb
 from tests.decoders.quick_toy import QuickToy
-from workbench.declare import register
 from workbench.experiments.counting import detectable, p_value
 from workbench.speculation.tree import POINT, DraftTree
 from workbench.speculation.verifiers import Rejection
@@ -77,6 +76,8 @@ class Stale(Plain):
 class Deep(Rejection):
     """When sampling, drafts of depth four and more stand untested."""
 
+    declared_name = "deep"
+
     def verify(self, law, tree, position, seed, choose):
         outcome = super().verify(law, tree, position, seed, choose)
         if law.greedy or len(outcome.path) < 3 or len(tree) < 5:
@@ -90,16 +91,14 @@ class Deep(Rejection):
 class Oracle(wb.Drafter):
     """Drafts what the toy likes best, three times, and then what it likes least."""
 
+    declared_name = "oracle"
+
     def propose(self, state, log, shape, depth, coupled):
         tree = DraftTree([state.pending])
         for node in range(min(depth, 6)):
             law = TOY.law([*state.tokens, *tree.tokens[1:]])
             tree.add(node, int(law.argmax() if node < 3 else law.argmin()), POINT, None, "oracle")
         return tree
-
-
-register("verifier", "test-deep")(Deep)
-register("drafter", "test-oracle")(Oracle)
 
 
 def test_an_honest_decoder_passes_and_the_verdict_says_what_was_covered():
