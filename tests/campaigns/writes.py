@@ -98,11 +98,17 @@ def every_write(arm: str, folder: Path, fault: str, stride: int = 1) -> int:
         at += stride
 
 
-def every_byte(arm: str, folder: Path, stride: int = 1) -> int:
-    """The disk is full at every byte of the fifth round's line; returns how many bytes were tried."""
+def every_byte(arm: str, folder: Path, stride: int = 0) -> int:
+    """The disk is full at every byte of the fifth round's lines; returns how many bytes were tried.
+
+    stride: 0 tries some 1000 places where they are long, as at level `full`.
+    """
     path, tried, room = folder / "run.wb", 0, 0
     one = session(arm, ROUNDS, out=path)
-    one.run(rounds=4)
+    one.run(rounds=3)
+    size = path.stat().st_size
+    one.run(rounds=1)
+    stride = stride or 1 + (path.stat().st_size - size) // 1000
     before = path.read_bytes()
 
     def write(fd: int, content: bytes) -> int:
