@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
+import workbench as wb
 from tests.app.test_transport import refused
 from workbench.dashboard import meter, opening, trial, uploads
 from workbench.dashboard import run as runs
@@ -88,22 +89,32 @@ def test_a_visitor_has_a_part_of_the_turns_and_the_owner_all(turns, monkeypatch)
         runs.take_turn()
 
 
-def test_a_run_and_a_visitor_have_so_much_time(visitor, turns, monkeypatch):
-    visitor.start(tokens=400)
-    VISITS[visitor.name].client = "somebody"
+def test_a_run_and_a_visitor_have_so_much_time(turns, monkeypatch):
     monkeypatch.setattr(runs, "RUN_S", 0.0)
-    visitor.fire("play")
-    visitor.watch()
-    assert visitor.status == runs.LONG and 0 < visitor.cursor < 400
+    worker = runs.Worker(Endless(), "round", pace=0.0, who="somebody")
+    worker.start()
+    worker.join(60)
+    assert worker.error == runs.LONG and worker.branch.steps == 1
     monkeypatch.setattr(runs, "VISITOR_S", 0.0)
-    assert refused(visitor, "play").startswith("your runs took")
+    with pytest.raises(BadInput, match="your runs took"):
+        runs.take_turn("somebody")
+    runs.take_turn("another")
+    runs.give_turn("another")
     monkeypatch.setattr(runs, "WINDOW_S", -120.0)  # as if that was long ago
+    runs.take_turn("somebody")
+    runs.give_turn("somebody")
+    owner = runs.Turn("")  # whose own machine it is
+    owner.take()
+    assert owner.over is False
+    owner.give()
+
+
+def test_what_a_page_decodes_is_its_visitor_s(visitor):
+    visitor.start(tokens=2)
+    VISITS[visitor.name].client = "somebody"
     visitor.fire("play")
+    assert VISITS[visitor.name].worker.turn.who == "somebody"
     visitor.watch()
-    VISITS[visitor.name].client = ""  # the owner, whose own machine it is
-    visitor.fire("play")
-    assert VISITS[visitor.name].worker.turn.over is False
-    visitor.fire("pause")
 
 
 def test_a_comparison_and_a_measurement_end_when_their_time_is_over(turns, monkeypatch):
@@ -175,26 +186,28 @@ def test_too_large_an_upload_is_refused_before_it_is_read(handed):
 META = {"meta": {"_type": "gradio.FileData"}}
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        {"path": "http://evil.example/x.wb"}, {"path": "https://169.254.169.254/x.wb", "url": "https://evil.example/"},
-        {"path": "/etc/passwd"}, {"path": "/etc/passwd", "url": "http://evil.example/"}, {"url": "http://evil.example/"},
-        {"path": None, "url": "http://evil.example/x.wb"}, {"path": "x.wb", "is_stream": True}, {"path": 3},
-    ],
+FILES = (
+    {"path": "http://evil.example/x.wb"}, {"path": "https://169.254.169.254/x.wb", "url": "https://evil.example/"},
+    {"path": "/etc/passwd"}, {"path": "/etc/passwd", "url": "http://evil.example/"}, {"url": "http://evil.example/"},
+    {"path": None, "url": "http://evil.example/x.wb"}, {"path": "x.wb", "is_stream": True}, {"path": 3},
 )  # fmt: skip
-@pytest.mark.parametrize("place", ["open", "prompt", "typed", "branches"])
-def test_a_file_that_was_not_handed_in_is_refused_without_a_look_up(visitor, monkeypatch, file, place):
+
+
+@pytest.mark.parametrize(
+    ("place", "event"), [("open", "open"), ("prompt", "start"), ("typed", "fork"), ("branches", "branch")]
+)
+def test_a_file_that_was_not_handed_in_is_refused_without_a_look_up(visitor, monkeypatch, place, event):
     """Gradio resolves whatever address stands for a file, in any control, and asks a server elsewhere about it."""
     asked = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *values, **more: asked.append(values))
     real = Path.stat
     monkeypatch.setattr(Path, "stat", lambda path, **more: (asked.append(str(path)), real(path, **more))[1])
-    for value in ({**file, **META}, [{**file, **META}], {"value": {"deep": [{**file, **META}]}}):
-        visitor.set(place, value)
-        with pytest.raises(gr.Error) as error:
-            visitor.fire({"open": "open", "prompt": "start", "typed": "fork", "branches": "branch"}[place])
-        assert error.value.message == FILE
+    for file in FILES:
+        for value in ({**file, **META}, [{**file, **META}], {"value": {"deep": [{**file, **META}]}}):
+            visitor.set(place, value)
+            with pytest.raises(gr.Error) as error:
+                visitor.fire(event)
+            assert error.value.message == FILE
     assert not [one for one in asked if "evil" in str(one) or "passwd" in str(one) or "169" in str(one)]
 
 
@@ -205,17 +218,18 @@ def test_what_no_page_sends_is_refused(value):
     assert error.value.message == UNFIT
 
 
-def test_a_file_handed_in_is_opened_and_gone(visitor):
-    visitor.start(tokens=3).step()
-    folder = UPLOADS.make_room("somebody", 10_000)
-    VISITS[visitor.name].branch.trace.save(folder / "run.wb")
-    visitor.set("open", {"path": str(folder / "run.wb"), "url": "http://evil.example/", **META})
-    visitor.fire("open")
-    assert visitor.status.startswith("Opened run.wb: 1 tokens") and not folder.exists()
-    folder = UPLOADS.make_room("somebody", 10_000)
-    (folder / "run.wb").write_text("nothing")
-    visitor.set("open", {"path": str(folder / "run.wb"), **META})
-    assert "run.wb" in refused(visitor, "open") and not folder.exists()
+def test_a_file_handed_in_is_opened_and_gone(visitor, toy):
+    """Through the control, as a page hands it in; also where it cannot be opened."""
+    trace = wb.decode(toy, [0, 1], max_new_tokens=3)
+    for text, line in ((None, "Opened run.wb: 3 tokens"), ("nothing", "run.wb")):
+        folder = UPLOADS.make_room("somebody", 10_000)
+        trace.save(folder / "run.wb") if text is None else (folder / "run.wb").write_text(text)
+        visitor.set("open", {"path": str(folder / "run.wb"), "url": "http://evil.example/", **META})
+        if text is None:
+            visitor.fire("open")
+        else:
+            refused(visitor, "open")
+        assert line in visitor.status and str(folder) not in visitor.status and not folder.exists()
 
 
 def test_a_file_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
