@@ -108,7 +108,7 @@ def _replay(trace: Trace, folder: Path) -> None:
             if not branch.advance(by, lambda row: False)[0]:
                 break
             phases.phases(trace, branch.round, branch.phase)
-            for index in range(branch.run.cursor):
+            for index in range(min(branch.run.cursor, 12)):
                 inspector.candidates(trace, index, lambda token: f"id {token}")
         for _ in range(3):
             branch.retreat(by)
