@@ -12,7 +12,7 @@ from workbench.trace.forms import run_length
 
 __all__ = ["STATES", "Slots", "last_round", "places", "replay", "too_many"]
 
-MOST, CHANGES = 2**23, 8  # slots that are drawn, and how often each may change on the way
+MOST, CHANGES = 6_000_000, 3  # slots that are drawn, and how often each may change on the way
 
 STATES = ("absent", "evicted", "merged away", "host", "merged into", "kept")  # in this order: gone, then held
 ABSENT, EVICTED, AWAY, HOST, INTO, KEPT = range(len(STATES))
