@@ -21,7 +21,8 @@ AHEAD = f"{TOKEN}.wb-ahead"
 SETTLED = f"""() => {{
   const said = document.querySelector('#status').innerText.match(/Token (\\d+)/);
   const reached = [...document.querySelectorAll('{TOKEN}:not(.wb-ahead)')];
-  return said && reached.length === Number(said[1]) && reached.at(-1).ariaSelected === 'true';
+  const here = reached.at(-1);
+  return said && reached.length === Number(said[1]) && (!here || here.ariaSelected === 'true');
 }}"""  # the strip, which is drawn by itself, stands where the status line says
 TAKEN = """tokens => [document.querySelector("input[type=range][max='512']"),
   document.querySelector("input[aria-label='number input for max new tokens']")].every(one => one?.value === tokens)"""
