@@ -136,8 +136,8 @@ class Session:
         return self.text_from(0) + self.unfinished
 
     def text_from(self, start: int, stop: int | None = None) -> str:
-        """The new text from new token `start` up to `stop`, by default the cursor; for whoever shows it as it grows, and
-        `unfinished` at the end."""
+        """The new text from new token `start` up to `stop`, by default the cursor; for whoever shows it as it grows,
+        and `unfinished` at the end."""
         texts: list[str] = []
         index, stop = self.trace.index, self._cursor if stop is None else stop
         for number in range(index.at(start), min(index.at(stop - 1) + 1, len(index))):

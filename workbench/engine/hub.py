@@ -40,8 +40,8 @@ def folder(name: str, options: dict[str, Any]) -> Path:
 
 
 def weights(name: str, options: dict[str, Any], progress: Progress | None = None) -> None:
-    """Bring the weights of a hub id; `progress` is told of their bytes. Raises Unsupported where it has only pickles, or
-    names one."""
+    """Bring the weights of a hub id; `progress` is told of their bytes. Raises Unsupported where it has only pickles,
+    or names one."""
     if _file(name, WEIGHTS, options, **_bar(progress), **_MAYBE) is None:
         index = _file(name, INDEX, options, **_MAYBE)
         if index is None:
