@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 
@@ -52,13 +51,6 @@ def outside(tmp_path, monkeypatch):
     yield "always"
     declare._registry["decoder"].pop("always", None)
     sys.modules.pop("throwaway_decoder", None)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def patient_server():
-    """Gradio gives up a server that does not answer itself within three seconds; a busy machine needs more."""
-    with mock.patch("gradio.networking.url_ok", lambda url: True):
-        yield
 
 
 def free_port() -> int:
