@@ -151,7 +151,7 @@ def test_the_callers_own_warpers_act(model, name, settings):
         [theirs.TemperatureLogitsWarper(150.0)],
         [theirs.TopKLogitsWarper(9, filter_value=-5.0)],
     ],
-    ids=str,
+    ids=["top-k", "top-p, temperature", "temperature", "top-k of finite filter"],
 )
 def test_the_distribution_sampled_from_is_that_of_the_whole_chain(model, chain):
     """p_sampled of the first token, against stock's scores after all its processors."""

@@ -88,7 +88,7 @@ def launch(
         server_name=host, server_port=port, inbrowser=False, share=False,
         quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
         enable_monitoring=False, max_file_size=uploads.MAX_TRACE, theme=THEME, css_paths=[WEB / "app.css"], js=KEYS,
-        state_session_capacity=SESSIONS, app_kwargs=inside, _frontend=False,  # no look at itself that gives up after 3 s
+        state_session_capacity=SESSIONS, app_kwargs=inside, _frontend=False,  # no self-check, which waits 3 s at most
     )  # fmt: skip
     address = f"{url}?token={rules.token}" if rules.token else url
     threading.Thread(target=_sweep, args=(app, pages), daemon=True, name="idle pages").start()
