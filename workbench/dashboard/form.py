@@ -89,12 +89,11 @@ class Form:
             with gr.Row():
                 near = {"min_width": 110, "interactive": self.anything}
                 devices = list(dict.fromkeys(["cpu", "auto", *_gpus(), self.first["device"]]))
-                self.device = gr.Dropdown(devices, value=self.first["device"], label="device", elem_id="device", **near)
                 dtypes = list(dict.fromkeys([*DTYPES, self.first["dtype"]]))
-                about = "auto: float32 on a CPU"
-                self.dtype = gr.Dropdown(
-                    dtypes, value=self.first["dtype"], label="dtype", info=about, elem_id="dtype", **near
-                )
+                about = {"label": "device", "info": "where it runs", "elem_id": "device"}
+                self.device = gr.Dropdown(devices, value=self.first["device"], **about, **near)
+                about = {"label": "dtype", "info": "of its weights", "elem_id": "dtype"}
+                self.dtype = gr.Dropdown(dtypes, value=self.first["dtype"], **about, **near)
             named = {"models": known, "anything": self.anything}
             self.decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
         with gr.Accordion("Cache", open=True):
