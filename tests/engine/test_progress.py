@@ -54,10 +54,20 @@ class Hub(BaseHTTPRequestHandler):
         """Quiet."""
 
 
+@pytest.fixture(scope="module")
+def server():
+    """A server of its own for this module: the hub's library remembers the first address that it is given."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub on this machine that has one model, `some/model`, which is the embedded draft."""
-    from huggingface_hub import constants
+def hub(server, monkeypatch, tmp_path):
+    """The folder of a hub on this machine that has one model, `some/model`, which is the embedded draft."""
+    from huggingface_hub import constants, hf_api
 
     folder = tmp_path / "files"
     folder.mkdir()
@@ -65,17 +75,14 @@ def hub(monkeypatch, tmp_path):
         if file.is_file():
             (folder / file.name).write_bytes(file.read_bytes())
     (folder / "pytorch_model.bin").write_bytes(b"never fetched")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Hub,), {"folder": folder}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    template = f"{constants.ENDPOINT}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(Hub, "folder", folder, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", server)
+    monkeypatch.setattr(hf_api.api, "endpoint", server)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hubs, "reachable", lambda: True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield folder
-    server.shutdown()
-    server.server_close()
+    return folder
 
 
 def test_a_download_is_told_in_bytes(hub):

@@ -216,7 +216,7 @@ class Branch:
 
     def _row(self, index: int) -> dict[str, Any]:
         """A token with the columns of its round."""
-        rows = self.run.trace.rows_of(self.run.round_at(index))
+        rows = self.run.trace.rows_of(self.run.trace.index.at(index))
         return rows[index - rows[0]["index"]]
 
 
