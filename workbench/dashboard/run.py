@@ -216,8 +216,9 @@ class Branch:
 
     def _row(self, index: int) -> dict[str, Any]:
         """A token with the columns of its round."""
-        rows = self.run.trace.rows_of(self.run.trace.index.at(index))
-        return rows[index - rows[0]["index"]]
+        trace = self.run.trace
+        number = trace.index.at(index)
+        return trace.rows_of(number)[index - trace.index.start(number)]
 
 
 class Worker(threading.Thread):

@@ -43,11 +43,13 @@ def frame(name: str, columns: Mapping[str, list]) -> pd.DataFrame:
 def expand(event: Event, last: Event | None = None) -> Event:
     """A round event with every column of its groups as a full list (the file writes constant columns as one value).
 
-    last: the log's `final` round; where it is this one, its last text is whole.
+    Tokens always have texts. last: the log's `final` round; where it is this one, its last text is whole.
     """
     whole = {**event, **{group: unpack(group, event.get(group)) for group in KEYS}}
-    if event is last and rest(event) and (texts := whole["tokens"].get("text")):
-        whole["tokens"]["text"] = [*texts[:-1], f"{texts[-1] or ''}{rest(event)}"]
+    if tokens := whole["tokens"]:
+        tokens.setdefault("text", [""] * len(tokens["token_id"]))
+        if event is last and rest(event):
+            tokens["text"] = [*tokens["text"][:-1], f"{tokens['text'][-1] or ''}{rest(event)}"]
     return whole
 
 

@@ -249,3 +249,24 @@ def test_views_and_the_app_find_the_rounds_of_a_trace_that_lacks_some(tmp_path):
     assert [Replay(trace).round_at(index) for index in range(4)] == [0, 2, 3, 4]
     for use in range(0, len(uses()), 6):
         exercise(trace, use)
+
+
+def test_tokens_without_texts_are_tokens_all_the_same(tmp_path):
+    """A column that a damaged file lacks is empty in every view; sources without texts stopped the replay."""
+    tokens = {"token_id": [5], "source": ["target"]}
+    trace = loaded(tmp_path, {**ROUND, "tokens": tokens})
+    assert [event["tokens"]["text"] for event in trace.steps()] == [[""]] and list(trace.tokens["text"]) == [""]
+    for use in range(len(uses())):
+        exercise(trace, use)
+
+
+def test_a_row_is_found_where_rounds_before_it_are_lost(tmp_path):
+    """The app counts the tokens that are there; the numbers in a damaged file go on as if none were lost."""
+    from workbench.dashboard.run import Branch, Replay
+
+    trace = loaded(tmp_path, ROUND, {**ROUND, "round": 3, "index": 3, "tokens": {"token_id": [7], "text": ["b"]}})
+    branch = Branch("damaged", Replay(trace))
+    seen = []
+    while branch.advance("round", lambda row: seen.append((row["index"], row["text"])))[0]:
+        pass
+    assert seen == [(0, "a"), (3, "b")]
