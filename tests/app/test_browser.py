@@ -17,6 +17,10 @@ PHASES_AGREE = """() => {
   return said && phases.querySelectorAll('.wb-later').length === later[said[1]]
     && phases.querySelectorAll('[aria-current=step]').length === 1;
 }"""
+PICKED = """() => {
+  const said = document.querySelector('.wb-inspector').innerText.match(/round (\\d+)/i);
+  return said && new RegExp(`round ${said[1]}\\\\b`, 'i').test(document.querySelector('#phases').innerText);
+}"""  # the app, too, looks at the token that the strip shows
 AHEAD = f"{TOKEN}.wb-ahead"
 SETTLED = f"""() => {{
   const said = document.querySelector('#status').innerText.match(/Token (\\d+)/);
@@ -147,9 +151,10 @@ def test_a_run_plays_live_stops_at_a_condition_pauses_and_branches(open_page):
     at_rest(page)
     page.locator(TOKEN).nth(1).click()
     says(page, "token 1 at position", ".wb-inspector")
+    page.wait_for_function(PICKED, timeout=PATIENCE)
     page.fill("#typed textarea, #typed input", " if")
     drawn(page)
-    page.click("#fork")
+    step(page, click(page, "#fork"))
     says(page, "Branched off before token 1.")
     assert page.locator(TOKEN).nth(1).inner_text() == " if"
     page.get_by_role("tab", name="Side by side").click()
