@@ -18,8 +18,8 @@ import workbench as wb
 from workbench.provenance import versions
 
 ARMS = {
-    "greedy": (wb.Keyed(), 0.0),
-    "T = 0.8, keyed": (wb.Keyed(), 0.8),
+    "greedy": (wb.SeededMatch(), 0.0),
+    "T = 0.8, seeded": (wb.SeededMatch(), 0.8),
     "T = 0.8, rejection": (wb.Rejection(), 0.8),
 }
 

@@ -1,18 +1,17 @@
 """The speculation catalogue on one clock: every drafter and shape beside plain decoding, tuned chains and transformers.
 
     python benchmarks/speculation.py [--prompts 16] [--tokens 128] [--repeats 2] [--arms 'NAME;NAME']
-                                     [--modes greedy,keyed,rejection,copy,span] [--out FILE]
+                                     [--modes greedy,seeded,rejection,copy,span] [--out FILE]
 
-Modes: `greedy` and `keyed` (T = 0.8) decode held-out prompts; `rejection` (T = 0.8) is for the methods that draw from
-laws; `copy` is greedy on prompts that begin their own first lines again; `span` is greedy on prompts that begin a span
-of 128 shuffled tokens again, so that the text is a copy and no loop. All arms of a mode run in one process,
-interleaved prompt by prompt; an arm's time on a prompt is the best of `repeats` runs (whole call, prefill included). A
-speed-up is the ratio of summed times, with a 95 % interval by bootstrap over prompts; rows come for all prompts, for
-those whose plain text loops (more than 30 % of its 4-grams repeat) and for the calm ones; `over_tuned` is the ratio to
-the fixed length that was fastest on them. No speed-up is given for an arm whose text differs where it must not. The
-arms `…, corpus` look things up in the embedded target's training text, without the held-out modules; reading it is not
-timed.
-"""
+Modes: `greedy` and `seeded` (T = 0.8) decode held-out prompts; `rejection` (T = 0.8) is for the methods that draw from
+distributions; `copy` is greedy on prompts that begin their own first lines again; `span` is greedy on prompts that
+begin a span of 128 shuffled tokens again, so that the text is a copy and no loop. All arms of a mode run in one
+process, interleaved prompt by prompt; an arm's time on a prompt is the best of `repeats` runs (whole call, prefill
+included). A speed-up is the ratio of summed times, with a 95 % interval by bootstrap over prompts; rows come for all
+prompts, for those whose plain text loops (more than 30 % of its 4-grams repeat) and for the calm ones; `over_tuned` is
+the ratio to the fixed length that was fastest on them. No speed-up is given for an arm whose text differs where it must
+not. The arms `…, corpus` look things up in the embedded target's training text, without the held-out modules; reading
+it is not timed. """
 
 import argparse
 import json
@@ -75,7 +74,7 @@ TRAINED = {
     "fuse: CopySpec, else draft model": {"drafter": wb.Fuse(wb.CopySpec(), wb.DraftModel(), mode="first")},
     "fuse: draft model and suffixes": {"drafter": wb.Fuse(wb.DraftModel(), wb.SuffixRetrieval())},
 }
-LAWS = {
+DISTRIBUTIONS = {
     **{name: parts for name, parts in SHAPES.items() if "EAGLE-2" not in name},
     "draft model, 2 chains, recursive": {"shape": wb.IndependentChains(count=2)},
     "draft model, 2 chains, K-SEQ": {"shape": wb.IndependentChains(count=2), "verifier": wb.KSeq()},
@@ -87,11 +86,11 @@ LAWS = {
 }
 EVERYTHING = {**SHAPES, **MODEL_FREE, **TRAINED}
 MODES = {
-    "greedy": (EVERYTHING, wb.Keyed(), 0.0),
-    "keyed": (EVERYTHING, wb.Keyed(), 0.8),
-    "rejection": (LAWS, wb.Rejection(), 0.8),
-    "span": (MODEL_FREE, wb.Keyed(), 0.0),
-    "copy": ({**MODEL_FREE, **TRAINED, "draft model, fixed 4": chain(4)}, wb.Keyed(), 0.0),
+    "greedy": (EVERYTHING, wb.SeededMatch(), 0.0),
+    "seeded": (EVERYTHING, wb.SeededMatch(), 0.8),
+    "rejection": (DISTRIBUTIONS, wb.Rejection(), 0.8),
+    "span": (MODEL_FREE, wb.SeededMatch(), 0.0),
+    "copy": ({**MODEL_FREE, **TRAINED, "draft model, fixed 4": chain(4)}, wb.SeededMatch(), 0.0),
 }
 
 
@@ -109,7 +108,7 @@ def with_corpus(folder: Path) -> dict[str, dict]:
 
 def arms(mode: str, only: set[str], more: dict[str, dict]) -> dict[str, wb.Decoder]:
     parts, verifier, _ = MODES[mode]
-    if mode in ("greedy", "keyed"):
+    if mode in ("greedy", "seeded"):
         parts = {**parts, **more}
     found = {name: wb.Speculative(**{"verifier": verifier, **given}) for name, given in parts.items()}
     if mode not in ("copy", "span"):

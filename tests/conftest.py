@@ -1,4 +1,5 @@
-"""What every test may use: the embedded pair, the held-out prompts, a toy pair with known laws, and a Chromium."""
+"""What every test may use: the embedded pair, the held-out prompts, a toy pair with known distributions, and a
+Chromium."""
 
 import importlib.util
 import os

@@ -14,7 +14,7 @@ import torch
 from workbench.cache import maintenance
 from workbench.cache.policies import H2O, SnapKV
 from workbench.engine import noise
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Distribution
 
 __all__ = ["MARGIN", "SHARE", "Texts", "close", "margins", "tolerance"]
 
@@ -76,10 +76,10 @@ def decisions() -> Iterator[list[Act]]:
         noised.append((args[3], honest["gumbel"](*args)))
         return noised[-1][1]
 
-    def choose(law: Law, row: int, *args) -> int:
+    def choose(dist: Distribution, row: int, *args) -> int:
         noised.clear()
-        token = honest[Law](law, row, *args)
-        scores = law.scores[row].double()
+        token = honest[Distribution](dist, row, *args)
+        scores = dist.scores[row].double()
         for ids, perturbation in noised:
             scores = scores[ids] + perturbation
         best = scores.topk(min(2, len(scores))).values.tolist()
@@ -96,10 +96,10 @@ def decisions() -> Iterator[list[Act]]:
         acts.append(Act("page", list(maintenance.unpack(rows, rest[2])[:2]), [k, v]))
         return rows
 
-    honest = {Law: Law.choose, H2O: H2O.keep, SnapKV: SnapKV.keep, "pack": maintenance.pack}
+    honest = {Distribution: Distribution.choose, H2O: H2O.keep, SnapKV: SnapKV.keep, "pack": maintenance.pack}
     honest["gumbel"] = noise.gumbel
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(Law, "choose", choose))
+        stack.enter_context(mock.patch.object(Distribution, "choose", choose))
         stack.enter_context(mock.patch.object(noise, "gumbel", gumbel))
         stack.enter_context(mock.patch.object(maintenance, "pack", pack))
         for policy in (H2O, SnapKV):

@@ -9,7 +9,7 @@ import workbench as wb
 
 @dataclass(frozen=True)
 class Row:
-    """make(draft model's name) -> the decoder; greedy, sampled: its claim at temperature 0 and at `temperature`."""
+    """make(draft model's name) -> the decoder; greedy, sampled: its guarantee at temperature 0 and at `temperature`."""
 
     make: Callable[[str], Any]
     greedy: str
@@ -22,10 +22,10 @@ class Row:
 
 
 DECODERS = {
-    "autoregressive": Row(lambda draft: wb.Autoregressive(), "exact", "seed"),
-    "speculative": Row(lambda draft: speculative(draft), "exact", "seed"),
-    "speculative-confidence": Row(lambda draft: speculative(draft, shape=wb.ConfidenceStop(5, 0.5)), "exact", "seed"),
-    "speculative-tree": Row(lambda draft: speculative(draft, shape=wb.FixedTree((2, 2, 1))), "exact", "seed"),
+    "autoregressive": Row(lambda draft: wb.Autoregressive(), "exact", "seeded"),
+    "speculative": Row(lambda draft: speculative(draft), "exact", "seeded"),
+    "speculative-confidence": Row(lambda draft: speculative(draft, shape=wb.ConfidenceStop(5, 0.5)), "exact", "seeded"),
+    "speculative-tree": Row(lambda draft: speculative(draft, shape=wb.FixedTree((2, 2, 1))), "exact", "seeded"),
     "speculative-rejection": Row(lambda draft: speculative(draft, verifier=wb.Rejection()), "exact", "distribution"),
     "speculative-rejection-tree": Row(
         lambda draft: speculative(draft, shape=wb.FixedTree((2, 2, 1)), verifier=wb.Rejection()),
@@ -33,27 +33,27 @@ DECODERS = {
         "distribution",
     ),
     "speculative-greedy": Row(lambda draft: speculative(draft, verifier=wb.Greedy()), "exact", None),
-    "speculative-copyspec": Row(lambda draft: wb.Speculative(drafter=wb.CopySpec(gram=2)), "exact", "seed"),
-    "pearl": Row(lambda draft: wb.Pearl(draft, length=3), "exact", "seed"),
+    "speculative-copyspec": Row(lambda draft: wb.Speculative(drafter=wb.CopySpec(ngram=2)), "exact", "seeded"),
+    "pearl": Row(lambda draft: wb.Pearl(draft, length=3), "exact", "seeded"),
     "pearl-rejection": Row(lambda draft: wb.Pearl(draft, 3, wb.Rejection()), "exact", "distribution"),
-    "mirostat": Row(lambda draft: wb.Mirostat(), "own_law", "own_law", temperature=1.0),
+    "mirostat": Row(lambda draft: wb.Mirostat(), "own", "own", temperature=1.0),
     "entropy_adaptive": Row(lambda draft: wb.EntropyAdaptive(small=draft, tau=1.5, dwell=2), "lossy", "lossy"),
 }
 
 # every drafter, shape and verifier: make(draft model's name, folder of trained parts) -> the member
 DRAFTERS = {
     "aded": lambda draft, heads: wb.ADED(),
-    "copyspec": lambda draft, heads: wb.CopySpec(gram=1),
+    "copyspec": lambda draft, heads: wb.CopySpec(ngram=1),
     "draft_model": lambda draft, heads: wb.DraftModel(draft),
     "eagle": lambda draft, heads: wb.Eagle(weights=heads),
-    "fuse": lambda draft, heads: wb.Fuse(wb.DraftModel(draft), wb.CopySpec(gram=1)),
+    "fuse": lambda draft, heads: wb.Fuse(wb.DraftModel(draft), wb.CopySpec(ngram=1)),
     "hydra": lambda draft, heads: wb.Hydra(weights=heads),
     "input_guided": lambda draft, heads: wb.InputGuided(align=1),
     "jacobi": lambda draft, heads: wb.Jacobi(),
     "kangaroo": lambda draft, heads: wb.Kangaroo(weights=heads, exits=(1,)),
     "layer_skip": lambda draft, heads: wb.LayerSkip(skip=(1,)),
     "medusa": lambda draft, heads: wb.Medusa(weights=heads),
-    "prompt_lookup": lambda draft, heads: wb.PromptLookup(gram=2),
+    "prompt_lookup": lambda draft, heads: wb.PromptLookup(ngram=2),
     "recycling": lambda draft, heads: wb.TokenRecycling(width=3),
     "suffix": lambda draft, heads: wb.SuffixRetrieval(shortest=1),
 }
@@ -76,7 +76,7 @@ SHAPES = {
 VERIFIERS = {
     "greedy": lambda heads: wb.Greedy(),
     "judge": lambda heads: wb.Judge(threshold=1.0, weights=heads),  # lossy below 1
-    "keyed": lambda heads: wb.Keyed(),
+    "seeded": lambda heads: wb.SeededMatch(),
     "kseq": lambda heads: wb.KSeq(),
     "point": lambda heads: wb.PointMatch(),
     "rejection": lambda heads: wb.Rejection(),
@@ -84,10 +84,10 @@ VERIFIERS = {
 }
 
 # what cannot go together: (drafters, shapes, what the error must say); the first that fits is the reason
-WITHOUT_LAWS = ("aded", "copyspec", "input_guided", "prompt_lookup", "recycling", "suffix")
+WITHOUT_DISTRIBUTIONS = ("aded", "copyspec", "input_guided", "prompt_lookup", "recycling", "suffix")
 REFUSALS = [
-    (WITHOUT_LAWS, ("adaptive_confidence", "confidence", "del"), "reads the drafter's confidence"),
-    (WITHOUT_LAWS, ("chains", "dyspec", "eagle2", "rsd_s", "specdec"), "reads the drafter's laws"),
+    (WITHOUT_DISTRIBUTIONS, ("adaptive_confidence", "confidence", "del"), "reads the drafter's confidence"),
+    (WITHOUT_DISTRIBUTIONS, ("chains", "dyspec", "eagle2", "rsd_s", "specdec"), "reads the drafter's distributions"),
     (("copyspec", "input_guided", "prompt_lookup"), ("sequoia", "tree"), "drafts one chain"),
     (("jacobi",), ("chains", "dyspec", "eagle2", "rsd_s", "sequoia", "tree"), "drafts one chain"),
     (("draft_model", "eagle", "fuse", "hydra", "jacobi", "layer_skip", "medusa"), ("del",), "chooses exit layers"),
@@ -102,12 +102,12 @@ def refusal(drafter: str, shape: str, verifier: str) -> str | None:
         if drafter in drafters and shape in shapes:
             return reason
     if verifier == "kseq" and shape != "chains":
-        return "reads the drafter's laws" if drafter in WITHOUT_LAWS else "needs independent chains"
+        return "reads the drafter's distributions" if drafter in WITHOUT_DISTRIBUTIONS else "needs independent chains"
     return None
 
 
 # the spine's own parts, which the tests of the round itself and of the toy model walk through
-SPINE = (("draft_model", "copyspec"), ("fixed", "confidence", "tree"), ("greedy", "keyed", "rejection"))
+SPINE = (("draft_model", "copyspec"), ("fixed", "confidence", "tree"), ("greedy", "seeded", "rejection"))
 
 # (family, name) pairs of these that cannot go together, with the reason that the error must give
 INCOMPATIBLE = {

@@ -49,7 +49,7 @@ _HOMES = {
         "Judge",
         "KSeq",
         "Kangaroo",
-        "Keyed",
+        "SeededMatch",
         "LayerSkip",
         "Medusa",
         "PointMatch",

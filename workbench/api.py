@@ -43,16 +43,13 @@ def decode(
 
     Parameters
     ----------
-    lm: a model from `workbench.load`, the name of one, or a transformers model.
-    prompt: text, token ids or chat messages.
-    decoder: plain decoding by default.
-    temperature, top_k, top_p, min_p, typical_p, processors: how the next token is drawn (default: greedy).
-    max_new_tokens, stop, ignore_eos: where the run ends.
-    cache: a cache policy, a quantizer, a list of both in this order, or a name; None keeps every token as it is.
-    seed: of all randomness. sample: which of its samples, each with draws of its own (default: 0).
-    level: "off", "default" or "full" instrumentation.
-    force: ids to score instead of sampling. prompt_rows: log the law at every prompt token (`trace.prompt_tokens`).
-    out: file that the trace is written to round by round; `overwrite` allows it to exist.
+    lm: a model from `workbench.load`, the name of one, or a transformers model. prompt: text, token ids or chat
+    messages. decoder: plain decoding by default. temperature, top_k, top_p, min_p, typical_p, processors: how the next
+    token is drawn (default: greedy). max_new_tokens, stop, ignore_eos: where the run ends. cache: a cache policy, a
+    quantizer, a list of both in this order, or a name; None keeps every token as it is. seed: of all randomness.
+    sample: which of its samples, each with draws of its own (default: 0). level: "off", "default" or "full"
+    instrumentation. force: ids to score instead of sampling. prompt_rows: log the distribution at every prompt token
+    (`trace.prompt_tokens`). out: file that the trace is written to round by round; `overwrite` allows it to exist.
     on_round: called with the session after every round (progress, streaming).
 
     Ctrl-C ends the run as `interrupted` and returns the trace so far. Raises BadInput before any work where something

@@ -127,7 +127,12 @@ def _sections(trace: Trace) -> dict[str, dict[str, Any]]:
     settings |= {name: value for name, value in (run.get("sampling") or {}).items() if value not in (None, [])}
     settings |= {name: run.get(name) for name in ("seed", "max_new_tokens", "stop", "level", "cache", "forced")}
     models = {f"Model: {model.get('role')}": model for model in run.get("models") or ()}
-    provenance = {"trace": trace.id, "time": run.get("time"), "device": run.get("device"), "claim": run.get("claim")}
+    provenance = {
+        "trace": trace.id,
+        "time": run.get("time"),
+        "device": run.get("device"),
+        "guarantee": run.get("guarantee"),
+    }
     provenance |= {"verified by": ", ".join(run.get("verified") or ())} | (run.get("versions") or {})
     if run.get("parent"):
         provenance["branch of"] = ", ".join(f"{name} {value}" for name, value in run["parent"].items())

@@ -26,7 +26,7 @@ def headline(trace: Trace, summary: dict[str, Any] | None = None) -> dict[str, s
     peak, entropy = known["cache_bytes"]["peak"], known["entropy_raw_nats"]["mean"]
     return {
         "decoder": str((trace.run.get("decoder") or {}).get("name") or "unnamed"),
-        "claim": str(known["claim"] or "–"),
+        "guarantee": str(known["guarantee"] or "–"),
         "tokens": str(known["tokens"]),
         "rounds": str(known["rounds"]),
         "tokens / target forward": shown(known["tokens_per_target_forward"], ".2f"),

@@ -35,14 +35,14 @@ def device_name(device: torch.device) -> str:
 
 def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
     """The content of a `run` event for a state at its start."""
-    settings, lm = state.settings, state.lanes["target"].model
+    settings, lm = state.settings, state.runners["target"].model
     sampling = settings.sampling
     return {
         "versions": versions(),
         "device": device_name(lm.device),
-        "models": [{"role": role, **lane.model.describe()} for role, lane in state.lanes.items()],
+        "models": [{"role": role, **runner.model.describe()} for role, runner in state.runners.items()],
         "decoder": to_dict(decoder),
-        "claim": decoder.claim(sampling),
+        "guarantee": decoder.guarantee(sampling),
         "verified": list(decoder.verified),
         "rounds": rounds_of(decoder, state),
         "cache": to_dict(settings.cache) if settings.cache else None,

@@ -361,10 +361,10 @@ class Session:
             return state
         fresh = decoder.start(self.lm, self.prompt_ids, settings)
         fresh.tokens, fresh.text, fresh.rounds = state.tokens, state.text, state.rounds
-        for role, lane in state.lanes.items():
+        for role, runner in state.runners.items():
             same = caches[0].get(role) == caches[1].get(role)
-            if same and role in fresh.lanes and fresh.lanes[role].model is lane.model:
-                fresh.lanes[role] = lane
+            if same and role in fresh.runners and fresh.runners[role].model is runner.model:
+                fresh.runners[role] = runner
         return fresh
 
     def _keep(self, state: State) -> None:

@@ -37,10 +37,10 @@ def outside(tmp_path, monkeypatch):
         "class Always(Decoder):\n"
         "    '''Writes the same token for ever.'''\n"
         "    token: int = setting(7, ge=0, le=50, help='id of the token')\n"
-        "    def claim(self, sampling): return 'lossy'\n"
+        "    def guarantee(self, sampling): return 'lossy'\n"
         "    def round(self, state, log):\n"
-        "        law = log.law(log.advance('target').logits)\n"
-        "        log.emit(law, [0], [self.token], ['target'])\n"
+        "        distribution = log.distribution(log.advance('target').logits)\n"
+        "        log.emit(distribution, [0], [self.token], ['target'])\n"
     )
     info = tmp_path / "throwaway_decoder-1.0.dist-info"
     info.mkdir()

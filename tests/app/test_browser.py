@@ -20,14 +20,14 @@ PHASES_AGREE = """() => {
 PICKED = """() => {
   const said = document.querySelector('.wb-inspector').innerText.match(/round (\\d+)/i);
   return said && new RegExp(`round ${said[1]}\\\\b`, 'i').test(document.querySelector('#phases').innerText);
-}"""  # the app, too, looks at the token that the strip shows
+}"""  # the app, too, looks at the token that the token view shows
 AHEAD = f"{TOKEN}.wb-ahead"
 SETTLED = f"""() => {{
   const said = document.querySelector('#status').innerText.match(/Token (\\d+)/);
   const reached = [...document.querySelectorAll('{TOKEN}:not(.wb-ahead)')];
   const here = reached.at(-1);
   return said && reached.length === Number(said[1]) && (!here || here.ariaSelected === 'true');
-}}"""  # the strip, which is drawn by itself, stands where the status line says
+}}"""  # the token view, which is drawn by itself, stands where the status line says
 TAKEN = """tokens => [document.querySelector("input[type=range][max='512']"),
   document.querySelector("input[aria-label='number input for max new tokens']")].every(one => one?.value === tokens)"""
 
@@ -193,7 +193,7 @@ def test_decoders_are_compared_in_a_table_that_can_be_saved(open_page, tmp_path)
     with page.expect_download() as download:
         page.click("#csv")
     download.value.save_as(tmp_path / "table.csv")
-    assert (tmp_path / "table.csv").read_text().startswith("arm,claim,verified_by")
+    assert (tmp_path / "table.csv").read_text().startswith("arm,guarantee,verified_by")
 
 
 def test_an_error_is_one_line_and_the_page_goes_on(open_page, tmp_path):

@@ -60,23 +60,26 @@ def test_a_comparison_is_one_table_that_can_be_saved(visitor):
         assert row["verified_by"] and row["tokens"] == 64 and row["cache_bytes"] > 0
     assert copied["same_text"] == 1 and copied["tokens_per_target_forward"] >= plain["tokens_per_target_forward"]
     assert plain["kl_nats"] == copied["kl_nats"] == 0 and not plain["cache"]
-    assert quantized["kl_nats"] > 0 and quantized["claim"] == "exact" and quantized["cache"]
+    assert quantized["kl_nats"] > 0 and quantized["guarantee"] == "exact" and quantized["cache"]
     assert quantized["bits_per_element"] < plain["bits_per_element"] and "exact, under" in visitor.get("compared")
 
 
-def test_the_gap_is_that_of_the_laws_on_the_same_text():
-    """Recomputed from the logged log-probabilities of the forced tokens: the laws are those the traces speak of."""
+def test_the_gap_is_that_of_the_distributions_on_the_same_text():
+    """Recomputed from the logged log-probabilities of the forced tokens: the distributions are those the traces speak
+    of."""
     lm = wb.load("embedded")
     arms = {"plain": Arm(PLAIN), "kivi": Arm(PLAIN, wb.Stack(quantizer=wb.KIVI(bits=2, residual=0)))}
     comparison = Comparison(lm, [PROMPT], arms)
     text = wb.decode(lm, PROMPT, max_new_tokens=36).token_ids
     for arm in arms.values():
-        laws = drained(comparison._laws(PROMPT, arm, text))
+        dists = drained(comparison._distributions(PROMPT, arm, text))
         trace = wb.decode(lm, PROMPT, arm.decoder, cache=arm.cache, force=text, ignore_eos=True)
-        found = [float(-laws[place][token]) for place, token in zip(sorted(laws), text, strict=True)]
+        found = [float(-dists[place][token]) for place, token in zip(sorted(dists), text, strict=True)]
         assert found == pytest.approx(trace.tokens["surprisal_nats"].tolist(), rel=1e-3, abs=1e-4)
-    law = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    assert gap({3: law.log()}, {3: law.flip(0).log(), 4: law.log()}) == pytest.approx(0.5 * torch.log(law[1] / law[0]))
+    dist = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    assert gap({3: dist.log()}, {3: dist.flip(0).log(), 4: dist.log()}) == pytest.approx(
+        0.5 * torch.log(dist[1] / dist[0])
+    )
     assert gap({}, {}) is None
 
 

@@ -147,7 +147,7 @@ def test_every_event_of_the_app_is_private_and_named(app):
 
 
 def test_the_module_becomes_a_function_body():
-    from workbench.dashboard.strip import script
+    from workbench.dashboard.token_view import script
 
     code = script()
     assert "export" not in code and "import " not in code and "function mount(" in code

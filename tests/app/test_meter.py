@@ -22,7 +22,7 @@ def test_one_click_gives_a_verdict(visitor):
     visitor.fire("measure")
     assert "comparing texts" in visitor.get("verdict") or "exact" in visitor.get("verdict")
     said = measured(visitor)
-    assert "<b>exact</b>" in said.replace("seed", "exact") and "the claim holds" in said
+    assert "<b>exact</b>" in said.replace("seeded", "exact") and "the guarantee holds" in said
     assert "texts of 48 tokens equal plain decoding" in said
 
 

@@ -39,7 +39,7 @@ def test_a_fresh_page_can_only_start(visitor):
 
 def test_step_and_back_move_over_one_record(visitor, plain):
     visitor.start()
-    assert "Ready: " in visitor.status and "claim: exact" in visitor.status
+    assert "Ready: " in visitor.status and "guarantee: exact" in visitor.status
     visitor.step().step().step().step("token")
     assert visitor.text == "".join(plain.tokens["text"][:4]) and visitor.cursor == 4
     visitor.fire("back")
@@ -176,10 +176,10 @@ def test_more_runs_at_once_than_the_limit_are_refused(visitor, monkeypatch):
 def test_a_run_that_fails_does_not_take_the_visit_down(visitor, monkeypatch):
     from workbench.decoders import Autoregressive
 
-    def broken(self, state, log):
+    def broken(self, state, r):
         raise wb.NumericalError("the model returned NaN")
 
-    def bug(self, state, log):
+    def bug(self, state, r):
         raise TypeError("no such\nthing")
 
     visitor.start(tokens=6).step()

@@ -23,9 +23,9 @@ def logits(lm, cache, text=TEXT) -> torch.Tensor:
     return feed(lm, lm.new_store() if cache is None else as_stack(cache).new_store(lm, len(PROMPT)), list(text))
 
 
-def sealed(store, layer: int):
+def quantized(store, layer: int):
     """k, v, positions, live of a layer's pages; [Hk, slots, …]."""
-    return store._layers[layer].shelf.decode()
+    return store._layers[layer].page_table.decode()
 
 
 @pytest.mark.parametrize("cache", [wb.Paged(), wb.Paged(residual=0), wb.KIVI(bits=0), wb.Paged(on_device=32)])
@@ -46,7 +46,8 @@ def test_an_unlimited_budget_on_raw_pages_is_the_plain_path(small):
 
 
 def test_wider_codes_are_closer(small):
-    """Mean KL of the plain law from that under each width, on forced text: falls with every width, and is not zero."""
+    """Mean KL of the plain distribution from that under each width, on forced text: falls with every width, and is not
+    zero."""
     exact = logits(small, None).double().log_softmax(-1)
     kl = []
     for bits in (2, 4, 8, 16):
@@ -62,7 +63,7 @@ def test_keys_and_values_have_widths_of_their_own(small):
         plain = small.new_store()
         for each, start in itertools.product((store, plain), (0, 32)):  # chunks alike: products of one shape are equal
             feed(small, each, TEXT[start : start + 32])
-        k, v, where, live = sealed(store, 0)
+        k, v, where, live = quantized(store, 0)
         assert live.all() and where[0].tolist() == list(range(64))
         errors = [(x - y[0][:, :64]).abs().max().item() for x, y in ((k, plain._run.k), (v, plain._run.v))]
         assert (errors[0] == 0) == (bits_k == 0) and (errors[1] == 0) == (bits_v == 0) and max(errors) > 0.01
@@ -87,14 +88,14 @@ def test_the_residual_window(small, residual):
         feed(small, store, [token])
         raw = n if n < residual + 32 else residual + n % 32
         assert store.held == raw and live_positions(store, 1) == [list(range(n))] * 2
-        assert store.reach()[:2] == (raw, n - raw)
+        assert store.read_stats()[:2] == (raw, n - raw)
 
 
-def test_sealed_values_err_by_half_a_step_at_most(small):
+def test_quantized_values_err_by_half_a_step_at_most(small):
     store, plain = as_stack(wb.KIVI(bits=4, residual=0)).new_store(small, 50), small.new_store()
     for each in (store, plain):
         feed(small, each, TEXT[:32])
-    k, v, _, _ = sealed(store, 0)
+    k, v, _, _ = quantized(store, 0)
     for found, exact, axis in ((k, plain._run.k[0][:, :32], 1), (v, plain._run.v[0][:, :32], 2)):
         reach = exact.amax(axis, keepdim=True) - exact.amin(axis, keepdim=True)
         assert ((found - exact).abs() <= reach / 15 / 2 * 1.02 + 1e-3).all() and (found != exact).any()
@@ -105,9 +106,9 @@ def test_half_dead_pages_are_packed_together(small):
     store = wb.Stack(wb.H2O(budget=64, recent=32), wb.KIVI(bits=8, residual=0)).new_store(small, 50)
     feed(small, store, (PROMPT * 8)[:384])
     for state in store._layers:
-        for row in state.shelf.pages:
+        for row in state.page_table.pages:
             assert sum(page.live for page in row) == 64 and len(row) <= 4
-        assert state.scores.shape == (2, state.shelf.slots)
+        assert state.scores.shape == (2, state.page_table.slots)
     events, bits = store.drain()
     ops = {event["op"] for event in events}
     assert {"evict", "seal", "requantize"} <= ops
@@ -146,4 +147,4 @@ def test_values_that_no_half_step_can_hold_end_the_run_by_name(small):
                 store.commit(range(32))
         else:
             store.commit(range(32))
-            assert store._layers[1].shelf.decode()[0].max() == 1e6
+            assert store._layers[1].page_table.decode()[0].max() == 1e6

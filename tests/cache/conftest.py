@@ -20,7 +20,7 @@ TERMS = 2 * (3 * 32 + 150 + 64 + 48) + 64  # of sums from a token to a logit: pr
 
 
 def strong(model: tf.PreTrainedModel, seed: int = 3) -> tf.PreTrainedModel:
-    """Random weights wide enough that the law is far from uniform and follows the context."""
+    """Random weights wide enough that the distribution is far from uniform and follows the context."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -66,8 +66,8 @@ def live_positions(store, layer: int) -> list[list[int]]:
     state, heads = store._layers[layer], store._run.k[layer].shape[0]
     run = state.positions(store.held, store.length, store._run.k[layer].device).expand(heads, -1)
     found = run.tolist()
-    if state.shelf is not None:
-        _, _, where, live = state.shelf.decode()
+    if state.page_table is not None:
+        _, _, where, live = state.page_table.decode()
         found = [sorted(w[m].tolist()) + row for w, m, row in zip(where, live, found, strict=True)]
     return found
 
@@ -78,8 +78,8 @@ def contents(store) -> list[torch.Tensor]:
     for layer, state in enumerate(store._layers):
         out += [x[layer][:, : store.held].clone() for x in (store._run.k, store._run.v)]
         out += [tensor.clone() for tensor in (state.kept, state.scores) if tensor is not None]
-        if state.shelf is not None:
-            out += [state.shelf.rows().clone(), state.shelf.count.clone()]
+        if state.page_table is not None:
+            out += [state.page_table.rows().clone(), state.page_table.count.clone()]
     return out
 
 
@@ -88,7 +88,7 @@ def feed(lm, store, tokens: list[int]) -> torch.Tensor:
     rows = []
     while tokens:
         at = store.length
-        count = min(len(tokens), store.room(at) if hasattr(store, "room") else len(tokens))
+        count = min(len(tokens), store.rows_left(at) if hasattr(store, "room") else len(tokens))
         rows.append(lm.forward(tokens[:count], range(at, at + count), store).logits)
         store.commit(range(count))
         tokens = tokens[count:]

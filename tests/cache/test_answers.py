@@ -108,4 +108,4 @@ def test_attention_mass_of_another_shape_is_refused(small):
     feed(small, store, [1])
     store.begin([1])
     with pytest.raises(RuntimeError, match=r"layer 0: attention mass \[1, 4, 2\], expected \[1, 2, 'slots'\]"):
-        store.observe(0, torch.zeros(1, 4, 2))
+        store.add_mass(0, torch.zeros(1, 4, 2))

@@ -13,7 +13,7 @@ STACKS = dict(stacks()) | {"slots": wb.Stack(wb.StreamingLLM(4, 24, 16, position
 
 
 def ledger(state) -> int:
-    columns = [lane.store.ledger() for lane in state.lanes.values()]
+    columns = [runner.store.ledger() for runner in state.runners.values()]
     return sum(sum(column.get(kind, [0])) for column in columns for kind in CACHE_KINDS)
 
 
@@ -33,15 +33,15 @@ def test_the_walk_equals_the_ledger_and_the_trace_at_every_round(small, name):
         assert session.length == 52
 
 
-@pytest.mark.parametrize("where", ["store", "shelf", "page"])
+@pytest.mark.parametrize("where", ["store", "page table", "page"])
 def test_one_planted_tensor_makes_the_walk_differ(small, where):
     session = wb.Session(small, PROMPT, cache=STACKS["h2o+kivi4"], max_new_tokens=30)
     session.run()
     state = session.state.fork()
     assert walk(state) == ledger(state)
-    store, extra = state.lanes["target"].store, torch.zeros(7)
-    shelf = store._layers[0].shelf
-    {"store": store, "shelf": shelf, "page": shelf.pages[0][0].arena}[where].hoard = extra
+    store, extra = state.runners["target"].store, torch.zeros(7)
+    page_table = store._layers[0].page_table
+    {"store": store, "page table": page_table, "page": page_table.pages[0][0].arena}[where].hoard = extra
     assert walk(state) == ledger(state) + 28
 
 

@@ -1,4 +1,4 @@
-"""Pages, shelves and forks: what one side writes the other never sees; rejected rows leave no trace."""
+"""Pages, page tables and forks: what one side writes the other never sees; rejected rows leave no trace."""
 
 import gc
 import random
@@ -12,7 +12,7 @@ from tests.cache.conftest import PROMPT, TERMS, contents, feed
 from tests.rounding import close
 from tests.table import stacks
 from workbench.cache import maintenance, pages
-from workbench.cache.pages import Arena, Draft, shelve
+from workbench.cache.pages import Arena, PendingPage, page_out
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place
 from workbench_kernels.pages import SLOTS, PageFormat, pack, unpack
 
@@ -22,58 +22,63 @@ FORM = PageFormat(16, 16, 4, 4, 16)
 CPU = torch.device("cpu")
 
 
-def drafts(count: int, start: int = 0) -> list[Draft]:
+def drafts(count: int, start: int = 0) -> list[PendingPage]:
     torch.manual_seed(start)
     places = torch.arange(start, start + count * SLOTS).view(count, SLOTS)
     rows = pack(torch.randn(count, SLOTS, 16), torch.randn(count, SLOTS, 16), places, torch.full((count,), SLOTS), FORM)
-    return [Draft(row, SLOTS, SLOTS, int(where[-1])) for row, where in zip(rows, places, strict=True)]
+    return [PendingPage(row, SLOTS, SLOTS, int(where[-1])) for row, where in zip(rows, places, strict=True)]
 
 
-# -- shelves ----------------------------------------------------------------------------------------------------------
+# -- page tables
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_pages_are_shared_until_nobody_names_them():
-    """Appending keeps the arena while it has room; a page that the last shelf drops goes back to the free list."""
-    first = shelve([drafts(2), drafts(3)], FORM, CPU, [])
+    """Appending keeps the arena while it has room; a page that the last page table drops goes back to the free list."""
+    first = page_out([drafts(2), drafts(3)], FORM, CPU, [])
     (arena,) = first.arenas
     assert len(arena.data) == 5 and not arena.free
-    fewer = shelve([first.pages[0][:1], first.pages[1]], FORM, CPU, [arena])
-    assert fewer.arenas == [arena] and not arena.free  # the first shelf still holds it
+    fewer = page_out([first.pages[0][:1], first.pages[1]], FORM, CPU, [arena])
+    assert fewer.arenas == [arena] and not arena.free  # the first page table still holds it
     place = first.pages[0][1].place
     del first
     gc.collect()
     assert arena.free == [place]
     before = arena.data.clone()
-    more = shelve([fewer.pages[0], [*fewer.pages[1], drafts(1, 900)[0]]], FORM, CPU, [arena])
+    more = page_out([fewer.pages[0], [*fewer.pages[1], drafts(1, 900)[0]]], FORM, CPU, [arena])
     assert more.arenas == [arena] and not arena.free
     assert torch.equal(arena.data[[p.place for p in fewer.pages[0]]], before[[p.place for p in fewer.pages[0]]])
-    grown = shelve([more.pages[0], [*more.pages[1], *drafts(2, 2000)]], FORM, CPU, [arena])
+    grown = page_out([more.pages[0], [*more.pages[1], *drafts(2, 2000)]], FORM, CPU, [arena])
     assert grown.arenas != [arena] and torch.equal(grown.rows()[:, :1], more.rows()[:, :1])
     assert more.arenas == [arena]  # untouched
 
 
 def test_tables_name_pages_in_units_of_sixteen_bytes():
-    shelf = shelve([drafts(1), drafts(3, 500)], FORM, CPU, [])
-    assert shelf.count.tolist() == [1, 3] and shelf.table.shape == (2, 3) and shelf.table.dtype == torch.int32
-    (arena,) = shelf.arenas
+    page_table = page_out([drafts(1), drafts(3, 500)], FORM, CPU, [])
+    assert (
+        page_table.count.tolist() == [1, 3]
+        and page_table.table.shape == (2, 3)
+        and page_table.table.dtype == torch.int32
+    )
+    (arena,) = page_table.arenas
     for head in range(2):
-        for place in range(shelf.count[head]):
-            start = int(shelf.table[head, place]) * 16
-            assert torch.equal(arena.data.flatten()[start : start + FORM.bytes], shelf.rows()[head, place])
-    _, _, where, live = shelf.decode()
+        for place in range(page_table.count[head]):
+            start = int(page_table.table[head, place]) * 16
+            assert torch.equal(arena.data.flatten()[start : start + FORM.bytes], page_table.rows()[head, place])
+    _, _, where, live = page_table.decode()
     assert live.sum(-1).tolist() == [32, 96] and where[1][live[1]].tolist() == list(range(500, 596))
-    assert sum(shelf.ledger().values()) == arena.data.nbytes + shelf.table.nbytes + shelf.count.nbytes
+    assert sum(page_table.ledger().values()) == arena.data.nbytes + page_table.table.nbytes + page_table.count.nbytes
 
 
 def test_two_tiers_hold_what_they_should():
     entries = [drafts(3), drafts(3, 1000)]
-    shelf = shelve(entries, FORM, CPU, [], before=64)
-    homes = [[page.arena.host for page in row] for row in shelf.pages]
-    assert homes == [[True, True, False], [False, False, False]] and len(shelf.arenas) == 2
-    assert torch.equal(shelf.rows().flatten(0, 1), torch.stack([d.row for row in entries for d in row]))
-    assert shelf.host_bytes == 2 * FORM.bytes and shelf.away == 2
-    back = shelve(shelf.pages, FORM, CPU, shelf.arenas)
-    assert back.host_bytes == 0 and torch.equal(back.rows(), shelf.rows())
+    page_table = page_out(entries, FORM, CPU, [], before=64)
+    homes = [[page.arena.host for page in row] for row in page_table.pages]
+    assert homes == [[True, True, False], [False, False, False]] and len(page_table.arenas) == 2
+    assert torch.equal(page_table.rows().flatten(0, 1), torch.stack([d.row for row in entries for d in row]))
+    assert page_table.host_bytes == 2 * FORM.bytes and page_table.offloaded == 2
+    back = page_out(page_table.pages, FORM, CPU, page_table.arenas)
+    assert back.host_bytes == 0 and torch.equal(back.rows(), page_table.rows())
 
 
 def test_live_masks_of_copies():
@@ -136,9 +141,9 @@ def test_pages_read_where_they_lie_give_what_the_joined_segments_give(small, nam
         assert close(out, attend(q, segments, 0.25), terms=16 + 150)  # scores, then values
         assert close(mass, column_mass(q, segments, 0.25, watched), terms=16 + 150)
         if window is None:
-            segments[0].shelf.count -= 1
+            segments[0].page_table.count -= 1
             assert not close(attend_in_place(q, segments, 0.25)[0], out, terms=16 + 150)
-            segments[0].shelf.count += 1
+            segments[0].page_table.count += 1
         store.discard()
 
 
@@ -180,7 +185,7 @@ def test_rejected_drafts_leave_no_trace(small, name):
     tree[2, 1] = False
     small.forward(TEXT[59:60], [59], store)
     store.discard()
-    small.forward(TEXT[59:62], [59, 60, 60] if store.room(59) > 1 else [59, 59, 59], store, tree)
+    small.forward(TEXT[59:62], [59, 60, 60] if store.rows_left(59) > 1 else [59, 59, 59], store, tree)
     assert all(torch.equal(a, b) for a, b in zip(contents(store), before, strict=True))
     store.commit([0])
     feed(small, alone, TEXT[59:60])
@@ -194,7 +199,7 @@ def test_rejected_drafts_leave_no_trace(small, name):
 def test_boundaries_are_kept(small):
     """No forward and no commit passes a maintenance; `room` says how far one may go."""
     store = STACKS["h2o+kivi4"].new_store(small, 40)
-    assert store.room(0) == 32 and store.room(31) == 1 and store.room(32) == 32
+    assert store.rows_left(0) == 32 and store.rows_left(31) == 1 and store.rows_left(32) == 32
     feed(small, store, TEXT[:30])
     with pytest.raises(RuntimeError, match="pass the cache's maintenance at 32"):
         small.forward(TEXT[30:33], range(30, 33), store)
@@ -204,7 +209,7 @@ def test_boundaries_are_kept(small):
         store.commit(range(3))
     store.commit(range(2))
     snap = STACKS["snapkv"].new_store(small, 40)
-    assert (snap.room(0), snap.room(39)) == (40, 1) and snap.room(40) > 10**9
+    assert (snap.rows_left(0), snap.rows_left(39)) == (40, 1) and snap.rows_left(40) > 10**9
 
 
 def test_a_fork_between_forwards_of_a_round_is_refused(small):

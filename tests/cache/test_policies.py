@@ -70,10 +70,10 @@ class Masked(PlainStore):
 def oracle(lm, stack, steps, slip: int = 0) -> None:
     """Feed chunks of `steps` rows through both stores; rows of one chunk see each other in order or as a tree."""
     store, dense = stack.new_store(lm, len(PROMPT)), Masked(lm.layers)
-    worst, at, turn, evictions = 0.0, 0, 0, 0
+    worst, at, rotation, evictions = 0.0, 0, 0, 0
     while at < len(TEXT):
-        rows = min(steps[turn % len(steps)], store.room(at), len(TEXT) - at)
-        turn += 1
+        rows = min(steps[rotation % len(steps)], store.rows_left(at), len(TEXT) - at)
+        rotation += 1
         dense.hidden = []
         for layer in range(lm.layers):
             held = live_positions(store, layer) if at else [[]] * lm.kv_heads
@@ -219,7 +219,7 @@ def test_a_planted_needle(name, kept, quantizer):
         for layer in range(2):
             store.stage(layer, k, k)
             if store.watched:
-                store.observe(layer, column_mass(q, store.segments(layer), 1.0, store.watched))
+                store.add_mass(layer, column_mass(q, store.segments(layer), 1.0, store.watched))
         store.end()
         store.commit([0])
     for layer in range(2):

@@ -84,7 +84,7 @@ def test_events_name_what_was_dropped(small):
     """Evicted positions of all events, and those still held, are all positions, per layer and head."""
     session = wb.Session(small, PROMPT, cache=wb.H2O(budget=44, recent=32), max_new_tokens=60)
     session.run()
-    store = session.state.lanes["target"].store
+    store = session.state.runners["target"].store
     gone = {(layer, head): [] for layer in range(2) for head in range(2)}
     for event in session.trace.events.to_dict("records"):
         assert event["op"] == "evict" and event["reason"] == "h2o" and event["bytes"] > 0 and event["model"] == "target"

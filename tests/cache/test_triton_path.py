@@ -16,7 +16,7 @@ ARMS = {
     "plain": None,
     "chain": wb.Speculative(drafter=wb.DraftModel(DRAFT), shape=wb.FixedLength(3)),
     "tree": wb.Speculative(drafter=wb.DraftModel(DRAFT), shape=wb.FixedTree((2, 1))),
-    "copy": wb.Speculative(drafter=wb.CopySpec(gram=2)),
+    "copy": wb.Speculative(drafter=wb.CopySpec(ngram=2)),
 }
 CACHES = {
     "none": None,
@@ -59,8 +59,8 @@ def test_greedy_text_is_that_of_generate(small, triton, arm):
 
 @pytest.mark.parametrize("cache", [name for name in CACHES if name != "none"])
 def test_every_stack_spells_what_the_torch_path_spells(small, monkeypatch, triton, cache):
-    """Masses, pages and merges of the kernels decide nothing differently. One stack goes all the way, greedy and keyed,
-    plain and drafted; the others, for the interpreter's sake, some tokens, keyed and drafted."""
+    """Masses, pages and merges of the kernels decide nothing differently. One stack goes all the way, greedy and
+    seeded, plain and drafted; the others, for the interpreter's sake, some tokens, seeded and drafted."""
     whole = cache == "kivi"
     for settings in [{"temperature": 0.8, "seed": 3}, *([{}] if whole else [])]:
         options = {"cache": CACHES[cache], "max_new_tokens": LENGTH if whole else 4, "ignore_eos": True, **settings}

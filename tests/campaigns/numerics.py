@@ -46,7 +46,7 @@ ARMS |= {f"{name}, 2": {**cpu, "OMP_NUM_THREADS": "2"} for name, cpu in CPUS.ite
 SHORT_ARMS = ("default, 1", "compatible, 1", "another, 1")
 SHORT = (
     "tests/cache/test_pages.py",
-    "tests/cache/test_law.py",
+    "tests/cache/test_invariant.py",
     "tests/engine/test_attention.py",
     "tests/engine/test_fusion.py",
     "notebooks/05-bit-allocation.ipynb",

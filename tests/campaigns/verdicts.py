@@ -23,7 +23,7 @@ DECODERS = {
     "always the 4 likeliest": (False, lambda: Truncating()),
     "deep drafts stand": (False, lambda: wb.Speculative(drafter=Oracle(), verifier=Deep())),
     "noise of the round before": (False, lambda: Repeating()),
-    "law of the round before": (False, lambda: Stale()),
+    "distribution of the round before": (False, lambda: Stale()),
 }
 
 

@@ -1,4 +1,4 @@
-"""The toy model at the speed that sixty thousand runs need: the same law, its tokens kept in plain lists.
+"""The toy model at the speed that sixty thousand runs need: the same distribution, its tokens kept in plain lists.
 
 `test_distribution.py` checks that it gives the tokens of the toy model on the production store, seed by seed.
 """
@@ -67,10 +67,10 @@ class QuickToy(wb.ToyModel):
 
 
 class Remembered(wb.Sampling):
-    """Sampling settings that work each law out once per logits tensor."""
+    """Sampling settings that work each distribution out once per logits tensor."""
 
-    def law(self, logits, prefixes):
+    def dist(self, logits, prefixes):
         known = self.__dict__.setdefault("known", {})
         if id(logits) not in known:
-            known[id(logits)] = (logits, super().law(logits, prefixes))
+            known[id(logits)] = (logits, super().dist(logits, prefixes))
         return known[id(logits)][1]

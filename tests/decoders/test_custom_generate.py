@@ -67,7 +67,7 @@ def test_processors_stopping_criteria_and_end_of_text_of_the_call_hold(lm, batch
             return torch.tensor([input_ids.shape[1] >= ids.shape[1] + 5])
 
     options = dict(do_sample=False, max_new_tokens=LENGTH, repetition_penalty=1.3, no_repeat_ngram_size=3)
-    for decoder in (None, wb.Speculative(), wb.Speculative(drafter=wb.CopySpec(gram=1))):
+    for decoder in (None, wb.Speculative(), wb.Speculative(drafter=wb.CopySpec(ngram=1))):
         plugin = wb.custom_generate(decoder)
         stock = lm.model.generate(ids, **options)
         assert torch.equal(lm.model.generate(ids, custom_generate=plugin, **options), stock)

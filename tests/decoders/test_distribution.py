@@ -1,4 +1,5 @@
-"""Whole decoders follow the law they claim: chi-square of 60 000 runs of three tokens on a model that is known exactly.
+"""Whole decoders follow the distribution they guarantee: chi-square of 60 000 runs of three tokens on a model that is
+known exactly.
 
 A run that fails is repeated once from another seed and pooled. Seeds come from the test's own name.
 """
@@ -31,13 +32,13 @@ def quick():
     return QuickToy(vocab_size=VOCAB, seed=7, sharpness=1.2)
 
 
-def target_law(toy: wb.ToyModel, temperature: float, top_p: float) -> np.ndarray:
+def target_distribution(toy: wb.ToyModel, temperature: float, top_p: float) -> np.ndarray:
     """[V] * 3 probabilities of the three tokens, worked out from the table alone."""
     out = np.zeros([VOCAB] * LENGTH)
     for tokens in itertools.product(range(VOCAB), repeat=LENGTH):
         mass, text = 1.0, list(PROMPT)
         for token in tokens:
-            weights = toy.law(text).numpy() ** (1 / temperature)
+            weights = toy.dist(text).numpy() ** (1 / temperature)
             weights /= weights.sum()
             order = np.argsort(-weights)
             nucleus = order[: int(np.searchsorted(np.cumsum(weights[order]), top_p - 1e-12)) + 1]
@@ -76,12 +77,12 @@ def alone(decoder, start, seed: int) -> tuple[int, ...]:
     return tuple(state.new_tokens)
 
 
-def p_value(found: np.ndarray, law: np.ndarray) -> float:
+def p_value(found: np.ndarray, dist: np.ndarray) -> float:
     """Of Pearson's chi-square; cells expected less than five times are pooled, impossible ones must be empty."""
-    if found[law == 0].any():
+    if found[dist == 0].any():
         return 0.0
-    expected = law * found.sum()
-    rare = (expected < 5) & (law > 0)
+    expected = dist * found.sum()
+    rare = (expected < 5) & (dist > 0)
     cells, wanted = list(found[expected >= 5]), list(expected[expected >= 5])
     if rare.any():
         cells, wanted = [*cells, found[rare].sum()], [*wanted, expected[rare].sum()]
@@ -90,7 +91,7 @@ def p_value(found: np.ndarray, law: np.ndarray) -> float:
 
 DECODERS = {
     "autoregressive": (lambda: wb.Autoregressive(), 1.0, 1.0),
-    "keyed chain": (lambda: speculative("quick-draft", shape=wb.FixedLength(2)), 1.0, 1.0),
+    "seeded chain": (lambda: speculative("quick-draft", shape=wb.FixedLength(2)), 1.0, 1.0),
     "rejection chain": (lambda: rejecting(wb.FixedLength(2)), 1.3, 0.9),
     "rejection tree": (lambda: rejecting(wb.FixedTree((2, 1))), 1.0, 1.0),
     "copied chain": (lambda: copying(), 1.4, 1.0),
@@ -102,19 +103,19 @@ def rejecting(shape) -> wb.Speculative:
 
 
 def copying() -> wb.Speculative:
-    return wb.Speculative(drafter=wb.CopySpec(gram=1), shape=wb.FixedLength(2), verifier=wb.Rejection())
+    return wb.Speculative(drafter=wb.CopySpec(ngram=1), shape=wb.FixedLength(2), verifier=wb.Rejection())
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_whole_decoders_follow_the_targets_law(name, quick):
+def test_whole_decoders_follow_the_targets_distribution(name, quick):
     make, temperature, top_p = DECODERS[name]
-    law = target_law(quick, temperature, top_p)
-    assert law.sum() == pytest.approx(1) and (law > 0).sum() > 20
+    dist = target_distribution(quick, temperature, top_p)
+    assert dist.sum() == pytest.approx(1) and (dist > 0).sum() > 20
     sampling = Remembered(temperature=temperature, top_p=top_p)
     found = counts(quick, make(), sampling, f"{name}/1", RUNS)
-    if p_value(found, law) <= SIGNIFICANCE:
+    if p_value(found, dist) <= SIGNIFICANCE:
         found = found + counts(quick, make(), sampling, f"{name}/2", RUNS)
-    assert p_value(found, law) > SIGNIFICANCE
+    assert p_value(found, dist) > SIGNIFICANCE
 
 
 @pytest.mark.parametrize("name", ["rejection chain", "rejection tree", "copied chain"])
@@ -130,13 +131,13 @@ def test_without_the_residual_step_it_is_noticed(name, quick, monkeypatch):
     monkeypatch.setattr(rejection, "test_child", keeps)
     make, temperature, top_p = DECODERS[name]
     found = counts(quick, make(), Remembered(temperature=temperature, top_p=top_p), name, RUNS // 6)
-    assert p_value(found, target_law(quick, temperature, top_p)) < SIGNIFICANCE
+    assert p_value(found, target_distribution(quick, temperature, top_p)) < SIGNIFICANCE
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_quick_way_gives_what_production_gives(name, quick, toy, monkeypatch):
-    """A crowd on the quick model comes to the texts of the same seeds, run one by one on the store and the laws that
-    everyone else uses."""
+    """A crowd on the quick model comes to the texts of the same seeds, run one by one on the store and the
+    distributions that everyone else uses."""
     make, temperature, top_p = DECODERS[name]
     wb.register_model("quick-slow-draft", wb.ToyModel(vocab_size=VOCAB, seed=11, sharpness=1.0))
     fast = counts(quick, make(), Remembered(temperature=temperature, top_p=top_p), name, 120)

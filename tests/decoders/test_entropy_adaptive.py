@@ -105,7 +105,7 @@ def test_it_fires_on_the_embedded_pair(lm, held_out):
     assert {"target", "embedded-draft"} == set(trace.tokens["source"])
     assert {"target", "draft"} == set(trace.tokens["model"])
     assert sum(f["switched"] for f in figures) >= 2
-    assert trace.run["claim"] == "lossy"
+    assert trace.run["guarantee"] == "lossy"
     large = (trace.tokens["source"] == "target").mean()
     assert figures[-1]["share_on_large"] == pytest.approx(large, abs=1e-4)
 

@@ -1,8 +1,7 @@
 """Fifty held-out prompts × 128 tokens on the embedded target in fp32: every lossless way to decode spells one text.
 
-Greedy texts are those of `model.generate(do_sample=False)`; keyed texts at T = 0.8 are those of plain decoding with the
-same seed. What differs is a near-tie by the rule of `tests/rounding.py`, or a bug.
-"""
+Greedy texts are those of `model.generate(do_sample=False)`; seeded texts at T = 0.8 are those of plain decoding with
+the same seed. What differs is a near-tie by the rule of `tests/rounding.py`, or a bug. """
 
 from functools import partial
 
@@ -13,7 +12,7 @@ import workbench as wb
 from tests.rounding import MARGIN, Texts
 
 PROMPTS, LENGTH, CHUNKS = 50, 128, 10
-KEYED = {"temperature": 0.8, "seed": 5}
+SEEDED = {"temperature": 0.8, "seed": 5}
 TEXTS = Texts()
 
 ARMS = {
@@ -71,7 +70,7 @@ def two_bodies(lm, prompt: list[int], text: list[int]) -> float:
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_lossless_way_spells_one_text(lm, held_out, chunk):
-    """Greedy: plain, chain, copied and tree. Keyed at T = 0.8: plain, and chain, copied or tree, prompt by prompt.
+    """Greedy: plain, chain, copied and tree. Seeded at T = 0.8: plain, and chain, copied or tree, prompt by prompt.
 
     `decode` the plain way, the others in forks.
     """
@@ -80,14 +79,14 @@ def test_every_lossless_way_spells_one_text(lm, held_out, chunk):
     generated, texts = generate(lm, prompts), []
     for number, (prompt, expected) in enumerate(zip(prompts, generated, strict=True)):
         fork, turn = branches(lm, prompt), list(ARMS)[(chunk + number) % len(ARMS)]
-        greedily, keyed = partial(decode, lm, prompt), partial(fork, wb.Autoregressive(), **KEYED)
-        greedy, sampled = greedily(), keyed()
+        greedily, seeded = partial(decode, lm, prompt), partial(fork, wb.Autoregressive(), **SEEDED)
+        greedy, sampled = greedily(), seeded()
         texts += [greedy, sampled]
         limit = MARGIN if greedy == expected else two_bodies(lm, prompt, greedy)
         again = partial(in_double, prompt, decode, lambda wide, prompt: generate(wide, [prompt])[0])
         TEXTS.same("generate", greedily, lambda text=expected: text, again, expected=greedy, limit=limit)
         for name, decoder in ARMS.items():
-            for plain, text, settings in ((greedily, greedy, {}), (keyed, sampled, KEYED)):
+            for plain, text, settings in ((greedily, greedy, {}), (seeded, sampled, SEEDED)):
                 if not settings or name == turn:
                     again = partial(
                         in_double, prompt, *(partial(decode, decoder=d, **settings) for d in (None, decoder))

@@ -10,7 +10,7 @@ from workbench.errors import BadInput
 
 LONG = [5, 9, 12, 7, 5, 9, 12, 33, 41, 5, 9]
 ROWS = [LONG, LONG[:4], [17, 3, 22, 8, 8, 8, 30]]
-DECODERS = {"plain": lambda: None, "drafted": lambda: wb.Speculative(drafter=wb.CopySpec(gram=1))}
+DECODERS = {"plain": lambda: None, "drafted": lambda: wb.Speculative(drafter=wb.CopySpec(ngram=1))}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Mirostat v2: its feedback law is an identity, so the mean surprise is held as exactly as promised."""
+"""Mirostat v2: its feedback distribution is an identity, so the mean surprise is held as exactly as promised."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_it_cuts_what_it_says(model):
     assert cut > N / 2
     trace = wb.decode(model, [0, 1], decoder, max_new_tokens=20)
     assert (trace.events["type"] == "decision").sum() == (trace.tokens["cut_by"] == "mirostat").sum() > 0
-    assert trace.run["claim"] == "own_law"
+    assert trace.run["guarantee"] == "own"
 
 
 def test_the_two_feedbacks_hold_different_quantities(model):
@@ -87,9 +87,9 @@ def test_the_guard_against_winding_up(model):
     assert frozen[-1]["saturated"] and all(f["saturated"] for f in free[-N // 2 :])
 
 
-def test_it_reads_the_raw_law_and_refuses_to_share_it(model):
+def test_it_reads_the_raw_distribution_and_refuses_to_share_it(model):
     for settings in (dict(temperature=0.7), dict(top_k=5), dict(top_p=0.9), dict(min_p=0.1)):
-        with pytest.raises(BadInput, match="mirostat cuts the model's own law") as caught:
+        with pytest.raises(BadInput, match="mirostat cuts the model's own distribution") as caught:
             wb.decode(model, [0, 1], wb.Mirostat(), **settings)
         assert "\n" not in str(caught.value)
     assert wb.decode(model, [0, 1], wb.Mirostat(), max_new_tokens=9, seed=3).token_ids == (

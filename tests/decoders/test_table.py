@@ -21,13 +21,13 @@ def test_every_registered_member_has_a_row(family):
 def test_claims_are_what_the_table_says(name, toy):
     row = DECODERS[name]
     decoder = row.make("toy-draft")
-    assert decoder.claim(wb.Sampling()) == row.greedy
+    assert decoder.guarantee(wb.Sampling()) == row.greedy
     if row.sampled:
-        assert decoder.claim(wb.Sampling(temperature=row.temperature)) == row.sampled
+        assert decoder.guarantee(wb.Sampling(temperature=row.temperature)) == row.sampled
     else:
         with pytest.raises(BadInput):
             wb.decode(toy, PROMPT, decoder, temperature=row.temperature)
-    assert wb.decode(toy, PROMPT, decoder, max_new_tokens=3).run["claim"] == row.greedy
+    assert wb.decode(toy, PROMPT, decoder, max_new_tokens=3).run["guarantee"] == row.greedy
 
 
 @pytest.mark.parametrize("pair", INCOMPATIBLE, ids=" with ".join)
@@ -63,7 +63,7 @@ def composed(toy) -> dict:
 
 @pytest.mark.parametrize("name", list(dict(compositions("toy-draft"))))
 def test_every_composition_keeps_its_promise(name, toy):
-    """Greedy: the plain text. Keyed: the plain text of the seed, with top-p too. Rejection: reproducible."""
+    """Greedy: the plain text. Seeded: the plain text of the seed, with top-p too. Rejection: reproducible."""
     decoder = composed(toy)[name]
     assert (
         wb.decode(toy, PROMPT, decoder, max_new_tokens=30).token_ids
@@ -75,5 +75,5 @@ def test_every_composition_keeps_its_promise(name, toy):
         settings = dict(temperature=(0.7, 1.0, 1.3)[seed], top_p=(1.0, 0.9, 0.95)[seed], seed=seed, max_new_tokens=30)
         found = wb.decode(toy, PROMPT, decoder, **settings).token_ids
         assert found == wb.decode(toy, PROMPT, decoder, **settings).token_ids
-        if name.endswith("keyed"):
+        if name.endswith("seeded"):
             assert found == wb.decode(toy, PROMPT, **settings).token_ids

@@ -13,7 +13,7 @@ DRAFT = "device-round-draft"
 FILTERED = {"temperature": 0.9, "top_p": 0.8, "min_p": 0.02, "top_k": 30, "seed": 4}
 SAMPLINGS = {
     "greedy": {},
-    "keyed": {"temperature": 1.0, "seed": 1},
+    "seeded": {"temperature": 1.0, "seed": 1},
     "top_k": {"temperature": 0.8, "top_k": 3, "seed": 2},
     "top_p": {"temperature": 1.3, "top_p": 0.7, "seed": 3},
     "filters": FILTERED,

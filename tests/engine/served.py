@@ -108,7 +108,7 @@ def outcome(name: str) -> str:
     return "served"
 
 
-DECODERS = (None, wb.Speculative(wb.CopySpec(gram=1), wb.FixedLength(3)))
+DECODERS = (None, wb.Speculative(wb.CopySpec(ngram=1), wb.FixedLength(3)))
 
 
 def table() -> str:

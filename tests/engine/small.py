@@ -15,7 +15,8 @@ PROMPT = [5, 9, 12, 7, 5, 9, 12, 33, 41, 5, 9]
 
 
 def random_model(name: str = "Llama", seed: int = 0, config: str = "", **sizes) -> tf.PreTrainedModel:
-    """`<name>ForCausalLM`, its law far from uniform; config: the class of its config, where that is named otherwise."""
+    """`<name>ForCausalLM`, its distribution far from uniform; config: the class of its config, where that is named
+    otherwise."""
     options = getattr(tf, config or f"{name}Config")(**{**SIZES, **sizes})
     model = getattr(tf, f"{name}ForCausalLM")(options).eval()
     noise = torch.Generator().manual_seed(seed)

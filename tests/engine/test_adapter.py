@@ -74,7 +74,7 @@ PROMPT = [(37 * i + 11) % 97 for i in range(28)]
 
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> tf.PreTrainedModel:
-    """A model with weights wide enough that its law is far from uniform and attention matters."""
+    """A model with weights wide enough that its distribution is far from uniform and attention matters."""
     torch.manual_seed(sum(map(ord, name)))
     model = MODELS[name]().to(dtype).eval()
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_greedy_decode_is_generate(name):
     expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=24, do_sample=False)[0, len(PROMPT) :].tolist()
     lm = wrap(model)
     assert wb.decode(lm, PROMPT, max_new_tokens=24, level="off").token_ids == expected
-    copying = wb.Speculative(drafter=wb.CopySpec(gram=1))
+    copying = wb.Speculative(drafter=wb.CopySpec(ngram=1))
     assert wb.decode(lm, PROMPT, copying, max_new_tokens=24, level="off").token_ids == expected
 
 
@@ -268,7 +268,7 @@ def test_the_users_model_is_untouched(name):
     model.train().get_output_embeddings().eval()
     before = picture(model)
     lm = wrap(model)
-    wb.decode(lm, PROMPT, wb.Speculative(drafter=wb.CopySpec(gram=1)), max_new_tokens=8)
+    wb.decode(lm, PROMPT, wb.Speculative(drafter=wb.CopySpec(ngram=1)), max_new_tokens=8)
     assert picture(model) == before
     assert lm.model is model
     assert wrap(model) is lm
@@ -287,7 +287,8 @@ def test_weights_are_shared_not_copied():
 
 
 def test_longrope_serves_the_length_at_which_its_factors_are_constant():
-    """Beyond it a draft's length would change the law of every row: the stock model itself rotates all keys anew."""
+    """Beyond it a draft's length would change the distribution of every row: the stock model itself rotates all keys
+    anew."""
     lm = wrap(build("phi3-longrope"))
     assert lm.context == 64
     with pytest.raises(BadInput, match="context of 64"):

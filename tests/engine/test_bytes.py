@@ -18,7 +18,7 @@ OPAQUE = (str, bytes, int, float, bool, type(None), type, types.ModuleType, weak
 
 def walk(state: Any) -> int:
     """Bytes of all distinct storages reachable from a state, but for the models' own weights and tokenizers."""
-    models = {id(lane.model) for lane in state.lanes.values()}
+    models = {id(runner.model) for runner in state.runners.values()}
     seen, sizes, queue = set(models), {}, [state]
     while queue:
         thing = queue.pop()
@@ -46,8 +46,8 @@ def walk(state: Any) -> int:
 def ledger(state: Any) -> int:
     kinds = {"payload", "staging", "pad"}
     total = 0
-    for lane in state.lanes.values():
-        columns = lane.store.ledger()
+    for runner in state.runners.values():
+        columns = runner.store.ledger()
         assert set(columns) == kinds | {"live_slots", "logical_length"}
         total += sum(sum(columns[kind]) for kind in kinds)
     return total
@@ -72,15 +72,15 @@ def test_the_walk_equals_the_ledger_and_the_trace_at_every_round(lm, held_out, n
             break
     assert session.rounds > ROUNDS
     text = list(session.state.tokens)
-    for lane in session.state.lanes.values():
-        assert lane.store.length <= len(text) - 1 and lane.store.staged == 0
+    for runner in session.state.runners.values():
+        assert runner.store.length <= len(text) - 1 and runner.store.staged == 0
 
 
 PLANTS = {
     "in memory": lambda state, extra: state.memory.update(hoard={"deep": [extra]}),
-    "in the store": lambda state, extra: setattr(state.lanes["target"].store, "hoard", extra),
-    "in a lane": lambda state, extra: state.lanes.update(
-        extra=dataclasses.replace(state.lanes["target"], store=_Hoard(state.lanes["target"].store, extra))
+    "in the store": lambda state, extra: setattr(state.runners["target"].store, "hoard", extra),
+    "in a runner": lambda state, extra: state.runners.update(
+        extra=dataclasses.replace(state.runners["target"], store=_Hoard(state.runners["target"].store, extra))
     ),
     "in a closure": lambda state, extra: state.memory.update(later=lambda: extra),
 }

@@ -159,7 +159,7 @@ class _Tape(TorchDispatchMode):
         return self.output
 
 
-@pytest.mark.parametrize("sampling", ["greedy", "keyed", "filters"])
+@pytest.mark.parametrize("sampling", ["greedy", "seeded", "filters"])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_round_done_again_from_its_operators_is_the_next_round(decoder, sampling, pair, monkeypatch):
     """What a captured graph relies on: nothing that changes from round to round is known to Python alone."""
@@ -199,7 +199,7 @@ def rejecting() -> wb.Speculative:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("sampling", ["greedy", "keyed", "top_k", "top_p", "filters"])
+@pytest.mark.parametrize("sampling", ["greedy", "seeded", "top_k", "top_p", "filters"])
 @pytest.mark.parametrize("make", [*DECODERS.values(), rejecting], ids=[*DECODERS, "rejection"])
 def test_the_captured_round_gives_the_same_steps(make, sampling, pair, monkeypatch):
     """A CUDA graph per round: text and statistics of the ordinary path on the same GPU."""

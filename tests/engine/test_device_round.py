@@ -17,7 +17,7 @@ from workbench.cache.static import StaticStore
 from workbench.decoders import device
 from workbench.engine import device_round
 from workbench.engine.adapter import wrap
-from workbench.engine.device_law import DeviceSampling, fit
+from workbench.engine.device_distribution import DeviceSampling, fit
 from workbench.engine.sampling import Sampling
 from workbench.engine.vocabulary import cut, known_only, widened
 from workbench.errors import BadInput, NumericalError
@@ -45,7 +45,7 @@ def test_the_step_is_that_of_the_ordinary_round(decoder, sampling, pair, monkeyp
     got, state = steps(pair, make(), monkeypatch, "device", **settings)
     same_steps(got, want)
     used = [step.forwards["implementation"][-1] for step in got[1:]]
-    assert set(used) == {"device+sdpa"} and type(state.lanes["target"].store) is StaticStore
+    assert set(used) == {"device+sdpa"} and type(state.runners["target"].store) is StaticStore
     if decoder != "plain":
         assert 0 < sum(step.accepted for step in got) < sum(step.drafted for step in got)
 
@@ -60,7 +60,7 @@ def test_a_wrong_commit_does_not_pass(pair, monkeypatch):
         same_steps(got, want)
 
 
-def test_a_law_may_keep_fewer_tokens_than_the_tree_asks_for(pair, monkeypatch):
+def test_a_distribution_may_keep_fewer_tokens_than_the_tree_asks_for(pair, monkeypatch):
     """top_k=2 under four children: nodes that cannot be drawn are not there, for neither path."""
     decoder = speculative(wb.FixedTree((4, 2)))
     settings = {"temperature": 1.0, "top_k": 2, "seed": 3}
@@ -81,15 +81,15 @@ def test_models_with_differently_padded_vocabularies(pair, monkeypatch):
         same_steps(got, want)
     logits, sampling = torch.randn(2, 5), Sampling()
     for size in (3, 5, 9):
-        host = sampling.law(widened(logits, size), lambda row: [])
+        host = sampling.dist(widened(logits, size), lambda row: [])
         host = known_only(host, 5).raw if size > 5 else host.raw
-        device_rows = DeviceSampling(sampling, 0, "torch").laws(cut(logits, size)).raw
+        device_rows = DeviceSampling(sampling, 0, "torch").dists(cut(logits, size)).raw
         assert torch.equal(fit(device_rows, size), host)
 
 
 @needs_interpreter
 @pytest.mark.parametrize(
-    ("decoder", "sampling"), [("plain", "greedy"), ("plain", "top_k"), ("chain", "greedy"), ("tree", "keyed")]
+    ("decoder", "sampling"), [("plain", "greedy"), ("plain", "top_k"), ("chain", "greedy"), ("tree", "seeded")]
 )
 def test_the_triton_kernels_give_the_same_steps(decoder, sampling, pair, monkeypatch):
     """Attention over the live slots and the fused sampler, under the interpreter."""
@@ -102,9 +102,10 @@ def test_the_triton_kernels_give_the_same_steps(decoder, sampling, pair, monkeyp
 
 
 @needs_interpreter
-@pytest.mark.parametrize("sampling", ["greedy", "keyed"])
+@pytest.mark.parametrize("sampling", ["greedy", "seeded"])
 def test_rejection_on_the_device_gives_the_same_steps(sampling, pair, monkeypatch):
-    """Drafts drawn from the draft's law, tested in Triton: the same uniforms, fates and tokens as on the host."""
+    """Drafts drawn from the draft's distribution, tested in Triton: the same uniforms, fates and tokens as on the
+    host."""
     decoder = speculative(wb.FixedTree((2, 1)), verifier=wb.Rejection())
     want, _ = steps(pair, decoder, monkeypatch, "host", 3, **SAMPLINGS[sampling])
     monkeypatch.setattr(device, "IMPLEMENTATION", "triton")
@@ -147,7 +148,7 @@ def test_two_branches_take_turns_in_one_memory(pair):
     for _ in range(5):
         first.step()
         second.step()
-    runs = [session.state.lanes["target"].store._run for session in (first, second)]
+    runs = [session.state.runners["target"].store._run for session in (first, second)]
     assert runs[0] is not runs[1] and all(len(device._rounds[run]) == 1 for run in runs)
     assert first.trace.token_ids == wb.decode(pair, PROMPT, max_new_tokens=9).token_ids
     alone = wb.Session(pair, PROMPT, max_new_tokens=20).fork(0)
@@ -161,7 +162,7 @@ def test_a_round_goes_with_the_memory_it_writes_to(pair):
     """A captured graph holds addresses: it must not outlive them, nor keep them."""
     session = wb.Session(pair, PROMPT, DECODERS["chain"](), max_new_tokens=8)
     session.run()
-    run = weakref.ref(session.state.lanes["target"].store._run)
+    run = weakref.ref(session.state.runners["target"].store._run)
     (found,) = map(weakref.ref, device._rounds[run()].values())
     del session
     gc.collect()
@@ -178,7 +179,7 @@ def test_only_what_the_device_put_in_place_can_be_committed():
     store = StaticStore.of(plain)
     for rows, says in (([0, 1], None), ([0, 2], r"put rows \[0, 1\] in place, and \[0, 2\]")):
         store.open(store.length + 4)
-        store.land(store.length, 4, [0, 1])
+        store.commit_written(store.length, 4, [0, 1])
         with pytest.raises(RuntimeError, match="still staged"):
             store.fork()
         if says is None:
@@ -199,7 +200,7 @@ def test_a_full_run_grows_and_the_rounds_move_over(monkeypatch):
     want, _ = steps(lm, wb.Autoregressive(), monkeypatch, "host", 40)
     got, state = steps(lm, wb.Autoregressive(), monkeypatch, "device", 40)
     same_steps(got, want)
-    assert state.lanes["target"].store._run.capacity == 64
+    assert state.runners["target"].store._run.capacity == 64
 
 
 # -- choice ------------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ REFUSED = {
     "processors": ({"processors": (no_zero,)}, None, "Python processors"),
     "level": ({"level": "full"}, None, "whole rows"),
     "cache": ({"cache": wb.StreamingLLM(sinks=4, window=36)}, None, "cache stacks"),
-    "copyspec": ({}, lambda: wb.Speculative(drafter=wb.CopySpec(gram=1)), "drafter copyspec runs on the host"),
+    "copyspec": ({}, lambda: wb.Speculative(drafter=wb.CopySpec(ngram=1)), "drafter copyspec runs on the host"),
     "confidence": ({}, lambda: speculative(wb.ConfidenceStop()), "shape confidence decides"),
     "rejection": (
         {},
@@ -270,4 +271,4 @@ def test_broken_logits_end_the_run_with_its_trace(monkeypatch):
         lm.model.lm_head.weight[3] = torch.nan
     with pytest.raises(NumericalError, match="NaN or infinite"):
         session.step()
-    assert session.length == 2 and session.state.fork().lanes["target"].store.length == len(PROMPT) + 1
+    assert session.length == 2 and session.state.fork().runners["target"].store.length == len(PROMPT) + 1

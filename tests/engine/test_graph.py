@@ -329,7 +329,7 @@ def test_another_thread_that_computes_and_waits_does_not_break_a_capture():
         y = torch.ones(64, 64, device="cuda")
         try:
             while not halt.is_set():
-                base.RoundLog._clock(SimpleNamespace(device=y.device))
+                base.Round._clock(SimpleNamespace(device=y.device))
                 (y @ y).cpu()
                 ready.set()
         except Exception as error:

@@ -28,7 +28,7 @@ def test_a_round_goes_without_the_collector(monkeypatch):
     monkeypatch.setenv(device.VARIABLE, "device")
     session = wb.Session(wrap(llama()), PROMPT, max_new_tokens=4)
     session.run()
-    (found,) = map(weakref.ref, device._rounds[session.state.lanes["target"].store._run].values())
+    (found,) = map(weakref.ref, device._rounds[session.state.runners["target"].store._run].values())
     held = found()
     gc.collect()
     gc.disable()
@@ -65,7 +65,7 @@ def test_a_forward_waits_for_its_own_stream_alone(monkeypatch):
     stream = SimpleNamespace(synchronize=lambda: waited.append("stream"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda where: stream)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waited.append("device"))
-    base.RoundLog._clock(SimpleNamespace(device=torch.device("cuda", 0)))
+    base.Round._clock(SimpleNamespace(device=torch.device("cuda", 0)))
     assert waited == ["stream"]
     root = Path(wb.__file__).parent
     assert not [path for path in root.rglob("*.py") if "cuda.synchronize(" in path.read_text()]
@@ -115,11 +115,11 @@ def test_rounds_that_are_no_graph_are_not_given_as_the_graph(level, monkeypatch)
     lm = wrap(llama())
     ms, where = end_to_end.workbench_ms(lm, PROMPT, 2, level)
     assert ms > 0 and where == ("device" if level == "off" else "device+sdpa")
-    conclude = wb.Autoregressive.conclude
+    verify_and_commit = wb.Autoregressive.verify_and_commit
 
-    def told(self, state, log, tree, law):
-        log.step.figures["not_captured"] = "it waits"
-        return conclude(self, state, log, tree, law)
+    def told(self, state, r, tree, dist):
+        r.step.figures["not_captured"] = "it waits"
+        return verify_and_commit(self, state, r, tree, dist)
 
     monkeypatch.setattr(wb.Autoregressive, "conclude", told)
     with pytest.raises(SystemExit, match="no CUDA graph: it waits"):

@@ -27,7 +27,7 @@ def states_of(model, ids) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", SCALED)
 def test_heads_exits_statistics_and_training_read_the_models_own_logits(case, tmp_path):
-    """They took the bare head: Granite's law came out eight times as sharp, Gemma's without its cap."""
+    """They took the bare head: Granite's distribution came out eight times as sharp, Gemma's without its cap."""
     lm = wrap(model := random_model(**SCALED[case]))
     with torch.no_grad():
         expected = model(torch.tensor([PROMPT]), use_cache=False).logits[0]

@@ -1,4 +1,4 @@
-"""Keyed noise: the same for the same key however it is asked for, uniform, and independent between keys."""
+"""Seeded noise: the same for the same key however it is asked for, uniform, and independent between keys."""
 
 import math
 

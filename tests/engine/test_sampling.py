@@ -1,4 +1,5 @@
-"""The law sampled from against transformers' own warpers, and the statistics against their formulas in float64."""
+"""The distribution sampled from against transformers' own warpers, and the statistics against their formulas in
+float64."""
 
 import math
 
@@ -7,7 +8,7 @@ import torch
 from transformers import generation as warpers
 
 import workbench as wb
-from workbench.engine.distribution import Law, draw
+from workbench.engine.distribution import Distribution, draw
 from workbench.engine.sampling import Sampling
 from workbench.errors import BadInput, NumericalError
 
@@ -61,23 +62,23 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(f"{k}={v}" for k, v in s.items()))
 @pytest.mark.parametrize("seed", range(4))
-def test_laws_equal_those_of_transformers(settings, seed):
+def test_distributions_equal_those_of_transformers(settings, seed):
     scores = logits(seed=seed)
-    law = Sampling(**settings).law(scores, prefixes)
+    dist = Sampling(**settings).dist(scores, prefixes)
     expected = theirs(scores, **settings)
     for row in range(len(scores)):
-        assert torch.allclose(law.probs(row), expected[row], atol=1e-12)
+        assert torch.allclose(dist.probs(row), expected[row], atol=1e-12)
         kept = int((expected[row] > 0).sum())
-        assert law.statistics(row, [0])["keep_size"] == [kept]
-        assert bool(law.cut_by[row]) == (kept < 50)
-    assert torch.allclose(law.raw, scores.log_softmax(-1), atol=1e-12)  # the raw law is apart from all this
+        assert dist.statistics(row, [0])["keep_size"] == [kept]
+        assert bool(dist.cut_by[row]) == (kept < 50)
+    assert torch.allclose(dist.raw, scores.log_softmax(-1), atol=1e-12)  # the raw distribution is apart from all this
 
 
 def test_cut_by_names_what_removed_tokens_in_order():
     scores = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
 
     def cut(**settings):
-        return Sampling(temperature=1.0, **settings).law(scores, prefixes).statistics(0, [0])["cut_by"]
+        return Sampling(temperature=1.0, **settings).dist(scores, prefixes).statistics(0, [0])["cut_by"]
 
     assert cut() == [None]
     assert cut(top_k=5) == [None]
@@ -104,24 +105,24 @@ def test_processors_come_first_and_see_the_prefix():
         seen.append(ids.tolist())
         return scores / 2
 
-    law = Sampling(temperature=2.0, processors=[halve, ban(0)]).law(logits(2), lambda row: [*PREFIX, row])
+    dist = Sampling(temperature=2.0, processors=[halve, ban(0)]).dist(logits(2), lambda row: [*PREFIX, row])
     assert seen == [[[*PREFIX, 0]], [[*PREFIX, 1]]]
     expected = (logits(2) / 4).masked_fill(torch.arange(50) == 0, -torch.inf).softmax(-1)
-    assert torch.allclose(law.probs(1), expected[1], atol=1e-12)
-    assert torch.allclose(law.raw, logits(2).log_softmax(-1))
+    assert torch.allclose(dist.probs(1), expected[1], atol=1e-12)
+    assert torch.allclose(dist.raw, logits(2).log_softmax(-1))
 
 
 def test_statistics_equal_their_formulas():
     """entropy = −Σ p log p; varentropy = Σ p (log p)² − entropy²; surprisal = −log p; rank; margin = p1 − p2."""
     scores = logits(5)
-    law = Sampling(temperature=0.7, top_k=10).law(scores, prefixes)
+    dist = Sampling(temperature=0.7, top_k=10).dist(scores, prefixes)
     tokens = [3, 8, 0, int(scores[3].argmax()), 11]
-    found = law.statistics(0, tokens)
+    found = dist.statistics(0, tokens)
     for row, token in enumerate(tokens):
         logp = scores[row].log_softmax(-1)
         p, ordered = logp.exp(), logp.exp().sort(descending=True).values
         entropy = -(p * logp).sum().item()
-        q = law.probs(row)
+        q = dist.probs(row)
         q = q[q > 0]
         expected = {
             "entropy_raw_nats": entropy,
@@ -131,7 +132,7 @@ def test_statistics_equal_their_formulas():
             "rank": int((p > p[token]).sum()) + 1,
             "margin": (ordered[0] - ordered[1]).item(),
             "entropy_sampled_nats": -(q * q.log()).sum().item(),
-            "p_sampled": law.probs(row)[token].item(),
+            "p_sampled": dist.probs(row)[token].item(),
             "keep_size": 10,
         }
         for name, value in expected.items():
@@ -139,15 +140,15 @@ def test_statistics_equal_their_formulas():
         ids, probs = found["topk_raw"][row]
         assert ids == logp.topk(5).indices.tolist()
         assert probs == pytest.approx(p[ids].tolist())
-    assert law.statistics_at([3, 1], [tokens[3], tokens[1]])["surprisal_nats"] == pytest.approx(
+    assert dist.statistics_at([3, 1], [tokens[3], tokens[1]])["surprisal_nats"] == pytest.approx(
         [found["surprisal_nats"][3], found["surprisal_nats"][1]]
     )
 
 
-def test_statistics_of_a_known_law_of_two_tokens():
+def test_statistics_of_a_known_distribution_of_two_tokens():
     """p = (3/4, 1/4): H = log 4 − ¾ log 3, varentropy = 3/16 (log 3)²."""
-    law = Sampling(temperature=1.0).law(torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64), prefixes)
-    found = {name: column[0] for name, column in law.statistics(0, [1]).items()}
+    dist = Sampling(temperature=1.0).dist(torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64), prefixes)
+    found = {name: column[0] for name, column in dist.statistics(0, [1]).items()}
     assert found["entropy_raw_nats"] == pytest.approx(math.log(4) - 0.75 * math.log(3), abs=1e-14)
     assert found["varentropy_nats2"] == pytest.approx(3 / 16 * math.log(3) ** 2, abs=1e-14)
     assert found["surprisal_nats"] == pytest.approx(math.log(4), abs=1e-14)
@@ -157,19 +158,20 @@ def test_statistics_of_a_known_law_of_two_tokens():
 
 
 def test_removed_tokens_do_no_harm_to_the_figures():
-    """A law with one token left, at a very low temperature, in fp32: all figures finite, entropy exactly zero."""
-    law = Sampling(temperature=0.01, top_k=1, processors=[ban(*range(40))]).law(logits(dtype=torch.float32), prefixes)
-    for name, column in law.statistics(0, [45] * 6).items():
+    """A distribution with one token left, at a very low temperature, in fp32: all figures finite, entropy exactly
+    zero."""
+    dist = Sampling(temperature=0.01, top_k=1, processors=[ban(*range(40))]).dist(logits(dtype=torch.float32), prefixes)
+    for name, column in dist.statistics(0, [45] * 6).items():
         for value in column:
             if isinstance(value, float):
                 assert math.isfinite(value) or name == "p_sampled", name
-    assert law.statistics(0, [45])["entropy_sampled_nats"] == [0.0]
-    assert all(law.choose(row, 0, row) >= 40 for row in range(6))
+    assert dist.statistics(0, [45])["entropy_sampled_nats"] == [0.0]
+    assert all(dist.choose(row, 0, row) >= 40 for row in range(6))
 
 
 def test_extreme_logits_stay_finite():
     scores = torch.tensor([[3e38, -3e38, 0.0]])
-    found = Sampling(temperature=1.0).law(scores, prefixes).statistics(0, [1])
+    found = Sampling(temperature=1.0).dist(scores, prefixes).statistics(0, [1])
     assert found["entropy_raw_nats"] == [0.0] and found["rank"][0] > 1
     assert math.isfinite(found["varentropy_nats2"][0])
 
@@ -177,9 +179,9 @@ def test_extreme_logits_stay_finite():
 def test_greedy_takes_the_lowest_id_of_a_tie():
     scores = torch.zeros(2, 300, dtype=torch.bfloat16)
     scores[0, [7, 123, 280]] = 1.0
-    law = Sampling().law(scores, prefixes)
-    assert [law.choose(row, 5, 9) for row in (0, 1)] == [7, 0]
-    found = law.statistics(0, [7, 0])
+    dist = Sampling().dist(scores, prefixes)
+    assert [dist.choose(row, 5, 9) for row in (0, 1)] == [7, 0]
+    found = dist.statistics(0, [7, 0])
     assert (
         found["p_sampled"] == [1.0, 1.0] and found["keep_size"] == [1, 1] and found["entropy_sampled_nats"] == [0.0] * 2
     )
@@ -187,23 +189,23 @@ def test_greedy_takes_the_lowest_id_of_a_tie():
     assert found["p_raw"][1] == pytest.approx(1 / 300)
 
 
-def test_keyed_draws_follow_the_law_and_the_key():
-    """Gumbel-max over 4000 positions: chi-square on the law sampled from; cut tokens never come."""
+def test_keyed_draws_follow_the_distribution_and_the_key():
+    """Gumbel-max over 4000 positions: chi-square on the distribution sampled from; cut tokens never come."""
     from scipy import stats
 
-    law = Sampling(temperature=1.0, top_k=5).law(logits(1), prefixes)
+    dist = Sampling(temperature=1.0, top_k=5).dist(logits(1), prefixes)
     counts = torch.zeros(50)
     for position in range(4000):
-        counts[law.choose(0, 3, position)] += 1
-    p = law.probs(0)
+        counts[dist.choose(0, 3, position)] += 1
+    p = dist.probs(0)
     assert counts[p == 0].sum() == 0
     assert stats.chisquare(counts[p > 0].numpy(), (p[p > 0] * 4000).numpy()).pvalue > 1e-4
-    assert law.choose(0, 3, 17) == law.choose(0, 3, 17)
-    assert len({law.choose(0, seed, 17) for seed in range(50)}) > 1
+    assert dist.choose(0, 3, 17) == dist.choose(0, 3, 17)
+    assert len({dist.choose(0, seed, 17) for seed in range(50)}) > 1
 
 
 def test_drawing_several_is_without_replacement_and_starts_with_the_single_draw():
-    row = Sampling(temperature=1.0, top_k=4).law(logits(1), prefixes).scores[0]
+    row = Sampling(temperature=1.0, top_k=4).dist(logits(1), prefixes).scores[0]
     for position in range(50):
         several = draw(row, 0, "draft", position, 3)
         assert several[0] == draw(row, 0, "draft", position)
@@ -216,12 +218,12 @@ def test_bad_logits_are_named(bad):
     scores = logits()
     scores[2, 7] = bad
     with pytest.raises(NumericalError, match="NaN or infinite logits"):
-        Sampling().law(scores, prefixes)
+        Sampling().dist(scores, prefixes)
 
 
 def test_a_processor_that_rules_everything_out_is_named():
     with pytest.raises(NumericalError, match="ruled out every token"):
-        Sampling(processors=[ban(*range(50))]).law(logits(1), prefixes)
+        Sampling(processors=[ban(*range(50))]).dist(logits(1), prefixes)
 
 
 class Broken(wb.ToyModel):
@@ -242,7 +244,7 @@ class Broken(wb.ToyModel):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("speculative", [False, True], ids=["plain", "speculative"])
 def test_bad_logits_end_the_run_with_the_trace_kept(value, speculative, tmp_path):
-    decoder = wb.Speculative(drafter=wb.CopySpec(gram=1)) if speculative else None
+    decoder = wb.Speculative(drafter=wb.CopySpec(ngram=1)) if speculative else None
     out = tmp_path / "run.wb"
     with pytest.raises(NumericalError) as caught:
         wb.decode(Broken(9, value), [0, 1, 2], decoder, temperature=1.0, out=out, max_new_tokens=20)
@@ -276,6 +278,6 @@ def test_settings_out_of_bounds_are_refused_in_one_line(settings):
     assert "\n" not in str(caught.value)
 
 
-def test_raw_and_sampled_laws_are_one_where_nothing_is_changed():
-    law = Sampling(temperature=1.0).law(logits(), prefixes)
-    assert isinstance(law, Law) and law.scores is law.raw and not law.greedy
+def test_raw_and_sampled_distributions_are_one_where_nothing_is_changed():
+    dist = Sampling(temperature=1.0).dist(logits(), prefixes)
+    assert isinstance(dist, Distribution) and dist.scores is dist.raw and not dist.greedy

@@ -71,7 +71,7 @@ def test_a_fork_may_end_before_tokens_that_its_root_forces(toy):
 )
 def test_the_coldest_temperatures_are_greedy(toy, temperature, speculative):
     """The limit of the distribution: the largest logit. Below 1e-30 the run is greedy, and says so."""
-    decoder = wb.Speculative(drafter=wb.CopySpec(gram=1)) if speculative else None
+    decoder = wb.Speculative(drafter=wb.CopySpec(ngram=1)) if speculative else None
     trace = wb.decode(toy, [0, 1, 2], decoder, temperature=temperature, max_new_tokens=8)
     assert trace.token_ids == wb.decode(toy, [0, 1, 2], max_new_tokens=8).token_ids
     assert (trace.run["sampling"]["temperature"] == 0) == (temperature < 1e-30)
@@ -80,9 +80,9 @@ def test_the_coldest_temperatures_are_greedy(toy, temperature, speculative):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_logits_that_overflow_over_the_temperature_keep_their_order(dtype):
     scores = torch.tensor([[3e38, -3e38, 2e38, 0.0], [-3e38, -2e38, -3e38, -3e38]], dtype=dtype)
-    law = Sampling(temperature=0.01, top_k=3, top_p=0.9).law(scores, lambda row: [0])
-    assert [law.choose(row, 0, 3) for row in (0, 1)] == [0, 1]
-    assert law.probs(0).tolist() == [1, 0, 0, 0] and law.statistics(0, [0, 1])["p_sampled"] == [1, 1]
+    dist = Sampling(temperature=0.01, top_k=3, top_p=0.9).dist(scores, lambda row: [0])
+    assert [dist.choose(row, 0, 3) for row in (0, 1)] == [0, 1]
+    assert dist.probs(0).tolist() == [1, 0, 0, 0] and dist.statistics(0, [0, 1])["p_sampled"] == [1, 1]
 
 
 RETURNS = {

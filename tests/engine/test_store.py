@@ -80,7 +80,7 @@ def test_a_fork_of_a_shorter_past_does_not_write_over_the_present():
 
 
 def test_committing_nothing_from_the_past_does_not_free_the_present():
-    """A lane that fed nothing in a round still commits; its shorter length must not become the frontier."""
+    """A runner that fed nothing in a round still commits; its shorter length must not become the frontier."""
     store = PlainStore(LAYERS)
     append(store, [1, 2])
     past, other = store.fork(), store.fork()
@@ -385,7 +385,7 @@ def test_under_a_cache_stack_too(name):
         store, logits = STACKS[name].new_store(lm, 8), []
         at = 0
         while at < len(text):
-            end = min(len(text), at + min(5, store.room(at)))
+            end = min(len(text), at + min(5, store.rows_left(at)))
             if split:
                 states = [
                     lm.forward([text[i]], [i], store, layers=[0, 1], logits_at=[], want=("exit",)).exit

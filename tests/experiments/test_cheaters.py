@@ -1,4 +1,5 @@
-"""Decoders that claim the target's law and do not follow it: each is found out, and by the count meant for it."""
+"""Decoders that guarantee the target's distribution and do not follow it: each is found out, and by the count meant for
+it."""
 
 from dataclasses import dataclass, replace
 
@@ -25,48 +26,49 @@ class Plain(wb.Decoder):
 
     declared_name = "plain-distribution"
 
-    def claim(self, sampling):
+    def guarantee(self, sampling):
         return "exact" if sampling.greedy else "distribution"
 
-    def law(self, state, logits):
-        return state.settings.sampling.law(logits, lambda row: state.tokens)
+    def dist(self, state, logits):
+        return state.settings.sampling.dist(logits, lambda row: state.tokens)
 
     def place(self, state):
         return len(state.tokens)
 
-    def round(self, state, log):
-        law = self.law(state, log.advance("target").logits)
-        log.emit(law, [0], [law.choose(0, state.settings.seed + 10**6, self.place(state))], ["target"])
+    def decode_round(self, state, r):
+        dist = self.dist(state, r.advance("target").logits)
+        r.append(dist, [0], [dist.choose(0, state.settings.seed + 10**6, self.place(state))], ["target"])
 
 
 class Truncating(Plain):
     """Draws from the target's four best tokens at most, whatever the settings say."""
 
-    def law(self, state, logits):
+    def dist(self, state, logits):
         sampling = state.settings.sampling
         cut = sampling if sampling.greedy else replace(sampling, top_k=min(4, sampling.top_k or 4))
-        return cut.law(logits, lambda row: state.tokens)
+        return cut.dist(logits, lambda row: state.tokens)
 
 
 class Untruncating(Plain):
     """Knows nothing of top-p."""
 
-    def law(self, state, logits):
-        return replace(state.settings.sampling, top_p=None).law(logits, lambda row: state.tokens)
+    def dist(self, state, logits):
+        return replace(state.settings.sampling, top_p=None).dist(logits, lambda row: state.tokens)
 
 
 class Repeating(Plain):
-    """In every other round the noise of the round before: each token alone follows the law, neighbours do not."""
+    """In every other round the noise of the round before: each token alone follows the distribution, neighbours do
+    not."""
 
     def place(self, state):
         return len(state.tokens) - state.rounds % 2
 
 
 class Stale(Plain):
-    """From the third round on the law of the round before, kept in its memory."""
+    """From the third round on the distribution of the round before, kept in its memory."""
 
-    def law(self, state, logits):
-        now = super().law(state, logits)
+    def dist(self, state, logits):
+        now = super().dist(state, logits)
         kept = state.memory.get("kept", now)
         state.memory["kept"] = now
         return now if state.settings.sampling.greedy or len(state.new_tokens) < 3 else kept
@@ -78,12 +80,12 @@ class Deep(Rejection):
 
     declared_name = "deep"
 
-    def verify(self, law, tree, position, seed, choose):
-        outcome = super().verify(law, tree, position, seed, choose)
-        if law.greedy or len(outcome.path) < 3 or len(tree) < 5:
+    def verify(self, dist, tree, position, seed, choose):
+        outcome = super().verify(dist, tree, position, seed, choose)
+        if dist.greedy or len(outcome.path) < 3 or len(tree) < 5:
             return outcome
         nodes = list(range(1, len(tree)))
-        token = law.choose(nodes[-1], seed, position + len(nodes))
+        token = dist.choose(nodes[-1], seed, position + len(nodes))
         return replace(outcome, path=nodes, fates=["accepted"] * len(tree), token=token, source="bonus")
 
 
@@ -93,11 +95,11 @@ class Oracle(wb.Drafter):
 
     declared_name = "oracle"
 
-    def propose(self, state, log, shape, depth, coupled):
+    def propose(self, state, r, shape, depth, seeded):
         tree = DraftTree([state.pending])
         for node in range(min(depth, 6)):
-            law = TOY.law([*state.tokens, *tree.tokens[1:]])
-            tree.add(node, int(law.argmax() if node < 3 else law.argmin()), POINT, None, "oracle")
+            dist = TOY.dist([*state.tokens, *tree.tokens[1:]])
+            tree.add(node, int(dist.argmax() if node < 3 else dist.argmin()), POINT, None, "oracle")
         return tree
 
 
@@ -116,7 +118,7 @@ def test_an_honest_decoder_passes_and_the_verdict_says_what_was_covered():
 
 
 def test_a_decoder_that_always_truncates_is_found_out():
-    """Cut to the likeliest tokens it is honest: only whole laws show it."""
+    """Cut to the likeliest tokens it is honest: only whole distributions show it."""
     found = measured(Truncating())
     assert found.holds is False and found.sampled == "lossy" and found.uncut_p_value < 1e-8 < FINE < found.p_value
 
@@ -127,7 +129,7 @@ def test_a_verifier_that_lets_deep_drafts_stand_is_found_out():
     assert found.greedy == "exact" and found.sampled == "lossy" and found.length == found.uncut_length == 8
 
 
-@pytest.mark.parametrize("decoder", [Repeating(), Stale()], ids=["noise", "law"])
+@pytest.mark.parametrize("decoder", [Repeating(), Stale()], ids=["noise", "distribution"])
 def test_what_is_carried_over_a_round_wrongly_is_found_out(decoder):
     found = measured(decoder)
     assert found.greedy == "exact" and found.sampled == "lossy" and found.uncut_p_value < 1e-8
@@ -145,8 +147,8 @@ def test_a_difference_in_a_claim_of_equal_seeds_comes_with_its_margin():
     """Greedy and seeded texts: where they part, and how near the best two tokens were."""
 
     class Other(Plain):
-        def claim(self, sampling):
-            return "exact" if sampling.greedy else "seed"
+        def guarantee(self, sampling):
+            return "exact" if sampling.greedy else "seeded"
 
     said = measured(Other(), runs=100).sampled_note
     assert said.startswith("prompt 0 parts at token") and "nats apart with the seed's noise (p differs by" in said

@@ -12,7 +12,7 @@ LENGTH = 72
 FLAT = wb.Costs(draft=1.0, start=4.0, row=0.1)
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.8], ids=["greedy", "keyed"])
+@pytest.fixture(scope="module", params=[0.0, 0.8], ids=["greedy", "seeded"])
 def recorded(lm, held_out, request):
     """(settings, trace) of a run with chains of four at level `full`."""
     settings = {"max_new_tokens": LENGTH, "temperature": request.param, "seed": 7}
@@ -92,7 +92,7 @@ def test_what_cannot_be_replayed_is_refused(lm):
     short = {"max_new_tokens": 6}
     with pytest.raises(BadInput, match="record at level 'full'"):
         wb.headroom(wb.decode(lm, "x = 1", wb.Speculative(), **short))
-    with pytest.raises(BadInput, match="holds no laws of a drafter"):
+    with pytest.raises(BadInput, match="holds no distributions of a drafter"):
         wb.headroom(wb.decode(lm, "x = 1", level="full", **short))
     rejecting = wb.Speculative(verifier=wb.Rejection())
     with pytest.raises(BadInput, match="verified by 'rejection'"):

@@ -1,4 +1,4 @@
-"""The losslessness meter: it finds what is so, and is not fooled by what only claims to be."""
+"""The losslessness meter: it finds what is so, and is not fooled by what only guarantees to be."""
 
 import math
 import sys
@@ -35,11 +35,11 @@ def drafting(**parts) -> wb.Speculative:
         (drafting(verifier=wb.Typical(epsilon=0.05)), "lossy", True),
         (drafting(verifier=wb.Greedy()), "exact", True),
     ],
-    ids=["plain", "keyed", "rejection", "point", "typical", "greedy"],
+    ids=["plain", "seeded", "rejection", "point", "typical", "greedy"],
 )
 def test_what_is_found_is_what_is_so(target, decoder, badge, holds):
     verdict = wb.lossless(decoder, target, PROMPTS, **QUICK)
-    assert (verdict.badge if verdict.badge != "seed" else "exact") == badge, verdict
+    assert (verdict.badge if verdict.badge != "seeded" else "exact") == badge, verdict
     assert verdict.holds is holds
     if verdict.sampled in ("distribution", "lossy"):
         assert 8 <= verdict.cells <= 2**verdict.length and verdict.runs >= QUICK["runs"] // 2
@@ -61,15 +61,15 @@ class Boaster(wb.Decoder):
 
     declared_name = "boaster"
 
-    def claim(self, sampling):
-        return "exact" if sampling.greedy else "seed"
+    def guarantee(self, sampling):
+        return "exact" if sampling.greedy else "seeded"
 
-    def round(self, state, log):
-        law = log.law(log.advance("target").logits)
+    def decode_round(self, state, r):
+        dist = r.dist(r.advance("target").logits)
         token = (
-            int(law.raw[0].topk(2).indices[1]) if len(state.tokens) % 3 == 0 else log.choose(law, 0, len(state.tokens))
+            int(dist.raw[0].topk(2).indices[1]) if len(state.tokens) % 3 == 0 else r.choose(dist, 0, len(state.tokens))
         )
-        log.emit(law, [0], [token], ["target"])
+        r.append(dist, [0], [token], ["target"])
 
 
 def test_a_decoder_of_the_users_own_that_only_claims_is_found_out(target):
@@ -86,7 +86,7 @@ def test_a_near_tie_is_named_numeric(target, monkeypatch):
 
 def test_it_holds_under_a_cache_stack_too(target):
     verdict = wb.lossless(drafting(), target, PROMPTS, cache=wb.StreamingLLM(sinks=2, window=6), **QUICK)
-    assert verdict.greedy == "exact" and verdict.sampled == "seed"
+    assert verdict.greedy == "exact" and verdict.sampled == "seeded"
 
 
 def test_bad_input_is_refused_before_any_work(target):

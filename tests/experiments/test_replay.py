@@ -37,8 +37,8 @@ def noisy(name):
 def compared(run, replayed, key) -> tuple[bool, bool]:
     """Whether a real run has the rounds of a replayed row; and whether it drafted and accepted as much.
 
-    Whether the last token of all was drafted, its law may not be recorded; behind a miss confidences are estimates.
-    """
+    Whether the last token of all was drafted, its distribution may not be recorded; behind a miss confidences are
+    estimates. """
     rounds = run.rounds[run.rounds["mode"] != "prefill"]
     drafted = key[0] == "confidence" or rounds["drafted"].sum() == replayed["drafted"]
     return len(rounds) == replayed["rounds"], drafted and abs(rounds["accepted"].sum() - replayed["accepted"]) <= 1
@@ -66,7 +66,8 @@ def drafters(target, tmp_path_factory):
     ],
 )
 def test_a_replayed_shape_is_a_run_with_that_shape(target, drafters, drafter, cache, temperature):
-    """Rounds, drafted and accepted tokens; over-read laws of early exits and boundaries of caches are in it."""
+    """Rounds, drafted and accepted tokens; over-read distributions of early exits and boundaries of caches are in
+    it."""
     settings = {"max_new_tokens": 16, "temperature": temperature, "seed": 3, "cache": cache}
     trace = wb.decode(target, PROMPT, wb.Speculative(drafters[drafter], wb.FixedLength(3)), level="full", **settings)
     table = wb.headroom(trace, FLAT).set_index(["shape", "setting"])
@@ -78,12 +79,12 @@ def test_a_replayed_shape_is_a_run_with_that_shape(target, drafters, drafter, ca
 
 def recorded(decoder, **more):
     """A trace that says no more than how it was decoded."""
-    run = {"decoder": to_dict(decoder), "claim": "exact", "level": "full", "prompt_ids": [1], **more}
+    run = {"decoder": to_dict(decoder), "guarantee": "exact", "level": "full", "prompt_ids": [1], **more}
     return Recorder(run, level="full").trace
 
 
 @pytest.mark.parametrize("name", sorted(set(DRAFTERS) - {"draft_model", "kangaroo"}))
-def test_drafters_whose_laws_depend_on_the_round_are_refused(name):
+def test_drafters_whose_distributions_depend_on_the_round_are_refused(name):
     decoder = wb.Speculative(DRAFTERS[name]("replay-near", "none"))
     with pytest.raises(BadInput, match="depends on where a round begins.*use wb.compare"):
         wb.headroom(recorded(decoder))
@@ -95,7 +96,7 @@ def test_drafters_whose_laws_depend_on_the_round_are_refused(name):
         (wb.Speculative(wb.DraftModel(cache=wb.H2O())), {}, "depends on where a round begins"),
         (wb.Speculative(wb.Kangaroo(exits=(2, 4)), wb.Del()), {}, "the exits that shape 'del' chose"),
         (wb.Pearl(), {}, "expected a run of 'speculative'"),
-        (wb.Speculative(verifier=wb.Typical()), {"claim": "lossy"}, "verified by 'typical'"),
+        (wb.Speculative(verifier=wb.Typical()), {"guarantee": "lossy"}, "verified by 'typical'"),
         (wb.Speculative(), {"parent": {"trace": "x", "round": 3, "index": 5}}, "is a branch"),
     ],
     ids=["draft's cache", "exits", "pearl", "typical", "branch"],
@@ -109,14 +110,14 @@ def test_what_replay_would_get_wrong_is_refused_in_one_line_in_the_app_too(decod
     ] == [str(refused.value)]
 
 
-def test_a_law_that_is_missing_is_not_taken_for_a_miss(target, drafters):
+def test_a_distribution_that_is_missing_is_not_taken_for_a_miss(target, drafters):
     settings = {"max_new_tokens": 8, "level": "full"}
     trace = wb.decode(target, PROMPT[:5], wb.Speculative(drafters["model"], wb.FixedLength(1)), **settings)
     with pytest.raises(BadInput, match="expected no wider trees"):
         wb.headroom(trace, FLAT, trees=[(9, 1)])
     rows = [event for event in trace.log if event["type"] == "rows" and event.get("draft")]
     del rows[1]["draft"]
-    with pytest.raises(BadInput, match="does not hold the drafter's law at token"):
+    with pytest.raises(BadInput, match="does not hold the drafter's distribution at token"):
         wb.headroom(trace, FLAT)
 
 

@@ -83,7 +83,7 @@ def with_options(call: tuple[list[list[int]], dict[str, Any], bool]) -> None:
             stock = model().generate(**given)
         except (ValueError, TypeError, IndexError, RuntimeError):
             return
-        plugin = wb.custom_generate(wb.Speculative(drafter=wb.CopySpec(gram=1)) if drafted else None, level="off")
+        plugin = wb.custom_generate(wb.Speculative(drafter=wb.CopySpec(ngram=1)) if drafted else None, level="off")
         found = model().generate(**given, custom_generate=plugin)
     assert torch.equal(found, stock), f"{found.tolist()} instead of {stock.tolist()}"
 

@@ -195,7 +195,7 @@ def _made_up() -> Trace:
     """Two layers and two KV heads under a policy and a quantizer, on the device and on the host."""
     models = [{"role": "target", "name": "m", "layers": 2, "kv_heads": [2, 1], "head_dim": [4, 2], "kv_bits": 16}]
     recorder = Recorder(
-        {"id": "made-up", "models": models, "prompt_ids": [5, 6], "prompt_text": "ab", "claim": "exact"}
+        {"id": "made-up", "models": models, "prompt_ids": [5, 6], "prompt_text": "ab", "guarantee": "exact"}
     )
     for place in range(3):
         live = 40 + place

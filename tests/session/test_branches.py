@@ -10,7 +10,7 @@ from tests.table import DECODERS, speculative
 from workbench import session as session_module
 
 PROMPT = [0, 1, 2, 3, 1, 2]
-KEYED = [name for name, row in DECODERS.items() if row.sampled == "seed"]
+SEEDED = [name for name, row in DECODERS.items() if row.sampled == "seeded"]
 
 
 def session(toy, decoder=None, **options) -> wb.Session:
@@ -25,16 +25,16 @@ def finished(one: wb.Session) -> list[int]:
 @pytest.mark.parametrize("at", [1, 4, 9, 10, 14, 20])
 @pytest.mark.parametrize("snapshots", [512, 1])
 def test_a_branch_with_another_decoder_forks_before_and_after_its_start(toy, at, snapshots, monkeypatch):
-    """Before its start the state is the ancestor's, which lacks the lanes of the branch's own decoder."""
+    """Before its start the state is the ancestor's, which lacks the runners of the branch's own decoder."""
     monkeypatch.setattr(session_module, "SNAPSHOTS", snapshots)
     root = session(toy)
     text = finished(root)
     branch = root.fork(at=10, decoder=speculative("toy-draft"))
-    assert finished(branch) == text  # keyed: the decoder does not matter
+    assert finished(branch) == text  # seeded: the decoder does not matter
     twig = branch.fork(at=at)
     assert twig.trace.run["decoder"]["name"] == "speculative"
     assert finished(twig) == text
-    assert finished(twig.fork(at=at, decoder=wb.Speculative(drafter=wb.CopySpec(gram=1)))) == text
+    assert finished(twig.fork(at=at, decoder=wb.Speculative(drafter=wb.CopySpec(ngram=1)))) == text
 
 
 @pytest.mark.parametrize("at", [12, 13, 15, 18, 21])
@@ -51,7 +51,7 @@ def test_a_place_after_the_branchs_start_is_the_branchs_own(toy, at, monkeypatch
     assert finished(twig.fork(at=11)) == own
 
 
-@pytest.mark.parametrize("name", KEYED)
+@pytest.mark.parametrize("name", SEEDED)
 def test_a_forced_token_belongs_to_its_own_future(toy, name):
     """Going back before it and choosing otherwise, the token that a later place was given is not forced again."""
     root = session(toy, DECODERS[name].make("toy-draft"))

@@ -116,7 +116,7 @@ def test_fork_with_another_token(toy, name):
     assert contents(s.trace) == kept
     row = branch.trace.tokens.iloc[at]
     assert row["decision"] == "force" or name in ("entropy_adaptive", "mirostat")
-    if DECODERS[name].sampled == "seed":
+    if DECODERS[name].sampled == "seeded":
         forced = wb.Session(
             toy, PROMPT, s.decoder, max_new_tokens=24, seed=5, temperature=DECODERS[name].temperature,
             force={i: t for i, t in enumerate(ids[: at + 1])}, ignore_eos=True,
@@ -177,10 +177,10 @@ def test_forks_copy_nothing_until_somebody_writes(lm, held_out):
     """A fork shares every storage of the caches; the branch that writes makes its own."""
 
     def storages(session) -> set[int]:
-        return {t.untyped_storage().data_ptr() for t in session.state.lanes["target"].store._run.k}
+        return {t.untyped_storage().data_ptr() for t in session.state.runners["target"].store._run.k}
 
     def rows() -> list:
-        store = s.state.lanes["target"].store
+        store = s.state.runners["target"].store
         return [t[:, : store.length].clone() for t in store._run.k]
 
     s = wb.Session(lm, held_out[1], max_new_tokens=32)
@@ -297,7 +297,7 @@ def test_a_failing_round_leaves_the_last_complete_one(toy, monkeypatch):
     assert s.trace.token_ids == whole.trace.token_ids
 
 
-def test_prompt_rows_log_the_law_at_every_prompt_token(toy, monkeypatch):
+def test_prompt_rows_log_the_distribution_at_every_prompt_token(toy, monkeypatch):
     """They equal what scoring the same tokens as new ones logs, over several chunks and with sampling settings."""
     monkeypatch.setattr(base, "PREFILL_CHUNK", 3)
     prompt = [3, 1, 0, 1, 2, 0, 2, 2]

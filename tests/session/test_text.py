@@ -35,7 +35,7 @@ def test_the_texts_of_a_run_are_its_tokens_decoded(models, kind):
     """tokens.text joined is the tokenizer's own decoding, special tokens included, whatever a decoder drew."""
     lm = models[kind]
     prompt = lm.tokenizer.encode("a b ab")
-    for decoder in (None, wb.Speculative(drafter=wb.CopySpec(gram=1))):
+    for decoder in (None, wb.Speculative(drafter=wb.CopySpec(ngram=1))):
         trace = wb.decode(lm, prompt, decoder, temperature=3.0, seed=4, max_new_tokens=32)
         before, whole = decode(lm.tokenizer, prompt), decode(lm.tokenizer, prompt + trace.token_ids)
         if kind in ("byte_level", "word_piece"):  # byte fallback takes characters back: see tests/engine/test_text.py
@@ -95,7 +95,7 @@ def test_branches_and_replay_give_the_same_texts(models, kind):
     """A branch begins inside a character as the run did, also where the place is inside a round."""
     lm = models[kind]
     force = ids_of(lm, "a漢a🎉é" * 2)
-    for decoder in (None, wb.Speculative(drafter=wb.CopySpec(gram=1))):
+    for decoder in (None, wb.Speculative(drafter=wb.CopySpec(ngram=1))):
         session = wb.Session(lm, "a b", decoder, force=force)
         session.run()
         assert session.text == "a漢a🎉é" * 2
@@ -111,7 +111,7 @@ def test_a_stop_text_is_found_when_it_is_complete(models, kind, stop):
     """Over as many tokens as it takes, at the token that completes it, and never in bytes that are no character yet;
     only new text counts: what the prompt ends with is not looked at."""
     lm, text = models[kind], "aé漢a\ufffdaé"
-    for decoder in (None, wb.Speculative(drafter=wb.CopySpec(gram=1))):
+    for decoder in (None, wb.Speculative(drafter=wb.CopySpec(ngram=1))):
         trace = wb.decode(lm, ids_of(lm, "aé"), decoder, force=ids_of(lm, text), stop=["zz", stop])
         assert trace.text == text[: text.index(stop) + len(stop)] and trace.end["reason"] == "stop"
 

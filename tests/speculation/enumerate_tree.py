@@ -1,7 +1,7 @@
 """Exact enumeration: every draft draw and every acceptance outcome of a typed tree, with its probability.
 
 The production verifier is what runs: only its two sources of chance are replaced, the uniform numbers (by one just
-below or just above the production test's own threshold) and the final draw (its law is recorded instead).
+below or just above the production test's own threshold) and the final draw (its distribution is recorded instead).
 """
 
 import itertools
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Distribution
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.verifiers import kseq, match, rejection
 from workbench_kernels.verification import kseq_node, kseq_rho
@@ -44,7 +44,7 @@ def runs(experiment: Callable[[Choice], object]) -> Iterator[tuple[float, object
 
 @dataclass
 class Instance:
-    """A random problem: laws for every prefix, and who drafts what where.
+    """A random problem: distributions for every prefix, and who drafts what where.
 
     plan: prefix -> (number of DIST draws, tokens of POINT nodes), fixed before anything is drawn. budget: the most
     draws of one tree, spent in the order nodes were appended (so a node's share depends on what its elders drew).
@@ -103,21 +103,22 @@ class Instance:
 
 
 def instance(seed: int) -> Instance:
-    """Chains, stars and trees of depth at most 3 over 4 or 5 tokens; some laws with zeros, some equal (p = q)."""
+    """Chains, stars and trees of depth at most 3 over 4 or 5 tokens; some distributions with zeros, some equal (p =
+    q)."""
     draw = random.Random(seed)
     vocab, depth = draw.choice([4, 4, 5]), draw.choice([1, 2, 2, 3])
     kind = draw.choice(["dist", "dist", "point", "mixed", "mixed"])
     plan, p, q = {}, {}, {}
 
-    def law() -> torch.Tensor:
+    def dist() -> torch.Tensor:
         weights = [draw.random() ** 2 if draw.random() > 0.15 else 0.0 for _ in range(vocab)]
         weights[draw.randrange(vocab)] += 0.1
         return torch.tensor(weights, dtype=torch.float64) / sum(weights)
 
     for length in range(depth + 1):
         for prefix in itertools.product(range(vocab), repeat=length):
-            p[prefix] = law()
-            q[prefix] = p[prefix].clone() if draw.random() < 0.1 else law()
+            p[prefix] = dist()
+            q[prefix] = p[prefix].clone() if draw.random() < 0.1 else dist()
             draws = 0 if kind == "point" else draw.choice([1, 1, 2, 3])
             points = 0 if kind == "dist" else draw.choice([0, 1, 2])
             # POINT tokens repeat and double DIST siblings at will
@@ -125,8 +126,9 @@ def instance(seed: int) -> Instance:
     return Instance(vocab, depth, p, q, plan, budget=draw.choice([3, 3, 4]) if vocab == 4 else 3)
 
 
-def output_law(case: Instance, verify: Callable, monkeypatch) -> torch.Tensor:
-    """[V] * (depth + 1) law of the first depth + 1 tokens: rounds that emit fewer go on by the target's own law."""
+def output_distribution(case: Instance, verify: Callable, monkeypatch) -> torch.Tensor:
+    """[V] * (depth + 1) distribution of the first depth + 1 tokens: rounds that emit fewer go on by the target's own
+    distribution."""
     total = torch.zeros([case.vocab] * (case.depth + 1), dtype=torch.float64)
     production_test = rejection.test_child
     turn: dict[str, Choice] = {}
@@ -164,25 +166,25 @@ def output_law(case: Instance, verify: Callable, monkeypatch) -> torch.Tensor:
         assert purpose == "match"
         return turn["choice"](scores.exp().tolist())
 
-    laws: list[torch.Tensor] = []
+    dists: list[torch.Tensor] = []
 
     def recorded(p, seed, position):
-        laws.append(p)
+        dists.append(p)
         return 0
 
     def experiment(choice: Choice):
         turn["choice"] = choice
         tree, prefixes = case.tree(choice)
         rows = torch.stack([case.p[prefix] for prefix in prefixes]).log()
-        law = Law(rows, rows, [()] * len(rows))
-        laws.clear()
-        outcome = verify(law, tree)
+        dist = Distribution(rows, rows, [()] * len(rows))
+        dists.clear()
+        outcome = verify(dist, tree)
         path = tuple(tree.tokens[node] for node in outcome.path)
         assert prefixes[outcome.stop_node] == path
-        if not laws:  # the last token came by a choice of its own
-            laws.append(torch.nn.functional.one_hot(torch.tensor(outcome.token), case.vocab).double())
-        assert len(laws) == 1
-        return path, laws[0]
+        if not dists:  # the last token came by a choice of its own
+            dists.append(torch.nn.functional.one_hot(torch.tensor(outcome.token), case.vocab).double())
+        assert len(dists) == 1
+        return path, dists[0]
 
     with monkeypatch.context() as patched:
         patched.setattr(rejection, "test_child", decided)
@@ -196,20 +198,20 @@ def output_law(case: Instance, verify: Callable, monkeypatch) -> torch.Tensor:
 
 
 def spread(case: Instance, total: torch.Tensor, path: tuple, last: torch.Tensor) -> None:
-    """Add the law `last` of the token after `path`, continued by the target's law to full length."""
+    """Add the distribution `last` of the token after `path`, continued by the target's distribution to full length."""
     for token, mass in enumerate(last.tolist()):
         if mass:
             total[(*path, token)] += mass * continued(case, (*path, token))
 
 
 def continued(case: Instance, prefix: tuple) -> torch.Tensor:
-    """Law of the tokens after a prefix up to the full length, by the target alone."""
+    """Distribution of the tokens after a prefix up to the full length, by the target alone."""
     if len(prefix) == case.depth + 1:
         return torch.ones((), dtype=torch.float64)
     return torch.stack([p * continued(case, (*prefix, t)) for t, p in enumerate(case.p[prefix].tolist())])
 
 
-def target_law(case: Instance) -> torch.Tensor:
+def target_distribution(case: Instance) -> torch.Tensor:
     return continued(case, ())
 
 

@@ -24,7 +24,7 @@ def example(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 4}], ids=["greedy", "keyed"])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 4}], ids=["greedy", "seeded"])
 def test_the_example_spells_what_plain_decoding_spells(example, lm, held_out, sampling):
     plain = wb.decode(lm, held_out[1], max_new_tokens=60, **sampling)
     trace = wb.decode(lm, held_out[1], wb.Speculative(drafter=example["Bigram"]()), max_new_tokens=60, **sampling)

@@ -1,4 +1,4 @@
-"""Two drafters in one: what the fused tree holds, who learns what of it, and the law that comes out."""
+"""Two drafters in one: what the fused tree holds, who learns what of it, and the distribution that comes out."""
 
 import itertools
 import random
@@ -11,14 +11,14 @@ from scipy import stats
 import workbench as wb
 from tests.engine.test_bytes import ledger, walk
 from tests.speculation.tiny import tiny_target
-from workbench.decoders.base import RoundLog, held_bytes
+from workbench.decoders.base import Round, held_bytes
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.drafters import fuse
 from workbench.speculation.drafters.fuse import graft
 
-SAMPLING = {"greedy": {}, "keyed": {"temperature": 0.8, "seed": 5}}
+SAMPLING = {"greedy": {}, "seeded": {"temperature": 0.8, "seed": 5}}
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
 BEST = wb.ADED(search="best")
 
@@ -30,7 +30,7 @@ def tiny():
 
 
 def pairs(draft: str) -> dict[str, wb.Fuse]:
-    model, copy = wb.DraftModel(draft), wb.CopySpec(gram=1)
+    model, copy = wb.DraftModel(draft), wb.CopySpec(ngram=1)
     return {
         "union": wb.Fuse(model, copy),
         "union, copies first": wb.Fuse(copy, model),
@@ -38,7 +38,7 @@ def pairs(draft: str) -> dict[str, wb.Fuse]:
         "first, model first": wb.Fuse(model, copy, mode="first"),
         "two tables": wb.Fuse(wb.TokenRecycling(), BEST),
         "a table and a model": wb.Fuse(wb.TokenRecycling(), model, second_shape=wb.FixedTree((2, 1))),
-        "two laws": wb.Fuse(model, wb.Jacobi(), share=1.0),
+        "two distributions": wb.Fuse(model, wb.Jacobi(), share=1.0),
         "nested": wb.Fuse(wb.Fuse(wb.SuffixRetrieval(), BEST), wb.Fuse(model, copy)),
     }
 
@@ -82,7 +82,7 @@ def test_forks_changes_of_drafter_and_bytes(name, tiny):
         held = held_bytes(session.state.memory)
         assert walk(session.state) == ledger(session.state) + held
         assert session.state.memory["fuse"] == ()  # nothing of a round outlives it
-    other = session.fork(decoder=wb.Speculative(drafter=wb.CopySpec(gram=2)))
+    other = session.fork(decoder=wb.Speculative(drafter=wb.CopySpec(ngram=2)))
     other.step()
     late = wb.Session(tiny, PROMPT, **settings)
     late.step()
@@ -93,7 +93,7 @@ def test_forks_changes_of_drafter_and_bytes(name, tiny):
 
 
 def test_mode_first_asks_the_second_only_where_the_first_is_silent(tiny):
-    drafter = wb.Fuse(wb.CopySpec(gram=2), wb.DraftModel("tiny-fuse-draft"), mode="first")
+    drafter = wb.Fuse(wb.CopySpec(ngram=2), wb.DraftModel("tiny-fuse-draft"), mode="first")
     trace = wb.decode(tiny, PROMPT, wb.Speculative(drafter=drafter), max_new_tokens=50, temperature=1.2)
     by_round = trace.drafts.groupby("round")["drafter"].agg(set)
     assert all(names in ({"copyspec"}, {"draft_model"}) for names in by_round)
@@ -125,14 +125,14 @@ def test_common_beginnings_are_told_once_and_name_both():
 
 
 def test_grafts_begin_with_likely_tokens_the_most_probable_first_and_keep_to_their_share():
-    law = torch.tensor([0.05, 0.3, 0.1, 0.4, 0.15]).log()
-    stem = tree_of([(0, 3)], "model", DIST, law)
+    dist = torch.tensor([0.05, 0.3, 0.1, 0.4, 0.15]).round()
+    stem = tree_of([(0, 3)], "model", DIST, dist)
     other = tree_of([(0, 0), (1, 1), (0, 4), (3, 1), (0, 1), (5, 2)], "copy")
     tree, places = graft(stem, other, 3, likeliest=3)  # 3, 1 and 4 may begin; 0 may not
     assert tree.tokens == [0, 3, 1, 2, 4] and places == [0, None, None, 4, None, 2, 3]
     assert tree.kinds == [POINT, DIST, POINT, POINT, POINT]
     assert graft(stem, other, 100, likeliest=5)[0].tokens == [0, 3, 1, 2, 4, 1, 0, 1]
-    assert tree.raw == {}  # no law is known after a grafted node: there is nothing to compare there
+    assert tree.raw == {}  # no distribution is known after a grafted node: there is nothing to compare there
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -165,35 +165,36 @@ def test_each_part_is_told_of_its_own_nodes(toy):
     class Told(wb.CopySpec):
         declared_name = "told"
 
-        def propose(self, state, log, shape, depth, coupled):
+        def propose(self, state, r, shape, depth, seeded):
             return tree_of([(0, 1), (1, 2), (0, 3), (3, 1)], "told")
 
-        def settle(self, state, log, tree, path, logits):
+        def on_verified(self, state, r, tree, path, logits):
             told.append((tree, path, logits))
 
     class Stem(wb.CopySpec):
         declared_name = "stem"
 
-        def propose(self, state, log, shape, depth, coupled):
+        def propose(self, state, r, shape, depth, seeded):
             return tree_of([(0, 3)], "stem")
 
     drafter = wb.Fuse(Stem(), Told(), share=0.2)  # of ten nodes: two may join
     decoder = wb.Speculative(drafter=drafter)
     state = decoder.start(toy, [0, 1], Settings())
-    tree = drafter.propose(state, RoundLog(state, "plain"), wb.FixedLength(10), 10, False)
+    tree = drafter.propose(state, Round(state, "plain"), wb.FixedLength(10), 10, False)
     assert tree.tokens == [0, 3, 1, 2]  # [3] is both's, [3, 1] found no room
     logits = torch.arange(4.0)[:, None].expand(4, 4)
-    drafter.settle(state, None, tree, [1], logits)
+    drafter.on_verified(state, None, tree, [1], logits)
     own, path, rows = told[0]
     assert path == [3] and rows[:, 0].tolist() == [0, 2, 3, 1, 1]
     assert own.tokens == [0, 1, 2, 3, 3] and own.parents == [-1, 0, 1, 0, 0]
 
 
-# -- the law -----------------------------------------------------------------------------------------------------------
+# -- the distribution
+# -----------------------------------------------------------------------------------------------------------
 
 
 def chi_square(toy, drafter: wb.Fuse, shape, runs: int, prompt=(1, 2, 1)) -> float:
-    """p-value of two tokens under rejection sampling, against the model's own law."""
+    """p-value of two tokens under rejection sampling, against the model's own distribution."""
     decoder = wb.Speculative(drafter=drafter, shape=shape, verifier=wb.Rejection())
     found: Counter = Counter()
     start = decoder.start(toy, prompt, Settings(sampling=wb.Sampling(temperature=1.0), max_new_tokens=2, level="off"))
@@ -204,15 +205,15 @@ def chi_square(toy, drafter: wb.Fuse, shape, runs: int, prompt=(1, 2, 1)) -> flo
         while not state.ended:
             decoder.step(state)
         found[tuple(state.new_tokens)] += 1
-    first = toy.law(list(prompt))
+    first = toy.dist(list(prompt))
     expected = {
-        (a, b): (first[a] * toy.law([*prompt, a])[b]).item() * runs for a, b in itertools.product(range(4), repeat=2)
+        (a, b): (first[a] * toy.dist([*prompt, a])[b]).item() * runs for a, b in itertools.product(range(4), repeat=2)
     }
     return stats.chisquare([found[text] for text in expected], list(expected.values())).pvalue
 
 
-def test_rejection_over_a_fused_tree_gives_the_targets_law(toy):
-    drafter = wb.Fuse(wb.DraftModel("toy-draft"), wb.CopySpec(gram=1))
+def test_rejection_over_a_fused_tree_gives_the_targets_distribution(toy):
+    drafter = wb.Fuse(wb.DraftModel("toy-draft"), wb.CopySpec(ngram=1))
     assert chi_square(toy, drafter, wb.FixedLength(2), 600) > 1e-4
 
 
@@ -227,7 +228,7 @@ def test_a_draw_that_gives_way_to_a_copy_of_it_is_biased(toy, monkeypatch):
         return tree, places
 
     monkeypatch.setattr(fuse, "graft", copies_win)
-    drafter = wb.Fuse(wb.DraftModel("toy-draft"), wb.CopySpec(gram=1))
+    drafter = wb.Fuse(wb.DraftModel("toy-draft"), wb.CopySpec(ngram=1))
     assert chi_square(toy, drafter, wb.FixedLength(2), 600) < 1e-4
 
 
@@ -238,7 +239,7 @@ def test_what_cannot_be_fused_is_refused_in_one_line(toy):
         "drafts one chain": lambda: wb.Fuse(wb.DraftModel(), wb.CopySpec(), second_shape=wb.FixedTree((2,))),
         "one drafter alone": lambda: wb.Speculative(wb.Fuse(wb.DraftModel(), BEST), wb.IndependentChains()),
         "confidence": lambda: wb.Speculative(drafter=wb.Fuse(wb.CopySpec(), BEST), shape=wb.ConfidenceStop()),
-        "would run a model as 'draft'": lambda: wb.Fuse(wb.DraftModel("toy-draft"), Other("toy-draft")).lanes(toy),
+        "would run a model as 'draft'": lambda: wb.Fuse(wb.DraftModel("toy-draft"), Other("toy-draft")).runners(toy),
     }
     for reason, make in cases.items():
         with pytest.raises(BadInput, match=reason) as caught:
@@ -252,7 +253,7 @@ class Other(wb.DraftModel):
 
 def test_the_seconds_shape_learns_and_shares_no_memory_with_the_firsts(tiny):
     heuristic = wb.HeuristicLength()
-    fused = wb.Fuse(wb.CopySpec(gram=1), wb.DraftModel("tiny-fuse-draft"), second_shape=heuristic)
+    fused = wb.Fuse(wb.CopySpec(ngram=1), wb.DraftModel("tiny-fuse-draft"), second_shape=heuristic)
     session = wb.Session(tiny, PROMPT, wb.Speculative(fused), max_new_tokens=30)
     session.run()
     assert session.state.memory["heuristic"] != heuristic.start

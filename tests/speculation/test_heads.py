@@ -1,4 +1,4 @@
-"""Medusa, Hydra, EAGLE and FSPAD: their laws, their memory, their weights and the training that makes them."""
+"""Medusa, Hydra, EAGLE and FSPAD: their distributions, their memory, their weights and the training that makes them."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ import workbench as wb
 from tests.engine.test_bytes import walk
 from tests.rounding import close, tolerance
 from tests.speculation.tiny import TERMS, tiny_heads, tiny_target
-from workbench.decoders.base import RoundLog
+from workbench.decoders.base import Round
 from workbench.errors import BadInput
 from workbench.speculation import DIST
 from workbench.speculation.heads import weights
@@ -23,9 +23,9 @@ from workbench.speculation.training.parts import PARTS
 KINDS = ("medusa", "hydra", "eagle", "fspad")
 SHAPES = {"fixed": wb.FixedLength(3), "tree": wb.FixedTree((2, 2, 1)), "confidence": wb.ConfidenceStop(4, 0.5)}
 SHAPES |= {"eagle2": wb.Eagle2(8, 3, 3), "dyspec": wb.DySpec(6)}
-VERIFIERS = {"keyed": wb.Keyed(), "rejection": wb.Rejection()}
+VERIFIERS = {"seeded": wb.SeededMatch(), "rejection": wb.Rejection()}
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
-KEYED = {"temperature": 0.8, "seed": 5}
+SEEDED = {"temperature": 0.8, "seed": 5}
 AGREES = {"medusa": 0.25, "hydra": 0.35, "eagle": 0.6, "fspad": 0.6}  # with the target's best token, at depth 1
 
 
@@ -54,11 +54,11 @@ def folder(tiny, tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiny_texts_are_those_of_plain_decoding(tiny, folder, kind):
-    """Greedy and keyed under every shape; the counters add up."""
+    """Greedy and seeded under every shape; the counters add up."""
     for name, shape in SHAPES.items():
-        for settings in ({}, KEYED):
+        for settings in ({}, SEEDED):
             expected = wb.decode(tiny, PROMPT, max_new_tokens=30, **settings).token_ids
-            for verifier in VERIFIERS.values() if name == "tree" and not settings else [wb.Keyed()]:
+            for verifier in VERIFIERS.values() if name == "tree" and not settings else [wb.SeededMatch()]:
                 trace = wb.decode(
                     tiny, PROMPT, wb.Speculative(drafter(kind, folder), shape, verifier), max_new_tokens=30, **settings
                 )
@@ -70,7 +70,7 @@ def test_tiny_texts_are_those_of_plain_decoding(tiny, folder, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("settings", [{}, KEYED], ids=["greedy", "keyed"])
+@pytest.mark.parametrize("settings", [{}, SEEDED], ids=["greedy", "seeded"])
 def test_embedded_texts_are_those_of_plain_decoding(lm, held_out, kind, settings):
     """And what ships drafts well enough to save a quarter of the target's forwards."""
     prompt = held_out[8][-300:]
@@ -85,12 +85,12 @@ def test_ends(tiny, folder, kind):
     """A prompt of one token, the end of the context, and an end of text inside an accepted path."""
     decoder = wb.Speculative(drafter(kind, folder), SHAPES["tree"])
     for prompt in ([2], PROMPT):
-        whole = wb.decode(tiny, prompt, max_new_tokens=1000, **KEYED).token_ids
-        found = wb.decode(tiny, prompt, decoder, max_new_tokens=1000, **KEYED)
+        whole = wb.decode(tiny, prompt, max_new_tokens=1000, **SEEDED).token_ids
+        found = wb.decode(tiny, prompt, decoder, max_new_tokens=1000, **SEEDED)
         assert found.token_ids == whole and len(whole) == tiny.context - len(prompt)
         assert found.end["reason"] == "length"
         for eos in (0, 3):
-            ended = wb.decode(tiny, prompt, decoder, max_new_tokens=1000, eos_ids=frozenset({eos}), **KEYED).token_ids
+            ended = wb.decode(tiny, prompt, decoder, max_new_tokens=1000, eos_ids=frozenset({eos}), **SEEDED).token_ids
             assert ended == whole[: whole.index(eos) + 1]
 
 
@@ -99,8 +99,8 @@ def test_useless_weights_change_no_token(tiny, folder, kind, monkeypatch):
     """Heads of pure noise: fewer accepted, the same text."""
     lm = replaced(tiny, kind, folder, monkeypatch)
     decoder = wb.Speculative(drafter(kind, folder), SHAPES["tree"])
-    expected = wb.decode(tiny, PROMPT, max_new_tokens=40, **KEYED).token_ids
-    assert wb.decode(lm, PROMPT, decoder, max_new_tokens=40, **KEYED).token_ids == expected
+    expected = wb.decode(tiny, PROMPT, max_new_tokens=40, **SEEDED).token_ids
+    assert wb.decode(lm, PROMPT, decoder, max_new_tokens=40, **SEEDED).token_ids == expected
 
 
 def replaced(lm, kind: str, folder: str, monkeypatch):
@@ -118,7 +118,8 @@ def replaced(lm, kind: str, folder: str, monkeypatch):
     return lm
 
 
-# -- the laws are the papers' -----------------------------------------------------------------------------------------
+# -- the distributions are the papers'
+# -----------------------------------------------------------------------------------------
 
 
 def proposed(session: wb.Session, shape=SHAPES["tree"], **changes):
@@ -126,7 +127,7 @@ def proposed(session: wb.Session, shape=SHAPES["tree"], **changes):
     state = session.state.fork()
     state.settings = replace(state.settings, **changes)
     with torch.inference_mode():
-        return session.decoder.drafter.propose(state, RoundLog(state, "plain"), shape, 8, False)
+        return session.decoder.drafter.propose(state, Round(state, "plain"), shape, 8, False)
 
 
 def features(lm, tokens: list[int]) -> torch.Tensor:
@@ -136,7 +137,8 @@ def features(lm, tokens: list[int]) -> torch.Tensor:
 
 
 def reference(kind: str, lm, module, tokens: list[int], path: list[int]) -> torch.Tensor:
-    """[V] the law after a path of drafted tokens below a text, from nothing but the text: no cache, no batch."""
+    """[V] the distribution after a path of drafted tokens below a text, from nothing but the text: no cache, no
+    batch."""
     true, drafted = features(lm, tokens[:-1]), [tokens[-1], *path]
     embedded = lm.model.get_input_embeddings()
     if kind == "medusa":
@@ -165,10 +167,10 @@ def reference(kind: str, lm, module, tokens: list[int], path: list[int]) -> torc
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_law_is_the_papers_formula(tiny, folder, kind):
+def test_every_distribution_is_the_papers_formula(tiny, folder, kind):
     """In every round, after every node: what the cache and the batching give equals a pass over the whole text."""
     session = wb.Session(
-        tiny, PROMPT, wb.Speculative(drafter(kind, folder), SHAPES["tree"]), max_new_tokens=24, **KEYED
+        tiny, PROMPT, wb.Speculative(drafter(kind, folder), SHAPES["tree"]), max_new_tokens=24, **SEEDED
     )
     module, checked, worst = None, 0, []
     while session.step() and not session.ended:
@@ -189,7 +191,8 @@ def test_every_law_is_the_papers_formula(tiny, folder, kind):
 
 @pytest.mark.parametrize("kind", ("hydra", "eagle"))
 def test_children_follow_the_stored_rows(tiny, folder, kind):
-    """Density law: over 500 seeds the first child of the root and of its first child are draws from their rows."""
+    """Density distribution: over 500 seeds the first child of the root and of its first child are draws from their
+    rows."""
     from scipy.stats import chisquare
 
     session = wb.Session(tiny, PROMPT, wb.Speculative(drafter(kind, folder)), max_new_tokens=24, temperature=0.8)
@@ -212,12 +215,12 @@ def test_children_follow_the_stored_rows(tiny, folder, kind):
 
 @pytest.mark.parametrize("kind", ("medusa", "eagle"))
 def test_forks_go_on_alike_and_a_change_of_drafters_changes_no_token(tiny, folder, kind):
-    expected = wb.decode(tiny, PROMPT, max_new_tokens=60, **KEYED).token_ids
-    session = wb.Session(tiny, PROMPT, wb.Speculative(drafter(kind, folder)), max_new_tokens=60, **KEYED)
+    expected = wb.decode(tiny, PROMPT, max_new_tokens=60, **SEEDED).token_ids
+    session = wb.Session(tiny, PROMPT, wb.Speculative(drafter(kind, folder)), max_new_tokens=60, **SEEDED)
     session.run(rounds=4)
     middle = session.fork(at=session.length)
     within = session.fork(at=5)
-    other = session.fork(at=session.length, decoder=wb.Speculative(wb.CopySpec(gram=1)))
+    other = session.fork(at=session.length, decoder=wb.Speculative(wb.CopySpec(ngram=1)))
     other.run(rounds=3)
     list(session)
     for branch in (
@@ -239,12 +242,12 @@ def test_forks_go_on_alike_and_a_change_of_drafters_changes_no_token(tiny, folde
 
 @pytest.mark.parametrize("kind", ("hydra", "eagle"))
 def test_bytes_are_counted_at_every_round(tiny, folder, kind):
-    session = wb.Session(tiny, PROMPT, wb.Speculative(drafter(kind, folder)), max_new_tokens=40, **KEYED)
+    session = wb.Session(tiny, PROMPT, wb.Speculative(drafter(kind, folder)), max_new_tokens=40, **SEEDED)
     for _ in session:
         found = walk(session.state)
         assert session.trace.rounds["cache_bytes"].iloc[-1] == found == walk(session.state.fork()) > 0
-        for lane in session.state.lanes.values():
-            assert lane.store.length < len(session.state.tokens) and lane.store.staged == 0
+        for runner in session.state.runners.values():
+            assert runner.store.length < len(session.state.tokens) and runner.store.staged == 0
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ import workbench as wb
 from tests.engine.test_bytes import ledger, walk
 from tests.rounding import tolerance
 from tests.speculation.tiny import TERMS, tiny_target
-from workbench.decoders.base import RoundLog, held_bytes
+from workbench.decoders.base import Round, held_bytes
 from workbench.engine.settings import Settings
 from workbench.speculation import DIST, POINT
 from workbench.speculation.drafters import aded
 
-SAMPLING = {"greedy": {}, "keyed": {"temperature": 0.8, "seed": 5}}
+SAMPLING = {"greedy": {}, "seeded": {"temperature": 0.8, "seed": 5}}
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
 DRAFTERS = {
     "prompt_lookup": wb.PromptLookup(),
@@ -91,7 +91,7 @@ def test_forks_rewinds_and_changes_of_drafter_go_on_equal(name, tiny):
     memory = dict(session.state.memory)
     held = {key: repr(value) for key, value in memory.items()}
     here, early = session.fork(), session.fork(at=3)
-    other = session.fork(decoder=wb.Speculative(drafter=wb.CopySpec(gram=2)))
+    other = session.fork(decoder=wb.Speculative(drafter=wb.CopySpec(ngram=2)))
     for _ in range(3):
         other.step()
     back = other.fork(decoder=decoder)  # with a gap in what the drafter has seen
@@ -150,7 +150,7 @@ def jacobi_state(toy, decoder):
 
 
 def test_a_windows_tokens_follow_the_rows_stored_with_them(toy):
-    """Density law, over seeds: frequencies at depth 1 and 2 against the row kept of the last pass."""
+    """Density distribution, over seeds: frequencies at depth 1 and 2 against the row kept of the last pass."""
     decoder = wb.Speculative(drafter=wb.Jacobi(), shape=CHAIN, verifier=wb.Rejection())
     state = jacobi_state(toy, decoder)
     length, kept = state.memory["jacobi"]
@@ -158,11 +158,11 @@ def test_a_windows_tokens_follow_the_rows_stored_with_them(toy):
     counts = [Counter(), Counter()]
     for seed in range(500):
         fork = replace(state, settings=replace(state.settings, seed=seed), memory=dict(state.memory))
-        log = RoundLog(fork, "plain")
-        tree = decoder.drafter.propose(fork, log, CHAIN, 10, coupled=False)
+        r = Round(fork, "plain")
+        tree = decoder.drafter.propose(fork, r, CHAIN, 10, seeded=False)
         assert tree.kinds[1:] == [DIST] * 4
         for depth in (0, 1):
-            row = kept[depth].log_softmax(-1) if depth < len(kept) else torch.full((4,), 0.25).log()
+            row = kept[depth].log_softmax(-1) if depth < len(kept) else torch.full((4,), 0.25).round()
             assert torch.allclose(tree.rows[depth], row.to(tree.rows[depth].dtype), atol=1e-6)
             counts[depth][tree.tokens[depth + 1]] += 1
     for depth in (0, 1):
@@ -170,7 +170,7 @@ def test_a_windows_tokens_follow_the_rows_stored_with_them(toy):
         assert stats.chisquare([counts[depth][t] for t in range(4)], expected.numpy()).pvalue > 1e-4
 
 
-def test_rejection_over_a_jacobi_window_gives_the_targets_law(toy):
+def test_rejection_over_a_jacobi_window_gives_the_targets_distribution(toy):
     """Chi-square of three tokens on the known model; windows reuse the noise of their positions from pass to pass."""
     runs, prompt = 500, [0, 1]
     decoder = wb.Speculative(drafter=wb.Jacobi(), shape=wb.FixedLength(3), verifier=wb.Rejection())
@@ -184,7 +184,7 @@ def test_rejection_over_a_jacobi_window_gives_the_targets_law(toy):
     for text in itertools.product(range(4), repeat=3):
         mass = 1.0
         for i, token in enumerate(text):
-            mass *= toy.law([*prompt, *text[:i]])[token].item()
+            mass *= toy.dist([*prompt, *text[:i]])[token].item()
         expected[text] = mass * runs
     common = [text for text in expected if expected[text] >= 5]
     seen = [*(found[text] for text in common), runs - sum(found[text] for text in common)]
@@ -216,12 +216,12 @@ def test_token_recycling_keeps_what_the_target_found_likely(tiny):
     decoder = wb.Speculative(drafter=wb.TokenRecycling(width=3), shape=TREE)
     state = decoder.start(tiny, PROMPT, Settings(max_new_tokens=9))
     decoder.step(state)
-    laws = tiny.model(torch.tensor([PROMPT])).logits[0]
+    dists = tiny.model(torch.tensor([PROMPT])).logits[0]
     table = state.memory["recycling"]
     assert table.shape == (5, 3) and table.dtype == np.int32
     for token in range(5):
         seen = [i for i, t in enumerate(PROMPT[:-1]) if t == token]
-        expected = laws[seen[-1]].topk(3).indices.tolist() if seen else [-1] * 3
+        expected = dists[seen[-1]].topk(3).indices.tolist() if seen else [-1] * 3
         assert table[token].tolist() == expected
     drafts = decoder.step(state).drafts
     tokens = [PROMPT[-1], *drafts["token_id"]]
@@ -244,11 +244,11 @@ def test_aded_weights_are_the_targets_own(search, tiny):
     session = wb.Session(tiny, PROMPT, wb.Speculative(drafter=drafter), max_new_tokens=20)
     session.step()
     weights = drafter._weights(session.state)
-    law = tiny.model(torch.tensor([PROMPT])).logits[0].softmax(-1)
+    dist = tiny.model(torch.tensor([PROMPT])).logits[0].softmax(-1)
     found = weights(4, 2)
     within = tolerance(TERMS)
-    assert found == pytest.approx({t: law[2, t].item() for t in range(5)}, abs=within)
-    assert weights(0, 2) == pytest.approx({t: 0.5 * law[2, t].item() for t in range(5)}, abs=within)
+    assert found == pytest.approx({t: dist[2, t].item() for t in range(5)}, abs=within)
+    assert weights(0, 2) == pytest.approx({t: 0.5 * dist[2, t].item() for t in range(5)}, abs=within)
     recent = wb.ADED(window=8, boost=0.2)._weights(session.state)
     assert recent(3, 3)[1] - weights(3, 3).get(1, 0.0) == pytest.approx(0.2, abs=within)
 

@@ -11,14 +11,14 @@ import workbench as wb
 from tests.engine.test_bytes import ledger, walk
 from tests.rounding import close
 from tests.speculation.tiny import TERMS, tiny_heads, tiny_target
-from workbench.decoders.base import RoundLog
+from workbench.decoders.base import Round
 from workbench.engine.adapter import wrap
 from workbench.errors import BadInput, Unsupported
 from workbench.speculation import DIST, DraftTree
 from workbench.speculation.drafters.layer_skip import evenly, per_layer
 
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
-KEYED = {"temperature": 0.8, "seed": 5}
+SEEDED = {"temperature": 0.8, "seed": 5}
 TREE, CHAIN, PAIR = wb.FixedTree((2, 2, 1)), wb.FixedLength(3), wb.FixedTree((2,))
 
 
@@ -59,7 +59,7 @@ def same_text(lm, prompt, decoder, tokens: int = 40, **settings) -> wb.Trace:
 # -- the text is plain decoding's ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, KEYED], ids=["greedy", "keyed"])
+@pytest.mark.parametrize("settings", [{}, SEEDED], ids=["greedy", "seeded"])
 def test_any_skip_set_and_any_exit_leave_the_text_as_it_is(tiny, settings):
     drafters = [wb.LayerSkip(skip, share=0) for count in range(4) for skip in combinations(range(4), count)]
     drafters += [wb.Kangaroo(None, (exit,)) for exit in (1, 2, 3)]
@@ -76,13 +76,13 @@ def test_every_shape_and_verifier_on_a_random_llama(tiny, weights, name):
     """The counters add up, and every round's target pass holds the whole tree once."""
     drafter = everyone(weights)[name]
     cases = [
-        (TREE, wb.Keyed(), KEYED),
-        (wb.ConfidenceStop(4, 0.4), wb.Keyed(), KEYED),
+        (TREE, wb.SeededMatch(), SEEDED),
+        (wb.ConfidenceStop(4, 0.4), wb.SeededMatch(), SEEDED),
         (wb.Eagle2(nodes=6, width=2, depth=3), wb.Greedy(), {}),
         (wb.AdaptiveConfidence(4), wb.Rejection(), {}),
     ]
     if drafter.has_exits:
-        cases += [(wb.Del(4), wb.Keyed(), KEYED), (wb.Del(4), wb.Rejection(), {})]
+        cases += [(wb.Del(4), wb.SeededMatch(), SEEDED), (wb.Del(4), wb.Rejection(), {})]
     for shape, verifier, settings in cases:
         trace = same_text(tiny, PROMPT, wb.Speculative(drafter, shape, verifier), 20, **settings)
         rounds = trace.rounds[trace.rounds["mode"] != "prefill"]
@@ -111,7 +111,7 @@ def test_other_architectures(family):
     for drafter in (wb.Kangaroo(None, (1, 2)), wb.LayerSkip((1,))):
         for prompt in (PROMPT, [2]):
             shape = wb.Del(3) if drafter.has_exits else TREE
-            same_text(lm, prompt, wb.Speculative(drafter, shape), 24, ignore_eos=True, **KEYED)
+            same_text(lm, prompt, wb.Speculative(drafter, shape), 24, ignore_eos=True, **SEEDED)
             same_text(lm, prompt, wb.Speculative(drafter, TREE), 24, ignore_eos=True)
 
 
@@ -123,7 +123,9 @@ EMBEDDED = {
 }
 
 
-@pytest.mark.parametrize("name, settings", list(zip(EMBEDDED, ({}, KEYED, {}, KEYED), strict=True)), ids=list(EMBEDDED))
+@pytest.mark.parametrize(
+    "name, settings", list(zip(EMBEDDED, ({}, SEEDED, {}, SEEDED), strict=True)), ids=list(EMBEDDED)
+)
 def test_embedded_texts_are_those_of_plain_decoding(lm, held_out, name, settings):
     trace = same_text(lm, held_out[1][-400:], EMBEDDED[name], 32, ignore_eos=True, **settings)
     assert trace.rounds["accepted"].sum() > 3
@@ -134,7 +136,7 @@ def test_shipped_adapters_agree_with_the_target(lm, held_out):
     ids = lm.tokenizer.encode(held_out[4])[:400]
     out = lm.forward(ids, range(len(ids)), lm.new_store(), want=(2, 4))
     best, shares = out.logits.argmax(-1), {}
-    (model,) = wb.Kangaroo(exits=(2, 4)).lanes(lm).values()
+    (model,) = wb.Kangaroo(exits=(2, 4)).runners(lm).values()
     for layer, exit in enumerate((2, 4)):
         store = model.new_store()
         rows = model.forward(out.states[exit], range(len(ids)), store, layers=(layer,)).logits
@@ -149,10 +151,10 @@ def test_ends(tiny, weights, name):
     """A prompt of one token, the end of the context, and an end of text inside an accepted path."""
     decoder = wb.Speculative(everyone(weights)[name], TREE)
     for prompt in ([2], PROMPT):
-        whole = same_text(tiny, prompt, decoder, 1000, **KEYED)
+        whole = same_text(tiny, prompt, decoder, 1000, **SEEDED)
         assert len(whole.token_ids) == tiny.context - len(prompt) and whole.end["reason"] == "length"
         for eos in whole.token_ids[:2]:
-            ended = wb.decode(tiny, prompt, decoder, max_new_tokens=1000, eos_ids=frozenset({eos}), **KEYED).token_ids
+            ended = wb.decode(tiny, prompt, decoder, max_new_tokens=1000, eos_ids=frozenset({eos}), **SEEDED).token_ids
             assert ended == whole.token_ids[: whole.token_ids.index(eos) + 1]
 
 
@@ -163,8 +165,8 @@ def test_a_drafted_token_passes_every_layer_once(tiny, weights):
     """Kangaroo's point. A drafter that lets the target read its tree anew fails the same count."""
 
     class Again(wb.Kangaroo):
-        def drafted(self, state, growth):
-            state.memory["kangaroo"].fed = []
+        def drafted(self, state, builder):
+            state.memory["kangaroo"].expanded = []
 
     def rows(drafter) -> list[int]:
         """Rows that each layer was given beyond one for every node and root."""
@@ -210,10 +212,10 @@ def test_layers_hold_different_lengths_while_drafting_and_the_same_after(tiny, w
     session.step()
     state = session.state.fork()
     proposed(decoder.drafter, state, CHAIN)
-    early = state.lanes["target"].store.ledger()["staging"]
+    early = state.runners["target"].store.ledger()["staging"]
     assert early[0] == early[1] > 0 == early[2] == early[3]
     session.step()
-    assert sum(sum(lane.store.ledger()["staging"]) for lane in session.state.lanes.values()) == 0
+    assert sum(sum(runner.store.ledger()["staging"]) for runner in session.state.runners.values()) == 0
     assert set(session.state.memory) == set()
 
 
@@ -227,12 +229,12 @@ def test_bytes_walk_at_every_round(tiny, weights, name):
     for _ in session:
         state = session.state
         assert walk(state) == ledger(state) == session.trace.rounds["cache_bytes"].iloc[-1] > 0
-        for lane in state.lanes.values():
-            assert lane.store.length == len(state.tokens) - 1 and lane.store.staged == 0
+        for runner in state.runners.values():
+            assert runner.store.length == len(state.tokens) - 1 and runner.store.staged == 0
 
 
 @pytest.mark.parametrize(
-    "name, settings", [*((name, KEYED) for name in NAMES), ("kangaroo-2", {})], ids=[*NAMES, "kangaroo-2-greedy"]
+    "name, settings", [*((name, SEEDED) for name in NAMES), ("kangaroo-2", {})], ids=[*NAMES, "kangaroo-2-greedy"]
 )
 def test_forks_rewinding_and_changes_of_drafter(tiny, weights, name, settings):
     """Both sides of a fork go on equal; a drafter that comes late drafts with what it has; one that left is no loss."""
@@ -255,14 +257,16 @@ def test_forks_rewinding_and_changes_of_drafter(tiny, weights, name, settings):
     assert late.trace.rounds["drafted"].sum() > 0
 
 
-# -- laws ------------------------------------------------------------------------------------------------------------
+# -- distributions
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["kangaroo", "layer_skip"])
 def test_drawn_nodes_follow_their_stored_rows(tiny, weights, name):
-    """Density law, over seeds: the first child of the root, and the second given the first, without replacement."""
+    """Density distribution, over seeds: the first child of the root, and the second given the first, without
+    replacement."""
     drafter = everyone(weights)[name]
-    session = wb.Session(tiny, PROMPT, wb.Speculative(drafter, PAIR, wb.Rejection()), **KEYED)
+    session = wb.Session(tiny, PROMPT, wb.Speculative(drafter, PAIR, wb.Rejection()), **SEEDED)
     session.step()
     seeds = 400
     first, second, row = torch.zeros(5), torch.zeros(5), None
@@ -281,14 +285,14 @@ def test_drawn_nodes_follow_their_stored_rows(tiny, weights, name):
     assert not agrees(first, p.roll(1))  # the test can fail
 
 
-def agrees(counts: torch.Tensor, law: torch.Tensor) -> bool:
-    expected = law.double() / law.double().sum() * counts.double().sum()
+def agrees(counts: torch.Tensor, dist: torch.Tensor) -> bool:
+    expected = dist.double() / dist.double().sum() * counts.double().sum()
     return stats.chisquare(counts.double().numpy(), expected.numpy()).pvalue > 1e-4
 
 
 def proposed(drafter, state, shape) -> DraftTree:
     with torch.inference_mode():
-        return drafter.propose(state, RoundLog(state, "plain"), shape, 8, False)
+        return drafter.propose(state, Round(state, "plain"), shape, 8, False)
 
 
 def test_the_row_of_an_exit_is_that_of_the_cut_model(tiny):
@@ -323,14 +327,14 @@ def test_adapters_read_the_text_once_in_order(tiny, weights):
     session = wb.Session(tiny, PROMPT, decoder, max_new_tokens=30)
     session.run()
     state = session.state
-    lane, store, ids = state.lanes["draft"], tiny.new_store(), state.tokens[:-1]
+    runner, store, ids = state.runners["draft"], tiny.new_store(), state.tokens[:-1]
     found = tiny.forward(ids, range(len(ids)), store, want=(1, 2)).states
-    fresh = lane.model.new_store()
+    fresh = runner.model.new_store()
     for layer, exit in enumerate((1, 2)):
-        lane.model.forward(found[exit], range(len(ids)), fresh, layers=(layer,), logits_at=())
+        runner.model.forward(found[exit], range(len(ids)), fresh, layers=(layer,), logits_at=())
     fresh.commit(range(len(ids)))
     for layer in range(2):
-        ours, theirs = (s._run.k[layer][:, : len(ids)] for s in (lane.store, fresh))
+        ours, theirs = (s._run.k[layer][:, : len(ids)] for s in (runner.store, fresh))
         assert close(ours, theirs, TERMS) and not close(ours[:, 1:], theirs[:, :-1], TERMS)
 
 
@@ -354,7 +358,7 @@ def test_del_is_told_of_text_alone(tiny, weights):
         assert [len(one["agreed"][exit]) for one in told] == [len(one["confidence"][exit]) for one in told] == emitted
     ids = [*PROMPT, *trace.token_ids]
     states = tiny.forward(ids, range(len(ids)), tiny.new_store(), want=(2,)).states[2]
-    model = wb.Speculative(wb.Kangaroo(weights, (2,))).lanes(tiny)["draft"]
+    model = wb.Speculative(wb.Kangaroo(weights, (2,))).runners(tiny)["draft"]
     best = model.forward(states, range(len(ids)), model.new_store()).logits.argmax(-1).tolist()[len(PROMPT) - 1 :]
     found = [a for one in told for a in one["agreed"][2]]
     assert found == [b == t for b, t in zip(best, trace.token_ids, strict=False)]

@@ -1,4 +1,5 @@
-"""Shapes: the density law of what they draw, the trees they promise, and the text that stays plain decoding's."""
+"""Shapes: the density distribution of what they draw, the trees they promise, and the text that stays plain
+decoding's."""
 
 import itertools
 import json
@@ -10,13 +11,13 @@ from safetensors import safe_open
 
 import workbench as wb
 from tests.engine.test_bytes import ledger, walk
-from tests.speculation.shape_laws import DRAFT, VOCAB, grown, noise_at_once, outcome_law, texts
+from tests.speculation.shape_distributions import DRAFT, VOCAB, grown, noise_at_once, outcome_distribution, texts
 from tests.speculation.test_speculative import check_caches, decoding_rounds
 from tests.speculation.tiny import tiny_target
 from workbench.errors import BadInput
 from workbench.experiments.calibration import calibrate
 from workbench.speculation import DIST, POINT, DraftTree
-from workbench.speculation.growth import Growth
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.heads import weights
 from workbench.speculation.heads.acceptance import Acceptance
 from workbench.speculation.shapes.rsd_s import conditioned
@@ -26,7 +27,7 @@ from workbench.speculation.training.data import make_text
 from workbench.speculation.training.fit import Recipe, fit
 
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
-KEYED = {"temperature": 0.8, "seed": 5}
+SEEDED = {"temperature": 0.8, "seed": 5}
 RUNS, FEW, SIGNIFICANCE = 2500, 1000, 1e-4
 
 DRAWN = {
@@ -53,14 +54,15 @@ def tiny():
     return tiny_target("tiny", seed=3)
 
 
-# -- the density law -------------------------------------------------------------------------------------------------
+# -- the density distribution
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_children_follow_their_rows_and_rounds_the_targets_law(name, monkeypatch):
+def test_children_follow_their_rows_and_rounds_the_targets_distribution(name, monkeypatch):
     noise_at_once(monkeypatch)
     shape, verifier = DRAWN[name]
-    whole, density = outcome_law(shape, RUNS, verifier)
+    whole, density = outcome_distribution(shape, RUNS, verifier)
     assert whole > SIGNIFICANCE and density > SIGNIFICANCE
 
 
@@ -76,10 +78,10 @@ def by_probability(tree: DraftTree) -> DraftTree:
 
 def pruned(tree: DraftTree) -> DraftTree:
     """Nodes of the first level dropped for their own small q, though they were drawn."""
-    growth = object.__new__(Growth)
-    growth.tree, growth.fed, growth.log = tree, [], grown(wb.FixedLength(1)).log
-    growth.keep([n for n in range(1, len(tree)) if tree.q[tree.path(n)[0]] >= 0.2])
-    return growth.tree
+    builder = object.__new__(TreeBuilder)
+    builder.tree, builder.expanded, builder.round = tree, [], grown(wb.FixedLength(1)).round
+    builder.keep([n for n in range(1, len(tree)) if tree.q[tree.path(n)[0]] >= 0.2])
+    return builder.tree
 
 
 def without_repeats(tree: DraftTree) -> DraftTree:
@@ -92,16 +94,16 @@ def without_repeats(tree: DraftTree) -> DraftTree:
     [(wb.StochasticBeam(2, 3), by_probability), (wb.DySpec(4, 0.0), pruned)],
     ids=["sorted siblings", "pruned by own value"],
 )
-def test_both_tests_notice_what_breaks_the_law(shape, spoil, monkeypatch):
+def test_both_tests_notice_what_breaks_the_distribution(shape, spoil, monkeypatch):
     noise_at_once(monkeypatch)
-    whole, density = outcome_law(shape, FEW, spoil=spoil)
+    whole, density = outcome_distribution(shape, FEW, spoil=spoil)
     assert whole < SIGNIFICANCE and density < SIGNIFICANCE
 
 
 @pytest.mark.parametrize("verifier", [wb.Rejection(), wb.KSeq()], ids=["rejection", "kseq"])
 def test_a_repeated_draw_left_out_is_noticed(verifier, monkeypatch):
     noise_at_once(monkeypatch)
-    whole, _ = outcome_law(wb.IndependentChains(3, 1), RUNS, verifier, without_repeats)
+    whole, _ = outcome_distribution(wb.IndependentChains(3, 1), RUNS, verifier, without_repeats)
     assert whole < SIGNIFICANCE
 
 
@@ -110,14 +112,14 @@ def test_draws_at_different_nodes_and_rounds_are_independent(shape):
     """Who decides about one node by what was drawn at another shares noise with no other node of any round."""
     asked = []
 
-    class Watched(Growth):
+    class Watched(TreeBuilder):
         def branch(self, number):
             asked.append(number)
             return super().branch(number)
 
     for start in (1, 2, 3):
-        growth = grown(shape, make=Watched, start=start)
-        assert all(kind == DIST for kind in growth.tree.kinds[1:])
+        builder = grown(shape, make=Watched, start=start)
+        assert all(kind == DIST for kind in builder.tree.kinds[1:])
     assert len(set(asked)) == len(asked) >= 9
 
 
@@ -125,7 +127,7 @@ def test_scores_of_a_beam_are_gumbel_draws_given_their_maximum():
     """−log(e^−top − e^−largest + e^−score), in extremes too."""
     for score, largest, top in ((-1.0, 0.5, 0.2), (0.5, 0.5, -3.0), (-40.0, 2.0, 1.0), (1.999, 2.0, 30.0)):
         exact = torch.tensor([score, largest, top], dtype=torch.float64).neg().exp()
-        expected = -(exact[2] - exact[1] + exact[0]).log().item()
+        expected = -(exact[2] - exact[1] + exact[0]).round().item()
         assert conditioned(score, largest, top) == pytest.approx(expected, abs=1e-6)
     assert conditioned(-float("inf"), 0.0, 0.0) == -float("inf")
 
@@ -145,12 +147,12 @@ BEST = sorted(EVERY, key=reaches, reverse=True)
 @pytest.mark.parametrize("count", [1, 5, 9, 20])
 def test_eagle2_keeps_the_likeliest_of_all_paths(count):
     """With room for every node it is the exhaustive answer; what the drafter read is still told in its order."""
-    growth = grown(wb.Eagle2(count, 16, 3))
-    tree = growth.tree
+    builder = grown(wb.Eagle2(count, 16, 3))
+    tree = builder.tree
     assert {texts(tree, n) for n in range(1, len(tree))} == set(BEST[:count])
-    assert set(tree.kinds[1:]) == {POINT} and len(growth.fed) == 1 + 4 + 16
-    assert [n for n in growth.fed if n >= 0] == sorted(n for n in growth.fed if n >= 0)
-    assert sum(n > 0 for n in growth.fed) == sum(len(p) < 3 for p in BEST[:count])
+    assert set(tree.kinds[1:]) == {POINT} and len(builder.expanded) == 1 + 4 + 16
+    assert [n for n in builder.expanded if n >= 0] == sorted(n for n in builder.expanded if n >= 0)
+    assert sum(n > 0 for n in builder.expanded) == sum(len(p) < 3 for p in BEST[:count])
 
 
 @pytest.mark.parametrize("count", [1, 5, 9, 20])
@@ -183,7 +185,7 @@ def test_chains_tell_every_draw_and_are_one_where_they_would_be_equal():
     assert sum(map(len, tree.draws.values())) == 15 and len(tree) < 16  # some draws repeat
     for node, drawn in tree.draws.items():
         assert sorted(set(drawn)) == tree.children(node)
-    for one in (grown(shape, temperature=0), grown(shape, coupled=True)):
+    for one in (grown(shape, temperature=0), grown(shape, seeded=True)):
         assert one.tree.is_chain and len(one.tree) == 4 and not one.tree.draws
 
 
@@ -291,7 +293,7 @@ def drafting(shape, **parts) -> wb.Speculative:
     return wb.Speculative(wb.DraftModel("tiny-draft"), shape, **parts)
 
 
-@pytest.mark.parametrize("settings", [{}, KEYED], ids=["greedy", "keyed"])
+@pytest.mark.parametrize("settings", [{}, SEEDED], ids=["greedy", "seeded"])
 @pytest.mark.parametrize("name", ALL)
 def test_every_shape_spells_the_plain_text(tiny, lm, held_out, name, settings):
     """On five words up to the end of the context; on the embedded pair, with the caches checked after some rounds."""
@@ -306,8 +308,8 @@ def test_every_shape_spells_the_plain_text(tiny, lm, held_out, name, settings):
 
 def test_forks_and_other_shapes_midway_go_on_equally(tiny):
     """The heuristic's length goes with a fork; a branch with another shape begins without it, or with a stale one."""
-    expected = wb.decode(tiny, PROMPT, max_new_tokens=60, **KEYED).token_ids
-    session = wb.Session(tiny, PROMPT, drafting(wb.HeuristicLength(3)), max_new_tokens=60, **KEYED)
+    expected = wb.decode(tiny, PROMPT, max_new_tokens=60, **SEEDED).token_ids
+    session = wb.Session(tiny, PROMPT, drafting(wb.HeuristicLength(3)), max_new_tokens=60, **SEEDED)
     for _ in range(6):
         session.step()
     fork = session.fork()
@@ -324,21 +326,22 @@ def test_forks_and_other_shapes_midway_go_on_equally(tiny):
 
 
 def test_the_chain_ends_where_a_rejection_is_likely_enough(monkeypatch):
-    """Chances 0.9 and 0.5 after the first two tokens: 0.1 and 0.55 of a rejection; the law already read is used."""
+    """Chances 0.9 and 0.5 after the first two tokens: 0.1 and 0.55 of a rejection; the distribution already read is
+    used."""
     chances = {1: 0.9, 2: 0.5, 3: 0.5}
     head = SimpleNamespace(chance=lambda state: chances[int(state)])
     monkeypatch.setattr(weights, "load", lambda *arguments: head)
 
     def drafted(threshold, least=1, most=4):
-        growth = grown(wb.SpecDec(threshold, least, most), depth=4, features=torch.tensor)
-        assert growth.fed == list(range(len(growth.tree) - 1))
-        return len(growth.tree) - 1
+        builder = grown(wb.SpecDec(threshold, least, most), depth=4, features=torch.tensor)
+        assert builder.expanded == list(range(len(builder.tree) - 1))
+        return len(builder.tree) - 1
 
     assert [drafted(h) for h in (0.05, 0.1001, 0.54, 0.56, 1.0)] == [2, 3, 3, 4, 4]
     assert drafted(0.0, least=3) == 3 and drafted(0.0, most=1) == 1
 
 
-@pytest.mark.parametrize("settings", [{}, KEYED], ids=["greedy", "keyed"])
+@pytest.mark.parametrize("settings", [{}, SEEDED], ids=["greedy", "seeded"])
 def test_specdec_on_the_embedded_pair(lm, held_out, settings):
     trace = same_text(lm, held_out[7][-300:], wb.Speculative(shape=wb.SpecDec(0.6)), 24, **settings)
     lengths = set(decoding_rounds(trace)["drafted"])
@@ -358,13 +361,13 @@ def test_the_shipped_head_tells_chances_that_come_true(lm, held_out):
 def test_specdec_refuses_what_its_head_cannot_read(tiny, lm, tmp_path):
     with pytest.raises(BadInput, match="trained for 'embedded'"):
         wb.decode(tiny, PROMPT, drafting(wb.SpecDec()), max_new_tokens=2)
-    with pytest.raises(BadInput, match="reads a draft's hidden states|reads the drafter's laws"):
+    with pytest.raises(BadInput, match="reads a draft's hidden states|reads the drafter's distributions"):
         wb.Speculative(wb.CopySpec(), wb.SpecDec())
     part = acceptance("tiny-draft")
     text = make_text(tiny, tokens=16 * 48, window=48, start=8, held_out=4)
     recipe = Recipe(10 * 256, 256, warmup=2, autocast=False)
     fit("acceptance", part, tiny, text, tmp_path, recipe=recipe, quiet=True)
-    same_text(tiny, PROMPT, drafting(wb.SpecDec(0.7, weights=str(tmp_path))), 40, **KEYED)
+    same_text(tiny, PROMPT, drafting(wb.SpecDec(0.7, weights=str(tmp_path))), 40, **SEEDED)
     tiny_target("tiny-other", seed=9)
     with pytest.raises(BadInput, match="reads the states of 'tiny-draft', not of"):
         other = wb.Speculative(wb.DraftModel("tiny-other"), wb.SpecDec(weights=str(tmp_path)))
@@ -378,7 +381,7 @@ def test_settings_out_of_bounds_are_refused():
         (lambda: wb.StochasticBeam(16, 32), "expected at most 127"),
         (lambda: wb.IndependentChains(16, 32), "expected at most 127"),
         (lambda: wb.Sequoia(calibration="nobody"), "expected one of"),
-        (lambda: wb.Speculative(wb.CopySpec(), wb.DySpec()), "reads the drafter's laws"),
+        (lambda: wb.Speculative(wb.CopySpec(), wb.DySpec()), "reads the drafter's distributions"),
         (lambda: wb.Speculative(wb.CopySpec(), wb.Sequoia()), "drafts one chain"),
         (lambda: wb.Speculative(shape=wb.DySpec(), verifier=wb.KSeq()), "independent chains"),
     ):

@@ -23,7 +23,7 @@ class Scripted(wb.Drafter):
     tell: Callable[[list[int]], list[int]] = list
     declared_name = "scripted"
 
-    def propose(self, state, log, shape, depth, coupled):
+    def propose(self, state, r, shape, depth, seeded):
         return self.chain(state, shape, self.tell(state.tokens), depth)
 
 
@@ -34,7 +34,7 @@ def model():
 
 
 def scripted(tell, verifier=None) -> wb.Speculative:
-    return wb.Speculative(drafter=Scripted(tell), shape=wb.FixedLength(DEPTH), verifier=verifier or wb.Keyed())
+    return wb.Speculative(drafter=Scripted(tell), shape=wb.FixedLength(DEPTH), verifier=verifier or wb.SeededMatch())
 
 
 def decoding_rounds(trace: wb.Trace):
@@ -44,7 +44,7 @@ def decoding_rounds(trace: wb.Trace):
 SAMPLING = [dict(temperature=0.0), dict(temperature=0.9, top_p=0.95, seed=3)]
 
 
-@pytest.mark.parametrize("sampling", SAMPLING, ids=["greedy", "keyed"])
+@pytest.mark.parametrize("sampling", SAMPLING, ids=["greedy", "seeded"])
 @pytest.mark.parametrize("length", [1, 4, 5, 6, 37])
 def test_an_oracle_needs_one_call_for_every_k_plus_one_tokens(model, sampling, length):
     text = wb.decode(model, PROMPT, max_new_tokens=length + DEPTH, **sampling).token_ids
@@ -55,7 +55,7 @@ def test_an_oracle_needs_one_call_for_every_k_plus_one_tokens(model, sampling, l
     assert trace.summary()["target_forwards"] == math.ceil(length / (DEPTH + 1))
 
 
-@pytest.mark.parametrize("sampling", SAMPLING, ids=["greedy", "keyed"])
+@pytest.mark.parametrize("sampling", SAMPLING, ids=["greedy", "seeded"])
 def test_a_liar_and_a_silent_drafter_need_one_call_for_every_token(model, sampling):
     text = wb.decode(model, PROMPT, max_new_tokens=40, **sampling).token_ids
     liar = scripted(lambda tokens: [(t + 1) % 8 for t in text[len(tokens) - len(PROMPT) :]])
@@ -84,7 +84,7 @@ def test_random_drafts_change_nothing(model):
 @pytest.mark.parametrize("name", list(dict(compositions("toy-draft"))))
 def test_counters_of_every_composition_add_up(name, temperature, toy):
     if temperature and name.endswith("greedy"):
-        name = name.removesuffix("greedy") + "keyed"
+        name = name.removesuffix("greedy") + "seeded"
     decoder = dict(compositions("toy-draft"))[name]
     trace = wb.decode(toy, [0, 1, 2, 3, 0, 1], decoder, max_new_tokens=40, temperature=temperature, seed=2)
     rounds, drafts, tokens = decoding_rounds(trace), trace.drafts, trace.tokens
@@ -116,18 +116,20 @@ def test_counters_of_every_composition_add_up(name, temperature, toy):
         assert path["token_id"].tolist()[: len(emitted)] == emitted["token_id"].tolist()
 
 
-def fresh_logits(lane, tokens: list[int]) -> torch.Tensor:
-    return lane.model.forward(tokens, range(len(tokens)), lane.model.new_store(), logits_at="last").logits
+def fresh_logits(runner, tokens: list[int]) -> torch.Tensor:
+    return runner.model.forward(tokens, range(len(tokens)), runner.model.new_store(), logits_at="last").logits
 
 
 def check_caches(state) -> None:
-    """Target: all tokens but the pending one; any lane: going on from its cache equals a fresh pass."""
-    assert state.lanes["target"].store.length == len(state.tokens) - 1
-    for lane in state.fork().lanes.values():
-        start = lane.store.length
-        assert start < len(state.tokens) and lane.store.staged == 0
-        out = lane.model.forward(state.tokens[start:], range(start, len(state.tokens)), lane.store, logits_at="last")
-        assert torch.allclose(out.logits, fresh_logits(lane, state.tokens), atol=1e-4)
+    """Target: all tokens but the pending one; any runner: going on from its cache equals a fresh pass."""
+    assert state.runners["target"].store.length == len(state.tokens) - 1
+    for runner in state.fork().runners.values():
+        start = runner.store.length
+        assert start < len(state.tokens) and runner.store.staged == 0
+        out = runner.model.forward(
+            state.tokens[start:], range(start, len(state.tokens)), runner.store, logits_at="last"
+        )
+        assert torch.allclose(out.logits, fresh_logits(runner, state.tokens), atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -173,7 +175,7 @@ def test_end_of_text_of_the_model_is_heeded_and_may_be_ignored():
     assert whole.token_ids[: len(ended.token_ids)] == ended.token_ids and len(whole.token_ids) == 50
 
 
-@pytest.mark.parametrize("name", ["draft_model-fixed-rejection", "draft_model-tree-keyed", "copyspec-fixed-rejection"])
+@pytest.mark.parametrize("name", ["draft_model-fixed-rejection", "draft_model-tree-seeded", "copyspec-fixed-rejection"])
 def test_max_new_tokens_never_shapes_a_draft(name, toy):
     decoder = dict(compositions("toy-draft"))[name]
     settings = dict(temperature=1.0, seed=6)
@@ -187,7 +189,7 @@ def test_max_new_tokens_never_shapes_a_draft(name, toy):
         assert cut.drafts[columns].values.tolist() == expected[columns].values.tolist()
 
 
-@pytest.mark.parametrize("name", ["draft_model-fixed-keyed", "draft_model-tree-keyed", "copyspec-fixed-keyed"])
+@pytest.mark.parametrize("name", ["draft_model-fixed-seeded", "draft_model-tree-seeded", "copyspec-fixed-seeded"])
 def test_the_context_is_filled_and_never_overrun(name, toy):
     """Drafts are cut to what fits; the last token still comes."""
     decoder = dict(compositions("toy-draft"))[name]
@@ -209,7 +211,7 @@ def test_a_draft_model_with_a_shorter_context_falls_silent(toy):
 # -- stops and forced tokens ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decoder", [None, "draft_model-fixed-keyed", "draft_model-tree-keyed"])
+@pytest.mark.parametrize("decoder", [None, "draft_model-fixed-seeded", "draft_model-tree-seeded"])
 def test_stop_texts_end_the_run_where_the_joined_text_holds_them(decoder, toy):
     decoder = decoder and dict(compositions("toy-draft"))[decoder]
     settings = dict(temperature=1.0, seed=4, max_new_tokens=40)
@@ -234,7 +236,7 @@ def test_a_stop_text_of_the_prompt_alone_does_not_count(toy):
     assert wb.decode(toy, absent * 2, stop=absent * 2, max_new_tokens=1).end["reason"] == "length"
 
 
-@pytest.mark.parametrize("name", ["draft_model-fixed-rejection", "draft_model-tree-keyed", "copyspec-fixed-greedy"])
+@pytest.mark.parametrize("name", ["draft_model-fixed-rejection", "draft_model-tree-seeded", "copyspec-fixed-greedy"])
 def test_forced_ids_are_scored_as_plain_decoding_scores_them(name, toy):
     decoder = dict(compositions("toy-draft"))[name]
     force = [2, 2, 1, 3, 0, 0, 1, 2, 3, 3, 1, 0]
@@ -243,8 +245,8 @@ def test_forced_ids_are_scored_as_plain_decoding_scores_them(name, toy):
     assert found.token_ids == plain.token_ids == force
     for column in ("surprisal_nats", "entropy_raw_nats", "rank", "p_raw"):
         assert found.tokens[column].tolist() == pytest.approx(plain.tokens[column].tolist(), rel=1e-4)
-    law = [-toy.law([0, 1, *force[:i]])[token].log().item() for i, token in enumerate(force)]
-    assert plain.tokens["surprisal_nats"].tolist() == pytest.approx(law, rel=1e-4)  # a trace keeps six digits
+    dist = [-toy.dist([0, 1, *force[:i]])[token].log().item() for i, token in enumerate(force)]
+    assert plain.tokens["surprisal_nats"].tolist() == pytest.approx(dist, rel=1e-4)  # a trace keeps six digits
     assert (plain.events["type"] == "decision").sum() == len(force)
 
 
@@ -309,7 +311,7 @@ def test_trying_a_processor_leaves_it_as_it_was():
     refuse_stateful([halve], 8, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", ["draft_model-fixed-greedy", "draft_model-tree-keyed", "copyspec-fixed-keyed"])
+@pytest.mark.parametrize("name", ["draft_model-fixed-greedy", "draft_model-tree-seeded", "copyspec-fixed-seeded"])
 def test_pure_processors_see_each_nodes_own_path(name, toy):
     """Repetition penalty and no-repeat-n-gram depend on the prefix: speculative text equals plain text with them."""
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor

@@ -45,7 +45,7 @@ def members(stack: str) -> list[tuple[str, str]]:
     """(drafter, shape) of the six whose turn it is."""
     number, names = list(STACKS).index(stack), list(DRAFTERS)
     chosen = [names[(3 * number + place) % len(names)] for place in range(6)]
-    fitting = [[names[1] for names in POSSIBLE if names[::2] == (drafter, "keyed")] for drafter in chosen]
+    fitting = [[names[1] for names in POSSIBLE if names[::2] == (drafter, "seeded")] for drafter in chosen]
     return [(drafter, shapes[number % len(shapes)]) for drafter, shapes in zip(chosen, fitting, strict=True)]
 
 
@@ -69,7 +69,7 @@ def test_speculative_text_is_the_plain_text_of_the_stack(stack, target, wide, he
     plain = spelled(target, cache)
     assert len(plain) == SETTINGS["max_new_tokens"]
     for drafter, shape in members(stack):
-        decoder = triple(drafter, shape, "keyed", "tiny-stack-draft", heads)
+        decoder = triple(drafter, shape, "seeded", "tiny-stack-draft", heads)
         TEXTS.same(
             f"{drafter} {shape} under {stack}",
             partial(spelled, target, cache),

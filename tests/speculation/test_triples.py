@@ -72,7 +72,7 @@ def test_the_list_of_refusals_is_what_is_refused():
     listed = {names[:2]: names[2] for names in refusals()}
     alone = [name for name in DRAFTERS if name != "fuse"]  # whose refusals are those of its parts
     for drafter, shape in itertools.product(alone, SHAPES):
-        reason = refusal(drafter, shape, "keyed")
+        reason = refusal(drafter, shape, "seeded")
         assert (reason in listed[drafter, shape]) if reason else (drafter, shape) not in listed
     assert {second for first, second, _ in refusals() if first == "kseq"} >= set(SHAPES) - {"chains", "del"}
 
@@ -81,7 +81,7 @@ def test_the_list_of_refusals_is_what_is_refused():
     ("drafter", "shape"), [pytest.param(*pair, id="-".join(pair)) for pair in sorted({names[:2] for names in POSSIBLE})]
 )
 def test_what_goes_together_spells_what_plain_decoding_spells(drafter, shape, target, heads, plain):
-    """Greedy under every verifier; keyed seed by seed; the others sample, draft something, and can be repeated."""
+    """Greedy under every verifier; seeded seed by seed; the others sample, draft something, and can be repeated."""
     drafted = 0
     for verifier in VERIFIERS:
         if (drafter, shape, verifier) not in POSSIBLE:
@@ -93,7 +93,7 @@ def test_what_goes_together_spells_what_plain_decoding_spells(drafter, shape, ta
         if verifier == "greedy":
             continue
         sampled = wb.decode(target, PROMPT, decoder, max_new_tokens=LENGTH, **SAMPLED)
-        if verifier == "keyed":
+        if verifier == "seeded":
             assert sampled.token_ids == plain[1]
         else:
             assert len(sampled.token_ids) == LENGTH

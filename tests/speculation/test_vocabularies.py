@@ -84,13 +84,13 @@ def _rounds(trace) -> list[dict]:
     return found
 
 
-def test_a_wide_drafts_law_is_cut_before_it_is_filtered():
-    """Cut afterwards, a draft whose likeliest token lies beyond the target's ids had no law left: NaN."""
+def test_a_wide_drafts_distribution_is_cut_before_it_is_filtered():
+    """Cut afterwards, a draft whose likeliest token lies beyond the target's ids had no distribution left: NaN."""
     logits = torch.zeros(1, 8)
     logits[0, 7] = 9.0
-    law = wb.Sampling(temperature=1.0, top_k=1).law(widened(logits, 6), lambda row: [])
-    assert math.isclose(law.scores.exp().sum().item(), 1.0, abs_tol=1e-6) and law.scores.shape == (1, 6)
-    narrow = known_only(wb.Sampling(temperature=1.0).law(widened(logits, 11), lambda row: []), 8)
+    dist = wb.Sampling(temperature=1.0, top_k=1).dist(widened(logits, 6), lambda row: [])
+    assert math.isclose(dist.scores.exp().sum().item(), 1.0, abs_tol=1e-6) and dist.scores.shape == (1, 6)
+    narrow = known_only(wb.Sampling(temperature=1.0).dist(widened(logits, 11), lambda row: []), 8)
     torch.testing.assert_close(narrow.raw[:, :8], logits.log_softmax(-1))
     assert (narrow.raw[:, 8:] == -torch.inf).all()
 

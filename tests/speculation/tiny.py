@@ -12,13 +12,15 @@ from workbench.speculation.training.parts import PARTS
 
 __all__ = ["TERMS", "tiny_heads", "tiny_target"]
 
-TERMS = 5 * (3 * 32 + 96 + 32 + 32)  # of sums from a token to a law: five layers at most, their products and attention
+TERMS = 5 * (
+    3 * 32 + 96 + 32 + 32
+)  # of sums from a token to a distribution: five layers at most, their products and attention
 
 
 def tiny_target(
     name: str = "tiny", seed: int = 3, vocabulary: int = 5, context: int = 96, width: int = 16, layers: int = 2
 ) -> TransformersModel:
-    """Registered under its name; its laws are far from uniform, and far from certain."""
+    """Registered under its name; its distributions are far from uniform, and far from certain."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Made-up runs for the tests of the trace and of the views: small laws, no model."""
+"""Made-up runs for the tests of the trace and of the views: small distributions, no model."""
 
 import math
 import random
@@ -22,7 +22,7 @@ def models() -> list[dict]:
 def run_event(**more) -> dict:
     return {
         "id": "made-up", "time": "2030-01-01T00:00:00+00:00", "device": "cpu", "models": models(),
-        "decoder": {"family": "decoder", "name": "speculative", "settings": {}}, "claim": "exact", "verified": None,
+        "decoder": {"family": "decoder", "name": "speculative", "settings": {}}, "guarantee": "exact", "verified": None,
         "sampling": {"temperature": 0.0}, "seed": 0, "prompt_ids": [5, 6, 7], "prompt_text": "def", **more,
     }  # fmt: skip
 
@@ -37,7 +37,7 @@ def cache_columns(role: str, length: int) -> dict:
     }  # fmt: skip
 
 
-def law(draw: random.Random, size: int = 5) -> list:
+def dist(draw: random.Random, size: int = 5) -> list:
     weights = sorted((draw.random() for _ in range(size)), reverse=True)
     return [[draw.randrange(4096) for _ in weights], [w / sum(weights) / 1.1 for w in weights]]
 
@@ -52,7 +52,7 @@ def token_columns(draw: random.Random, sources: list[str]) -> dict:
         "surprisal_nats": [draw.uniform(0, 4) for _ in range(n)],
         "p_raw": [draw.random() for _ in range(n)], "p_sampled": [draw.random() for _ in range(n)],
         "rank": [draw.randrange(1, 9) for _ in range(n)], "margin": [draw.random() for _ in range(n)],
-        "topk_raw": [law(draw) for _ in range(n)], "cut_by": [None] * n, "keep_size": [4096] * n,
+        "topk_raw": [dist(draw) for _ in range(n)], "cut_by": [None] * n, "keep_size": [4096] * n,
     }  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def test_run_refuses_a_folder_that_is_not_there(refused, tmp_path):
         ("decoders", ["autoregressive", "entropy_adaptive", "mirostat", "speculative"]),
         ("drafters", ["copyspec", "draft_model"]),
         ("shapes", ["confidence", "fixed", "tree"]),
-        ("verifiers", ["greedy", "keyed", "rejection"]),
+        ("verifiers", ["greedy", "seeded", "rejection"]),
         ("models", ["embedded", "embedded-draft"]),
     ],
 )
@@ -198,7 +198,7 @@ def test_list_with_a_name_shows_parameters_bounds_and_defaults(call):
     shape = call("list", "shapes", "fixed")[1]
     assert all(word in shape for word in ("length", "int in [1, 64]", "tokens", "default 4"))
     decoder = call("list", "decoders", "speculative")[1]
-    assert "one of aded, copyspec, draft_model" in decoder and "default keyed" in decoder
+    assert "one of aded, copyspec, draft_model" in decoder and "default seeded" in decoder
 
 
 def test_list_names_what_cannot_go_together(call):
@@ -209,9 +209,9 @@ def test_list_names_what_cannot_go_together(call):
 
 def test_verify_gives_a_verdict_and_its_exit_code(call):
     code, text, _ = call("verify", "--decoder", "speculative", "--set", "shape.length=2", "--tokens", "8")
-    assert code == 0 and "the claim holds" in text
+    assert code == 0 and "the guarantee holds" in text
     found = json.loads(call("verify", "--decoder", "autoregressive", "--tokens", "4", "--json")[1])
-    assert found["badge"] in ("exact", "seed") and found["holds"] is True
+    assert found["badge"] in ("exact", "seeded") and found["holds"] is True
 
 
 def test_list_names_policies_and_quantizers(call):

@@ -113,6 +113,7 @@ def test_lack_of_memory_is_one_line_however_a_library_puts_it(error, capsys, mon
 
 def test_other_errors_are_not_taken_for_lack_of_memory(capsys, monkeypatch):
     """They are a line that says where, or with the variable set, all of it."""
+
     def broken(args) -> int:
         raise RuntimeError("something else")
 

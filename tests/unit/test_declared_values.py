@@ -75,7 +75,7 @@ def test_harmless_values_become_the_fields_own_type():
         ({"shape.length.x": 1}, "no parameter 'length.x'"),
         ({"shape": 5, "shape.length": 4}, "expected a shape"),
         ({"shape": wb.FixedLength, "shape.length": 4}, "expected a shape"),
-        ({"drafter": wb.Keyed()}, "expected a drafter"),
+        ({"drafter": wb.SeededMatch()}, "expected a drafter"),
         ([("shape", 1)], "parameters by name"),
     ],
     ids=str,

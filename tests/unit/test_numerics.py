@@ -35,4 +35,4 @@ def test_arms_and_parts_are_what_they_say():
     assert {arm["OMP_NUM_THREADS"] for arm in ARMS.values()} == {"1", "2"}
     assert all((ROOT / path).exists() for path in SHORT)
     whole = parts(short=False)
-    assert "05-bit-allocation.ipynb" in whole and "test_law.py" in whole and len(whole) > 40
+    assert "05-bit-allocation.ipynb" in whole and "test_invariant.py" in whole and len(whole) > 40

@@ -101,7 +101,7 @@ def test_the_first_decision_counts_not_the_first_word():
     assert first_difference(plain, [page([1.0, 1.0], [0.5, 1.0])], [2, 3]) == ("token 0", 0.5)
 
 
-def test_the_margins_are_those_of_the_law(target):
+def test_the_margins_are_those_of_the_distribution(target):
     """Greedy: the difference of the two best log-probabilities in the trace, which keeps some digits of them."""
     best = wb.decode(target, PROMPT, max_new_tokens=8).tokens["topk_raw"]
     wanted = [math.log(p[0] / p[1]) for _, p in best]

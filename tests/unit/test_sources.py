@@ -31,7 +31,7 @@ def test_names_that_two_methods_share_say_which_one_they_are():
 @pytest.mark.parametrize(
     ("name", "departure"),
     [
-        ("typical", "p and H are of the law sampled from"), ("judge", "In a tree the first draft"),
+        ("typical", "p and H are of the distribution sampled from"), ("judge", "In a tree the first draft"),
         ("input_guided", "generalised aggressive decoding"), ("recycling", "theirs: 80 nodes"),
         ("aded", "theirs: 24 to 64"), ("medusa", "theirs: 63 in four"),
         ("hydra", "embeddings of tokens are normalised"),

@@ -27,7 +27,7 @@ def hostile(lm):
     """A run whose prompt, texts and names are all markup."""
     trace = wb.decode(lm, f"# {HOSTILE}\n", max_new_tokens=4)
     log = [{**event} for event in trace.log]
-    log[0] |= {"id": HOSTILE, "device": HOSTILE, "claim": HOSTILE}
+    log[0] |= {"id": HOSTILE, "device": HOSTILE, "guarantee": HOSTILE}
     log[0]["decoder"] = {"name": HOSTILE, "settings": {HOSTILE: HOSTILE}}
     for event in log:
         if event["type"] == "round" and event["emitted"]:

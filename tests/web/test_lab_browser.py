@@ -26,7 +26,7 @@ CELLS = (
     "session = wb.Session(lm, 'def fibonacci(n):', max_new_tokens=400, ignore_eos=True)\n"
     "widget = session.widget()\n"
     "widget",
-    "kept = [weakref.ref(one) for one in (session, session.trace, session.state.lanes['target'].store)]\n"
+    "kept = [weakref.ref(one) for one in (session, session.trace, session.state.runners['target'].store)]\n"
     "print('alive:', sum(one() is not None for one in kept), 'of', len(kept))\n"
     "widget.close()\n"
     "del session\n"

@@ -178,9 +178,11 @@ def test_prompt_rows_are_coloured_and_looked_at_like_tokens(look, lm, tmp_path):
     said = page.inner_text("[aria-live=polite]")
     assert said.startswith("token -1 ") and f"surprisal {float(f'{last.surprisal_nats:.5g}'):.3f}".rstrip("0") in said
     assert f"token -1 at position {count - 1}, round 0 (the prompt)" in page.inner_text(".wb-head")
-    assert page.locator(".wb-law .wb-number").count() > 0
+    assert page.locator(".wb-distribution .wb-number").count() > 0
     page.keyboard.press("Home")
-    assert at(page) == -count and page.locator(".wb-law").count() == 0  # nothing stands before it that foretells it
+    assert (
+        at(page) == -count and page.locator(".wb-distribution").count() == 0
+    )  # nothing stands before it that foretells it
     tints = rows.evaluate_all("all => all.map(token => token.style.backgroundColor)")
     assert tints[0] == "" and all(tints[1:]) and len(set(tints)) > 3
     page.locator(".wb-bar select").first.select_option("source")
@@ -195,7 +197,7 @@ def test_hovering_links_strip_and_chart(look, capsules):
     page.locator(TOKEN).nth(7).hover()
     line = page.locator(".wb-line-hover")
     assert line.get_attribute("visibility") == "visible" and page.inner_text(".wb-note").startswith("token 7 ")
-    box = page.locator(".wb-clock svg").bounding_box()
+    box = page.locator(".wb-timeline svg").bounding_box()
     page.mouse.move(box["x"] + float(line.get_attribute("x1")) + 1, box["y"] + 60)
     assert page.locator(f"{TOKEN}.wb-hover").get_attribute("data-index") == "7" and at(page) == 0
     page.mouse.click(box["x"] + box["width"] - 14, box["y"] + 60)
@@ -252,7 +254,7 @@ def test_the_chart_has_a_table_with_the_same_numbers(look, capsules, tree):
     assert [title.split(")")[0] for title in titles] == [
         "entropy (nats", "per round (tokens", "keys and values (MiB", "bits / element (bits",
     ]  # fmt: skip
-    assert "token index" in page.text_content(".wb-clock")
+    assert "token index" in page.text_content(".wb-timeline")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -284,7 +286,7 @@ def test_the_page_decides_between_light_and_dark(chromium, tree, page_says, sche
     seen = page.evaluate(
         """async ([source, css, data, says]) => {
           const { mount } = await import(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })));
-          mount(document.getElementById('place'), { data, css, parts: ['strip'] });
+          mount(document.getElementById('place'), { data, css, parts: ['tokens'] });
           const now = () => getComputedStyle(document.querySelector('.wb-prompt')).color;
           const system = now();
           for (const [name, value] of Object.entries(says)) document.body.setAttribute(name, value);

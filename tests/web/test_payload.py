@@ -59,7 +59,7 @@ def test_the_payload_holds_what_the_tables_say(speculative):
 
 def test_every_candidate_has_a_text(speculative):
     data = web.payload(speculative)
-    asked = {str(token) for law in data["tokens"]["topk_raw"] for token in law[0]}
+    asked = {str(token) for dist in data["tokens"]["topk_raw"] for token in dist[0]}
     assert asked <= set(data["names"]) and not any(text.startswith("id ") for text in data["names"].values())
     taken = dict(zip(map(str, data["tokens"]["token_id"]), data["tokens"]["text"], strict=True))
     same = [
@@ -135,7 +135,7 @@ def test_what_a_trace_says_of_ids_is_read_on_from_where_it_was(toy, monkeypatch)
         read.clear()
 
 
-def test_the_laws_at_the_prompt_are_columns_like_those_of_the_tokens(lm):
+def test_the_distributions_at_the_prompt_are_columns_like_those_of_the_tokens(lm):
     trace = wb.decode(lm, "def area(r):\n    return", max_new_tokens=3, prompt_rows=True)
     data, rows = web.payload(trace), trace.prompt_tokens
     prompt = data["prompt"]
@@ -143,12 +143,12 @@ def test_the_laws_at_the_prompt_are_columns_like_those_of_the_tokens(lm):
     assert prompt["token_id"] == trace.run["prompt_ids"]
     assert prompt["entropy_raw_nats"][0] is None  # nothing came before the first
     assert prompt["entropy_raw_nats"][1:] == pytest.approx(rows["entropy_raw_nats"].tolist(), rel=1e-4)
-    asked = {str(token) for law in prompt["topk_raw"] if law for token in law[0]}
+    asked = {str(token) for dist in prompt["topk_raw"] if dist for token in dist[0]}
     assert asked <= set(data["names"]) and "prompt" in data["colours"]["source"]
     assert "prompt" not in web.payload(trace, 1)
 
 
-def test_a_long_prompt_with_laws_is_cut_at_its_beginning(lm, monkeypatch):
+def test_a_long_prompt_with_distributions_is_cut_at_its_beginning(lm, monkeypatch):
     monkeypatch.setattr(web.data, "PROMPT_ROWS", 4)
     trace = wb.decode(lm, "def area(r):\n    return", max_new_tokens=1, prompt_rows=True)
     prompt = web.payload(trace)["prompt"]

@@ -144,7 +144,7 @@ def test_closing_frees_session_caches_and_task(lm, running):
         if not running:
             widget.pause()
             await task
-        store = session.state.lanes["target"].store
+        store = session.state.runners["target"].store
         kept = [weakref.ref(thing) for thing in (session, store, session.trace, widget)]
         widget.close()
         if running:

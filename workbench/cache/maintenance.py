@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.cache.pages import Draft, Page, Shelf, shelve, with_live
+from workbench.cache.pages import Page, PageTable, PendingPage, page_out, with_live
 from workbench.cache.store import _Run
 from workbench.errors import NumericalError
 from workbench_kernels.pages import SLOTS, PageFormat, pack, unpack
@@ -26,18 +26,17 @@ CHUNK = 32  # capacity of a run, in slots, is a multiple of this
 class Layer:
     """What a managed store knows of one layer beside its run: columns are the slots of pages, then those of the run.
 
-    kept: int32 [Hk, m] positions of the first m slots of the run (tokens behind them follow on), None where nothing
-    was evicted; scores: float64 [Hk, columns] or None; shelf: the pages or None; before: pages of tokens before that
-    position lie on the host.
-    """
+    kept: int32 [Hk, m] positions of the first m slots of the run (tokens behind them follow on), None where nothing was
+    evicted; scores: float64 [Hk, columns] or None; page table: the pages or None; before: pages of tokens before that
+    position lie on the host. """
 
-    __slots__ = ("before", "kept", "scores", "shelf")
+    __slots__ = ("before", "kept", "scores", "page table")
 
-    def __init__(self, kept=None, scores=None, shelf: Shelf | None = None, before: int = 0):
-        self.kept, self.scores, self.shelf, self.before = kept, scores, shelf, before
+    def __init__(self, kept=None, scores=None, page_table: PageTable | None = None, before: int = 0):
+        self.kept, self.scores, self.page_table, self.before = kept, scores, page_table, before
 
     def fork(self) -> "Layer":
-        return Layer(self.kept, self.scores, self.shelf, self.before)
+        return Layer(self.kept, self.scores, self.page_table, self.before)
 
     def positions(self, held: int, length: int, device: torch.device) -> torch.Tensor:
         """Of the run's slots: [Hk, held], or [1, held] where heads are alike."""
@@ -53,7 +52,7 @@ class Layer:
 
         seen: row numbers and mass [rows, Hk, n] of every forward of the round.
         """
-        base = held + (self.shelf.slots if self.shelf else 0)
+        base = held + (self.page_table.slots if self.page_table else 0)
         width = max([base + max(rows) + 1, *(mass.shape[2] for _, mass in seen)])
         added = torch.zeros(len(k), width, dtype=torch.float64, device=k.device)
         for numbers, mass in seen:
@@ -63,7 +62,7 @@ class Layer:
         return torch.cat([old, added[:, [base + row for row in rows]]], 1)
 
     def ledger(self) -> dict[str, int]:
-        kinds = self.shelf.ledger() if self.shelf else {}
+        kinds = self.page_table.ledger() if self.page_table else {}
         for kind, tensor in (("position", self.kept), ("score", self.scores)):
             kinds[kind] = kinds.get(kind, 0) + (0 if tensor is None else tensor.nbytes)
         return kinds
@@ -94,7 +93,7 @@ def maintain(store: "ManagedStore") -> Outcome:
         if policy is not None:
             work.evict(policy)
         if quantizer is not None:
-            work.seal(quantizer)
+            work.quantize(quantizer)
         elif work.gone is not None:
             work.thin()
         keys.append(work.k)
@@ -104,7 +103,7 @@ def maintain(store: "ManagedStore") -> Outcome:
     out.events = _together(_together(out.events, "head", work.heads), "layer", len(out.layers))
     if keys[0].shape[1] != store.held:
         out.held = keys[0].shape[1]
-        room = min(store.room(store.length), CHUNK)
+        room = min(store.rows_left(store.length), CHUNK)
         out.run = _Run.of(keys, values, -(-(out.held + room) // CHUNK) * CHUNK)
     return out
 
@@ -117,17 +116,17 @@ class _Work:
         self.heads, self.held = k.shape[:2]
         self.where = state.positions(self.held, length, k.device).expand(self.heads, -1)
         self.live = torch.ones_like(self.where, dtype=torch.bool)
-        self.sealed = None
-        if state.shelf is not None:
-            self.sealed = state.shelf.decode()
-            self.where = torch.cat([self.sealed[2], self.where], 1)
-            self.live = torch.cat([self.sealed[3], self.live], 1)
+        self.quantized = None
+        if state.page_table is not None:
+            self.quantized = state.page_table.decode()
+            self.where = torch.cat([self.quantized[2], self.where], 1)
+            self.live = torch.cat([self.quantized[3], self.live], 1)
         self.stay = self.live
         self.gone: torch.Tensor | None = None  # columns evicted now, None for none
 
     def evict(self, policy: Any) -> None:
         """Let the policy choose among the live columns, in the order of their positions."""
-        n = self.held + (self.state.shelf.live if self.state.shelf else 0)
+        n = self.held + (self.state.page_table.live if self.state.page_table else 0)
         order = self.where.masked_fill(~self.live, 2**31 - 1).argsort(-1)[:, :n]
         scores = self.state.scores
         chosen = policy.kept(self.where.gather(1, order), None if scores is None else scores.gather(1, order))
@@ -135,7 +134,7 @@ class _Work:
             return
         self.stay = torch.zeros_like(self.live).scatter(1, order.gather(1, chosen), True)
         self.gone = self.live & ~self.stay
-        freed = 0 if self.state.shelf else self.k[0, 0].nbytes + self.v[0, 0].nbytes
+        freed = 0 if self.state.page_table else self.k[0, 0].nbytes + self.v[0, 0].nbytes
         places = [row[gone].sort().values.tolist() for row, gone in zip(self.where, self.gone, strict=True)]
         self.out.events += [
             {"layer": self.layer, "head": head, "op": "evict", "positions": runs_of(gone), "bytes": freed * len(gone),
@@ -151,7 +150,7 @@ class _Work:
         if self.state.scores is not None:
             self.state.scores = self.state.scores.gather(1, index)
 
-    def seal(self, quantizer: Any) -> None:
+    def quantize(self, quantizer: Any) -> None:
         """Move what is older than the residual window to pages, and clear evicted slots there."""
         raw = min(quantizer.residual, self.held)
         fresh = self.held - raw
@@ -161,9 +160,9 @@ class _Work:
         if not fresh and self.gone is None and before == self.state.before:
             return
         form = quantizer.page(self.layer, self.k.shape[2], self.v.shape[2], self.k.dtype)
-        shelf = self.state.shelf
-        slots = shelf.slots if shelf else 0
-        entries: list[list[Page | Draft]] = [[] for _ in range(self.heads)]
+        page_table = self.state.page_table
+        slots = page_table.slots if page_table else 0
+        entries: list[list[Page | PendingPage]] = [[] for _ in range(self.heads)]
         columns: list[list[int]] = [[] for _ in range(self.heads)]  # what the slots of the new pages held before
         groups: list[tuple[int, list[int]]] = []
         for head in range(self.heads):
@@ -174,19 +173,19 @@ class _Work:
         for (head, group), draft in zip(groups, self._pack(groups, form, slots), strict=True):
             entries[head].append(draft)
             columns[head] += group + [-1] * (SLOTS - len(group))
-        arenas = shelf.arenas if shelf else []
+        arenas = page_table.arenas if page_table else []
         self.state.before = before
-        self.state.shelf = shelve(entries, form, self.k.device, arenas, before) if any(entries) else None
-        self.out.events += tier_events(self.layer, shelf, self.state.shelf)
+        self.state.page_table = page_out(entries, form, self.k.device, arenas, before) if any(entries) else None
+        self.out.events += tier_events(self.layer, page_table, self.state.page_table)
         self._reorder_scores(columns, slots + fresh)
         self.k, self.v = self.k[:, fresh:], self.v[:, fresh:]
 
     def _old_pages(self, head: int, loose: int, entries: list, columns: list[int]) -> list[int]:
         """Add the pages of one head that stay, and their slots' columns. Returns the columns to be packed anew: those
         of sparse pages, where that saves a page."""
-        if self.sealed is None:
+        if self.quantized is None:
             return []
-        pages = self.state.shelf.pages[head]
+        pages = self.state.page_table.pages[head]
         stay = self.stay[head, : len(pages) * SLOTS].view(-1, SLOTS)
         left = stay.sum(-1).tolist()
         sparse = [p for p, count in enumerate(left) if 0 < count <= SPARSE]
@@ -198,12 +197,14 @@ class _Work:
                 continue
             if left[p] < page.live:
                 newest = int(self.where[head, p * SLOTS : (p + 1) * SLOTS][stay[p]].max())
-                page = Draft(with_live(page.row[None].to(stay.device), stay[p : p + 1])[0], left[p], page.used, newest)
+                page = PendingPage(
+                    with_live(page.row[None].to(stay.device), stay[p : p + 1])[0], left[p], page.used, newest
+                )
             entries.append(page)
             columns += range(p * SLOTS, (p + 1) * SLOTS)
         return [p * SLOTS + i for p in sparse for i in stay[p].nonzero()[:, 0].tolist()]
 
-    def _pack(self, groups: list[tuple[int, list[int]]], form: PageFormat, slots: int) -> list[Draft]:
+    def _pack(self, groups: list[tuple[int, list[int]]], form: PageFormat, slots: int) -> list[PendingPage]:
         """New pages from columns of one head each; `slots`: columns that lie in pages already."""
         if not groups:
             return []
@@ -213,8 +214,8 @@ class _Work:
         index = torch.tensor([group + group[:1] * (SLOTS - len(group)) for _, group in groups], device=device)
         wide = torch.promote_types(self.k.dtype, torch.float32)
         whole = [
-            x.to(wide) if self.sealed is None else torch.cat([old.to(wide), x.to(wide)], 1)
-            for x, old in zip((self.k, self.v), (self.sealed or (None, None))[:2], strict=True)
+            x.to(wide) if self.quantized is None else torch.cat([old.to(wide), x.to(wide)], 1)
+            for x, old in zip((self.k, self.v), (self.quantized or (None, None))[:2], strict=True)
         ]
         k, v = (x[head, index] for x in whole)
         where = self.where[head, index]
@@ -222,11 +223,11 @@ class _Work:
             rows = pack(k, v, where, used, form, birth=self.length)
         except ValueError as error:
             raise NumericalError(f"layer {self.layer} cannot be sealed: {error}") from None
-        self._log_seal(groups, form, slots, k, v, unpack(rows, form))
+        self._log_quantize(groups, form, slots, k, v, unpack(rows, form))
         newest = where[torch.arange(len(groups), device=device), used - 1].tolist()
-        return [Draft(row, len(g), len(g), top) for row, (_, g), top in zip(rows, groups, newest, strict=True)]
+        return [PendingPage(row, len(g), len(g), top) for row, (_, g), top in zip(rows, groups, newest, strict=True)]
 
-    def _log_seal(self, groups, form: PageFormat, slots: int, k, v, found) -> None:
+    def _log_quantize(self, groups, form: PageFormat, slots: int, k, v, found) -> None:
         widths = form.stored(form.bits_k), form.stored(form.bits_v)
         live = found[3][..., None]
         errors = [
@@ -272,13 +273,13 @@ class _Work:
         self.state.scores = torch.cat([moved, self.state.scores[:, start:]], 1)
 
 
-def tier_events(layer: int, old: Shelf | None, new: Shelf | None) -> list[dict[str, Any]]:
+def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> list[dict[str, Any]]:
     """A `retier` event for every KV head and tier that positions moved to; bytes are their share of their pages."""
     events: list[dict[str, Any]] = []
-    if new is None or not (new.away or (old is not None and old.away)):
+    if new is None or not (new.offloaded or (old is not None and old.offloaded)):
         return events
     for head in range(len(new.pages)):
-        was, now = ({} if shelf is None else homes_of(shelf, head) for shelf in (old, new))
+        was, now = ({} if page_table is None else homes_of(page_table, head) for page_table in (old, new))
         for tier, host in (("host", True), ("device", False)):
             moved = sorted(at for at, home in now.items() if home == host and was.get(at, False) != host)
             if moved:
@@ -288,10 +289,10 @@ def tier_events(layer: int, old: Shelf | None, new: Shelf | None) -> list[dict[s
     return events
 
 
-def homes_of(shelf: Shelf, head: int) -> dict[int, bool]:
+def homes_of(page_table: PageTable, head: int) -> dict[int, bool]:
     """Whether a head's positions lie on the host."""
-    _, _, where, live = (part[head].unflatten(0, (-1, SLOTS)) for part in shelf.decode())
-    return {at: page.arena.host for i, page in enumerate(shelf.pages[head]) for at in where[i][live[i]].tolist()}
+    _, _, where, live = (part[head].unflatten(0, (-1, SLOTS)) for part in page_table.decode())
+    return {at: page.arena.host for i, page in enumerate(page_table.pages[head]) for at in where[i][live[i]].tolist()}
 
 
 def runs_of(places: Sequence[int]) -> list[list[int]]:

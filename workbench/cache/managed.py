@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.cache.maintenance import Layer, maintain, tier_events
-from workbench.cache.pages import PagedSegment, shelve
+from workbench.cache.pages import PagedSegment, page_out
 from workbench.cache.store import PlainStore, Segment
 from workbench_kernels.pages import SLOTS
 
@@ -30,9 +30,9 @@ __all__ = ["ManagedStore"]
 class ManagedStore(PlainStore):
     """The store of a `Stack`. prompt: tokens of the prompt; turn: how keys turn, where they are read at their slots."""
 
-    def __init__(self, layers: int, stack: "Stack", prompt: int, turn: "Rotation | None" = None):
+    def __init__(self, layers: int, stack: "Stack", prompt: int, rotation: "Rotation | None" = None):
         super().__init__(layers)
-        self.stack, self.prompt, self.turn = stack, prompt, turn
+        self.stack, self.prompt, self.rotation = stack, prompt, rotation
         self._layers = [Layer() for _ in range(layers)]
         self._next = stack.next(0, prompt)  # committed length of the next maintenance
         self._mass: list[list[tuple[list[int], torch.Tensor]]] = [[] for _ in range(layers)]
@@ -41,7 +41,7 @@ class ManagedStore(PlainStore):
         self._evicted = [0] * layers
         self._fetched = [(0, 0)] * layers  # slots and bytes read from the host
 
-    def room(self, length: int) -> int:
+    def rows_left(self, length: int) -> int:
         """How many rows from a committed length on may go into one forward."""
         at = self.stack.next(length, self.prompt)
         return 2**62 if at is None else at - length
@@ -69,28 +69,31 @@ class ManagedStore(PlainStore):
 
     def segments(self, layer: int, window: int | None = None) -> list[Segment]:
         found = super().segments(layer, window)
-        if self.turn is not None and self.length > self.held:
+        if self.rotation is not None and self.length > self.held:
             found = [self._at_slots(found[0])]
-        shelf = self._layers[layer].shelf
-        if shelf is not None:
+        page_table = self._layers[layer].page_table
+        if page_table is not None:
             seen = self._seen
             rows = seen[-self._rows :] if self._rows else []
             near = window is None or max(seen, default=0) < window
-            if shelf.away:
+            if page_table.offloaded:
                 slots, size = self._fetched[layer]
-                self._fetched[layer] = slots + shelf.away * SLOTS, size + shelf.away * shelf.form.bytes
-            found.insert(0, PagedSegment(shelf, rows, None if near else window))
+                self._fetched[layer] = (
+                    slots + page_table.offloaded * SLOTS,
+                    size + page_table.offloaded * page_table.form.bytes,
+                )
+            found.insert(0, PagedSegment(page_table, rows, None if near else window))
         return found
 
     def _at_slots(self, segment: Segment) -> Segment:
         """Sinks turned to right before the window: rows keep their positions, and all distances are those of slots."""
         sinks = self.stack.policy.sinks
-        turned = self.turn.turn(segment.k[:, :sinks], self.length - self.held)
-        return replace(segment, k=torch.cat([turned, segment.k[:, sinks:]], 1))
+        rotated = self.rotation.rotation(segment.k[:, :sinks], self.length - self.held)
+        return replace(segment, k=torch.cat([rotated, segment.k[:, sinks:]], 1))
 
     def _mask(self, window: int | None, device: torch.device, layer: int) -> torch.Tensor:
         kept = self._layers[layer].kept
-        if window is None or kept is None or self.turn is not None:
+        if window is None or kept is None or self.rotation is not None:
             return super()._mask(window, device, layer)
         key = (window, layer)
         if key not in self._masks:
@@ -101,7 +104,7 @@ class ManagedStore(PlainStore):
             self._masks[key] = seen & (rows - where[:, None] < window)
         return self._masks[key]
 
-    def observe(self, layer: int, mass: torch.Tensor) -> None:
+    def add_mass(self, layer: int, mass: torch.Tensor) -> None:
         """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
         expected = [len(self.watched), len(self._run.k[layer])]
         if mass.ndim != 3 or list(mass.shape[:2]) != expected:
@@ -151,23 +154,23 @@ class ManagedStore(PlainStore):
         """
         for layer, state in enumerate(self._layers):
             state.before = before
-            if state.shelf is not None:
-                old, device = state.shelf, self._run.k[layer].device
-                state.shelf = shelve(old.pages, old.form, device, old.arenas, before)
-                self._events += tier_events(layer, old, state.shelf)
+            if state.page_table is not None:
+                old, device = state.page_table, self._run.k[layer].device
+                state.page_table = page_out(old.pages, old.form, device, old.arenas, before)
+                self._events += tier_events(layer, old, state.page_table)
 
     def fork(self) -> "ManagedStore":
         if self.staged or self._rows:
             raise RuntimeError("fork between rounds: rows are still staged")
-        new = ManagedStore(len(self._layers), self.stack, self.prompt, self.turn)
+        new = ManagedStore(len(self._layers), self.stack, self.prompt, self.rotation)
         new._run, new.length, new.held, new._next = self._run, self.length, self.held, self._next
         new._layers = [state.fork() for state in self._layers]
         return new
 
-    def reach(self) -> tuple[int, int, int]:
+    def read_stats(self) -> tuple[int, int, int]:
         """What a forward reads: raw slots, coded slots (both per KV head, the most of any layer), bytes of pages."""
-        shelves = [state.shelf for state in self._layers if state.shelf is not None]
-        return self.held, max((s.live for s in shelves), default=0), sum(s.bytes for s in shelves)
+        page_tables = [state.page_table for state in self._layers if state.page_table is not None]
+        return self.held, max((s.live for s in page_tables), default=0), sum(s.bytes for s in page_tables)
 
     def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
         """Events and rows of the bits table since the last call."""
@@ -188,9 +191,9 @@ class ManagedStore(PlainStore):
         for layer, state in enumerate(self._layers):
             for kind, size in state.ledger().items():
                 columns[kind][layer] += size
-            if state.shelf is not None:
-                columns["live_slots"][layer] += state.shelf.live
-                columns["host_bytes"][layer] = state.shelf.host_bytes
+            if state.page_table is not None:
+                columns["live_slots"][layer] += state.page_table.live
+                columns["host_bytes"][layer] = state.page_table.host_bytes
         if self.stack.quantizer:
             facts = zip(self._run.k, self._run.v, range(n), strict=True)
             columns["bits_nominal"] = [

@@ -1,10 +1,9 @@
 """A bag of pages: where sealed tokens of one layer lie, shared between forks.
 
-An `Arena` is one tensor of pages of one format. A `Page` in it is never written again; it lives as long as some `Shelf`
-names it (Python's reference count is the page's), then its place returns to the free list. A `Shelf` is the page table
-of a layer, a list of pages per KV head; it too never changes: maintenance makes another one, which keeps the pages
-that did not change. So a fork shares shelves, and writing to one copies just the pages that differ.
-"""
+An `Arena` is one tensor of pages of one format. A `Page` in it is never written again; it lives as long as some
+`PageTable` names it (Python's reference count is the page's), then its place returns to the free list. A `PageTable` is
+the page table of a layer, a list of pages per KV head; it too never changes: maintenance makes another one, which keeps
+the pages that did not change. So a fork shares page tables, and writing to one copies just the pages that differ. """
 
 import threading
 from collections import Counter
@@ -16,7 +15,7 @@ import torch
 from workbench.cache.store import Segment
 from workbench_kernels.pages import ALIGN, SLOTS, PageFormat, ledger, unpack
 
-__all__ = ["Arena", "Draft", "Page", "PagedSegment", "Shelf", "shelve", "with_live"]
+__all__ = ["Arena", "PendingPage", "Page", "PagedSegment", "PageTable", "page_out", "with_live"]
 
 LIVE_MASK = 4  # bytes at the start of a page
 
@@ -54,7 +53,7 @@ class Page:
 
 
 @dataclass(slots=True)
-class Draft:
+class PendingPage:
     """A page that has no place yet; fields as of `Page`, row: uint8 [form.bytes]."""
 
     row: torch.Tensor
@@ -63,7 +62,7 @@ class Draft:
     newest: int
 
 
-class Shelf:
+class PageTable:
     """The pages of one layer: `pages[head]`, and for the kernels `table` int32 [Hk, P] (offsets in an arena in units of
     ALIGN bytes) and `count` int32 [Hk]."""
 
@@ -82,7 +81,7 @@ class Shelf:
         self.slots = width * SLOTS  # per KV head, dead and missing ones included
         self.live = sum(page.live for _, page in flat) // len(self.pages)  # per KV head, alike in all
         self.whole = self.live == self.slots
-        self.away = sum(page.arena.host for _, page in flat)  # pages on the host
+        self.offloaded = sum(page.arena.host for _, page in flat)  # pages on the host
         self.host_bytes = sum(arena.data.nbytes for arena in self.arenas if arena.host)
         self._kinds = self._count([page for _, page in flat])
 
@@ -105,7 +104,7 @@ class Shelf:
         return tuple(part.unflatten(0, (heads, -1)).flatten(1, 2) for part in unpack(rows.flatten(0, 1), self.form))
 
     def ledger(self) -> dict[str, int]:
-        """Bytes by kind, arenas included: what this shelf does not name in them is `pad`."""
+        """Bytes by kind, arenas included: what this page table does not name in them is `pad`."""
         return dict(self._kinds)
 
     def _count(self, each: Sequence[Page]) -> dict[str, int]:
@@ -120,14 +119,14 @@ class Shelf:
 class PagedSegment:
     """The pages of a layer as a segment; `dense` decodes them. queries: positions of the rows; window: in tokens."""
 
-    shelf: Shelf
+    page_table: PageTable
     queries: Sequence[int]
     window: int | None = None
 
     def dense(self, dtype: torch.dtype) -> Segment:
-        k, v, positions, live = self.shelf.decode()
+        k, v, positions, live = self.page_table.decode()
         mask = None
-        if not self.shelf.whole or self.window is not None:
+        if not self.page_table.whole or self.window is not None:
             mask = live[:, None].expand(-1, len(self.queries), -1)
         if self.window is not None:
             rows = torch.tensor(list(self.queries), device=k.device)[:, None]
@@ -135,14 +134,14 @@ class PagedSegment:
         return Segment(k.to(dtype), v.to(dtype), mask)
 
 
-def shelve(
-    entries: Sequence[Sequence[Page | Draft]],
+def page_out(
+    entries: Sequence[Sequence[Page | PendingPage]],
     form: PageFormat,
     device: torch.device,
     arenas: Sequence[Arena],
     before: int = 0,
-) -> Shelf:
-    """A shelf of these pages per KV head. Pages whose newest position is below `before` lie on the host.
+) -> PageTable:
+    """A page table of these pages per KV head. Pages whose newest position is below `before` lie on the host.
 
     Pages that are where they should be stay; the others go to free places of `arenas` (one per tier at most), or, where
     there are too few, all of that tier to a new arena. Nothing that exists is changed.
@@ -165,7 +164,7 @@ def shelve(
             settled[h][i] = Page(arena, place, e.live, e.used, e.newest)
         rows = torch.stack([e.row.to(arena.data.device) for e in moved])
         arena.data[torch.tensor(places, device=arena.data.device)] = rows
-    return Shelf(settled, form, device)
+    return PageTable(settled, form, device)
 
 
 def with_live(rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ class Rotation:
     def __init__(self, frequencies: torch.Tensor):
         self.frequencies = tuple(frequencies.tolist())
 
-    def turn(self, k: torch.Tensor, tokens: int) -> torch.Tensor:
+    def rotation(self, k: torch.Tensor, tokens: int) -> torch.Tensor:
         """Keys [..., D] as they would lie `tokens` further on; channels behind the first 2 d do not turn."""
         angle = torch.tensor(self.frequencies, dtype=torch.float64, device=k.device) * tokens
         wide = torch.promote_types(k.dtype, torch.float32)
@@ -47,6 +47,6 @@ def rotation_of(lm: Any) -> Rotation:
     for layer in range(lm.layers):
         (at_start,), (shifted,) = (store.segments(layer) for store in (here, there))
         first, second = at_start.k.float(), shifted.k.float()
-        if (rotation.turn(first, SHIFT) - second).abs().max() > tolerance * second.abs().max():
+        if (rotation.rotation(first, SHIFT) - second).abs().max() > tolerance * second.abs().max():
             raise Unsupported(refusal)
     return rotation

@@ -66,8 +66,8 @@ class Stack(Declared):
         if self.quantizer:
             for layer in range(lm.layers):
                 self.quantizer.page(layer, lm.head_dim, lm.head_dim, lm.dtype)
-        turn = rotation_of(lm) if self.policy and self.policy.slot_positions else None
-        return ManagedStore(lm.layers, self, prompt, turn)
+        rotation = rotation_of(lm) if self.policy and self.policy.slot_positions else None
+        return ManagedStore(lm.layers, self, prompt, rotation)
 
 
 def as_stack(value: Any) -> Stack | None:

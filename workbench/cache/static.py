@@ -79,7 +79,7 @@ class StaticStore(PlainStore):
         self.begin(range(self.length, slots))
         return self._run
 
-    def land(self, length: int, staged: int, rows: Sequence[int]) -> None:
+    def commit_written(self, length: int, staged: int, rows: Sequence[int]) -> None:
         """What the round on the device has done: `length` tokens are committed, `staged` rows are in flight behind
         them, of which `rows` lie at the front in this order, ready to be committed."""
         self.end()

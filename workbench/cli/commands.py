@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from workbench import __version__
 from workbench.cli.compare import add_compare, compare_arms
-from workbench.cli.faces import add_app, add_lab, app, lab
+from workbench.cli.frontends import add_app, add_lab, app, lab
 from workbench.cli.installed import add_doctor, add_list, doctor, list_members
 from workbench.cli.options import Parser
 from workbench.cli.recorded import add_capsule, add_replay, add_show, capsule, replay_run, show
@@ -34,7 +34,7 @@ COMMANDS = {
     "replay": Command("watch a recorded run again, without the model", add_replay, replay_run),
     "capsule": Command("a recorded run as one offline HTML file", add_capsule, capsule),
     "compare": Command("decoders side by side on the same prompts", add_compare, compare_arms),
-    "verify": Command("is a decoder lossless? what it claims against what it does", add_verify, verify),
+    "verify": Command("is a decoder lossless? what it guarantees against what it does", add_verify, verify),
     "doctor": Command("what is installed, what runs where, and self-tests of the kernels", add_doctor, doctor),
     "app": Command("open the app", add_app, app),
     "lab": Command("open the tutorial notebooks in JupyterLab", add_lab, lab),

@@ -23,7 +23,7 @@ def add_verify(parser: Parser) -> None:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """What a decoder claims and what it does; exit code 1 where the claim does not hold."""
+    """What a decoder guarantees and what it does; exit code 1 where the guarantee does not hold."""
     with preparing():
         from workbench.declare import build
         from workbench.experiments import lossless

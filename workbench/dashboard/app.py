@@ -11,7 +11,7 @@ from workbench.dashboard import panel as page
 from workbench.dashboard.form import KINDS, Form
 from workbench.dashboard.intake import Blocks
 from workbench.dashboard.presets import presets
-from workbench.dashboard.strip import trace_view
+from workbench.dashboard.token_view import trace_view
 from workbench.pretrained.prompts import held_out_prompts
 
 __all__ = ["build_app"]
@@ -31,9 +31,7 @@ def examples() -> list[tuple[str, str]]:
     return short + held_out[:12]
 
 
-def build_app(
-    models: Sequence[str] = (), anything: bool = True, device: str = "cpu", dtype: str = "auto"
-) -> gr.Blocks:
+def build_app(models: Sequence[str] = (), anything: bool = True, device: str = "cpu", dtype: str = "auto") -> gr.Blocks:
     """The app as Blocks, not yet served.
 
     models: offered first, beside the embedded and registered ones; `anything`: the owner alone sits there. device,
@@ -123,6 +121,7 @@ def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) ->
 
     def loaded(name: str, status: str = "status"):
         """The event of a button whose run needs the form's models, once they are in memory."""
+
         def wait(visit, *values):
             yield from loading.wait(visit, form, *values)
 

@@ -23,7 +23,9 @@ def panel(parts: dict[str, Any]) -> None:
         parts["forget"] = gr.Button("Forget", elem_id="forget", **small)
     with gr.Accordion("Branch before the token at the cursor", open=True, elem_id="forking"):
         parts["candidates"] = gr.Radio(
-            [], label="take a candidate (p of the raw law → of the law sampled from)", elem_id="candidate"
+            [],
+            label="take a candidate (p of the raw distribution → of the distribution sampled from)",
+            elem_id="candidate",
         )
         with gr.Row():
             parts["typed"] = gr.Textbox(

@@ -40,7 +40,7 @@ CHOSEN = ("draft model, chain", "copied drafts", "h2o 128", "kivi 4 bits")
 MAX_PROMPTS, MAX_ARMS = 20, 12
 BEAT_S = 0.5
 HEADINGS = {
-    "arm": "arm", "claim": "claim", "verified_by": "verified by", "prompts": "prompts", "tokens": "tokens",
+    "arm": "arm", "guarantee": "guarantee", "verified_by": "verified by", "prompts": "prompts", "tokens": "tokens",
     "tokens_per_target_forward": "tokens / target forward", "draft_acceptance_rate": "draft acceptance",
     "cache_bytes": "peak cache", "bits_per_element": "bits / element",
     "kl_nats": "KL from the full cache (nats / token)", "same_text": "same text",
@@ -156,7 +156,7 @@ def _cell(name: str, row: dict[str, Any]) -> str:
     value = row[name]
     if name == "cache_bytes":
         return size(value)
-    if name == "claim" and row["cache"]:
+    if name == "guarantee" and row["cache"]:
         return inert(f"{value}, under its cache")
     return number(value or None if name == "verified_by" else value)
 

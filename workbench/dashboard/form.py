@@ -110,7 +110,7 @@ class Form:
                 "stop": gr.Textbox("", label="stop", info="end once the new text contains this", max_lines=1),
                 "ignore_eos": gr.Checkbox(False, label="ignore the end-of-text token"),
                 "level": gr.Dropdown(list(LEVELS), value="default", label="level", info="how much is logged"),
-                "prompt_rows": gr.Checkbox(False, label="log the laws at the prompt's tokens, too"),
+                "prompt_rows": gr.Checkbox(False, label="log the distributions at the prompt's tokens, too"),
             }
         self.families = (self.decoder, self.policy, self.quantizer)
         self.components = [self.prompt, self.kind, self.model, self.device, self.dtype]

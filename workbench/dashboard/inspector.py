@@ -53,13 +53,13 @@ def figures(trace: Trace) -> str:
 
 
 def candidates(trace: Trace, index: int, text_of: Reader) -> list[tuple[str, int]]:
-    """(label, id) of the most likely tokens at a place, best first: p under the raw law and under the one sampled from,
-    what was taken, and what was cut."""
+    """(label, id) of the most likely tokens at a place, best first: p under the raw distribution and under the one
+    sampled from, what was taken, and what was cut."""
     row = trace.tokens.iloc[index]
-    ids, law = row["topk_raw"] or [[], []]
+    ids, dist = row["topk_raw"] or [[], []]
     kept = dict(zip(*row["topk_sampled"], strict=True)) if row["topk_sampled"] else None
     found = []
-    for place, (token, p) in enumerate(zip(ids, law, strict=True)):
+    for place, (token, p) in enumerate(zip(ids, dist, strict=True)):
         sampled = f" → {kept[token]:.3g}" if kept and token in kept else ""
         cut = f", cut by {row['cut_by']}" if kept is not None and token not in kept and row["cut_by"] else ""
         mark = ", taken" if token == row["token_id"] else ""

@@ -1,4 +1,4 @@
-"""The losslessness meter: one click, and what the settings' decoder claims stands beside what it does."""
+"""The losslessness meter: one click, and what the settings' decoder guarantees stands beside what it does."""
 
 import threading
 from typing import Any
@@ -21,7 +21,7 @@ BEAT_S = 0.5
 TOKENS = 48
 IDLE = (
     "Measures the decoder of the settings on the prompt above: greedy texts token by token, sampled texts seed by seed,"
-    " and, where seeds differ, many short runs, cut to the likeliest tokens and uncut, against their exact laws."
+    " and, where seeds differ, many short runs, cut to the likeliest tokens and uncut, against their exact distributions."
 )
 
 
@@ -126,10 +126,12 @@ def _shown(meter: Meter) -> tuple:
 
 
 def _report(found: Verdict) -> str:
-    word = {True: "the claim holds", False: "the claim does NOT hold", None: "a law of its own"}[found.holds]
-    rows = [
-        ("temperature 0", inert(found.claim_greedy), inert(found.greedy), inert(found.greedy_note)),
-        ("sampling", inert(found.claim_sampled), inert(found.sampled), inert(found.sampled_note)),
+    word = {True: "the guarantee holds", False: "the guarantee does NOT hold", None: "a distribution of its own"}[
+        found.holds
     ]
-    shown = table(("at", "claims", "found", "how it was found"), rows, "claim and finding")
+    rows = [
+        ("temperature 0", inert(found.guarantee_greedy), inert(found.greedy), inert(found.greedy_note)),
+        ("sampling", inert(found.guarantee_sampled), inert(found.sampled), inert(found.sampled_note)),
+    ]
+    shown = table(("at", "guarantees", "found", "how it was found"), rows, "guarantee and finding")
     return f'<p class="wb-verdict"><b>{inert(found.badge)}</b>: {word}.</p>{shown}'

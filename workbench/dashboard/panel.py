@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from workbench.dashboard import figures, inspector, python, strip
+from workbench.dashboard import figures, inspector, python, token_view
 from workbench.dashboard.phases import NOTHING, phases
 from workbench.dashboard.run import PHASES
 from workbench.dashboard.visit import Visit
@@ -49,7 +49,7 @@ def view(visit: Visit, since: int | None = None) -> str:
         "phase": branch.phase,
         "live": visit.name if visit.playing else None,
     }
-    text = strip.payload(run.trace, place, since, visit.reader)
+    text = token_view.payload(run.trace, place, since, visit.reader)
     visit.sent = (run, rounds)
     return text
 

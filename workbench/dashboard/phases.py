@@ -78,7 +78,7 @@ def _verify(trace: Trace, row: Any, forwards: pd.DataFrame, drafts: pd.DataFrame
 
 def _accept(trace: Trace, row: Any, drafts: pd.DataFrame, **_: Any) -> str:
     if drafts.empty:
-        return "<p>No draft to accept: the token comes from the target's own law.</p>"
+        return "<p>No draft to accept: the token comes from the target's own distribution.</p>"
     rows = []
     for node in drafts.head(SHOWN).itertuples():
         fate = node.fate or "–"

@@ -61,7 +61,7 @@ def presets() -> dict[str, Preset]:
         ),
         "copy-heavy edit": Preset(
             EDIT,
-            Speculative(drafter=CopySpec(gram=3), shape=FixedLength(12)),
+            Speculative(drafter=CopySpec(ngram=3), shape=FixedLength(12)),
             "The second class repeats the first, so copying from the prompt drafts a dozen tokens for free: look at"
             " tokens per target forward, and at where a copy is refused.",
             settings={"max_new_tokens": 64},

@@ -19,7 +19,7 @@ from workbench.dashboard import live, uploads
 from workbench.dashboard.app import build_app
 from workbench.dashboard.pages import Pages
 from workbench.dashboard.security import LOOPBACK, Gate, Rules
-from workbench.dashboard.strip import WEB
+from workbench.dashboard.token_view import WEB
 from workbench.dashboard.visit import VISITS, forget_idle
 from workbench.engine.loading import load, resolve_device, resolve_dtype
 from workbench.errors import BadInput

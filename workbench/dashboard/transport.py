@@ -55,14 +55,14 @@ def go(visit: Visit, by: str, speed: str, until: str, form: Form, *values: Any) 
 
 
 def _open(visit: Visit, form: Form, values: tuple) -> None:
-    visit.room()
+    visit.check_limit()
     wanted = form.read(values)
     session = Session(wanted.load(), wanted.prompt, wanted.decoder, **wanted.settings)
     visit.runs += 1
     name = session.decoder.declared_name
     visit.add(Branch(f"{visit.runs}: {name}", session))
-    claim = session.decoder.claim(session.settings.sampling)
-    visit.message = f"Ready: {len(session.prompt_ids)} prompt tokens, {name} (claim: {claim})."
+    guarantee = session.decoder.guarantee(session.settings.sampling)
+    visit.message = f"Ready: {len(session.prompt_ids)} prompt tokens, {name} (guarantee: {guarantee})."
 
 
 @guarded

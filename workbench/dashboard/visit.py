@@ -100,12 +100,12 @@ class Visit:
 
     def add(self, branch: Branch) -> None:
         """Look at a further run or branch. Raises BadInput where there are too many."""
-        self.room()
+        self.check_limit()
         self.halt()
         self.branches.append(branch)
         self.look(len(self.branches) - 1)
 
-    def room(self) -> None:
+    def check_limit(self) -> None:
         """Raise BadInput where no further run may be opened."""
         if len(self.branches) >= MAX_BRANCHES:
             raise BadInput(f"{MAX_BRANCHES} runs and branches are open, the most there can be; press Forget on one")

@@ -1,7 +1,7 @@
 """One file per decoder. Importing this package registers them all."""
 
 from workbench.decoders.autoregressive import Autoregressive
-from workbench.decoders.base import Decoder, Lane, RoundLog, State
+from workbench.decoders.base import Decoder, Round, Runner, State
 from workbench.decoders.entropy_adaptive import EntropyAdaptive
 from workbench.decoders.mirostat import Mirostat
 from workbench.decoders.pearl import Pearl
@@ -11,10 +11,10 @@ __all__ = [
     "Autoregressive",
     "Decoder",
     "EntropyAdaptive",
-    "Lane",
+    "Runner",
     "Mirostat",
     "Pearl",
-    "RoundLog",
+    "Round",
     "Speculative",
     "State",
 ]

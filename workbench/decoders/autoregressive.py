@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from workbench.declare import register
-from workbench.decoders.base import Decoder, RoundLog, State
-from workbench.engine.device_round import Template
-from workbench.engine.distribution import Law
+from workbench.decoders.base import Decoder, Round, State
+from workbench.engine.device_round import DeviceTree
+from workbench.engine.distribution import Distribution
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.speculation.tree import DraftTree
@@ -16,21 +16,21 @@ __all__ = ["Autoregressive"]
 @register("decoder", "autoregressive")
 @dataclass(frozen=True)
 class Autoregressive(Decoder):
-    """The baseline every other decoder is measured against: greedy at temperature 0, else keyed sampling."""
+    """The baseline every other decoder is measured against: greedy at temperature 0, else seeded sampling."""
 
     verified = ("equality with model.generate", "chi-square on the toy model")
 
-    def claim(self, sampling: Sampling) -> str:
-        return "exact" if sampling.greedy else "seed"
+    def guarantee(self, sampling: Sampling) -> str:
+        return "exact" if sampling.greedy else "seeded"
 
-    def round(self, state: State, log: RoundLog) -> None:
-        self.conclude(state, log, None, log.law(log.advance("target").logits))
+    def decode_round(self, state: State, r: Round) -> None:
+        self.verify_and_commit(state, r, None, r.dist(r.advance("target").logits))
 
-    def template(self, settings: Settings) -> Template:
-        return Template()
+    def device_tree(self, settings: Settings) -> DeviceTree:
+        return DeviceTree()
 
-    def conclude(self, state: State, log: RoundLog, tree: DraftTree | None, law: Law) -> None:
+    def verify_and_commit(self, state: State, r: Round, tree: DraftTree | None, dist: Distribution) -> None:
         """Take the token. After a device round (`tree` is its root alone) the pending token's row is in flight."""
         if tree is not None:
-            log.commit("target", [0])
-        log.emit(law, [0], [log.choose(law, 0, len(state.tokens))], ["target"])
+            r.commit("target", [0])
+        r.append(dist, [0], [r.choose(dist, 0, len(state.tokens))], ["target"])

@@ -15,8 +15,8 @@ import torch
 from workbench.cache import CacheStore, Stack
 from workbench.declare import Declared
 from workbench.decoders import device
-from workbench.engine.device_round import Template
-from workbench.engine.distribution import Law
+from workbench.engine.device_round import DeviceTree
+from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings, holds
@@ -28,55 +28,54 @@ from workbench.trace.records import Step
 if TYPE_CHECKING:
     from workbench.speculation.drafters.base import Drafter
 
-__all__ = ["Decoder", "Lane", "RoundLog", "State"]
+__all__ = ["Decoder", "Runner", "Round", "State"]
 
 PREFILL_CHUNK = 512
 MANY = 2**62
 
 
 @dataclass(slots=True)
-class Lane:
+class Runner:
     """A model and its cache. The cache holds a prefix of the state's tokens, never more."""
 
     model: LanguageModel
     store: CacheStore
 
-    def fork(self) -> "Lane":
-        return Lane(self.model, self.store.fork())
+    def fork(self) -> "Runner":
+        return Runner(self.model, self.store.fork())
 
-    def room(self, length: int) -> int:
+    def rows_left(self, length: int) -> int:
         """How many rows from a committed length on may go into one forward: up to the cache's next maintenance."""
-        return self.store.room(length) if hasattr(self.store, "room") else MANY
+        return self.store.rows_left(length) if hasattr(self.store, "room") else MANY
 
     def reads(self, token: int) -> bool:
         """Whether the model knows an id (see `vocabulary.readable`)."""
         return token < ids_read(self.model)
 
-    def reach(self) -> tuple[int, int, int]:
+    def read_stats(self) -> tuple[int, int, int]:
         """What a forward reads of the cache: raw slots, coded slots, bytes of the coded ones."""
-        return self.store.reach() if hasattr(self.store, "reach") else (self.store.length, 0, 0)
+        return self.store.read_stats() if hasattr(self.store, "reach") else (self.store.length, 0, 0)
 
 
 @dataclass(slots=True)
 class State:
     """All that a decoder knows between rounds; `fork` copies nothing heavy.
 
-    tokens: prompt and new ids. lanes: role ("target", "draft") -> model and cache. memory: the decoder's and drafter's
-    own figures; its values are replaced, never changed in place. ended: why the run is over, or None.
-    """
+    tokens: prompt and new ids. runners: role ("target", "draft") -> model and cache. memory: the decoder's and
+    drafter's own figures; its values are replaced, never changed in place. ended: why the run is over, or None. """
 
     tokens: list[int]
     prompt_length: int
     settings: Settings
-    lanes: dict[str, Lane]
+    runners: dict[str, Runner]
     text: Detokenizer
     memory: dict[str, Any] = field(default_factory=dict)
     rounds: int = 0
     ended: str | None = None
 
     def fork(self) -> "State":
-        lanes = {role: lane.fork() for role, lane in self.lanes.items()}
-        return replace(self, tokens=list(self.tokens), lanes=lanes, text=self.text.fork(), memory=dict(self.memory))
+        runners = {role: runner.fork() for role, runner in self.runners.items()}
+        return replace(self, tokens=list(self.tokens), runners=runners, text=self.text.fork(), memory=dict(self.memory))
 
     @property
     def new_tokens(self) -> list[int]:
@@ -88,23 +87,23 @@ class State:
         return self.tokens[-1]
 
     @property
-    def room(self) -> int:
+    def rows_left(self) -> int:
         """How many more tokens fit the target's context."""
-        return self.lanes["target"].model.context - len(self.tokens)
+        return self.runners["target"].model.context - len(self.tokens)
 
     def fits(self, role: str) -> bool:
-        """True while a lane's context still holds all tokens."""
-        return len(self.tokens) <= self.lanes[role].model.context
+        """True while a runner's context still holds all tokens."""
+        return len(self.tokens) <= self.runners[role].model.context
 
 
-class RoundLog:
+class Round:
     """Runs one round's forwards and keeps its record; ends as a `Step`.
 
     reader: a drafter that is told what the target reads outside of rounds (see `Drafter.read`).
     """
 
-    def __init__(self, state: State, mode: str, reader: "Drafter | None" = None):
-        self.state, self.reader = state, reader
+    def __init__(self, state: State, mode: str, observer: "Drafter | None" = None):
+        self.state, self.observer = state, observer
         self.settings = state.settings
         self.step = Step(mode)
         self.logging = state.settings.level != "off"
@@ -121,22 +120,22 @@ class RoundLog:
         want: Sequence[str | int] = (),
         layers: Sequence[int] | None = None,
     ) -> Output:
-        """A timed forward of one lane; `phase` defaults to the role's own, the rest is the model's."""
-        lane = self.state.lanes[role]
-        model = lane.model
+        """A timed forward of one runner; `phase` defaults to the role's own, the rest is the model's."""
+        runner = self.state.runners[role]
+        model = runner.model
         if role != "target" and not isinstance(tokens, torch.Tensor):
             tokens = readable(model, tokens)
-        raw, coded, packed = lane.reach()
+        raw, coded, packed = runner.read_stats()
         start = self._clock(model)
-        out = model.forward(tokens, positions, lane.store, mask, layers, logits_at, want)
+        out = model.forward(tokens, positions, runner.store, mask, layers, logits_at, want)
         wall = (self._clock(model) - start) * 1000
-        raw += lane.store.staged - len(positions)
-        kernel = getattr(lane.store, "implementation", "sdpa")
+        raw += runner.store.staged - len(positions)
+        kernel = getattr(runner.store, "implementation", "sdpa")
         share = 1.0 if layers is None else len(layers) / model.layers
-        self.book(role, len(positions), raw, wall, kernel, phase, coded, packed, share)
+        self.record_forward(role, len(positions), raw, wall, kernel, phase, coded, packed, share)
         return out
 
-    def book(
+    def record_forward(
         self,
         role: str,
         rows: int,
@@ -153,7 +152,7 @@ class RoundLog:
         wall: its time in ms, None where it cannot be told from that of its round. share: of the model's layers that
         ran; operations and bytes are counted in proportion.
         """
-        model, context = self.state.lanes[role].model, raw + coded
+        model, context = self.state.runners[role].model, raw + coded
         phase = phase or role
         if wall is not None:
             key = "draft" if phase == "draft" else "target"
@@ -184,56 +183,58 @@ class RoundLog:
         return time.perf_counter()
 
     def catch_up(self, role: str, upto: int) -> None:
-        """Feed a lane the tokens it has not seen, up to `upto` of them in its cache, in chunks."""
-        lane = self.state.lanes[role]
-        while lane.store.length < upto:
-            start = lane.store.length
-            end = min(upto, start + min(PREFILL_CHUNK, lane.room(start)))
+        """Feed a runner the tokens it has not seen, up to `upto` of them in its cache, in chunks."""
+        runner = self.state.runners[role]
+        while runner.store.length < upto:
+            start = runner.store.length
+            end = min(upto, start + min(PREFILL_CHUNK, runner.rows_left(start)))
             asked = self.settings.prompt_rows and self.logging and role == "target" and self.step.mode == "prefill"
-            reader = self.reader if role == "target" else None
-            rows = "all" if asked or (reader and reader.wants_logits) else "last"
-            want = (*(("hidden",) if reader.wants_hidden else ()), *reader.wants_states) if reader else ()
+            observer = self.observer if role == "target" else None
+            rows = "all" if asked or (observer and observer.wants_logits) else "last"
+            want = (*(("hidden",) if observer.wants_hidden else ()), *observer.wants_states) if observer else ()
             out = self.forward(role, self.state.tokens[start:end], range(start, end), None, rows, "prefill", want)
             if asked:
                 self._keep_prompt(out.logits, start, end)
-            lane.store.commit(range(end - start))
-            if reader:
-                reader.read(self.state, self, start, out)
+            runner.store.commit(range(end - start))
+            if observer:
+                observer.read(self.state, self, start, out)
 
     def _keep_prompt(self, logits: torch.Tensor, start: int, end: int) -> None:
-        """Log the laws after the prompt tokens start..end-1 with the tokens that came."""
+        """Log the distributions after the prompt tokens start..end-1 with the tokens that came."""
         prompt = self.state.tokens
-        law = self.law(logits, lambda row: prompt[: start + row + 1])
+        dist = self.dist(logits, lambda row: prompt[: start + row + 1])
         columns = {"token_id": prompt[start + 1 : end + 1]}
-        for name, values in (columns | law.statistics(0, columns["token_id"])).items():
+        for name, values in (columns | dist.statistics(0, columns["token_id"])).items():
             self.step.prompt.setdefault(name, []).extend(values)
 
     def advance(self, role: str, logits_at: str = "last") -> Output:
-        """Feed a lane all tokens up to the pending one, commit them, and return the last row's logits, or all."""
-        tokens, lane = self.state.tokens, self.state.lanes[role]
-        store = lane.store
-        if len(tokens) - store.length > min(PREFILL_CHUNK, lane.room(store.length)):
+        """Feed a runner all tokens up to the pending one, commit them, and return the last row's logits, or all."""
+        tokens, runner = self.state.tokens, self.state.runners[role]
+        store = runner.store
+        if len(tokens) - store.length > min(PREFILL_CHUNK, runner.rows_left(store.length)):
             self.catch_up(role, len(tokens) - 1)
         start = store.length
         out = self.forward(role, tokens[start:], range(start, len(tokens)), logits_at=logits_at)
         self.commit(role, range(len(tokens) - start))
         return out
 
-    def law(self, logits: torch.Tensor, prefixes=None) -> Law:
-        """The laws of rows of logits; `prefixes(i)` are the ids before row i's draw (default: all tokens)."""
-        return self.settings.sampling.law(logits, prefixes or (lambda row: self.state.tokens))
+    def dist(self, logits: torch.Tensor, prefixes=None) -> Distribution:
+        """The distributions of rows of logits; `prefixes(i)` are the ids before row i's draw (default: all tokens)."""
+        return self.settings.sampling.dist(logits, prefixes or (lambda row: self.state.tokens))
 
     def forced(self, position: int) -> int | None:
         """The id the user put at an absolute position, if any."""
         return self.settings.force.get(position - self.state.prompt_length)
 
-    def choose(self, law: Law, row: int, position: int) -> int:
-        """What plain decoding takes at an absolute position: forced, argmax, or the keyed draw."""
+    def choose(self, dist: Distribution, row: int, position: int) -> int:
+        """What plain decoding takes at an absolute position: forced, argmax, or the seeded draw."""
         forced = self.forced(position)
-        return law.choose(row, self.settings.noise_seed, position) if forced is None else forced
+        return dist.choose(row, self.settings.noise_seed, position) if forced is None else forced
 
-    def emit(self, law: Law, rows: list[int], tokens: list[int], sources: list[str], model: str = "target") -> int:
-        """Commit tokens as text, up to where the run ends; row i of `law` is what token i was drawn from.
+    def append(
+        self, dist: Distribution, rows: list[int], tokens: list[int], sources: list[str], model: str = "target"
+    ) -> int:
+        """Commit tokens as text, up to where the run ends; row i of `distribution` is what token i was drawn from.
 
         Returns how many were kept.
         """
@@ -249,12 +250,12 @@ class RoundLog:
                 break
         columns = {"token_id": tokens[:kept], "source": sources[:kept], "model": [model] * kept}
         if self.logging:
-            columns |= law.statistics_at(rows[:kept], tokens[:kept])
+            columns |= dist.statistics_at(rows[:kept], tokens[:kept])
         self.step.tokens = columns
         self.step.emitted = kept
         if self.settings.level == "full":
             places = range(len(state.tokens) - kept, len(state.tokens))
-            self.keep_rows("target", law.raw[rows[:kept]], {"position": list(places)})
+            self.keep_rows("target", dist.raw[rows[:kept]], {"position": list(places)})
         return kept
 
     def _note_forced(self, position: int) -> None:
@@ -268,7 +269,7 @@ class RoundLog:
             return "eos"
         if settings.stop and self._stopped():
             return "stop"
-        if count >= settings.max_new_tokens or state.room <= 0:
+        if count >= settings.max_new_tokens or state.context_left <= 0:
             return "length"
         return None
 
@@ -295,25 +296,25 @@ class RoundLog:
             held.setdefault(name, []).extend(values)
 
     def commit(self, role: str, rows: Sequence[int]) -> None:
-        """Keep a lane's staged rows; the rest is dropped."""
+        """Keep a runner's staged rows; the rest is dropped."""
         start = time.perf_counter()
-        self.state.lanes[role].store.commit(rows)
-        self.spend("commit", start)
+        self.state.runners[role].store.commit(rows)
+        self.record_time("commit", start)
 
-    def spend(self, phase: str, start: float) -> None:
+    def record_time(self, phase: str, start: float) -> None:
         """Book the time since `start` on a phase."""
         self.step.ms[phase] = self.step.ms.get(phase, 0.0) + (time.perf_counter() - start) * 1000
 
     def finish(self) -> Step:
-        """The record, with the ledgers of all lanes."""
+        """The record, with the ledgers of all runners."""
         step, state = self.step, self.state
         start = time.perf_counter()
         if self.logging:
-            step.cache = {role: lane.store.ledger() for role, lane in state.lanes.items()}
+            step.cache = {role: runner.store.ledger() for role, runner in state.runners.items()}
             if held := held_bytes(state.memory):
                 step.cache["memory"] = {"live_slots": [0], "logical_length": [0], "table": [held]}
         self._maintained()
-        self.spend("cache", start)
+        self.record_time("cache", start)
         step.context, step.rest = len(state.tokens), state.text.rest
         step.ms["total"] = (time.perf_counter() - self._start) * 1000
         state.rounds += 1
@@ -321,8 +322,8 @@ class RoundLog:
 
     def _maintained(self) -> None:
         """Record what the caches dropped, sealed and fetched in this round."""
-        for role, lane in self.state.lanes.items():
-            events, bits = lane.store.drain() if hasattr(lane.store, "drain") else ((), {})
+        for role, runner in self.state.runners.items():
+            events, bits = runner.store.drain() if hasattr(runner.store, "drain") else ((), {})
             self.step.cache_events += [{"model": role, **event} for event in events]
             for name, values in bits.items():
                 self.step.bits.setdefault(name, []).extend([role] * len(values) if name == "model" else values)
@@ -335,16 +336,16 @@ class Decoder(Declared):
     """
 
     family = "decoder"
-    verified: ClassVar[tuple[str, ...]] = ()  # what in the test suite has verified the claim
+    verified: ClassVar[tuple[str, ...]] = ()  # what in the test suite has verified the guarantee
 
-    def claim(self, sampling: Sampling) -> str:
-        """`exact`, `distribution`, `seed`, `own_law` or `lossy`, relative to plain decoding with the same settings."""
+    def guarantee(self, sampling: Sampling) -> str:
+        """`exact`, `distribution`, `seeded`, `own` or `lossy`, relative to plain decoding with the same settings."""
         raise NotImplementedError
 
     def check(self, lm: LanguageModel, settings: Settings) -> None:
         """Raise BadInput where this decoder cannot run the model with these settings."""
 
-    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+    def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         """The models the decoder runs, by role; "target" is the run's own."""
         return {"target": lm}
 
@@ -352,16 +353,16 @@ class Decoder(Declared):
         """The cache stack of each role that has one."""
         return {"target": settings.cache}
 
-    def round(self, state: State, log: RoundLog) -> None:
+    def decode_round(self, state: State, r: Round) -> None:
         """One round: at least one token."""
         raise NotImplementedError
 
-    def template(self, settings: Settings) -> Template | str:
+    def device_tree(self, settings: Settings) -> DeviceTree | str:
         """The form of every round, where the device can do it alone (see `device.py`), else why it cannot. A decoder
-        that gives one has a method `conclude(state, log, tree, law)`: the round from the verification on."""
+        that gives one has a method `conclude(state, log, tree, distribution)`: the round from the verification on."""
         return f"{self.declared_name} decides on the host"
 
-    def reader(self) -> "Drafter | None":
+    def observer(self) -> "Drafter | None":
         """A drafter that wants to know what the target reads outside of rounds."""
         return None
 
@@ -373,9 +374,9 @@ class Decoder(Declared):
         """A state at the end of the prompt. Raises BadInput, before any work, where something does not fit."""
         self.check(lm, settings)
         caches = self.caches(settings)
-        models, prompt = self.lanes(lm), len(prompt_ids)
-        lanes = {role: Lane(model, _store(model, caches.get(role), prompt)) for role, model in models.items()}
-        return State(list(prompt_ids), len(prompt_ids), settings, lanes, Detokenizer(lm.tokenizer, prompt_ids))
+        models, prompt = self.runners(lm), len(prompt_ids)
+        runners = {role: Runner(model, _store(model, caches.get(role), prompt)) for role, model in models.items()}
+        return State(list(prompt_ids), len(prompt_ids), settings, runners, Detokenizer(lm.tokenizer, prompt_ids))
 
     @torch.inference_mode()
     def step(self, state: State) -> Step:
@@ -383,18 +384,18 @@ class Decoder(Declared):
         if state.ended:
             raise BadInput(f"the run has ended ({state.ended}); fork it to go on")
         if state.rounds == 0 and len(state.tokens) > 1:
-            log = RoundLog(state, "prefill", self.reader())
+            r = Round(state, "prefill", self.observer())
             for role in filter(state.fits, self.first(state)):
-                log.catch_up(role, len(state.tokens) - 1)
-            if log.step.prompt:
-                text = Detokenizer(state.lanes["target"].model.tokenizer, state.tokens[:1])
-                log.step.prompt["text"] = [text.push(token) for token in log.step.prompt["token_id"]]
-                log.step.prompt["text"][-1] += text.rest
+                r.catch_up(role, len(state.tokens) - 1)
+            if r.step.prompt:
+                text = Detokenizer(state.runners["target"].model.tokenizer, state.tokens[:1])
+                r.step.prompt["text"] = [text.push(token) for token in r.step.prompt["token_id"]]
+                r.step.prompt["text"][-1] += text.rest
         else:
-            log = RoundLog(state, "plain", self.reader())
-            if not device.run_round(self, state, log):
-                self.round(state, log)
-        return log.finish()
+            r = Round(state, "plain", self.observer())
+            if not device.run_round(self, state, r):
+                self.round(state, r)
+        return r.finish()
 
 
 def held_bytes(memory: dict[str, Any]) -> int:

@@ -1,7 +1,7 @@
 """Where a round runs: on the device with one copy to the host (`DeviceRound`), or step by step from the host.
 
 `choose_round` decides, in one place, and says why. `run_round` does a device round on a state: it brings the caches up
-to date, launches the round, and hands tree and laws, as they came back, to the decoder's own `conclude`, which
+to date, launches the round, and hands tree and distributions, as they came back, to the decoder's own `conclude`, which
 verifies, emits and commits as it would after forwards of its own.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from workbench.cache.static import StaticRun, StaticStore
-from workbench.engine.device_law import DeviceSampling
-from workbench.engine.device_round import DeviceRound, Template
+from workbench.engine.device_distribution import DeviceSampling
+from workbench.engine.device_round import DeviceRound, DeviceTree
 from workbench.engine.distribution import unpack
 from workbench.engine.model import LanguageModel
 from workbench.engine.settings import Settings
@@ -25,9 +25,9 @@ from workbench.speculation.verifiers.base import Outcome
 from workbench_kernels import verification
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import Decoder, RoundLog, State
+    from workbench.decoders.base import Decoder, Round, State
 
-__all__ = ["Choice", "PackedLaw", "choose_round", "rounds_of", "run_round"]
+__all__ = ["Strategy", "PackedDistribution", "choose_round", "rounds_of", "run_round"]
 
 VARIABLE = "WORKBENCH_ROUND"
 IMPLEMENTATION = "auto"  # of the kernels in a round; tests set it to run them under the interpreter
@@ -36,14 +36,14 @@ _KINDS = 4  # rounds kept per run: a session that switches settings need not cap
 _rounds: weakref.WeakKeyDictionary[StaticRun, dict[tuple, DeviceRound]] = weakref.WeakKeyDictionary()
 
 
-class Choice(NamedTuple):
+class Strategy(NamedTuple):
     """`device` or `host`, and why."""
 
     name: str
     reason: str
 
 
-def choose_round(decoder: "Decoder", settings: Settings, lanes: dict[str, LanguageModel]) -> Choice:
+def choose_round(decoder: "Decoder", settings: Settings, runners: dict[str, LanguageModel]) -> Strategy:
     """Where the rounds of a run take place.
 
     The environment variable WORKBENCH_ROUND says `auto` (the default: on the device where that is a GPU), `device`
@@ -55,104 +55,104 @@ def choose_round(decoder: "Decoder", settings: Settings, lanes: dict[str, Langua
     if asked not in ("auto", "device", "host"):
         raise BadInput(f"{VARIABLE}: expected auto, device or host, got {asked!r}")
     if asked == "host":
-        return Choice("host", "asked for")
-    if asked == "auto" and (device := lanes["target"].device.type) != "cuda":
-        return Choice("host", f"the model is on {device!r}")
-    reason = _refusal(decoder, settings, lanes)
+        return Strategy("host", "asked for")
+    if asked == "auto" and (device := runners["target"].device.type) != "cuda":
+        return Strategy("host", f"the model is on {device!r}")
+    reason = _refusal(decoder, settings, runners)
     if reason is not None:
-        return Choice("host", reason)
-    return Choice("device", "asked for" if asked == "device" else "the model is on 'cuda'")
+        return Strategy("host", reason)
+    return Strategy("device", "asked for" if asked == "device" else "the model is on 'cuda'")
 
 
-def _refusal(decoder: "Decoder", settings: Settings, lanes: dict[str, LanguageModel]) -> str | None:
+def _refusal(decoder: "Decoder", settings: Settings, runners: dict[str, LanguageModel]) -> str | None:
     from workbench.engine.device_model import DeviceModel
 
-    template = decoder.template(settings)
+    template = decoder.device_tree(settings)
     if isinstance(template, str):
         return template
-    if not template.coupled and not _rejects(lanes["target"].device):
+    if not template.seeded and not _rejects(runners["target"].device):
         return "rejection on the device takes Triton"
     if settings.sampling.processors:
         return "Python processors run on the host"
     if settings.level == "full":
-        return "level 'full' keeps whole rows of the law"
+        return "level 'full' keeps whole rows of the distribution"
     if any(stack is not None for stack in decoder.caches(settings).values()):
         return "cache stacks are maintained by the host"
-    if len({lm.device for lm in lanes.values()}) > 1:
+    if len({lm.device for lm in runners.values()}) > 1:
         return "the models are on several devices"
-    if max(template.branching, default=0) > min(lm.vocab_size for lm in lanes.values()):
+    if max(template.branching, default=0) > min(lm.vocab_size for lm in runners.values()):
         return "the tree asks for more children than there are tokens"
-    return next((reason for lm in lanes.values() if (reason := DeviceModel.refuses(lm))), None)
+    return next((reason for lm in runners.values() if (reason := DeviceModel.refuses(lm))), None)
 
 
 def _rejects(device: torch.device) -> bool:
-    law = torch.empty(1, 1, 1, device=device)
-    return verification.choose(law, law[0], IMPLEMENTATION).name == "triton"
+    dist = torch.empty(1, 1, 1, device=device)
+    return verification.choose(dist, dist[0], IMPLEMENTATION).name == "triton"
 
 
-def obstacle(state: "State", template: Template) -> str | None:
+def obstacle(state: "State", template: DeviceTree) -> str | None:
     """Why just this round cannot run on the device, or None."""
     end = len(state.tokens)
     if any(end <= state.prompt_length + index <= end + template.depth for index in state.settings.force):
         return "tokens are forced"
     if template.depth and end < 2:
         return "a draft model reads the last two tokens"
-    if template.depth and not state.lanes["draft"].reads(state.pending):
+    if template.depth and not state.runners["draft"].reads(state.pending):
         return "the draft model does not have the last token"
-    if any(lane.model.context < end + template.depth + (role == "target") for role, lane in state.lanes.items()):
+    if any(runner.model.context < end + template.depth + (role == "target") for role, runner in state.runners.items()):
         return "the context ends"
     return None
 
 
-def run_round(decoder: "Decoder", state: "State", log: "RoundLog") -> bool:
+def run_round(decoder: "Decoder", state: "State", r: "Round") -> bool:
     """One round on the device; False, and no token, where this round belongs to the host.
 
     Raises NumericalError where a logit is NaN or infinite.
     """
-    models = {role: lane.model for role, lane in state.lanes.items()}
+    models = {role: runner.model for role, runner in state.runners.items()}
     if choose_round(decoder, state.settings, models).name == "host":
         return False
-    template = decoder.template(state.settings)
+    template = decoder.device_tree(state.settings)
     if obstacle(state, template):
         return False
     root = len(state.tokens) - 1
-    lanes = {role: state.lanes[role] for role in ("target", "draft")[: 2 if template.depth else 1]}
-    for role in lanes:
-        log.catch_up(role, root if role == "target" else root - 1)
-    if any(StaticStore.refuses(lane.store) for lane in lanes.values()):
+    runners = {role: state.runners[role] for role in ("target", "draft")[: 2 if template.depth else 1]}
+    for role in runners:
+        r.catch_up(role, root if role == "target" else root - 1)
+    if any(StaticStore.refuses(runner.store) for runner in runners.values()):
         return False
-    for lane in lanes.values():
-        if type(lane.store) is not StaticStore:
-            ahead = min(state.settings.max_new_tokens, lane.model.context - root, _AHEAD)
-            lane.store = StaticStore.of(lane.store, root + ahead + template.nodes)
-    contexts = {role: lane.store.length for role, lane in lanes.items()}
-    nodes = {"target": template.nodes, "draft": template.fed}
-    runs = {role: lane.store.open(root + nodes[role]) for role, lane in lanes.items()}
+    for runner in runners.values():
+        if type(runner.store) is not StaticStore:
+            ahead = min(state.settings.max_new_tokens, runner.model.context - root, _AHEAD)
+            runner.store = StaticStore.of(runner.store, root + ahead + template.nodes)
+    contexts = {role: runner.store.length for role, runner in runners.items()}
+    nodes = {"target": template.nodes, "draft": template.expanded}
+    runs = {role: runner.store.open(root + nodes[role]) for role, runner in runners.items()}
     try:
-        round_ = _round_of(template, state.settings, lanes, runs)
+        round_ = _round_of(template, state.settings, runners, runs)
         start = time.perf_counter()
         found = round_(root, state.tokens[-2] if template.depth else 0, state.pending)
         wall = (time.perf_counter() - start) * 1000
         if not found["finite"][0]:
             raise NumericalError("the model returned NaN or infinite logits; check its weights and dtype")
     except BaseException:
-        for lane in lanes.values():
-            lane.store.discard()
+        for runner in runners.values():
+            runner.store.discard()
         raise
-    tree, law, path = _read(found, template, state, round_)
+    tree, dist, path = _read(found, template, state, round_)
     if template.depth:
         fed = [number for number, depth in enumerate(tree.depths) if 0 < depth < template.depth]
         state.memory["fed"] = tuple(fed)
-        lanes["draft"].store.land(root + 1, len(fed), [fed.index(node) for node in path if node in fed])
-    lanes["target"].store.land(root, len(tree), [0, *path])
-    _book(log, template, contexts, wall, round_.implementation)
+        runners["draft"].store.commit_written(root + 1, len(fed), [fed.index(node) for node in path if node in fed])
+    runners["target"].store.commit_written(root, len(tree), [0, *path])
+    _book(r, template, contexts, wall, round_.implementation)
     if round_.device.type == "cuda" and not round_.replayed.captured:
-        log.step.figures["not_captured"] = round_.replayed.reason
-    decoder.conclude(state, log, tree, law)
+        r.step.figures["not_captured"] = round_.replayed.reason
+    decoder.verify_and_commit(state, r, tree, dist)
     return True
 
 
-def _round_of(template: Template, settings: Settings, lanes: dict, runs: dict) -> DeviceRound:
+def _round_of(template: DeviceTree, settings: Settings, runners: dict, runs: dict) -> DeviceRound:
     """The round for these runs; made once, it lives as long as the target's run whose addresses it holds."""
     from workbench.engine.device_model import DeviceModel
 
@@ -162,7 +162,7 @@ def _round_of(template: Template, settings: Settings, lanes: dict, runs: dict) -
     kept = _rounds.setdefault(runs["target"], {})
     found = kept.get(key)
     if found is None:
-        parts = {role: (DeviceModel.of(lane.model), runs[role]) for role, lane in lanes.items()}
+        parts = {role: (DeviceModel.of(runner.model), runs[role]) for role, runner in runners.items()}
         sampling = DeviceSampling(settings.sampling, settings.noise_seed, IMPLEMENTATION)
         found = DeviceRound(template, sampling, figures, **parts, implementation=IMPLEMENTATION)
         if len(kept) >= _KINDS:
@@ -171,8 +171,8 @@ def _round_of(template: Template, settings: Settings, lanes: dict, runs: dict) -
     return found
 
 
-def _read(found: dict[str, np.ndarray], template: Template, state: "State", round_: DeviceRound):
-    """-> tree and law of the nodes that exist, and the accepted path, by the tree's own numbers."""
+def _read(found: dict[str, np.ndarray], template: DeviceTree, state: "State", round_: DeviceRound):
+    """-> tree and distribution of the nodes that exist, and the accepted path, by the tree's own numbers."""
     chosen = found["exists"].astype(bool)
     numbers = np.cumsum(chosen) - 1
     kept = np.flatnonzero(chosen).tolist()
@@ -181,15 +181,15 @@ def _read(found: dict[str, np.ndarray], template: Template, state: "State", roun
     tree = DraftTree([state.pending])
     q = found.get("q")
     for node in kept[1:]:
-        kind = POINT if template.coupled or sampling.greedy else DIST
+        kind = POINT if template.seeded or sampling.greedy else DIST
         parent = int(numbers[template.parents[node]])
         tree.add(parent, int(tokens[node]), kind, None if q is None else float(q[node - 1]), template.drafter)
     path = [int(numbers[int(node)]) for node in found["path"] if node >= 0]
-    return tree, PackedLaw(found, kept, round_.sampling, round_.model.vocab_size), path
+    return tree, PackedDistribution(found, kept, round_.sampling, round_.model.vocab_size), path
 
 
-class PackedLaw:
-    """What came back of the laws of a round: stands for a `Law` wherever a decoder concludes a round.
+class PackedDistribution:
+    """What came back of the distributions of a round: stands for a `Distribution` wherever a decoder concludes a round.
 
     outcome: what a verifier on the device decided, or None where the tokens plain decoding takes decide.
     comparison: columns of the drafts table, the root's entry first.
@@ -214,7 +214,7 @@ class PackedLaw:
         return self._choices[row]
 
     def statistics_at(self, rows: list[int], tokens: list[int]) -> dict[str, list]:
-        """As of `Law`, for the tokens plain decoding takes."""
+        """As of `Distribution`, for the tokens plain decoding takes."""
         if tokens != [self._choices[row] for row in rows]:
             raise RuntimeError(f"the round took {[self._choices[row] for row in rows]}, not {tokens}")
         table, cut_by = [self._table[row] for row in rows], [self._cut_by[row] for row in rows]
@@ -238,17 +238,17 @@ def _outcome(found: dict[str, np.ndarray], kept: list[int]) -> Outcome:
     return Outcome([numbers[node] for node in path], token, source, fates, reasons, us)
 
 
-def _book(log: "RoundLog", template: Template, contexts: dict[str, int], wall: float, implementation: str) -> None:
+def _book(r: "Round", template: DeviceTree, contexts: dict[str, int], wall: float, implementation: str) -> None:
     """The round's forwards. They are one launch: only a plain round's time is that of its forward."""
     if template.depth:
         root = contexts["target"]
-        log.book("draft", 2, root - 1, None, implementation)
+        r.record_forward("draft", 2, root - 1, None, implementation)
         for level in template.levels[1:-1]:
-            log.book("draft", len(level), root + level.start, None, implementation)
-    log.book("target", template.nodes, contexts["target"], None if template.depth else wall, implementation)
+            r.record_forward("draft", len(level), root + level.start, None, implementation)
+    r.record_forward("target", template.nodes, contexts["target"], None if template.depth else wall, implementation)
 
 
 def rounds_of(decoder: "Decoder", state: "State") -> dict[str, Any]:
     """Where the run's rounds take place, for its `run` event."""
-    choice = choose_round(decoder, state.settings, {role: lane.model for role, lane in state.lanes.items()})
+    choice = choose_round(decoder, state.settings, {role: runner.model for role, runner in state.runners.items()})
     return {"implementation": choice.name, "reason": choice.reason}

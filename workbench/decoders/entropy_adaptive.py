@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from workbench.declare import register, setting
-from workbench.decoders.base import Decoder, RoundLog, State
-from workbench.engine.distribution import Law
+from workbench.decoders.base import Decoder, Round, State
+from workbench.engine.distribution import Distribution
 from workbench.engine.loading import companion
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
@@ -18,7 +18,8 @@ __all__ = ["EntropyAdaptive"]
 @register("decoder", "entropy_adaptive")
 @dataclass(frozen=True)
 class EntropyAdaptive(Decoder):
-    """Switch models by the mean of the last `window` entropies (bits, raw law): above `tau` the large one writes.
+    """Switch models by the mean of the last `window` entropies (bits, raw distribution): above `tau` the large one
+    writes.
 
     A switch is allowed `dwell` tokens after the last; the window lives on across it. The model that takes over first
     reads the tokens the other wrote. There is no verification: the output is lossy by design.
@@ -37,10 +38,10 @@ class EntropyAdaptive(Decoder):
     )
     begin: str = setting("small", choices=("small", "large"), help="who writes first")
 
-    def claim(self, sampling: Sampling) -> str:
+    def guarantee(self, sampling: Sampling) -> str:
         return "lossy"
 
-    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+    def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         return {"target": lm, "draft": companion(lm, self.small)}
 
     def check(self, lm: LanguageModel, settings: Settings) -> None:
@@ -49,29 +50,29 @@ class EntropyAdaptive(Decoder):
     def first(self, state: State) -> tuple[str, ...]:
         return ("draft",) if self.begin == "small" or self.monitor == "small" else ("target",)
 
-    def round(self, state: State, log: RoundLog) -> None:
+    def decode_round(self, state: State, r: Round) -> None:
         active = state.memory.get("active", "draft" if self.begin == "small" else "target")
         since = state.memory.get("since", self.dwell)
-        laws: dict[str, Law] = {}
+        dists: dict[str, Distribution] = {}
 
-        def law_of(role: str) -> Law:
-            if role not in laws:
-                laws[role] = log.law(cut(log.advance(role).logits, state.lanes["target"].model.vocab_size))
-            return laws[role]
+        def distribution_of(role: str) -> Distribution:
+            if role not in dists:
+                dists[role] = r.dist(cut(r.advance(role).logits, state.runners["target"].model.vocab_size))
+            return dists[role]
 
         small_fits = state.fits("draft")
         if not small_fits:
             active = "target"  # the text has outgrown the small model's context
         watched = "draft" if self.monitor == "small" and small_fits else active
-        raw = law_of(watched).raw[0]
+        raw = distribution_of(watched).raw[0]
         entropy = -(raw.exp() * raw.clamp_min(-1e4)).sum().item() / math.log(2)
         seen = (*state.memory.get("entropies", ()), entropy)[-self.window :]
         mean = sum(seen) / len(seen)
         wanted = "target" if mean > self.tau or not small_fits else "draft"
         switched = wanted != active and since >= self.dwell
         if switched:
-            lag = len(state.tokens) - 1 - state.lanes[wanted].store.length
-            log.step.decisions.append(
+            lag = len(state.tokens) - 1 - state.runners[wanted].store.length
+            r.step.decisions.append(
                 {
                     "controller": "entropy_adaptive",
                     "signals": {"mean_entropy_bits": mean},
@@ -81,12 +82,12 @@ class EntropyAdaptive(Decoder):
                 }
             )
             active, since = wanted, 0
-        law = law_of(active)
-        token = log.choose(law, 0, len(state.tokens))
-        log.emit(law, [0], [token], ["target" if active == "target" else self.small], model=active)
+        dist = distribution_of(active)
+        token = r.choose(dist, 0, len(state.tokens))
+        r.append(dist, [0], [token], ["target" if active == "target" else self.small], model=active)
         on_large = state.memory.get("on_large", 0) + (active == "target")
         state.memory |= {"active": active, "since": since + 1, "entropies": seen, "on_large": on_large}
-        log.step.figures = {
+        r.step.figures = {
             "active": active,
             "entropy_bits": entropy,
             "mean_entropy_bits": mean,

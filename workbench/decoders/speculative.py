@@ -7,10 +7,10 @@ import torch
 
 from workbench.cache import Stack
 from workbench.declare import register, setting
-from workbench.decoders.base import Decoder, RoundLog, State
-from workbench.decoders.device import PackedLaw
-from workbench.engine.device_round import Template
-from workbench.engine.distribution import Law
+from workbench.decoders.base import Decoder, Round, State
+from workbench.decoders.device import PackedDistribution
+from workbench.engine.device_round import DeviceTree
+from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings, refuse_stateful
@@ -19,7 +19,7 @@ from workbench.errors import BadInput
 from workbench.speculation.drafters import Drafter, DraftModel
 from workbench.speculation.shapes import DraftShape, FixedLength, FixedTree
 from workbench.speculation.tree import MAX_NODES, DraftTree
-from workbench.speculation.verifiers import Greedy, Keyed, Outcome, Rejection, Verifier
+from workbench.speculation.verifiers import Greedy, Outcome, Rejection, SeededMatch, Verifier
 
 __all__ = ["Speculative"]
 
@@ -35,7 +35,7 @@ class Speculative(Decoder):
 
     drafter: Drafter = setting(factory=DraftModel, family="drafter", help="who proposes tokens")
     shape: DraftShape | None = setting(None, family="shape", help="how many tokens, and where (default: the drafter's)")
-    verifier: Verifier = setting(factory=Keyed, family="verifier", help="which drafts stand")
+    verifier: Verifier = setting(factory=SeededMatch, family="verifier", help="which drafts stand")
 
     verified = ("equality with model.generate", "enumeration of verifiers", "chi-square on the toy model")
 
@@ -47,11 +47,11 @@ class Speculative(Decoder):
         if reason:
             raise BadInput(reason)
 
-    def claim(self, sampling: Sampling) -> str:
-        return self.verifier.claim(sampling)
+    def guarantee(self, sampling: Sampling) -> str:
+        return self.verifier.guarantee(sampling)
 
-    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
-        return {"target": lm, **self.drafter.lanes(lm)}
+    def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+        return {"target": lm, **self.drafter.runners(lm)}
 
     def caches(self, settings: Settings) -> dict[str, Stack | None]:
         return {**super().caches(settings), **self.drafter.caches()}
@@ -60,89 +60,89 @@ class Speculative(Decoder):
         self.verifier.check(settings, lm)
         self.drafter.check(lm)
         self.shape.check(self.drafter, lm)
-        self.drafter.lanes(lm)
+        self.drafter.runners(lm)
         refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device)
 
-    def reader(self) -> Drafter | None:
+    def observer(self) -> Drafter | None:
         drafter = self.drafter
         return drafter if drafter.wants_hidden or drafter.wants_logits or drafter.wants_states else None
 
     def first(self, state: State) -> tuple[str, ...]:
-        return tuple(role for role, lane in state.lanes.items() if getattr(lane.model, "reads_tokens", True))
+        return tuple(role for role, runner in state.runners.items() if getattr(runner.model, "reads_tokens", True))
 
-    def round(self, state: State, log: RoundLog) -> None:
-        log.catch_up("target", len(state.tokens) - 1)
+    def decode_round(self, state: State, r: Round) -> None:
+        r.catch_up("target", len(state.tokens) - 1)
         root = len(state.tokens) - 1
         # 1. draft: depth is capped by the contexts and the cache's next maintenance, never by max_new_tokens
-        room = state.lanes["target"].room(root)
+        room = state.runners["target"].rows_left(root)
         start = time.perf_counter()
         tree = self.drafter.propose(
-            state, log, self.shape, max(0, min(state.room, room, MAX_NODES + 1) - 1), self.verifier.coupled
+            state, r, self.shape, max(0, min(state.context_left, room, MAX_NODES + 1) - 1), self.verifier.seeded
         )
-        log.step.ms["draft"] = (time.perf_counter() - start) * 1000
+        r.step.ms["draft"] = (time.perf_counter() - start) * 1000
         # 2. score every node in one forward
-        logits = self.drafter.score(state, log, tree, self.verifier.wants_hidden)
+        logits = self.drafter.score(state, r, tree, self.verifier.wants_hidden)
         start = time.perf_counter()
         if self.verifier.wants_hidden:
-            self.verifier.appraise(state.lanes["target"].model, tree)
-        law = log.law(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(row)])
-        log.spend("verify", start)
-        self.conclude(state, log, tree, law, logits)
+            self.verifier.score_hidden(state.runners["target"].model, tree)
+        dist = r.dist(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(row)])
+        r.record_time("verify", start)
+        self.verify_and_commit(state, r, tree, dist, logits)
 
-    def template(self, settings: Settings) -> Template | str:
+    def device_tree(self, settings: Settings) -> DeviceTree | str:
         drafter, shape, verifier = self.drafter, self.shape, self.verifier
         if not isinstance(drafter, DraftModel):
             return f"drafter {drafter.declared_name} runs on the host"
         if type(shape) not in (FixedLength, FixedTree):
             return f"shape {shape.declared_name} decides on the host"
-        if type(verifier) not in (Greedy, Keyed, Rejection):
+        if type(verifier) not in (Greedy, SeededMatch, Rejection):
             return f"verifier {verifier.declared_name} decides on the host"
         branching = (1,) * shape.length if isinstance(shape, FixedLength) else tuple(shape.branching)
-        return Template(branching, drafter.declared_name, verifier.coupled)
+        return DeviceTree(branching, drafter.declared_name, verifier.seeded)
 
-    def conclude(
-        self, state: State, log: RoundLog, tree: DraftTree, law: Law, logits: torch.Tensor | None = None
+    def verify_and_commit(
+        self, state: State, r: Round, tree: DraftTree, dist: Distribution, logits: torch.Tensor | None = None
     ) -> None:
-        """Verify the tree, emit what stands and commit its rows: the round once all laws are known."""
+        """Verify the tree, emit what stands and commit its rows: the round once all distributions are known."""
         root, start = len(state.tokens) - 1, time.perf_counter()
         # 3. verify
-        outcome = self._verify(law, tree, root + 1, log)
-        log.spend("verify", start)
+        outcome = self._verify(dist, tree, root + 1, r)
+        r.record_time("verify", start)
         # 4. emit and commit: the cache holds all but the last token
         path = outcome.path
-        ends = next((i for i, n in enumerate(path) if tree.tokens[n] in log.settings.eos_ids), None)
+        ends = next((i for i, n in enumerate(path) if tree.tokens[n] in r.settings.eos_ids), None)
         drafted = [tree.tokens[n] for n in path]
         tokens, sources = [*drafted, outcome.token], [*(tree.drafters[n] for n in path), outcome.source]
-        if ends is not None and log.forced(root + 1 + ends) is None:
+        if ends is not None and r.forced(root + 1 + ends) is None:
             tokens, sources = tokens[: ends + 1], sources[: ends + 1]  # no token after the end of the text
-        kept = log.emit(law, [0, *path][: len(tokens)], tokens, sources)
+        kept = r.append(dist, [0, *path][: len(tokens)], tokens, sources)
         stays = [0, *path[: kept - 1]]
-        log.commit("target", stays if tree.slots is None else [tree.slots[n] for n in stays])
-        self.drafter.settle(state, log, tree, path[: kept - 1], logits)
+        r.commit("target", stays if tree.slots is None else [tree.slots[n] for n in stays])
+        self.drafter.on_verified(state, r, tree, path[: kept - 1], logits)
         self.shape.observe(state.memory, tree, len(path))
         for node in path[kept:]:
             outcome.fates[node] = "after_end"
-        self._record(log, law, tree, outcome, kept)
+        self._record(r, dist, tree, outcome, kept)
 
-    def _verify(self, law: Law, tree: DraftTree, position: int, log: RoundLog) -> Outcome:
+    def _verify(self, dist: Distribution, tree: DraftTree, position: int, r: Round) -> Outcome:
         def choose(row: int, place: int) -> int:
-            return log.choose(law, row, place)
+            return r.choose(dist, row, place)
 
-        if isinstance(law, PackedLaw) and law.outcome:
-            return law.outcome
+        if isinstance(dist, PackedDistribution) and dist.outcome:
+            return dist.outcome
         verifier = self.verifier
-        if any(log.forced(position + depth) is not None for depth in range(max(tree.depths) + 1)):
-            verifier = Keyed()  # forced tokens are matched, as a plain decoder would take them
-        return verifier.verify(law, tree, position, log.settings.noise_seed, choose)
+        if any(r.forced(position + depth) is not None for depth in range(max(tree.depths) + 1)):
+            verifier = SeededMatch()  # forced tokens are matched, as a plain decoder would take them
+        return verifier.verify(dist, tree, position, r.settings.noise_seed, choose)
 
-    def _record(self, log: RoundLog, law: Law, tree: DraftTree, outcome: Outcome, kept: int) -> None:
-        step = log.step
+    def _record(self, r: Round, dist: Distribution, tree: DraftTree, outcome: Outcome, kept: int) -> None:
+        step = r.step
         step.mode = "plain" if len(tree) == 1 else "chain" if tree.is_chain else "tree"
         step.drafted, step.accepted = len(tree) - 1, sum(fate == "accepted" for fate in outcome.fates[1:])
         step.bonus = kept > len(outcome.path) and outcome.source == "bonus"
         step.budget, step.depth = self.shape.budget, max(tree.depths)
         step.stop_reason = tree.stop_reason or ("budget" if len(tree) > 1 else None)
-        if len(tree) == 1 or not log.logging:
+        if len(tree) == 1 or not r.logging:
             return
         columns = {
             "node": list(range(len(tree))),
@@ -152,30 +152,30 @@ class Speculative(Decoder):
             "drafter": tree.drafters,
         }
         columns |= {"depth": tree.depths, "fate": outcome.fates, "reason": outcome.reasons}
-        columns |= {"rank": tree.ranks, "q": tree.q, "u": outcome.us, **self._compare(law, tree)}
+        columns |= {"rank": tree.ranks, "q": tree.q, "u": outcome.us, **self._compare(dist, tree)}
         if any(outcome.lossy):
             columns["lossy"] = outcome.lossy
         step.drafts = {name: column[1:] for name, column in columns.items()}
-        tokenizer = log.state.lanes["target"].model.tokenizer
+        tokenizer = r.state.runners["target"].model.tokenizer
         step.drafts["text"] = [token_text(tokenizer, token) for token in tree.tokens[1:]]
 
     @staticmethod
-    def _compare(law: Law, tree: DraftTree) -> dict[str, list]:
+    def _compare(dist: Distribution, tree: DraftTree) -> dict[str, list]:
         """Target against draft at every node's parent: p, entropies, total variation, KL(target ‖ draft).
 
-        At temperature 0, where the law sampled from is a point mass, p and the comparison are of the raw laws.
-        """
-        if isinstance(law, PackedLaw):
-            return law.comparison
+        At temperature 0, where the distribution sampled from is a point mass, p and the comparison are of the raw
+        distributions. """
+        if isinstance(dist, PackedDistribution):
+            return dist.comparison
         parents, tokens = tree.parents[1:], tree.tokens[1:]
-        target = (law.raw if law.greedy else law.scores)[parents]
+        target = (dist.raw if dist.greedy else dist.scores)[parents]
         p = target.exp()
         chosen = p.gather(-1, torch.tensor(tokens, device=p.device)[:, None])[:, 0]
-        raw = law.raw[parents]
+        raw = dist.raw[parents]
         entropy = torch.special.entr(raw.exp()).sum(-1)
         columns = {"p": [None, *chosen.tolist()], "entropy_target_nats": [None, *entropy.tolist()]}
         if tree.raw:
-            rows = tree.raw if law.greedy else tree.rows
+            rows = tree.raw if dist.greedy else tree.rows
             draft = torch.stack([rows[n] for n in parents])
             q = draft.exp()
             own = torch.special.entr(torch.stack([tree.raw[n] for n in parents]).exp()).sum(-1)

@@ -1,1 +1,1 @@
-"""The engine: models behind one protocol, their next-token laws, and the numbers every decoder logs."""
+"""The engine: models behind one protocol, their next-token distributions, and the numbers every decoder logs."""

@@ -114,7 +114,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
         mass = column_mass(query, segments, scale, store.watched) if store.watched else None
         out = attend(query, segments, scale)
     if mass is not None:
-        store.observe(key.layer, mass)
+        store.add_mass(key.layer, mass)
     return out.transpose(1, 2).contiguous(), None
 
 

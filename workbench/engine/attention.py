@@ -37,17 +37,17 @@ def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
     """Whether the kernels take these segments as they are: pages and a run, with no page elsewhere; or, where Triton is
     forced, a run alone."""
     run = segments[-1]
-    if (run.mask is not None and run.mask.ndim == 3) or hasattr(run, "shelf"):
+    if (run.mask is not None and run.mask.ndim == 3) or hasattr(run, "page table"):
         return False
     if len(segments) == 1:
         forced = os.environ.get(VARIABLE) == "triton"
         return forced and segment_attention.choose(q, run.v).name == "triton"
-    if len(segments) != 2 or not hasattr(segments[0], "shelf"):
+    if len(segments) != 2 or not hasattr(segments[0], "page table"):
         return False
-    shelf = segments[0].shelf
-    if shelf.away:
+    page_table = segments[0].page_table
+    if page_table.offloaded:
         return False
-    form, arena = shelf.form, shelf.arenas[0].data
+    form, arena = page_table.form, page_table.arenas[0].data
     return segment_attention.choose(q, arena=arena, dtypes=[form.dtype], sizes=[form.value_dim]).name == "triton"
 
 
@@ -59,11 +59,11 @@ def attend_in_place(
     if not rest:
         return _attend_run(q, run, scale, rows)
     (pages,) = rest
-    shelf, form = pages.shelf, pages.shelf.form
+    page_table, form = pages.page_table, pages.page_table.form
     queries = q[0].transpose(0, 1)
     near = pages.window is None
     where = None if near else torch.tensor(list(pages.queries), dtype=torch.int32, device=q.device)
-    coded = (queries, shelf.arenas[0].data.flatten(), shelf.table, shelf.count, scale)
+    coded = (queries, page_table.arenas[0].data.flatten(), page_table.table, page_table.count, scale)
     facts = {"value_dim": form.value_dim, "group": form.group, "raw": form.dtype, "positions": where}
     facts["window"] = pages.window
     mask = "causal" if run.causal else run.mask

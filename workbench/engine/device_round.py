@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from workbench.cache.static import LiveRows, StaticRun
-from workbench.engine.device_law import DeviceLaws, DeviceSampling, fit
+from workbench.engine.device_distribution import DeviceDistributions, DeviceSampling, fit
 from workbench.engine.graph import Replayed
 from workbench.engine.vocabulary import cut
 from workbench_kernels import verification
@@ -24,21 +24,21 @@ from workbench_kernels import verification
 if TYPE_CHECKING:
     from workbench.engine.device_model import DeviceModel
 
-__all__ = ["DeviceRound", "Template", "to_host"]
+__all__ = ["DeviceRound", "DeviceTree", "to_host"]
 
 
 @dataclass(frozen=True)
-class Template:
+class DeviceTree:
     """A draft tree whose form is known beforehand: every node of depth d has branching[d] children; () is no draft.
 
-    Nodes are numbered by depth, then by parent. drafter: who drafts, for the record. coupled: children are what the
+    Nodes are numbered by depth, then by parent. drafter: who drafts, for the record. seeded: children are what the
     target's own noise would pick, and stand where plain decoding takes them; else they are drawn from the drafter's
-    law, and tested by rejection (in Triton alone).
+    distribution, and tested by rejection (in Triton alone).
     """
 
     branching: tuple[int, ...] = ()
     drafter: str = ""
-    coupled: bool = True
+    seeded: bool = True
 
     @cached_property
     def levels(self) -> list[range]:
@@ -96,7 +96,7 @@ class DeviceRound:
 
     def __init__(
         self,
-        template: Template,
+        template: DeviceTree,
         sampling: DeviceSampling,
         figures: bool,
         target: tuple["DeviceModel", StaticRun],
@@ -131,11 +131,10 @@ class DeviceRound:
 
         The target's run holds `root` slots, the draft's at least root − 1, the last of which is computed again.
         Returns, by name: finite [1] (else nothing of the rest means anything); tokens, choice, exists [N]: the tree,
-        what plain decoding takes in each row, which nodes there are (a cut law may run out of tokens); path [depth],
-        the accepted nodes, −1 behind them; their rows lie behind the root's in both runs. For rejection: source [1] and
-        fates, reasons, us [N] as of `verification.Outcome`. With figures: removed [N, filters], table [N, ·] of
-        `distribution.figures`, and for drafts q, p, entropies, tv and kl, each [N − 1].
-        """
+        what plain decoding takes in each row, which nodes there are (a cut distribution may run out of tokens); path
+        [depth], the accepted nodes, −1 behind them; their rows lie behind the root's in both runs. For rejection:
+        source [1] and fates, reasons, us [N] as of `verification.Outcome`. With figures: removed [N, filters], table
+        [N, ·] of `distribution.figures`, and for drafts q, p, entropies, tv and kl, each [N − 1]. """
         self._upload[0], self._upload[1], self._upload[2] = root, before, pending
         self._inputs.copy_(self._upload, non_blocking=True)
         with ExitStack() as locks:
@@ -163,26 +162,26 @@ class DeviceRound:
         root = self._inputs[:1]
         tokens, exists, proposals, sane, facts = self._draft(root)
         logits = self.model.forward(tokens, root + self._depths, self._rows.at(root))
-        choice, laws = self.sampling.decide(logits, root + 1 + self._depths)
+        choice, dists = self.sampling.decide(logits, root + 1 + self._depths)
         fates: dict[str, torch.Tensor] = {}
-        if self.template.coupled:
+        if self.template.seeded:
             path = self._walk(tokens, exists, choice)
         else:
-            path, choice, fates = self._reject(root, tokens, exists, laws, proposals)
+            path, choice, fates = self._reject(root, tokens, exists, dists, proposals)
         if not self.template.is_chain:
             self._commit(root, path)
-        packed = {"finite": (sane & laws.finite)[None], "tokens": tokens, "choice": choice, "exists": exists}
+        packed = {"finite": (sane & dists.finite)[None], "tokens": tokens, "choice": choice, "exists": exists}
         packed |= {"path": path, **fates}
         if self._figures:
-            packed |= {"removed": laws.removed, "table": self.sampling.figures(laws, choice), **facts}
+            packed |= {"removed": dists.removed, "table": self.sampling.figures(dists, choice), **facts}
             if proposals is not None:
-                packed |= self._compare(laws, proposals, tokens)
+                packed |= self._compare(dists, proposals, tokens)
         self._layout = [(name, tensor.shape) for name, tensor in packed.items()]
         return torch.cat([tensor.flatten().double() for tensor in packed.values()])
 
     def _draft(self, root: torch.Tensor):
-        """-> tokens and existence of all nodes [N]; the drafter's laws (raw, scores) after the nodes it read, on the
-        target's vocabulary; whether its logits were finite; q of every draft."""
+        """-> tokens and existence of all nodes [N]; the drafter's distributions (raw, scores) after the nodes it read,
+        on the target's vocabulary; whether its logits were finite; q of every draft."""
         template, sampling = self.template, self.sampling
         tokens, exists = [self._inputs[2:]], [torch.ones(1, dtype=torch.bool, device=self.device)]
         sane = exists[0][0]
@@ -194,17 +193,17 @@ class DeviceRound:
             parents = len(template.levels[depth])
             known = ids.clamp(max=self.draft_model.ids_read - 1)  # as on the host: `vocabulary.readable`
             logits = self.draft_model.forward(known, positions, live, last=1 if depth == 0 else 0)
-            laws = sampling.laws(cut(logits, self.model.vocab_size))
-            laws.raw, laws.scores = (fit(part, self.model.vocab_size) for part in (laws.raw, laws.scores))
+            dists = sampling.dists(cut(logits, self.model.vocab_size))
+            dists.raw, dists.scores = (fit(part, self.model.vocab_size) for part in (dists.raw, dists.scores))
             place = (root + depth + 1).expand(parents)
-            drawn, found = sampling.draw(laws, place, count, "target" if template.coupled else "draft")
-            known = laws.raw if sampling.greedy else laws.scores
+            drawn, found = sampling.draw(dists, place, count, "target" if template.seeded else "draft")
+            known = dists.raw if sampling.greedy else dists.scores
             qs.append(known.gather(-1, drawn).exp().flatten())
             tokens.append(drawn.flatten())
             exists.append((found & exists[-1][:, None]).flatten())
-            sane = sane & laws.finite
-            raws.append(laws.raw)
-            rows.append(laws.scores)
+            sane = sane & dists.finite
+            raws.append(dists.raw)
+            rows.append(dists.scores)
             if depth + 1 < template.depth:
                 ids, live = tokens[-1], self._draft_rows[depth + 1].at(root)
                 positions = (root + depth + 1).expand(len(ids))
@@ -222,19 +221,21 @@ class DeviceRound:
             path.append(self._numbers[nodes].masked_fill(~stands, -1).amax(0, keepdim=True))  # siblings differ
         return torch.cat(path) if path else self._numbers[:0]
 
-    def _reject(self, root, tokens, exists, laws: DeviceLaws, proposals):
+    def _reject(self, root, tokens, exists, dists: DeviceDistributions, proposals):
         """-> path [depth] as of `_walk`, the token that follows every row of it [N], and what became of the nodes."""
         greedy, template = self.sampling.greedy, self.template
         rows = self._numbers.masked_fill(self._numbers >= template.fed, -1)
         kinds = torch.full_like(self._numbers, verification.POINT if greedy else verification.DIST)
         found = verification.verify(
-            laws.scores[None], tokens[None], self._parents.masked_fill(~exists, -1)[None], self._depths[None],
+            dists.scores[None], tokens[None], self._parents.masked_fill(~exists, -1)[None], self._depths[None],
             kinds[None], root + 1, "rejection", self.sampling.seed, proposals[1], rows[None],
             0.0 if greedy else 1.0, width=max(template.branching), implementation=self._implementation,
         )  # fmt: skip
         accepted = found.fates[0] == verification.FATES.index("accepted")
         follows = accepted & (self._parents == self._numbers[:, None])  # [row, the child that stands after it]
-        token = found.token.clamp(0, self.model.vocab_size - 1)  # a law of NaN gives none, and `finite` says so
+        token = found.token.clamp(
+            0, self.model.vocab_size - 1
+        )  # a distribution of NaN gives none, and `finite` says so
         choice = torch.where(follows.any(1), (follows * tokens).sum(1), token)
         fates = {"source": found.source, "fates": found.fates[0], "reasons": found.reasons[0], "us": found.us[0]}
         return found.path[0, : template.depth].long(), choice, fates
@@ -249,15 +250,15 @@ class DeviceRound:
             self.draft_run.move(root + sources[:fed], root + own[:fed])
 
     def _compare(
-        self, laws: DeviceLaws, proposals: tuple[torch.Tensor, torch.Tensor], tokens: torch.Tensor
+        self, dists: DeviceDistributions, proposals: tuple[torch.Tensor, torch.Tensor], tokens: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Target against draft after every node with children, told for each child: see `Speculative._compare`."""
         fed, parents = self.template.fed, self._parents[1:]
         greedy = self.sampling.greedy
-        target, draft = (laws.raw if greedy else laws.scores)[:fed], proposals[0 if greedy else 1]
+        target, draft = (dists.raw if greedy else dists.scores)[:fed], proposals[0 if greedy else 1]
         p, q = target.exp(), draft.exp()
         facts = {
-            "entropy_target_nats": torch.special.entr(laws.raw[:fed].exp()).sum(-1),
+            "entropy_target_nats": torch.special.entr(dists.raw[:fed].exp()).sum(-1),
             "entropy_draft_nats": torch.special.entr(proposals[0].exp()).sum(-1),
             "tv": 0.5 * (p - q).abs().sum(-1),
             "kl_nats": (p * (target - draft)).masked_fill(p == 0, 0).sum(-1),

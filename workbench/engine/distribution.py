@@ -1,4 +1,4 @@
-"""The model's next-token law beside the one sampled from, with the statistics that the trace records.
+"""The model's next-token distribution beside the one sampled from, with the statistics that the trace records.
 
 All entropies are in nats, in fp32 or wider; entr(p) = −p log p is 0 at p = 0, so cut tokens do no harm.
 """
@@ -9,13 +9,13 @@ import torch
 
 from workbench.engine import noise
 
-__all__ = ["TOP", "Law", "figures", "unpack"]
+__all__ = ["TOP", "Distribution", "figures", "unpack"]
 
 TOP = 5
 
 
-class Law:
-    """The laws of R rows over a vocabulary of V.
+class Distribution:
+    """The distributions of R rows over a vocabulary of V.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Law:
         return len(self.raw)
 
     def best(self, row: int) -> int:
-        """The most probable token of the law sampled from; the lowest id wins a tie."""
+        """The most probable token of the distribution sampled from; the lowest id wins a tie."""
         if self._best is None:
             self._best = self.scores.argmax(-1).tolist()
         return self._best[row]
@@ -46,7 +46,7 @@ class Law:
         return self.scores[row].double().softmax(-1)
 
     def choose(self, row: int, seed: int, position: int) -> int:
-        """The token a plain decoder takes: the argmax, or the keyed Gumbel-max draw of (seed, position)."""
+        """The token a plain decoder takes: the argmax, or the seeded Gumbel-max draw of (seed, position)."""
         return self.best(row) if self.greedy else draw(self.scores[row], seed, "target", position)
 
     def statistics(self, row: int, tokens: list[int]) -> dict[str, list]:
@@ -76,7 +76,7 @@ class Law:
 def figures(raw: torch.Tensor, scores: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
     """The numbers of R rows as one float64 table, without a copy to the host: what `unpack` makes columns of.
 
-    raw, scores: [R, V] log-probabilities of the model's law and, where it is another, of the one sampled from;
+    raw, scores: [R, V] log-probabilities of the model's distribution and, where it is another, of the one sampled from;
     ids: [R, 1], the token taken in each row.
     """
     probs = raw.exp()
@@ -97,7 +97,8 @@ def figures(raw: torch.Tensor, scores: torch.Tensor | None, ids: torch.Tensor) -
 
 
 def unpack(table: list[list[float]], vocabulary: int, cut_by, sampled: bool) -> dict[str, list]:
-    """Token columns from the rows of `figures`; sampled: the table holds a law sampled from beside the raw one."""
+    """Token columns from the rows of `figures`; sampled: the table holds a distribution sampled from beside the raw
+    one."""
     top = min(TOP, vocabulary)
     columns: dict[str, list] = {
         "entropy_raw_nats": [r[0] for r in table],

@@ -1,7 +1,7 @@
 """Loading models: the embedded pair, a hub id, a local directory; safetensors only, no remote code unless asked for.
 
 A model is what its files say: weights that are missing, unexpected or of another size are refused by name. Loaded
-models live in one cache keyed by all arguments of `load`, as long as the files stay as they are, and are shared.
+models live in one cache seeded by all arguments of `load`, as long as the files stay as they are, and are shared.
 transformers is imported with the first model, which lets the app serve its page some seconds earlier.
 """
 

@@ -1,4 +1,4 @@
-"""Keyed randomness: every number is a hash of (seed, purpose, absolute position, index), never a running stream.
+"""Seeded randomness: every number is a hash of (seed, purpose, absolute position, index), never a running stream.
 
 A purpose whose draws at one position must not depend on each other counts them as branches (0 by default). The runs of
 several samples differ by the seed alone: `seed_of_sample` is taken once, before everything.

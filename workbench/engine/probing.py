@@ -18,7 +18,7 @@ __all__ = ["context_of", "eos_ids", "probe", "refuse_unserved"]
 
 def context_of(config: Any) -> int:
     """Positions a model serves. Where the rotary factors change at a length (longrope), that length: beyond it the
-    law would depend on how many tokens a forward holds."""
+    distribution would depend on how many tokens a forward holds."""
     told = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
     longest = next((int(value) for value in told if value is not None), 2**20)
     if longest < 2:

@@ -1,8 +1,8 @@
-"""Sampling settings, and the law they make of a model's logits.
+"""Sampling settings, and the distribution they make of a model's logits.
 
-Order as in transformers: processors, temperature, top-k, top-p, min-p, typical. The raw law (temperature 1, nothing
-cut) and the law sampled from are kept apart in a `Law`; at temperature 0 the latter is the point mass on the largest
-processed logit (lowest id wins a tie).
+Order as in transformers: processors, temperature, top-k, top-p, min-p, typical. The raw distribution (temperature 1,
+nothing cut) and the distribution sampled from are kept apart in a `Distribution`; at temperature 0 the latter is the
+point mass on the largest processed logit (lowest id wins a tie).
 
 Sources: top-p, "The Curious Case of Neural Text Degeneration"; min-p, "Turning Up the Heat: Min-p Sampling"; typical,
 "Locally Typical Sampling".
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from workbench.declare import Declared, setting
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Distribution
 from workbench.errors import BadInput, NumericalError, WorkbenchError, shown
 
 __all__ = ["Sampling", "name_of", "processed"]
@@ -32,7 +32,7 @@ class Sampling(Declared):
     """
 
     temperature: float = setting(
-        0.0, ge=0, le=100, help="0 takes the most probable token; 1 samples the model's own law"
+        0.0, ge=0, le=100, help="0 takes the most probable token; 1 samples the model's own distribution"
     )
     top_k: int | None = setting(None, ge=1, help="keep the k most probable tokens")
     top_p: float | None = setting(None, gt=0, le=1, help="keep the smallest set of tokens with at least this mass")
@@ -52,8 +52,8 @@ class Sampling(Declared):
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    def law(self, logits: torch.Tensor, prefixes: Callable[[int], Sequence[int]]) -> Law:
-        """The laws of R rows. logits: [R, V]; `prefixes(i)` gives the token ids before row i's draw.
+    def dist(self, logits: torch.Tensor, prefixes: Callable[[int], Sequence[int]]) -> Distribution:
+        """The distributions of R rows. logits: [R, V]; `prefixes(i)` gives the token ids before row i's draw.
 
         Raises NumericalError where a logit is NaN or infinite.
         """
@@ -65,14 +65,14 @@ class Sampling(Declared):
         if self.processors:
             scores = torch.cat([self._process(prefixes(i), scores[i : i + 1].clone()) for i in range(len(scores))])
         elif self.plain:
-            return Law(raw, raw, [()] * len(raw))
+            return Distribution(raw, raw, [()] * len(raw))
         if self.greedy:
-            return Law(raw, scores, [("greedy",)] * len(raw), greedy=True)
-        return Law(raw, *self._cut(self._heat(scores)))
+            return Distribution(raw, scores, [("greedy",)] * len(raw), greedy=True)
+        return Distribution(raw, *self._cut(self._heat(scores)))
 
     @property
     def plain(self) -> bool:
-        """True where the law sampled from is the raw law itself."""
+        """True where the distribution sampled from is the raw distribution itself."""
         return self.temperature == 1 and not self.processors and not self._filters()
 
     def _heat(self, scores: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ class Settings:
     sample: which of the samples of that seed; each has draws of its own, and 0 is the run without the word.
     stop: texts that end the run once the joined new text contains one; or callables (new ids) -> bool.
     force: ids to score instead of sampling, by index of the new token (a list, or a mapping for some indices only).
-    prompt_rows: log the law at every token of the prompt as well, in the prefill.
+    prompt_rows: log the distribution at every token of the prompt as well, in the prefill.
     level: `off` tokens only, `default` all but attention mass and kept rows, `full`.
     eos_ids: ids that end the run; empty where end-of-text is ignored.
     cache: the target's cache stack (`workbench.cache.Stack`); None keeps every token as it is.

@@ -1,8 +1,8 @@
 """An enumerable language model behind the same protocol: small enough to know every probability exactly.
 
-Its law depends on the last two tokens through a fixed table. What a row sees it reads back from the cache store (the
-"key" of a token is its id, the "value" its position), so staging, masks, commits and forks are put to the proof too.
-"""
+Its distribution depends on the last two tokens through a fixed table. What a row sees it reads back from the cache
+store (the "key" of a token is its id, the "value" its position), so staging, masks, commits and forks are put to the
+proof too. """
 
 import hashlib
 from collections.abc import Sequence
@@ -72,8 +72,8 @@ class ToyModel:
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError("a toy model has no hidden states")
 
-    def law(self, prefix: Sequence[int]) -> torch.Tensor:
-        """[V] the exact next-token probabilities after a prefix: the reference for every claim."""
+    def dist(self, prefix: Sequence[int]) -> torch.Tensor:
+        """[V] the exact next-token probabilities after a prefix: the reference for every guarantee."""
         before = [0, 0, *prefix]
         return self.table[before[-2], before[-1]].softmax(-1)
 

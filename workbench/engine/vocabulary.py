@@ -13,7 +13,7 @@ from workbench.engine.model import LanguageModel, kept
 from workbench.errors import BadInput
 
 if TYPE_CHECKING:
-    from workbench.engine.distribution import Law
+    from workbench.engine.distribution import Distribution
 
 __all__ = ["cut", "ids_read", "known_only", "readable", "refuse_other_vocabulary", "widened"]
 
@@ -52,7 +52,8 @@ def _agree(lm: LanguageModel, other: LanguageModel) -> bool:
 
 
 def cut(logits: torch.Tensor, size: int) -> torch.Tensor:
-    """[..., V'] -> what there is of the first `size` ids; before any law is made of them, so that it sums to one."""
+    """[..., V'] -> what there is of the first `size` ids; before any distribution is made of them, so that it sums to
+    one."""
     return logits[..., :size]
 
 
@@ -66,8 +67,9 @@ def widened(logits: torch.Tensor, size: int) -> torch.Tensor:
     return torch.cat([logits, logits.new_full((len(logits), lacking), NEVER)], -1)
 
 
-def known_only(law: "Law", known: int) -> "Law":
-    """A law over logits that were `widened` from the first `known` ids: the others get no probability at all."""
-    for rows in {id(rows): rows for rows in (law.raw, law.scores)}.values():
+def known_only(dist: "Distribution", known: int) -> "Distribution":
+    """A distribution over logits that were `widened` from the first `known` ids: the others get no probability at
+    all."""
+    for rows in {id(rows): rows for rows in (dist.raw, dist.scores)}.values():
         rows[..., known:] = -torch.inf
-    return law
+    return dist

@@ -21,7 +21,7 @@ from workbench.engine.prompt import prompts_of
 from workbench.pretrained import corpus
 from workbench.speculation.drafters import Drafter
 from workbench.speculation.shapes import FixedTree
-from workbench.speculation.verifiers import Keyed, Rejection
+from workbench.speculation.verifiers import Rejection, SeededMatch
 
 __all__ = ["calibrate"]
 
@@ -41,7 +41,7 @@ def calibrate(
     Every prompt is decoded with two levels of `ranks` children each, by rejection at temperature > 0; all nodes whose
     children were tested count, so the second level weighs in as often as it is reached.
     """
-    decoder = Speculative(drafter, FixedTree((ranks, ranks)), Rejection() if temperature else Keyed())
+    decoder = Speculative(drafter, FixedTree((ranks, ranks)), Rejection() if temperature else SeededMatch())
     tests: list[tuple[int | None, int]] = []
     for prompt in prompts_of(prompts):
         drafts = decode(lm, prompt, decoder, max_new_tokens=max_new_tokens, temperature=temperature).drafts

@@ -19,12 +19,16 @@ from workbench.values import whole
 
 __all__ = ["Arm", "Comparison", "compare", "gap"]
 
-SAME_LAW = ("exact", "distribution", "seed")  # claims under which a decoder's law is the target's own
+SAME_DISTRIBUTION = (
+    "exact",
+    "distribution",
+    "seeded",
+)  # guarantees under which a decoder's distribution is the target's own
 COLUMNS = (
-    "claim", "prompts", "tokens", "tokens_per_target_forward", "draft_acceptance_rate", "entropy_raw_nats",
+    "guarantee", "prompts", "tokens", "tokens_per_target_forward", "draft_acceptance_rate", "entropy_raw_nats",
     "cache_bytes", "bits_per_element", "repeated_4gram_share", "same_text", "ms_per_token", "speedup",
 )  # fmt: skip
-Laws = dict[int, torch.Tensor]  # log-probabilities by the number of tokens before them
+Distributions = dict[int, torch.Tensor]  # log-probabilities by the number of tokens before them
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Arm:
 
 
 class Run(NamedTuple):
-    """The fastest run of a prompt under an arm, and the mean KL from the baseline's laws where it was asked for."""
+    """The fastest run of a prompt under an arm, and the mean KL from the baseline's distributions where it was asked
+    for."""
 
     trace: Trace
     gap: float | None
@@ -46,7 +51,7 @@ class Comparison:
     """Every prompt under every arm, prompt by prompt; iterated, it decodes a round at a time, so that it can be left
     after any.
 
-    arms: name -> arm; the first is the baseline. gaps: measure, too, how far the law of each arm is from the
+    arms: name -> arm; the first is the baseline. gaps: measure, too, how far the distribution of each arm is from the
     baseline's on the baseline's text. repeats: runs of each prompt and arm, of which the fastest counts.
 
     now: the arm under way. done, total: runs. found: a mapping from arm to run per finished prompt.
@@ -81,14 +86,16 @@ class Comparison:
             for name, arm in self.arms.items():
                 self.now = name
                 trace = yield from self._best(prompt, arm)
-                own = arm.cache is None and trace.run["claim"] in SAME_LAW  # its law is the target's own
+                own = (
+                    arm.cache is None and trace.run["guarantee"] in SAME_DISTRIBUTION
+                )  # its distribution is the target's own
                 if not found:
                     forced, plain, base = trace.token_ids, own, {}
                 apart = 0.0 if self.gaps else None
                 if self.gaps and not (found and plain and own):
-                    laws = yield from self._laws(prompt, arm, forced)
-                    base = base or laws
-                    apart = gap(base, laws)
+                    dists = yield from self._distributions(prompt, arm, forced)
+                    base = base or dists
+                    apart = gap(base, dists)
                 found[name] = Run(trace, apart)
             self.found.append(found)
 
@@ -104,15 +111,15 @@ class Comparison:
             self.done += 1
         return min(runs, key=_decode_ms)
 
-    def _laws(self, prompt: Prompt, arm: Arm, forced: list[int]) -> Generator[None, None, Laws]:
-        """The raw law at every token of a forced text."""
-        seen: Laws = {}
+    def _distributions(self, prompt: Prompt, arm: Arm, forced: list[int]) -> Generator[None, None, Distributions]:
+        """The raw distribution at every token of a forced text."""
+        seen: Distributions = {}
 
         def note(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             seen[ids.shape[1]] = scores[0].double().log_softmax(-1).cpu()
             return scores
 
-        own = arm.decoder.claim(self._session(prompt, arm).settings.sampling) not in SAME_LAW
+        own = arm.decoder.guarantee(self._session(prompt, arm).settings.sampling) not in SAME_DISTRIBUTION
         scorer = Arm(arm.decoder if own else Autoregressive(), arm.cache)
         more = {"force": forced, "max_new_tokens": len(forced), "processors": (note,), "level": "off", "stop": ()}
         yield from _decode(self._session(prompt, scorer, **more, ignore_eos=True))
@@ -142,7 +149,7 @@ class Comparison:
         gaps = [run.gap for run in runs]
         return {
             "arm": name,
-            "claim": traces[0].run["claim"],
+            "guarantee": traces[0].run["guarantee"],
             "verified_by": "; ".join(traces[0].run.get("verified") or ()),
             "cache": traces[0].run["cache"] is not None,
             "prompts": len(traces),
@@ -180,11 +187,11 @@ def compare(
     gaps: score the baseline's text under every arm, too, which gives the column `kl_nats`.
     settings: as for `workbench.decode`.
 
-    Columns: `claim`, `prompts`, `tokens`, `tokens_per_target_forward`, `draft_acceptance_rate`,
+    Columns: `guarantee`, `prompts`, `tokens`, `tokens_per_target_forward`, `draft_acceptance_rate`,
     `entropy_raw_nats`, `cache_bytes` (peak of a run), `bits_per_element`, `repeated_4gram_share`, `same_text` (share of
     prompts with the baseline's tokens), `ms_per_token` (median over prompts) and `speedup` (median over prompts of
     baseline time over arm time per token, both measured here, interleaved). With `gaps`, `kl_nats`: the mean KL
-    divergence of the arm's law from the baseline's, per token. The traces are in `.attrs["traces"]`.
+    divergence of the arm's distribution from the baseline's, per token. The traces are in `.attrs["traces"]`.
 
     Ctrl-C ends the comparison and returns the prompts finished by then. Raises BadInput before any work where a prompt,
     an arm or a setting does not fit.
@@ -207,8 +214,9 @@ def compare(
     return table
 
 
-def gap(full: Laws, other: Laws) -> float | None:
-    """Mean KL divergence of the second laws from the first, over the positions that both have; in nats per token."""
+def gap(full: Distributions, other: Distributions) -> float | None:
+    """Mean KL divergence of the second distributions from the first, over the positions that both have; in nats per
+    token."""
     places = sorted(full.keys() & other.keys())
     return mean(float((full[i].exp() * (full[i] - other[i])).sum()) for i in places) if places else None
 

@@ -1,10 +1,10 @@
-"""Counted runs against the law that they should follow: chi-square tests, and how small a difference they would show.
+"""Counted runs against the distribution that they should follow: chi-square tests, and how small a difference they
+would show.
 
-Two views of the same question. `Texts` counts whole texts, whose exact law plain decoding gives prefix by prefix: fit
-for few tokens a place. `Places` counts, at every place, what came against plain decoding's law after the run's own
-prefix, over the whole vocabulary and any length: differences between runs and laws are martingales there, so their sum,
-divided by its own covariance, is a chi-square whatever the prefixes were.
-"""
+Two views of the same question. `Texts` counts whole texts, whose exact distribution plain decoding gives prefix by
+prefix: fit for few tokens a place. `Places` counts, at every place, what came against plain decoding's distribution
+after the run's own prefix, over the whole vocabulary and any length: differences between runs and distributions are
+martingales there, so their sum, divided by its own covariance, is a chi-square whatever the prefixes were. """
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Distribution
 
 __all__ = ["Found", "Places", "Texts", "detectable", "p_value"]
 
@@ -69,8 +69,8 @@ class Texts:
     A cell is a text, or the beginning of those that have too little chance to be told apart in so many runs.
     """
 
-    def __init__(self, law: Callable[[Prefix], Law], length: int, runs: int, tie: float):
-        """law(prefix): plain decoding's after a prefix. tie: nats by which rounding may cut a token off."""
+    def __init__(self, dist: Callable[[Prefix], Distribution], length: int, runs: int, tie: float):
+        """distribution(prefix): plain decoding's after a prefix. tie: nats by which rounding may cut a token off."""
         self.cells: dict[Prefix, float] = {}
         self.found: Counter = Counter()
         self._same: dict[Prefix, Prefix] = {}  # tokens at the edge of the support -> the least likely one inside
@@ -80,7 +80,7 @@ class Texts:
             if len(prefix) == length or mass * runs < 4 * RARE:
                 self.cells[prefix] = mass
                 continue
-            here = law(prefix)
+            here = dist(prefix)
             probs = here.probs(0)
             inside = probs.nonzero()[:, 0].tolist()
             least = min(inside, key=probs.__getitem__)
@@ -118,27 +118,26 @@ class Texts:
 
 
 class Places:
-    """Counts of tokens place by place, each against plain decoding's law after its own prefix.
+    """Counts of tokens place by place, each against plain decoding's distribution after its own prefix.
 
-    Tokens fall in cells in three ways: by their rank in that law, by what they are (the likeliest ones of the first
-    run), and by how far back in the text they came last. Each way is tested at every place, for every place by the cell
-    before it, and for all tokens together.
-    """
+    Tokens fall in cells in three ways: by their rank in that distribution, by what they are (the likeliest ones of the
+    first run), and by how far back in the text they came last. Each way is tested at every place, for every place by
+    the cell before it, and for all tokens together. """
 
     def __init__(self, prompt: Sequence[int], tie: float):
         self.prompt, self.tie, self.impossible = list(prompt), tie, 0
         self.runs: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # a way: [length] cells, [length, cells] chances
         self._known: torch.Tensor | None = None
 
-    def add(self, text: Sequence[int], law: Law) -> None:
-        """A run's text with the laws before each of its tokens."""
-        probs, ids = law.scores.double().softmax(-1), torch.tensor(list(text), device=law.scores.device)
+    def add(self, text: Sequence[int], dist: Distribution) -> None:
+        """A run's text with the distributions before each of its tokens."""
+        probs, ids = dist.scores.double().softmax(-1), torch.tensor(list(text), device=dist.scores.device)
         ordered, index = probs.sort(descending=True, stable=True)
         places = (index == ids[:, None]).nonzero()[:, 1]
         for row, token in enumerate(text):
             if probs[row, token] == 0:  # taken for the least likely one inside
                 places[row] = (probs[row] > 0).sum() - 1
-                self.impossible += token not in edge(law, row, self.tie)
+                self.impossible += token not in edge(dist, row, self.tie)
         taken = index.gather(1, places[:, None])[:, 0]
         if self._known is None:
             self._known = probs.sum(0).topk(min(KNOWN, probs.shape[1])).indices
@@ -193,10 +192,10 @@ def _before(prompt: list[int], text: Sequence[int]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def edge(law: Law, row: int, tie: float) -> list[int]:
+def edge(dist: Distribution, row: int, tie: float) -> list[int]:
     """Tokens that are cut, yet so near the least likely one kept that rounding may have decided it."""
-    kept = law.scores[row] > -torch.inf
-    return ((law.raw[row] >= law.raw[row][kept].min() - tie) & ~kept).nonzero()[:, 0].tolist()
+    kept = dist.scores[row] > -torch.inf
+    return ((dist.raw[row] >= dist.raw[row][kept].min() - tie) & ~kept).nonzero()[:, 0].tolist()
 
 
 def _tests(cells: torch.Tensor, chances: torch.Tensor) -> Iterator[tuple[float, int]]:

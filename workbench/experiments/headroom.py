@@ -1,10 +1,9 @@
 """Counterfactual replay: what other drafts would have accepted on a run's own text, and how far the best could go.
 
 A drafter reads committed text until its first miss, so what it would have proposed along the text decides how long any
-chain, and which branch of any tree, would have been accepted. That holds for drafters whose law after a text depends on
-the text alone (`Drafter.by_text`); at level `full` a trace keeps it for every position. Drafts end where the contexts
-and the next maintenance of the cache end them, as in a run.
-"""
+chain, and which branch of any tree, would have been accepted. That holds for drafters whose distribution after a text
+depends on the text alone (`Drafter.by_text`); at level `full` a trace keeps it for every position. Drafts end where the
+contexts and the next maintenance of the cache end them, as in a run. """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from workbench.declare import from_dict
-from workbench.decoders.base import RoundLog
+from workbench.decoders.base import Round
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
-from workbench.speculation.growth import BEST
+from workbench.speculation.tree_builder import BEST
 from workbench.speculation.tree import MAX_NODES
 from workbench.trace import Trace
 from workbench.trace.summary import layer_shares
@@ -43,7 +42,7 @@ class Costs:
     def step(self) -> float:
         return self.start + self.row if self.plain is None else self.plain
 
-    def round(self, calls: int, rows: int) -> float:
+    def decode_round(self, calls: int, rows: int) -> float:
         """A round of so many drafted levels, its nodes scored beside the pending token."""
         return calls * self.draft + self.start + self.row * (rows + 1)
 
@@ -77,9 +76,9 @@ class Costs:
             for count in times:
                 model = lm if count else draft
                 rows = max(count, 1)
-                start = RoundLog._clock(model)
+                start = Round._clock(model)
                 model.forward([0] * rows, range(context, context + rows), stores[id(model)])
-                times[count].append((RoundLog._clock(model) - start) * 1000)
+                times[count].append((Round._clock(model) - start) * 1000)
                 stores[id(model)].discard()
         row, start = np.polyfit(counts, [median(times[count]) for count in counts], 1)
         return cls(median(times[0]), float(start), float(row))
@@ -88,8 +87,8 @@ class Costs:
 @dataclass(frozen=True)
 class _Text:
     """The committed text as the drafter met it: per new token its rank among the drafter's proposals at that place
-    (None: not among them), the largest probability of the drafter's law there, and how deep a round that begins there
-    may draft."""
+    (None: not among them), the largest probability of the drafter's distribution there, and how deep a round that
+    begins there may draft."""
 
     ranks: list[int | None]
     sure: list[float]
@@ -115,9 +114,10 @@ def headroom(
 ) -> pd.DataFrame:
     """What a recorded run would have been with other draft shapes: a row per shape, the oracle last.
 
-    trace: a greedy or keyed run of a drafter whose law after a text depends on the text alone (`DraftModel` without a
-    cache stack of its own, `Kangaroo` at one exit), recorded at level `full`, under any cache stack of the target; text
-    and proposals are taken as they are, nothing runs. costs: of forwards, by default those of the run itself.
+    trace: a greedy or seeded run of a drafter whose distribution after a text depends on the text alone (`DraftModel`
+    without a cache stack of its own, `Kangaroo` at one exit), recorded at level `full`, under any cache stack of the
+    target; text and proposals are taken as they are, nothing runs. costs: of forwards, by default those of the run
+    itself.
 
     Columns: `shape`, `setting`, `rounds`, `drafted`, `accepted`, `tokens_per_target_forward`, `modelled_speedup` over
     plain decoding by `costs` (drafting and scoring only) and `oracle_share`, the part of the oracle's gain in time over
@@ -199,11 +199,15 @@ def _text(trace: Trace) -> _Text:
             if node <= 0 or node in accepted.get(event["round"], ()):
                 known[position] = (best, float(np.exp(logp[0])))
     if not known:
-        raise BadInput("headroom: the trace holds no laws of a drafter; record a run with a drafter that has them")
+        raise BadInput(
+            "headroom: the trace holds no distributions of a drafter; record a run with a drafter that has them"
+        )
     ranks, sure, depth = [], [], _depths(trace, first, len(tokens))
     for index, token in enumerate(tokens):
         if first + index not in known and depth[index] and index < len(tokens) - 1:
-            raise BadInput(f"headroom: the trace does not hold the drafter's law at token {index}; record the run anew")
+            raise BadInput(
+                f"headroom: the trace does not hold the drafter's distribution at token {index}; record the run anew"
+            )
         best, confidence = known.get(first + index, ([], 0.0))
         ranks.append(best.index(token) if token in best else None)
         sure.append(confidence)
@@ -211,23 +215,24 @@ def _text(trace: Trace) -> _Text:
 
 
 def _refuse(trace: Trace) -> None:
-    """Raise BadInput where other drafts would not have met the same text, or the drafter not had the same laws."""
+    """Raise BadInput where other drafts would not have met the same text, or the drafter not had the same
+    distributions."""
     run = trace.run
     if run.get("level") != "full":
         raise BadInput(f"headroom: the trace was recorded at level {run.get('level')!r}; record at level 'full'")
     described = run.get("decoder") or {}
     if described.get("name") != "speculative":
         raise BadInput(
-            f"headroom: holds no laws of a drafter to replay: decoded by {described.get('name')!r}; expected a run of "
+            f"headroom: holds no distributions of a drafter to replay: decoded by {described.get('name')!r}; expected a run of "
             "'speculative'"
         )
     decoder = _member(described)
     drafter, shape, verifier = decoder.drafter, decoder.shape, decoder.verifier
     sampled = (run.get("sampling") or {}).get("temperature")
-    if (sampled and verifier.declared_name != "keyed") or run.get("claim") not in ("exact", "seed"):
+    if (sampled and verifier.declared_name != "seeded") or run.get("guarantee") not in ("exact", "seeded"):
         raise BadInput(
-            f"headroom: replays greedy and keyed runs, where the text does not depend on the drafts; this one was "
-            f"verified by {verifier.declared_name!r}; record with verifier='keyed'"
+            f"headroom: replays greedy and seeded runs, where the text does not depend on the drafts; this one was "
+            f"verified by {verifier.declared_name!r}; record with verifier='seeded'"
         )
     if not drafter.by_text or shape.needs_exits:
         why = "where a round begins" if not drafter.by_text else f"the exits that shape {shape.declared_name!r} chose"
@@ -313,7 +318,7 @@ def _heuristic(length: int = 4, most: int = 20) -> Callable[[_Text, int], Draft]
 
 
 def _confidence(threshold: float, most: int = 12) -> Callable[[_Text, int], Draft]:
-    """Up to the first token whose law had its largest probability below the threshold, that token included."""
+    """Up to the first token whose distribution had its largest probability below the threshold, that token included."""
 
     def draft(text: _Text, at: int) -> Draft:
         sure = text.sure[at : at + most]

@@ -1,10 +1,10 @@
-"""The losslessness meter: what a decoder claims, against what it does on a model, in one call.
+"""The losslessness meter: what a decoder guarantees, against what it does on a model, in one call.
 
-Four gates. Greedy texts are compared with plain decoding's, token by token; a difference where the model itself
-hardly prefers one token is named numeric. Sampled texts are compared seed by seed. Where seeds differ, thousands of
-short runs, each longer than the deepest draft, are counted twice over (`counting.py`): cut to the likeliest tokens,
-against the exact law of whole texts; and as they are, place by place, against plain decoding's law of their own prefix.
-"""
+Four gates. Greedy texts are compared with plain decoding's, token by token; a difference where the model itself hardly
+prefers one token is named numeric. Sampled texts are compared seed by seed. Where seeds differ, thousands of short
+runs, each longer than the deepest draft, are counted twice over (`counting.py`): cut to the likeliest tokens, against
+the exact distribution of whole texts; and as they are, place by place, against plain decoding's distribution of their
+own prefix. """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.decoders import Autoregressive, Decoder, State
-from workbench.decoders.base import RoundLog
-from workbench.engine.distribution import Law
+from workbench.decoders.base import Round
+from workbench.engine.distribution import Distribution
 from workbench.engine.loading import load
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.noise import gumbel
@@ -32,7 +32,7 @@ __all__ = ["Verdict", "lossless"]
 
 SIGNIFICANCE = 1e-4  # of a verdict: half of it for each of the two counts
 CERTAIN = 1e-8  # below it no second seeds are asked
-STRENGTH = {"lossy": 0, "distribution": 1, "seed": 2, "exact": 2, "numeric": 2}
+STRENGTH = {"lossy": 0, "distribution": 1, "seeded": 2, "exact": 2, "numeric": 2}
 TIES = {torch.float64: 1e-9, torch.float32: 1e-3}  # nats between the best two; half precisions: two ulps of a logit
 HALF_TIE = 0.13
 BEGINNING = 64  # tokens of the first prompt that the counted runs go on from
@@ -46,8 +46,8 @@ class Verdict:
     """What `lossless` found; `str()` is the report.
 
     greedy: `exact`, `numeric` (texts part only at near-ties) or `lossy`; `greedy_note` tells where they part. sampled:
-    `seed`, `distribution` or `lossy`, None where the decoder refuses to sample. claim_greedy, claim_sampled: what the
-    decoder itself says.
+    `seed`, `distribution` or `lossy`, None where the decoder refuses to sample. guarantee_greedy, guarantee_sampled:
+    what the decoder itself says.
 
     Of the counted runs (None where seeds decided): runs, how many, once cut and as many uncut. Cut to the `width`
     likeliest tokens, `length` tokens each, over `cells` texts: p_value, tv, kl_nats; tv_noise, kl_noise are what a
@@ -56,10 +56,10 @@ class Verdict:
     """
 
     decoder: str
-    claim_greedy: str
+    guarantee_greedy: str
     greedy: str
     greedy_note: str
-    claim_sampled: str | None
+    guarantee_sampled: str | None
     sampled: str | None
     sampled_note: str
     tokens: int
@@ -80,12 +80,12 @@ class Verdict:
 
     @property
     def holds(self) -> bool | None:
-        """Whether what was found is at least what is claimed; None for a decoder with a law of its own."""
-        pairs = [(self.claim_greedy, self.greedy), (self.claim_sampled, self.sampled)]
-        known = [(claim, found) for claim, found in pairs if found is not None]
-        if any(claim == "own_law" for claim, _ in known):
+        """Whether what was found is at least what is claimed; None for a decoder with a distribution of its own."""
+        pairs = [(self.guarantee_greedy, self.greedy), (self.guarantee_sampled, self.sampled)]
+        known = [(guarantee, found) for guarantee, found in pairs if found is not None]
+        if any(guarantee == "own" for guarantee, _ in known):
             return None
-        return all(STRENGTH[found] >= STRENGTH[claim] for claim, found in known)
+        return all(STRENGTH[found] >= STRENGTH[guarantee] for guarantee, found in known)
 
     @property
     def badge(self) -> str:
@@ -99,10 +99,14 @@ class Verdict:
         return pd.DataFrame({"value": [str(v) for v in facts.values()]}, index=list(facts))
 
     def __str__(self) -> str:
-        word = {True: "the claim holds", False: "THE CLAIM DOES NOT HOLD", None: "a law of its own: nothing to hold"}
+        word = {
+            True: "the guarantee holds",
+            False: "THE GUARANTEE DOES NOT HOLD",
+            None: "a distribution of its own: nothing to hold",
+        }
         lines = [f"{self.decoder}: {self.badge} ({word[self.holds]})"]
-        lines.append(f"  temperature 0: claims {self.claim_greedy}, found {self.greedy}: {self.greedy_note}")
-        lines.append(f"  sampling: claims {self.claim_sampled}, found {self.sampled}: {self.sampled_note}")
+        lines.append(f"  temperature 0: guarantees {self.guarantee_greedy}, found {self.greedy}: {self.greedy_note}")
+        lines.append(f"  sampling: guarantees {self.guarantee_sampled}, found {self.sampled}: {self.sampled_note}")
         return "\n".join(lines)
 
 
@@ -145,24 +149,24 @@ def lossless(
     greedy = replace(base, sampling=replace(base.sampling, temperature=0.0))
     warm = replace(base, sampling=replace(base.sampling, temperature=temperature))
     facts: dict[str, Any] = {"decoder": decoder.declared_name, "tokens": tokens}
-    facts["claim_greedy"] = decoder.claim(greedy.sampling)
+    facts["guarantee_greedy"] = decoder.guarantee(greedy.sampling)
     for prompt in ids:
         decoder.start(lm, prompt, greedy)
     try:
         decoder.start(lm, ids[0], warm)
-        facts["claim_sampled"] = decoder.claim(warm.sampling)
+        facts["guarantee_sampled"] = decoder.guarantee(warm.sampling)
     except BadInput as error:
-        facts |= {"claim_sampled": None, "sampled": None, "sampled_note": f"refused: {error}"}
+        facts |= {"guarantee_sampled": None, "sampled": None, "sampled_note": f"refused: {error}"}
     facts["greedy"], facts["greedy_note"], deepest = _compared(lm, decoder, ids, greedy)
-    if facts["claim_sampled"] is None:
+    if facts["guarantee_sampled"] is None:
         return Verdict(**facts)
     found, note, depth = _compared(lm, decoder, ids, warm)
     if found == "exact":
-        return Verdict(**facts, sampled="seed", sampled_note=note)
-    if found == "numeric" and facts["claim_sampled"] == "seed":
+        return Verdict(**facts, sampled="seeded", sampled_note=note)
+    if found == "numeric" and facts["guarantee_sampled"] == "seeded":
         return Verdict(**facts, sampled="numeric", sampled_note=note)
     counted = _counted(lm, decoder, ids[0][-BEGINNING:], warm, runs, max(deepest, depth), progress)
-    if facts["claim_sampled"] == "seed":
+    if facts["guarantee_sampled"] == "seeded":
         counted["sampled_note"] = f"{note}; {counted['sampled_note']}"
     return Verdict(**facts, **counted)
 
@@ -207,10 +211,10 @@ def _compared(
 
 def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Settings) -> tuple[float, float]:
     """Nats between the two tokens that plain decoding likes best after a text, by the numbers that it compares, and the
-    difference of their probabilities in the raw law."""
+    difference of their probabilities in the raw distribution."""
     settings = replace(settings, force={})
-    law = _laws(_ready(Autoregressive(), lm, prompt, settings), text)
-    row = law.scores[-1].double()
+    dist = _distributions(_ready(Autoregressive(), lm, prompt, settings), text)
+    row = dist.scores[-1].double()
     if not settings.sampling.greedy:
         ids = torch.arange(len(row), device=row.device)
         row = row + gumbel(settings.seed, "target", len(prompt) + len(text), ids)
@@ -218,7 +222,7 @@ def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Set
     if len(best.values) < 2:
         return math.inf, 1.0
     first, second = best.indices.tolist()
-    p = law.raw[-1].double().exp()
+    p = dist.raw[-1].double().exp()
     return float(best.values[0] - best.values[1]), float((p[first] - p[second]).abs())
 
 
@@ -230,7 +234,7 @@ class _Read:
     def __init__(self) -> None:
         self.logits: list[torch.Tensor] = []
 
-    def read(self, state: State, log: RoundLog, start: int, out: Output) -> None:
+    def read(self, state: State, r: Round, start: int, out: Output) -> None:
         self.logits.append(out.logits)
 
 
@@ -243,13 +247,14 @@ def _ready(decoder: Decoder, lm: LanguageModel, prompt: list[int], settings: Set
 
 
 @torch.inference_mode()
-def _laws(start: State, text: Sequence[int]) -> Law:
-    """The laws before each token of a text and after it, as plain decoding of this text from `start` comes to them."""
-    state, reader = start.fork(), _Read()
+def _distributions(start: State, text: Sequence[int]) -> Distribution:
+    """The distributions before each token of a text and after it, as plain decoding of this text from `start` comes to
+    them."""
+    state, observer = start.fork(), _Read()
     state.tokens += text
-    RoundLog(state, "plain", reader).catch_up("target", len(state.tokens))
+    Round(state, "plain", observer).catch_up("target", len(state.tokens))
     tokens, first = state.tokens, len(start.tokens)
-    return state.settings.sampling.law(torch.cat(reader.logits), lambda row: tokens[: first + row])
+    return state.settings.sampling.dist(torch.cat(observer.logits), lambda row: tokens[: first + row])
 
 
 def _counted(
@@ -262,7 +267,7 @@ def _counted(
     cut = replace(uncut, max_new_tokens=min(length, CUT), sampling=replace(sampling, top_k=width))
     n, tie = runs // 2, TIES.get(lm.dtype, HALF_TIE)
     narrow, wide = (_ready(Autoregressive(), lm, prompt, settings) for settings in (cut, uncut))
-    texts = Texts(lambda prefix: _last(_laws(narrow, prefix)), cut.max_new_tokens, n, tie)
+    texts = Texts(lambda prefix: _last(_distributions(narrow, prefix)), cut.max_new_tokens, n, tie)
     places, one = Places(prompt, tie), SIGNIFICANCE / 2
 
     starts = [_ready(decoder, lm, prompt, settings) for settings in (cut, uncut)]
@@ -271,9 +276,9 @@ def _counted(
         try:
             for seed in _pairs(seeds, progress):
                 short, long = (_run(decoder, start, settings.seed + 1 + seed) for start in starts)
-                law = _laws(wide, long[:-1])
+                dist = _distributions(wide, long[:-1])
                 texts.add(short)
-                places.add(long, law)
+                places.add(long, dist)
         except KeyboardInterrupt:
             if 2 * len(places.runs) < FEWEST:
                 raise
@@ -315,8 +320,8 @@ def _shows(found: Found) -> str:
     return f"from {found.detectable:.2f} on it shows"
 
 
-def _last(law: Law) -> Law:
-    return Law(law.raw[-1:], law.scores[-1:], law.cut_by[-1:])
+def _last(dist: Distribution) -> Distribution:
+    return Distribution(dist.raw[-1:], dist.scores[-1:], dist.cut_by[-1:])
 
 
 def _pairs(seeds: range, progress) -> Iterator[int]:

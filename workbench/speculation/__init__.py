@@ -39,11 +39,11 @@ from workbench.speculation.tree import DIST, POINT, DraftTree
 from workbench.speculation.verifiers import (
     Greedy,
     Judge,
-    Keyed,
     KSeq,
     Outcome,
     PointMatch,
     Rejection,
+    SeededMatch,
     Typical,
     Verifier,
 )
@@ -71,7 +71,7 @@ __all__ = [
     "IndependentChains",
     "KSeq",
     "Kangaroo",
-    "Keyed",
+    "SeededMatch",
     "LayerSkip",
     "Medusa",
     "Outcome",

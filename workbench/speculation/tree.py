@@ -1,9 +1,10 @@
 """The one type that drafters build, the target scores and verifiers walk. A chain is a tree.
 
-Node 0 is the root: the pending token, committed as text but not yet in the cache. Two laws make every composition of
-drafter, shape and verifier lossless:
+Node 0 is the root: the pending token, committed as text but not yet in the cache. Two distributions make every
+composition of drafter, shape and verifier lossless:
 
-1. Density law. A DIST node was drawn from exactly the row stored with it, and no decision to keep, drop, reorder or
+1. Density distribution. A DIST node was drawn from exactly the row stored with it, and no decision to keep, drop,
+reorder or
    merge it depended on its own value.
 2. Anything else (argmax, top-k, copies, pruned samples) is a POINT node: accepted with its target probability.
 """
@@ -26,9 +27,9 @@ class DraftTree:
     kinds: DIST or POINT. ranks: draw order among siblings (DIST before POINT). q: probability under the row the node
     was taken from (None for the root and where there is none). drafters: names. rows: parent -> log-probabilities [V]
     that its DIST children were drawn from, without replacement, exactly as sampled from. raw: parent -> the drafter's
-    law there at temperature 1, for the record. confidence: parent -> its row's largest probability, where the shape
-    reads it. draws: parent -> its children in draw order where the draws were independent: a child drawn twice is one
-    node, and stands there twice.
+    distribution there at temperature 1, for the record. confidence: parent -> its row's largest probability, where the
+    shape reads it. draws: parent -> its children in draw order where the draws were independent: a child drawn twice is
+    one node, and stands there twice.
 
     What scoring adds: hidden, the target's final states [n, width] after every node, where somebody wants them; slots,
     the number of each node's row among those staged in the target's cache (None: its own number); sound, what a

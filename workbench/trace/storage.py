@@ -125,7 +125,7 @@ def _events(lines: Iterable[bytes], path: Path) -> tuple[list[dict[str, Any]], l
 def _unwrap(page: bytes, path: Path, limit: int | None) -> bytes:
     """The trace file inside a capsule, however a browser wrote the page again.
 
-    A trace is seldom larger than its page, and never `SWELL` times as large; what claims to be is no capsule.
+    A trace is seldom larger than its page, and never `SWELL` times as large; what guarantees to be is no capsule.
     """
     most = min(SWELL * len(page), SWELL * len(page) if limit is None else limit)
     stream = zlib.decompressobj(wbits=31)  # gzip

@@ -41,7 +41,7 @@ def summarize(trace: "Trace") -> dict[str, Any]:
         "bits_per_element": _last(rounds["bits_per_element"], float),
         **_speed(trace, rounds),
         "modelled_speedup": modelled_speedup(trace.run, rounds, forwards),
-        "claim": trace.run.get("claim"),
+        "guarantee": trace.run.get("guarantee"),
         "verified": trace.run.get("verified"),
         "end_reason": (trace.end or {}).get("reason"),
     }

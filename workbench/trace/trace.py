@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.trace import laws, perfetto, storage, tables
+from workbench.trace import distributions, perfetto, storage, tables
 from workbench.trace.forms import writable
 from workbench.trace.index import RoundIndex
 from workbench.trace.summary import summarize
@@ -157,11 +157,11 @@ class Trace:
         return summarize(self)
 
     def divergence(self, reference: "Trace") -> float:
-        """Mean KL divergence, nats per token, of this run's laws from a reference's on the same text.
+        """Mean KL divergence, nats per token, of this run's distributions from a reference's on the same text.
 
-        Both recorded at level `full`, this one with `force=reference.token_ids`; see `workbench.trace.laws`.
+        Both recorded at level `full`, this one with `force=reference.token_ids`; see `workbench.trace.distributions`.
         """
-        return laws.divergence(self, reference)
+        return distributions.divergence(self, reference)
 
     def _headline(self) -> str:
         rounds = sum(event["type"] == "round" for event in self.log)

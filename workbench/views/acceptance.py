@@ -1,4 +1,4 @@
-"""How much of what was drafted was accepted, by position, drafter and entropy; how far the two laws differ."""
+"""How much of what was drafted was accepted, by position, drafter and entropy; how far the two distributions differ."""
 
 from collections.abc import Iterable, Sequence
 from statistics import mean
@@ -20,7 +20,7 @@ BANDS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, float("inf"))  # nats
 TITLES = {
     "position": "position in the draft (tokens)",
     "drafter": "drafter",
-    "entropy": "entropy of the draft's law (nats)",
+    "entropy": "entropy of the draft's distribution (nats)",
 }
 HATCH = {"size": 6, "solidity": 0.2, "fillmode": "overlay"}
 Traces = Trace | Sequence[Trace]
@@ -38,9 +38,8 @@ def acceptance(traces: Traces, by: str = "position", theme: str | None = None) -
     """Share of drafted tokens that were accepted, pooled over the traces, with the number at risk.
 
     by: `position` (depth in the draft), `drafter`, or `entropy` (bands of the proposal row's entropy; of the target's
-    where the drafter has no law). Bars: among the tokens that were tested (those behind a rejection never were).
-    Points: among all drafted. Raises BadInput for another `by`.
-    """
+    where the drafter has no distribution). Bars: among the tokens that were tested (those behind a rejection never
+    were). Points: among all drafted. Raises BadInput for another `by`. """
     if not isinstance(by, str) or by not in TITLES:
         raise BadInput(f"by: expected one of {', '.join(TITLES)}, got {shown(by)}")
     _, name, drafts = _pooled(traces)
@@ -138,10 +137,11 @@ def acceptance_length(traces: Traces, theme: str | None = None) -> go.Figure:
 
 
 def divergence(traces: Traces, theme: str | None = None) -> go.Figure:
-    """How far the draft's law is from the target's, by position: total variation (top) and KL divergence (bottom).
+    """How far the draft's distribution is from the target's, by position: total variation (top) and KL divergence
+    (bottom).
 
     Lines: mean over the nodes. Bars: from the lower to the upper quartile. One minus the total variation is the share
-    that exact rejection accepts of a token drawn from the draft's law.
+    that exact rejection accepts of a token drawn from the draft's distribution.
     """
     _, name, drafts = _pooled(traces)
     drawn, found = [], {}

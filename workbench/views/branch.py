@@ -146,7 +146,7 @@ def _draw(a: Trace, b: Trace, diff: BranchDiff, theme: str | None) -> go.Figure:
         )  # fmt: skip
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "token index"}, "anchor": "y2", "tickformat": "d"},
-        "yaxis": {"title": {"text": "entropy, raw law (nats)"}, "domain": [0.34, 1], "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "entropy, raw distribution (nats)"}, "domain": [0.34, 1], "rangemode": "tozero"},
         "yaxis2": {"title": {"text": "run"}, "domain": [0, 0.24], "type": "category", "autorange": "reversed"},
         "height": 440,
     }

@@ -57,5 +57,5 @@ def colours(group: str, names: list[str]) -> dict[str, str]:
 
 
 def as_dict() -> dict[str, dict[str, str]]:
-    """The palette as plain data, for the token strip in the browser."""
+    """The palette as plain data, for the token view in the browser."""
     return {group: dict(names) for group, names in PALETTE.items()}

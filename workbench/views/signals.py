@@ -22,11 +22,10 @@ ROWS = (("y", (0.77, 1.0), "entropy (nats)"), ("y2", (0.52, 0.73), "token in rou
 def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -> go.Figure:
     """Entropy, acceptance, cache bytes and bits per element over the index of the token.
 
-    Rows, top to bottom: entropy of the raw law and of the one sampled from; every token at its place in its round,
-    coloured by who produced it, with the drafted and accepted tokens of the round; bytes of keys and values after the
-    token's round, stacked by model (one model: by kind); bits per element of the target's cache. `cursor` marks a
-    token.
-    """
+    Rows, top to bottom: entropy of the raw distribution and of the one sampled from; every token at its place in its
+    round, coloured by who produced it, with the drafted and accepted tokens of the round; bytes of keys and values
+    after the token's round, stacked by model (one model: by kind); bits per element of the target's cache. `cursor`
+    marks a token. """
     tokens, rounds = trace.tokens, trace.rounds
     joined = tokens[["index", "round"]].merge(rounds, on="round", how="left")
     unit, cached = _cache(trace, tokens)
@@ -63,7 +62,8 @@ def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -
 
 
 def entropy(trace: Trace, theme: str | None = None) -> go.Figure:
-    """Entropy of the raw law and of the one sampled from, and the surprisal of the chosen token, over its index."""
+    """Entropy of the raw distribution and of the one sampled from, and the surprisal of the chosen token, over its
+    index."""
     tokens = trace.tokens
     chosen = go.Scatter(
         x=tokens["index"].tolist(), y=numbers(tokens["surprisal_nats"]), name="surprisal of the token", mode="markers",
@@ -94,7 +94,10 @@ def _labels(tokens: pd.DataFrame) -> list[str]:
 
 def _entropy(tokens: pd.DataFrame) -> list[go.Scatter]:
     labels, lines = _labels(tokens), []
-    for column, name, dash in (("entropy_raw", "raw law", "solid"), ("entropy_sampled", "sampled law", "dot")):
+    for column, name, dash in (
+        ("entropy_raw", "raw distribution", "solid"),
+        ("entropy_sampled", "sampled distribution", "dot"),
+    ):
         lines.append(
             go.Scatter(
                 x=tokens["index"].tolist(), y=numbers(tokens[f"{column}_nats"]), name=f"entropy, {name}",

@@ -14,7 +14,7 @@ from workbench.web.data import payload, plain, to_json
 __all__ = ["FOLDER", "css", "module", "payload", "plain", "to_json"]
 
 FOLDER = Path(__file__).parent
-PARTS = ("common.js", "record.js", "strip.js", "clock.js", "inspector.js", "transport.js", "trace-view.js")
+PARTS = ("common.js", "record.js", "token-view.js", "timeline.js", "inspector.js", "transport.js", "trace-view.js")
 _IMPORT = re.compile(r"^import \{[^}]*\} from \"\./[\w-]+\.js\";\n", re.MULTILINE)
 
 

@@ -14,8 +14,9 @@
 
 Only where `since == 0`, as it does not change:
 
-- `prompt`: the end of the prompt's text; where the laws at the prompt were recorded (`prompt_rows`), columns like
-  `tokens` over its last `PROMPT_ROWS` tokens, with their negative `index`. `decoder`, `claim`: what the run says;
+- `prompt`: the end of the prompt's text; where the distributions at the prompt were recorded (`prompt_rows`), columns
+  like
+  `tokens` over its last `PROMPT_ROWS` tokens, with their negative `index`. `decoder`, `guarantee`: what the run says;
   `colours.fate`.
 - `signals`: name -> {of, label, unit, colour, low, high}: by what tokens can be coloured; `of` names `table.column`,
   `low` and `high` the ends of the scale (null: those of the data).
@@ -43,7 +44,7 @@ from workbench.views.palette import PALETTE, colours
 __all__ = ["COLUMNS", "SIGNALS", "payload", "plain", "to_json"]
 
 PROMPT_TAIL = 600  # characters of the prompt shown before the tokens
-PROMPT_ROWS = 512  # tokens of the prompt shown there with their laws
+PROMPT_ROWS = 512  # tokens of the prompt shown there with their distributions
 COLUMNS = {
     "tokens": (
         "position", "round", "token_id", "text", "source", "entropy_raw_nats", "entropy_sampled_nats", "surprisal_nats",
@@ -59,8 +60,8 @@ _BLUE, _ORANGE = PALETTE["signal"]["entropy_raw"], PALETTE["signal"]["entropy_sa
 _GREEN, _PINK, _RED = PALETTE["signal"]["accepted"], PALETTE["signal"]["bits"], PALETTE["source"]["residual"]
 # name -> column, label, unit, colour, lower and upper end of the scale
 SIGNALS = {
-    "entropy": ("tokens.entropy_raw_nats", "entropy, raw law", "nats", _BLUE, 0, None),
-    "sampled": ("tokens.entropy_sampled_nats", "entropy, sampled law", "nats", _ORANGE, 0, None),
+    "entropy": ("tokens.entropy_raw_nats", "entropy, raw distribution", "nats", _BLUE, 0, None),
+    "sampled": ("tokens.entropy_sampled_nats", "entropy, sampled distribution", "nats", _ORANGE, 0, None),
     "surprisal": ("tokens.surprisal_nats", "surprisal", "nats", _RED, 0, None),
     "p": ("tokens.p_raw", "probability", "", _GREEN, 0, 1),
     "rank": ("tokens.rank", "rank", "", _RED, 1, None),
@@ -101,9 +102,9 @@ def payload(trace: Trace, since: int = 0, text_of: Reader | None = None) -> dict
         **found,
     }
     data |= {} if since else _head(trace)
-    laws = [found["tokens"], *(part for part in (data.get("prompt"),) if isinstance(part, dict))]
-    sources = dict.fromkeys(source or "unknown" for part in laws for source in part.get("source", ()))
-    data["names"] = _names(laws, text_of or _reader(trace))
+    dists = [found["tokens"], *(part for part in (data.get("prompt"),) if isinstance(part, dict))]
+    sources = dict.fromkeys(source or "unknown" for part in dists for source in part.get("source", ()))
+    data["names"] = _names(dists, text_of or _reader(trace))
     data["colours"] = {"source": colours("source", list(sources))} | ({} if since else {"fate": PALETTE["fate"]})
     return data
 
@@ -114,13 +115,13 @@ def _head(trace: Trace) -> dict[str, Any]:
     return {
         "prompt": _prompt(trace),
         "decoder": str((trace.run.get("decoder") or {}).get("name") or "unnamed"),
-        "claim": trace.run.get("claim"),
+        "guarantee": trace.run.get("guarantee"),
         "signals": {name: dict(zip(names, entry, strict=True)) for name, entry in SIGNALS.items()},
     }
 
 
 def _prompt(trace: Trace) -> str | Columns:
-    """The end of the prompt: its text, or where its laws were recorded, its tokens."""
+    """The end of the prompt: its text, or where its distributions were recorded, its tokens."""
     rows = trace.prompt_tokens
     if rows.empty:
         tail = trace.prompt[-PROMPT_TAIL:]
@@ -128,7 +129,10 @@ def _prompt(trace: Trace) -> str | Columns:
     shown = rows.tail(PROMPT_ROWS)
     texts = "".join(shown["text"].fillna(""))
     before = trace.prompt.removesuffix(texts) if trace.prompt.endswith(texts) else ""
-    first = {"text": before if len(shown) == len(rows) else "…", "source": "prompt"}  # no law: nothing came before it
+    first = {
+        "text": before if len(shown) == len(rows) else "…",
+        "source": "prompt",
+    }  # no distribution: nothing came before it
     first |= {name: int(shown[name].iloc[0]) - 1 for name in ("index", "position")}
     first |= {"round": int(shown["round"].iloc[0]), "token_id": trace.run["prompt_ids"][-len(shown) - 1]}
     wanted = ("index", *COLUMNS["tokens"])
@@ -142,7 +146,7 @@ def to_json(data: dict[str, Any]) -> str:
 
 
 def plain(trace: Trace) -> str:
-    """The strip without a script: inert HTML in which underlines and letters say what colours say elsewhere."""
+    """The token view without a script: inert HTML in which underlines and letters say what colours say elsewhere."""
     tokens, rounds = trace.tokens, trace.rounds
     kinds = _kinds(tokens.to_dict("list"), rounds.to_dict("list"))
     highest = tokens["entropy_raw_nats"].max()
@@ -207,8 +211,8 @@ def _number(value: float | None) -> float | None:
 
 
 def _names(parts: Iterable[Columns], text_of: Reader) -> dict[str, str]:
-    laws = (law for part in parts for name in ("topk_raw", "topk_sampled") for law in part.get(name, ()) if law)
-    return {str(token): text_of(token) for token in sorted({int(token) for ids, _ in laws for token in ids})}
+    dists = (dist for part in parts for name in ("topk_raw", "topk_sampled") for dist in part.get(name, ()) if dist)
+    return {str(token): text_of(token) for token in sorted({int(token) for ids, _ in dists for token in ids})}
 
 
 def _reader(trace: Trace) -> Reader:

@@ -3,7 +3,7 @@ import { button, fateOf, node, shown, visible } from "./common.js";
 // One token under the glass, and the numbers of all of them as a table for whoever cannot see the chart.
 
 const FACTS = [
-  ["p_raw", "p, raw law", ""], ["p_sampled", "p, sampled law", ""], ["rank", "rank", ""],
+  ["p_raw", "p, raw distribution", ""], ["p_sampled", "p, sampled distribution", ""], ["rank", "rank", ""],
   ["surprisal_nats", "surprisal", "nats"], ["entropy_raw_nats", "entropy, raw", "nats"],
   ["entropy_sampled_nats", "entropy, sampled", "nats"], ["margin", "margin p1 − p2", ""],
   ["keep_size", "tokens left", ""], ["cut_by", "cut by", ""], ["decision", "decision", ""],
@@ -28,7 +28,7 @@ export function inspector(held) {
   function show(i) {
     if (i === null) return element.replaceChildren(node("p", "wb-empty", "No token yet."));
     const round = held.token("round", i), nodes = held.rows("drafts", round);
-    const both = laws(i);
+    const both = distributions(i);
     if (nodes.length) both.append(drafts(round, nodes));
     element.replaceChildren(head(i, round), facts(i), both);
   }
@@ -65,20 +65,20 @@ export function inspector(held) {
     return list;
   }
 
-  function laws(i) {
-    const both = node("div", "wb-laws"), taken = held.token("token_id", i);
-    for (const [name, title] of [["topk_raw", "raw law"], ["topk_sampled", "law sampled from"]]) {
-      const law = held.token(name, i);
-      if (!law) continue;
-      const table = node("table", "wb-law"), kept = name === "topk_raw" ? held.token("topk_sampled", i)?.[0] : null;
+  function distributions(i) {
+    const both = node("div", "wb-distributions"), taken = held.token("token_id", i);
+    for (const [name, title] of [["topk_raw", "raw distribution"], ["topk_sampled", "distribution sampled from"]]) {
+      const distribution = held.token(name, i);
+      if (!distribution) continue;
+      const table = node("table", "wb-distribution"), kept = name === "topk_raw" ? held.token("topk_sampled", i)?.[0] : null;
       table.append(node("caption", "", title));
-      law[0].forEach((token, k) => {
+      distribution[0].forEach((token, k) => {
         const cut = kept && !kept.includes(token), row = node("tr", token === taken ? "wb-taken" : cut ? "wb-cut" : "");
         const bar = node("span", "wb-p"), cell = node("td", "wb-share"), word = node("td");
-        bar.style.width = `${(100 * (law[1][k] ?? 0)).toFixed(1)}%`;
+        bar.style.width = `${(100 * (distribution[1][k] ?? 0)).toFixed(1)}%`;
         cell.append(bar);
         word.append(node("code", "", visible(held.text(token), true)), token === taken ? " ✓" : "");
-        row.append(word, cell, node("td", "wb-number", shown(law[1][k])));
+        row.append(word, cell, node("td", "wb-number", shown(distribution[1][k])));
         table.append(row);
       });
       both.append(table);

@@ -1,5 +1,5 @@
 // The rounds received so far, joined. `take(delta)` is the receiving side of the contract in data.py.
-// Tokens go by index: 0 is the first new one; those of a prompt whose laws are recorded come before, from `first` on.
+// Tokens go by index: 0 is the first new one; those of a prompt whose distributions are recorded come before, from `first` on.
 
 const TABLES = ["tokens", "rounds", "drafts", "forwards"];
 

@@ -1,22 +1,22 @@
-import { clockChart } from "./clock.js";
+import { timelineChart } from "./timeline.js";
 import { node, shown, visible } from "./common.js";
 import { dataTable, inspector } from "./inspector.js";
 import { record } from "./record.js";
-import { tokenStrip } from "./strip.js";
+import { tokenView } from "./token-view.js";
 import { decodeControls, transport } from "./transport.js";
 
-// The view of a trace: strip, clock chart, inspector, transport and data table around one cursor.
+// The view of a trace: token view, timeline, inspector, transport and data table around one cursor.
 //
 // mount(element, options) -> { update(delta), setCursor(i), destroy() }
 //   data        what to draw first: a mapping as data.py describes it
 //   parts       which of PARTS to draw, in that order (all)
-//   label       name of the strip ("decoded tokens"); colourBy: signal it starts with ("entropy")
+//   label       name of the token view ("decoded tokens"); colourBy: signal it starts with ("entropy")
 //   css         text of the stylesheet, where the page does not carry it
 //   onCursor(i) the reader moved the cursor; onPick(i): pressed Enter or a double click on a token
 //   onAction(n) a button of the running decoder: "step", "run", "pause" or "back"; without it there are no such buttons
 // update(delta) returns false, and draws nothing, where rounds before the delta are missing: ask for all of them.
 
-const PARTS = ["transport", "strip", "clock", "inspector", "table"];
+const PARTS = ["transport", "tokens", "timeline", "inspector", "table"];
 
 export function mount(element, options = {}) {
   const { data = null, parts = PARTS, label = "decoded tokens", colourBy = "entropy", css = "" } = options;
@@ -30,13 +30,13 @@ export function mount(element, options = {}) {
     options.onCursor?.(i);
   };
   const picked = (i) => options.onPick?.(i);
-  const strip = tokenStrip(held, { label, colourBy, onMove: moved, onPick: picked, onHover: hover });
-  const clock = clockChart(held, { onMove: moved, onHover: hover });
+  const view = tokenView(held, { label, colourBy, onMove: moved, onPick: picked, onHover: hover });
+  const timeline = timelineChart(held, { onMove: moved, onHover: hover });
   const glass = inspector(held), table = dataTable(held, { cursor: () => at });
   const keys = transport(held, { at: () => at, onMove: moved, onPlay: (on) => { playing = on; veil(); } });
   const decode = options.onAction && decodeControls({ onAction: options.onAction });
   const places = {
-    transport: [keys.element], strip: [strip.bar, strip.box, note, live], clock: [clock.element],
+    transport: [keys.element], tokens: [view.bar, view.box, note, live], timeline: [timeline.element],
     inspector: [glass.element], table: [table.element],
   };
   if (css) root.append(node("style", "", css));
@@ -54,14 +54,14 @@ export function mount(element, options = {}) {
   }
 
   // While it plays, what has not been reached yet is faint.
-  const veil = () => strip.dim(Math.min(limit, playing && at !== null ? at + 1 : Infinity));
+  const veil = () => view.dim(Math.min(limit, playing && at !== null ? at + 1 : Infinity));
 
   function go(i) {
     at = i === null || held.empty() ? null : Math.max(held.first, Math.min(i, held.count() - 1));
-    strip.select(at);
-    strip.reveal(at);
+    view.select(at);
+    view.reveal(at);
     if (playing) veil();
-    if (parts.includes("clock")) clock.cursor(at);
+    if (parts.includes("timeline")) timeline.cursor(at);
     if (parts.includes("inspector")) glass.show(at);
     keys.sync();
     note.textContent = describe(at);
@@ -69,22 +69,22 @@ export function mount(element, options = {}) {
   }
 
   function hover(i) {
-    strip.hover(i);
-    clock.hover(i);
+    view.hover(i);
+    timeline.hover(i);
     note.textContent = describe(i ?? at);
   }
 
   function update(delta) {
     if (!held.take(delta)) return false;
     limit = delta.cursor ?? Infinity;
-    strip.draw();
+    view.draw();
     veil();
-    if (parts.includes("clock")) clock.draw();
+    if (parts.includes("timeline")) timeline.draw();
     table.draw();
     const follow = "selected" in delta ? delta.selected ?? (delta.cursor ? delta.cursor - 1 : null) : at ?? 0;
-    const scroll = strip.box.scrollTop;
+    const scroll = view.box.scrollTop;
     go(follow);
-    if (delta.follow === false) strip.box.scrollTop = scroll;
+    if (delta.follow === false) view.box.scrollTop = scroll;
     if (decode) decode.show({ ended: held.ended, cursor: delta.cursor, length: held.count(), ...delta.status });
     return true;
   }
@@ -98,6 +98,6 @@ export function mount(element, options = {}) {
   return {
     update,
     setCursor: go,
-    destroy: () => { keys.stop(); clock.destroy(); root.remove(); },
+    destroy: () => { keys.stop(); timeline.destroy(); root.remove(); },
   };
 }

@@ -47,12 +47,12 @@ export default { render };
 
 
 class TraceWidget(anywidget.AnyWidget):
-    """Strip, clock chart, inspector and transport over a recorded trace; stepping happens in the browser.
+    """Token view, timeline, inspector and transport over a recorded trace; stepping happens in the browser.
 
     Attributes
     ----------
     cursor: index of the token under the glass, -1 before there is one; set it to move the view. Tokens of a prompt
-        whose laws were recorded (`prompt_rows`) count from -1 down.
+        whose distributions were recorded (`prompt_rows`) count from -1 down.
     picked: index of the token last picked with Enter or a double click, -1 before that; observe it to act on it.
 
     Saved without a kernel, the notebook shows the text with underlines and shades, without a script.

@@ -169,7 +169,7 @@ def test_lone_surrogates_of_a_prompt_reach_parquet_figures_and_capsules_as_marks
     assert "x?" in views.signals(trace).to_json() and "x?" in trace._repr_mimebundle_()["text/html"]
 
 
-def test_a_capsule_knows_the_texts_of_a_run_with_sealed_pages(made_up):
+def test_a_capsule_knows_the_texts_of_a_run_with_quantized_pages(made_up):
     """An event's own `bits` were taken for a round's columns: no capsule of a quantized run of another model."""
     from workbench import web
 

@@ -12,7 +12,7 @@ NAMES = {
     "acceptance_by_position", "acceptance_tested", "mean_acceptance_length_no_bonus", "tokens_per_target_forward",
     "target_forwards", "draft_forwards", "entropy_raw_nats", "repeated_4gram_share", "cache_bytes",
     "bits_per_element", "tokens_per_second", "time_to_first_token_ms", "modelled_speedup", "measured_speedup",
-    "claim", "verified", "rounds", "tokens", "end_reason",
+    "guarantee", "verified", "rounds", "tokens", "end_reason",
     "mean_acceptance_length_per_request", "mean_acceptance_length_per_request_no_bonus",
 }  # fmt: skip
 
@@ -28,7 +28,7 @@ def test_acceptance_figures_of_a_known_run(made_up):
     assert figures["acceptance_tested"] == 6 / 8  # two rejections; five nodes behind them were never tested
     assert (figures["tokens"], figures["target_forwards"], figures["draft_forwards"]) == (10, 4, 12)
     assert figures["tokens_per_target_forward"] == 2.5
-    assert figures["claim"] == "exact" and figures["end_reason"] is None
+    assert figures["guarantee"] == "exact" and figures["end_reason"] is None
 
 
 def passes(*rows):

@@ -1,4 +1,4 @@
-"""The tables: fixed columns and dtypes, literal values for a run made by hand, the laws of the ledger."""
+"""The tables: fixed columns and dtypes, literal values for a run made by hand, the distributions of the ledger."""
 
 from dataclasses import replace
 

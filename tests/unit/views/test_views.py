@@ -78,9 +78,9 @@ def test_signals_share_one_token_axis_and_draw_the_tables(made_up):
     assert [name for name in figure.layout.to_plotly_json() if name.startswith("xaxis")] == ["xaxis"]
     assert {trace.yaxis for trace in figure.data} == {"y", "y2", "y3", "y4"}
     index = tokens["index"].tolist()
-    raw = named(figure, "entropy, raw law")
+    raw = named(figure, "entropy, raw distribution")
     assert list(raw.x) == index and list(raw.y) == tokens["entropy_raw_nats"].tolist()
-    assert list(named(figure, "entropy, sampled law").y) == tokens["entropy_sampled_nats"].tolist()
+    assert list(named(figure, "entropy, sampled distribution").y) == tokens["entropy_sampled_nats"].tolist()
     assert list(named(figure, "drafted in the round").y) == [4] * 9
     assert list(named(figure, "accepted in the round").y) == [2] * 3 + [4] * 5 + [0]
     drafted = named(figure, "from draft-model")

@@ -19,7 +19,7 @@ from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["ADED"]
 
@@ -94,12 +94,12 @@ class ADED(Drafter):
             look_again(self.corpus, lm.tokenizer)
             trigrams(self.corpus, lm.tokenizer, self.megabytes, self.width)
 
-    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
+    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
         tokens = state.tokens[start : start + len(out.logits)]
         before = [state.tokens[start - 1] if start else -1, *tokens[:-1]]
         self._learn(state, before, tokens, out.logits)
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         weights, tokens = self._weights(state), state.tokens
         before, last = tokens[-2] if len(tokens) > 1 else -1, tokens[-1]
         width, most = (None, shape.budget) if shape.branches else (1, min(depth, shape.budget))
@@ -109,8 +109,8 @@ class ADED(Drafter):
             paths = by_visits(weights, before, last, most, min(depth, self.depth), self.simulations, width)
         return self.trie(state, shape, paths if shape.branches else paths[-1:], depth)
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         if logits is None:
             return
@@ -121,7 +121,8 @@ class ADED(Drafter):
         self._learn(state, [above[n] for n in order], [tree.tokens[n] for n in order], logits[order])
 
     def _learn(self, state: "State", before: list[int], tokens: list[int], logits: torch.Tensor) -> None:
-        """Note the target's laws [n, V] after pairs of tokens, and after the second alone; of equal pairs the last."""
+        """Note the target's distributions [n, V] after pairs of tokens, and after the second alone; of equal pairs the
+        last."""
         logits = logits.float()
         best = logits.topk(min(self.width, logits.shape[-1]))
         weights = (best.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
@@ -137,7 +138,7 @@ class ADED(Drafter):
         table = _Table(*state.memory[NAME]) if NAME in state.memory else _Table.empty(1, self.width)
         corpus = None
         if self.corpus:
-            corpus = trigrams(self.corpus, state.lanes["target"].model.tokenizer, self.megabytes, self.width)
+            corpus = trigrams(self.corpus, state.runners["target"].model.tokenizer, self.megabytes, self.width)
         recent: dict[tuple[int, int], dict[int, float]] = {}
         ids = state.tokens[-self.window - 2 :] if self.window else []
         for a, b, c in zip(ids, ids[1:], ids[2:], strict=False):

@@ -15,7 +15,7 @@ from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["InputGuided", "realign"]
 
@@ -46,7 +46,7 @@ class InputGuided(Drafter):
     def default_shape(self) -> DraftShape:
         return FixedLength(16)
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         memory = self._memory(state)
         place, length = memory["place"], len(state.tokens)
         if memory["length"] != length or not memory["aligned"]:
@@ -58,8 +58,8 @@ class InputGuided(Drafter):
         ahead = ahead if memory["aligned"] else []
         return self.chain(state, shape, ahead, depth)
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         memory = state.memory[NAME]
         place, (start, stop) = memory["place"] + len(path), memory["source"]
@@ -75,7 +75,7 @@ class InputGuided(Drafter):
 
     def _source(self, state: "State") -> tuple[int, int]:
         """The tokens of the prompt that lie between the marks; all of them where a mark is not there."""
-        tokenizer, count = state.lanes["target"].model.tokenizer, state.prompt_length
+        tokenizer, count = state.runners["target"].model.tokenizer, state.prompt_length
         if tokenizer is None or not (self.begin or self.end):
             return 0, count
         texts = Detokenizer(tokenizer)

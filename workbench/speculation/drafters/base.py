@@ -8,31 +8,31 @@ import torch
 from workbench.declare import Declared
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.vocabulary import ids_read
-from workbench.speculation.growth import Growth
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import POINT, DraftTree
 
 if TYPE_CHECKING:
     from workbench.cache import Stack
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["Drafter", "RowDrafter", "check_layers"]
 
 
 class Drafter(Declared):
-    """Base of all drafters. State between rounds lives in the decoding state: a lane, or `state.memory` under the
+    """Base of all drafters. State between rounds lives in the decoding state: a runner, or `state.memory` under the
     drafter's name (values are replaced, never changed in place; tensors and arrays there are counted as its table)."""
 
     family = "drafter"
-    has_rows = False  # gives a law with every node: confidence and DIST nodes are possible
+    has_rows = False  # gives a distribution with every node: confidence and DIST nodes are possible
     has_features = False  # gives its hidden state after every node below the root
     branches = True  # can draft several children of one node
     wants_hidden = False  # the target's final states: of all tokens in `read`, as `tree.hidden` in `settle`
     wants_logits = False  # the target's logits of all prompt tokens in `read`
     wants_states: tuple[int, ...] = ()  # the target's states behind so many layers, as `out.states` in `read`
     has_exits = False  # a shape may choose the layer it drafts from
-    by_text = False  # its law after a text depends on the text alone, not on where a round began, and all are recorded
+    by_text = False  # its distribution after a text depends on the text alone, not on where a round began, and all are recorded
 
     def default_shape(self) -> DraftShape:
         return FixedLength(4)
@@ -42,7 +42,9 @@ class Drafter(Declared):
         if shape.needs_confidence and not self.has_rows:
             return f"shape {shape.declared_name!r} reads the drafter's confidence, and {self.declared_name!r} has none"
         if shape.needs_rows and not self.has_rows:
-            return f"shape {shape.declared_name!r} reads the drafter's laws, and {self.declared_name!r} has none"
+            return (
+                f"shape {shape.declared_name!r} reads the drafter's distributions, and {self.declared_name!r} has none"
+            )
         if shape.needs_features and not self.has_features:
             return f"shape {shape.declared_name!r} reads a draft's hidden states, and {self.declared_name!r} gives none"
         if shape.needs_exits and not self.has_exits:
@@ -54,7 +56,7 @@ class Drafter(Declared):
     def check(self, lm: LanguageModel) -> None:
         """Raise BadInput where the drafter does not fit the target; before any work."""
 
-    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+    def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         """The models the drafter runs, by role."""
         return {}
 
@@ -62,14 +64,14 @@ class Drafter(Declared):
         """The cache stacks of these models, by role."""
         return {}
 
-    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
+    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
         """The target has read the tokens from `start` on outside a round (the prompt, as a rule), with these logits
         (of all rows where `wants_logits`) and hidden states (where `wants_hidden`)."""
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         """A tree of at most `depth` levels below the pending token.
 
-        coupled: the verifier compares with the target's own keyed draw; so propose what that noise would pick (POINT
+        seeded: the verifier compares with the target's own seeded draw; so propose what that noise would pick (POINT
         nodes). Otherwise nodes with a row are independent draws from it (DIST), except at temperature 0.
         """
         raise NotImplementedError
@@ -104,52 +106,52 @@ class Drafter(Declared):
             tree.stop_reason = "no match"
         return tree
 
-    def score(self, state: "State", log: "RoundLog", tree: DraftTree, hidden: bool) -> torch.Tensor:
+    def score(self, state: "State", r: "Round", tree: DraftTree, hidden: bool) -> torch.Tensor:
         """The target's logits [n, V] after every node, in one forward; sets `tree.hidden` where that is wanted."""
         root = len(state.tokens) - 1
         mask = None if tree.is_chain else tree.ancestors()
         positions = [root + depth for depth in tree.depths]
         want = ("hidden",) if hidden or self.wants_hidden else ()
-        out = log.forward("target", tree.tokens, positions, mask, want=want)
+        out = r.forward("target", tree.tokens, positions, mask, want=want)
         tree.hidden = out.hidden
         return out.logits
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         """Commit or drop what was staged for the tree and learn from it; `path` are the accepted nodes that became
         text, `logits` the target's after every node [n, V] (None where a device round kept them)."""
 
 
 class RowDrafter(Drafter):
-    """Base of drafters that know a law after every node: the shape grows the tree, the drafter reads nodes."""
+    """Base of drafters that know a distribution after every node: the shape grows the tree, the drafter reads nodes."""
 
     has_rows = True
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
-        depth = min(depth, self.reach(state))
-        growth = Growth(
-            self.declared_name, state, log, depth, coupled, self.logits, shape.needs_confidence, shape.needs_features
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+        depth = min(depth, self.max_depth(state))
+        builder = TreeBuilder(
+            self.declared_name, state, r, depth, seeded, self.logits, shape.needs_confidence, shape.needs_features
         )
-        shape.grow(growth)
-        self.drafted(state, growth)
-        return growth.tree
+        shape.grow(builder)
+        self.drafted(state, builder)
+        return builder.tree
 
-    def reach(self, state: "State") -> int:
+    def max_depth(self, state: "State") -> int:
         """The most levels this drafter can draft from here."""
         return 2**30
 
-    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
+    def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
         """Logits [n, V'] after nodes that were not read before (`growth.fed` were); the root may be among them."""
         raise NotImplementedError
 
-    def drafted(self, state: "State", growth: Growth) -> None:
+    def drafted(self, state: "State", builder: TreeBuilder) -> None:
         """The tree is grown: keep what `settle` will need."""
 
 
 def within(state: "State", tokens: Sequence[int]) -> Sequence[int]:
     """A proposed text as far as the target has its tokens: a tokenizer may know more."""
-    lm = state.lanes["target"].model
+    lm = state.runners["target"].model
     limit = min(lm.vocab_size, ids_read(lm))
     return next((tokens[:place] for place, token in enumerate(tokens) if token >= limit), tokens)
 

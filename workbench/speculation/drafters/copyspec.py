@@ -12,7 +12,7 @@ from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["CopySpec", "find_copy"]
 
@@ -28,7 +28,7 @@ class CopySpec(Drafter):
     verifier's exact test (theirs compares the filtered probability with 1, which accepts at temperature 0 only).
     """
 
-    gram: int = setting(3, ge=1, le=32, unit="tokens", help="length of the ending that must have occurred before")
+    ngram: int = setting(3, ge=1, le=32, unit="tokens", help="length of the ending that must have occurred before")
     occurrence: str = setting("latest", choices=("latest", "first"), help="which earlier occurrence to copy from")
 
     branches = False
@@ -36,12 +36,12 @@ class CopySpec(Drafter):
     def default_shape(self) -> DraftShape:
         return FixedLength(10)
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
-        copied = find_copy(state.tokens, self.gram, min(depth, shape.budget), self.occurrence)
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+        copied = find_copy(state.tokens, self.ngram, min(depth, shape.budget), self.occurrence)
         return self.chain(state, shape, copied, depth)
 
 
-def find_copy(tokens: list[int], gram: int, length: int, occurrence: str = "latest") -> list[int]:
+def find_copy(tokens: list[int], ngram: int, length: int, occurrence: str = "latest") -> list[int]:
     """What followed an earlier occurrence of the last `gram` tokens, at most `length` tokens.
 
     >>> find_copy([1, 2, 3, 4, 9, 1, 2, 3], gram=3, length=2)
@@ -49,16 +49,16 @@ def find_copy(tokens: list[int], gram: int, length: int, occurrence: str = "late
     >>> find_copy([5, 5, 5, 5], gram=2, length=3)
     [5]
     """
-    if len(tokens) <= gram:
+    if len(tokens) <= ngram:
         return []
     ids = np.asarray(tokens, dtype=np.int64)
-    ending = ids[-gram:]
-    starts = len(ids) - gram  # an occurrence must end before the text does
+    ending = ids[-ngram:]
+    starts = len(ids) - ngram  # an occurrence must end before the text does
     match = ids[:starts] == ending[0]
-    for offset in range(1, gram):
+    for offset in range(1, ngram):
         match &= ids[offset : starts + offset] == ending[offset]
     found = match.nonzero()[0]
     if not len(found):
         return []
-    follows = int(found[-1 if occurrence == "latest" else 0]) + gram
+    follows = int(found[-1 if occurrence == "latest" else 0]) + ngram
     return tokens[follows : follows + length]

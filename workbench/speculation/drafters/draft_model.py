@@ -9,12 +9,12 @@ from workbench.cache import Stack, as_stack
 from workbench.declare import register, setting
 from workbench.engine.loading import companion
 from workbench.engine.model import LanguageModel
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter
-from workbench.speculation.growth import Growth
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["DraftModel"]
 
@@ -42,37 +42,39 @@ class DraftModel(RowDrafter):
     def by_text(self) -> bool:
         return self.cache is None  # a stack acts where a round begins, not where a draft has come to
 
-    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+    def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         return {"draft": companion(lm, self.model)}
 
     def caches(self) -> dict[str, Stack | None]:
         return {"draft": self.cache}
 
-    def reach(self, state: "State") -> int:
-        lane = state.lanes["draft"]
-        if not lane.reads(state.pending):
+    def max_depth(self, state: "State") -> int:
+        runner = state.runners["draft"]
+        if not runner.reads(state.pending):
             return 0  # an id the draft does not have is not drafted on
-        return min(lane.model.context - len(state.tokens), lane.room(len(state.tokens)) + 1)  # leaves are not fed
+        return min(
+            runner.model.context - len(state.tokens), runner.rows_left(len(state.tokens)) + 1
+        )  # leaves are not fed
 
-    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
+    def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
         if 0 in nodes:
-            full = growth.log.settings.level == "full"
-            logits = growth.log.advance("draft", "all" if full else "last").logits  # the root is committed
-            growth.overread(logits[:-1], range(growth.base + 2 - len(logits), growth.base + 1))
+            full = builder.round.settings.level == "full"
+            logits = builder.round.advance("draft", "all" if full else "last").logits  # the root is committed
+            builder.overread(logits[:-1], range(builder.base + 2 - len(logits), builder.base + 1))
             return logits[-1:]
-        tokens = [growth.tree.tokens[node] for node in nodes]
-        mask = growth.visible(nodes, [*growth.fed[1:], *nodes])
-        if growth.features is None:
-            return growth.log.forward("draft", tokens, growth.positions(nodes), mask).logits
-        out = growth.log.forward("draft", tokens, growth.positions(nodes), mask, want=("hidden",))
-        growth.features |= zip(nodes, out.hidden, strict=True)
+        tokens = [builder.tree.tokens[node] for node in nodes]
+        mask = builder.visible(nodes, [*builder.expanded[1:], *nodes])
+        if builder.features is None:
+            return builder.round.forward("draft", tokens, builder.positions(nodes), mask).logits
+        out = builder.round.forward("draft", tokens, builder.positions(nodes), mask, want=("hidden",))
+        builder.features |= zip(nodes, out.hidden, strict=True)
         return out.logits
 
-    def drafted(self, state: "State", growth: Growth) -> None:
-        state.memory["fed"] = tuple(growth.fed[1:])
+    def drafted(self, state: "State", builder: TreeBuilder) -> None:
+        state.memory["fed"] = tuple(builder.expanded[1:])
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         fed = state.memory.pop("fed")
-        log.commit("draft", [fed.index(node) for node in path if node in fed])
+        r.commit("draft", [fed.index(node) for node in path if node in fed])

@@ -7,8 +7,8 @@ import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter
-from workbench.speculation.growth import Growth
 from workbench.speculation.heads import modules, weights
 from workbench.speculation.heads.feature_model import FeatureModel
 from workbench.speculation.shapes.base import DraftShape
@@ -16,7 +16,7 @@ from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["Eagle"]
 
@@ -26,17 +26,17 @@ __all__ = ["Eagle"]
 class Eagle(RowDrafter):
     """From the target's feature before a token and the token, one decoder layer gives the feature after it.
 
-    The target's head turns it into a law; below the root the layer goes on from features of its own. Its cache holds
-    committed tokens with the target's true features; a round's guesses are dropped. Features nobody knows (before
+    The target's head turns it into a distribution; below the root the layer goes on from features of its own. Its cache
+    holds committed tokens with the target's true features; a round's guesses are dropped. Features nobody knows (before
     the first token, or read under another drafter) count as zeros.
 
     Sources: "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty" (arXiv 2401.15077; SafeAILab/EAGLE);
     variant `fspad`: "Boosting Lossless Speculative Decoding via Feature Sampling and Partial Alignment Distillation"
     (arXiv 2408.15562), its layers reconstructed from the abstract. Departures: the loss is the cross-entropy with the
-    target's law and half the features' SmoothL1 (theirs: a tenth, and the whole), over a recursion of two steps, as in
-    "Learning Harmonized Representations for Speculative Sampling" (arXiv 2408.15766); the state is normalised before
-    the head; the token's embedding and the layer's input are normalised (theirs: neither); the optimiser is Muon
-    (theirs: AdamW). `fspad` has the same loss, so its partial alignment is the extra branch alone.
+    target's distribution and half the features' SmoothL1 (theirs: a tenth, and the whole), over a recursion of two
+    steps, as in "Learning Harmonized Representations for Speculative Sampling" (arXiv 2408.15766); the state is
+    normalised before the head; the token's embedding and the layer's input are normalised (theirs: neither); the
+    optimiser is Muon (theirs: AdamW). `fspad` has the same loss, so its partial alignment is the extra branch alone.
     """
 
     variant: str = setting("eagle", choices=("eagle", "fspad"), help="the layer's input and output: see above")
@@ -57,58 +57,58 @@ class Eagle(RowDrafter):
             embedded = lm.embed(tokens)
             return torch.cat([torch.zeros_like(embedded), embedded], -1)
 
-        return weights.kept(lm, ("lane", module), lambda: FeatureModel(self.variant, module, lm, blank))
+        return weights.kept(lm, ("runner", module), lambda: FeatureModel(self.variant, module, lm, blank))
 
     def check(self, lm: LanguageModel) -> None:
         self.model(lm)
 
-    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+    def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         return {"draft": self.model(lm)}
 
-    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
+    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
         """The tokens read, with the target's features before them, go into the layer's own cache."""
         self._learn(state, start, out.hidden)
-        lane, end = state.lanes["draft"], start + len(out.hidden)
-        first = lane.store.length
+        runner, end = state.runners["draft"], start + len(out.hidden)
+        first = runner.store.length
         if first < end:
-            log.forward("draft", self._rows(state, end), range(first, end), None, "last", "prefill")
-            lane.store.commit(range(end - first))
+            r.forward("draft", self._rows(state, end), range(first, end), None, "last", "prefill")
+            runner.store.commit(range(end - first))
             state.memory[self.declared_name] = (end - 1, out.hidden[-1:].clone())
 
-    def reach(self, state: "State") -> int:
-        return state.lanes["draft"].model.context - len(state.tokens)
+    def max_depth(self, state: "State") -> int:
+        return state.runners["draft"].model.context - len(state.tokens)
 
-    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
-        if growth.features is None:
-            growth.features = {}
-        tree, log, state = growth.tree, growth.log, growth.state
+    def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
+        if builder.features is None:
+            builder.features = {}
+        tree, r, state = builder.tree, builder.round, builder.state
         if 0 in nodes:
-            first, end = state.lanes["draft"].store.length, len(state.tokens)
+            first, end = state.runners["draft"].store.length, len(state.tokens)
             rows = self._rows(state, end)
-            out = log.forward("draft", rows, range(first, end), logits_at="last", want=("hidden",))
-            log.commit("draft", range(end - first))  # the root is committed
-            growth.features[0] = out.hidden[-1]
+            out = r.forward("draft", rows, range(first, end), logits_at="last", want=("hidden",))
+            r.commit("draft", range(end - first))  # the root is committed
+            builder.features[0] = out.hidden[-1]
             return out.logits
-        before = torch.stack([growth.features[tree.parents[node]] for node in nodes])
-        embedded = state.lanes["target"].model.embed([tree.tokens[node] for node in nodes])
-        mask = growth.visible(nodes, [*growth.fed[1:], *nodes])
+        before = torch.stack([builder.features[tree.parents[node]] for node in nodes])
+        embedded = state.runners["target"].model.embed([tree.tokens[node] for node in nodes])
+        mask = builder.visible(nodes, [*builder.expanded[1:], *nodes])
         rows = torch.cat([before, embedded], -1)
-        out = log.forward("draft", rows, growth.positions(nodes), mask, want=("hidden",))
-        growth.features |= zip(nodes, out.hidden, strict=True)
+        out = r.forward("draft", rows, builder.positions(nodes), mask, want=("hidden",))
+        builder.features |= zip(nodes, out.hidden, strict=True)
         return out.logits
 
-    def drafted(self, state: "State", growth: Growth) -> None:
-        state.lanes["draft"].store.discard()
+    def drafted(self, state: "State", builder: TreeBuilder) -> None:
+        state.runners["draft"].store.discard()
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         self._learn(state, len(state.tokens) - 2 - len(path), tree.hidden[[0, *path]])
 
     def _learn(self, state: "State", start: int, features: torch.Tensor) -> None:
         """Keep the target's features after the tokens from `start` on, and those before that are still to be read."""
         first, known = state.memory.get(self.declared_name, (start, features[:0]))
-        needed = max(first, state.lanes["draft"].store.length - 1)
+        needed = max(first, state.runners["draft"].store.length - 1)
         if first + len(known) == start and needed < start:
             first, known = needed, torch.cat([known[needed - first :], features])
         else:
@@ -117,9 +117,9 @@ class Eagle(RowDrafter):
 
     def _rows(self, state: "State", end: int) -> torch.Tensor:
         """[n, 2·width] what the layer reads for the tokens from the end of its cache up to `end`."""
-        lane = state.lanes["draft"]
-        start = lane.store.length
-        rows = lane.model.embed(state.tokens[start:end])
+        runner = state.runners["draft"]
+        start = runner.store.length
+        rows = runner.model.embed(state.tokens[start:end])
         first, known = state.memory.get(self.declared_name, (start, rows[:0]))
         low, high = max(first, start - 1), min(first + len(known), end - 1)  # features after tokens low .. high - 1
         if low < high:

@@ -16,7 +16,7 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES, POINT, DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["Fuse", "graft"]
 
@@ -30,18 +30,19 @@ class Fuse(Drafter):
     found nothing (mode = first): `Fuse(CopySpec(), DraftModel(), mode="first")`.
 
     `first` follows the decoder's shape, `second` its own default or `second_shape`. In a union the tree that holds
-    draws from laws stays as it is, and the other is grafted on as POINT nodes behind them: a draw must never give way
-    to a copy of it. If laws are known at the root, grafts begin with one of its `likeliest` tokens, the most probable
-    first. Grafts add at most `share` of the shape's nodes. A node that both proposed names both. At temperature > 0,
-    draws of a second drafter with laws count as POINT. Source: "RASD: Retrieval-Augmented Speculative Decoding" (arXiv
-    2503.03434) (`likeliest` and `share` are reconstructed).
-    """
+    draws from distributions stays as it is, and the other is grafted on as POINT nodes behind them: a draw must never
+    give way to a copy of it. If distributions are known at the root, grafts begin with one of its `likeliest` tokens,
+    the most probable first. Grafts add at most `share` of the shape's nodes. A node that both proposed names both. At
+    temperature > 0, draws of a second drafter with distributions count as POINT. Source: "RASD: Retrieval-Augmented
+    Speculative Decoding" (arXiv 2503.03434) (`likeliest` and `share` are reconstructed). """
 
     first: Drafter = setting(factory=CopySpec, family="drafter", help="follows the decoder's shape")
     second: Drafter = setting(factory=DraftModel, family="drafter", help="joins, or steps in")
     mode: str = setting("union", choices=("union", "first"), help="both drafters, or the second if the first is silent")
     second_shape: DraftShape | None = setting(None, family="shape", help="the second's shape (default: its own)")
-    likeliest: int = setting(8, ge=1, le=4096, help="root tokens that grafts may begin with, where a law is known")
+    likeliest: int = setting(
+        8, ge=1, le=4096, help="root tokens that grafts may begin with, where a distribution is known"
+    )
     share: float = setting(1 / 3, gt=0, le=1, help="grafted nodes, as a share of the shape's")
 
     def __post_init__(self) -> None:
@@ -83,8 +84,8 @@ class Fuse(Drafter):
             part.check(lm)
         self.second_shape.check(self.second, lm)
 
-    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
-        ours, theirs = (part.lanes(lm) for part in self.parts)
+    def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+        ours, theirs = (part.runners(lm) for part in self.parts)
         if both := sorted(ours.keys() & theirs.keys()):
             raise BadInput(f"Fuse: both drafters would run a model as {', '.join(both)!r}; only one of them can")
         return ours | theirs
@@ -92,15 +93,15 @@ class Fuse(Drafter):
     def caches(self) -> dict[str, Stack | None]:
         return self.first.caches() | self.second.caches()
 
-    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
+    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
         for part in self.parts:
             if part.wants_hidden or part.wants_logits or part.wants_states:
-                part.read(state, log, start, out)
+                part.read(state, r, start, out)
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
-        ours = self.first.propose(state, log, shape, depth, coupled)
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+        ours = self.first.propose(state, r, shape, depth, seeded)
         silent = self.mode == "first" and len(ours) > 1
-        theirs = self.second.propose(state, log, self.second_shape, 0 if silent else depth, coupled)
+        theirs = self.second.propose(state, r, self.second_shape, 0 if silent else depth, seeded)
         swap = len(ours) == 1 or (theirs.rows and not ours.rows)
         stem, other = (theirs, ours) if swap else (ours, theirs)
         budget = (self.second_shape if swap else shape).budget
@@ -111,8 +112,8 @@ class Fuse(Drafter):
         state.memory[NAME] = (*state.memory.get(NAME, ()), pairs)
         return tree
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         *below, proposed = state.memory[NAME]
         state.memory[NAME] = tuple(below)
@@ -128,7 +129,7 @@ class Fuse(Drafter):
             rows = [places[node] for node in held]
             own = replace(own, tokens=[own.tokens[n] for n in held], parents=[own.parents[n] for n in held])
             own.hidden = None if tree.hidden is None else tree.hidden[rows]
-            part.settle(state, log, own, stood, None if logits is None else logits[rows])
+            part.on_verified(state, r, own, stood, None if logits is None else logits[rows])
 
 
 def graft(stem: DraftTree, other: DraftTree, most: int, likeliest: int) -> tuple[DraftTree, list[int | None]]:
@@ -138,7 +139,7 @@ def graft(stem: DraftTree, other: DraftTree, most: int, likeliest: int) -> tuple
     tree = replace(stem, **{name: list(getattr(stem, name)) for name in columns})
     order, allowed = range(1, len(other)), None
     if 0 in stem.raw and len(other) > 1:
-        order, allowed = _by_law(other, stem.raw[0], likeliest)
+        order, allowed = _by_distribution(other, stem.raw[0], likeliest)
     most = min(len(stem) + most, MAX_NODES)
     known = {(stem.parents[node], stem.tokens[node]): node for node in range(len(stem) - 1, 0, -1)}
     places: list[int | None] = [0, *[None] * (len(other) - 1)]
@@ -153,17 +154,17 @@ def graft(stem: DraftTree, other: DraftTree, most: int, likeliest: int) -> tuple
             place = known[parent, token] = tree.add(parent, token, POINT, None, other.drafters[node])
         places[node] = place
     if not all(parent in tree.raw for parent in tree.parents[1:]):
-        tree.raw = {}  # laws are compared at all nodes or at none
+        tree.raw = {}  # distributions are compared at all nodes or at none
     return tree, places
 
 
-def _by_law(other: DraftTree, law: torch.Tensor, likeliest: int) -> tuple[list[int], set[int]]:
+def _by_distribution(other: DraftTree, dist: torch.Tensor, likeliest: int) -> tuple[list[int], set[int]]:
     """The nodes of a tree, branches with the likelier first token first, and the tokens that may begin one."""
-    allowed = set(law.topk(min(likeliest, len(law))).indices.tolist())
+    allowed = set(dist.topk(min(likeliest, len(dist))).indices.tolist())
     branch = [0] * len(other)
     for node, parent in enumerate(other.parents[1:], 1):
         branch[node] = branch[parent] if parent else other.tokens[node]
-    logp = {token: float(law[token]) for token in {*branch[1:]}}
+    logp = {token: float(dist[token]) for token in {*branch[1:]}}
     return sorted(range(1, len(other)), key=lambda node: (-logp[branch[node]], node)), allowed
 
 
@@ -175,4 +176,4 @@ def _keepers(drafter: Drafter) -> set[str]:
     """Names of the drafters within that keep something in the decoding state's memory."""
     if isinstance(drafter, Fuse):
         return _keepers(drafter.first) | _keepers(drafter.second)
-    return {drafter.declared_name} if type(drafter).settle is not Drafter.settle else set()
+    return {drafter.declared_name} if type(drafter).on_verified is not Drafter.on_verified else set()

@@ -6,8 +6,8 @@ import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.medusa import HeadDrafter
-from workbench.speculation.growth import Growth
 from workbench.speculation.heads import modules, weights
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
@@ -20,11 +20,11 @@ __all__ = ["Hydra"]
 class Hydra(HeadDrafter):
     """Head d reads the target's last hidden state and the d tokens since, the pending one and the path to the node.
 
-    So the law depends on the path; the nodes of a level are read in one batch. Source: "Hydra: Sequentially-Dependent
-    Draft Heads for Medusa Decoding" (arXiv 2402.05109; zankner/Hydra). Departures: the vocabulary matrix is the
-    target's, with a matrix before it as in our Medusa; heads of one layer (Hydra++ has four, and a decoder layer before
-    them); the embeddings of tokens are normalised (theirs: not); the optimiser is Muon (theirs: AdamW).
-    """
+    So the distribution depends on the path; the nodes of a level are read in one batch. Source: "Hydra:
+    Sequentially-Dependent Draft Heads for Medusa Decoding" (arXiv 2402.05109; zankner/Hydra). Departures: the
+    vocabulary matrix is the target's, with a matrix before it as in our Medusa; heads of one layer (Hydra++ has four,
+    and a decoder layer before them); the embeddings of tokens are normalised (theirs: not); the optimiser is Muon
+    (theirs: AdamW). """
 
     weights: str = setting(
         "embedded", trust="owner", help="trained heads: 'embedded', or a directory or file made by the training"
@@ -36,9 +36,9 @@ class Hydra(HeadDrafter):
     def module(self, lm: LanguageModel) -> modules.Hydra:
         return weights.load("hydra", modules.Hydra, self.weights, lm)
 
-    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
-        tree, lm = growth.tree, growth.state.lanes["target"].model
-        heads, hidden = self.module(lm), self.hidden(growth.state)
+    def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
+        tree, lm = builder.tree, builder.state.runners["target"].model
+        heads, hidden = self.module(lm), self.hidden(builder.state)
         states = {}
         for depth in {tree.depths[node] for node in nodes}:
             level = [node for node in nodes if tree.depths[node] == depth]

@@ -1,4 +1,4 @@
-"""Draft from the laws that the target's own last pass gave for the positions ahead."""
+"""Draft from the distributions that the target's own last pass gave for the positions ahead."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from workbench.declare import register, setting
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter
-from workbench.speculation.growth import Growth
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["Jacobi"]
 
@@ -23,36 +23,37 @@ NAME = "jacobi"
 @register("drafter", NAME)
 @dataclass(frozen=True)
 class Jacobi(RowDrafter):
-    """A window of tokens ahead is refined pass by pass: every token is drawn anew from the law that the last pass gave
-    at its position, and tested against the law that the next pass gives.
+    """A window of tokens ahead is refined pass by pass: every token is drawn anew from the distribution that the last
+    pass gave at its position, and tested against the distribution that the next pass gives.
 
-    After a rejection the laws behind the rejected token stay, though they saw a token that is gone; behind them the
-    window is filled from the uniform law. Each token is DIST, drawn from the row stored with it and tested once. At
-    temperature 0 this is Jacobi decoding. Text gains little by it. Sources: "Accelerating Auto-regressive Text-to-Image
-    Generation with Training-free Speculative Jacobi Decoding" (arXiv 2410.01699;
+    After a rejection the distributions behind the rejected token stay, though they saw a token that is gone; behind
+    them the window is filled from the uniform distribution. Each token is DIST, drawn from the row stored with it and
+    tested once. At temperature 0 this is Jacobi decoding. Text gains little by it. Sources: "Accelerating
+    Auto-regressive Text-to-Image Generation with Training-free Speculative Jacobi Decoding" (arXiv 2410.01699;
     tyshiwo1/Accelerating-T2I-AR-with-SJD); "Accelerating Transformer Inference for Translation via Parallel Decoding"
     (arXiv 2305.10427). Departure: where the whole window stands, the target's own token is added (theirs: none). With
-    `fill` = last the window is filled from its last law. The default window is of 8 (theirs: 16).
-    """
+    `fill` = last the window is filled from its last distribution. The default window is of 8 (theirs: 16). """
 
-    fill: str = setting("uniform", choices=("uniform", "last"), help="the law of positions that no pass has seen")
+    fill: str = setting(
+        "uniform", choices=("uniform", "last"), help="the distribution of positions that no pass has seen"
+    )
 
     branches = False
 
     def default_shape(self) -> DraftShape:
         return FixedLength(8)
 
-    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
-        model = growth.state.lanes["target"].model
-        length, rows = growth.memory.get(NAME, (-1, None))
-        if length != len(growth.state.tokens) or not len(rows):
+    def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
+        model = builder.state.runners["target"].model
+        length, rows = builder.memory.get(NAME, (-1, None))
+        if length != len(builder.state.tokens) or not len(rows):
             rows = torch.zeros((1, model.vocab_size), device=model.device)
         elif self.fill == "uniform":
             rows = torch.cat([rows, torch.zeros_like(rows[:1])])
-        return rows[[min(growth.tree.depths[node], len(rows) - 1) for node in nodes]]
+        return rows[[min(builder.tree.depths[node], len(rows) - 1) for node in nodes]]
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         if logits is not None:
             state.memory[NAME] = (len(state.tokens), logits[len(path) + 1 :].clone())

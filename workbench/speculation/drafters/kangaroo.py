@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from workbench.declare import register, setting
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output, kept
 from workbench.errors import BadInput
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter, check_layers
-from workbench.speculation.growth import Growth
 from workbench.speculation.heads import weights
 from workbench.speculation.heads.adapter import AdapterModel, Adapters, check_exits
 from workbench.speculation.shapes.base import DraftShape
@@ -18,7 +18,7 @@ from workbench.speculation.shapes.confidence import ConfidenceStop
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["Kangaroo"]
 
@@ -31,7 +31,7 @@ class _Early:
 
     exit: int
     watch: bool
-    growth: Growth | None = None
+    builder: TreeBuilder | None = None
     fed: list[int] = field(default_factory=list)
     states: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ class Kangaroo(RowDrafter):
 
     The layers run in the target's own cache. Their exit states are kept, and verification feeds them to the other
     layers, so that a drafted token costs each layer once. Exit states of all text also pass the adapter, whose cache
-    is the lane "draft"; where the target read text without it (a change of drafters), it does without.
+    is the runner "draft"; where the target read text without it (a change of drafters), it does without.
     With `weights` None there is no adapter, just the target's final norm and head (for models trained that way).
     Of several exits the first is used, unless the shape chooses (`Del`).
 
@@ -88,7 +88,7 @@ class Kangaroo(RowDrafter):
         if self.weights is None:
             check_exits(lm)
 
-    def lanes(self, lm: LanguageModel) -> dict[str, LanguageModel]:
+    def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         if self.weights is None:
             return {}
         module = weights.load("kangaroo", Adapters, self.weights, lm)
@@ -97,61 +97,63 @@ class Kangaroo(RowDrafter):
                 f"Kangaroo: no adapter behind {missing[0]} layers; {self.weights!r} has {list(module.exits)}"
             )
         name = f"{lm.name} adapters"
-        return {"draft": kept(lm, ("lane", module, self.exits), lambda: AdapterModel(lm, module, self.exits, name))}
+        return {"draft": kept(lm, ("runner", module, self.exits), lambda: AdapterModel(lm, module, self.exits, name))}
 
-    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
-        lane = state.lanes["draft"]
+    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
+        runner = state.runners["draft"]
         positions = range(start, start + len(out.states[self.exits[0]]))
         for layer, exit in enumerate(self.exits):
-            log.forward("draft", out.states[exit], positions, None, (), "prefill", layers=(layer,))
-        lane.store.commit(range(len(positions)))
+            r.forward("draft", out.states[exit], positions, None, (), "prefill", layers=(layer,))
+        runner.store.commit(range(len(positions)))
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         chosen = shape.exit(state.memory) if shape.needs_exits else None
         early = state.memory["kangaroo"] = _Early(chosen if chosen in self.exits else self.exits[0], shape.needs_exits)
-        log.step.figures = {"exit_layer": early.exit}
-        return super().propose(state, log, shape, depth, coupled)
+        r.step.figures = {"exit_layer": early.exit}
+        return super().propose(state, r, shape, depth, seeded)
 
-    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
-        early, positions = growth.memory["kangaroo"], growth.positions(nodes)
-        mask = growth.visible(nodes, [*growth.fed, *nodes])
-        states = self._early(growth.log, early, [growth.tree.tokens[n] for n in nodes], positions, mask)
+    def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
+        early, positions = builder.memory["kangaroo"], builder.positions(nodes)
+        mask = builder.visible(nodes, [*builder.expanded, *nodes])
+        states = self._early(builder.round, early, [builder.tree.tokens[n] for n in nodes], positions, mask)
         if self.weights is None:
-            return growth.state.lanes["target"].model.exit_logits(states)
+            return builder.state.runners["target"].model.exit_logits(states)
         layer = (self.exits.index(early.exit),)
-        return growth.log.forward("draft", states, positions, mask, layers=layer).logits
+        return builder.round.forward("draft", states, positions, mask, layers=layer).logits
 
     def _early(
-        self, log: "RoundLog", early: _Early, tokens: list[int], positions: list[int], mask: torch.Tensor | None
+        self, r: "Round", early: _Early, tokens: list[int], positions: list[int], mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Run rows through the first layers only; what they gave on, [R, width]."""
-        out = log.forward("target", tokens, positions, mask, (), "draft", self.exits, range(early.exit))
+        out = r.forward("target", tokens, positions, mask, (), "draft", self.exits, range(early.exit))
         early.add(out.states)
         return out.states[early.exit]
 
-    def drafted(self, state: "State", growth: Growth) -> None:
+    def drafted(self, state: "State", builder: TreeBuilder) -> None:
         early = state.memory["kangaroo"]
-        early.fed, early.growth = growth.fed, growth
+        early.expanded, early.builder = builder.expanded, builder
 
-    def score(self, state: "State", log: "RoundLog", tree: DraftTree, hidden: bool) -> torch.Tensor:
-        early, lane, root = state.memory["kangaroo"], state.lanes["target"], len(state.tokens) - 1
+    def score(self, state: "State", r: "Round", tree: DraftTree, hidden: bool) -> torch.Tensor:
+        early, runner, root = state.memory["kangaroo"], state.runners["target"], len(state.tokens) - 1
         want = (*(("hidden",) if hidden else ()), *self.exits)
-        order = [*early.fed, *(node for node in range(len(tree)) if node not in early.fed)]
-        if not early.fed or -1 in early.fed:  # nothing was read, or also what the shape dropped since: the tree anew
-            lane.store.discard()
+        order = [*early.expanded, *(node for node in range(len(tree)) if node not in early.expanded)]
+        if (
+            not early.expanded or -1 in early.expanded
+        ):  # nothing was read, or also what the shape dropped since: the tree anew
+            runner.store.discard()
             early.states, order = {}, list(range(len(tree)))
         positions = [root + tree.depths[node] for node in order]
         natural = order == list(range(len(tree)))
         mask = None if natural and tree.is_chain else tree.ancestors()[order][:, order]
         tokens = [tree.tokens[node] for node in order]
         if not early.states:
-            out = log.forward("target", tokens, positions, mask, want=want)
+            out = r.forward("target", tokens, positions, mask, want=want)
         else:
-            done = len(early.fed)
+            done = len(early.expanded)
             if done < len(order):
-                self._early(log, early, tokens[done:], positions[done:], None if mask is None else mask[done:])
-            rest = range(early.exit, lane.model.layers)
-            out = log.forward("target", early.states[early.exit], positions, mask, want=want, layers=rest)
+                self._early(r, early, tokens[done:], positions[done:], None if mask is None else mask[done:])
+            rest = range(early.exit, runner.model.layers)
+            out = r.forward("target", early.states[early.exit], positions, mask, want=want, layers=rest)
         early.add(out.states)
         tree.hidden = out.hidden
         if natural:
@@ -160,43 +162,43 @@ class Kangaroo(RowDrafter):
         tree.hidden = None if out.hidden is None else out.hidden[tree.slots]
         return out.logits[tree.slots]
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         early, stays = state.memory.pop("kangaroo"), [0, *path]
-        unread = [row for row, node in enumerate(stays) if node not in early.fed and log.settings.level == "full"]
+        unread = [row for row, node in enumerate(stays) if node not in early.expanded and r.settings.level == "full"]
         rows = stays if tree.slots is None else [tree.slots[node] for node in stays]
         states = {exit: early.states[exit][rows] for exit in self.exits}
         found: dict[int, torch.Tensor] = {}
         if self.weights:  # every adapter reads what became text, whichever of them drafted it
-            state.lanes["draft"].store.discard()
+            state.runners["draft"].store.discard()
             end = len(state.tokens) - 1
             asked, places = "all" if early.watch or unread else (), range(end - len(stays), end)
             for layer, exit in enumerate(self.exits):
-                found[exit] = log.forward("draft", states[exit], places, None, asked, layers=(layer,)).logits
-            log.commit("draft", range(len(stays)))
+                found[exit] = r.forward("draft", states[exit], places, None, asked, layers=(layer,)).logits
+            r.commit("draft", range(len(stays)))
         elif early.watch or unread:
-            found = {exit: state.lanes["target"].model.exit_logits(states[exit]) for exit in self.exits}
-        if unread:  # the laws after nodes that the shape did not ask about
-            early.growth.overread(found[early.exit][unread], [early.growth.base + 1 + row for row in unread])
+            found = {exit: state.runners["target"].model.exit_logits(states[exit]) for exit in self.exits}
+        if unread:  # the distributions after nodes that the shape did not ask about
+            early.builder.overread(found[early.exit][unread], [early.builder.base + 1 + row for row in unread])
         if early.watch:
-            self._compare(state, log, found, logits[stays])
+            self._compare(state, r, found, logits[stays])
 
-    def _compare(self, state: "State", log: "RoundLog", found: dict[int, torch.Tensor], logits: torch.Tensor) -> None:
-        """Tell the shape how the laws of all exits compare with the target's at the nodes that became text: only at
-        those, for what is drafted next must not depend on nodes that nobody tested."""
+    def _compare(self, state: "State", r: "Round", found: dict[int, torch.Tensor], logits: torch.Tensor) -> None:
+        """Tell the shape how the distributions of all exits compare with the target's at the nodes that became text:
+        only at those, for what is drafted next must not depend on nodes that nobody tested."""
         start = len(state.tokens) - len(logits)
         agreed, sure = {}, {}
 
-        def law(rows: torch.Tensor) -> Law:
-            return log.law(rows, lambda row: state.tokens[: start + row])
+        def dist(rows: torch.Tensor) -> Distribution:
+            return r.dist(rows, lambda row: state.tokens[: start + row])
 
-        target = None if log.settings.sampling.greedy else law(logits).scores.exp()
+        target = None if r.settings.sampling.greedy else dist(logits).scores.exp()
         for exit, rows in found.items():
-            own = law(rows)
+            own = dist(rows)
             if target is None:
                 agreed[exit] = [own.best(row) == state.tokens[start + row] for row in range(len(own))]
             else:
                 agreed[exit] = torch.minimum(own.scores.exp(), target).sum(-1).tolist()
             sure[exit] = own.raw.amax(-1).exp().tolist()
-        state.memory["exits"] = {"layers": state.lanes["target"].model.layers, "agreed": agreed, "confidence": sure}
+        state.memory["exits"] = {"layers": state.runners["target"].model.layers, "agreed": agreed, "confidence": sure}

@@ -10,8 +10,8 @@ import torch
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter, check_layers
-from workbench.speculation.growth import Growth
 from workbench.speculation.shapes.adaptive import AdaptiveConfidence
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
@@ -53,14 +53,16 @@ class LayerSkip(RowDrafter):
         skip = set(self.skip or evenly(layers, math.ceil(self.share * layers)))
         return [layer for layer in range(layers) if layer not in skip]
 
-    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
-        tokens = [growth.tree.tokens[node] for node in nodes]
-        mask = growth.visible(nodes, [*growth.fed, *nodes])
-        kept = self.kept(growth.state.lanes["target"].model.layers)
-        return growth.log.forward("target", tokens, growth.positions(nodes), mask, phase="draft", layers=kept).logits
+    def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
+        tokens = [builder.tree.tokens[node] for node in nodes]
+        mask = builder.visible(nodes, [*builder.expanded, *nodes])
+        kept = self.kept(builder.state.runners["target"].model.layers)
+        return builder.round.forward(
+            "target", tokens, builder.positions(nodes), mask, phase="draft", layers=kept
+        ).logits
 
-    def drafted(self, state: "State", growth: Growth) -> None:
-        state.lanes["target"].store.discard()
+    def drafted(self, state: "State", builder: TreeBuilder) -> None:
+        state.runners["target"].store.discard()
 
 
 def evenly(layers: int, count: int) -> list[int]:

@@ -7,15 +7,15 @@ import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter
-from workbench.speculation.growth import Growth
 from workbench.speculation.heads import modules, weights
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["HeadDrafter", "Medusa"]
 
@@ -36,11 +36,11 @@ class HeadDrafter(RowDrafter):
     def check(self, lm: LanguageModel) -> None:
         self.module(lm)
 
-    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
+    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
         self._note(state, start + len(out.hidden), out.hidden[-1])
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         self._note(state, len(state.tokens) - 1, tree.hidden[path[-1] if path else 0])
 
@@ -52,8 +52,8 @@ class HeadDrafter(RowDrafter):
         length, hidden = state.memory.get(self.declared_name, (None, None))
         return hidden if length == len(state.tokens) - 1 else None
 
-    def reach(self, state: "State") -> int:
-        return 0 if self.hidden(state) is None else len(self.module(state.lanes["target"].model).heads)
+    def max_depth(self, state: "State") -> int:
+        return 0 if self.hidden(state) is None else len(self.module(state.runners["target"].model).heads)
 
 
 @register("drafter", "medusa")
@@ -61,14 +61,13 @@ class HeadDrafter(RowDrafter):
 class Medusa(HeadDrafter):
     """Head d tells the token d places after the pending one: h + V SiLU(W h), through the target's own head.
 
-    The laws of one depth are alike, whatever the path, so a level of the tree costs one row of the head. Source:
-    "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads" (arXiv 2401.10774;
+    The distributions of one depth are alike, whatever the path, so a level of the tree costs one row of the head.
+    Source: "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads" (arXiv 2401.10774;
     FasterDecoding/Medusa). Departures: the vocabulary matrix is the target's, with a matrix V before it (theirs: no V,
-    and a copy of the vocabulary for each head, trained on); training is on the target's law instead of its tokens;
-    children are drawn from the law or are its best, as the shape asks (theirs: a fixed tree of ranks, which the shape
-    `sequoia` comes to); the default tree has 12 nodes in two levels (theirs: 63 in four); the optimiser is Muon
-    (theirs: AdamW).
-    """
+    and a copy of the vocabulary for each head, trained on); training is on the target's distribution instead of its
+    tokens; children are drawn from the distribution or are its best, as the shape asks (theirs: a fixed tree of ranks,
+    which the shape `sequoia` comes to); the default tree has 12 nodes in two levels (theirs: 63 in four); the optimiser
+    is Muon (theirs: AdamW). """
 
     weights: str = setting(
         "embedded", trust="owner", help="trained heads: 'embedded', or a directory or file made by the training"
@@ -80,9 +79,9 @@ class Medusa(HeadDrafter):
     def module(self, lm: LanguageModel) -> modules.Medusa:
         return weights.load("medusa", modules.Medusa, self.weights, lm)
 
-    def logits(self, growth: Growth, nodes: list[int]) -> torch.Tensor:
-        lm, depths = growth.state.lanes["target"].model, [growth.tree.depths[node] for node in nodes]
+    def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
+        lm, depths = builder.state.runners["target"].model, [builder.tree.depths[node] for node in nodes]
         asked = sorted(set(depths))
-        states = self.module(lm)(self.hidden(growth.state))
-        laws = dict(zip(asked, lm.head(states[asked]), strict=True))
-        return torch.stack([laws[depth] for depth in depths])
+        states = self.module(lm)(self.hidden(builder.state))
+        dists = dict(zip(asked, lm.head(states[asked]), strict=True))
+        return torch.stack([dists[depth] for depth in depths])

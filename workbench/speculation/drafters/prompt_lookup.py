@@ -11,7 +11,7 @@ from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["PromptLookup"]
 
@@ -26,7 +26,7 @@ class PromptLookup(Drafter):
     latest occurrence can be chosen as well (theirs: the first).
     """
 
-    gram: int = setting(3, ge=1, le=32, unit="tokens", help="longest ending looked up")
+    ngram: int = setting(3, ge=1, le=32, unit="tokens", help="longest ending looked up")
     occurrence: str = setting("first", choices=("first", "latest"), help="which earlier occurrence to copy from")
 
     branches = False
@@ -34,8 +34,8 @@ class PromptLookup(Drafter):
     def default_shape(self) -> DraftShape:
         return FixedLength(10)
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         length, copied = min(depth, shape.budget), []
-        for gram in range(self.gram, 0, -1):
-            copied = copied or find_copy(state.tokens, gram, length, self.occurrence)
+        for ngram in range(self.ngram, 0, -1):
+            copied = copied or find_copy(state.tokens, ngram, length, self.occurrence)
         return self.chain(state, shape, copied, depth)

@@ -15,7 +15,7 @@ from workbench.speculation.shapes.sequoia import Sequoia, calibrations
 from workbench.speculation.tree import POINT, DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["TokenRecycling"]
 
@@ -42,10 +42,10 @@ class TokenRecycling(Drafter):
     def default_shape(self) -> DraftShape:
         return Sequoia(16, 6, NAME) if NAME in calibrations() else FixedTree((4, 2, 1))
 
-    def read(self, state: "State", log: "RoundLog", start: int, out: Output) -> None:
+    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
         self._learn(state, state.tokens[start : start + len(out.logits)], out.logits)
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         tree, table = DraftTree([state.pending]), state.memory.get(NAME)
         grown = 0
         while table is not None and len(tree) > grown:
@@ -59,8 +59,8 @@ class TokenRecycling(Drafter):
             tree.stop_reason = "no match"
         return tree
 
-    def settle(
-        self, state: "State", log: "RoundLog", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+    def on_verified(
+        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         if logits is not None:
             stood = {0, *path}
@@ -70,7 +70,7 @@ class TokenRecycling(Drafter):
     def _learn(self, state: "State", tokens: list[int], logits: torch.Tensor) -> None:
         """Overwrite the rows of tokens with the successors that logits [n, V] give; the last of a token stays."""
         best = logits.topk(min(self.width, logits.shape[-1])).indices.cpu().numpy()
-        shape = max(logits.shape[-1], state.lanes["target"].model.vocab_size), best.shape[1]
+        shape = max(logits.shape[-1], state.runners["target"].model.vocab_size), best.shape[1]
         table = state.memory.get(NAME)
         fits = table is not None and table.shape == shape
         table = table.copy() if fits else np.full(shape, -1, dtype=np.int32)

@@ -17,7 +17,7 @@ from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
+    from workbench.decoders.base import Round, State
 
 __all__ = ["SuffixRetrieval", "longest_match", "paths_by_count"]
 
@@ -55,11 +55,11 @@ class SuffixRetrieval(Drafter):
             look_again(self.corpus, lm.tokenizer)
             suffix_index(self.corpus, lm.tokenizer, self.megabytes)
 
-    def propose(self, state: "State", log: "RoundLog", shape: DraftShape, depth: int, coupled: bool) -> DraftTree:
+    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         tokens, index = state.tokens, None
         length, ends = longest_match(tokens, self.longest)
         if self.corpus:
-            index = suffix_index(self.corpus, state.lanes["target"].model.tokenizer, self.megabytes)
+            index = suffix_index(self.corpus, state.runners["target"].model.tokenizer, self.megabytes)
             known, places = index.find(tokens, self.shortest, self.longest)
         if index is None or known < length:
             known, places = 0, np.empty(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Early exits of a target: what turns the residual stream behind its first layers into a draft law.
+"""Early exits of a target: what turns the residual stream behind its first layers into a draft distribution.
 
 An exit is either the target's own final norm before its head, or a trained adapter: RMSNorm, attention with keys and
 values of its own, a residual, RMSNorm (no MLP). Source: "Kangaroo: Lossless Self-Speculative Decoding via Double Early

@@ -1,4 +1,4 @@
-"""A trained part with keys and values of its own as a `LanguageModel`, so that it can be a lane of a decoder."""
+"""A trained part with keys and values of its own as a `LanguageModel`, so that it can be a runner of a decoder."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

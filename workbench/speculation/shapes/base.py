@@ -7,8 +7,8 @@ from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
     from workbench.engine.model import LanguageModel
+    from workbench.speculation.tree_builder import TreeBuilder
     from workbench.speculation.drafters import Drafter
-    from workbench.speculation.growth import Growth
 
 __all__ = ["DraftShape"]
 
@@ -18,14 +18,13 @@ class DraftShape(Declared):
 
     A shape that counts children has `ask`; one that draws in a way of its own has `grow`. Either may see the nodes
     appended so far and their rows, never the value of a draw not yet appended: so any answer is neutral to the output
-    law. What it keeps between rounds lies in the state's `memory`, under its own name; it must not depend on the values
-    of nodes that were not tested.
-    """
+    distribution. What it keeps between rounds lies in the state's `memory`, under its own name; it must not depend on
+    the values of nodes that were not tested. """
 
     family = "shape"
-    needs_rows = False  # reads the drafter's laws (`DraftTree.rows`), which only drafters with `has_rows` give
+    needs_rows = False  # reads the drafter's distributions (`DraftTree.rows`), which only drafters with `has_rows` give
     needs_confidence = False  # reads `DraftTree.confidence`
-    needs_features = False  # reads `Growth.features`, which only drafters with `has_features` give
+    needs_features = False  # reads `TreeBuilder.features`, which only drafters with `has_features` give
     needs_exits = False  # chooses the target's layer to draft from, which only early-exit drafters can follow
     branches = False  # may ask for several children of one node
     independent = False  # siblings are independent draws (`DraftTree.draws`)
@@ -37,13 +36,13 @@ class DraftShape(Declared):
         """(parent, number of children) to draft next; empty ends the draft."""
         raise NotImplementedError
 
-    def grow(self, growth: "Growth") -> None:
+    def grow(self, builder: "TreeBuilder") -> None:
         """Grow the round's tree: feed the nodes asked about, append their children, until nothing is asked."""
-        tree = growth.tree
-        while asked := [(n, m) for n, m in self.ask(tree, growth.memory) if tree.depths[n] < growth.depth]:
-            growth.feed([parent for parent, _ in asked])
+        tree = builder.tree
+        while asked := [(n, m) for n, m in self.ask(tree, builder.memory) if tree.depths[n] < builder.depth]:
+            builder.expand([parent for parent, _ in asked])
             for parent, count in asked:
-                growth.children(parent, count)
+                builder.children(parent, count)
 
     def observe(self, memory: dict[str, Any], tree: DraftTree, accepted: int) -> None:
         """After the verification: how many of the tree's nodes were accepted."""

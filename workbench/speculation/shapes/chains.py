@@ -9,7 +9,7 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES
 
 if TYPE_CHECKING:
-    from workbench.speculation.growth import Growth
+    from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["IndependentChains"]
 
@@ -21,7 +21,7 @@ class IndependentChains(DraftShape):
 
     Draws are with replacement: `DraftTree.draws` tells every draw, repeats too, and verifiers test them all (a repeat
     left out would bias the output). What SpecTr's K-SEQ and SpecInfer's multi-round recursive verification test.
-    Without noise of the drafter's own (temperature 0, keyed verification) all chains would be one: one is drafted.
+    Without noise of the drafter's own (temperature 0, seeded verification) all chains would be one: one is drafted.
     Sources: "SpecTr: Fast Speculative Decoding via Optimal Transport" (arXiv 2310.15141); "SpecInfer: Accelerating
     Large Language Model Serving with Tree-based Speculative Inference and Verification" (arXiv 2305.09781).
     """
@@ -42,15 +42,15 @@ class IndependentChains(DraftShape):
     def budget(self) -> int:
         return self.count * self.length
 
-    def grow(self, growth: "Growth") -> None:
-        tree, drawn = growth.tree, not (growth.greedy or growth.coupled)
+    def grow(self, builder: "TreeBuilder") -> None:
+        tree, drawn = builder.tree, not (builder.greedy or builder.seeded)
         ends, known = [0] * (self.count if drawn else 1), {}
-        for _ in range(min(self.length, growth.depth)):
-            growth.feed(sorted(set(ends)))
+        for _ in range(min(self.length, builder.depth)):
+            builder.expand(sorted(set(ends)))
             for chain, parent in enumerate(ends):
-                (token,) = growth.best(parent, 1, chain)
+                (token,) = builder.best(parent, 1, chain)
                 if (parent, token) not in known:
-                    known[parent, token] = growth.add(parent, token)
+                    known[parent, token] = builder.add(parent, token)
                 ends[chain] = known[parent, token]
                 if drawn:
                     tree.draws.setdefault(parent, []).append(ends[chain])

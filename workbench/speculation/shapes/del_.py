@@ -22,7 +22,7 @@ class Del(DraftShape):
     Dynamic Exit Layer for Efficient Self-Speculative Decoding" (arXiv 2504.05598; reconstructed from the abstract: the
     mean's decay, and the threshold, here midway between the exit's mean confidence where it agreed with the target and
     where it did not). Departures: shadow tokens count at all verified positions (theirs: up to the first mismatch);
-    when sampling they count by the overlap of the two laws; `overhead`, and d may be 0.
+    when sampling they count by the overlap of the two distributions; `overhead`, and d may be 0.
     """
 
     most: int = setting(8, ge=1, le=64, unit="tokens", help="tokens drafted at most")

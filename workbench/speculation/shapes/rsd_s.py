@@ -10,7 +10,7 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES
 
 if TYPE_CHECKING:
-    from workbench.speculation.growth import Growth
+    from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["StochasticBeam"]
 
@@ -23,8 +23,8 @@ class StochasticBeam(DraftShape):
     A node's score is the largest perturbed log-probability below it, so its children's scores are Gumbel draws
     conditioned on their maximum being that score. Siblings are tested in decreasing score, which is their draw order
     without replacement; sorting them by q instead would bias the output. Each node has noise of its own. Without noise
-    of the drafter's own (temperature 0, keyed verification) it is plain beam search by log-probability (POINT). Compare
-    shapes at equal nodes, not at equal depth. RSD-C is shape `tree`. Source: "Recursive Speculative Decoding:
+    of the drafter's own (temperature 0, seeded verification) it is plain beam search by log-probability (POINT).
+    Compare shapes at equal nodes, not at equal depth. RSD-C is shape `tree`. Source: "Recursive Speculative Decoding:
     Accelerating LLM Inference via Sampling Without Replacement" (arXiv 2402.14160; reconstructed from the abstract).
     """
 
@@ -43,29 +43,29 @@ class StochasticBeam(DraftShape):
     def budget(self) -> int:
         return self.width * self.depth
 
-    def grow(self, growth: "Growth") -> None:
+    def grow(self, builder: "TreeBuilder") -> None:
         beam = {0: (0.0, 0.0)}  # node -> (log-probability of its path, perturbed)
-        for _ in range(min(self.depth, growth.depth)):
-            growth.feed(list(beam))
+        for _ in range(min(self.depth, builder.depth)):
+            builder.expand(list(beam))
             found = [
                 (score, path, parent, token)
                 for parent, (before, top) in beam.items()
-                for token, path, score in self._children(growth, parent, before, top)
+                for token, path, score in self._children(builder, parent, before, top)
             ]
             found.sort(key=lambda child: -child[0])  # siblings in decreasing score
-            beam = {growth.add(parent, token): (path, score) for score, path, parent, token in found[: self.width]}
+            beam = {builder.add(parent, token): (path, score) for score, path, parent, token in found[: self.width]}
 
-    def _children(self, growth: "Growth", node: int, before: float, top: float) -> list[tuple[int, float, float]]:
+    def _children(self, builder: "TreeBuilder", node: int, before: float, top: float) -> list[tuple[int, float, float]]:
         """(token, log-probability of the path, perturbed) of the node's best children, the best first."""
-        law = growth.estimate(node)
-        if growth.greedy or growth.coupled:
-            best = law.topk(min(self.width, len(law)))
+        dist = builder.estimate(node)
+        if builder.greedy or builder.seeded:
+            best = dist.topk(min(self.width, len(dist)))
             paths = [before + value for value in best.values.tolist()]
             return list(zip(best.indices.tolist(), paths, paths, strict=True))
-        law = law.double()
-        best = (law + growth.gumbel(node, growth.fresh(node))).topk(min(self.width, len(law)))
+        dist = dist.double()
+        best = (dist + builder.gumbel(node, builder.unique_branch(node))).topk(min(self.width, len(dist)))
         tokens, raw = best.indices.tolist(), best.values.tolist()
-        paths = [before + value for value in law[best.indices].tolist()]
+        paths = [before + value for value in dist[best.indices].tolist()]
         scores = [conditioned(before + value, before + raw[0], top) for value in raw]
         return [child for child in zip(tokens, paths, scores, strict=True) if child[1] > -inf]
 

@@ -13,8 +13,8 @@ from workbench.speculation.heads.acceptance import Acceptance
 from workbench.speculation.shapes.base import DraftShape
 
 if TYPE_CHECKING:
+    from workbench.speculation.tree_builder import TreeBuilder
     from workbench.speculation.drafters import Drafter
-    from workbench.speculation.growth import Growth
 
 __all__ = ["SpecDec"]
 
@@ -25,8 +25,8 @@ class SpecDec(DraftShape):
     """A chain that ends once the chance of at least one rejection in it exceeds `threshold` (SpecDec++).
 
     The head reads the draft model's last hidden state after a drafted token and gives the chance that the token is
-    accepted; the chances are multiplied along the chain. The state comes with the law of the next token, which is
-    drawn before the chain ends, since it costs no pass of the draft model.
+    accepted; the chances are multiplied along the chain. The state comes with the distribution of the next token, which
+    is drawn before the chain ends, since it costs no pass of the draft model.
 
     Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths" (arXiv 2405.19715;
     Kaffaljidhmah2/SpecDec_pp). Departures: the head's blocks have weights of their own (theirs share one set), one
@@ -54,7 +54,7 @@ class SpecDec(DraftShape):
         return self.most
 
     def check(self, drafter: "Drafter", lm: LanguageModel) -> None:
-        head, draft = self._head(lm), drafter.lanes(lm)["draft"]
+        head, draft = self._head(lm), drafter.runners(lm)["draft"]
         ours, theirs = torch.tensor(weights.probe(draft)), torch.tensor(head.probe)
         if ours.shape != theirs.shape or (ours - theirs).norm() > weights.CLOSE * theirs.norm():
             raise BadInput(
@@ -65,14 +65,14 @@ class SpecDec(DraftShape):
     def _head(self, lm: LanguageModel) -> Acceptance:
         return weights.load("acceptance", Acceptance, self.weights, lm)
 
-    def grow(self, growth: "Growth") -> None:
-        tree, passes = growth.tree, 1.0
-        head = self._head(growth.state.lanes["target"].model)
-        for node in range(min(self.most, growth.depth)):
-            growth.feed([node])
+    def grow(self, builder: "TreeBuilder") -> None:
+        tree, passes = builder.tree, 1.0
+        head = self._head(builder.state.runners["target"].model)
+        for node in range(min(self.most, builder.depth)):
+            builder.expand([node])
             if node:  # the root is text already
-                passes *= head.chance(growth.features[node])
-            growth.children(node, 1)
+                passes *= head.chance(builder.features[node])
+            builder.children(node, 1)
             if node + 1 >= self.least and 1 - passes > self.threshold:
                 tree.stop_reason = "threshold"
                 break

@@ -1,11 +1,10 @@
 """SpecDec++'s acceptance head: how likely the target accepts a token that a draft model proposed.
 
 Along text, 85 % of the tokens give way to the draft model's proposals at their places, as in a draft; the draft model
-reads the mixture, and its state after a proposal x is to tell min(1, p(x)/q(x)), rejections weighing 6. The laws are
-those along the text itself. Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths"
-(Kaffaljidhmah2/SpecDec_pp). Departure: half of the windows are as at temperature 0, with the most probable token as
-proposal and agreement with the target's own as label.
-"""
+reads the mixture, and its state after a proposal x is to tell min(1, p(x)/q(x)), rejections weighing 6. The
+distributions are those along the text itself. Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate
+Lengths" (Kaffaljidhmah2/SpecDec_pp). Departure: half of the windows are as at temperature 0, with the most probable
+token as proposal and agreement with the target's own as label. """
 
 import math
 
@@ -59,7 +58,7 @@ def proposals(draft: TransformersModel, batch: Batch, generator: torch.Generator
     """The draft model's states [n, d] after its proposals in the mixture, and their labels [n]."""
     text = batch.tokens
     q = draft.model(text, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-    p = batch.law[:, :-1]
+    p = batch.dist[:, :-1]
     noise = -torch.empty_like(q).exponential_(generator=generator).log()
     greedy = torch.rand(len(text), 1, generator=generator, device=text.device) < 0.5
     proposed = torch.where(greedy, q.argmax(-1), (q + noise).argmax(-1))

@@ -72,7 +72,7 @@ class Batch:
 
     @cached_property
     @torch.no_grad()
-    def law(self) -> torch.Tensor:
+    def dist(self) -> torch.Tensor:
         """[B, T, V] the target's log-probabilities of the next token."""
         return self.head(self.hidden).float().log_softmax(-1)
 
@@ -80,12 +80,12 @@ class Batch:
     @torch.no_grad()
     def probs(self) -> torch.Tensor:
         """[B, T, V] the target's probabilities of the next token."""
-        return self.law.exp()
+        return self.dist.exp()
 
     @cached_property
     def best(self) -> torch.Tensor:
         """[B, T] the target's most probable next token."""
-        return self.law.argmax(-1)
+        return self.dist.argmax(-1)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Ids -> the target's input embeddings."""
@@ -99,9 +99,9 @@ class Batch:
         """Mean, in nats, of the head over states [..., width] against probabilities [..., V]."""
         return F.cross_entropy(self.head(hidden).float().flatten(0, -2), probs.flatten(0, -2))
 
-    def divergence(self, hidden: torch.Tensor, law: torch.Tensor) -> torch.Tensor:
+    def divergence(self, hidden: torch.Tensor, dist: torch.Tensor) -> torch.Tensor:
         """The same against log-probabilities."""
-        return self.cross_entropy(hidden, law.exp())
+        return self.cross_entropy(hidden, dist.exp())
 
 
 @contextmanager

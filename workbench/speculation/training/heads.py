@@ -1,7 +1,7 @@
 """The parts that draft from the target's final hidden state: Medusa, Hydra, EAGLE, and EAGLE with FSPAD's sampling.
 
-All four learn from the target's own law after each token (soft labels), not from the token that came: the optimum is
-the same, with less noise. Their figures are top-1 agreement with the target by depth, along held-out text.
+All four learn from the target's own distribution after each token (soft labels), not from the token that came: the
+optimum is the same, with less noise. Their figures are top-1 agreement with the target by depth, along held-out text.
 """
 
 from dataclasses import replace
@@ -57,8 +57,8 @@ def heads_figures(states: list[torch.Tensor], batch: Batch) -> dict[str, float]:
 
 
 def eagle_loss(module: Eagle, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    """SmoothL1 of the features and cross-entropy with the target's law, at every depth of a short recursion; the true
-    features are noised, and some windows begin without any (as after a change of drafters)."""
+    """SmoothL1 of the features and cross-entropy with the target's distribution, at every depth of a short recursion;
+    the true features are noised, and some windows begin without any (as after a change of drafters)."""
     true = batch.hidden
     rows, length, _ = true.shape
     scale = true.std().item()

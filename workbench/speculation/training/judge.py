@@ -1,9 +1,8 @@
 """Judge decoding's head: sound tokens against mistakes, both planted in text.
 
 The paper labels tokens of right and wrong answers by hand; here one token in eight gives way to a draw of the target's
-own at temperature 1.5, and the law at that place says what it is: sound if p(x) > 0.3 max p, a mistake if p(x) < 0.01,
-else nobody asks. Reconstructed from the abstract; labels, thresholds and weights are ours.
-"""
+own at temperature 1.5, and the distribution at that place says what it is: sound if p(x) > 0.3 max p, a mistake if p(x)
+< 0.01, else nobody asks. Reconstructed from the abstract; labels, thresholds and weights are ours. """
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +28,11 @@ def planted(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, tor
     """The target's states [n, width] after planted tokens that are plainly sound or mistaken, and labels [n]."""
     text = batch.tokens.clone()
     at = torch.arange(EVERY, text.shape[1], EVERY, device=text.device)
-    logits = batch.law[:, at - 1] / HEAT
+    logits = batch.dist[:, at - 1] / HEAT
     noise = -torch.empty_like(logits).exponential_(generator=generator).log()
     text[:, at] = (logits + noise).argmax(-1)
-    read = Batch(batch.lm, text)  # the laws before the planted tokens are those of the planted text
-    p = read.law[:, at - 1].exp()
+    read = Batch(batch.lm, text)  # the distributions before the planted tokens are those of the planted text
+    p = read.dist[:, at - 1].exp()
     chosen = p.gather(-1, text[:, at, None])[..., 0]
     sound, mistake = chosen > SOUND * p.amax(-1), chosen < MISTAKE
     clear = sound | mistake

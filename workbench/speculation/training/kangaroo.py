@@ -1,6 +1,6 @@
 """Kangaroo's adapters: behind a quarter and behind half of the target's layers, both trained in one pass.
 
-The loss is the paper's, cross-entropy with the target's own law; the optimiser is ours.
+The loss is the paper's, cross-entropy with the target's own distribution; the optimiser is ours.
 """
 
 from typing import Any
@@ -31,17 +31,18 @@ def hidden(module: Adapters, batch: Batch) -> list[torch.Tensor]:
 
 
 def loss(module: Adapters, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    return sum(batch.divergence(states, batch.law) for states in hidden(module, batch)) / len(module.exits)
+    return sum(batch.divergence(states, batch.dist) for states in hidden(module, batch)) / len(module.exits)
 
 
 def figures(module: Adapters, batch: Batch) -> dict[str, float]:
-    """Agreement of each exit's best token with the target's, and overlap of the two laws; `bare`: without adapter."""
+    """Agreement of each exit's best token with the target's, and overlap of the two distributions; `bare`: without
+    adapter."""
     found, norm = {}, final_norm(batch.lm)
     for exit, states in zip(module.exits, hidden(module, batch), strict=True):
         bare = batch.head(norm(batch.states[exit])).argmax(-1) == batch.best
-        law = batch.head(states).log_softmax(-1)
-        found[f"top-1 at exit {exit}"] = (law.argmax(-1) == batch.best).float().mean().item()
-        found[f"overlap at exit {exit}"] = torch.minimum(law, batch.law).exp().sum(-1).mean().item()
+        dist = batch.head(states).log_softmax(-1)
+        found[f"top-1 at exit {exit}"] = (dist.argmax(-1) == batch.best).float().mean().item()
+        found[f"overlap at exit {exit}"] = torch.minimum(dist, batch.dist).exp().sum(-1).mean().item()
         found[f"bare top-1 at exit {exit}"] = bare.float().mean().item()
     return found
 

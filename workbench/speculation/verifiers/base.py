@@ -1,11 +1,11 @@
-"""What a verifier decides about a tree, given the target's law after every node."""
+"""What a verifier decides about a tree, given the target's distribution after every node."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workbench.declare import Declared
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Distribution
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.speculation.tree import DraftTree
@@ -42,10 +42,10 @@ class Verifier(Declared):
     """Base of all verifiers."""
 
     family = "verifier"
-    coupled = False  # compares with the target's own keyed choice, so drafters may use the same noise
+    seeded = False  # compares with the target's own seeded choice, so drafters may use the same noise
     wants_hidden = False  # reads `DraftTree.hidden`
 
-    def claim(self, sampling: Sampling) -> str:
+    def guarantee(self, sampling: Sampling) -> str:
         raise NotImplementedError
 
     def refuses(self, drafter: "Drafter", shape: "DraftShape") -> str | None:
@@ -55,17 +55,16 @@ class Verifier(Declared):
     def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
         """Raise BadInput where the sampling settings, or the target, do not fit."""
 
-    def appraise(self, lm: "LanguageModel", tree: DraftTree) -> None:
+    def score_hidden(self, lm: "LanguageModel", tree: DraftTree) -> None:
         """Where `wants_hidden`: look at `tree.hidden` before the walk."""
 
     def verify(
-        self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int | None]
+        self, dist: Distribution, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int | None]
     ) -> Outcome:
         """Walk the tree from the root.
 
-        law: the target's laws, row i after node i. position: absolute position of the root's children.
-        choose(row, position): what plain decoding takes there.
-        """
+        distribution: the target's distributions, row i after node i. position: absolute position of the root's
+        children. choose(row, position): what plain decoding takes there. """
         raise NotImplementedError
 
 

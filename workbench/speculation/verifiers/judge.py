@@ -40,14 +40,14 @@ class Judge(Rejection):
     wants_hidden = True
     reason = "judge"
 
-    def claim(self, sampling: Sampling) -> str:
-        return super().claim(sampling) if self.threshold == 1 else "lossy"
+    def guarantee(self, sampling: Sampling) -> str:
+        return super().guarantee(sampling) if self.threshold == 1 else "lossy"
 
     def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
         if lm is not None:
             self._head(lm)
 
-    def appraise(self, lm: "LanguageModel", tree: DraftTree) -> None:
+    def score_hidden(self, lm: "LanguageModel", tree: DraftTree) -> None:
         tree.sound = torch.sigmoid(self._head(lm)(tree.hidden).float()).tolist()
 
     def rescues(self, tree: DraftTree, child: int) -> bool:

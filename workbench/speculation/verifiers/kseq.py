@@ -1,4 +1,5 @@
-"""K-SEQ: of several chains drawn independently from one law, take the first token that passes a shared test."""
+"""K-SEQ: of several chains drawn independently from one distribution, take the first token that passes a shared
+test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from workbench.declare import register
 from workbench.engine import noise
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Distribution
 from workbench.engine.sampling import Sampling
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
@@ -26,30 +27,31 @@ __all__ = ["KSeq"]
 class KSeq(Verifier):
     """Test the next tokens of the k chains that still agree, in order: accept x with probability min(1, p(x)/(ρ q(x))).
 
-    ρ is the smallest divisor for which the residual is a law, found by bisection; if none passes, the token is drawn
-    from that residual. After an acceptance only the chains that agree go on. Needs independent chains (shape
-    `chains`) from a drafter with laws. At temperature 0 it is greedy exact match. Source: "SpecTr: Fast Speculative
-    Decoding via Optimal Transport" (arXiv 2310.15141; the residual is reconstructed, and checked by exact
-    enumeration).
-    """
+    ρ is the smallest divisor for which the residual is a distribution, found by bisection; if none passes, the token is
+    drawn from that residual. After an acceptance only the chains that agree go on. Needs independent chains (shape
+    `chains`) from a drafter with distributions. At temperature 0 it is greedy exact match. Source: "SpecTr: Fast
+    Speculative Decoding via Optimal Transport" (arXiv 2310.15141; the residual is reconstructed, and checked by exact
+    enumeration). """
 
-    def claim(self, sampling: Sampling) -> str:
+    def guarantee(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "distribution"
 
     def refuses(self, drafter: "Drafter", shape: "DraftShape") -> str | None:
         if not drafter.has_rows:
-            return f"verifier 'kseq' reads the drafter's laws, and {drafter.declared_name!r} has none"
+            return f"verifier 'kseq' reads the drafter's distributions, and {drafter.declared_name!r} has none"
         if not shape.independent:
             return f"verifier 'kseq' needs independent chains; shape {shape.declared_name!r} does not draw them"
         return None
 
-    def verify(self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]) -> Outcome:
-        if law.greedy:
+    def verify(
+        self, dist: Distribution, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]
+    ) -> Outcome:
+        if dist.greedy:
             return descend(tree, position, choose)
         fates, reasons, us = untested(tree)
         node, path = 0, []
         while True:
-            place, p, won = position + tree.depths[node], law.probs(node), None
+            place, p, won = position + tree.depths[node], dist.probs(node), None
             drawn = tree.draws.get(node, [])
             if drawn:
                 numbers = [noise.uniform(seed, "accept", place, i) for i in range(len(drawn))]

@@ -1,4 +1,5 @@
-"""Verifiers that compare drafts with one token of the target's at every node: argmax, keyed draw, or a draw of its own.
+"""Verifiers that compare drafts with one token of the target's at every node: argmax, seeded draw, or a draw of its
+own.
 
 The token that no child equals is the output itself: throwing it away and drawing again would be biased.
 """
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.declare import register
-from workbench.engine.distribution import Law, draw
+from workbench.engine.distribution import Distribution, draw
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
@@ -18,64 +19,67 @@ from workbench.speculation.verifiers.base import Outcome, Verifier, untested
 if TYPE_CHECKING:
     from workbench.engine.model import LanguageModel
 
-__all__ = ["Greedy", "Keyed", "PointMatch"]
+__all__ = ["Greedy", "SeededMatch", "PointMatch"]
 
 
-@register("verifier", "keyed")
+@register("verifier", "seeded")
 @dataclass(frozen=True)
-class Keyed(Verifier):
-    """Descend while the child equals the target's own keyed draw; the first mismatch is that draw itself.
+class SeededMatch(Verifier):
+    """Descend while the child equals the target's own seeded draw; the first mismatch is that draw itself.
 
     The noise belongs to (seed, absolute position, token), so the text is that of plain decoding with the same seed,
     whoever drafts. At temperature 0 this is greedy exact match. Our own design.
     """
 
-    coupled = True
+    seeded = True
 
-    def claim(self, sampling: Sampling) -> str:
-        return "exact" if sampling.greedy else "seed"
+    def guarantee(self, sampling: Sampling) -> str:
+        return "exact" if sampling.greedy else "seeded"
 
-    def verify(self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]) -> Outcome:
+    def verify(
+        self, dist: Distribution, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]
+    ) -> Outcome:
         return descend(tree, position, choose)
 
 
 @register("verifier", "greedy")
 @dataclass(frozen=True)
-class Greedy(Keyed):
+class Greedy(SeededMatch):
     """Longest match with the argmax; for temperature 0 only.
 
     Source: "Blockwise Parallel Decoding for Deep Autoregressive Models" (arXiv 1811.03115).
     """
 
-    def claim(self, sampling: Sampling) -> str:
+    def guarantee(self, sampling: Sampling) -> str:
         return "exact"
 
     def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
         if not settings.sampling.greedy:
             raise BadInput(
                 f"verifier 'greedy' needs temperature 0, got {settings.sampling.temperature}; "
-                "use Keyed() or Rejection() to sample"
+                "use SeededMatch() or Rejection() to sample"
             )
 
 
 @register("verifier", "point")
 @dataclass(frozen=True)
 class PointMatch(Verifier):
-    """Draw once from the target's law at each node and descend while a child equals the draw.
+    """Draw once from the target's distribution at each node and descend while a child equals the draw.
 
-    Accepts x with probability p(x), whoever chose it: exact for any drafter, and it needs no proposal law; where there
-    is one, rejection sampling accepts more. The draws are keyed, apart from those of plain decoding, so drafts that
-    were drawn gain nothing by sharing its noise. Source: the sampling verifier of "EAGLE-2: Faster Inference of
-    Language Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE).
-    """
+    Accepts x with probability p(x), whoever chose it: exact for any drafter, and it needs no proposal distribution;
+    where there is one, rejection sampling accepts more. The draws are seeded, apart from those of plain decoding, so
+    drafts that were drawn gain nothing by sharing its noise. Source: the sampling verifier of "EAGLE-2: Faster
+    Inference of Language Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE). """
 
-    def claim(self, sampling: Sampling) -> str:
+    def guarantee(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "distribution"
 
-    def verify(self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]) -> Outcome:
-        if law.greedy:
+    def verify(
+        self, dist: Distribution, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]
+    ) -> Outcome:
+        if dist.greedy:
             return descend(tree, position, choose)
-        return descend(tree, position, lambda row, place: draw(law.scores[row], seed, "match", place))
+        return descend(tree, position, lambda row, place: draw(dist.scores[row], seed, "match", place))
 
 
 def descend(tree: DraftTree, position: int, take: Callable[[int, int], int]) -> Outcome:

@@ -1,4 +1,4 @@
-"""Rejection sampling on chains and trees: accepted or not, the text follows the target's law."""
+"""Rejection sampling on chains and trees: accepted or not, the text follows the target's distribution."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ import torch
 
 from workbench.declare import register
 from workbench.engine import noise
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Distribution
 from workbench.engine.sampling import Sampling
 from workbench.speculation.tree import DIST, DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
 
 __all__ = ["Rejection", "residual", "test_child"]
 
-EMPTY = 1e-7  # a residual of less mass than this is float noise: the two laws are the same
+EMPTY = 1e-7  # a residual of less mass than this is float noise: the two distributions are the same
 
 
 @register("verifier", "rejection")
@@ -33,7 +33,7 @@ class Rejection(Verifier):
 
     reason = "ratio"  # why a child that failed was rejected
 
-    def claim(self, sampling: Sampling) -> str:
+    def guarantee(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "distribution"
 
     def rescues(self, tree: DraftTree, child: int) -> bool:
@@ -41,14 +41,14 @@ class Rejection(Verifier):
         return False
 
     def verify(
-        self, law: Law, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int | None]
+        self, dist: Distribution, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int | None]
     ) -> Outcome:
         fates, reasons, us = untested(tree)
         lossy = [False] * len(tree)
         node, path = 0, []
         while True:
             place = position + tree.depths[node]
-            p, logq = law.probs(node), tree.rows.get(node)
+            p, logq = dist.probs(node), tree.rows.get(node)
             children, independent = tree.tests(node), node in tree.draws
             won = None
             for draw, child in enumerate(children):
@@ -78,14 +78,14 @@ class Rejection(Verifier):
 
 
 def without(logq: torch.Tensor, token: int) -> torch.Tensor:
-    """The proposal law of the next sibling, as logits: the drawn token removed, however little is left."""
+    """The proposal distribution of the next sibling, as logits: the drawn token removed, however little is left."""
     rest = logq.clone()
     rest[token] = -torch.inf
     return rest
 
 
 def test_child(p: torch.Tensor, q: torch.Tensor | None, token: int, u: float) -> tuple[bool, torch.Tensor]:
-    """One acceptance test with uniform `u`: (accepted, the law that remains to be matched).
+    """One acceptance test with uniform `u`: (accepted, the distribution that remains to be matched).
 
     p, q: [V] float64; q None for a POINT child. If rejecting would leave no mass, p equals q there: accept.
     """
@@ -110,7 +110,7 @@ def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def sample(p: torch.Tensor, seed: int, position: int) -> int:
-    """A keyed draw from a law [V]; every position draws from a residual at most once."""
+    """A seeded draw from a distribution [V]; every position draws from a residual at most once."""
     support = p.nonzero()[:, 0]
     perturbed = p[support].log() + noise.gumbel(seed, "residual", position, support)
     return int(support[perturbed.argmax()])

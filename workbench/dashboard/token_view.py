@@ -14,7 +14,7 @@ from workbench.trace import Trace
 __all__ = ["WEB", "payload", "script", "trace_view"]
 
 WEB = web.FOLDER
-PARTS = ("transport", "strip", "clock", "inspector", "table")
+PARTS = ("transport", "tokens", "timeline", "inspector", "table")
 SETTLED = 150  # ms that the cursor rests on a token before the server hears of it
 BEAT, AWAY = 150, 1000  # ms between two looks at a run that is being decoded, and where the server did not answer
 

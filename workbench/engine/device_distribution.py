@@ -1,7 +1,8 @@
-"""Next-token laws on the device: what `Sampling` and `Law` compute, without one copy to the host on the way.
+"""Next-token distributions on the device: what `Sampling` and `Distribution` compute, without one copy to the host on
+the way.
 
-The torch path repeats the formulas of `Sampling.law`, so that its numbers are the same; where Triton runs and at most
-one filter is set (the kernel does not tell which of several removed a token) the fused kernels take its place.
+The torch path repeats the formulas of `Sampling.distribution`, so that its numbers are the same; where Triton runs and
+at most one filter is set (the kernel does not tell which of several removed a token) the fused kernels take its place.
 """
 
 from dataclasses import dataclass, field
@@ -14,16 +15,15 @@ from workbench.engine.distribution import TOP, figures
 from workbench.engine.sampling import Sampling, keep_top_k, keep_top_p, keep_typical
 from workbench_kernels import distribution
 
-__all__ = ["DeviceLaws", "DeviceSampling", "fit"]
+__all__ = ["DeviceDistributions", "DeviceSampling", "fit"]
 
 
 @dataclass(slots=True)
-class DeviceLaws:
-    """The laws of R rows.
+class DeviceDistributions:
+    """The distributions of R rows.
 
-    raw, scores: [R, V] as in `Law`; removed: bool [R, filters], which filter removed something; finite: bool [], every
-    logit is finite; sample: what the fused kernel drew, or None.
-    """
+    raw, scores: [R, V] as in `Distribution`; removed: bool [R, filters], which filter removed something; finite: bool
+    [], every logit is finite; sample: what the fused kernel drew, or None. """
 
     raw: torch.Tensor
     scores: torch.Tensor
@@ -44,7 +44,9 @@ class DeviceSampling:
         self.greedy = sampling.greedy
         self._implementation = implementation
         self.filters = [] if self.greedy else [name for name, _ in sampling._filters()]
-        self.sampled = not self.greedy and not sampling.plain  # the law sampled from is another than the raw one
+        self.sampled = (
+            not self.greedy and not sampling.plain
+        )  # the distribution sampled from is another than the raw one
 
     def chooses(self, logits: torch.Tensor) -> str:
         """`triton` or `torch`: what draws from rows of logits [R, V]."""
@@ -52,17 +54,17 @@ class DeviceSampling:
             return "torch"
         return distribution.choose(logits, self._implementation).name
 
-    def laws(self, logits: torch.Tensor) -> DeviceLaws:
-        """logits [R, V] -> their laws, as `Sampling.law` gives them."""
+    def dists(self, logits: torch.Tensor) -> DeviceDistributions:
+        """logits [R, V] -> their distributions, as `Sampling.distribution` gives them."""
         wide = logits if logits.dtype == torch.float64 else logits.float()
         low, high = torch.aminmax(wide)
         finite = torch.isfinite(low) & torch.isfinite(high)
         raw = wide.log_softmax(-1)
         removed = torch.zeros(len(raw), len(self.filters), dtype=torch.bool, device=raw.device)
         if self.greedy:
-            return DeviceLaws(raw, wide, removed, finite)
+            return DeviceDistributions(raw, wide, removed, finite)
         if not self.sampled:
-            return DeviceLaws(raw, raw, removed, finite)
+            return DeviceDistributions(raw, raw, removed, finite)
         sampling = self.sampling
         scores = (wide / sampling.temperature if sampling.temperature != 1 else wide).log_softmax(-1)
         for number, name in enumerate(self.filters):
@@ -70,7 +72,7 @@ class DeviceSampling:
             kept = self._keep(name, scores) & alive
             removed[:, number] = kept.sum(-1) < alive.sum(-1)
             scores = scores.masked_fill(~kept, -torch.inf).log_softmax(-1)
-        return DeviceLaws(raw, scores, removed, finite)
+        return DeviceDistributions(raw, scores, removed, finite)
 
     def _keep(self, name: str, logp: torch.Tensor) -> torch.Tensor:
         if name == "top_k":
@@ -81,21 +83,22 @@ class DeviceSampling:
             return keep_typical(logp, self.sampling.typical_p)
         return logp >= logp.amax(-1, keepdim=True) + _log(self.sampling.min_p, logp.dtype)
 
-    def decide(self, logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, DeviceLaws]:
-        """What plain decoding takes in each row, int64 [R], at int64 positions [R] on the device; and the laws."""
+    def decide(self, logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, DeviceDistributions]:
+        """What plain decoding takes in each row, int64 [R], at int64 positions [R] on the device; and the
+        distributions."""
         if self.chooses(logits) == "triton":
             return self._fused(logits, positions)
-        laws = self.laws(logits)
-        return self.draw(laws, positions, 1, "target")[0][:, 0], laws
+        dists = self.dists(logits)
+        return self.draw(dists, positions, 1, "target")[0][:, 0], dists
 
     def draw(
-        self, laws: DeviceLaws, positions: torch.Tensor, count: int, purpose: str
+        self, dists: DeviceDistributions, positions: torch.Tensor, count: int, purpose: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`count` tokens of each row, without replacement: the best at temperature 0, else keyed draws.
+        """`count` tokens of each row, without replacement: the best at temperature 0, else seeded draws.
 
-        Returns ids int64 [R, count] in draw order, and bool [R, count], whether the law had a token left to draw.
-        """
-        scores = laws.scores
+        Returns ids int64 [R, count] in draw order, and bool [R, count], whether the distribution had a token left to
+        draw. """
+        scores = dists.scores
         if self.greedy:
             perturbed = scores
         else:
@@ -103,13 +106,13 @@ class DeviceSampling:
         ids = perturbed.argmax(-1, keepdim=True) if count == 1 else perturbed.topk(count).indices
         return ids, scores.gather(-1, ids) > -torch.inf
 
-    def figures(self, laws: DeviceLaws, ids: torch.Tensor) -> torch.Tensor:
+    def figures(self, dists: DeviceDistributions, ids: torch.Tensor) -> torch.Tensor:
         """The float64 table of `distribution.figures` for the tokens `ids` [R] that were taken."""
-        if laws.sample is None:
-            return figures(laws.raw, laws.scores if self.sampled else None, ids[:, None])
-        return _fused_figures(laws, ids[:, None], self.sampling.temperature if self.sampled else None)
+        if dists.sample is None:
+            return figures(dists.raw, dists.scores if self.sampled else None, ids[:, None])
+        return _fused_figures(dists, ids[:, None], self.sampling.temperature if self.sampled else None)
 
-    def _fused(self, logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, DeviceLaws]:
+    def _fused(self, logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, DeviceDistributions]:
         sampling, heat = self.sampling, self.sampling.temperature or 1.0
         found = distribution.sample(
             logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
@@ -126,22 +129,22 @@ class DeviceSampling:
             scores = (wide / heat - found.lse[:, None]).masked_fill(~kept, -torch.inf)
             removed = removed | (found.kept < wide.shape[1])[:, None]
         finite = torch.isfinite(low) & torch.isfinite(high)
-        return found.token.clamp_min(0), DeviceLaws(raw, scores, removed, finite, found, wide)
+        return found.token.clamp_min(0), DeviceDistributions(raw, scores, removed, finite, found, wide)
 
 
-def _fused_figures(laws: DeviceLaws, ids: torch.Tensor, temperature: float | None) -> torch.Tensor:
-    found, raw = laws.sample, laws.sample.raw
-    chosen = laws.logits.gather(-1, ids)
-    rank = (laws.logits > chosen).sum(-1, keepdim=True) + 1
+def _fused_figures(dists: DeviceDistributions, ids: torch.Tensor, temperature: float | None) -> torch.Tensor:
+    found, raw = dists.sample, dists.sample.raw
+    chosen = dists.logits.gather(-1, ids)
+    rank = (dists.logits > chosen).sum(-1, keepdim=True) + 1
     lse = raw.lse[:, None]
     parts = [raw.entropy[:, None], raw.varentropy[:, None], chosen - lse, rank, raw.top_values - lse, raw.top_ids]
     if temperature is not None:
         value, number = raw.top_values, raw.top_ids
         edge, last = found.threshold[:, None], found.threshold_id[:, None]
         kept = (value > edge) | ((value == edge) & (number <= last))
-        law = found.lse[:, None]
-        best = (value / temperature - law).masked_fill(~kept, -torch.inf)
-        parts += [found.entropy[:, None], found.kept[:, None], laws.scores.gather(-1, ids), best, number]
+        dist = found.lse[:, None]
+        best = (value / temperature - dist).masked_fill(~kept, -torch.inf)
+        parts += [found.entropy[:, None], found.kept[:, None], dists.scores.gather(-1, ids), best, number]
     return torch.cat([part.double() for part in parts], -1)
 
 

@@ -1,4 +1,4 @@
-"""The law: speculative output under a cache stack is plain output under that stack, token by token."""
+"""The invariant of caches: speculative output under a cache stack is plain output under that stack, token by token."""
 
 from functools import partial
 
@@ -44,11 +44,11 @@ def test_every_registered_member_has_a_row(family, rows):
 def test_speculative_text_is_the_plain_text_of_the_stack(small, wide, name):
     """Every lossless decoder under every policy, every quantizer and every pair of them.
 
-    Keyed draws at T = 1 where a decoder promises the seed's text, else greedy. Near-ties are told apart from bugs.
+    Seeded draws at T = 1 where a decoder promises the seed's text, else greedy. Near-ties are told apart from bugs.
     """
     for decoder in LOSSLESS:
         row = DECODERS[decoder]
-        temperature = 1.0 if row.sampled == "seed" else 0.0
+        temperature = 1.0 if row.sampled == "seeded" else 0.0
         same(TEXTS, f"{decoder} under {name}", small, wide, row.make(DRAFT), name, temperature)
 
 
@@ -99,9 +99,9 @@ def test_the_texts_are_worth_comparing(small):
 @pytest.mark.parametrize("name", ["h2o", "kivi2", "h2o+kivi4"])
 def test_drafting_across_a_boundary_would_break_it(small, name, monkeypatch):
     """Negative control: the store refuses rows behind its next maintenance, which is what the cap is there for."""
-    from workbench.decoders.base import MANY, Lane
+    from workbench.decoders.base import MANY, Runner
 
-    monkeypatch.setattr(Lane, "room", lambda self, length: MANY)
+    monkeypatch.setattr(Runner, "room", lambda self, length: MANY)
     with pytest.raises(RuntimeError, match="pass the cache's maintenance"):
         decode(small, DECODERS["speculative"].make(DRAFT), STACKS[name], 0.0)
 
@@ -123,7 +123,7 @@ def test_the_mass_of_rejected_rows_would_break_it(small, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mirostat", "entropy_adaptive"])
 @pytest.mark.parametrize("stack", ["streaming", "h2o+kivi4"])
-def test_decoders_with_laws_of_their_own_run_and_repeat(small, name, stack):
+def test_decoders_with_distributions_of_their_own_run_and_repeat(small, name, stack):
     row = DECODERS[name]
     texts = [decode(small, row.make(DRAFT), STACKS[stack], 0.0) for _ in range(2)]
     assert texts[0] == texts[1] and len(texts[0]) == LENGTH
@@ -167,7 +167,7 @@ def test_chains_without_a_mask_spell_the_same(small, name, monkeypatch):
 
 
 def test_the_toy_model_forgets_what_a_window_drops(toy):
-    """Its law needs the last two tokens: a window of two is exact, one of one is not, drafted or not."""
+    """Its distribution needs the last two tokens: a window of two is exact, one of one is not, drafted or not."""
     text = wb.decode(toy, [0, 1, 2], max_new_tokens=40).token_ids
     drafted = wb.Speculative(drafter=wb.DraftModel("toy-draft"))
     for decoder in (None, drafted):

@@ -1,4 +1,4 @@
-"""The laws kept in a trace at level `full`, and how far two runs' laws are apart."""
+"""The distributions kept in a trace at level `full`, and how far two runs' distributions are apart."""
 
 from math import exp, log
 from statistics import mean
@@ -9,16 +9,19 @@ from workbench.errors import BadInput
 if TYPE_CHECKING:
     from workbench.trace.trace import Trace
 
-__all__ = ["divergence", "laws"]
+__all__ = ["divergence", "distributions"]
 
-Law = dict[int, float]  # the probabilities of the most likely tokens, by id
+Distribution = dict[int, float]  # the probabilities of the most likely tokens, by id
 LEAST = 1e-300  # stands for a probability too small for a float
 
 
-def laws(trace: "Trace") -> dict[int, Law]:
-    """The target's law before processors at every new token, by position. BadInput where the level was not `full`."""
+def distributions(trace: "Trace") -> dict[int, Distribution]:
+    """The target's distribution before processors at every new token, by position. BadInput where the level was not
+    `full`."""
     if trace.run.get("level") != "full":
-        raise BadInput(f"laws: the trace was recorded at level {trace.run.get('level')!r}; record at level 'full'")
+        raise BadInput(
+            f"distributions: the trace was recorded at level {trace.run.get('level')!r}; record at level 'full'"
+        )
     found = {}
     for event in trace.log:
         rows = event.get("target") if event["type"] == "rows" else None
@@ -29,23 +32,24 @@ def laws(trace: "Trace") -> dict[int, Law]:
 
 
 def divergence(trace: "Trace", reference: "Trace", floor: float = 1e-6) -> float:
-    """Mean Kullback-Leibler divergence, in nats per token, of a run's laws from those of a reference on the same text.
+    """Mean Kullback-Leibler divergence, in nats per token, of a run's distributions from those of a reference on the
+    same text.
 
-    A law is known by its most likely tokens; those missing in either run count as one lump of at least `floor`, so
-    the figure lies a little below the true one (data processing).
+    A distribution is known by its most likely tokens; those missing in either run count as one lump of at least
+    `floor`, so the figure lies a little below the true one (data processing).
 
     Raises BadInput where a run was not recorded at level `full` or the texts differ (decode with `force=`).
     """
     if trace.token_ids != reference.token_ids:
         raise BadInput("divergence: the runs wrote different texts; decode with force=reference.token_ids")
-    p, q = laws(reference), laws(trace)
+    p, q = distributions(reference), distributions(trace)
     places = sorted(p.keys() & q.keys())
     if not places:
-        raise BadInput("divergence: no law was recorded; decode at least one token")
+        raise BadInput("divergence: no distribution was recorded; decode at least one token")
     return mean(_apart(p[place], q[place], floor) for place in places)
 
 
-def _apart(p: Law, q: Law, floor: float) -> float:
+def _apart(p: Distribution, q: Distribution, floor: float) -> float:
     pairs = [(p[i], max(q[i], LEAST)) for i in p.keys() & q.keys() if p[i] > 0]
     rest = [max(1 - sum(column), floor) for column in zip(*pairs, strict=True)] if pairs else [1.0, 1.0]
     return sum(a * log(a / b) for a, b in [*pairs, rest])

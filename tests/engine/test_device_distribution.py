@@ -1,11 +1,10 @@
-"""Whole decoders on the Triton kernels follow the law they claim: chi-square of their first two tokens.
+"""Whole decoders on the Triton kernels follow the distribution they guarantee: chi-square of their first two tokens.
 
 A round on the device, as on a GPU: attention over the live slots, the fused sampler and verification, all under the
 interpreter. Programs there cost a millisecond and more, hence few runs, of a model whose draft is far from it. What
-does not depend on the seed is worked out once: an attention of the very same tensors, and the law of the same logits.
-The tree's control stands for the chain's too: a chain is a tree of one child a node.
-A run that fails is repeated once from another seed and pooled. Seeds come from the test's own name.
-"""
+does not depend on the seed is worked out once: an attention of the very same tensors, and the distribution of the same
+logits. The tree's control stands for the chain's too: a chain is a tree of one child a node. A run that fails is
+repeated once from another seed and pooled. Seeds come from the test's own name. """
 
 import hashlib
 from dataclasses import replace
@@ -30,7 +29,7 @@ VOCAB, PROMPT, SIGNIFICANCE = 4, [3, 1, 0, 2], 1e-4
 
 
 def tiny(seed: int):
-    """One layer, one head, and laws far from uniform."""
+    """One layer, one head, and distributions far from uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
@@ -41,7 +40,7 @@ def tiny(seed: int):
 
 @pytest.fixture(scope="module")
 def target():
-    wb.register_model("device-law-draft", tiny(2))
+    wb.register_model("device-distribution-draft", tiny(2))
     return tiny(10)
 
 
@@ -55,8 +54,9 @@ def triton_alone(monkeypatch):
 
 @pytest.fixture
 def once(monkeypatch):
-    """Attention and laws that were worked out before are looked up; how often each was asked for and worked out."""
-    known, asked = {}, {"attention": [0, 0], "law": [0, 0]}
+    """Attention and distributions that were worked out before are looked up; how often each was asked for and worked
+    out."""
+    known, asked = {}, {"attention": [0, 0], "distribution": [0, 0]}
     attend, sample = live.attend_live, distribution.sample
 
     def remembered(kind, key, compute):
@@ -72,18 +72,18 @@ def once(monkeypatch):
         key = ("attention", staged, *(tensor.numpy().tobytes() for tensor in tensors))
         return remembered("attention", key, lambda: attend(q, k, v, base, words, staged, scale))
 
-    def law_once(logits, *settings):
-        """Under rejection the sampler gives the law alone: what it draws is not used, so it is spoilt here."""
-        key = "law", logits.numpy().tobytes()
-        law = remembered("law", key, lambda: sample(logits, *settings))
-        return law._replace(token=torch.zeros_like(law.token))
+    def distribution_once(logits, *settings):
+        """Under rejection the sampler gives the distribution alone: what it draws is not used, so it is spoilt here."""
+        key = "distribution", logits.numpy().tobytes()
+        dist = remembered("distribution", key, lambda: sample(logits, *settings))
+        return dist._replace(token=torch.zeros_like(dist.token))
 
     monkeypatch.setattr(live, "attend_live", attend_once)
-    return asked, lambda: monkeypatch.setattr(distribution, "sample", law_once)
+    return asked, lambda: monkeypatch.setattr(distribution, "sample", distribution_once)
 
 
-def law_of_two(target) -> np.ndarray:
-    """[V, V] the law of the first two tokens, by the stock model in fp64."""
+def distribution_of_two(target) -> np.ndarray:
+    """[V, V] the distribution of the first two tokens, by the stock model in fp64."""
     model = LlamaForCausalLM(target.model.config).eval().double()
     model.load_state_dict(target.model.state_dict())
     with torch.inference_mode():
@@ -108,9 +108,9 @@ def counts(target, decoder, name: str, runs: int) -> np.ndarray:
     return found
 
 
-def p_value(found: np.ndarray, law: np.ndarray) -> float:
+def p_value(found: np.ndarray, dist: np.ndarray) -> float:
     """Of Pearson's chi-square; cells expected less than five times are pooled."""
-    expected = law * found.sum()
+    expected = dist * found.sum()
     rare = expected < 5
     cells, wanted = list(found[~rare]), list(expected[~rare])
     if rare.any():
@@ -119,7 +119,7 @@ def p_value(found: np.ndarray, law: np.ndarray) -> float:
 
 
 def rejecting(shape) -> wb.Speculative:
-    return wb.Speculative(drafter=wb.DraftModel("device-law-draft"), shape=shape, verifier=wb.Rejection())
+    return wb.Speculative(drafter=wb.DraftModel("device-distribution-draft"), shape=shape, verifier=wb.Rejection())
 
 
 DECODERS = {  # and runs
@@ -130,18 +130,18 @@ DECODERS = {  # and runs
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_whole_decoders_follow_the_targets_law(name, target, once):
+def test_whole_decoders_follow_the_targets_distribution(name, target, once):
     """And the Triton path is the one that was taken."""
     make, runs = DECODERS[name]
-    asked, remember_laws = once
+    asked, remember_distributions = once
     if name != "plain":
-        remember_laws()
-    law, found = law_of_two(target), counts(target, make(), f"triton {name}/1", runs)
-    if p_value(found, law) <= SIGNIFICANCE:
+        remember_distributions()
+    dist, found = distribution_of_two(target), counts(target, make(), f"triton {name}/1", runs)
+    if p_value(found, dist) <= SIGNIFICANCE:
         found = found + counts(target, make(), f"triton {name}/2", runs)
-    assert p_value(found, law) > SIGNIFICANCE
+    assert p_value(found, dist) > SIGNIFICANCE
     assert asked["attention"][0] >= runs and asked["attention"][1] > VOCAB
-    assert name == "plain" or asked["law"][0] >= runs > asked["law"][1] > VOCAB
+    assert name == "plain" or asked["distribution"][0] >= runs > asked["distribution"][1] > VOCAB
     trace = wb.decode(target, PROMPT, make(), max_new_tokens=1, temperature=1.0)
     assert trace.forwards["implementation"].iloc[-1] == "device+triton"
 
@@ -150,8 +150,8 @@ def test_without_the_residual_step_it_is_noticed(target, once, tmp_path, monkeyp
     """Half as many runs show that rejected mass was not taken away."""
     from workbench_kernels.verification import rejection
 
-    residual = "rest = tl.maximum(p - law, 0.0)"
+    residual = "rest = tl.maximum(p - distribution, 0.0)"
     monkeypatch.setattr(verification, "rejection", broken(rejection, residual, "rest = p", tmp_path), raising=False)
     make, runs = DECODERS[name := "rejection tree"]
     once[1]()
-    assert p_value(counts(target, make(), f"triton {name}/1", runs // 2), law_of_two(target)) < SIGNIFICANCE
+    assert p_value(counts(target, make(), f"triton {name}/1", runs // 2), distribution_of_two(target)) < SIGNIFICANCE

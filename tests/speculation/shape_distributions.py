@@ -1,4 +1,5 @@
-"""Whole rounds on laws that are tables over four tokens: a shape grows a tree with keyed noise, a verifier walks it.
+"""Whole rounds on distributions that are tables over four tokens: a shape grows a tree with seeded noise, a verifier
+walks it.
 
 The noise of many seeds is worked out at once, by the very hash that is used seed by seed.
 """
@@ -15,15 +16,15 @@ from scipy import stats
 
 import workbench as wb
 from workbench.engine import noise
-from workbench.engine.distribution import Law, draw
+from workbench.engine.distribution import Distribution, draw
 from workbench.speculation import DIST, DraftTree
-from workbench.speculation.growth import Growth
+from workbench.speculation.tree_builder import TreeBuilder
 
 VOCAB, DEPTH, START, BLOCK = 4, 3, 3, 4096
-Laws = dict[tuple[int, ...], torch.Tensor]
+Distributions = dict[tuple[int, ...], torch.Tensor]
 
 
-def laws(seed: int, sharpness: float) -> Laws:
+def dists(seed: int, sharpness: float) -> Distributions:
     """[VOCAB] log-probabilities after every prefix of at most DEPTH tokens."""
     generator = torch.Generator().manual_seed(seed)
     prefixes = (p for length in range(DEPTH + 1) for p in itertools.product(range(VOCAB), repeat=length))
@@ -31,7 +32,7 @@ def laws(seed: int, sharpness: float) -> Laws:
     return {prefix: (x * sharpness).log_softmax(-1) for prefix, x in draws}
 
 
-TARGET, DRAFT = laws(13, 1.0), laws(63, 1.3)  # draws often repeat, and are often refused
+TARGET, DRAFT = dists(13, 1.0), dists(63, 1.3)  # draws often repeat, and are often refused
 
 
 def noise_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,51 +58,51 @@ def texts(tree: DraftTree, node: int) -> tuple[int, ...]:
 def grown(
     shape: wb.DraftShape,
     seed: int = 0,
-    coupled: bool = False,
+    seeded: bool = False,
     temperature: float = 1.0,
     depth: int = DEPTH,
-    draft: Laws = DRAFT,
+    draft: Distributions = DRAFT,
     features: Callable[[int], torch.Tensor] | None = None,
-    make: type[Growth] = Growth,
+    make: type[TreeBuilder] = TreeBuilder,
     start: int = START,
-) -> Growth:
-    """A shape's tree over the draft's laws, below the last of `start` tokens."""
+) -> TreeBuilder:
+    """A shape's tree over the draft's distributions, below the last of `start` tokens."""
 
-    def law(logits, prefixes):
-        return Law(logits, logits, [()] * len(logits), greedy=temperature == 0)
+    def dist(logits, prefixes):
+        return Distribution(logits, logits, [()] * len(logits), greedy=temperature == 0)
 
-    def logits(growth, nodes):
+    def logits(builder, nodes):
         if features:
-            growth.features |= {node: features(node) for node in nodes}
-        return torch.stack([draft[texts(growth.tree, node)] for node in nodes])
+            builder.features |= {node: features(node) for node in nodes}
+        return torch.stack([draft[texts(builder.tree, node)] for node in nodes])
 
     settings = SimpleNamespace(sampling=wb.Sampling(temperature=temperature), seed=seed, level="default")
     target = SimpleNamespace(model=SimpleNamespace(vocab_size=VOCAB))
-    state = SimpleNamespace(pending=0, tokens=[0] * max(1, start), memory={}, lanes={"target": target})
-    log = SimpleNamespace(settings=settings, law=law, step=SimpleNamespace(rows={}))
-    growth = make("test", state, log, depth, coupled, logits, features=features is not None)
-    shape.grow(growth)
-    return growth
+    state = SimpleNamespace(pending=0, tokens=[0] * max(1, start), memory={}, runners={"target": target})
+    r = SimpleNamespace(settings=settings, dist=dist, step=SimpleNamespace(rows={}))
+    builder = make("test", state, r, depth, seeded, logits, features=features is not None)
+    shape.grow(builder)
+    return builder
 
 
 def emitted(tree: DraftTree, seed: int, verifier: wb.Verifier) -> tuple[int, int]:
     """The next two tokens: those of the round, then plain decoding."""
     rows = torch.stack([TARGET[texts(tree, node)] for node in range(len(tree))])
-    outcome = verifier.verify(Law(rows, rows, [()] * len(rows)), tree, START, seed, None)
+    outcome = verifier.verify(Distribution(rows, rows, [()] * len(rows)), tree, START, seed, None)
     text = [*(tree.tokens[node] for node in outcome.path), outcome.token]
     if len(text) < 2:
         text.append(draw(TARGET[tuple(text)], seed, "target", START + 1))
     return tuple(text[:2])
 
 
-def outcome_law(
+def outcome_distribution(
     shape: wb.DraftShape,
     runs: int,
     verifier: wb.Verifier | None = None,
     spoil: Callable[[DraftTree], DraftTree] = lambda tree: tree,
 ) -> tuple[float, float]:
-    """p-values of chi-square over seeds: of the texts that whole rounds emit against the target's law, and of the
-    children that DIST nodes have against the rows stored with them (1 where draws are independent)."""
+    """p-values of chi-square over seeds: of the texts that whole rounds emit against the target's distribution, and of
+    the children that DIST nodes have against the rows stored with them (1 where draws are independent)."""
     found, cells = np.zeros([VOCAB] * 2), defaultdict(lambda: np.zeros(VOCAB))
     for seed in range(runs):
         tree = spoil(grown(shape, seed).tree)
@@ -112,8 +113,8 @@ def outcome_law(
             tokens = [tree.tokens[child] for child in children]
             for place, token in enumerate(tokens):
                 cells[texts(tree, node), tuple(tokens[:place])][token] += 1
-    law = torch.stack([TARGET[()][a] + TARGET[(a,)] for a in range(VOCAB)]).exp().numpy()
-    whole = float(stats.chisquare(found.ravel(), law.ravel() * runs).pvalue)
+    dist = torch.stack([TARGET[()][a] + TARGET[(a,)] for a in range(VOCAB)]).exp().numpy()
+    whole = float(stats.chisquare(found.ravel(), dist.ravel() * runs).pvalue)
     total = freedom = 0.0
     for (prefix, used), counts in cells.items():
         row = DRAFT[prefix].exp().numpy().copy()

@@ -1,10 +1,9 @@
-"""Sampling end to end: sixty thousand runs of two dozen triples follow the target's law.
+"""Sampling end to end: sixty thousand runs of two dozen triples follow the target's distribution.
 
-The triples cover every drafter, shape and verifier that claims the law, and as many pairs of them as so many can. On
-a random Llama of three words, where every text can be told apart. RSD-S puts noise to other use than a decision, which
-`Crowd` cannot follow; its law is enumerated in `test_shapes.py`. The context ends one token behind the text: drafts are
-as deep as the text is long, and not deeper.
-"""
+The triples cover every drafter, shape and verifier that guarantees the distribution, and as many pairs of them as so
+many can. On a random Llama of three words, where every text can be told apart. RSD-S puts noise to other use than a
+decision, which `Crowd` cannot follow; its distribution is enumerated in `test_shapes.py`. The context ends one token
+behind the text: drafts are as deep as the text is long, and not deeper. """
 
 import itertools
 import zlib
@@ -68,7 +67,7 @@ def short(target, heads, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def law(target) -> np.ndarray:
+def dist(target) -> np.ndarray:
     """[V] * LENGTH exact probabilities of the first new tokens."""
     out = np.ones((WORDS,) * LENGTH)
     for depth in range(LENGTH):
@@ -97,15 +96,15 @@ def test_the_cover_meets_every_member():
 
 
 @pytest.mark.parametrize("names", COVER, ids="-".join)
-def test_whole_triples_follow_the_targets_law(names, target, heads, law):
+def test_whole_triples_follow_the_targets_distribution(names, target, heads, dist):
     decoder = triple(*names, "tinier-draft", heads)
     found = counts(target, decoder, "-".join(names), RUNS)
-    if p_value(found, law) <= SIGNIFICANCE:
+    if p_value(found, dist) <= SIGNIFICANCE:
         found = found + counts(target, decoder, "again " + "-".join(names), RUNS)
-    assert p_value(found, law) > SIGNIFICANCE
+    assert p_value(found, dist) > SIGNIFICANCE
 
 
-def test_without_the_residual_step_it_is_noticed(target, law, monkeypatch):
+def test_without_the_residual_step_it_is_noticed(target, dist, monkeypatch):
     monkeypatch.setattr(rejection, "residual", lambda p, q: p)
     found = counts(target, triple("draft_model", "tree", "rejection", "tinier-draft"), "no residual", RUNS // 6)
-    assert p_value(found, law) < SIGNIFICANCE
+    assert p_value(found, dist) < SIGNIFICANCE

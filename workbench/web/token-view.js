@@ -1,13 +1,13 @@
 import { chooser, fateOf, node, shown, visible } from "./common.js";
 import { KINDS } from "./record.js";
 
-// The token strip: every token in the running text, coloured by a signal; a list box with a roving tab stop.
+// The token view: every token in the running text, coloured by a signal; a list box with a roving tab stop.
 
 const STRONGEST = 60; // percent of a signal's colour behind a token, so that the text reads in light and in dark
-let strips = 0;
+let views = 0;
 
-export function tokenStrip(held, { label, colourBy, onMove, onPick, onHover }) {
-  const prefix = `wb-${(strips += 1)}`;
+export function tokenView(held, { label, colourBy, onMove, onPick, onHover }) {
+  const prefix = `wb-${(views += 1)}`;
   const bar = node("div", "wb-bar"), legend = node("span", "wb-legend");
   const colour = chooser("colour tokens by", [], () => { wanted = colour.choice.value; paint(); });
   const asked = node("label", "wb-check"), ghosts = node("input");
@@ -21,7 +21,7 @@ export function tokenStrip(held, { label, colourBy, onMove, onPick, onHover }) {
   box.setAttribute("role", "listbox");
   box.setAttribute("aria-label", label);
   box.append(prompt);
-  const spans = [], before = []; // of the new tokens; of the prompt's, where their laws are recorded
+  const spans = [], before = []; // of the new tokens; of the prompt's, where their distributions are recorded
   let wanted = colourBy; // kept while a run has not recorded it yet
   let selected = null, hovered = null, drawn = null;
   let limit = Infinity, lit = 0; // tokens from `limit` on are faint; `lit` of them are drawn bright

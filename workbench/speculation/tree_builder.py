@@ -1,4 +1,5 @@
-"""A draft under way: the tree so far and the drafter's laws, between a drafter with laws and a shape that asks."""
+"""A draft under way: the tree so far and the drafter's distributions, between a drafter with distributions and a shape
+that asks."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -11,70 +12,69 @@ from workbench.engine.vocabulary import known_only, widened
 from workbench.speculation.tree import DIST, MAX_NODES, POINT, DraftTree
 
 if TYPE_CHECKING:
-    from workbench.decoders.base import RoundLog, State
-    from workbench.engine.distribution import Law
+    from workbench.decoders.base import Round, State
+    from workbench.engine.distribution import Distribution
 
-__all__ = ["Growth"]
+__all__ = ["TreeBuilder"]
 
 BEST = 8  # proposals after each row that level `full` keeps, in the order they would be drafted
 DROPPED = MAX_NODES + 1  # the node number of such rows whose node did not stay in the tree
-Laws = Callable[["Growth", list[int]], torch.Tensor]
+Distributions = Callable[["TreeBuilder", list[int]], torch.Tensor]
 
 
-class Growth:
+class TreeBuilder:
     """What a shape grows a tree with; one object per round.
 
-    tree: the nodes so far. depth: the most levels. memory: the decoding state's, for figures that last longer than
-    the round. greedy: the run takes argmaxes. coupled: drafts should be what the target's own keyed noise would pick.
-    fed: nodes whose laws are known, in the order they were read (-1: dropped since); the root is among them once it
+    tree: the nodes so far. depth: the most levels. memory: the decoding state's, for figures that last longer than the
+    round. greedy: the run takes argmaxes. seeded: drafts should be what the target's own seeded noise would pick. fed:
+    nodes whose distributions are known, in the order they were read (-1: dropped since); the root is among them once it
     was fed. features: node -> the drafter's hidden state [d] after it, for nodes below the root, where a shape reads
-    them.
-    """
+    them. """
 
     def __init__(
         self,
         name: str,
         state: "State",
-        log: "RoundLog",
+        r: "Round",
         depth: int,
-        coupled: bool,
-        logits: Laws | None = None,
+        seeded: bool,
+        logits: Distributions | None = None,
         confidence: bool = False,
         features: bool = False,
     ):
         """logits(growth, nodes) gives the drafter's logits [n, V] after nodes whose ancestors were all read before;
         confidence: fill in `tree.confidence` as well; features: the drafter is to fill in `features`."""
-        self.name, self.state, self.log, self.depth, self.coupled = name, state, log, depth, coupled
+        self.name, self.state, self.round, self.depth, self.seeded = name, state, r, depth, seeded
         self.tree = DraftTree([state.pending])
         self.memory = state.memory
-        self.greedy = log.settings.sampling.greedy
-        self.seed = noise.seed_of_sample(log.settings.seed, getattr(log.settings, "sample", 0))
+        self.greedy = r.settings.sampling.greedy
+        self.seed = noise.seed_of_sample(r.settings.seed, getattr(r.settings, "sample", 0))
         self.base = len(state.tokens) - 1  # absolute position of the root
-        self.fed: list[int] = []
+        self.expanded: list[int] = []
         self.features: dict[int, torch.Tensor] | None = {} if features else None
         self._logits, self._confidence = logits, confidence
-        self._vocab = state.lanes["target"].model.vocab_size
+        self._vocab = state.runners["target"].model.vocab_size
 
-    def feed(self, nodes: Sequence[int]) -> None:
-        """Learn the drafter's laws after nodes, in one pass; those known already are left out."""
+    def expand(self, nodes: Sequence[int]) -> None:
+        """Learn the drafter's distributions after nodes, in one pass; those known already are left out."""
         new = [node for node in nodes if node not in self.tree.rows]
         if not new or self._logits is None:
             return
         logits = self._logits(self, new)
-        self.fed += new
+        self.expanded += new
         self.learn(new, logits)
 
     def learn(self, nodes: list[int], logits: torch.Tensor) -> None:
-        """Note the laws after nodes from logits [n, V']: under the run's own sampling settings, and raw."""
+        """Note the distributions after nodes from logits [n, V']: under the run's own sampling settings, and raw."""
         tree, tokens = self.tree, self.state.tokens
-        law = self._law(logits, lambda row: tokens + [tree.tokens[n] for n in tree.path(nodes[row])])
+        dist = self._distribution(logits, lambda row: tokens + [tree.tokens[n] for n in tree.path(nodes[row])])
         if self._confidence:
-            tree.confidence |= zip(nodes, law.raw.amax(-1).exp().tolist(), strict=True)
+            tree.confidence |= zip(nodes, dist.raw.amax(-1).exp().tolist(), strict=True)
         for row, node in enumerate(nodes):
-            tree.raw[node], tree.rows[node] = law.raw[row], law.scores[row]
-        if self.log.settings.level == "full":
+            tree.raw[node], tree.rows[node] = dist.raw[row], dist.scores[row]
+        if self.round.settings.level == "full":
             self._keep(
-                law.raw[:, : logits.shape[-1]],
+                dist.raw[:, : logits.shape[-1]],
                 nodes,
                 [self.place(node) for node in nodes],
                 [self.best(n, BEST) for n in nodes],
@@ -83,33 +83,34 @@ class Growth:
     def overread(self, logits: torch.Tensor, places: Sequence[int]) -> None:
         """At level `full`, note what the drafter would have proposed where it was not asked: logits [m, V'] that
         predict the tokens at absolute positions `places`, all of them text by now."""
-        if self.log.settings.level != "full" or not len(logits):
+        if self.round.settings.level != "full" or not len(logits):
             return
-        law = self._law(logits, lambda row: self.state.tokens[: places[row]])
-        best = [self._best(law.scores[i], place, BEST) for i, place in enumerate(places)]
-        self._keep(law.raw[:, : logits.shape[-1]], [-1] * len(logits), list(places), best)
+        dist = self._distribution(logits, lambda row: self.state.tokens[: places[row]])
+        best = [self._best(dist.scores[i], place, BEST) for i, place in enumerate(places)]
+        self._keep(dist.raw[:, : logits.shape[-1]], [-1] * len(logits), list(places), best)
 
-    def _law(self, logits: torch.Tensor, prefixes: Callable[[int], Sequence[int]]) -> "Law":
-        """The laws of a drafter's logits [n, V'], on the target's vocabulary from the beginning: what is cut off or
-        lacking must not count in any cut."""
+    def _distribution(self, logits: torch.Tensor, prefixes: Callable[[int], Sequence[int]]) -> "Distribution":
+        """The distributions of a drafter's logits [n, V'], on the target's vocabulary from the beginning: what is cut
+        off or lacking must not count in any cut."""
         known = logits.shape[-1]
-        law = self.log.law(widened(logits, self._vocab), prefixes)
-        return known_only(law, known) if known < self._vocab else law
+        dist = self.round.dist(widened(logits, self._vocab), prefixes)
+        return known_only(dist, known) if known < self._vocab else dist
 
     def _keep(self, raw: torch.Tensor, nodes: list[int], places: list[int], best: list[list[int]]) -> None:
-        self.log.keep_rows("draft", raw, {"position": places, "node": nodes, "best": best})
+        self.round.keep_rows("draft", raw, {"position": places, "node": nodes, "best": best})
 
     def children(self, parent: int, count: int) -> list[int]:
         """Append `count` more children of a fed node: the best ones at temperature 0, else draws without replacement.
 
-        The draws are keyed: under `coupled` by the target's own noise at that position (POINT nodes), else by the
+        The draws are seeded: under `seeded` by the target's own noise at that position (POINT nodes), else by the
         drafter's (DIST nodes).
         """
         have = sum(p == parent for p in self.tree.parents)
         return [self.add(parent, token) for token in self.best(parent, have + count)[have:]]
 
     def best(self, parent: int, count: int, branch: int = 0) -> list[int]:
-        """`count` tokens of the law after a fed node: the most probable, or draws in draw order; nothing is appended.
+        """`count` tokens of the distribution after a fed node: the most probable, or draws in draw order; nothing is
+        appended.
 
         branch: draws of different branches are independent of each other. Whoever decides about one node by what was
         drawn at another of the same depth must use a branch for each (the parent's number will do), else the decision
@@ -124,19 +125,20 @@ class Growth:
         return [drawn] if count == 1 else drawn
 
     def gumbel(self, parent: int, branch: int = 0) -> torch.Tensor:
-        """[V] the noise that `best` adds to the log-probabilities of the law after a node."""
+        """[V] the noise that `best` adds to the log-probabilities of the distribution after a node."""
         ids = torch.arange(self._vocab, device=self.tree.rows[parent].device)
         return noise.gumbel(self.seed, self.purpose, self.place(parent), ids, self.branch(branch))
 
     def estimate(self, node: int) -> torch.Tensor:
         """[V] log-probabilities that the target goes on with each token after a fed node, as far as the drafter can
-        tell: its law, or where the noise that will pick the token is known (`coupled`), its law under that noise."""
+        tell: its distribution, or where the noise that will pick the token is known (`seeded`), its distribution under
+        that noise."""
         if self.greedy:
             return self.tree.raw[node]
         row = self.tree.rows[node]
-        return (row + self.gumbel(node)).log_softmax(-1) if self.coupled else row
+        return (row + self.gumbel(node)).log_softmax(-1) if self.seeded else row
 
-    def fresh(self, node: int) -> int:
+    def unique_branch(self, node: int) -> int:
         """A branch of its own for the draws after a node: no other node of this round or any other has it."""
         return (self.base + 1) * (MAX_NODES + 1) + node
 
@@ -150,17 +152,17 @@ class Growth:
             kept.add(new[tree.parents[node]], tree.tokens[node], tree.kinds[node], tree.q[node], tree.drafters[node])
         for name in ("rows", "raw", "confidence"):
             setattr(kept, name, {new[node]: value for node, value in getattr(tree, name).items() if node in new})
-        self.fed = [new.get(node, -1) for node in self.fed]
-        if held := self.log.step.rows.get("draft"):
+        self.expanded = [new.get(node, -1) for node in self.expanded]
+        if held := self.round.step.rows.get("draft"):
             held["node"] = [new.get(node, DROPPED) if node >= 0 else node for node in held["node"]]
 
     def branch(self, number: int) -> int:
         """Coupled drafts all use the one noise that the target will use."""
-        return 0 if self.coupled else number
+        return 0 if self.seeded else number
 
     @property
     def purpose(self) -> str:
-        return "target" if self.coupled else "draft"
+        return "target" if self.seeded else "draft"
 
     def place(self, parent: int) -> int:
         """Absolute position of a node's children."""
@@ -170,7 +172,7 @@ class Growth:
         """Append a child. kind: DIST where it was drawn from the parent's whole row by nothing but chance (the default
         where draws are), else POINT."""
         if kind is None:
-            kind = POINT if self.greedy or self.coupled else DIST
+            kind = POINT if self.greedy or self.seeded else DIST
         rows = self.tree.raw if self.greedy else self.tree.rows
         q = rows[parent][token].exp().item() if parent in rows else None
         return self.tree.add(parent, token, kind, q, self.name)

@@ -1,13 +1,13 @@
 import { byteUnit, drawn, node, ticks } from "./common.js";
 
-// The clock chart: entropy, acceptance, cache and bits on one token axis, as SVG drawn at its real width.
+// The timeline: entropy, acceptance, cache and bits on one token axis, as SVG drawn at its real width.
 
 const LEFT = 46, RIGHT = 10, TOP = 22, HEIGHT = 66, GAP = 30, FOOT = 38;
 const NAME = "Entropy, acceptance, cache and bits per element over the tokens; the data table holds the numbers.";
 const ROWS = ["entropy", "acceptance", "cache", "bits"];
 
-export function clockChart(held, { onMove, onHover }) {
-  const element = node("div", "wb-clock");
+export function timelineChart(held, { onMove, onHover }) {
+  const element = node("div", "wb-timeline");
   let width = 0, scale = null, cursor = null, hovered = null, lines = {};
 
   function draw() {
@@ -79,7 +79,7 @@ export function clockChart(held, { onMove, onHover }) {
 
   function entropy(row) {
     const raw = held.series("tokens.entropy_raw_nats"), sampled = held.series("tokens.entropy_sampled_nats");
-    const samples = [["━", "raw law", "wb-raw"], ["┅", "law sampled from", "wb-sampled"]];
+    const samples = [["━", "raw distribution", "wb-raw"], ["┅", "distribution sampled from", "wb-sampled"]];
     const up = frame(row, "entropy (nats)", largest(raw, sampled), samples);
     if (!held.known("tokens.entropy_raw_nats")) return nothing(row, "not recorded");
     row.append(drawn("path", { class: "wb-curve wb-raw", d: line(raw, up) }));
