@@ -11,7 +11,8 @@ included). A speed-up is the ratio of summed times, with a 95 % interval by boot
 prompts, for those whose plain text loops (more than 30 % of its 4-grams repeat) and for the calm ones; `over_tuned` is
 the ratio to the fixed length that was fastest on them. No speed-up is given for an arm whose text differs where it must
 not. The arms `…, corpus` look things up in the embedded target's training text, without the held-out modules; reading
-it is not timed. """
+it is not timed.
+"""
 
 import argparse
 import json
@@ -51,7 +52,7 @@ SHAPES = {
     "draft model, RSD-S": {"shape": wb.StochasticBeam()},
     "draft model, DySpec": {"shape": wb.DySpec()},
     "draft model, Sequoia": {"shape": wb.Sequoia()},
-    "draft model, EAGLE-2 tree": {"shape": wb.Eagle2(nodes=12, width=4, depth=4)},
+    "draft model, EAGLE-2 tree": {"shape": wb.Eagle2(max_nodes=12, width=4, depth=4)},
 }
 MODEL_FREE = {
     "CopySpec": {"drafter": wb.CopySpec()},
@@ -98,7 +99,7 @@ def with_corpus(folder: Path) -> dict[str, dict]:
     """Model-free drafters over the training text, which is written into a folder."""
     for number, text in enumerate(corpus.documents("train", strict=False)):
         (folder / f"{number:05d}.py").write_text(text)
-    aded = wb.ADED(search="best", least=0.1, corpus=str(folder))
+    aded = wb.ADED(search="best", min_prob=0.1, corpus=str(folder))
     return {
         "suffix retrieval, corpus": {"drafter": wb.SuffixRetrieval(corpus=str(folder))},
         "ADED, best first, corpus": {"drafter": aded},

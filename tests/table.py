@@ -37,7 +37,7 @@ DECODERS = {
     "pearl": Row(lambda draft: wb.Pearl(draft, length=3), "exact", "seeded"),
     "pearl-rejection": Row(lambda draft: wb.Pearl(draft, 3, wb.Rejection()), "exact", "distribution"),
     "mirostat": Row(lambda draft: wb.Mirostat(), "own", "own", temperature=1.0),
-    "entropy_adaptive": Row(lambda draft: wb.EntropyAdaptive(small=draft, tau=1.5, dwell=2), "lossy", "lossy"),
+    "entropy_adaptive": Row(lambda draft: wb.EntropyAdaptive(small=draft, threshold=1.5, dwell=2), "lossy", "lossy"),
 }
 
 # every drafter, shape and verifier: make(draft model's name, folder of trained parts) -> the member
@@ -59,16 +59,16 @@ DRAFTERS = {
 }
 
 SHAPES = {
-    "adaptive_confidence": lambda heads: wb.AdaptiveConfidence(most=4),
+    "adaptive_confidence": lambda heads: wb.AdaptiveConfidence(max_length=4),
     "chains": lambda heads: wb.IndependentChains(count=2, length=3),
     "confidence": lambda heads: wb.ConfidenceStop(4, 0.4),
-    "del": lambda heads: wb.Del(most=4),
-    "dyspec": lambda heads: wb.DySpec(nodes=4),
-    "eagle2": lambda heads: wb.Eagle2(nodes=6, width=2, depth=3),
+    "del": lambda heads: wb.Del(max_length=4),
+    "dyspec": lambda heads: wb.DySpec(max_nodes=4),
+    "eagle2": lambda heads: wb.Eagle2(max_nodes=6, width=2, depth=3),
     "fixed": lambda heads: wb.FixedLength(3),
     "heuristic": lambda heads: wb.HeuristicLength(start=2),
     "rsd_s": lambda heads: wb.StochasticBeam(width=2, depth=3),
-    "sequoia": lambda heads: wb.Sequoia(nodes=6, depth=3),
+    "sequoia": lambda heads: wb.Sequoia(max_nodes=6, depth=3),
     "specdec": lambda heads: wb.SpecDec(weights=heads),
     "tree": lambda heads: wb.FixedTree((2, 2, 1)),
 }

@@ -38,9 +38,9 @@ def outside(tmp_path, monkeypatch):
         "    '''Writes the same token for ever.'''\n"
         "    token: int = setting(7, ge=0, le=50, help='id of the token')\n"
         "    def guarantee(self, sampling): return 'lossy'\n"
-        "    def round(self, state, log):\n"
-        "        distribution = log.distribution(log.advance('target').logits)\n"
-        "        log.emit(distribution, [0], [self.token], ['target'])\n"
+        "    def decode_round(self, state, r):\n"
+        "        dist = r.dist(r.advance('target').logits)\n"
+        "        r.append(dist, [0], [self.token], ['target'])\n"
     )
     info = tmp_path / "throwaway_decoder-1.0.dist-info"
     info.mkdir()

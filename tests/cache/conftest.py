@@ -88,7 +88,7 @@ def feed(lm, store, tokens: list[int]) -> torch.Tensor:
     rows = []
     while tokens:
         at = store.length
-        count = min(len(tokens), store.rows_left(at) if hasattr(store, "room") else len(tokens))
+        count = min(len(tokens), store.rows_left(at) if hasattr(store, "rows_left") else len(tokens))
         rows.append(lm.forward(tokens[:count], range(at, at + count), store).logits)
         store.commit(range(count))
         tokens = tokens[count:]

@@ -101,7 +101,7 @@ def test_drafting_across_a_boundary_would_break_it(small, name, monkeypatch):
     """Negative control: the store refuses rows behind its next maintenance, which is what the cap is there for."""
     from workbench.decoders.base import MANY, Runner
 
-    monkeypatch.setattr(Runner, "room", lambda self, length: MANY)
+    monkeypatch.setattr(Runner, "rows_left", lambda self, length: MANY)
     with pytest.raises(RuntimeError, match="pass the cache's maintenance"):
         decode(small, DECODERS["speculative"].make(DRAFT), STACKS[name], 0.0)
 

@@ -1,7 +1,8 @@
 """Fifty held-out prompts × 128 tokens on the embedded target in fp32: every lossless way to decode spells one text.
 
 Greedy texts are those of `model.generate(do_sample=False)`; seeded texts at T = 0.8 are those of plain decoding with
-the same seed. What differs is a near-tie by the rule of `tests/rounding.py`, or a bug. """
+the same seed. What differs is a near-tie by the rule of `tests/rounding.py`, or a bug.
+"""
 
 from functools import partial
 

@@ -4,7 +4,8 @@ A round on the device, as on a GPU: attention over the live slots, the fused sam
 interpreter. Programs there cost a millisecond and more, hence few runs, of a model whose draft is far from it. What
 does not depend on the seed is worked out once: an attention of the very same tensors, and the distribution of the same
 logits. The tree's control stands for the chain's too: a chain is a tree of one child a node. A run that fails is
-repeated once from another seed and pooled. Seeds come from the test's own name. """
+repeated once from another seed and pooled. Seeds come from the test's own name.
+"""
 
 import hashlib
 from dataclasses import replace

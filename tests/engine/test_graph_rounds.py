@@ -121,7 +121,7 @@ def test_rounds_that_are_no_graph_are_not_given_as_the_graph(level, monkeypatch)
         r.step.figures["not_captured"] = "it waits"
         return verify_and_commit(self, state, r, tree, dist)
 
-    monkeypatch.setattr(wb.Autoregressive, "conclude", told)
+    monkeypatch.setattr(wb.Autoregressive, "verify_and_commit", told)
     with pytest.raises(SystemExit, match="no CUDA graph: it waits"):
         end_to_end.workbench_ms(lm, PROMPT, 2, level)
 

@@ -38,7 +38,8 @@ def compared(run, replayed, key) -> tuple[bool, bool]:
     """Whether a real run has the rounds of a replayed row; and whether it drafted and accepted as much.
 
     Whether the last token of all was drafted, its distribution may not be recorded; behind a miss confidences are
-    estimates. """
+    estimates.
+    """
     rounds = run.rounds[run.rounds["mode"] != "prefill"]
     drafted = key[0] == "confidence" or rounds["drafted"].sum() == replayed["drafted"]
     return len(rounds) == replayed["rounds"], drafted and abs(rounds["accepted"].sum() - replayed["accepted"]) <= 1

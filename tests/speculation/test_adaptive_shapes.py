@@ -15,7 +15,7 @@ def grown(confidences: list[float]) -> DraftTree:
 
 
 def test_adaptive_confidence_follows_the_drafts():
-    shape, memory = wb.AdaptiveConfidence(most=3, start=0.5), {}
+    shape, memory = wb.AdaptiveConfidence(max_length=3, start=0.5), {}
     assert shape.ask(grown([0.4]), memory) == [] and shape.ask(grown([0.6]), memory) == [(1, 1)]
     for _ in range(60):
         shape.observe(memory, grown([0.9] * 3), 0)
@@ -48,7 +48,7 @@ def shadow(agreed: dict[int, list[float]], confidence: float = 0.9) -> dict:
 def test_del_maximises_tokens_per_layer():
     """By hand: rates 0.5 and 0.9 behind 2 and 4 of 8 layers."""
     memory = shadow({2: [1, 0] * 5, 4: [1] * 9 + [0]})
-    wb.Del(most=4).observe(memory, grown([0.9]), 1)
+    wb.Del(max_length=4).observe(memory, grown([0.9]), 1)
 
     def gain(rate, exit, length):
         return (1 - rate ** (length + 1)) / (1 - rate) / (length * exit + 8)
@@ -58,11 +58,11 @@ def test_del_maximises_tokens_per_layer():
     assert "exits" not in memory
     # the same with dear drafts: none pays
     memory = shadow({2: [1, 0] * 5, 4: [1] * 9 + [0]})
-    costly = wb.Del(most=4, overhead=8)
+    costly = wb.Del(max_length=4, overhead=8)
     costly.observe(memory, grown([0.9]), 1)
     assert memory["del"]["length"] == 0 and costly.ask(DraftTree([0]), memory) == []
     # and it comes back once an exit is better
     for _ in range(40):
         memory |= shadow({2: [1] * 4, 4: [1] * 4})
-        wb.Del(most=4).observe(memory, grown([]), 0)
+        wb.Del(max_length=4).observe(memory, grown([]), 0)
     assert memory["del"]["exit"] == 2 and memory["del"]["length"] == 4

@@ -78,7 +78,7 @@ def test_every_shape_and_verifier_on_a_random_llama(tiny, weights, name):
     cases = [
         (TREE, wb.SeededMatch(), SEEDED),
         (wb.ConfidenceStop(4, 0.4), wb.SeededMatch(), SEEDED),
-        (wb.Eagle2(nodes=6, width=2, depth=3), wb.Greedy(), {}),
+        (wb.Eagle2(max_nodes=6, width=2, depth=3), wb.Greedy(), {}),
         (wb.AdaptiveConfidence(4), wb.Rejection(), {}),
     ]
     if drafter.has_exits:

@@ -17,7 +17,6 @@ from tests.speculation.tiny import tiny_target
 from workbench.errors import BadInput
 from workbench.experiments.calibration import calibrate
 from workbench.speculation import DIST, POINT, DraftTree
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.heads import weights
 from workbench.speculation.heads.acceptance import Acceptance
 from workbench.speculation.shapes.rsd_s import conditioned
@@ -25,6 +24,7 @@ from workbench.speculation.shapes.sequoia import acceptance_by_rank, best_tree, 
 from workbench.speculation.training.acceptance import acceptance
 from workbench.speculation.training.data import make_text
 from workbench.speculation.training.fit import Recipe, fit
+from workbench.speculation.tree_builder import TreeBuilder
 
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
 SEEDED = {"temperature": 0.8, "seed": 5}
@@ -190,7 +190,7 @@ def test_chains_tell_every_draw_and_are_one_where_they_would_be_equal():
 
 
 def test_the_heuristic_grows_by_two_and_shrinks_by_one():
-    shape, memory = wb.HeuristicLength(3, most=6), {}
+    shape, memory = wb.HeuristicLength(3, max_length=6), {}
 
     def drafted(accepted: int) -> int:
         tree = DraftTree([0])
@@ -376,8 +376,8 @@ def test_specdec_refuses_what_its_head_cannot_read(tiny, lm, tmp_path):
 
 def test_settings_out_of_bounds_are_refused():
     for make, reason in (
-        (lambda: wb.HeuristicLength(8, most=4), "start=8 lies above most=4"),
-        (lambda: wb.SpecDec(least=5, most=4), "least=5 lies above most=4"),
+        (lambda: wb.HeuristicLength(8, max_length=4), "start=8 lies above max_length=4"),
+        (lambda: wb.SpecDec(min_length=5, max_length=4), "min_length=5 lies above max_length=4"),
         (lambda: wb.StochasticBeam(16, 32), "expected at most 127"),
         (lambda: wb.IndependentChains(16, 32), "expected at most 127"),
         (lambda: wb.Sequoia(calibration="nobody"), "expected one of"),

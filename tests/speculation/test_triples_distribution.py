@@ -3,7 +3,8 @@
 The triples cover every drafter, shape and verifier that guarantees the distribution, and as many pairs of them as so
 many can. On a random Llama of three words, where every text can be told apart. RSD-S puts noise to other use than a
 decision, which `Crowd` cannot follow; its distribution is enumerated in `test_shapes.py`. The context ends one token
-behind the text: drafts are as deep as the text is long, and not deeper. """
+behind the text: drafts are as deep as the text is long, and not deeper.
+"""
 
 import itertools
 import zlib

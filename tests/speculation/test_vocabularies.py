@@ -109,7 +109,7 @@ def test_device_rounds_read_what_the_host_does(monkeypatch, pair):
 @pytest.mark.parametrize("begin", ["small", "large"])
 def test_two_writers_of_one_text_write_what_both_can_hold(begin, pair):
     """Entropy-adaptive decoding commits what the small model writes: never an id that the target has no row for."""
-    decoder = wb.EntropyAdaptive(small="other-width", tau=3.9, dwell=1, window=1, begin=begin, monitor="small")
+    decoder = wb.EntropyAdaptive(small="other-width", threshold=3.9, dwell=1, window=1, begin=begin, monitor="small")
     trace = wb.decode(pair, [*PROMPT, 71], decoder, max_new_tokens=12, temperature=2.0, ignore_eos=True, seed=5)
     assert len(trace.token_ids) == 12 and max(trace.token_ids) < TARGET
     assert {"target", "draft"} == set(trace.tokens["model"])

@@ -28,9 +28,10 @@ class Layer:
 
     kept: int32 [Hk, m] positions of the first m slots of the run (tokens behind them follow on), None where nothing was
     evicted; scores: float64 [Hk, columns] or None; page table: the pages or None; before: pages of tokens before that
-    position lie on the host. """
+    position lie on the host.
+    """
 
-    __slots__ = ("before", "kept", "scores", "page table")
+    __slots__ = ("before", "kept", "scores", "page_table")
 
     def __init__(self, kept=None, scores=None, page_table: PageTable | None = None, before: int = 0):
         self.kept, self.scores, self.page_table, self.before = kept, scores, page_table, before

@@ -3,7 +3,8 @@
 An `Arena` is one tensor of pages of one format. A `Page` in it is never written again; it lives as long as some
 `PageTable` names it (Python's reference count is the page's), then its place returns to the free list. A `PageTable` is
 the page table of a layer, a list of pages per KV head; it too never changes: maintenance makes another one, which keeps
-the pages that did not change. So a fork shares page tables, and writing to one copies just the pages that differ. """
+the pages that did not change. So a fork shares page tables, and writing to one copies just the pages that differ.
+"""
 
 import threading
 from collections import Counter

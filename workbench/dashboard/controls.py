@@ -17,7 +17,7 @@ from workbench.errors import BadInput
 
 __all__ = ["MemberControls", "control", "show_group"]
 
-Path = tuple[str, ...]  # ("decoder", "speculative", "drafter", "copyspec", "gram"): families and members in turn
+Path = tuple[str, ...]  # ("decoder", "speculative", "drafter", "copyspec", "ngram"): families and members in turn
 WIDEST_SLIDER = 64
 
 

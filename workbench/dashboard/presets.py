@@ -54,7 +54,7 @@ def presets() -> dict[str, Preset]:
     return {
         "uncertain code": Preset(
             held_out["colorsys.py:99:hls_to_rgb"],
-            Speculative(drafter=DraftModel(), shape=ConfidenceStop(most=8, threshold=0.5)),
+            Speculative(drafter=DraftModel(), shape=ConfidenceStop(max_length=8, threshold=0.5)),
             "Entropy is high where a new name or branch begins and low inside it. The draft stops where its own"
             " confidence falls: compare the entropy curve with the length of the drafts.",
             settings={"temperature": 0.8, "seed": 1, "max_new_tokens": 96},

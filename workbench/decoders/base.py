@@ -1,8 +1,7 @@
-"""What every decoder shares: the state it works on, the log of a round, and the step around it.
+"""What every decoder shares: the state it works on, the round, and the step around it.
 
-A decoder is a validated dataclass with one method, `round(state, log)`: run forwards through the log, choose tokens,
-`emit` them, commit the cache rows that belong to them. All it knows between rounds lies in the state.
-"""
+A decoder is a validated dataclass with one method, `decode_round(state, r)`: run forwards through the round, choose
+tokens, `append` them, commit the cache rows that belong to them. All it knows between rounds lies in the state. """
 
 import time
 from collections.abc import Sequence
@@ -46,7 +45,7 @@ class Runner:
 
     def rows_left(self, length: int) -> int:
         """How many rows from a committed length on may go into one forward: up to the cache's next maintenance."""
-        return self.store.rows_left(length) if hasattr(self.store, "room") else MANY
+        return self.store.rows_left(length) if hasattr(self.store, "rows_left") else MANY
 
     def reads(self, token: int) -> bool:
         """Whether the model knows an id (see `vocabulary.readable`)."""
@@ -54,7 +53,7 @@ class Runner:
 
     def read_stats(self) -> tuple[int, int, int]:
         """What a forward reads of the cache: raw slots, coded slots, bytes of the coded ones."""
-        return self.store.read_stats() if hasattr(self.store, "reach") else (self.store.length, 0, 0)
+        return self.store.read_stats() if hasattr(self.store, "read_stats") else (self.store.length, 0, 0)
 
 
 @dataclass(slots=True)
@@ -62,7 +61,8 @@ class State:
     """All that a decoder knows between rounds; `fork` copies nothing heavy.
 
     tokens: prompt and new ids. runners: role ("target", "draft") -> model and cache. memory: the decoder's and
-    drafter's own figures; its values are replaced, never changed in place. ended: why the run is over, or None. """
+    drafter's own figures; its values are replaced, never changed in place. ended: why the run is over, or None.
+    """
 
     tokens: list[int]
     prompt_length: int
@@ -99,7 +99,7 @@ class State:
 class Round:
     """Runs one round's forwards and keeps its record; ends as a `Step`.
 
-    reader: a drafter that is told what the target reads outside of rounds (see `Drafter.read`).
+    observer: a drafter that is told what the target reads outside of rounds (see `Drafter.observe`).
     """
 
     def __init__(self, state: State, mode: str, observer: "Drafter | None" = None):
@@ -197,7 +197,7 @@ class Round:
                 self._keep_prompt(out.logits, start, end)
             runner.store.commit(range(end - start))
             if observer:
-                observer.read(self.state, self, start, out)
+                observer.observe(self.state, self, start, out)
 
     def _keep_prompt(self, logits: torch.Tensor, start: int, end: int) -> None:
         """Log the distributions after the prompt tokens start..end-1 with the tokens that came."""
@@ -359,7 +359,7 @@ class Decoder(Declared):
 
     def device_tree(self, settings: Settings) -> DeviceTree | str:
         """The form of every round, where the device can do it alone (see `device.py`), else why it cannot. A decoder
-        that gives one has a method `conclude(state, log, tree, distribution)`: the round from the verification on."""
+        that gives one has a method `verify_and_commit(state, r, tree, dist)`: the round from the verification on."""
         return f"{self.declared_name} decides on the host"
 
     def observer(self) -> "Drafter | None":
@@ -394,7 +394,7 @@ class Decoder(Declared):
         else:
             r = Round(state, "plain", self.observer())
             if not device.run_round(self, state, r):
-                self.round(state, r)
+                self.decode_round(state, r)
         return r.finish()
 
 

@@ -142,7 +142,7 @@ def run_round(decoder: "Decoder", state: "State", r: "Round") -> bool:
     tree, dist, path = _read(found, template, state, round_)
     if template.depth:
         fed = [number for number, depth in enumerate(tree.depths) if 0 < depth < template.depth]
-        state.memory["fed"] = tuple(fed)
+        state.memory["expanded"] = tuple(fed)
         runners["draft"].store.commit_written(root + 1, len(fed), [fed.index(node) for node in path if node in fed])
     runners["target"].store.commit_written(root, len(tree), [0, *path])
     _book(r, template, contexts, wall, round_.implementation)

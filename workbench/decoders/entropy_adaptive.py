@@ -18,8 +18,8 @@ __all__ = ["EntropyAdaptive"]
 @register("decoder", "entropy_adaptive")
 @dataclass(frozen=True)
 class EntropyAdaptive(Decoder):
-    """Switch models by the mean of the last `window` entropies (bits, raw distribution): above `tau` the large one
-    writes.
+    """Switch models by the mean of the last `window` entropies (bits, raw distribution): above `threshold` the large
+    one writes.
 
     A switch is allowed `dwell` tokens after the last; the window lives on across it. The model that takes over first
     reads the tokens the other wrote. There is no verification: the output is lossy by design.
@@ -30,7 +30,7 @@ class EntropyAdaptive(Decoder):
     """
 
     small: str = setting("embedded-draft", model=True, help="the small model: name, hub id or directory")
-    tau: float = setting(3.0, ge=-1, unit="bits", help="mean entropy above which the large model writes")
+    threshold: float = setting(3.0, ge=-1, unit="bits", help="mean entropy above which the large model writes")
     window: int = setting(5, ge=1, le=256, unit="tokens", help="how many entropies are averaged")
     dwell: int = setting(10, ge=0, unit="tokens", help="least number of tokens between switches")
     monitor: str = setting(
@@ -68,7 +68,7 @@ class EntropyAdaptive(Decoder):
         entropy = -(raw.exp() * raw.clamp_min(-1e4)).sum().item() / math.log(2)
         seen = (*state.memory.get("entropies", ()), entropy)[-self.window :]
         mean = sum(seen) / len(seen)
-        wanted = "target" if mean > self.tau or not small_fits else "draft"
+        wanted = "target" if mean > self.threshold or not small_fits else "draft"
         switched = wanted != active and since >= self.dwell
         if switched:
             lag = len(state.tokens) - 1 - state.runners[wanted].store.length
@@ -76,7 +76,7 @@ class EntropyAdaptive(Decoder):
                 {
                     "controller": "entropy_adaptive",
                     "signals": {"mean_entropy_bits": mean},
-                    "threshold": self.tau,
+                    "threshold": self.threshold,
                     "action": f"switch to {wanted}",
                     "cost": {"catch_up_tokens": lag},
                 }

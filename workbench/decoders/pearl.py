@@ -16,9 +16,9 @@ from workbench.engine.model import LanguageModel, Output
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters import DraftModel
 from workbench.speculation.shapes import FixedLength
+from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.verifiers import SeededMatch, Verifier
 
 __all__ = ["Pearl"]
@@ -40,7 +40,8 @@ class Pearl(Decoder):
     Decoding with Adaptive Draft Length" (arXiv 2408.11850; smart-lty/ParallelSpeculativeDecoding). Departures: the
     draft reads its untested tokens again in the next round, in one forward, since caches hold committed tokens only,
     and its runner's time includes this; the clock leaves out the time of tests and commits; acceptance tests are the
-    verifier's, by absolute position. """
+    verifier's, by absolute position.
+    """
 
     model: str = setting("embedded-draft", model=True, help="the draft model: name, hub id or directory")
     length: int = setting(4, ge=1, le=32, unit="tokens", help="tokens drafted while the target runs")

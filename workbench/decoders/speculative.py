@@ -164,7 +164,8 @@ class Speculative(Decoder):
         """Target against draft at every node's parent: p, entropies, total variation, KL(target ‖ draft).
 
         At temperature 0, where the distribution sampled from is a point mass, p and the comparison are of the raw
-        distributions. """
+        distributions.
+        """
         if isinstance(dist, PackedDistribution):
             return dist.comparison
         parents, tokens = tree.parents[1:], tree.tokens[1:]

@@ -37,12 +37,12 @@ def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
     """Whether the kernels take these segments as they are: pages and a run, with no page elsewhere; or, where Triton is
     forced, a run alone."""
     run = segments[-1]
-    if (run.mask is not None and run.mask.ndim == 3) or hasattr(run, "page table"):
+    if (run.mask is not None and run.mask.ndim == 3) or hasattr(run, "page_table"):
         return False
     if len(segments) == 1:
         forced = os.environ.get(VARIABLE) == "triton"
         return forced and segment_attention.choose(q, run.v).name == "triton"
-    if len(segments) != 2 or not hasattr(segments[0], "page table"):
+    if len(segments) != 2 or not hasattr(segments[0], "page_table"):
         return False
     page_table = segments[0].page_table
     if page_table.offloaded:

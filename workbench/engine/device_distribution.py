@@ -23,7 +23,8 @@ class DeviceDistributions:
     """The distributions of R rows.
 
     raw, scores: [R, V] as in `Distribution`; removed: bool [R, filters], which filter removed something; finite: bool
-    [], every logit is finite; sample: what the fused kernel drew, or None. """
+    [], every logit is finite; sample: what the fused kernel drew, or None.
+    """
 
     raw: torch.Tensor
     scores: torch.Tensor
@@ -97,7 +98,8 @@ class DeviceSampling:
         """`count` tokens of each row, without replacement: the best at temperature 0, else seeded draws.
 
         Returns ids int64 [R, count] in draw order, and bool [R, count], whether the distribution had a token left to
-        draw. """
+        draw.
+        """
         scores = dists.scores
         if self.greedy:
             perturbed = scores

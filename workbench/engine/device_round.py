@@ -134,7 +134,8 @@ class DeviceRound:
         what plain decoding takes in each row, which nodes there are (a cut distribution may run out of tokens); path
         [depth], the accepted nodes, −1 behind them; their rows lie behind the root's in both runs. For rejection:
         source [1] and fates, reasons, us [N] as of `verification.Outcome`. With figures: removed [N, filters], table
-        [N, ·] of `distribution.figures`, and for drafts q, p, entropies, tv and kl, each [N − 1]. """
+        [N, ·] of `distribution.figures`, and for drafts q, p, entropies, tv and kl, each [N − 1].
+        """
         self._upload[0], self._upload[1], self._upload[2] = root, before, pending
         self._inputs.copy_(self._upload, non_blocking=True)
         with ExitStack() as locks:

@@ -2,7 +2,8 @@
 
 Its distribution depends on the last two tokens through a fixed table. What a row sees it reads back from the cache
 store (the "key" of a token is its id, the "value" its position), so staging, masks, commits and forks are put to the
-proof too. """
+proof too.
+"""
 
 import hashlib
 from collections.abc import Sequence

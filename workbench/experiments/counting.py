@@ -4,7 +4,8 @@ would show.
 Two views of the same question. `Texts` counts whole texts, whose exact distribution plain decoding gives prefix by
 prefix: fit for few tokens a place. `Places` counts, at every place, what came against plain decoding's distribution
 after the run's own prefix, over the whole vocabulary and any length: differences between runs and distributions are
-martingales there, so their sum, divided by its own covariance, is a chi-square whatever the prefixes were. """
+martingales there, so their sum, divided by its own covariance, is a chi-square whatever the prefixes were.
+"""
 
 import math
 from collections import Counter
@@ -122,7 +123,8 @@ class Places:
 
     Tokens fall in cells in three ways: by their rank in that distribution, by what they are (the likeliest ones of the
     first run), and by how far back in the text they came last. Each way is tested at every place, for every place by
-    the cell before it, and for all tokens together. """
+    the cell before it, and for all tokens together.
+    """
 
     def __init__(self, prompt: Sequence[int], tie: float):
         self.prompt, self.tie, self.impossible = list(prompt), tie, 0

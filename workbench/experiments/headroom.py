@@ -3,7 +3,8 @@
 A drafter reads committed text until its first miss, so what it would have proposed along the text decides how long any
 chain, and which branch of any tree, would have been accepted. That holds for drafters whose distribution after a text
 depends on the text alone (`Drafter.by_text`); at level `full` a trace keeps it for every position. Drafts end where the
-contexts and the next maintenance of the cache end them, as in a run. """
+contexts and the next maintenance of the cache end them, as in a run.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from workbench.declare import from_dict
 from workbench.decoders.base import Round
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
-from workbench.speculation.tree_builder import BEST
 from workbench.speculation.tree import MAX_NODES
+from workbench.speculation.tree_builder import BEST
 from workbench.trace import Trace
 from workbench.trace.summary import layer_shares
 

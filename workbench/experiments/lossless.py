@@ -4,7 +4,8 @@ Four gates. Greedy texts are compared with plain decoding's, token by token; a d
 prefers one token is named numeric. Sampled texts are compared seed by seed. Where seeds differ, thousands of short
 runs, each longer than the deepest draft, are counted twice over (`counting.py`): cut to the likeliest tokens, against
 the exact distribution of whole texts; and as they are, place by place, against plain decoding's distribution of their
-own prefix. """
+own prefix.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -227,14 +228,14 @@ def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Set
 
 
 class _Read:
-    """Keeps all logits of what the target reads outside of rounds (see `Drafter.read`)."""
+    """Keeps all logits of what the target reads outside of rounds (see `Drafter.observe`)."""
 
     wants_hidden, wants_logits, wants_states = False, True, ()
 
     def __init__(self) -> None:
         self.logits: list[torch.Tensor] = []
 
-    def read(self, state: State, r: Round, start: int, out: Output) -> None:
+    def observe(self, state: State, r: Round, start: int, out: Output) -> None:
         self.logits.append(out.logits)
 
 

@@ -29,7 +29,8 @@ class TreeBuilder:
     round. greedy: the run takes argmaxes. seeded: drafts should be what the target's own seeded noise would pick. fed:
     nodes whose distributions are known, in the order they were read (-1: dropped since); the root is among them once it
     was fed. features: node -> the drafter's hidden state [d] after it, for nodes below the root, where a shape reads
-    them. """
+    them.
+    """
 
     def __init__(
         self,

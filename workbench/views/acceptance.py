@@ -39,7 +39,8 @@ def acceptance(traces: Traces, by: str = "position", theme: str | None = None) -
 
     by: `position` (depth in the draft), `drafter`, or `entropy` (bands of the proposal row's entropy; of the target's
     where the drafter has no distribution). Bars: among the tokens that were tested (those behind a rejection never
-    were). Points: among all drafted. Raises BadInput for another `by`. """
+    were). Points: among all drafted. Raises BadInput for another `by`.
+    """
     if not isinstance(by, str) or by not in TITLES:
         raise BadInput(f"by: expected one of {', '.join(TITLES)}, got {shown(by)}")
     _, name, drafts = _pooled(traces)

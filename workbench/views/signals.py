@@ -25,7 +25,8 @@ def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -
     Rows, top to bottom: entropy of the raw distribution and of the one sampled from; every token at its place in its
     round, coloured by who produced it, with the drafted and accepted tokens of the round; bytes of keys and values
     after the token's round, stacked by model (one model: by kind); bits per element of the target's cache. `cursor`
-    marks a token. """
+    marks a token.
+    """
     tokens, rounds = trace.tokens, trace.rounds
     joined = tokens[["index", "round"]].merge(rounds, on="round", how="left")
     unit, cached = _cache(trace, tokens)

@@ -63,7 +63,7 @@ class ADED(Drafter):
 
     search = "mcts" is the published one: tree search by visit counts, the most visited prefixes are drafted. "best"
     takes the most probable path next, which the weights allow at a fraction of the time, and drops what is less
-    probable than `least`: so an unsure table drafts little or nothing. Nodes are POINT. Source: "Adaptive
+    probable than `min_prob`: so an unsure table drafts little or nothing. Nodes are POINT. Source: "Adaptive
     Draft-Verification for Efficient Large Language Model Decoding" (arXiv 2407.12021; liuxukun2000/Adaptix).
     Departures: weights come from the target's own probabilities at every node it verified and in the prompt (theirs:
     the corpus and the output); after an unknown pair the last token alone counts, by `backoff`; a tri-gram of the last
@@ -79,7 +79,7 @@ class ADED(Drafter):
     window: int = setting(16, ge=0, le=4096, unit="tokens", help="recent tokens whose tri-grams are boosted")
     boost: float = setting(0.04, ge=0, le=1, help="what a recent tri-gram gains for each time it occurs")
     backoff: float = setting(0.5, ge=0, le=1, help="what a weight after the last token alone is worth")
-    least: float = setting(0.05, ge=0, le=1, help="search 'best': the least probability of a path that is drafted")
+    min_prob: float = setting(0.05, ge=0, le=1, help="search 'best': the least probability of a path that is drafted")
     levels: int = setting(10, ge=1, le=32, unit="tokens", help="search 'best': levels drafted at most")
     simulations: int = setting(64, ge=1, le=1000, help="search 'mcts': descents each round (theirs: 150)")
     depth: int = setting(3, ge=1, le=8, unit="tokens", help="search 'mcts': levels searched")
@@ -94,7 +94,7 @@ class ADED(Drafter):
             look_again(self.corpus, lm.tokenizer)
             trigrams(self.corpus, lm.tokenizer, self.megabytes, self.width)
 
-    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
         tokens = state.tokens[start : start + len(out.logits)]
         before = [state.tokens[start - 1] if start else -1, *tokens[:-1]]
         self._learn(state, before, tokens, out.logits)
@@ -104,7 +104,7 @@ class ADED(Drafter):
         before, last = tokens[-2] if len(tokens) > 1 else -1, tokens[-1]
         width, most = (None, shape.budget) if shape.branches else (1, min(depth, shape.budget))
         if self.search == "best":
-            paths = best_first(weights, before, last, most, min(depth, self.levels), self.least, width)
+            paths = best_first(weights, before, last, most, min(depth, self.levels), self.min_prob, width)
         else:
             paths = by_visits(weights, before, last, most, min(depth, self.depth), self.simulations, width)
         return self.trie(state, shape, paths if shape.branches else paths[-1:], depth)
@@ -162,7 +162,7 @@ def best_first(
     weights: Weights, a: int, b: int, most: int, depth: int, least: float, width: int | None = None
 ) -> list[list[int]]:
     """The `most` paths of the largest products of weights, each a token longer than the empty one or one before it, of
-    at most `depth` tokens and a product of `least` or more; `width` successors of each (None: all)."""
+    at most `depth` tokens and a product of `min_prob` or more; `width` successors of each (None: all)."""
     heap: list[tuple[float, int, int, list[int]]] = [(-1.0, a, b, [])]
     paths: list[list[int]] = []
     while heap and len(paths) <= most:

@@ -8,10 +8,10 @@ import torch
 from workbench.declare import Declared
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.vocabulary import ids_read
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import POINT, DraftTree
+from workbench.speculation.tree_builder import TreeBuilder
 
 if TYPE_CHECKING:
     from workbench.cache import Stack
@@ -28,9 +28,9 @@ class Drafter(Declared):
     has_rows = False  # gives a distribution with every node: confidence and DIST nodes are possible
     has_features = False  # gives its hidden state after every node below the root
     branches = True  # can draft several children of one node
-    wants_hidden = False  # the target's final states: of all tokens in `read`, as `tree.hidden` in `settle`
-    wants_logits = False  # the target's logits of all prompt tokens in `read`
-    wants_states: tuple[int, ...] = ()  # the target's states behind so many layers, as `out.states` in `read`
+    wants_hidden = False  # the target's final states: of all tokens in `observe`, as `tree.hidden` in `on_verified`
+    wants_logits = False  # the target's logits of all prompt tokens in `observe`
+    wants_states: tuple[int, ...] = ()  # the target's states behind so many layers, as `out.states` in `observe`
     has_exits = False  # a shape may choose the layer it drafts from
     by_text = False  # its distribution after a text depends on the text alone, not on where a round began, and all are recorded
 
@@ -64,7 +64,7 @@ class Drafter(Declared):
         """The cache stacks of these models, by role."""
         return {}
 
-    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
         """The target has read the tokens from `start` on outside a round (the prompt, as a rule), with these logits
         (of all rows where `wants_logits`) and hidden states (where `wants_hidden`)."""
 
@@ -146,7 +146,7 @@ class RowDrafter(Drafter):
         raise NotImplementedError
 
     def drafted(self, state: "State", builder: TreeBuilder) -> None:
-        """The tree is grown: keep what `settle` will need."""
+        """The tree is grown: keep what `on_verified` will need."""
 
 
 def within(state: "State", tokens: Sequence[int]) -> Sequence[int]:

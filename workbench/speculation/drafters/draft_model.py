@@ -9,9 +9,9 @@ from workbench.cache import Stack, as_stack
 from workbench.declare import register, setting
 from workbench.engine.loading import companion
 from workbench.engine.model import LanguageModel
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.tree import DraftTree
+from workbench.speculation.tree_builder import TreeBuilder
 
 if TYPE_CHECKING:
     from workbench.decoders.base import Round, State
@@ -71,10 +71,10 @@ class DraftModel(RowDrafter):
         return out.logits
 
     def drafted(self, state: "State", builder: TreeBuilder) -> None:
-        state.memory["fed"] = tuple(builder.expanded[1:])
+        state.memory["expanded"] = tuple(builder.expanded[1:])
 
     def on_verified(
         self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
-        fed = state.memory.pop("fed")
+        fed = state.memory.pop("expanded")
         r.commit("draft", [fed.index(node) for node in path if node in fed])

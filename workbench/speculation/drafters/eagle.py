@@ -7,13 +7,13 @@ import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.heads import modules, weights
 from workbench.speculation.heads.feature_model import FeatureModel
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
+from workbench.speculation.tree_builder import TreeBuilder
 
 if TYPE_CHECKING:
     from workbench.decoders.base import Round, State
@@ -65,7 +65,7 @@ class Eagle(RowDrafter):
     def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         return {"draft": self.model(lm)}
 
-    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
         """The tokens read, with the target's features before them, go into the layer's own cache."""
         self._learn(state, start, out.hidden)
         runner, end = state.runners["draft"], start + len(out.hidden)

@@ -34,7 +34,8 @@ class Fuse(Drafter):
     give way to a copy of it. If distributions are known at the root, grafts begin with one of its `likeliest` tokens,
     the most probable first. Grafts add at most `share` of the shape's nodes. A node that both proposed names both. At
     temperature > 0, draws of a second drafter with distributions count as POINT. Source: "RASD: Retrieval-Augmented
-    Speculative Decoding" (arXiv 2503.03434) (`likeliest` and `share` are reconstructed). """
+    Speculative Decoding" (arXiv 2503.03434) (`likeliest` and `share` are reconstructed).
+    """
 
     first: Drafter = setting(factory=CopySpec, family="drafter", help="follows the decoder's shape")
     second: Drafter = setting(factory=DraftModel, family="drafter", help="joins, or steps in")
@@ -93,10 +94,10 @@ class Fuse(Drafter):
     def caches(self) -> dict[str, Stack | None]:
         return self.first.caches() | self.second.caches()
 
-    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
         for part in self.parts:
             if part.wants_hidden or part.wants_logits or part.wants_states:
-                part.read(state, r, start, out)
+                part.observe(state, r, start, out)
 
     def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         ours = self.first.propose(state, r, shape, depth, seeded)

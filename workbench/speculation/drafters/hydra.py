@@ -6,11 +6,11 @@ import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.medusa import HeadDrafter
 from workbench.speculation.heads import modules, weights
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
+from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["Hydra"]
 
@@ -24,7 +24,8 @@ class Hydra(HeadDrafter):
     Sequentially-Dependent Draft Heads for Medusa Decoding" (arXiv 2402.05109; zankner/Hydra). Departures: the
     vocabulary matrix is the target's, with a matrix before it as in our Medusa; heads of one layer (Hydra++ has four,
     and a decoder layer before them); the embeddings of tokens are normalised (theirs: not); the optimiser is Muon
-    (theirs: AdamW). """
+    (theirs: AdamW).
+    """
 
     weights: str = setting(
         "embedded", trust="owner", help="trained heads: 'embedded', or a directory or file made by the training"

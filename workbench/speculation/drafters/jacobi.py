@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from workbench.declare import register, setting
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
+from workbench.speculation.tree_builder import TreeBuilder
 
 if TYPE_CHECKING:
     from workbench.decoders.base import Round, State
@@ -32,7 +32,8 @@ class Jacobi(RowDrafter):
     Auto-regressive Text-to-Image Generation with Training-free Speculative Jacobi Decoding" (arXiv 2410.01699;
     tyshiwo1/Accelerating-T2I-AR-with-SJD); "Accelerating Transformer Inference for Translation via Parallel Decoding"
     (arXiv 2305.10427). Departure: where the whole window stands, the target's own token is added (theirs: none). With
-    `fill` = last the window is filled from its last distribution. The default window is of 8 (theirs: 16). """
+    `fill` = last the window is filled from its last distribution. The default window is of 8 (theirs: 16).
+    """
 
     fill: str = setting(
         "uniform", choices=("uniform", "last"), help="the distribution of positions that no pass has seen"

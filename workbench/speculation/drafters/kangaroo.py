@@ -9,13 +9,13 @@ from workbench.declare import register, setting
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output, kept
 from workbench.errors import BadInput
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter, check_layers
 from workbench.speculation.heads import weights
 from workbench.speculation.heads.adapter import AdapterModel, Adapters, check_exits
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.confidence import ConfidenceStop
 from workbench.speculation.tree import DraftTree
+from workbench.speculation.tree_builder import TreeBuilder
 
 if TYPE_CHECKING:
     from workbench.decoders.base import Round, State
@@ -99,7 +99,7 @@ class Kangaroo(RowDrafter):
         name = f"{lm.name} adapters"
         return {"draft": kept(lm, ("runner", module, self.exits), lambda: AdapterModel(lm, module, self.exits, name))}
 
-    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
         runner = state.runners["draft"]
         positions = range(start, start + len(out.states[self.exits[0]]))
         for layer, exit in enumerate(self.exits):

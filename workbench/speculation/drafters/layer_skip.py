@@ -10,11 +10,11 @@ import torch
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter, check_layers
 from workbench.speculation.shapes.adaptive import AdaptiveConfidence
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
+from workbench.speculation.tree_builder import TreeBuilder
 
 if TYPE_CHECKING:
     from workbench.decoders.base import State

@@ -7,12 +7,12 @@ import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
-from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.heads import modules, weights
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
+from workbench.speculation.tree_builder import TreeBuilder
 
 if TYPE_CHECKING:
     from workbench.decoders.base import Round, State
@@ -36,7 +36,7 @@ class HeadDrafter(RowDrafter):
     def check(self, lm: LanguageModel) -> None:
         self.module(lm)
 
-    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
         self._note(state, start + len(out.hidden), out.hidden[-1])
 
     def on_verified(
@@ -67,7 +67,8 @@ class Medusa(HeadDrafter):
     and a copy of the vocabulary for each head, trained on); training is on the target's distribution instead of its
     tokens; children are drawn from the distribution or are its best, as the shape asks (theirs: a fixed tree of ranks,
     which the shape `sequoia` comes to); the default tree has 12 nodes in two levels (theirs: 63 in four); the optimiser
-    is Muon (theirs: AdamW). """
+    is Muon (theirs: AdamW).
+    """
 
     weights: str = setting(
         "embedded", trust="owner", help="trained heads: 'embedded', or a directory or file made by the training"

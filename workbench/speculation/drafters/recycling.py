@@ -42,7 +42,7 @@ class TokenRecycling(Drafter):
     def default_shape(self) -> DraftShape:
         return Sequoia(16, 6, NAME) if NAME in calibrations() else FixedTree((4, 2, 1))
 
-    def read(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
         self._learn(state, state.tokens[start : start + len(out.logits)], out.logits)
 
     def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:

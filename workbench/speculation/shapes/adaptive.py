@@ -16,14 +16,14 @@ class AdaptiveConfidence(DraftShape):
     """A chain that ends after the first token whose row had its largest probability below a threshold that adapts.
 
     m, a running mean of the rounds' acceptance, is held at `goal`: below it the threshold rises by `step`, above it
-    falls, and stays where all `most` drafts were accepted; both changes are smoothed. Source: "Draft & Verify: Lossless
-    Large Language Model Acceleration via Self-Speculative Decoding" (arXiv 2309.08168;
-    dilab-zju/self-speculative-decoding). Departures: the threshold stays where all `most` drafts were accepted (theirs:
-    where `most` were drafted); acceptance is that of tested drafts (theirs: of all drafted), since how many are drafted
-    behind a rejected one depends on tokens that nobody tested, and sampling would then no longer be exact.
-    """
+    falls, and stays where all `max_length` drafts were accepted; both changes are smoothed. Source: "Draft & Verify:
+    Lossless Large Language Model Acceleration via Self-Speculative Decoding" (arXiv 2309.08168;
+    dilab-zju/self-speculative-decoding). Departures: the threshold stays where all `max_length` drafts were accepted
+    (theirs: where `max_length` were drafted); acceptance is that of tested drafts (theirs: of all drafted), since how
+    many are drafted behind a rejected one depends on tokens that nobody tested, and sampling would then no longer be
+    exact. """
 
-    most: int = setting(8, ge=1, le=64, unit="tokens", help="tokens drafted at most")
+    max_length: int = setting(8, ge=1, le=64, unit="tokens", help="tokens drafted at most")
     start: float = setting(0.8, ge=0, le=1, help="first threshold")
     goal: float = setting(0.9, ge=0, le=1, help="acceptance to hold")
     step: float = setting(0.01, ge=0, le=1, help="change of the threshold in a round, before smoothing")
@@ -32,12 +32,12 @@ class AdaptiveConfidence(DraftShape):
 
     @property
     def budget(self) -> int:
-        return self.most
+        return self.max_length
 
     def ask(self, tree: DraftTree, memory: dict[str, Any]) -> list[tuple[int, int]]:
         last = len(tree) - 1
         threshold, _ = memory.get(self.declared_name, (self.start, self.goal))
-        if last >= self.most:
+        if last >= self.max_length:
             return []
         if last > 0 and tree.confidence[tree.parents[last]] < threshold:
             tree.stop_reason = "confidence"
@@ -50,6 +50,6 @@ class AdaptiveConfidence(DraftShape):
             return
         threshold, mean = memory.get(self.declared_name, (self.start, self.goal))
         mean = 0.5 * mean + 0.5 * accepted / tested
-        change = self.step if mean < self.goal else 0.0 if accepted == self.most else -self.step
+        change = self.step if mean < self.goal else 0.0 if accepted == self.max_length else -self.step
         threshold = 0.9 * threshold + 0.1 * min(1.0, max(0.0, threshold + change))
         memory[self.declared_name] = (threshold, mean)

@@ -7,8 +7,8 @@ from workbench.speculation.tree import DraftTree
 
 if TYPE_CHECKING:
     from workbench.engine.model import LanguageModel
-    from workbench.speculation.tree_builder import TreeBuilder
     from workbench.speculation.drafters import Drafter
+    from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["DraftShape"]
 
@@ -19,7 +19,8 @@ class DraftShape(Declared):
     A shape that counts children has `ask`; one that draws in a way of its own has `grow`. Either may see the nodes
     appended so far and their rows, never the value of a draw not yet appended: so any answer is neutral to the output
     distribution. What it keeps between rounds lies in the state's `memory`, under its own name; it must not depend on
-    the values of nodes that were not tested. """
+    the values of nodes that were not tested.
+    """
 
     family = "shape"
     needs_rows = False  # reads the drafter's distributions (`DraftTree.rows`), which only drafters with `has_rows` give

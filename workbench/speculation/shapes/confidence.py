@@ -18,18 +18,18 @@ class ConfidenceStop(DraftShape):
     Decoding via Double Early Exiting" (arXiv 2404.18911; Equationliu/Kangaroo).
     """
 
-    most: int = setting(6, ge=1, le=64, unit="tokens", help="tokens drafted at most")
+    max_length: int = setting(6, ge=1, le=64, unit="tokens", help="tokens drafted at most")
     threshold: float = setting(0.6, ge=0, le=1, help="stop once the drafter's largest probability falls below this")
 
     needs_confidence = True
 
     @property
     def budget(self) -> int:
-        return self.most
+        return self.max_length
 
     def ask(self, tree: DraftTree, memory: dict) -> list[tuple[int, int]]:
         last = len(tree) - 1
-        if last >= self.most:
+        if last >= self.max_length:
             return []
         if last > 0 and tree.confidence[tree.parents[last]] < self.threshold:
             tree.stop_reason = "confidence"

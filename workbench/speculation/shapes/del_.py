@@ -25,7 +25,7 @@ class Del(DraftShape):
     when sampling they count by the overlap of the two distributions; `overhead`, and d may be 0.
     """
 
-    most: int = setting(8, ge=1, le=64, unit="tokens", help="tokens drafted at most")
+    max_length: int = setting(8, ge=1, le=64, unit="tokens", help="tokens drafted at most")
     decay: float = setting(0.9, ge=0, lt=1, help="weight that a round's shadow tokens keep in the next round")
     overhead: float = setting(
         0.0, ge=0, unit="layers", help="cost of a draft beyond its layers: adapter, head and drawing (0: the paper's)"
@@ -36,7 +36,7 @@ class Del(DraftShape):
 
     @property
     def budget(self) -> int:
-        return self.most
+        return self.max_length
 
     def exit(self, memory: dict[str, Any]) -> int | None:
         """The number of layers to draft from, or None where nothing is known yet."""
@@ -44,8 +44,8 @@ class Del(DraftShape):
 
     def ask(self, tree: DraftTree, memory: dict[str, Any]) -> list[tuple[int, int]]:
         last = len(tree) - 1
-        plan = memory.get("del", {"length": self.most, "threshold": 0.0})
-        if last >= min(plan["length"], self.most):
+        plan = memory.get("del", {"length": self.max_length, "threshold": 0.0})
+        if last >= min(plan["length"], self.max_length):
             tree.stop_reason = "budget" if last else "no exit pays"
             return []
         if last > 0 and tree.confidence[tree.parents[last]] < plan["threshold"]:
@@ -70,7 +70,9 @@ class Del(DraftShape):
                 self.decay * old + new for old, new in zip(before.get(exit, (0.0,) * 4), fresh, strict=True)
             )
         plans = [
-            (self.gain(table[exit], exit, d, seen["layers"]), -d, exit) for exit in table for d in range(self.most + 1)
+            (self.gain(table[exit], exit, d, seen["layers"]), -d, exit)
+            for exit in table
+            for d in range(self.max_length + 1)
         ]
         _, length, exit = max(plans)
         count, hits, right, wrong = table[exit]

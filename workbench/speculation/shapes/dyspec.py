@@ -28,9 +28,10 @@ class DySpec(DraftShape):
     The tree is that of one drafter call per filled node, for fewer calls: where the best slot's distribution is not
     known yet, every node with a slot worth `threshold` is read along with it. Compare shapes at equal nodes, not at
     equal depth. Source: "DySpec: Faster Speculative Decoding with Dynamic Token Tree Structure" (arXiv 2410.11744;
-    reconstructed from the abstract: budget and threshold). """
+    reconstructed from the abstract: budget and threshold).
+    """
 
-    nodes: int = setting(12, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens drafted at most")
+    max_nodes: int = setting(12, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens drafted at most")
     threshold: float = setting(0.1, ge=0, le=1, help="least estimated probability that a slot is filled for")
 
     needs_rows = True
@@ -38,14 +39,14 @@ class DySpec(DraftShape):
 
     @property
     def budget(self) -> int:
-        return self.nodes
+        return self.max_nodes
 
     def grow(self, builder: "TreeBuilder") -> None:
         tree, known = builder.tree, builder.greedy or builder.seeded
         slots = [(-1.0, 0)] if builder.depth > 0 else []  # (−worth, parent): at most one slot for a parent at a time
         offers: dict[int, list[tuple[int, float]]] = {}  # fed parent -> its children in draw order, the next one last
         worth = {0: 1.0}  # of reaching a node
-        while slots and len(tree) <= self.nodes:
+        while slots and len(tree) <= self.max_nodes:
             value, parent = heapq.heappop(slots)
             if -value < self.threshold:
                 tree.stop_reason = "threshold"
@@ -68,7 +69,7 @@ class DySpec(DraftShape):
 
     def _children(self, builder: "TreeBuilder", node: int) -> list[tuple[int, float]]:
         """(token, estimated probability), the next to be drawn last."""
-        dist, count = builder.estimate(node), self.nodes + 1 - len(builder.tree)
+        dist, count = builder.estimate(node), self.max_nodes + 1 - len(builder.tree)
         if builder.greedy or builder.seeded:
             tokens = dist.topk(min(count, len(dist))).indices.tolist()
         else:

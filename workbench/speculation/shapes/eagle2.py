@@ -16,7 +16,7 @@ __all__ = ["Eagle2"]
 @register("shape", "eagle2")
 @dataclass(frozen=True)
 class Eagle2(DraftShape):
-    """Level by level the `width` likeliest nodes get their `width` likeliest children; of all of them `nodes` stay.
+    """Level by level the `width` likeliest nodes get their `width` likeliest children; of all of them `max_nodes` stay.
 
     Likeliest by the drafter's probability of the whole path, which never rises along it, so what stays is a tree. Nodes
     are chosen by their own value, hence POINT, at any temperature. Under seeded verification probabilities are those
@@ -25,7 +25,7 @@ class Eagle2(DraftShape):
     Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE).
     """
 
-    nodes: int = setting(60, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens that stay")
+    max_nodes: int = setting(60, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens that stay")
     width: int = setting(10, ge=1, le=32, help="nodes expanded at a level, and children of each")
     depth: int = setting(7, ge=1, le=32, unit="tokens", help="levels")
 
@@ -34,7 +34,7 @@ class Eagle2(DraftShape):
 
     @property
     def budget(self) -> int:
-        return self.nodes
+        return self.max_nodes
 
     def grow(self, builder: "TreeBuilder") -> None:
         tree, level = builder.tree, {0: 0.0}  # fed next: node -> log-probability of its path
@@ -52,7 +52,9 @@ class Eagle2(DraftShape):
                 for path, parent, token in sorted(found, key=lambda child: -child[0])[: self.width]:
                     node = node_of[parent, token] = builder.add(parent, token, POINT)
                     level[node] = path
-        kept = sorted(generated, key=lambda child: -child[0])[: self.nodes]  # stable: a parent goes before its equals
+        kept = sorted(generated, key=lambda child: -child[0])[
+            : self.max_nodes
+        ]  # stable: a parent goes before its equals
         for _, parent, token in kept:
             if (parent, token) not in node_of:
                 node_of[parent, token] = builder.add(parent, token, POINT)

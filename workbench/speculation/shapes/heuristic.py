@@ -18,23 +18,23 @@ class HeuristicLength(DraftShape):
 
     K is kept in the decoding state, so it lives and forks with the run. A round without a draft leaves it alone.
     Source: the assisted generation of transformers (`num_assistant_tokens_schedule="heuristic"`). Departure: an upper
-    bound, `most`.
+    bound, `max_length`.
     """
 
     start: int = setting(5, ge=1, le=64, unit="tokens", help="tokens drafted in the first round")
-    most: int = setting(20, ge=1, le=64, unit="tokens", help="tokens drafted at most")
+    max_length: int = setting(20, ge=1, le=64, unit="tokens", help="tokens drafted at most")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start > self.most:
-            raise BadInput(f"HeuristicLength: start={self.start} lies above most={self.most}")
+        if self.start > self.max_length:
+            raise BadInput(f"HeuristicLength: start={self.start} lies above max_length={self.max_length}")
 
     @property
     def budget(self) -> int:
-        return self.most
+        return self.max_length
 
     def length(self, memory: dict[str, Any]) -> int:
-        return min(self.most, memory.get("heuristic", self.start))
+        return min(self.max_length, memory.get("heuristic", self.start))
 
     def ask(self, tree: DraftTree, memory: dict[str, Any]) -> list[tuple[int, int]]:
         return [(len(tree) - 1, 1)] if len(tree) <= self.length(memory) else []
@@ -42,4 +42,4 @@ class HeuristicLength(DraftShape):
     def observe(self, memory: dict[str, Any], tree: DraftTree, accepted: int) -> None:
         if (drafted := len(tree) - 1) > 0:
             step = 2 if accepted == drafted else -1
-            memory["heuristic"] = min(self.most, max(1, self.length(memory) + step))
+            memory["heuristic"] = min(self.max_length, max(1, self.length(memory) + step))

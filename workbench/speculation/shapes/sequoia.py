@@ -22,17 +22,16 @@ Template = dict[tuple[int, ...], int]  # ranks on the path from the root -> numb
 @register("shape", "sequoia")
 @dataclass(frozen=True)
 class Sequoia(DraftShape):
-    """The tree of at most `nodes` tokens and `depth` levels that promises the most accepted tokens.
+    """The tree of at most `max_nodes` tokens and `depth` levels that promises the most accepted tokens.
 
     p[b], the probability that a node's b-th child is the first of them to be accepted, is measured beforehand; dynamic
     programming over (nodes, levels, children) finds the tree. Children are draws without replacement, by rank, so any
-    drafter that branches can follow it. `best_tree` chooses `nodes` and `depth` from measured times. Compare shapes at
-    equal nodes, not at equal depth. The default `calibration` was measured at temperature 0 and is used at any: when
+    drafter that branches can follow it. `best_tree` chooses `max_nodes` and `depth` from measured times. Compare shapes
+    at equal nodes, not at equal depth. The default `calibration` was measured at temperature 0 and is used at any: when
     sampling, "draft_model-sampled" fits better. The default of 12 nodes is small (theirs: 64 and more). Source:
-    "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding" (arXiv 2402.12374; Infini-AI-Lab/Sequoia).
-    """
+    "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding" (arXiv 2402.12374; Infini-AI-Lab/Sequoia). """
 
-    nodes: int = setting(12, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens drafted at most")
+    max_nodes: int = setting(12, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens drafted at most")
     depth: int = setting(4, ge=1, le=16, unit="tokens", help="levels at most")
     calibration: str = setting(
         "draft_model", trust="visitor", help="name of the measured probabilities in calibration.json"
@@ -49,7 +48,7 @@ class Sequoia(DraftShape):
 
     @property
     def template(self) -> Template:
-        return static_tree(calibrations()[self.calibration], self.nodes, self.depth)
+        return static_tree(calibrations()[self.calibration], self.max_nodes, self.depth)
 
     @property
     def budget(self) -> int:
@@ -90,8 +89,8 @@ def _values(chances: tuple[float, ...], most: int, depth: int) -> tuple[list[np.
 
 @cache
 def static_tree(chances: tuple[float, ...], nodes: int, depth: int) -> Template:
-    """The tree of at most `nodes` nodes below the root, where chances[b] is the probability that child b (from 0) is
-    the first of its siblings to be accepted."""
+    """The tree of at most `max_nodes` nodes below the root, where chances[b] is the probability that child b (from 0)
+    is the first of its siblings to be accepted."""
     values, splits = _values(chances, nodes + 1, depth)
     template: Template = {}
 

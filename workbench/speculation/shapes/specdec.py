@@ -13,8 +13,8 @@ from workbench.speculation.heads.acceptance import Acceptance
 from workbench.speculation.shapes.base import DraftShape
 
 if TYPE_CHECKING:
-    from workbench.speculation.tree_builder import TreeBuilder
     from workbench.speculation.drafters import Drafter
+    from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["SpecDec"]
 
@@ -35,8 +35,8 @@ class SpecDec(DraftShape):
     """
 
     threshold: float = setting(0.3, ge=0, le=1, help="chance of a rejection at which the chain ends; larger is longer")
-    least: int = setting(2, ge=1, le=64, unit="tokens", help="tokens drafted at least")
-    most: int = setting(20, ge=1, le=64, unit="tokens", help="tokens drafted at most")
+    min_length: int = setting(2, ge=1, le=64, unit="tokens", help="tokens drafted at least")
+    max_length: int = setting(20, ge=1, le=64, unit="tokens", help="tokens drafted at most")
     weights: str = setting(
         "embedded", trust="owner", help="the head: embedded, or a folder or file that training wrote"
     )
@@ -46,12 +46,12 @@ class SpecDec(DraftShape):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.least > self.most:
-            raise BadInput(f"SpecDec: least={self.least} lies above most={self.most}")
+        if self.min_length > self.max_length:
+            raise BadInput(f"SpecDec: min_length={self.min_length} lies above max_length={self.max_length}")
 
     @property
     def budget(self) -> int:
-        return self.most
+        return self.max_length
 
     def check(self, drafter: "Drafter", lm: LanguageModel) -> None:
         head, draft = self._head(lm), drafter.runners(lm)["draft"]
@@ -68,11 +68,11 @@ class SpecDec(DraftShape):
     def grow(self, builder: "TreeBuilder") -> None:
         tree, passes = builder.tree, 1.0
         head = self._head(builder.state.runners["target"].model)
-        for node in range(min(self.most, builder.depth)):
+        for node in range(min(self.max_length, builder.depth)):
             builder.expand([node])
             if node:  # the root is text already
                 passes *= head.chance(builder.features[node])
             builder.children(node, 1)
-            if node + 1 >= self.least and 1 - passes > self.threshold:
+            if node + 1 >= self.min_length and 1 - passes > self.threshold:
                 tree.stop_reason = "threshold"
                 break

@@ -2,7 +2,8 @@
 
 The paper labels tokens of right and wrong answers by hand; here one token in eight gives way to a draw of the target's
 own at temperature 1.5, and the distribution at that place says what it is: sound if p(x) > 0.3 max p, a mistake if p(x)
-< 0.01, else nobody asks. Reconstructed from the abstract; labels, thresholds and weights are ours. """
+< 0.01, else nobody asks. Reconstructed from the abstract; labels, thresholds and weights are ours.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -64,7 +64,8 @@ class Verifier(Declared):
         """Walk the tree from the root.
 
         distribution: the target's distributions, row i after node i. position: absolute position of the root's
-        children. choose(row, position): what plain decoding takes there. """
+        children. choose(row, position): what plain decoding takes there.
+        """
         raise NotImplementedError
 
 

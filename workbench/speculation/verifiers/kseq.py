@@ -31,7 +31,8 @@ class KSeq(Verifier):
     drawn from that residual. After an acceptance only the chains that agree go on. Needs independent chains (shape
     `chains`) from a drafter with distributions. At temperature 0 it is greedy exact match. Source: "SpecTr: Fast
     Speculative Decoding via Optimal Transport" (arXiv 2310.15141; the residual is reconstructed, and checked by exact
-    enumeration). """
+    enumeration).
+    """
 
     def guarantee(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "distribution"

@@ -69,7 +69,8 @@ class PointMatch(Verifier):
     Accepts x with probability p(x), whoever chose it: exact for any drafter, and it needs no proposal distribution;
     where there is one, rejection sampling accepts more. The draws are seeded, apart from those of plain decoding, so
     drafts that were drawn gain nothing by sharing its noise. Source: the sampling verifier of "EAGLE-2: Faster
-    Inference of Language Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE). """
+    Inference of Language Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE).
+    """
 
     def guarantee(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "distribution"

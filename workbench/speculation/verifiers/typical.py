@@ -27,7 +27,8 @@ class Typical(Verifier):
     mass, this is greedy exact match. The last token is plain decoding's seeded draw. Source: "Medusa: Simple LLM
     Inference Acceleration Framework with Multiple Decoding Heads" (arXiv 2401.10774; FasterDecoding/Medusa).
     Departures: the first token of a round is not forced to the argmax; p and H are of the distribution sampled from,
-    cuts included (theirs: temperature alone). """
+    cuts included (theirs: temperature alone).
+    """
 
     epsilon: float = setting(0.09, ge=0, le=1, help="a token of at least this probability always stands")
     delta: float = setting(0.3, ge=0, help="times exp(−entropy): the threshold where the target is unsure")
