@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from workbench.engine.graph import Replayed
+from workbench.device.graph import Replayed
 from workbench.provenance import device_name, versions
 
 __all__ = ["Rates", "Timing", "conditions", "measure", "rates"]

@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
-from workbench.decoders.device import VARIABLE
+from workbench.device.round import VARIABLE
 from workbench.engine.adapter import wrap
 from workbench.provenance import device_name, versions
 

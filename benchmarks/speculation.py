@@ -26,8 +26,8 @@ import torch
 from tqdm import tqdm
 
 import workbench as wb
-from workbench.pretrained import corpus
 from workbench.provenance import device_name, versions
+from workbench.training import corpus
 
 LOOPS = 0.3
 CHAINS = (1, 2, 3, 4, 6)

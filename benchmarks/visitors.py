@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlencode
 
-from workbench.pretrained.prompts import held_out_prompts
+from workbench.training.prompts import held_out_prompts
 
 TOKENS, LONG = 32, 512  # of a run while stepping, and of the one that all watch
 PAUSE_S = 0.2  # between two presses

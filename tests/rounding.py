@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 
 from workbench.cache import maintenance
-from workbench.cache.policies import H2O, SnapKV
+from workbench.cache.methods import H2O, SnapKV
 from workbench.engine import noise
 from workbench.engine.distribution import Distribution
 

@@ -13,12 +13,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "workbench.api": ("custom_generate", "decode"),
-    "workbench.bits": ("KIVI", "Paged", "Quantizer"),
+    "workbench.cache.codecs": ("KIVI", "Paged", "Quantizer"),
     "workbench.cache": ("CachePolicy", "H2O", "SnapKV", "Stack", "StreamingLLM"),
-    "workbench.capsule": ("open_capsule", "write_capsule"),
+    "workbench.report.capsule": ("open_capsule", "write_capsule"),
     "workbench.decoders": ("Autoregressive", "Decoder", "EntropyAdaptive", "Mirostat", "Pearl", "Speculative"),
-    "workbench.diagnosis": ("doctor",),
-    "workbench.engine.loading": ("load", "register_model"),
+    "workbench.report.doctor": ("doctor",),
+    "workbench.models.loading": ("load", "register_model"),
     "workbench.engine.sampling": ("Sampling",),
     "workbench.engine.toy": ("ToyModel",),
     "workbench.errors": ("BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError"),
@@ -65,7 +65,7 @@ _HOMES = {
         "Verifier",
         "search_skip",
     ),
-    "workbench.pretrained.prompts": ("held_out_prompts",),
+    "workbench.training.prompts": ("held_out_prompts",),
     "workbench.trace": ("Trace",),
     "workbench.widgets": ("SessionWidget", "TraceWidget"),
 }

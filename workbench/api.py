@@ -10,7 +10,6 @@ import torch
 from workbench.cache import as_stack
 from workbench.decoders import Decoder
 from workbench.engine.adapter import wrap
-from workbench.engine.loading import Model
 from workbench.engine.prompt import Prompt
 from workbench.engine.settings import Settings, refuse_stateful
 from workbench.errors import BadInput
@@ -23,6 +22,7 @@ from workbench.generation import (
     row_processors,
     sampling_of,
 )
+from workbench.models.loading import Model
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
 

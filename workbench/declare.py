@@ -204,8 +204,8 @@ def register(family: str, name: str):
 def _load_members() -> None:
     """Import the package's own members, and once those of other packages (entry points)."""
     global _outside_loaded, _outside_loading
-    import workbench.bits
     import workbench.cache
+    import workbench.cache.codecs
     import workbench.decoders
     import workbench.speculation  # noqa: F401  (imported for the registrations)
 

@@ -8,7 +8,7 @@ import torch
 
 from workbench.declare import to_dict
 from workbench.decoders import Decoder, State
-from workbench.decoders.device import rounds_of
+from workbench.device.round import rounds_of
 
 __all__ = ["run_event", "versions"]
 

@@ -20,12 +20,12 @@ from typing import Any
 from workbench import conditions
 from workbench.cache import as_stack
 from workbench.decoders import Autoregressive, Decoder, State
-from workbench.engine.loading import Model, as_model
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings, read_force
 from workbench.errors import BadInput, shown
+from workbench.models.loading import Model, as_model
 from workbench.provenance import run_event
 from workbench.trace import Recorder, Trace
 from workbench.trace.tables import expand, final, rest

@@ -12,8 +12,8 @@ import workbench as wb
 from workbench.dashboard import loading
 from workbench.dashboard.form import Form, Wanted
 from workbench.dashboard.visit import Visit
-from workbench.engine.progress import Cancelled
 from workbench.errors import BadInput
+from workbench.models.progress import Cancelled
 
 
 class Asked:

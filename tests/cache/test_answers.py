@@ -7,9 +7,9 @@ import torch
 
 import workbench as wb
 from tests.cache.conftest import feed
-from workbench.bits.base import Quantizer
 from workbench.cache import as_stack
-from workbench.cache.policies.base import CachePolicy
+from workbench.cache.codecs.base import Quantizer
+from workbench.cache.methods.base import CachePolicy
 from workbench.errors import BadInput
 
 LENGTH, N = 8, 8

@@ -8,7 +8,7 @@ import torch
 import workbench as wb
 from tests.cache.conftest import DRAFT, PROMPT, TERMS
 from tests.rounding import close
-from workbench.decoders import device
+from workbench.device import round as device
 from workbench.engine.adapter import wrap
 from workbench_kernels.dispatch import VARIABLE
 

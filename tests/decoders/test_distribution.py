@@ -18,8 +18,8 @@ import workbench as wb
 from tests.decoders.crowd import Crowd
 from tests.decoders.quick_toy import Lists, QuickToy, Remembered
 from tests.table import speculative
-from workbench.engine import loading
 from workbench.engine.settings import Settings
+from workbench.models import loading
 from workbench.speculation.verifiers import rejection
 
 RUNS, LENGTH, VOCAB, PROMPT = 60_000, 3, 4, [0, 1, 2, 3, 0, 1]

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
-from workbench.decoders import device
+from workbench.device import round as device
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 DRAFT = "device-round-draft"

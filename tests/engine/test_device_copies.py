@@ -20,11 +20,11 @@ from tests.engine.device_cases import (
     speculative,
     steps,
 )
-from workbench.cache.static import LiveRows
-from workbench.decoders import device
-from workbench.engine import device_round
+from workbench.device import forward as device_round
+from workbench.device import round as device
+from workbench.device.graph import Replayed
+from workbench.device.store import LiveRows
 from workbench.engine.adapter import wrap
-from workbench.engine.graph import Replayed
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
 from tests.kernels.faults import broken
-from workbench.decoders import device
+from workbench.device import round as device
 from workbench.engine.adapter import wrap
 from workbench.engine.settings import Settings
 from workbench_kernels import distribution, verification

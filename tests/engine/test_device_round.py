@@ -13,11 +13,11 @@ import workbench as wb
 from tests.engine.device_cases import DECODERS, DRAFT, PROMPT, SAMPLINGS, llama, same_steps, speculative, steps
 from tests.kernels.interpreter import needs_interpreter
 from workbench.cache import PlainStore
-from workbench.cache.static import StaticStore
-from workbench.decoders import device
-from workbench.engine import device_round
+from workbench.device import forward as device_round
+from workbench.device import round as device
+from workbench.device.sampling import DeviceSampling, fit
+from workbench.device.store import StaticStore
 from workbench.engine.adapter import wrap
-from workbench.engine.device_distribution import DeviceSampling, fit
 from workbench.engine.sampling import Sampling
 from workbench.engine.vocabulary import cut, known_only, widened
 from workbench.errors import BadInput, NumericalError
@@ -195,7 +195,7 @@ def test_only_what_the_device_put_in_place_can_be_committed():
 def test_a_full_run_grows_and_the_rounds_move_over(monkeypatch):
     """Beyond the capacity the keys move to twice the slots, and the text goes on as before."""
     lm = wrap(llama(context=400))
-    monkeypatch.setattr("workbench.cache.static._SMALLEST", 16)
+    monkeypatch.setattr("workbench.device.store._SMALLEST", 16)
     monkeypatch.setattr(device, "_AHEAD", 0)
     want, _ = steps(lm, wb.Autoregressive(), monkeypatch, "host", 40)
     got, state = steps(lm, wb.Autoregressive(), monkeypatch, "device", 40)

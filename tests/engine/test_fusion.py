@@ -6,8 +6,8 @@ from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCau
 from transformers.models.llama import modeling_llama
 
 from tests.rounding import close
+from workbench.device.fusion import fuse_norms, fuse_rotary
 from workbench.engine.adapter import shallow_copy
-from workbench.engine.fusion import fuse_norms, fuse_rotary
 
 SIZES = {
     "vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -68,7 +68,7 @@ def test_a_compiler_that_fails_or_errs_changes_nothing(llama):
 @pytest.mark.gpu
 @torch.inference_mode()
 def test_the_compiled_rotary_on_a_gpu(llama):
-    from workbench.engine.fusion import fuse
+    from workbench.device.fusion import fuse
 
     model = llama.to("cuda", torch.bfloat16)
     want = model(IDS.cuda()).logits.float()

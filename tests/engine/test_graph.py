@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import device as devices
 from workbench.decoders import base
-from workbench.engine import graph
-from workbench.engine.graph import Replayed
+from workbench.device import graph
+from workbench.device.graph import Replayed
 
 WAITS = "called a synchronizing CUDA operation"
 
@@ -294,8 +294,8 @@ def test_torch_tells_of_a_wait(wait):
 
 BROKEN = """
 import torch
-from workbench.engine import graph
-from workbench.engine.graph import Replayed
+from workbench.device import graph
+from workbench.device.graph import Replayed
 
 x = torch.ones(3, device="cuda")
 before = torch.cuda.current_stream()

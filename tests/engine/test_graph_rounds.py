@@ -17,7 +17,8 @@ import workbench_kernels
 from benchmarks import end_to_end
 from tests.engine.device_cases import DRAFT, PROMPT, llama, speculative
 from tests.kernels.interpreter import needs_interpreter
-from workbench.decoders import base, device
+from workbench.decoders import base
+from workbench.device import round as device
 from workbench.engine.adapter import wrap
 from workbench.errors import NumericalError
 from workbench_kernels.dispatch import on_its_device

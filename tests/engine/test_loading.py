@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import workbench as wb
 from tests.engine.small import PROMPT, folder_of, random_model, stock, words
-from workbench.engine import hub
 from workbench.errors import BadInput, Unsupported
+from workbench.models import hub
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -7,7 +7,7 @@ import workbench as wb
 from tests.engine.small import PROMPT, random_model
 from workbench.engine.adapter import wrap
 from workbench.speculation.heads import modules, weights
-from workbench.speculation.training.data import Batch
+from workbench.training.data import Batch
 
 SCALED = {
     "divided": dict(name="Granite", logits_scaling=8.0),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from workbench.engine import hub as hubs
-from workbench.engine import progress
-from workbench.engine.loading import PRETRAINED, load
+from workbench.models import hub as hubs
+from workbench.models import progress
+from workbench.models.loading import PRETRAINED, load
 
 COMMIT = "a" * 40
 DRAFT = PRETRAINED / "draft"

@@ -23,13 +23,14 @@ from typing import Any
 from hypothesis import strategies as st
 
 import workbench as wb
-from workbench import cli, headline, views, web
-from workbench.capsule import capsule_of
+from workbench import cli, views, web
 from workbench.dashboard import inspector, phases
 from workbench.dashboard.run import Branch, Replay
 from workbench.errors import BadInput
 from workbench.experiments.headroom import headroom
-from workbench.terminal import table
+from workbench.report import headline
+from workbench.report.capsule import capsule_of
+from workbench.report.terminal import table
 from workbench.trace import Recorder, Step, Trace
 from workbench.trace.schema import EVENTS, TABLES
 

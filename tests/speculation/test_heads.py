@@ -15,10 +15,10 @@ from workbench.decoders.base import Round
 from workbench.errors import BadInput
 from workbench.speculation import DIST
 from workbench.speculation.heads import weights
-from workbench.speculation.training import __main__ as command
-from workbench.speculation.training.data import Batch, continued, frozen, make_text
-from workbench.speculation.training.fit import Recipe, fit
-from workbench.speculation.training.parts import PARTS
+from workbench.training import __main__ as command
+from workbench.training.data import Batch, continued, frozen, make_text
+from workbench.training.fit import Recipe, fit
+from workbench.training.parts import PARTS
 
 KINDS = ("medusa", "hydra", "eagle", "fspad")
 SHAPES = {"fixed": wb.FixedLength(3), "tree": wb.FixedTree((2, 2, 1)), "confidence": wb.ConfidenceStop(4, 0.5)}
@@ -265,7 +265,7 @@ def test_foreign_targets_are_refused_with_the_remedy(tiny, lm, toy, folder, kind
     other = tiny_target("tiny-other", seed=4)  # the same sizes, other weights
     for target, place in ((other, folder), (tiny, "embedded"), (lm, folder), (tiny, str(tmp_path))):
         said = refusal(lambda t=target, p=place: wb.decode(t, [1, 2], wb.Speculative(drafter(kind, p))))
-        assert f"python -m workbench.speculation.training {kind} --target {target.name} --out DIR" in said
+        assert f"python -m workbench.training {kind} --target {target.name} --out DIR" in said
     assert "hidden states" in refusal(lambda: wb.decode(toy, [1, 2], wb.Speculative(drafter(kind))))
     wrong = weights.find("medusa" if kind != "medusa" else "hydra", folder)
     assert "holds" in refusal(lambda: wb.decode(tiny, [1, 2], wb.Speculative(drafter(kind, str(wrong)))))

@@ -21,10 +21,10 @@ from workbench.speculation.heads import weights
 from workbench.speculation.heads.acceptance import Acceptance
 from workbench.speculation.shapes.rsd_s import conditioned
 from workbench.speculation.shapes.sequoia import acceptance_by_rank, best_tree, calibrations, static_tree
-from workbench.speculation.training.acceptance import acceptance
-from workbench.speculation.training.data import make_text
-from workbench.speculation.training.fit import Recipe, fit
 from workbench.speculation.tree_builder import TreeBuilder
+from workbench.training.acceptance import acceptance
+from workbench.training.data import make_text
+from workbench.training.fit import Recipe, fit
 
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
 SEEDED = {"temperature": 0.8, "seed": 5}

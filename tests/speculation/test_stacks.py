@@ -16,8 +16,8 @@ from tests.speculation.test_triples import POSSIBLE
 from tests.speculation.tiny import tiny_heads, tiny_target
 from tests.table import DRAFTERS, POLICIES, QUANTIZERS, stacks, triple
 from workbench.engine.adapter import wrap
-from workbench.speculation.training.acceptance import acceptance
-from workbench.speculation.training.parts import PARTS
+from workbench.training.acceptance import acceptance
+from workbench.training.parts import PARTS
 
 PROMPT = [(i * i + i // 3) % 5 for i in range(40)]
 SETTINGS = {"max_new_tokens": 28, "temperature": 1.0, "seed": 4}

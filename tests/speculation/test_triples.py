@@ -14,8 +14,8 @@ from tests.speculation.tiny import tiny_heads, tiny_target
 from tests.table import DRAFTERS, SHAPES, VERIFIERS, refusal, triple
 from workbench.errors import BadInput
 from workbench.speculation import refusals
-from workbench.speculation.training.acceptance import acceptance
-from workbench.speculation.training.parts import PARTS
+from workbench.training.acceptance import acceptance
+from workbench.training.parts import PARTS
 
 PROMPT = [0, 1, 2, 3, 4, 2, 0, 1, 2, 3]
 LENGTH = 9

@@ -20,9 +20,9 @@ from tests.speculation.test_triples import POSSIBLE
 from tests.speculation.tiny import tiny_heads, tiny_target
 from tests.table import triple
 from workbench.engine.settings import Settings
-from workbench.speculation.training.acceptance import acceptance
-from workbench.speculation.training.parts import PARTS
 from workbench.speculation.verifiers import rejection
+from workbench.training.acceptance import acceptance
+from workbench.training.parts import PARTS
 
 WORDS, LENGTH, RUNS, SIGNIFICANCE = 3, 2, 60_000, 1e-4
 PROMPT = [0, 1, 2, 0, 1]

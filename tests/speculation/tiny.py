@@ -6,9 +6,9 @@ import torch
 
 import workbench as wb
 from workbench.engine.adapter import TransformersModel, wrap
-from workbench.speculation.training.data import make_text
-from workbench.speculation.training.fit import Recipe, fit
-from workbench.speculation.training.parts import PARTS
+from workbench.training.data import make_text
+from workbench.training.fit import Recipe, fit
+from workbench.training.parts import PARTS
 
 __all__ = ["TERMS", "tiny_heads", "tiny_target"]
 

@@ -118,7 +118,7 @@ def test_ctrl_c_keeps_the_trace_and_says_130(call, tmp_path, monkeypatch):
 
 
 def test_terminal_control_characters_of_the_text_are_escaped():
-    from workbench.terminal import escaped
+    from workbench.report.terminal import escaped
 
     assert escaped("a\x1b[2J\r\u202eb\n\tü") == "a\\x1b[2J\\r\\u202eb\n\tü"
 
@@ -290,7 +290,7 @@ def test_replay_by_token_gives_the_text_with_marks(call, saved):
 
 
 def test_replay_keeps_the_recorded_pace(saved, monkeypatch):
-    from workbench import terminal
+    from workbench.report import terminal
 
     waits = []
     monkeypatch.setattr(terminal.time, "sleep", waits.append)
@@ -300,7 +300,7 @@ def test_replay_keeps_the_recorded_pace(saved, monkeypatch):
 
 
 def test_replay_uses_colours_where_asked(saved):
-    from workbench.terminal import replay
+    from workbench.report.terminal import replay
 
     replay(Trace.load(saved), out := io.StringIO(), speed=float("inf"), colour=True)
     assert "\x1b[32m" in out.getvalue() and "\x1b[0m" in out.getvalue()
@@ -344,7 +344,7 @@ def test_compare_refuses_bad_input(refused):
 
 
 def test_lab_copies_notebooks_without_writing_over_any(tmp_path):
-    from workbench.lab import command, notebooks
+    from workbench.cli.lab import command, notebooks
 
     first = sorted(place.name for place in notebooks(tmp_path).glob("*.ipynb"))[0]
     (tmp_path / first).write_text("mine")

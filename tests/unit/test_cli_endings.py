@@ -41,7 +41,7 @@ def test_a_full_disk_is_one_line_and_the_rounds_before_are_kept(tmp_path, capsys
 @pytest.mark.parametrize("place", ["before it is shown", "after"])
 def test_ctrl_c_shows_every_recorded_token_once(place, tmp_path, capsys, monkeypatch):
     """What is printed is the text of the trace, wherever the interrupt falls."""
-    from workbench import terminal
+    from workbench.report import terminal
 
     pieces, stream = [], terminal.stream
 

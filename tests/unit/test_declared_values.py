@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench import catalog, declare, diagnosis
+from workbench import declare
 from workbench.declare import Declared, build, from_dict, setting, to_dict
 from workbench.errors import BadInput
+from workbench.report import catalogue as catalog
+from workbench.report import doctor as diagnosis
 
 
 class Broken:

@@ -11,9 +11,10 @@ import torch
 
 import workbench as wb
 import workbench_kernels
-from workbench import diagnosis, selftest
+from workbench import selftest
 from workbench.cli import main
 from workbench.operations import OPERATIONS, Call
+from workbench.report import doctor as diagnosis
 from workbench_kernels import distribution, pages, segment_attention, verification
 
 HELPERS = {

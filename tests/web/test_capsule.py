@@ -11,8 +11,8 @@ import pytest
 import workbench as wb
 from tests.web.conftest import HOSTILE
 from workbench import cli
-from workbench.capsule import capsule_of
 from workbench.errors import BadInput, BadTrace
+from workbench.report.capsule import capsule_of
 
 
 class Page(HTMLParser):

@@ -207,6 +207,6 @@ def test_every_part_of_the_module_is_short():
 
 
 def test_the_data_needs_no_torch():
-    script = "import sys, workbench.web, workbench.capsule; print('torch' in sys.modules)"
+    script = "import sys, workbench.web, workbench.report.capsule; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "False\n", done.stderr[-2000:]

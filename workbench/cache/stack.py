@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.bits.base import Quantizer
-from workbench.cache.policies.base import CachePolicy
+from workbench.cache.codecs.base import Quantizer
+from workbench.cache.methods.base import CachePolicy
 from workbench.declare import Declared, build, describe, get, names, register, setting
 from workbench.errors import BadInput, Unsupported, shown
 

@@ -100,7 +100,7 @@ def starved(error: BaseException) -> bool:
 
 
 def fail(message: str, code: int = 2) -> int:
-    from workbench.terminal import escaped
+    from workbench.report.terminal import escaped
 
     print(f"workbench: {' '.join(escaped(message).split())}", file=sys.stderr)
     return code

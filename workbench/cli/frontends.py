@@ -33,12 +33,12 @@ def app(args: argparse.Namespace) -> int:
 
 
 def add_lab(parser: Parser) -> None:
-    from workbench.lab import add_options
+    from workbench.cli.lab import add_options
 
     add_options(parser)
 
 
 def lab(args: argparse.Namespace) -> int:
-    from workbench.lab import start
+    from workbench.cli.lab import start
 
     return start(folder=args.folder, port=args.port, browser=args.browser)

@@ -8,7 +8,7 @@ __all__ = ["add_doctor", "add_list", "doctor", "list_members"]
 
 
 def add_list(parser: Parser) -> None:
-    from workbench.catalog import KINDS
+    from workbench.report.catalogue import KINDS
 
     parser.add_argument("what", choices=KINDS)
     parser.add_argument("name", nargs="?", help="show the parameters of this one")
@@ -16,7 +16,7 @@ def add_list(parser: Parser) -> None:
 
 def list_members(args: argparse.Namespace) -> int:
     """Names with a line each; with a name, its parameters with bounds and defaults."""
-    from workbench.catalog import about, listing
+    from workbench.report.catalogue import about, listing
 
     print(about(args.what, args.name) if args.name else listing(args.what))
     return 0
@@ -29,11 +29,11 @@ def add_doctor(parser: Parser) -> None:
 
 def doctor(args: argparse.Namespace) -> int:
     """Versions, devices, and what each operation runs here; exit code 1 where a self-test fails."""
-    from workbench import diagnosis
+    from workbench.report import doctor
 
-    found = diagnosis.doctor(args.quick)
+    found = doctor.doctor(args.quick)
     if args.json:
         print_json(found)
     else:
-        print(diagnosis.report(found))
+        print(doctor.report(found))
     return 0 if found["passed"] else 1

@@ -22,8 +22,8 @@ def add_show(parser: Parser) -> None:
 
 def show(args: argparse.Namespace) -> int:
     """The main figures of a trace, its text, and a table."""
-    from workbench.headline import headline
-    from workbench.terminal import escaped, table
+    from workbench.report.headline import headline
+    from workbench.report.terminal import escaped, table
     from workbench.trace import Trace
 
     if args.rows < 0:
@@ -53,7 +53,7 @@ def add_replay(parser: Parser) -> None:
 
 def replay_run(args: argparse.Namespace) -> int:
     """A recorded run again, without the model."""
-    from workbench.terminal import replay
+    from workbench.report.terminal import replay
     from workbench.trace import Trace
 
     speed = args.speed if args.speed is not None else 1.0 if sys.stdout.isatty() else float("inf")
@@ -64,13 +64,13 @@ def replay_run(args: argparse.Namespace) -> int:
 
 
 def add_capsule(parser: Parser) -> None:
-    from workbench.capsule import add_options
+    from workbench.report.capsule import add_options
 
     add_options(parser)
 
 
 def capsule(args: argparse.Namespace) -> int:
-    from workbench.capsule import convert
+    from workbench.report.capsule import convert
 
     print(convert(args.trace, args.out, args.title, args.overwrite))
     return 0

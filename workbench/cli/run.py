@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     with preparing():
         from workbench import conditions
         from workbench.declare import build
+        from workbench.report.terminal import undisturbed
         from workbench.session import Session
-        from workbench.terminal import undisturbed
 
     holds = conditions.parse(args.until) if args.until else None
     values = pairs(args.set)
@@ -83,14 +83,14 @@ def run(args: argparse.Namespace) -> int:
 
 def show_new(session, sent: int, stop: int | None = None) -> int:
     """Print the new text from new token `sent` on, to the cursor or to `stop`; returns how many are shown now."""
-    from workbench.terminal import stream
+    from workbench.report.terminal import stream
 
     stream(session.text_from(sent, stop))
     return session.cursor if stop is None else stop
 
 
 def report(trace, args: argparse.Namespace) -> None:
-    from workbench.headline import headline
+    from workbench.report.headline import headline
 
     if args.json:
         print_json({"text": trace.text, "trace": args.out, **trace.summary()})

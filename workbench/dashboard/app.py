@@ -12,7 +12,7 @@ from workbench.dashboard.form import KINDS, Form
 from workbench.dashboard.intake import Blocks
 from workbench.dashboard.presets import presets
 from workbench.dashboard.token_view import trace_view
-from workbench.pretrained.prompts import held_out_prompts
+from workbench.training.prompts import held_out_prompts
 
 __all__ = ["build_app"]
 

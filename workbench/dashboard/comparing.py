@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from workbench.bits import KIVI
 from workbench.cache import H2O, SnapKV, StreamingLLM, as_stack
+from workbench.cache.codecs import KIVI
 from workbench.dashboard.form import Form
 from workbench.dashboard.guard import guarded
 from workbench.dashboard.inspector import inert, number, table
@@ -17,9 +17,9 @@ from workbench.dashboard.visit import Visit
 from workbench.decoders import Autoregressive, EntropyAdaptive, Speculative
 from workbench.errors import BadInput
 from workbench.experiments.compare import Arm
-from workbench.headline import size
-from workbench.pretrained.prompts import held_out_prompts
+from workbench.report.headline import size
 from workbench.speculation import CopySpec, FixedTree
+from workbench.training.prompts import held_out_prompts
 
 __all__ = ["ARMS", "add", "export", "panel", "start", "stop", "tick"]
 

@@ -10,12 +10,12 @@ import gradio as gr
 from workbench.cache import as_stack
 from workbench.dashboard.controls import MemberControls, control
 from workbench.declare import describe, models
-from workbench.engine.loading import companion, known_models, load, resolve_device, resolve_dtype
 from workbench.engine.model import LanguageModel
-from workbench.engine.progress import Progress
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import LEVELS
 from workbench.errors import BadInput
+from workbench.models.loading import companion, known_models, load, resolve_device, resolve_dtype
+from workbench.models.progress import Progress
 
 __all__ = ["Form", "Wanted"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.headline import headline
+from workbench.report.headline import headline
 from workbench.trace import Trace
 
 __all__ = ["candidates", "figures", "inert", "number", "shown", "table"]

@@ -11,8 +11,8 @@ from workbench.dashboard.guard import LOADING
 from workbench.dashboard.inspector import inert
 from workbench.dashboard.run import one_line
 from workbench.dashboard.visit import Visit
-from workbench.engine.progress import Cancelled
 from workbench.errors import BadInput
+from workbench.models.progress import Cancelled
 
 __all__ = ["Loading", "outputs", "panel", "stop", "wait"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workbench import web
 from workbench.errors import BadTrace, WorkbenchError
-from workbench.headline import headline
+from workbench.report.headline import headline
 from workbench.trace import Trace
 from workbench.trace.schema import TABLES
 

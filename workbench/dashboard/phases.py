@@ -7,7 +7,7 @@ import pandas as pd
 
 from workbench.dashboard.inspector import inert, number, shown, table
 from workbench.dashboard.run import PHASES
-from workbench.headline import size
+from workbench.report.headline import size
 from workbench.trace import Trace
 from workbench.views.palette import colour
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from workbench.bits import KIVI
 from workbench.cache import H2O, as_stack
+from workbench.cache.codecs import KIVI
 from workbench.decoders import Speculative
-from workbench.pretrained.prompts import held_out_prompts
 from workbench.speculation import ConfidenceStop, CopySpec, DraftModel, FixedLength
+from workbench.training.prompts import held_out_prompts
 
 __all__ = ["Preset", "presets"]
 

@@ -21,8 +21,8 @@ from workbench.dashboard.pages import Pages
 from workbench.dashboard.security import LOOPBACK, Gate, Rules
 from workbench.dashboard.token_view import WEB
 from workbench.dashboard.visit import VISITS, forget_idle
-from workbench.engine.loading import load, resolve_device, resolve_dtype
 from workbench.errors import BadInput
+from workbench.models.loading import load, resolve_device, resolve_dtype
 
 __all__ = ["launch", "rules_of"]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from workbench.capsule import capsule_of
 from workbench.dashboard import panel as page
 from workbench.dashboard import python
 from workbench.dashboard.form import Form
@@ -17,6 +16,7 @@ from workbench.dashboard.run import Branch, Replay
 from workbench.dashboard.uploads import UPLOADS
 from workbench.dashboard.visit import Visit
 from workbench.errors import BadInput
+from workbench.report.capsule import capsule_of
 
 __all__ = ["DOWNLOAD", "copy", "download", "open_trace", "open_upload", "panel"]
 

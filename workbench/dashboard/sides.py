@@ -10,7 +10,7 @@ from workbench.dashboard.guard import guarded
 from workbench.dashboard.inspector import inert, shown, table
 from workbench.dashboard.visit import Branch, Visit
 from workbench.errors import BadInput
-from workbench.headline import headline
+from workbench.report.headline import headline
 
 __all__ = ["panel", "show"]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.dashboard.run import Branch, Replay, Worker
-from workbench.engine.loading import EMBEDDED
 from workbench.engine.text import token_text
 from workbench.errors import BadInput
+from workbench.models.loading import EMBEDDED
 
 __all__ = ["VISITS", "Branch", "Replay", "Visit", "forget_idle"]
 

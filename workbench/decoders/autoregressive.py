@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from workbench.declare import register
 from workbench.decoders.base import Decoder, Round, State
-from workbench.engine.device_round import DeviceTree
+from workbench.device.forward import DeviceTree
 from workbench.engine.distribution import Distribution
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings

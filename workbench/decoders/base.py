@@ -1,7 +1,7 @@
 """What every decoder shares: the state it works on, the round, and the step around it.
 
 A decoder is a validated dataclass with one method, `decode_round(state, r)`: run forwards through the round, choose
-tokens, `append` them, commit the cache rows that belong to them. All it knows between rounds lies in the state. """
+tokens, `append` them, commit the cache rows that belong to them. All it knows between rounds lies in the state."""
 
 import time
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import torch
 
 from workbench.cache import CacheStore, Stack
 from workbench.declare import Declared
-from workbench.decoders import device
-from workbench.engine.device_round import DeviceTree
+from workbench.device import round as device
+from workbench.device.forward import DeviceTree
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.sampling import Sampling

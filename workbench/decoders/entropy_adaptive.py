@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from workbench.declare import register, setting
 from workbench.decoders.base import Decoder, Round, State
 from workbench.engine.distribution import Distribution
-from workbench.engine.loading import companion
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.engine.vocabulary import cut
+from workbench.models.loading import companion
 
 __all__ = ["EntropyAdaptive"]
 

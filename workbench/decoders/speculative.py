@@ -8,8 +8,8 @@ import torch
 from workbench.cache import Stack
 from workbench.declare import register, setting
 from workbench.decoders.base import Decoder, Round, State
-from workbench.decoders.device import PackedDistribution
-from workbench.engine.device_round import DeviceTree
+from workbench.device.forward import DeviceTree
+from workbench.device.round import PackedDistribution
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling

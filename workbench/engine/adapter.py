@@ -23,13 +23,13 @@ from transformers.cache_utils import CacheLayerMixin
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
-from workbench.engine.checkpoint import Entry
 from workbench.engine.costs import costs_of
-from workbench.engine.digest import Digest
 from workbench.engine.model import Output, facts, kept
-from workbench.engine.probing import context_of, eos_ids, probe, refuse_unserved
 from workbench.engine.structure import final_norm, layers_of, picture, routed, shallow_copy, tail_of
 from workbench.errors import BadInput, Unsupported
+from workbench.models.checkpoint import Entry
+from workbench.models.digest import Digest
+from workbench.models.probing import context_of, eos_ids, probe, refuse_unserved
 
 __all__ = ["TransformersModel", "refuse_unserved", "shallow_copy", "wrap"]
 

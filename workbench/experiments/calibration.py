@@ -15,13 +15,13 @@ import workbench.speculation.shapes.sequoia as sequoia
 from workbench.api import decode
 from workbench.declare import build
 from workbench.decoders import Speculative
-from workbench.engine.loading import load
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import prompts_of
-from workbench.pretrained import corpus
+from workbench.models.loading import load
 from workbench.speculation.drafters import Drafter
 from workbench.speculation.shapes import FixedTree
 from workbench.speculation.verifiers import Rejection, SeededMatch
+from workbench.training import corpus
 
 __all__ = ["calibrate"]
 

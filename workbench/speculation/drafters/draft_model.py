@@ -7,8 +7,8 @@ import torch
 
 from workbench.cache import Stack, as_stack
 from workbench.declare import register, setting
-from workbench.engine.loading import companion
 from workbench.engine.model import LanguageModel
+from workbench.models.loading import companion
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder

@@ -13,9 +13,9 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
-from workbench.engine.digest import Digest
 from workbench.engine.model import LanguageModel, Output, facts
 from workbench.errors import Unsupported
+from workbench.models.digest import Digest
 from workbench.speculation.heads.modules import Attend, Attention
 
 __all__ = ["AdapterModel", "Adapters", "check_exits", "final_norm"]

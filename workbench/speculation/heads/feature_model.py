@@ -8,8 +8,8 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
-from workbench.engine.digest import Digest
 from workbench.engine.model import LanguageModel, Output, facts
+from workbench.models.digest import Digest
 
 __all__ = ["FeatureModel"]
 

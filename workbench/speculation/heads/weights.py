@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from workbench.engine.checkpoint import first_line
-from workbench.engine.loading import PRETRAINED
 from workbench.engine.model import LanguageModel, kept
 from workbench.errors import BadInput
+from workbench.models.checkpoint import first_line
+from workbench.models.loading import PRETRAINED
 
 __all__ = ["EMBEDDED", "find", "kept", "load", "probe", "save"]
 
@@ -87,7 +87,7 @@ def load(kind: str, make: Callable[..., Module], weights: str, lm: LanguageModel
 
 
 def _load(kind: str, make: Callable[..., Module], weights: str, file: Path, lm: LanguageModel) -> Module:
-    remedy = f"train it: python -m workbench.speculation.training {kind} --target {lm.name} --out DIR, then weights=DIR"
+    remedy = f"train it: python -m workbench.training {kind} --target {lm.name} --out DIR, then weights=DIR"
     if not (ours := probe(lm)):
         raise BadInput(f"{lm.name!r} shows no hidden states, which {kind!r} needs")
     try:

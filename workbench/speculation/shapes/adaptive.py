@@ -21,7 +21,7 @@ class AdaptiveConfidence(DraftShape):
     dilab-zju/self-speculative-decoding). Departures: the threshold stays where all `max_length` drafts were accepted
     (theirs: where `max_length` were drafted); acceptance is that of tested drafts (theirs: of all drafted), since how
     many are drafted behind a rejected one depends on tokens that nobody tested, and sampling would then no longer be
-    exact. """
+    exact."""
 
     max_length: int = setting(8, ge=1, le=64, unit="tokens", help="tokens drafted at most")
     start: float = setting(0.8, ge=0, le=1, help="first threshold")

@@ -59,7 +59,7 @@ class SpecDec(DraftShape):
         if ours.shape != theirs.shape or (ours - theirs).norm() > weights.CLOSE * theirs.norm():
             raise BadInput(
                 f"SpecDec(weights={self.weights!r}): this head reads the states of {head.draft!r}, not of"
-                f" {draft.name!r}; train one for it (workbench.speculation.training.acceptance)"
+                f" {draft.name!r}; train one for it (workbench.training.acceptance)"
             )
 
     def _head(self, lm: LanguageModel) -> Acceptance:

@@ -28,7 +28,7 @@ class Judge(Rejection):
     the model makes of it. What only the head accepted is marked `lossy`; at threshold 1 this is rejection sampling.
     Source: "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment" (arXiv 2501.19309;
     reconstructed from the abstract: threshold, training data and labels are ours; see
-    `workbench.speculation.training.judge`). In a tree the first draft that the head finds sound stands before its later
+    `workbench.training.judge`). In a tree the first draft that the head finds sound stands before its later
     siblings are tested.
     """
 

@@ -1,0 +1,27 @@
+"""Pages without quantization."""
+
+from dataclasses import dataclass
+
+from workbench.cache.codecs.base import Quantizer
+from workbench.declare import register, setting
+from workbench.errors import BadInput
+from workbench_kernels.pages import RAW
+
+__all__ = ["Paged"]
+
+
+@register("quantizer", "paged")
+@dataclass(frozen=True)
+class Paged(Quantizer):
+    """Pages in the model's own dtype: what paging alone costs and changes, to compare quantizers with."""
+
+    residual: int = setting(32, ge=0, le=4096, unit="tokens", help="newest tokens left in one run; multiples of 32")
+    on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the host's memory")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.residual % 32:
+            raise BadInput(f"Paged(residual=…): expected a multiple of 32, got {self.residual}")
+
+    def widths(self, layer: int) -> tuple[int, int]:
+        return RAW, RAW

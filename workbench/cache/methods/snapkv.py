@@ -1,0 +1,59 @@
+"""Compress the prompt once, by what its last tokens look at."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from workbench.cache.methods.base import CachePolicy, heaviest, with_newest
+from workbench.declare import register, setting
+from workbench.errors import BadInput
+
+__all__ = ["SnapKV"]
+
+
+@register("policy", "snapkv")
+@dataclass(frozen=True)
+class SnapKV(CachePolicy):
+    """Compress the prompt, once it is in, to its last `window` tokens and what they attend to most.
+
+    `budget` slots per KV head stay. Tokens written after that are all kept: the cache grows by one a token.
+    The score is the attention of the last `window` rows, averaged over the query heads that share a KV head, and pooled
+    over `kernel` neighbouring slots.
+
+    Source: "SnapKV: LLM Knows What You are Looking for Before Generation" (arXiv 2404.14469; FasterDecoding/SnapKV).
+    Departures: the group mean, as in NVIDIA/kvpress; positions stay as baked.
+    """
+
+    budget: int = setting(128, ge=2, unit="slots", help="slots of the prompt kept per KV head")
+    window: int = setting(32, ge=1, unit="tokens", help="last tokens of the prompt, which choose and are kept")
+    kernel: int = setting(5, ge=1, le=63, unit="slots", help="neighbours pooled; odd")
+    pooling: str = setting("mean", choices=("mean", "max"), help="how neighbours are pooled")
+
+    needs_mass = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window >= self.budget:
+            raise BadInput(f"SnapKV(budget={self.budget}): expected a budget above window={self.window}; raise it")
+        if self.kernel % 2 == 0:
+            raise BadInput(f"SnapKV(kernel={self.kernel}): expected an odd number")
+
+    def next(self, length: int, prompt: int) -> int | None:
+        return prompt if length < prompt else None
+
+    def watches(self, position: int, prompt: int) -> bool:
+        return prompt - self.window <= position < prompt
+
+    @property
+    def newest(self) -> int:
+        return self.window
+
+    def keep(self, positions: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
+        n = positions.shape[1]
+        if n <= self.budget:
+            return None
+        older = scores[None, :, : n - self.window]
+        pool = F.avg_pool1d if self.pooling == "mean" else F.max_pool1d
+        pooled = pool(older, self.kernel, stride=1, padding=self.kernel // 2)[0]
+        return with_newest(heaviest(pooled, self.budget - self.window), n, self.window)

@@ -1,0 +1,43 @@
+"""Attention sinks and a recent window."""
+
+from dataclasses import dataclass
+
+import torch
+
+from workbench.cache.methods.base import CachePolicy, with_newest
+from workbench.declare import register, setting
+
+__all__ = ["StreamingLLM"]
+
+
+@register("policy", "streaming")
+@dataclass(frozen=True)
+class StreamingLLM(CachePolicy):
+    """Keep the first `sinks` tokens and the last `window`; what lies between is gone.
+
+    `positions="slot"` reads every key at its place in the cache, as in the paper: the sinks' stored keys are turned,
+    once and when they are read, by the number of tokens dropped behind them. "baked" leaves them where they were.
+
+    Source: "Efficient Streaming Language Models with Attention Sinks" (arXiv 2309.17453; mit-han-lab/streaming-llm).
+    Departures: acts every `interval` tokens, hence up to `interval` more in between; "baked" is the default, since it
+    fits every model.
+    """
+
+    sinks: int = setting(4, ge=0, le=1024, unit="tokens", help="first tokens that are never dropped")
+    window: int = setting(252, ge=1, unit="tokens", help="newest tokens that are kept")
+    interval: int = setting(32, ge=1, le=4096, unit="tokens", help="committed tokens between two maintenances")
+    positions: str = setting("baked", choices=("baked", "slot"), help="where keys are read: in the text, in the cache")
+
+    @property
+    def newest(self) -> int:
+        return self.window
+
+    @property
+    def slot_positions(self) -> bool:
+        return self.positions == "slot"
+
+    def keep(self, positions: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
+        heads, n = positions.shape
+        if n <= self.sinks + self.window:
+            return None
+        return with_newest(torch.arange(self.sinks, device=positions.device).expand(heads, -1), n, self.window)

@@ -1,0 +1,340 @@
+"""Loading models: the embedded pair, a hub id, a local directory; safetensors only, no remote code unless asked for.
+
+A model is what its files say: weights that are missing, unexpected or of another size are refused by name. Loaded
+models live in one cache seeded by all arguments of `load`, as long as the files stay as they are, and are shared.
+transformers is imported with the first model, which lets the app serve its page some seconds earlier.
+"""
+
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.engine.model import LanguageModel
+from workbench.engine.vocabulary import refuse_other_vocabulary
+from workbench.errors import BadInput, Unsupported, WorkbenchError
+from workbench.models import checkpoint, hub
+from workbench.models.progress import Progress, reading
+
+if TYPE_CHECKING:
+    from workbench.engine.adapter import TransformersModel
+
+__all__ = ["EMBEDDED", "Model", "as_model", "companion", "load", "register_model", "resolve_device", "resolve_dtype"]
+
+PRETRAINED = Path(__file__).parent.parent / "pretrained"
+EMBEDDED = {"embedded": "target", "embedded-draft": "draft"}
+
+Model = LanguageModel | torch.nn.Module | str
+"""What a caller may pass as a model: a `LanguageModel`, a transformers model in memory, or a name for `load`."""
+
+MOST_LAYERS = 2000  # that a config may ask for
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
+_loaded: "dict[tuple, tuple[tuple, TransformersModel]]" = {}  # by all arguments: the stamp of the files, and the model
+_registered: dict[str, LanguageModel] = {}
+_locks: "defaultdict[tuple, threading.Lock]" = defaultdict(threading.Lock)  # a large model keeps no other waiting
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the CPU. Raises Unsupported where this machine or build lacks it."""
+    if device is None or device == "auto":
+        return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise BadInput(f"unknown device {device!r}; expected cpu, cuda, cuda:0 or auto") from None
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+        raise Unsupported(
+            f"device {device!r} is not here: torch {torch.__version__} sees no such GPU; use device='cpu'"
+        )
+    if found.type not in ("cpu", "cuda"):
+        raise Unsupported(f"device {device!r} is not served; expected cpu or cuda")
+    return found
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    """A torch dtype from its name; None means fp32 on a CPU and the checkpoint's own dtype on a GPU."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else None
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    names = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
+    if dtype not in names:
+        raise BadInput(f"unknown dtype {dtype!r}; expected one of {', '.join(names)}")
+    return names[dtype]
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: str | Path | None = None,
+    progress: Progress | None = None,
+) -> LanguageModel:
+    """Load a causal language model: "embedded", "embedded-draft", a registered name, a hub id or a local directory.
+
+    A model loaded before with the same arguments is given again, unless its files have changed since.
+
+    Parameters
+    ----------
+    device: "cpu" (default), "cuda", "cuda:1" or "auto".
+    dtype: "float32" (default on a CPU), "bfloat16", …; None on a GPU keeps the checkpoint's own.
+    tokenizer: where to read the tokenizer from, if not from `name`.
+    progress: called with the step ("fetching", "loading"), the bytes done and in all; what it raises ends the loading.
+
+    Raises
+    ------
+    BadInput: no such directory or hub entry, unknown dtype, files that are damaged or do not fit each other.
+    Unsupported: a device this machine lacks, an architecture the engine cannot serve, a checkpoint without safetensors
+    weights (pickle files are never read).
+    """
+    if isinstance(name, str) and name in _registered:
+        return _as_registered(name, device, dtype, revision, tokenizer)
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    source = PRETRAINED / EMBEDDED[name] if name in EMBEDDED else place_of(name)
+    reader = _tokenizer_of(source) if tokenizer is None else place_of(tokenizer, "tokenizer")
+    key = (str(source), revision, kind, str(where), bool(trust_remote_code), str(reader))
+    with _locks[key]:
+        now = _stamp(source, reader, revision)
+        if key in _loaded and _loaded[key][0] != now:
+            del _loaded[key]
+        if key not in _loaded:
+            lm = _load(str(name), source, where, kind, revision, bool(trust_remote_code), reader, key, progress)
+            _loaded[key] = (now if isinstance(source, Path) else _stamp(source, reader, revision), lm)
+        lm = _loaded[key][1]
+    return up_to_date(lm)
+
+
+def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer: Any) -> LanguageModel:
+    """A model in memory is what it is: BadInput where something else is asked of it."""
+    lm = up_to_date(_registered[name])
+    asked = {"device": device and resolve_device(device), "dtype": dtype and resolve_dtype(dtype, lm.device)}
+    other = [option for option, value in asked.items() if value is not None and value != getattr(lm, option)]
+    other += [option for option, value in {"revision": revision, "tokenizer": tokenizer}.items() if value is not None]
+    if other:
+        raise BadInput(
+            f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {other[0]}"
+            " cannot be chosen for it; change the model, or register another"
+        )
+    return lm
+
+
+def place_of(name: str | Path, what: str = "model") -> Path | str:
+    """The local folder that a name means, or the name itself where it can be a hub id. Raises BadInput for others."""
+    shown = repr(str(name) if isinstance(name, Path) else name)
+    shown = shown if len(shown) < 200 else f"{shown[:80]}… ({len(shown)} characters)"
+    if not isinstance(name, str | Path):
+        raise BadInput(f"{what}: expected a name or a directory, got {shown}")
+    try:
+        local = Path(name).expanduser()
+        if str(name) and local.exists():
+            return local.resolve()
+    except (OSError, ValueError, RuntimeError):
+        pass  # no path on this system
+    if isinstance(name, Path) or not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
+        wanted = "a folder with config.json and *.safetensors" if what == "model" else "a folder with its files"
+        raise BadInput(f"no {what} directory {shown}; expected {wanted}, or a hub id")
+    return name
+
+
+def _stamp(source: Path | str, reader: Path | str, revision: str | None) -> tuple:
+    """Of the files behind both names; of hub ids as far as they are on this machine."""
+    folders = []
+    for place, file in ((source, "config.json"), (reader, "tokenizer_config.json")):
+        if isinstance(place, str):
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(place, file, revision=revision)
+            place = Path(found).parent if isinstance(found, str) else None
+        folders.append(place if place is None or place.is_dir() else None)
+    return checkpoint.stamp(*folders)
+
+
+def register_model(name: str, model: Any, tokenizer: Any = None) -> LanguageModel:
+    """Give a model in memory a name, so that declarations (`DraftModel("mine")`) and the app can use it.
+
+    `model`: a transformers model, or anything that follows the `LanguageModel` protocol.
+    """
+    if not isinstance(name, str) or not name:
+        raise BadInput(f"register_model: expected a name, got {name!r}")
+    if name in EMBEDDED:
+        raise BadInput(f"the name {name!r} belongs to an embedded model; choose another")
+    lm = _wrap(model, tokenizer) if isinstance(model, torch.nn.Module) else _protocol(model)
+    _registered[name] = lm
+    return lm
+
+
+def as_model(given: Model) -> LanguageModel:
+    """The language model meant, as it is now."""
+    if isinstance(given, str | Path):
+        return load(given)
+    return _wrap(given) if isinstance(given, torch.nn.Module) else up_to_date(_protocol(given))
+
+
+def up_to_date(lm: LanguageModel) -> LanguageModel:
+    """A model, after it has looked whether what it wraps was changed since (`refresh`)."""
+    if hasattr(lm, "refresh"):
+        lm.refresh()
+    return lm
+
+
+def _protocol(given: Any) -> LanguageModel:
+    if not all(hasattr(given, name) for name in ("forward", "new_store", "vocab_size")):
+        raise BadInput(
+            f"expected a model, got {type(given).__name__}: a name, a directory, a transformers model or what"
+            " workbench.load gives"
+        )
+    return given
+
+
+def _wrap(model: torch.nn.Module, tokenizer: Any = None) -> LanguageModel:
+    from workbench.engine.adapter import wrap
+
+    return wrap(model, tokenizer)
+
+
+def known_models() -> list[str]:
+    """Names that `load` takes without a path: the embedded models and those registered in this process."""
+    return [*EMBEDDED, *sorted(_registered)]
+
+
+def companion(lm: LanguageModel, name: str, progress: Progress | None = None) -> LanguageModel:
+    """The second model of a decoder (draft, small model), on the first one's device and in its dtype.
+
+    Raises BadInput where the two vocabularies differ.
+    """
+    given = {"device": lm.device, "dtype": lm.dtype, "progress": progress}
+    other = as_model(_registered[name]) if name in _registered else load(name, **given)
+    refuse_other_vocabulary(lm, other)
+    return other
+
+
+def _load(name, source, device, dtype, revision, trust_remote_code, reader, key, progress) -> "TransformersModel":
+    from workbench.engine.adapter import TransformersModel
+
+    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if (isinstance(source, str) or isinstance(reader, str)) and not hub.reachable():
+        shared["local_files_only"] = True
+    with _door(name, "cannot be loaded"):
+        if isinstance(source, Path):
+            tensors, plan = checkpoint.check_directory(source, name), _plan(name, source, shared)
+        else:  # what cannot be served is refused before its weights are fetched
+            folder, plan = hub.folder(source, shared), _plan(name, source, shared)
+            hub.weights(source, shared, progress)
+            tensors = checkpoint.check_directory(folder, name)
+        if not hasattr(plan.config, "quantization_config"):
+            checkpoint.refuse_misfits(name, plan, tensors)
+        with reading(sum(entry.end - entry.begin for entry in tensors.values()), progress):
+            model = _weights(name, source, plan.config, dtype, shared)
+    with _door(name, "has no readable tokenizer", "; pass tokenizer=… with one that fits"):
+        tokens = _tokenizer(reader, shared)
+    with _door(name, "cannot be served"):
+        return TransformersModel(model.to(device).eval(), tokens, name=name, key=key, files=tensors)
+
+
+def _plan(name: str, source: Path | str, shared: dict) -> Any:
+    """The model that config.json describes, without weights. Raises BadInput or Unsupported where it is none for us."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from workbench.models.probing import refuse_unserved
+
+    config = AutoConfig.from_pretrained(source, **shared)
+    if getattr(config, "is_encoder_decoder", False):
+        raise Unsupported(f"{name!r} is an encoder-decoder; the engine serves decoder-only causal language models")
+    layers = int(getattr(config.get_text_config(), "num_hidden_layers", 0) or 0)
+    if layers > MOST_LAYERS:
+        raise BadInput(f"{name!r}: config.json says {layers} layers; expected at most {MOST_LAYERS}")
+    with torch.device("meta"):
+        plan = AutoModelForCausalLM.from_config(config, trust_remote_code=shared["trust_remote_code"])
+    plan.config = config
+    refuse_unserved(plan)
+    return plan
+
+
+def _weights(name: str, source: Path | str, config: Any, dtype: torch.dtype | None, shared: dict) -> Any:
+    """The model with every weight from its files, and none that is not. Raises BadInput where they do not fit."""
+    from transformers import AutoModelForCausalLM
+
+    with _quiet(name in EMBEDDED):
+        model, told = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype or "auto", use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True, **shared,
+        )  # fmt: skip
+    for kind, meaning in _FAULTS.items():
+        if found := sorted(told.get(kind) or (), key=str):
+            names = (entry if isinstance(entry, str) else entry[0] for entry in found)
+            raise BadInput(f"{name!r}: {meaning}: {checkpoint.some(names)}; expected a whole checkpoint of one model")
+    _own_memory(model)
+    return model
+
+
+_FAULTS = {
+    "missing_keys": "weights are missing from its files",
+    "unexpected_keys": "its files hold weights that the model does not have",
+    "mismatched_keys": "weights have other sizes than config.json says",
+    "error_msgs": "weights cannot be read",
+}
+
+
+def _own_memory(model: torch.nn.Module) -> None:
+    """Copy weights that are the file itself, mapped into memory: who writes the file anew does not reach them."""
+    for weight in [*model.parameters(), *model.buffers()]:
+        if weight.device.type == "cpu":
+            weight.data = weight.data.clone()
+
+
+def _tokenizer(reader: Path | str, shared: dict) -> Any:
+    from transformers import AutoTokenizer
+
+    if isinstance(reader, Path):
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            checkpoint.refuse_no_object(reader / file, str(reader))
+    return AutoTokenizer.from_pretrained(str(reader), **shared)
+
+
+@contextmanager
+def _door(name: str, what: str, remedy: str = "") -> Iterator[None]:
+    """Whatever a library raises while a model is loaded becomes one line that names the model."""
+    try:
+        yield
+    except WorkbenchError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name!r}: {error}") from error
+    except Exception as error:
+        first = checkpoint.first_line(error)
+        if "trust_remote_code" in str(error):
+            raise Unsupported(f"{name!r} needs its own code; pass trust_remote_code=True if you trust it") from error
+        kind = Unsupported if isinstance(error, ValueError | ImportError) and not remedy else BadInput
+        raise kind(f"{name!r} {what}: {first}{remedy}") from error
+
+
+@contextmanager
+def _quiet(small: bool):
+    """No report of what the loading finds, which is refused by name; no progress bar for what loads in a blink."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.set_verbosity_error()
+    if small:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if small and shown:
+            logging.enable_progress_bar()
+
+
+def _tokenizer_of(source: Path | str) -> Path | str:
+    """The embedded models share the tokenizer beside them."""
+    shared = PRETRAINED / "tokenizer"
+    return shared if isinstance(source, Path) and source.parent == PRETRAINED and shared.exists() else source

@@ -1,0 +1,171 @@
+"""A capsule: one offline HTML file that shows a run to anyone, and holds the whole trace.
+
+The page carries the view of the trace (`workbench.web`), its data, and the trace itself, gzipped; a content security
+policy lets nothing in but the one script and the one stylesheet, each by its hash. Texts of a model or a prompt are
+escaped where Python writes them and set as text where the script does.
+"""
+
+import argparse
+import base64
+import gzip
+import hashlib
+import html
+import os
+from pathlib import Path
+from typing import Any
+
+from workbench import web
+from workbench.errors import BadInput, BadTrace
+from workbench.report.headline import headline
+from workbench.trace import Trace, storage
+from workbench.trace.files import target, write_whole
+
+__all__ = ["add_options", "capsule_of", "convert", "open_capsule", "write_capsule"]
+
+LOOK = """
+:root { color-scheme: light dark; }
+body { font: 14px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 16px; overflow-wrap: anywhere;
+  background: light-dark(#fff, #16181c); color: light-dark(#1b1b1b, #e8e8e8); }
+h1 { font-size: 20px; margin: 0 0 2px; } h2 { font-size: 14px; margin: 18px 0 4px; }
+.quiet { opacity: .7; margin: 0 0 10px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 6px; margin: 0 0 14px; }
+.tiles > div { border: 1px solid light-dark(#0003, #fff3); border-radius: 8px; padding: 4px 8px; }
+.tiles dt { font-size: 11px; opacity: .7; } .tiles dd { margin: 0; font-weight: 600; }
+.about { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 0 28px; }
+.about table { border-collapse: collapse; width: 100%; } .about th { opacity: .7; width: 42%; }
+.about :is(td, th) { padding: 1px 8px 1px 0; text-align: left; vertical-align: top; font-weight: 400; }
+"""
+START = """
+const data = JSON.parse(document.getElementById("workbench-data").textContent);
+mount(document.getElementById("workbench-view"), { data });
+"""
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p class="quiet">{about}</p>
+<dl class="tiles">{tiles}</dl>
+<main id="workbench-view"></main>
+<noscript>{plain}</noscript>
+<div class="about">{sections}</div>
+<script type="application/json" id="workbench-data">{data}</script>
+<script type="application/gzip" id="workbench-trace">{trace}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""
+
+
+def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader | None = None) -> str:
+    """The page as text. title: heading, by default decoder and start of the prompt; text_of: as for `web.payload`."""
+    run = trace.run
+    script, style = web.module(export=False) + START, LOOK + web.css()
+    heading = title or f"{(run.get('decoder') or {}).get('name') or 'run'}: {_start(trace.prompt)}"
+    packed = gzip.compress(b"".join(map(storage.encode, trace.log)), mtime=0)
+    return PAGE.format(
+        policy=(
+            f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none';"
+            " form-action 'none'"
+        ),
+        title=_inert(heading),
+        about=_inert(f"{len(trace.token_ids)} tokens recorded {str(run.get('time') or '')[:19]}, trace {trace.id}"),
+        tiles="".join(f"<div><dt>{_inert(k)}</dt><dd>{_inert(v)}</dd></div>" for k, v in headline(trace).items()),
+        plain=web.plain(trace),
+        sections="".join(_section(name, facts) for name, facts in _sections(trace).items()),
+        data=web.to_json(web.payload(trace, text_of=text_of)),
+        trace=base64.b64encode(packed).decode(),
+        style=style,
+        script=script,
+    )
+
+
+def write_capsule(trace: Trace, path: str | Path, **options: Any) -> Path:
+    """Write the page, all or nothing; `options` are those of `capsule_of`. BadInput where that is impossible."""
+    target(path)  # refused before the page is made
+    write_whole(path, capsule_of(trace, **options).encode())
+    return Path(os.fsdecode(path))
+
+
+def open_capsule(path: str | Path) -> Trace:
+    """The trace inside a capsule; `Trace.load` does the same for capsules and trace files alike.
+
+    Raises BadInput where there is no such file, BadTrace where it is no capsule or is damaged.
+    """
+    if not storage.is_capsule(path):
+        raise BadTrace(f"{path} is not a capsule: expected an HTML file that trace.capsule wrote")
+    return Trace.load(path)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", help="a trace file such as run.wb")
+    parser.add_argument("-o", "--out", metavar="FILE", help="default: beside the trace, with the ending .html")
+    parser.add_argument("--title", metavar="TEXT", help="heading (default: decoder and start of the prompt)")
+    parser.add_argument("--overwrite", action="store_true", help="allow the file to exist")
+
+
+def convert(trace: str, out: str | None = None, title: str | None = None, overwrite: bool = False) -> Path:
+    """Write the capsule of a trace file. BadInput where there is one already, unless `overwrite`."""
+    read = Trace.load(trace)
+    path = Path(trace).with_suffix(".html") if out is None else out
+    if target(path).exists() and not overwrite:
+        raise BadInput(f"{path} exists already; choose another --out, or pass --overwrite")
+    return write_capsule(read, path, title=title)
+
+
+def _sections(trace: Trace) -> dict[str, dict[str, Any]]:
+    """What produced the run: settings, models, provenance."""
+    run = trace.run
+    decoder = run.get("decoder") or {}
+    settings = {"decoder": decoder.get("name"), **_flat(decoder.get("settings") or {})}
+    settings |= {name: value for name, value in (run.get("sampling") or {}).items() if value not in (None, [])}
+    settings |= {name: run.get(name) for name in ("seed", "max_new_tokens", "stop", "level", "cache", "forced")}
+    models = {f"Model: {model.get('role')}": model for model in run.get("models") or ()}
+    provenance = {
+        "trace": trace.id,
+        "time": run.get("time"),
+        "device": run.get("device"),
+        "guarantee": run.get("guarantee"),
+    }
+    provenance |= {"verified by": ", ".join(run.get("verified") or ())} | (run.get("versions") or {})
+    if run.get("parent"):
+        provenance["branch of"] = ", ".join(f"{name} {value}" for name, value in run["parent"].items())
+    if trace.dropped:
+        provenance["dropped"] = "; ".join(trace.dropped)
+    return {"Settings": settings, **models, "Provenance": provenance}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested declarations as dotted names: {"drafter": "draft_model", "drafter.model": …}."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and "name" in value:
+            flat |= {f"{prefix}{name}": value["name"], **_flat(value.get("settings") or {}, f"{prefix}{name}.")}
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _section(title: str, facts: dict[str, Any]) -> str:
+    known = {name: value for name, value in facts.items() if value not in (None, "", [], {})}
+    rows = (f'<tr><th scope="row">{_inert(name)}</th><td>{_inert(value)}</td></tr>' for name, value in known.items())
+    return f"<section><h2>{_inert(title)}</h2><table>{''.join(rows)}</table></section>" if known else ""
+
+
+def _start(prompt: str, length: int = 60) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _inert(value: Any) -> str:
+    return html.escape(str(value)).encode("utf-8", "replace").decode()
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

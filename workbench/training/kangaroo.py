@@ -1,0 +1,50 @@
+"""Kangaroo's adapters: behind a quarter and behind half of the target's layers, both trained in one pass.
+
+The loss is the paper's, cross-entropy with the target's own distribution; the optimiser is ours.
+"""
+
+from typing import Any
+
+import torch
+
+from workbench.engine.adapter import TransformersModel
+from workbench.speculation.heads.adapter import Adapters, final_norm
+from workbench.speculation.heads.modules import causal
+from workbench.training.data import Batch
+from workbench.training.fit import Part, Recipe
+
+__all__ = ["KANGAROO"]
+
+
+def shape(lm: TransformersModel) -> dict[str, Any]:
+    width = lm.model.get_input_embeddings().weight.shape[1]
+    exits = sorted({max(1, lm.layers // 4), max(1, lm.layers // 2)})
+    heads = width // lm.head_dim
+    return {"exits": exits, "width": width, "heads": heads, "kv_heads": min(lm.kv_heads, heads)}
+
+
+def hidden(module: Adapters, batch: Batch) -> list[torch.Tensor]:
+    """[B, T, width] per exit: what the head reads."""
+    positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+    pairs = zip(module.exits, module.adapters, strict=True)
+    return [adapter(batch.states[exit], positions, causal) for exit, adapter in pairs]
+
+
+def loss(module: Adapters, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    return sum(batch.divergence(states, batch.dist) for states in hidden(module, batch)) / len(module.exits)
+
+
+def figures(module: Adapters, batch: Batch) -> dict[str, float]:
+    """Agreement of each exit's best token with the target's, and overlap of the two distributions; `bare`: without
+    adapter."""
+    found, norm = {}, final_norm(batch.lm)
+    for exit, states in zip(module.exits, hidden(module, batch), strict=True):
+        bare = batch.head(norm(batch.states[exit])).argmax(-1) == batch.best
+        dist = batch.head(states).log_softmax(-1)
+        found[f"top-1 at exit {exit}"] = (dist.argmax(-1) == batch.best).float().mean().item()
+        found[f"overlap at exit {exit}"] = torch.minimum(dist, batch.dist).exp().sum(-1).mean().item()
+        found[f"bare top-1 at exit {exit}"] = bare.float().mean().item()
+    return found
+
+
+KANGAROO = Part(Adapters, shape, loss, figures, Recipe(tokens=450_560, muon_rate=0.02, adam_rate=5e-3))
