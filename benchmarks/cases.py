@@ -108,7 +108,6 @@ SHAPES: dict[str, list[tuple[str, dict]]] = {
     "verify.greedy": _each(nodes=(64, 8), vocab=(131_072,)),
     "verify.keyed": _each(nodes=(64, 8), vocab=(131_072,)),
     "verify.rejection": _each(nodes=(64, 8), vocab=(131_072,)),
-    "verify_chains": _with(_each(chains=(8, 2), levels=(8,)), vocab=131_072),
 }
 
 
@@ -250,13 +249,6 @@ def _verify(dtype, nodes, vocab, rejection=False) -> tuple[int, int]:
     return nodes * (vocab * (dtype.itemsize + 4 * rejection) + 48), 0
 
 
-def _verify_chains(dtype, chains, levels, vocab) -> tuple[int, int]:
-    """The laws of all nodes, the proposals of all but the chains' last, and two numbers a draw."""
-    nodes = 1 + -(-chains // 2) + chains * (levels - 1)
-    law = nodes * (vocab * dtype.itemsize + 56) + (nodes - chains) * vocab * 4
-    return law + chains * levels * 20, 0
-
-
 WORK: dict[str, Callable[..., tuple[int, int]]] = {
     "attend_pages": _attend_pages,
     "attend_staged": _attend_staged,
@@ -281,7 +273,6 @@ WORK: dict[str, Callable[..., tuple[int, int]]] = {
     "verify.greedy": _verify,
     "verify.keyed": _verify,
     "verify.rejection": lambda dtype, **shape: _verify(dtype, **shape, rejection=True),
-    "verify_chains": _verify_chains,
 }
 
 

@@ -349,30 +349,6 @@ def verify(device, dtype, mode="rejection", nodes=7, vocab=60) -> Call:
     )
 
 
-def verify_chains(device, dtype, chains=4, levels=2, vocab=60) -> Call:
-    """Chains of 2 tokens or more, of which every two share their first; the likeliest of proposals like the target."""
-    pairs = -(-chains // 2)
-    nodes = 1 + pairs + chains * (levels - 1)
-    logits = draw(device, dtype, 1, nodes, vocab) * 3
-    proposals = (logits[0].float() + draw(device, torch.float32, nodes, vocab)).log_softmax(-1)
-    strand, level = torch.arange(chains, device=device), torch.arange(levels, device=device)
-    table = torch.where(level == 0, 1 + strand[:, None] // 2, 1 + pairs + strand[:, None] + chains * (level - 1))
-    parents = torch.full((nodes,), -1, device=device)
-    depths, ranks = parents + 1, parents + 1
-    parents[table[:, 0]], parents[table[:, 1:]] = 0, table[:, :-1]
-    depths[table] = (level + 1).expand(chains, levels)
-    ranks[table[:, 0]], ranks[table[:, 1]] = strand // 2, strand % 2
-    order = proposals[parents.clamp_min(0)].argsort(-1, descending=True)
-    tokens = order.gather(1, ranks[:, None]).T.contiguous()
-    place, rows = torch.tensor([11], device=device), torch.arange(nodes, device=device)[None]
-    held = (logits, tokens, parents[None], depths[None], place, table[None], proposals, rows, 1)
-    return Call(
-        lambda how: verification.verify_chains(*held, implementation=how)[:-1],
-        verification.choose(logits, proposals, chains=table[None]),
-        {"logits": logits, "proposals": proposals},
-    )
-
-
 OPERATIONS: dict[str, Callable[..., Call]] = {
     "attention": sdpa,
     "attend_pages": attend_pages,
@@ -398,5 +374,4 @@ OPERATIONS: dict[str, Callable[..., Call]] = {
     "verify.greedy": lambda *on, **shape: verify(*on, "greedy", **shape),
     "verify.keyed": lambda *on, **shape: verify(*on, "keyed", **shape),
     "verify.rejection": lambda *on, **shape: verify(*on, "rejection", **shape),
-    "verify_chains": verify_chains,
 }
