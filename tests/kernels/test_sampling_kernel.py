@@ -10,7 +10,7 @@ from tests.kernels.faults import Allocations, broken, entry
 from tests.kernels.interpreter import needs_interpreter
 from workbench.engine import noise
 from workbench_kernels import distribution
-from workbench_kernels.distribution import reference
+from workbench_kernels.noise import reference
 
 # float32 logits and sums inside: the log-sum-exp of thousands of logits keeps about six digits
 TOLERANCE = 2e-5
@@ -209,7 +209,7 @@ def test_the_kernels_stay_within_their_tensors(name, device):
 FAULTS = {
     "partial: the last column unseen": ("kernel", "mask = col_offsets < n_cols", "mask = col_offsets < n_cols - 1"),
     "partial: noise of the next token": (
-        "kernel", "keyed_best(z, ~cut, col_offsets, noise_key)", "keyed_best(z, ~cut, col_offsets + 1, noise_key)"
+        "kernel", "seeded_best(z, ~cut, col_offsets, noise_key)", "seeded_best(z, ~cut, col_offsets + 1, noise_key)"
     ),
     "combine: the last split unseen": ("kernel", "mask = splits < n_splits", "mask = splits < n_splits - 1"),
     "gather: a floor just too high": ("candidates", "mask & (x >= tl.load", "mask & (x > tl.load"),
