@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from workbench.engine import noise
+from workbench_kernels.noise import reference as noise
 
-PURPOSES = list(noise._PURPOSES)
+PURPOSES = list(noise.PURPOSES)
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)

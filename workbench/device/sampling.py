@@ -10,10 +10,10 @@ from functools import lru_cache
 
 import torch
 
-from workbench.engine import noise
 from workbench.engine.distribution import TOP, figures
 from workbench.engine.sampling import Sampling, keep_top_k, keep_top_p, keep_typical
 from workbench_kernels import distribution
+from workbench_kernels.noise import reference as noise
 
 __all__ = ["DeviceDistributions", "DeviceSampling", "fit"]
 

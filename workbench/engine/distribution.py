@@ -7,7 +7,7 @@ from math import exp
 
 import torch
 
-from workbench.engine import noise
+from workbench_kernels.noise import reference as noise
 
 __all__ = ["TOP", "Distribution", "figures", "unpack"]
 

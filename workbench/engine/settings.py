@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from workbench.engine.noise import seed_of_sample
 from workbench.engine.sampling import Sampling, name_of
 from workbench.errors import BadInput, shown
 from workbench.values import items, whole
+from workbench_kernels.noise import seed_of_sample
 
 __all__ = ["LEVELS", "Settings", "holds", "read_force", "refuse_stateful"]
 

@@ -20,7 +20,6 @@ from workbench.decoders import Autoregressive, Decoder, State
 from workbench.decoders.base import Round
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output
-from workbench.engine.noise import gumbel
 from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
@@ -28,6 +27,7 @@ from workbench.experiments.counting import Found, Places, Texts
 from workbench.models.loading import load
 from workbench.session import check_decoder, make_settings
 from workbench.training.prompts import held_out_prompts
+from workbench_kernels.noise import gumbel
 
 __all__ = ["Verdict", "lossless"]
 

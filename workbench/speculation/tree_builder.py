@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.engine import noise
 from workbench.engine.distribution import draw
 from workbench.engine.vocabulary import known_only, widened
 from workbench.speculation.tree import DIST, MAX_NODES, POINT, DraftTree
+from workbench_kernels.noise import reference as noise
 
 if TYPE_CHECKING:
     from workbench.decoders.base import Round, State

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.declare import register
-from workbench.engine import noise
 from workbench.engine.distribution import Distribution
 from workbench.engine.sampling import Sampling
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
 from workbench.speculation.verifiers.match import descend
 from workbench.speculation.verifiers.rejection import sample
+from workbench_kernels.noise import reference as noise
 from workbench_kernels.verification import kseq_node
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from workbench.declare import register
-from workbench.engine import noise
 from workbench.engine.distribution import Distribution
 from workbench.engine.sampling import Sampling
 from workbench.speculation.tree import DIST, DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
+from workbench_kernels.noise import reference as noise
 
 __all__ = ["Rejection", "residual", "test_child"]
 
