@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from workbench.declare import to_dict
-from workbench.decoders import Decoder, State
-from workbench.device.round import rounds_of
+from workbench.decoders import Decoder
+from workbench.rounds import State
 
 __all__ = ["run_event", "versions"]
 
@@ -44,7 +44,7 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
         "decoder": to_dict(decoder),
         "guarantee": decoder.guarantee(sampling),
         "verified": list(decoder.verified),
-        "rounds": rounds_of(decoder, state),
+        "rounds": {"implementation": state.strategy.name, "reason": state.strategy.reason},
         "cache": to_dict(settings.cache) if settings.cache else None,
         "sampling": {
             "temperature": sampling.temperature,

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from workbench.decoders.base import Decoder, State
+from workbench.decoders import Decoder, State
 from workbench_kernels.noise import reference as noise
 
 __all__ = ["Crowd"]

@@ -9,6 +9,7 @@ from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.faults import Allocations, broken, entry
 from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import distribution
+from workbench_kernels.noise import reference
 
 # float32 logits and sums inside: the log-sum-exp of thousands of logits keeps about six digits
 TOLERANCE = 2e-5

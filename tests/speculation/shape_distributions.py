@@ -76,11 +76,11 @@ def grown(
             builder.features |= {node: features(node) for node in nodes}
         return torch.stack([draft[texts(builder.tree, node)] for node in nodes])
 
-    settings = SimpleNamespace(sampling=wb.Sampling(temperature=temperature), seed=seed, level="default")
+    settings = SimpleNamespace(sampling=wb.Sampling(temperature=temperature), noise_seed=seed, level="default")
     target = SimpleNamespace(model=SimpleNamespace(vocab_size=VOCAB))
     state = SimpleNamespace(pending=0, tokens=[0] * max(1, start), memory={}, runners={"target": target})
     r = SimpleNamespace(settings=settings, dist=dist, step=SimpleNamespace(rows={}))
-    builder = make("test", state, r, depth, seeded, logits, features=features is not None)
+    builder = make("test", state, r, depth, seeded, logits, shape.needs)
     shape.grow(builder)
     return builder
 

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.decoders import Autoregressive, Decoder, State
-from workbench.decoders.base import Round
+from workbench.rounds import Round
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
@@ -230,7 +230,7 @@ def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Set
 class _Read:
     """Keeps all logits of what the target reads outside of rounds (see `Drafter.observe`)."""
 
-    wants_hidden, wants_logits, wants_states = False, True, ()
+    needs = frozenset({"logits"})
 
     def __init__(self) -> None:
         self.logits: list[torch.Tensor] = []

@@ -181,8 +181,7 @@ def as_model(given: Model) -> LanguageModel:
 
 def up_to_date(lm: LanguageModel) -> LanguageModel:
     """A model, after it has looked whether what it wraps was changed since (`refresh`)."""
-    if hasattr(lm, "refresh"):
-        lm.refresh()
+    lm.refresh()
     return lm
 
 

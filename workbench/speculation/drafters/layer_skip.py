@@ -3,21 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
-from workbench.speculation.drafters.base import RowDrafter, check_layers
+from workbench.rounds import State
+from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.shapes.adaptive import AdaptiveConfidence
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree_builder import TreeBuilder
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import State
 
 __all__ = ["LayerSkip", "search_skip"]
 
@@ -46,7 +43,7 @@ class LayerSkip(RowDrafter):
     def check(self, lm: LanguageModel) -> None:
         if not set(self.skip) < set(range(lm.layers)):
             raise BadInput(f"LayerSkip(skip={list(self.skip)}): {lm.name!r} has layers 0 to {lm.layers - 1}; keep one")
-        check_layers(lm)
+        lm.check_layers()
 
     def kept(self, layers: int) -> list[int]:
         """The layers that draft, of so many."""
@@ -61,7 +58,7 @@ class LayerSkip(RowDrafter):
             "target", tokens, builder.positions(nodes), mask, phase="draft", layers=kept
         ).logits
 
-    def drafted(self, state: "State", builder: TreeBuilder) -> None:
+    def drafted(self, state: State, builder: TreeBuilder) -> None:
         state.runners["target"].store.discard()
 
 

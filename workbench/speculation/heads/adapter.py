@@ -13,24 +13,11 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
-from workbench.engine.model import LanguageModel, Output, facts
-from workbench.errors import Unsupported
+from workbench.engine.model import LanguageModel, Output, chosen, facts
 from workbench.models.digest import Digest
 from workbench.speculation.heads.modules import Attend, Attention
 
-__all__ = ["AdapterModel", "Adapters", "check_exits", "final_norm"]
-
-
-def final_norm(lm: LanguageModel) -> nn.Module:
-    """The norm between a target's last layer and its head. Raises Unsupported where there is none, or more than one."""
-    if not hasattr(lm, "final_norm"):
-        raise Unsupported(f"early exit: {lm.name!r} shows no norm between its layers and its head")
-    return lm.final_norm
-
-
-def check_exits(lm: LanguageModel) -> None:
-    """Raise Unsupported where a target's own norm and head cannot read the states behind its first layers."""
-    final_norm(lm)
+__all__ = ["AdapterModel", "Adapters"]
 
 
 class Adapter(nn.Module):
@@ -59,13 +46,13 @@ class Adapters(nn.Module):
         self.adapters = nn.ModuleList(Adapter(width, heads, kv_heads) for _ in self.exits)
 
 
-class AdapterModel:
+class AdapterModel(LanguageModel):
     """Adapters as a `LanguageModel` over exit states: its layer i is the adapter behind `exits[i]` target layers.
 
     `forward` takes states [R, width] and `layers=[i]`; the head is the target's.
     """
 
-    tokenizer = None
+    tokenizer, gives = None, frozenset({"layers"})
     eos_ids: frozenset[int] = frozenset()
 
     def __init__(self, lm: LanguageModel, module: Adapters, exits: Sequence[int], name: str):
@@ -106,11 +93,7 @@ class AdapterModel:
         places = torch.as_tensor(list(positions), device=self.device)
         states = self.adapters[layer](tokens[None], places, seen)[0]
         cache.end()
-        rows = states if logits_at == "all" else states[-1:] if logits_at == "last" else states[list(logits_at)]
-        return Output(self.target.head(rows))
-
-    def embed(self, tokens: Sequence[int]) -> torch.Tensor:
-        raise NotImplementedError("adapters read the target's states, not tokens")
+        return Output(self.target.head(chosen(states, logits_at)))
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.target.head(hidden)

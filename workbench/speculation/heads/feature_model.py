@@ -8,13 +8,13 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
-from workbench.engine.model import LanguageModel, Output, facts
+from workbench.engine.model import LanguageModel, Output, chosen, facts
 from workbench.models.digest import Digest
 
 __all__ = ["FeatureModel"]
 
 
-class FeatureModel:
+class FeatureModel(LanguageModel):
     """One attention layer over rows of features, with the target's head behind it.
 
     module: `module(rows [1, R, n], positions [R], attend)` -> (features, states for the head) [1, R, width], with its
@@ -22,7 +22,7 @@ class FeatureModel:
     features nobody knows, which is what a forward of ids reads.
     """
 
-    gives_mass = False
+    gives = frozenset({"hidden"})
 
     def __init__(self, name: str, module: nn.Module, lm: LanguageModel, blank: Callable[[Sequence[int]], torch.Tensor]):
         self.module, self.target, self._blank, self._digest = module, lm, blank, Digest(module)
@@ -62,8 +62,7 @@ class FeatureModel:
             features, states = self.module(rows[None], places, look)
         finally:
             cache.end()
-        chosen = states[0] if logits_at == "all" else states[0, -1:] if logits_at == "last" else states[0, logits_at]
-        return Output(self.target.head(chosen), features[0] if "hidden" in want else None)
+        return Output(self.target.head(chosen(states[0], logits_at)), features[0] if "hidden" in want else None)
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         """[R] ids -> their rows [R, n], the features unknown."""
