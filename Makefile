@@ -31,7 +31,7 @@ format: $(VENV)/.installed-test ## format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install ## write docs/reference.md from the declarations
+docs: install ## write the pages and the stub that follow from declarations
 	$(BIN)/python docs/make_reference.py
 
 notebooks: $(VENV)/.installed-test ## execute the notebooks again, ready to commit

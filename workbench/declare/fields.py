@@ -55,6 +55,16 @@ class Field:
         return f"in {'[' if self.ge is not None else '('}{low:g}, {above}{']' if self.le is not None else ')'}"
 
     @property
+    def facts(self) -> str:
+        """What it takes, its unit and its default, in a line."""
+        default = f"default {getattr(self.default, 'declared_name', 'none' if self.default is None else self.default)}"
+        if self.kind == "member":
+            return f"one of {', '.join(names(self.family))}; {default}; its own parameters are {self.name}.…"
+        wanted = self.wanted if self.choices else f"{self.kind} {self.bounds}".strip()
+        known = self.kind in ("object", "texts") and not self.default
+        return "; ".join(filter(None, ["" if known else wanted, self.unit, "default none" if known else default]))
+
+    @property
     def wanted(self) -> str:
         """What a value has to be, in words."""
         return f"{'one of ' + ', '.join(map(str, self.choices)) if self.choices else READERS[self.kind][1]} {self.bounds}".strip()

@@ -22,11 +22,11 @@ from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.noise import gumbel
 from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
-from workbench.engine.settings import Settings
+from workbench.engine.settings import Settings, make_settings
 from workbench.errors import BadInput
 from workbench.experiments.counting import Found, Places, Texts
 from workbench.models.loading import load
-from workbench.session import check_decoder, make_settings
+from workbench.session import check_decoder
 from workbench.training.prompts import held_out_prompts
 
 __all__ = ["Verdict", "lossless"]
