@@ -34,7 +34,7 @@ format: $(VENV)/.installed-test ## format and sort imports
 size: install ## count lines: members, platform, by folder
 	$(BIN)/python -m tests.size $(ARGS)
 
-docs: install ## write docs/reference.md from the declarations
+docs: install ## write the pages and the stub that follow from declarations
 	$(BIN)/python docs/make_reference.py
 
 notebooks: $(VENV)/.installed-test ## execute the notebooks again, ready to commit

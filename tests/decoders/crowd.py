@@ -14,7 +14,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from workbench.decoders import Decoder, State
+from workbench.decoders import Decoder
+from workbench.rounds import State
 from workbench_kernels.noise import reference as noise
 
 __all__ = ["Crowd"]

@@ -18,8 +18,8 @@ from benchmarks import end_to_end
 from tests.engine.device_cases import DRAFT, PROMPT, llama, speculative
 from tests.kernels.interpreter import needs_interpreter
 from workbench.device import round as device
-from workbench.engine.adapter import wrap
 from workbench.errors import NumericalError
+from workbench.models.adapter import wrap
 from workbench.rounds import round as rounds
 from workbench_kernels.dispatch import on_its_device
 

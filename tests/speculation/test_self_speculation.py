@@ -11,11 +11,12 @@ import workbench as wb
 from tests.engine.test_bytes import ledger, walk
 from tests.rounding import close
 from tests.speculation.tiny import TERMS, tiny_heads, tiny_target
-from workbench.engine.adapter import wrap
 from workbench.errors import BadInput, Unsupported
+from workbench.experiments.skipping import per_layer
+from workbench.models.adapter import wrap
 from workbench.rounds import Round
 from workbench.speculation import DIST, DraftTree
-from workbench.speculation.drafters.layer_skip import evenly, per_layer
+from workbench.speculation.drafters.layer_skip import evenly
 
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
 SEEDED = {"temperature": 0.8, "seed": 5}

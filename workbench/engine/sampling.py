@@ -10,7 +10,7 @@ Sources: top-p, "The Curious Case of Neural Text Degeneration"; min-p, "Turning 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -22,6 +22,18 @@ from workbench.errors import BadInput, NumericalError, WorkbenchError, shown
 __all__ = ["Sampling", "name_of", "processed"]
 
 COLDEST = 1e-30  # a temperature below it is 0: differences of logits over it overflow float32
+
+
+def _read_processors(given: object) -> tuple[Callable, ...]:
+    """The callables, in order; one alone needs no list."""
+    if given is None:
+        return ()
+    listed = isinstance(given, list | tuple)
+    for processor in given if listed else (given,):
+        if not callable(processor) or isinstance(processor, type):
+            wanted = "callables (input_ids, scores) -> scores, in a list"
+            raise BadInput(f"processors: expected {wanted}, got {shown(processor)}")
+    return tuple(given) if listed else (given,)
 
 
 @dataclass(frozen=True)
@@ -41,13 +53,14 @@ class Sampling(Declared):
     typical_p: float | None = setting(
         None, gt=0, le=1, help="keep tokens of about the expected surprise, up to this mass"
     )
-    processors: tuple[Callable, ...] = field(default=())
+    processors: tuple[Callable, ...] = setting(
+        (), kind="object", read=_read_processors, help="logits processors, callables (input_ids, scores) -> scores"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature < COLDEST:
             object.__setattr__(self, "temperature", 0.0)
-        object.__setattr__(self, "processors", _read_processors(self.processors))
 
     @property
     def greedy(self) -> bool:
@@ -150,18 +163,6 @@ def named(filters: Sequence[str], removed: Sequence[bool]) -> tuple[str, ...]:
 def name_of(processor: Callable) -> str:
     """What messages and traces call a processor."""
     return getattr(processor, "__name__", type(processor).__name__)
-
-
-def _read_processors(given: object) -> tuple[Callable, ...]:
-    """The callables, in order; one alone needs no list."""
-    if given is None:
-        return ()
-    listed = isinstance(given, list | tuple)
-    for processor in given if listed else (given,):
-        if not callable(processor) or isinstance(processor, type):
-            wanted = "callables (input_ids, scores) -> scores, in a list"
-            raise BadInput(f"processors: expected {wanted}, got {shown(processor)}")
-    return tuple(given) if listed else (given,)
 
 
 def processed(processor: Callable, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

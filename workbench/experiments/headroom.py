@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.declare import from_dict
-from workbench.rounds import Round
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
+from workbench.rounds import Round
 from workbench.speculation.tree import MAX_NODES
 from workbench.speculation.tree_builder import BEST
 from workbench.trace import Trace

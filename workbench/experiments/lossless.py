@@ -16,16 +16,16 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from workbench.decoders import Autoregressive, Decoder, State
-from workbench.rounds import Round
+from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
-from workbench.engine.settings import Settings
+from workbench.engine.settings import Settings, make_settings
 from workbench.errors import BadInput
 from workbench.experiments.counting import Found, Places, Texts
 from workbench.models.loading import load
-from workbench.session import check_decoder, make_settings
+from workbench.rounds import Round, State
+from workbench.session import check_decoder
 from workbench.training.prompts import held_out_prompts
 from workbench_kernels.noise import gumbel
 

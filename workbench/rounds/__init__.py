@@ -1,6 +1,5 @@
 """What a decoder works with: the state of a run, the round it is in, and what that costs."""
 
-from workbench.rounds.round import Round
-from workbench.rounds.state import Runner, State
+from workbench.members import room
 
-__all__ = ["Round", "Runner", "State"]
+__getattr__ = room(__name__)

@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from workbench.engine.adapter import TransformersModel
+from workbench.models.adapter import TransformersModel
 from workbench.models.loading import companion
 from workbench.speculation.heads import weights
 from workbench.speculation.heads.acceptance import REJECTION, Acceptance

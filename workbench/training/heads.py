@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from workbench.engine.adapter import TransformersModel
+from workbench.models.adapter import TransformersModel
 from workbench.speculation.heads.modules import Eagle, Hydra, Medusa
 from workbench.training.data import Batch
 from workbench.training.fit import Part, Recipe

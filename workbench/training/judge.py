@@ -8,7 +8,7 @@ own at temperature 1.5, and the distribution at that place says what it is: soun
 import torch
 import torch.nn.functional as F
 
-from workbench.engine.adapter import TransformersModel
+from workbench.models.adapter import TransformersModel
 from workbench.speculation.heads.judge import JudgeHead
 from workbench.training.data import Batch
 from workbench.training.fit import Part, Recipe

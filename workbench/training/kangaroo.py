@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from workbench.engine.adapter import TransformersModel
+from workbench.models.adapter import TransformersModel
 from workbench.speculation.heads.adapter import Adapters
 from workbench.speculation.heads.modules import causal
 from workbench.training.data import Batch
