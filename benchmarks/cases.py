@@ -104,7 +104,7 @@ SHAPES: dict[str, list[tuple[str, dict]]] = {
         for name, rules in (("top-k top-p", FILTERED), ("plain", PLAIN))
     ],
     "verify.greedy": _each(nodes=(64, 8), vocab=(131_072,)),
-    "verify.keyed": _each(nodes=(64, 8), vocab=(131_072,)),
+    "verify.seeded": _each(nodes=(64, 8), vocab=(131_072,)),
     "verify.rejection": _each(nodes=(64, 8), vocab=(131_072,)),
 }
 

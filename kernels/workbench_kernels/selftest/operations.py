@@ -419,6 +419,6 @@ OPERATIONS: dict[str, Operation] = {
     "statistics": Operation(statistics, lambda t, rows, vocab, k: rows * (vocab * t.itemsize + 20 + 12 * k)),
     "sample": Operation(sample, lambda t, rows, vocab, **_: rows * (vocab * t.itemsize + 64)),
     "verify.greedy": Operation(verify("greedy"), _verify),
-    "verify.keyed": Operation(verify("keyed"), _verify),
+    "verify.seeded": Operation(verify("seeded"), _verify),
     "verify.rejection": Operation(verify("rejection"), lambda t, **s: _verify(t, **s, proposals=4)),
 }  # fmt: skip
