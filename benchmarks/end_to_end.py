@@ -73,7 +73,6 @@ def workbench_ms(lm, prompt: list[int], tokens: int, level: str) -> tuple[float,
 def generate_ms(model, prompt: list[int], tokens: int, **options) -> float:
     """Milliseconds a token: the best of three at two lengths, so that what both share drops out."""
     ids = torch.tensor([prompt], device=model.device)
-
     options |= {"attention_mask": torch.ones_like(ids), "do_sample": False}
 
     def seconds(count: int) -> float:
@@ -93,9 +92,9 @@ def measure(model, prompt: list[int], tokens: int) -> list[dict]:
     for level in ("off", "default"):
         ms, where = workbench_ms(lm, prompt, tokens, level)
         rows.append({"arm": f"workbench, level {level} ({where})", "ms_per_token": ms})
-    rows.append({"arm": "model.generate", "ms_per_token": generate_ms(model, prompt, tokens)})
     compiled = {"cache_implementation": "static"}  # generate compiles the forward pass by itself with such a cache
-    rows.append({"arm": "model.generate, compiled", "ms_per_token": generate_ms(model, prompt, tokens, **compiled)})
+    for arm, options in (("model.generate", {}), ("model.generate, compiled", compiled)):
+        rows.append({"arm": arm, "ms_per_token": generate_ms(model, prompt, tokens, **options)})
     return rows
 
 

@@ -42,15 +42,9 @@ def tests_pass(command: str) -> bool:
 def floor(case: Case, rates: devices.Rates) -> dict[str, Any]:
     """What the case must do, and the time that takes at least."""
     moved, flops = case.work
-    return {
-        "operation": case.operation,
-        "shape": case.label,
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "bytes": moved,
-        "flops": flops,
-        "floor_us": rates.floor_us(moved, flops),
-        "bound": "memory" if moved / rates.bytes_per_s >= flops / rates.flops_per_s else "compute",
-    }
+    bound = "memory" if moved / rates.bytes_per_s >= flops / rates.flops_per_s else "compute"
+    row = {"operation": case.operation, "shape": case.label, "dtype": str(case.dtype).removeprefix("torch.")}
+    return row | {"bytes": moved, "flops": flops, "floor_us": rates.floor_us(moved, flops), "bound": bound}
 
 
 def timed(case: Case, row: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -66,13 +60,9 @@ def timed(case: Case, row: dict[str, Any], device: torch.device) -> dict[str, An
             others[name] = {"refused": f"{type(error).__name__}: {error}".splitlines()[0]}
     times = {name: found["median_us"] for name, found in others.items() if "median_us" in found}
     best = min(times, key=times.get) if times else None
-    return row | {
-        "times_floor": row["median_us"] / row["floor_us"],
-        "best_baseline": best,
-        "baseline_us": times.get(best),
-        "speedup": times[best] / row["median_us"] if best else None,
-        "baselines": others,
-    }
+    speedup = times[best] / row["median_us"] if best else None
+    row |= {"times_floor": row["median_us"] / row["floor_us"], "best_baseline": best, "baseline_us": times.get(best)}
+    return row | {"speedup": speedup, "baselines": others}
 
 
 def line(row: dict[str, Any]) -> str:

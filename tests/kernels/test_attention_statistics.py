@@ -80,16 +80,6 @@ def test_the_masses_of_all_segments_are_the_whole(sigma, device):
     assert_close("pages", parts[0].mass.flatten(2), p[..., :96].unflatten(1, (2, 2)).sum(2), EXACT)
 
 
-def test_top_slots_follow_the_mass():
-    mass = torch.zeros(2, 3, SLOTS)
-    mass[0, 2, 5], mass[0, 0, 1], mass[1, 1, 31] = 0.5, 0.3, 0.9
-    values, slots = segment_attention.top_slots(mass, 2)
-    assert slots[0].tolist() == [69, 1] and slots[1, 0] == 63
-    assert values.tolist() == [[0.5, pytest.approx(0.3)], [pytest.approx(0.9), 0.0]]
-    with pytest.raises(ValueError, match=r"expected k in \[0, 96\], got 97"):
-        segment_attention.top_slots(mass, 97)
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -10,6 +10,7 @@ from tests.kernels.aot import compile_all
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.faults import Allocations, broken, entry
 from tests.kernels.interpreter import needs_interpreter
+from tests.kernels.test_sampling_kernel import tuples
 from workbench_kernels import distribution
 from workbench_kernels.distribution import reference
 
@@ -206,10 +207,9 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90, as `statistics` launches them."""
     from workbench_kernels.distribution import kernel
 
-    types = {"logits_ptr": "*bf16", "logits_row_stride": "i64", "key": "i64", "mass_ptr": "*fp64"}
-    types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")}
-    types |= {f"{name}_ptr": "*fp32" for name in ["parts", "groups", "lse", "entropy", "varentropy", "best", "floor"]}
-    types |= {"argmax_ptr": "*i64"}
+    types = {"logits_ptr": "*bf16", "parts_ptr": "*fp32", "groups_ptr": "*fp32"}
+    types |= {"logits_row_stride": "i64", "key": "i64"}
+    types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")} | tuples()
     plain = {"GROUPED": False, "DRAWN": False}
     merge = {**plain, "BLOCK_SPLITS": 64, "BLOCK_GROUPS": 2048, "FILTERED": False}
     done = compile_all(

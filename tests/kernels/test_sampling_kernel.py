@@ -214,7 +214,7 @@ FAULTS = {
     "combine: the last split unseen": ("kernel", "mask = splits < n_splits", "mask = splits < n_splits - 1"),
     "gather: a floor just too high": ("candidates", "mask & (x >= tl.load", "mask & (x > tl.load"),
     "gather: one place too far": ("candidates", "places = first + tl.cumsum(", "places = first + 1 + tl.cumsum("),
-    "select: one token too many": ("candidates", "law_k.to(tl.float64)", "(law_k + 1).to(tl.float64)"),
+    "select: one token too many": ("candidates", "top_k.to(tl.float64)", "(top_k + 1).to(tl.float64)"),
     "select: the last candidate unseen": (
         "candidates", "z = tl.where(offsets < n_keys, sc", "z = tl.where(offsets < n_keys - 1, sc"
     ),
@@ -282,21 +282,28 @@ def test_float64_logits_are_refused_with_a_reason(monkeypatch):
         distribution.sample(torch.zeros(1, 3, dtype=torch.float64), implementation="triton")
 
 
+def tuples() -> dict:
+    """The types of the kernels' named tuples."""
+    from workbench_kernels.distribution.kernel import Draw, Figures
+
+    floats, longs = "*fp32", "*i64"
+    drawn = Draw(longs, floats, longs, floats, floats, floats, longs)
+    return {"figures": Figures(*[floats] * 3, longs, floats, floats, "*fp64"), "drawn": drawn}
+
+
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90, with every branch in."""
     from workbench_kernels.distribution import candidates, kernel
 
     types = {name: "i64" for name in ("key", "top_p", "logits_row_stride")}
     types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")}
-    floats = "parts groups lse entropy varentropy best floor p law_lse law_entropy top_values threshold"
-    types |= {f"{name}_ptr": "*fp32" for name in floats.split()}
-    longs = "argmax token kept positions keys room top_ids threshold_id"
-    types |= {f"{name}_ptr": "*i64" for name in longs.split()}
-    types |= {"mass_ptr": "*fp64", "draws_ptr": "*fp64", "logits_ptr": "*bf16"}
+    types |= {f"{name}_ptr": "*fp32" for name in ("parts", "groups", "floor", "top_values")}
+    types |= {f"{name}_ptr": "*i64" for name in ("positions", "keys", "scratch", "top_ids")}
+    types |= {"draws_ptr": "*fp64", "logits_ptr": "*bf16"} | tuples()
     block = {"BLOCK_SIZE": 2048}
     parts = {**block, "GROUP": 64, "SCALED": True, "GROUPED": True, "DRAWN": True}
     merge = {"BLOCK_SPLITS": 64, "BLOCK_GROUPS": 2048, "GROUPED": True, "FILTERED": True, "DRAWN": True}
-    select = {"LAW": True, "TOP_K": True, "TOP_P": True, "BLOCK_TOP": 64, "BLOCK": 1024}
+    select = {"FILTERED": True, "TOP_K": True, "TOP_P": True, "BLOCK_TOP": 64, "BLOCK": 1024}
     done = compile_all(
         entry(kernel, "partial_fwd_kernel", types, parts, 8),
         entry(kernel, "combine_fwd_kernel", types, merge),

@@ -99,8 +99,8 @@ def unpack(page: torch.Tensor, form: PageFormat) -> tuple[torch.Tensor, torch.Te
     """Pages uint8 [n, form.bytes] -> k [n, SLOTS, D] and v [n, SLOTS, Dv] in float32 (float64 for RAW float64),
     positions int64 [n, SLOTS], live bool [n, SLOTS]."""
     n = len(page)
-    mask = numbers(page[:, :4])[:, 0]
-    live = (mask[:, None] >> torch.arange(SLOTS, device=page.device)) & 1 == 1
+    mask = page[:, :4].contiguous().view(torch.int32)
+    live = (mask >> torch.arange(SLOTS, device=page.device)) & 1 == 1
     places = page[:, HEADER : form.scale_k].contiguous().view(torch.int32).long()
     out = []
     for bits, gain_at, scales, codes, end, width in (
@@ -154,12 +154,6 @@ def put(arena: torch.Tensor, offsets: torch.Tensor, form: PageFormat, page: torc
 
 def cells(offsets: torch.Tensor, form: PageFormat) -> torch.Tensor:
     return offsets.long()[:, None] + torch.arange(form.bytes // ALIGN, device=offsets.device)
-
-
-def numbers(rows: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, 4 m] -> int64 [n, m], unsigned."""
-    shifts = torch.arange(0, 32, 8, device=rows.device)
-    return (rows.long().unflatten(-1, (-1, 4)) << shifts).sum(-1)
 
 
 # -- slots ----------------------------------------------------------------------------------------------------------

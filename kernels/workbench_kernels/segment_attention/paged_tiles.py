@@ -56,14 +56,9 @@ def load_keys(
 
 @triton.jit
 def load_values(
-    page,
-    widths,
-    RAW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_GROUPS: tl.constexpr,
+    page, widths, RAW: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_GROUPS: tl.constexpr,
     BLOCK_V: tl.constexpr,
-):
+):  # fmt: skip
     """Values of a page, float32 [SLOTS, BLOCK_V]; 0 beyond VALUE_DIM."""
     key_bits = widths & 255
     bits = (widths >> 16) & 255

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from workbench_kernels import distribution
-from workbench_kernels.dispatch import Choice, decide
+from workbench_kernels.dispatch import DTYPES, Choice, decide
 from workbench_kernels.verification import reference
 from workbench_kernels.verification.reference_kseq import kseq_node, kseq_rho
 
@@ -30,7 +30,7 @@ REASONS = (None, "mismatch", "ratio")
 SOURCES = ("bonus", "residual", "target")
 MODES = ("greedy", "rejection", "seeded")
 TRITON_NODES = 128
-TRITON_DTYPES = (torch.float64, *distribution.TRITON_DTYPES)
+TRITON_DTYPES = (torch.float64, *DTYPES)
 
 
 class Outcome(NamedTuple):
@@ -59,22 +59,11 @@ class Outcome(NamedTuple):
 
 
 def verify(
-    logits: torch.Tensor,
-    tokens: torch.Tensor,
-    parents: torch.Tensor,
-    depths: torch.Tensor,
-    kinds: torch.Tensor,
-    positions: torch.Tensor,
-    mode: str,
-    seed: int = 0,
-    proposals: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    threshold: torch.Tensor | None = None,
-    threshold_id: torch.Tensor | None = None,
-    width: int | None = None,
-    implementation: str = "auto",
-) -> Outcome:
+    logits: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor, depths: torch.Tensor, kinds: torch.Tensor,
+    positions: torch.Tensor, mode: str, seed: int = 0, proposals: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None, temperature: float = 1.0, threshold: torch.Tensor | None = None,
+    threshold_id: torch.Tensor | None = None, width: int | None = None, implementation: str = "auto",
+) -> Outcome:  # fmt: skip
     """Verify B trees of at most N nodes at once.
 
     Parameters
@@ -154,17 +143,14 @@ def _tree(logits, tokens, parents, depths, kinds, rows, positions) -> tuple[torc
     if rows is None:
         rows = torch.full(shape, -1, dtype=torch.int32, device=logits.device)
     columns = {"tokens": tokens, "parents": parents, "depths": depths, "kinds": kinds, "rows": rows}
-    for name, column in columns.items():
-        if column.shape != shape or column.dtype.is_floating_point or column.device != logits.device:
+    for name, column in (columns | {"positions": positions}).items():
+        wanted, kind = (shape[:1], "int64") if name == "positions" else (shape, "integer")
+        right = column.dtype == torch.int64 if kind == "int64" else not column.dtype.is_floating_point
+        if column.shape != wanted or not right or column.device != logits.device:
             raise ValueError(
-                f"verify: expected integer {name} {list(shape)} on {logits.device}, "
+                f"verify: expected {kind} {name} {list(wanted)} on {logits.device}, "
                 f"got {column.dtype} {list(column.shape)} on {column.device}"
             )
-    if positions.shape != shape[:1] or positions.dtype != torch.int64 or positions.device != logits.device:
-        raise ValueError(
-            f"verify: expected int64 positions [{shape[0]}] on {logits.device}, "
-            f"got {positions.dtype} {list(positions.shape)} on {positions.device}"
-        )
     return (*(column.to(torch.int32).contiguous() for column in columns.values()), positions.contiguous())
 
 

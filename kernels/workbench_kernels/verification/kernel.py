@@ -109,13 +109,8 @@ def choice_fwd_kernel(
     best_ids_ptr,  # [n_trees * n_nodes, n_splits] int32
     target,  # `Target`
     tree,  # `Tree`
-    n_nodes,
-    n_cols,
-    key,
-    SEEDED: tl.constexpr,
-    SCALED: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
+    n_nodes, n_cols, key, SEEDED: tl.constexpr, SCALED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
     node, split, n_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     if present(tree, node, n_nodes):
         cols = split * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
@@ -139,14 +134,8 @@ def walk_fwd_kernel(
     best_ptr,  # [n_trees, n_nodes, n_splits] float64: choices, or masses for REJECTION
     best_ids_ptr,  # [n_trees, n_nodes, n_splits] int32; not REJECTION
     p_ptr,  # [n_trees, n_nodes] float64; REJECTION, as the next
-    q_ptr,
-    n_nodes,
-    n_splits,
-    key,
-    REJECTION: tl.constexpr,
-    BLOCK_NODES: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
-):
+    q_ptr, n_nodes, n_splits, key, REJECTION: tl.constexpr, BLOCK_NODES: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+):  # fmt: skip
     number = tl.program_id(0).to(tl.int64)
     first = number * n_nodes
     nodes = tl.arange(0, BLOCK_NODES)

@@ -60,13 +60,8 @@ def proposal_tile(state, row, cols, n_cols):
 @triton.jit
 def normalise_fwd_kernel(
     state,  # `State`
-    target,
-    tree,
-    n_nodes,
-    n_cols,
-    SCALED: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
+    target, tree, n_nodes, n_cols, SCALED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
     node, split, n_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     first = node // n_nodes * n_nodes
     if present(tree, node, n_nodes):
@@ -120,16 +115,9 @@ def left_over(
 
 @triton.jit(do_not_specialize=["turn"])
 def round_fwd_kernel(
-    state,
-    target,
-    tree,
-    n_nodes,
-    n_cols,
-    turn,
-    SCALED: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
+    state, target, tree, n_nodes, n_cols, turn, SCALED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
-):
+):  # fmt: skip
     node, split, n_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     local = tl.load(state.children + node * state.width + turn)
     if local >= 0:
@@ -149,17 +137,9 @@ def round_fwd_kernel(
 def final_fwd_kernel(
     best_ptr,  # [n_trees, n_splits] float64
     best_ids_ptr,  # [n_trees, n_splits] int32
-    walk,
-    state,
-    target,
-    tree,
-    n_nodes,
-    n_cols,
-    key,
-    SCALED: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
+    walk, state, target, tree, n_nodes, n_cols, key, SCALED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
-):
+):  # fmt: skip
     number, split, n_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     node = number * n_nodes + tl.load(walk.stop + number)
     cols = split * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
