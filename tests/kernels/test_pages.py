@@ -1,4 +1,4 @@
-"""Packed pages: the laws of the format on the torch reference, the Triton kernels against it byte for byte."""
+"""Packed pages: the invariants of the format on the torch reference, the Triton kernels against it byte for byte."""
 
 import importlib
 import importlib.util

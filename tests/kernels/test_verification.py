@@ -48,10 +48,10 @@ class Case:
         for node in range(NODES):
             if node >= len(tree):
                 break
-            law = self.logits[b, node].softmax(-1)
-            q = like * law + (1 - like) * torch.rand(vocab, generator=generator, dtype=torch.float64).softmax(-1)
+            p = self.logits[b, node].softmax(-1)
+            q = like * p + (1 - like) * torch.rand(vocab, generator=generator, dtype=torch.float64).softmax(-1)
             if draw.random() < 0.15:
-                q = law.clone()
+                q = p.clone()
             draws = min(draw.choice([0, 1, 1, 2, 3]), left, int((q > 0).sum()) - 1)
             left -= draws
             if draws:
@@ -63,7 +63,7 @@ class Case:
             points = min(draw.choice([0, 0, 1, 2]), left)
             left -= points
             for _ in range(points):  # doubles of siblings at will
-                tree.add(node, draw.choice([int(law.argmax()), draw.randrange(vocab)]), POINT, None, "test")
+                tree.add(node, draw.choice([int(p.argmax()), draw.randrange(vocab)]), POINT, None, "test")
         return tree
 
     def arguments(self, device: str = "cpu") -> dict:
@@ -71,9 +71,9 @@ class Case:
         return {name: tensor.to(device) for name, tensor in (named | self.columns).items()}
 
 
-def agree(got: verification.Outcome, case: Case, mode: str, laws: list[Law]) -> int:
+def agree(got: verification.Outcome, case: Case, mode: str, distributions: list[Law]) -> int:
     """Compare with the workbench's verifiers; returns how many nodes were accepted."""
-    for b, (tree, law) in enumerate(zip(case.trees, laws, strict=True)):
+    for b, (tree, law) in enumerate(zip(case.trees, distributions, strict=True)):
         n, position = len(tree), int(case.positions[b])
         want = MEMBERS[mode].verify(law, tree, position, case.seed, lambda row, at: law.choose(row, case.seed, at))  # noqa: B023
         name = f"tree {b} of {case.seed}"
@@ -90,7 +90,7 @@ def agree(got: verification.Outcome, case: Case, mode: str, laws: list[Law]) -> 
     return int(got.length.sum())
 
 
-def plain_laws(case: Case, greedy: bool = False) -> list[Law]:
+def plain_distributions(case: Case, greedy: bool = False) -> list[Law]:
     scores = case.logits.log_softmax(-1)
     return [Law(row, row, [()] * NODES, greedy=greedy) for row in scores]
 
@@ -116,7 +116,7 @@ def test_the_reference_is_the_workbench_verifier(mode):
     accepted = 0
     for seed in range(12):
         case = Case(seed, 25, 5, like=0.2 + 0.06 * seed)
-        accepted += agree(plain(case, mode, "torch"), case, mode, plain_laws(case, mode == "greedy"))
+        accepted += agree(plain(case, mode, "torch"), case, mode, plain_distributions(case, mode == "greedy"))
     assert accepted > 100
 
 
@@ -128,12 +128,12 @@ def test_the_kernels_are_the_workbench_verifier(mode, seed, device):
     """200 trees of every kind for rejection; the other modes share its order and its walk."""
     case = Case(100 + seed, 25, 5, like=0.2 + 0.09 * seed)
     got = plain(case, mode, "triton", device)
-    agree(got, case, mode, plain_laws(case, mode == "greedy"))
+    agree(got, case, mode, plain_distributions(case, mode == "greedy"))
     same(got, plain(case, mode, "torch"))
 
 
 def test_the_trees_cover_what_they_should():
-    """Every fate and source, long paths, siblings rejected before one is accepted, laws that are their proposals."""
+    """Every fate and source, long paths, siblings rejected before one is accepted, and p = q."""
     cases = [Case(100 + seed, 25, 5, like=0.2 + 0.09 * seed) for seed in range(8)]
     found = [plain(case, "rejection", "torch") for case in cases]
     fates = torch.cat([outcome.fates for outcome in found])
@@ -153,7 +153,7 @@ def test_the_trees_cover_what_they_should():
 
 
 def engine_case(seed: int, vocab: int) -> Case:
-    """Two trees over float32 logits whose drafts are likely, for laws cut by sampling settings."""
+    """Two trees over float32 logits whose drafts are likely, for distributions cut by sampling settings."""
     case = Case(seed, 2, vocab, like=0.9)
     case.logits = case.logits.float().clamp_min(-30)
     return case
@@ -164,16 +164,16 @@ SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.001}
 
 @pytest.mark.parametrize("vocab", [50, 4100])
 @pytest.mark.parametrize("mode", ["seeded", "rejection"])
-def test_logits_with_thresholds_are_the_law_they_stand_for(mode, vocab, device):
-    """Logits, temperature and last kept token in place of the engine's normalised law, over several tiles too."""
+def test_logits_with_thresholds_are_what_they_stand_for(mode, vocab, device):
+    """Logits, temperature and last kept token in place of the engine's normalised scores, over several tiles too."""
     case = engine_case(6, vocab)
     cut = distribution.sample(case.logits.flatten(0, 1).to(device), **SAMPLING, implementation="torch")
     got = verification.verify(
         **case.arguments(device), mode=mode, seed=6, temperature=0.8, threshold=cut.threshold.view(2, NODES),
         threshold_id=cut.threshold_id.view(2, NODES), implementation="triton",
     )  # fmt: skip
-    laws = [wb.Sampling(**SAMPLING).law(rows, lambda row: []) for rows in case.logits]
-    agree(got, case, mode, laws)
+    distributions = [wb.Sampling(**SAMPLING).law(rows, lambda row: []) for rows in case.logits]
+    agree(got, case, mode, distributions)
     assert int(cut.kept.max()) < vocab
 
 
@@ -184,28 +184,28 @@ def test_at_temperature_zero_all_modes_are_greedy(mode, device):
     case.logits = case.logits.float().clamp_min(-9).round()
     arguments = case.arguments(device) | {"temperature": 0.0, "mode": mode, "seed": 31}
     got = verification.verify(**arguments, implementation="triton")
-    laws = [Law(rows.log_softmax(-1), rows, [()] * NODES, greedy=True) for rows in case.logits]
-    agree(got, case, mode, laws)
+    distributions = [Law(rows.log_softmax(-1), rows, [()] * NODES, greedy=True) for rows in case.logits]
+    agree(got, case, mode, distributions)
     same(got, verification.verify(**arguments, implementation="torch"))
 
 
 def test_siblings_drawn_from_almost_nothing(device):
-    """A proposal of one sure token leaves later siblings no mass in float64: their row must still be a law."""
+    """A proposal of one sure token leaves later siblings no mass in float64: their row must still be a distribution."""
     tree = DraftTree([0])
     row = torch.tensor([0.0, -900.0, -1800.0, -1801.0], dtype=torch.float64).log_softmax(-1)
     for token in (0, 1, 2):
         tree.add(0, token, DIST, None, "test")
     tree.rows[0] = row
-    law = torch.tensor([0.05, 0.05, 0.1, 0.8], dtype=torch.float64).log()
+    target = torch.tensor([0.05, 0.05, 0.1, 0.8], dtype=torch.float64).log()
     seen = set()
     for seed in range(12):
         columns = [torch.tensor([column], device=device) for column in ([0, 0, 1, 2], [-1, 0, 0, 0], [0, 1, 1, 1])]
         got = verification.verify(
-            law.expand(1, 4, 4).to(device), *columns, torch.tensor([[0, 1, 1, 1]], device=device),
+            target.expand(1, 4, 4).to(device), *columns, torch.tensor([[0, 1, 1, 1]], device=device),
             torch.tensor([3], device=device), "rejection", seed, row[None].to(device),
             torch.tensor([[0, -1, -1, -1]], device=device), implementation="triton",
         )  # fmt: skip
-        want = wb.Rejection().verify(Law(law.expand(4, 4), law.expand(4, 4), [()] * 4), tree, 3, seed, None)
+        want = wb.Rejection().verify(Law(target.expand(4, 4), target.expand(4, 4), [()] * 4), tree, 3, seed, None)
         assert got.path[0, : int(got.length)].tolist() == want.path and int(got.token) == want.token
         assert got.ratios[0][1:].nan_to_num(1.0).isfinite().all()
         seen.add(tuple(want.path))

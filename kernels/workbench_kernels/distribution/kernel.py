@@ -238,11 +238,6 @@ class Rules(NamedTuple):
         return self.drawn and not self.top_k == self.top_p == self.min_p is None
 
 
-def block_size(n_cols: int) -> int:
-    """Columns of one program: in a large vocabulary one load of 16 bytes a thread (bfloat16), 64 programs for 128 k."""
-    return min(max(triton.next_power_of_2(n_cols), GROUP), 2048)
-
-
 @on_its_device
 def launch(
     logits: torch.Tensor, rules: Rules, seed: int = 0, positions: torch.Tensor | None = None
@@ -254,7 +249,8 @@ def launch(
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows, cols = logits.shape
-    block = block_size(cols)
+    # in a large vocabulary one load of 16 bytes a thread (bfloat16), and 64 programs for 128 k columns
+    block = min(max(triton.next_power_of_2(cols), GROUP), 2048)
     splits = triton.cdiv(cols, block)
     groups = splits * block // GROUP
 

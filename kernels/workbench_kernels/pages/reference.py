@@ -164,10 +164,6 @@ def at(offsets: torch.Tensor, slots: torch.Tensor, start: int, row: int) -> torc
     return (offsets.long() * ALIGN + start + slots.long() * row)[..., None] + torch.arange(row, device=offsets.device)
 
 
-def read(arena: torch.Tensor, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return arena[index].view(dtype)
-
-
 def write(arena: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> None:
     arena[index] = values.contiguous().view(torch.uint8)
 

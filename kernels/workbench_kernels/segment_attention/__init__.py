@@ -32,7 +32,7 @@ class Mass(NamedTuple):
     ----------
     mass: float32, probability by slot; its shape is told by the function that gives it.
     entropy: [R, H] in nats, Σ -p log p over the segment's slots: the shares of all segments add up to the entropy of
-        a row's whole law.
+        a row's whole attention.
     """
 
     mass: torch.Tensor

@@ -70,11 +70,9 @@ def dense_attention_kernel(
                 out_ptr, p, keys, held, n_rows, live, REDUCE, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS, BLOCK_KEYS
             )
 
-    if REDUCE == "none":
-        ops.store_output(out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, GROUP_SIZE, VALUE_DIM, BLOCK_V)
-    else:
-        heads = tl.num_programs(2) * GROUP_SIZE
-        tl.store(lse_ptr + (split.to(tl.int64) * n_rows + row) * heads + head, total, mask=inside)
+    ops.store_output(
+        out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, REDUCE, GROUP_SIZE, VALUE_DIM, BLOCK_V
+    )
 
 
 def attend_dense(q, k, v, scale, mask=None, splits=None, base=None, staged=None, **mass):

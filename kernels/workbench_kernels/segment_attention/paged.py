@@ -82,11 +82,9 @@ def paged_attention_kernel(
             )  # fmt: skip
         unit, live, widths = next_unit, next_live, next_widths
 
-    if REDUCE == "none":
-        ops.store_output(out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, GROUP_SIZE, VALUE_DIM, BLOCK_V)
-    else:
-        heads = tl.num_programs(2) * GROUP_SIZE
-        tl.store(lse_ptr + (tl.program_id(1).to(tl.int64) * n_rows + row) * heads + head, total, mask=inside)
+    ops.store_output(
+        out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, REDUCE, GROUP_SIZE, VALUE_DIM, BLOCK_V
+    )
 
 
 def attend_pages(

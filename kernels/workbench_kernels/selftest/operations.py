@@ -367,10 +367,6 @@ def _verify(dtype, nodes, vocab, proposals=0) -> int:
     return nodes * (vocab * (dtype.itemsize + proposals) + 48)
 
 
-def _merge(dtype, segments, rows, heads, size) -> tuple[int, int]:
-    return 4 * (segments + 1) * rows * heads * (size + 1), 2 * segments * rows * heads * size
-
-
 OPERATIONS: dict[str, Operation] = {
     "attention": Operation(sdpa),
     "attend_pages": Operation(attend_pages, _attend_pages),
@@ -378,7 +374,8 @@ OPERATIONS: dict[str, Operation] = {
     "attend_prefix": Operation(attend_prefix, _attention),
     "attend_live": Operation(attend_in_run, lambda t, rows, keys, capacity, **s: (
         _attention(t, rows, keys=keys + rows, masked=rows, **s))),
-    "merge": Operation(merge, _merge),
+    "merge": Operation(merge, lambda t, segments, rows, heads, size: (
+        4 * (segments + 1) * rows * heads * (size + 1), 2 * segments * rows * heads * size)),
     "page_mass": Operation(page_mass, lambda t, **s: _attend_pages(t, mass=True, **s)),
     "segment_mass": Operation(segment_mass, lambda t, kv_heads, size, keys, **s: _attention(
         t, kv_heads=kv_heads, size=size, keys=keys, held=kv_heads * keys * (size * t.itemsize + 4), mass=True, **s)),
