@@ -3,10 +3,9 @@
     python benchmarks/end_to_end.py [--size 8b] [--device cuda] [--prompt 128] [--tokens 128] [--out FILE]
 
 A Llama of random bfloat16 weights decodes greedily, one sequence. The floor is the time to read the weights once at the
-bandwidth of a device copy, measured here; a figure is the share of that bandwidth an arm reaches. Per arm: milliseconds
-a token, the median over decode rounds for the workbench (its whole step, the record included), the difference of two
-lengths divided by their distance for `generate`, so that neither counts prefill, compilation or capture. On a CPU the
-floors are printed and no speed is measured.
+bandwidth of a device copy, measured here. A figure is the share of that bandwidth an arm reaches. Times are in ms
+a token without prefill, compilation or capture: for the workbench the median of whole steps, for `generate` the
+difference of two lengths divided by their distance. On a CPU the floors are printed and no speed is measured.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     python benchmarks/kernel_speed.py [--quick] [--only NAME] [--out benchmarks/results/kernels.json] [--no-tests]
 
-The kernel tests run first, natively on a GPU and on a CPU too (--no-tests skips them), and no figure is printed where
-one fails. Then each operation of `benchmarks/cases.py` is timed on the device (CUDA-graph replay, inputs out of the L2
-cache; median, 20th and 80th percentile) and set beside its floor, max(bytes / copy bandwidth, operations / matrix
-product rate), both measured in the same run, and beside its baselines. Without a CUDA device no speed is measured: the
-table shows bytes, operations and the floors this machine would set. Conditions and rows go to --out.
+The kernel tests run first, natively on a GPU and on a CPU too; where one fails no figure is printed. --no-tests skips
+them. Then each case is timed on the device by CUDA-graph replay, with inputs out of the L2 cache: median, 20th and 80th
+percentile. Beside it stand its baselines and its floor, max(bytes / copy bandwidth, operations / matrix product rate),
+measured in the same run. Without a CUDA device no speed is measured: the table shows bytes, operations and floors.
+Conditions and rows go to --out.
 """
 
 import argparse

@@ -9,7 +9,7 @@ prefix ends at one token, hence at one int64 key (logit, id). It is searched for
 4. `select_fwd_kernel`, one program per row, finds the prefix's last key by a nine-way search on counts (top-k) or
    probability (top-p), then draws, and sorts the candidates asked for.
 
-Probabilities are added as multiples of 2**-44 of the largest one: integer sums are the same in any order, so the order
+Probabilities are added as multiples of 2**-44 of the largest one. Integer sums are the same in any order, so the order
 in which programs have collected the keys cannot show. A distribution so flat that nothing lies below the floor is
 still cut right, by one program that reads its whole row at every step.
 """

@@ -1,13 +1,13 @@
 """The work on packed pages: pack, read, demote, and the acts on their slots.
 
-An *arena* is a one-dimensional uint8 tensor of many pages; a page is named by its offset in units of 16 bytes
-(`ALIGN`), a slot by its page's offset and its number 0..31. What names one is an integer tensor on the arena's device;
-the kernels copy nothing to the host, except where `check` asks for it. Entries of slot lists with an offset below 0 do
-nothing, so that lists can have a fixed length. `layout` says what lies where in a page.
+An *arena* is a one-dimensional uint8 tensor of many pages. A page is named by its offset in units of 16 bytes, `ALIGN`,
+a slot by its page's offset and its number 0..31. Names are integer tensors on the arena's device. Entries of slot lists
+with an offset below 0 do nothing, so that lists can have a fixed length. Nothing is copied to the host, except where
+`check` asks for it. `layout` says what lies where in a page.
 
-Every function takes `implementation`: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can; `choose`
-says which and why. They raise ValueError where shapes, dtypes or the kind of page do not fit, RuntimeError with the
-reason where Triton is asked for and cannot run.
+Every function takes `implementation`: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. `choose`
+says which and why. All raise ValueError where shapes, dtypes or the kind of page do not fit. Where Triton is asked for
+and cannot run, they raise RuntimeError with the reason.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def pack(
     """Write full or partly filled pages, quantised as `form` says; both implementations give the same bytes.
 
     Keys have one step per channel of a page, values one per slot and group of channels, asymmetric. The 8-bit grid
-    covers the live values, its step and zero are stored in half precision, and codes are computed from what is
-    stored: |x - x̂| <= gain * step / 2 up to rounding in float32. RAW and, for float16 inputs, 16 are bit-exact.
+    covers the live values; its step and zero are stored in half precision. Codes are computed from what is stored:
+    |x - x̂| <= gain * step / 2 up to rounding in float32. RAW and, for float16 inputs, 16 are bit-exact.
 
     Parameters
     ----------

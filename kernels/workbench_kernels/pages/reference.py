@@ -36,8 +36,8 @@ def steps(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 def to_codes(x: torch.Tensor, step: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes at a width, int32 of x's shape; step and zero broadcast against x.
 
-    The 8-bit code rounded once more: the gains are odd, so this is the code of direct rounding, and both stages
-    together err by at most half a step of the width.
+    The 8-bit code rounded once more. The gains are odd, so this is the code of direct rounding: both stages together
+    err by at most half a step of the width.
     """
     level = ((x.float() - zero.float()) / step.float()).clamp(0, 255)
     return coarser((level + 0.5).int(), 1, GAINS[bits])

@@ -1,8 +1,8 @@
 """Attention over packed pages of any mixture of widths, and its statistics, split along the pages.
 
-A program takes one tile of query rows, one KV head and one run of its pages, keeps the running maximum and sum of the
-softmax in float32, and writes the pair of its run; `merge` puts the runs together. Runs are even shares of each head's
-own page count, so ragged heads keep all their programs busy.
+A program takes one tile of query rows, one KV head and one run of its pages. It keeps the running maximum and sum of
+the softmax in float32, and writes the pair of its run. `merge` puts the runs together. Runs are even shares of each
+head's own page count, so ragged heads keep all their programs busy.
 """
 
 import torch
@@ -91,7 +91,7 @@ def attend_pages(
     q, arena, table, count, scale, value_dim, group, raw, bias=None, numbers=None, positions=None, window=None,
     splits=None, **mass,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Launch; see the public functions. scale holds 1 / tau; splits overrides the number of runs; mass: what `launch`
+    """Launch; see the public functions. scale holds 1 / tau, splits overrides the number of runs. mass: what `launch`
     takes for mass and entropy in place of the output."""
     head_dim, (kv_heads, pages) = q.shape[2], table.shape
     if q.stride(2) != 1:

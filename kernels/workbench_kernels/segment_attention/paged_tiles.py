@@ -1,9 +1,8 @@
 """Reading packed pages inside a kernel: header, keys and values of one page as float32 tiles.
 
 A page's widths are read from its header, so a scalar branch per page is all that mixed precision costs. Planar codes
-make every branch one tile load: channel d lies in byte d mod W, so runs of bytes stay side by side, and the shift
-depends on the channel alone. A tile of queries has 16 rows or more, and then scaling a page's 32 keys costs no more
-than scaling the queries to each page.
+make every branch one tile load: channel d lies in byte d mod W, and the shift depends on the channel alone. Where a
+tile has 16 query rows or more, scaling a page's 32 keys costs no more than scaling the queries to each page.
 """
 
 import triton

@@ -1,7 +1,7 @@
 """Verification of drafted trees on the device: which nodes stand, and which token follows them.
 
 Node 0 is the root, whose token stands already. A DIST node was drawn, without replacement, from the proposal row of its
-parent; a POINT node was put there by any other rule. Siblings are tested in order of node number, DIST before POINT; a
+parent. A POINT node was put there by any other rule. Siblings are tested in order of node number, DIST before POINT. A
 POINT node that repeats a sibling's token is not tested.
 
 - greedy, seeded: descend while a child equals the target's own choice, the argmax or the seeded draw of the position.
