@@ -6,15 +6,13 @@ Exiting" (https://arxiv.org/abs/2404.18911; https://github.com/Equationliu/Kanga
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from workbench.cache.store import CacheStore, PlainStore
-from workbench.engine.attention import attend
-from workbench.engine.model import LanguageModel, Output, chosen, facts
-from workbench.models.digest import Digest
+from workbench.cache.store import CacheStore
+from workbench.engine.model import LanguageModel, Output, chosen
+from workbench.speculation.heads.feature_model import HeadModel
 from workbench.speculation.heads.modules import Attend, Attention
 
 __all__ = ["AdapterModel", "Adapters"]
@@ -46,30 +44,20 @@ class Adapters(nn.Module):
         self.adapters = nn.ModuleList(Adapter(width, heads, kv_heads) for _ in self.exits)
 
 
-class AdapterModel(LanguageModel):
+class AdapterModel(HeadModel):
     """Adapters as a `LanguageModel` over exit states: its layer i is the adapter behind `exits[i]` target layers.
 
-    `forward` takes states [R, width] and `layers=[i]`; the head is the target's.
+    `forward` takes states [R, width] and `layers=[i]`; `logits_at=()` spares the head.
     """
 
-    tokenizer, gives = None, frozenset({"layers"})
-    eos_ids: frozenset[int] = frozenset()
+    gives = frozenset({"layers"})
 
     def __init__(self, lm: LanguageModel, module: Adapters, exits: Sequence[int], name: str):
-        self.target, self.exits = lm, tuple(exits)
-        self.module, self._digest = module, Digest(module)
+        self.exits = tuple(exits)
         self.adapters = [module.adapters[module.exits.index(e)] for e in self.exits]
-        attention = self.adapters[0].attention
-        self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
-        self.name, self.key = name, ("adapters", lm.key, name, self.exits)
-        self.layers, self.vocab_size, self.context = len(self.exits), lm.vocab_size, lm.context
-        self.device, self.dtype = lm.device, lm.dtype
-        weights = [p for adapter in self.adapters for p in adapter.parameters()]
-        self.parameters = sum(p.numel() for p in weights)
-        self.weight_bytes = sum(p.nbytes for p in weights)
-
-    def new_store(self) -> PlainStore:
-        return PlainStore(self.layers)
+        parts = {str(e): adapter for e, adapter in zip(self.exits, self.adapters, strict=True)}
+        key = ("adapters", lm.key, name, self.exits)
+        super().__init__(name, key, lm, module, self.adapters[0].attention, len(self.exits), parts)
 
     @torch.inference_mode()
     def forward(
@@ -82,35 +70,12 @@ class AdapterModel(LanguageModel):
         logits_at: str | Sequence[int] = "all",
         want: Sequence[str] = (),
     ) -> Output:
-        """See `LanguageModel`; `layers` names one adapter. `logits_at=()` spares the head."""
+        """See `LanguageModel`; `layers` names one adapter."""
         (layer,) = range(self.layers) if layers is None else layers
-
-        def seen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            cache.stage(layer, k[0], v[0])
-            return attend(q, cache.segments(layer), self.head_dim**-0.5)
-
         cache.begin(positions, mask, (layer,))
-        places = torch.as_tensor(list(positions), device=self.device)
-        states = self.adapters[layer](tokens[None], places, seen)[0]
-        cache.end()
-        return Output(self.target.head(chosen(states, logits_at)))
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.target.head(hidden)
-
-    def forward_flops(self, rows: int, context: int) -> int:
-        """Multiply-adds counted twice: of all adapters, their attention, and the target's head for each."""
-        width = self.heads * self.head_dim
-        return rows * (2 * self.parameters + self.layers * width * (2 * self.vocab_size + 4 * context))
-
-    def kv_bytes(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
-
-    def describe(self) -> dict[str, Any]:
-        """The facts that a trace records."""
-        shapes = {
-            f"{exit}.{n}": tuple(p.shape)
-            for exit, a in zip(self.exits, self.adapters, strict=True)
-            for n, p in a.named_parameters()
-        }
-        return facts(self, "Adapters", shapes, self._digest.of(self.module))
+        try:
+            places = torch.as_tensor(list(positions), device=self.device)
+            states = self.adapters[layer](tokens[None], places, self.attend(cache, layer))[0]
+        finally:
+            cache.end()
+        return Output(self.head(chosen(states, logits_at)))
