@@ -11,7 +11,8 @@ from workbench.engine.model import LanguageModel, Output, kept
 from workbench.errors import BadInput
 from workbench.speculation.drafters.base import RowDrafter, check_layers
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.adapter import AdapterModel, Adapters, check_exits
+from workbench.speculation.heads.adapter import Adapters, final_norm
+from workbench.speculation.heads.model import HeadModel
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.confidence import ConfidenceStop
 from workbench.speculation.tree import DraftTree
@@ -86,7 +87,7 @@ class Kangaroo(RowDrafter):
             )
         check_layers(lm)
         if self.weights is None:
-            check_exits(lm)
+            final_norm(lm)
 
     def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         if self.weights is None:
@@ -96,8 +97,8 @@ class Kangaroo(RowDrafter):
             raise BadInput(
                 f"Kangaroo: no adapter behind {missing[0]} layers; {self.weights!r} has {list(module.exits)}"
             )
-        name = f"{lm.name} adapters"
-        return {"draft": kept(lm, ("runner", module, self.exits), lambda: AdapterModel(lm, module, self.exits, name))}
+        name, parts = f"{lm.name} adapters", module.behind(self.exits)
+        return {"draft": kept(lm, ("runner", module, self.exits), lambda: HeadModel(name, lm, module, parts))}
 
     def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
         runner = state.runners["draft"]
