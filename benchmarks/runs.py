@@ -14,20 +14,6 @@ from scipy.stats import bootstrap
 import workbench as wb
 from workbench.provenance import device_name, versions
 
-__all__ = [
-    "LOOPS",
-    "clock",
-    "conditions",
-    "finish",
-    "interval",
-    "keep",
-    "options",
-    "ours",
-    "prompts",
-    "ratio",
-    "theirs",
-]
-
 LOOPS = 0.3  # share of repeated 4-grams beyond which a text counts as a loop
 
 Record = dict[str, Any]
