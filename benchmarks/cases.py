@@ -1,8 +1,6 @@
-"""What is measured: operations of `workbench.operations` on real shapes, the bytes they must move, their baselines.
+"""What is measured: the operations of `workbench_kernels.selftest` on real shapes, and their baselines.
 
-To add a kernel, name its operation in `OPERATIONS`, its shapes in `SHAPES`, its work in `WORK`. Work counts every
-input that must be read and every output that must be written once, and the multiplications and additions of matrix
-products; what else is computed takes no time beside those.
+To add a kernel, give its operation a row of that table and its shapes a row of `SHAPES`.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from workbench.operations import MIXED, OPERATIONS, Call
-from workbench_kernels.pages import RAW, SLOTS, PageFormat
+from workbench_kernels.pages import RAW, SLOTS
 from workbench_kernels.segment_attention import words_mask
+from workbench_kernels.selftest import MIXED, OPERATIONS, Call
 
 __all__ = ["SHAPES", "Case", "baselines", "cases"]
 
@@ -46,7 +44,7 @@ class Case:
     @property
     def work(self) -> tuple[int, int]:
         """Bytes and floating-point operations."""
-        return WORK[self.operation](self.dtype, **self.shape)
+        return OPERATIONS[self.operation].floor(self.dtype, **self.shape)
 
     def prepare(self, device: str) -> Call:
         return OPERATIONS[self.operation](device, self.dtype, **self.shape)
@@ -108,7 +106,6 @@ SHAPES: dict[str, list[tuple[str, dict]]] = {
     "verify.greedy": _each(nodes=(64, 8), vocab=(131_072,)),
     "verify.keyed": _each(nodes=(64, 8), vocab=(131_072,)),
     "verify.rejection": _each(nodes=(64, 8), vocab=(131_072,)),
-    "verify_chains": _with(_each(chains=(8, 2), levels=(8,)), vocab=131_072),
 }
 
 
@@ -120,169 +117,6 @@ def cases(quick: bool = False) -> list[Case]:
     kept = {name: [label for label, _ in rows[:1]] for name, rows in SHAPES.items()}
     kept["attend_pages"] = [f"R=1 n=8192 kind={kind}" for kind in ("16", "4", "mixed")]
     return [case for case in found if case.label in kept[case.operation]]
-
-
-# -- work ---------------------------------------------------------------------------------------------------------
-
-
-def _attention(item, rows, kv_heads, group, size, keys, extra=0) -> tuple[int, int]:
-    """Dense keys and values."""
-    heads = kv_heads * group
-    return (
-        rows * heads * (size * item + 4 * size + 4) + 2 * kv_heads * keys * size * item + extra,
-        4 * rows * heads * keys * size,
-    )
-
-
-def _attend_pages(dtype, rows, kv_heads, group, size, count, widths) -> tuple[int, int]:
-    """Positions are read under a window only."""
-    heads, total = kv_heads * group, kv_heads * count
-    held = sum(form.bytes - 4 * SLOTS for form in _forms(dtype, size, total, widths))
-    return (
-        rows * heads * (size * dtype.itemsize + 4 * size + 4) + held + 4 * (total + kv_heads),
-        4 * rows * heads * count * SLOTS * size,
-    )
-
-
-def _page_mass(dtype, rows, kv_heads, group, size, count, widths) -> tuple[int, int]:
-    """Header, key steps and key codes."""
-    heads, total = kv_heads * group, kv_heads * count
-    forms = _forms(dtype, size, total, widths)
-    held = sum(form.positions + form.scale_v - form.scale_k + SLOTS * form.row_k for form in forms)
-    return (
-        rows * heads * (size * dtype.itemsize + 8) + held + 4 * (total + kv_heads) + 4 * total * SLOTS,
-        2 * rows * heads * count * SLOTS * size,
-    )
-
-
-def _forms(dtype, size, total, widths) -> list[PageFormat]:
-    forms = [PageFormat(size, size, *pair, dtype=dtype) for pair in widths]
-    return [forms[i % len(forms)] for i in range(total)]
-
-
-def _attend_staged(dtype, rows, kv_heads, group, size) -> tuple[int, int]:
-    return _attention(dtype.itemsize, rows, kv_heads, group, size, rows, 4 * rows * -(-rows // 32))
-
-
-def _attend_prefix(dtype, sequences, rows, kv_heads, group, size, keys) -> tuple[int, int]:
-    return _attention(dtype.itemsize, sequences * rows, kv_heads, group, size, keys)
-
-
-def _attend_live(dtype, rows, kv_heads, group, size, keys, capacity) -> tuple[int, int]:
-    return _attention(dtype.itemsize, rows, kv_heads, group, size, keys + rows, 4 + 4 * rows * -(-rows // 32))
-
-
-def _merge(dtype, segments, rows, heads, size) -> tuple[int, int]:
-    return 4 * (segments + 1) * rows * heads * (size + 1), 2 * segments * rows * heads * size
-
-
-def _segment_mass(dtype, rows, kv_heads, group, size, keys) -> tuple[int, int]:
-    heads = kv_heads * group
-    return (
-        rows * heads * (size * dtype.itemsize + 8) + kv_heads * keys * (size * dtype.itemsize + 4),
-        2 * rows * heads * keys * size,
-    )
-
-
-def _form(dtype, size, widths=(RAW, RAW)) -> PageFormat:
-    return PageFormat(size, size, *widths, dtype=dtype)
-
-
-def _page_pack(dtype, count, size, widths) -> tuple[int, int]:
-    return count * (SLOTS * (2 * size * dtype.itemsize + 4) + 8 + _form(dtype, size, widths).bytes), 0
-
-
-def _page_unpack(dtype, count, size, widths) -> tuple[int, int]:
-    """To float32 rows, int64 positions and one byte of liveness a slot."""
-    return count * (_form(dtype, size, widths).bytes + 4 + SLOTS * (8 * size + 9)), 0
-
-
-def _page_demote(dtype, count, size) -> tuple[int, int]:
-    return count * (_form(dtype, size, (8, 8)).bytes + _form(dtype, size, (4, 4)).bytes + 12), 0
-
-
-def _page_gather(dtype, count, size, widths) -> tuple[int, int]:
-    """As unpacking, by an offset and a number per slot."""
-    return _page_unpack(dtype, count, size, widths)[0] + count * (12 * SLOTS - 4), 0
-
-
-def _page_scatter(dtype, kv_heads, rows, size) -> tuple[int, int]:
-    return kv_heads * rows * (4 * size * dtype.itemsize + 16) + 16 * rows + 32 * kv_heads, 0
-
-
-def _page_move(dtype, count, size) -> tuple[int, int]:
-    """Half of the slots, there and back: rows and positions read and written, four indices, live masks."""
-    slot = 2 * (2 * size * dtype.itemsize + 4) + 24
-    return 2 * count * (SLOTS // 2 * slot + 8), 0
-
-
-def _page_compact(dtype, count, size) -> tuple[int, int]:
-    return 2 * count * _form(dtype, size, (4, 4)).bytes + count * (12 * SLOTS + 5), 0
-
-
-def _page_merge(dtype, count, size) -> tuple[int, int]:
-    """A source and a target read, the target written, by four indices and two weights."""
-    return count * (SLOTS // 4 * (6 * size * dtype.itemsize + 32) + 8), 0
-
-
-def _page_evict(dtype, count, size) -> tuple[int, int]:
-    return count * (SLOTS // 2 * 12 + 8), 0
-
-
-def _page_rotate(dtype, kv_heads, keys, size) -> tuple[int, int]:
-    return 2 * kv_heads * keys * size * dtype.itemsize + 16 * keys + 2 * size, 0
-
-
-def _page_rotate_pages(dtype, count, size) -> tuple[int, int]:
-    return count * (2 * _form(dtype, size).bytes + 4 * SLOTS + 8) + 2 * size, 0
-
-
-def _statistics(dtype, rows, vocab, k) -> tuple[int, int]:
-    return rows * (vocab * dtype.itemsize + 20 + 12 * k), 0
-
-
-def _sample(dtype, rows, vocab, **_) -> tuple[int, int]:
-    return rows * (vocab * dtype.itemsize + 64), 0
-
-
-def _verify(dtype, nodes, vocab, rejection=False) -> tuple[int, int]:
-    """The laws of all nodes, since nobody knows the path beforehand; under rejection the proposals too."""
-    return nodes * (vocab * (dtype.itemsize + 4 * rejection) + 48), 0
-
-
-def _verify_chains(dtype, chains, levels, vocab) -> tuple[int, int]:
-    """The laws of all nodes, the proposals of all but the chains' last, and two numbers a draw."""
-    nodes = 1 + -(-chains // 2) + chains * (levels - 1)
-    law = nodes * (vocab * dtype.itemsize + 56) + (nodes - chains) * vocab * 4
-    return law + chains * levels * 20, 0
-
-
-WORK: dict[str, Callable[..., tuple[int, int]]] = {
-    "attend_pages": _attend_pages,
-    "attend_staged": _attend_staged,
-    "attend_prefix": _attend_prefix,
-    "attend_live": _attend_live,
-    "merge": _merge,
-    "page_mass": _page_mass,
-    "segment_mass": _segment_mass,
-    "pages.pack": _page_pack,
-    "pages.unpack": _page_unpack,
-    "pages.demote": _page_demote,
-    "pages.gather": _page_gather,
-    "pages.scatter": _page_scatter,
-    "pages.move": _page_move,
-    "pages.compact": _page_compact,
-    "pages.merge": _page_merge,
-    "pages.evict": _page_evict,
-    "pages.rotate": _page_rotate,
-    "pages.rotate_pages": _page_rotate_pages,
-    "statistics": _statistics,
-    "sample": _sample,
-    "verify.greedy": _verify,
-    "verify.keyed": _verify,
-    "verify.rejection": lambda dtype, **shape: _verify(dtype, **shape, rejection=True),
-    "verify_chains": _verify_chains,
-}
 
 
 # -- baselines ----------------------------------------------------------------------------------------------------

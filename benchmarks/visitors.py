@@ -214,7 +214,7 @@ class Visitor(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.client.set("ignore the end-of-text token", True)
+            self.client.set("ignore eos", True)
             self._open("autoregressive", LONG)
             self._press("play")
             self.gate.wait()
@@ -226,7 +226,7 @@ class Visitor(threading.Thread):
             self.answers = self.client.answers
             self._press("pause")
             self._press("forget")
-            self.client.set("ignore the end-of-text token", False)
+            self.client.set("ignore eos", False)
             self.gate.wait()
             while time.monotonic() < self.until:
                 self._round()

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
-from workbench.cache import as_stack
 from workbench.decoders import Decoder
-from workbench.engine.adapter import wrap
 from workbench.engine.prompt import Prompt
-from workbench.engine.settings import Settings, refuse_stateful
+from workbench.engine.settings import Settings, refuse_stateful, with_keywords
 from workbench.errors import BadInput
 from workbench.generation import (
     Batch,
@@ -22,6 +20,7 @@ from workbench.generation import (
     row_processors,
     sampling_of,
 )
+from workbench.models.adapter import wrap
 from workbench.models.loading import Model
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
@@ -29,6 +28,7 @@ from workbench.trace import Trace
 __all__ = ["custom_generate", "decode"]
 
 
+@with_keywords
 def decode(
     lm: Model,
     prompt: Prompt,
@@ -44,13 +44,10 @@ def decode(
     Parameters
     ----------
     lm: a model from `workbench.load`, the name of one, or a transformers model. prompt: text, token ids or chat
-    messages. decoder: plain decoding by default. temperature, top_k, top_p, min_p, typical_p, processors: how the next
-    token is drawn (default: greedy). max_new_tokens, stop, ignore_eos: where the run ends. cache: a cache policy, a
-    quantizer, a list of both in this order, or a name; None keeps every token as it is. seed: of all randomness.
-    sample: which of its samples, each with draws of its own (default: 0). level: "off", "default" or "full"
-    instrumentation. force: ids to score instead of sampling. prompt_rows: log the distribution at every prompt token
-    (`trace.prompt_tokens`). out: file that the trace is written to round by round; `overwrite` allows it to exist.
-    on_round: called with the session after every round (progress, streaming).
+    messages. decoder: plain decoding by default. out: file that the trace is written to round by round; `overwrite`
+    allows it to exist. on_round: called with the session after every round (progress, streaming).
+    settings: by keyword, of
+        KEYWORDS
 
     Ctrl-C ends the run as `interrupted` and returns the trace so far. Raises BadInput before any work where something
     does not fit; NumericalError and out-of-memory errors end the trace as `error` and carry it as `.trace`.
@@ -91,9 +88,9 @@ class custom_generate:
         streamer: Any = None,
         cache: Any = None,
     ):
-        Settings(seed=seed, level=level)  # refused here, not in the middle of a call
+        cache = Settings(seed=seed, level=level, cache=cache).cache  # refused here, not in the middle of a call
         self.decoder, self.seed, self.level, self.tokenizer = check_decoder(decoder), seed, level, tokenizer
-        self.streamer, self.cache = streamer, as_stack(cache)
+        self.streamer, self.cache = streamer, cache
         self.traces: list[Trace] = []
 
     def __call__(

@@ -6,7 +6,7 @@ from torch import nn
 
 import workbench as wb
 from tests.engine.small import PROMPT, random_model, stock, words
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 
 
 def resize(model) -> None:

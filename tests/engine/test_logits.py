@@ -5,7 +5,7 @@ import torch
 
 import workbench as wb
 from tests.engine.small import PROMPT, random_model
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 from workbench.speculation.heads import modules, weights
 from workbench.training.data import Batch
 

@@ -160,5 +160,5 @@ def broken(tmp_path, monkeypatch, file: str, right: str, wrong: str) -> SimpleNa
             text = text.replace(right, wrong)
         path.write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    parts = ("paged", "dense", "merging", "statistics", "tiles")
+    parts = ("paged", "dense", "merging", "tiles")
     return SimpleNamespace(**{part: importlib.import_module(f"{package}.{part}") for part in parts})

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.kernels.aot import compile_all
 from tests.kernels.attention_cases import EXACT, broken, law, paged, with_options
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.interpreter import needs_interpreter
@@ -144,14 +143,14 @@ def test_mass_over_no_keys(device):
 def guarded_mass(kernels, device: str) -> None:
     """Both kernels between guard zones, entropies filled with NaN: 3 heads of 4, 48 channels of 64, 70 keys of 96."""
     q, k, mask, scores = dense_case(3)
-    plan = kernels.tiles.tile(q, 2, 48)
+    plan = kernels.tiles.tile(q, 2, 48, 48)
     ins = [Guarded(t.to(device)) for t in (scores["tree"].logsumexp(-1).float(), q, k)]
     mass = Guarded(torch.full((3, 2, 70), torch.nan, device=device))
     entropy = Guarded(torch.full((3, 3, 6), torch.nan, device=device))
     words = segment_attention.mask_words(mask.to(device))
-    kernels.statistics.dense_mass_kernel[(plan.blocks, 3, 2)](
-        *(mass.inside, entropy.inside, *(t.inside for t in ins), words),
-        *(6 * 48, 48, 70 * 48, 48, 3, 3, 70, 0.2),
+    kernels.dense.dense_attention_kernel[(plan.blocks, 3, 2)](
+        *(mass.inside, entropy.inside, *(t.inside for t in ins), None, None, words),
+        *(6 * 48, 48, 70 * 48, 48, 0, 0, 3, 3, 70, 0.2),
         **{"MASK": "words", "REDUCE": "row", "BLOCK_KEYS": 32, **plan.constants},
     )
     want = mass_of(scores["tree"], scores["tree"].logsumexp(-1), 2, "row")
@@ -163,7 +162,7 @@ def guarded_mass(kernels, device: str) -> None:
     page_ins = [Guarded(t.to(device)) for t in (lse.float(), pages.q)]
     page_mass = Guarded(torch.full((2, 6, 3 * SLOTS), torch.nan, device=device))  # one block more than there is
     page_entropy = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
-    kernels.statistics.page_mass_kernel[(plan.blocks, 2, 2)](
+    kernels.paged.paged_attention_kernel[(plan.blocks, 2, 2)](
         *(page_mass.inside, page_entropy.inside, *(t.inside for t in page_ins)),
         *(pages.arena, pages.table, pages.count, None, None, None, 6 * 48, 48, 3, 3, 3, 0, pages.scale),
         **{"REDUCE": "max", "VALUE_GROUPS": 3, "RAW": "fp32", **plan.constants},
@@ -178,17 +177,17 @@ def guarded_mass(kernels, device: str) -> None:
 
 def test_the_kernels_stay_within_their_tensors(device):
     """NaN around every tensor: a stray load would poison, a stray store would show."""
-    from workbench_kernels.segment_attention import statistics, tiles
+    from workbench_kernels.segment_attention import dense, paged, tiles
 
-    guarded_mass(SimpleNamespace(statistics=statistics, tiles=tiles), device)
+    guarded_mass(SimpleNamespace(dense=dense, paged=paged, tiles=tiles), device)
 
 
 MUTANTS = {
-    "row": ("statistics.py", "rows = block * BLOCK_ROWS + tl", "rows = block * BLOCK_ROWS + 1 + tl"),
-    "member": ("statistics.py", "(members < GROUP_SIZE) & held", "(members <= GROUP_SIZE) & held"),
-    "key": ("statistics.py", "held = keys < n_keys", "held = keys <= n_keys"),
-    "page": ("statistics.py", "place = index * SLOTS", "place = (index - 1) * SLOTS"),
-    "lse": ("statistics.py", "tl.load(lse_ptr + row * heads + head,", "tl.load(lse_ptr + row * heads + head + 1,"),
+    "row": ("scores.py", "rows = block * BLOCK_ROWS + tl", "rows = block * BLOCK_ROWS + 1 + tl"),
+    "member": ("scores.py", "(members < GROUP_SIZE) & held", "(members <= GROUP_SIZE) & held"),
+    "key": ("dense.py", "held = keys < live", "held = keys <= live"),
+    "page": ("paged.py", "place = index * SLOTS", "place = (index - 1) * SLOTS"),
+    "lse": ("scores.py", "tl.load(merged_ptr + row * heads + head,", "tl.load(merged_ptr + row * heads + head + 1,"),
 }
 
 
@@ -199,19 +198,3 @@ def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch):
     kernels = broken(tmp_path, monkeypatch, *MUTANTS[name])
     with pytest.raises(AssertionError):
         guarded_mass(kernels, "cpu")
-
-
-def test_the_dense_kernel_compiles_for_gpus_that_are_not_here():
-    """Ahead of time for sm80 and sm90."""
-    from workbench_kernels.segment_attention import statistics, tiles
-
-    plan = tiles.tile(torch.zeros(8, 12, 80), 4, 80)
-    constants = plan.constants | {"MASK": "causal", "REDUCE": "max", "BLOCK_KEYS": 32, "words_ptr": None}
-    names = statistics.dense_mass_kernel.arg_names
-    types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names} | {"scale": "fp32"}
-    types |= dict.fromkeys(constants, "constexpr")
-    options = {"num_warps": plan.num_warps}
-    compiled = compile_all((statistics.__name__, "dense_mass_kernel", types, constants, options))
-    assert [line.split()[:2] for line in compiled.splitlines()] == [
-        ["dense_mass_kernel", arch] for arch in ("80", "90")
-    ]

@@ -163,12 +163,10 @@ def guarded_launch(attention, tiles, device: str):
     out = Guarded(torch.full((2, 3, 6, 48), torch.nan, device=device))
     lse = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
     plan = tiles.tile(q.inside, 2, 48, 48)
-    attention.paged_attention_fwd_kernel[(plan.blocks, 2, 2)](
-        *(out.inside, lse.inside, q.inside, pages.arena, pages.table, pages.count, None, None, None),
+    attention.paged_attention_kernel[(plan.blocks, 2, 2)](
+        *(out.inside, lse.inside, None, q.inside, pages.arena, pages.table, pages.count, None, None, None),
         *(q.inside.stride(0), q.inside.stride(1), 3, 3, 3, 0, pages.scale),
-        VALUE_GROUPS=3,
-        RAW="fp32",
-        **plan.constants,
+        **{"REDUCE": "none", "VALUE_GROUPS": 3, "RAW": "fp32", **plan.constants},
     )
     compare(segment_attention.merge(out.inside, lse.inside), law(pages.to("cpu")), EXACT)
     for guarded in (q, out, lse):
@@ -262,7 +260,7 @@ SIGNATURE = {
     "arena_ptr": "*u8",
     "window": "i32",
     "scale": "fp32",
-    **dict.fromkeys(("out_ptr", "lse_ptr", "mass_ptr", "entropy_ptr", "bias_ptr"), "*fp32"),
+    **dict.fromkeys(("out_ptr", "lse_ptr", "merged_ptr", "bias_ptr"), "*fp32"),
     **dict.fromkeys(("table_ptr", "count_ptr", "numbers_ptr", "positions_ptr"), "*i32"),
     **dict.fromkeys(("q_row_stride", "q_head_stride", "table_row_stride", "n_rows", "n_pages"), "i32"),
 }
@@ -270,18 +268,18 @@ SIGNATURE = {
 
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90: every option on, and every option off with padded head sizes and groups."""
-    from workbench_kernels.segment_attention import paged, statistics, tiles
+    from workbench_kernels.segment_attention import paged, tiles
 
-    jobs = []
-    for kernel, rows, size, dtype, more in (
-        (paged.paged_attention_fwd_kernel, 8, 64, "bf16", {}),
-        (paged.paged_attention_fwd_kernel, 1, 80, "fp32", dict.fromkeys(("bias_ptr", "numbers_ptr", "positions_ptr"))),
-        (statistics.page_mass_kernel, 8, 64, "fp16", {"REDUCE": "row"}),
+    jobs, kernel = [], paged.paged_attention_kernel
+    none = dict.fromkeys(("bias_ptr", "numbers_ptr", "positions_ptr", "merged_ptr"))
+    for rows, size, dtype, more in (
+        (8, 64, "bf16", {"REDUCE": "none", "merged_ptr": None}),
+        (1, 80, "fp32", {"REDUCE": "none"} | none),
+        (8, 64, "fp16", {"REDUCE": "row"}),
     ):
         queries = torch.zeros(rows, 12, size, dtype=torch.float32 if dtype == "fp32" else torch.float16)
         plan = tiles.tile(queries, 4, size, size)
         constants = plan.constants | {"VALUE_GROUPS": size // 16, "RAW": dtype} | more
-        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
         types = SIGNATURE | {"q_ptr": f"*{dtype}"} | dict.fromkeys(constants, "constexpr")
         signature = {name: types[name] for name in kernel.arg_names}
         jobs.append((kernel.fn.__module__, kernel.__name__, signature, constants, {"num_warps": plan.num_warps}))

@@ -17,12 +17,12 @@ from tests.speculation.enumerate_tree import (
     runs,
     target_distribution,
 )
-from workbench.engine import noise
 from workbench.engine.distribution import Distribution
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.verifiers import rejection
+from workbench_kernels.noise import reference as noise
 from workbench_kernels.verification import reference_kseq
 
 BOUND = 1e-12
@@ -331,7 +331,7 @@ def test_one_uniform_per_test_and_none_shared(monkeypatch):
     verify(Distribution(rows, rows, [()] * len(tree)), tree)
     assert len(asked) == len(set(asked)) > 0
     assert {key[1] for key in asked} == {"accept"}
-    assert {"target", "draft", "accept", "residual"} <= set(noise._PURPOSES)
+    assert {"target", "draft", "accept", "residual"} <= set(noise.PURPOSES)
 
 
 def test_greedy_needs_temperature_zero():

@@ -17,12 +17,13 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-__all__ = ["CacheStore", "PlainStore", "Segment"]
+__all__ = ["MANY", "CacheStore", "PlainStore", "Segment"]
 
+MANY = 2**62  # rows: no limit
 _SLOTS = 64  # capacity grows in multiples of this, and at least by half
 
 
@@ -38,29 +39,36 @@ class Segment:
     v: torch.Tensor
     mask: torch.Tensor | None = None
     causal: bool = False
+    page_table = None  # keys and values lie here as they are, not in coded pages
+
+    def dense(self, dtype: torch.dtype) -> "Segment":
+        """With keys and values as numbers: of pages, decoded."""
+        return self
 
 
 class CacheStore(Protocol):
-    """What a decoder and the engine may ask of any store. One store holds one sequence for one model.
-
-    A store under a cache stack (`workbench.cache.managed`) offers more: `room(length)`, how many rows from a committed
-    length on may go into one forward; `reach()`, what a forward reads; `drain()`, what maintenance did.
-    """
+    """What a decoder and the engine may ask of any store. One store holds one sequence for one model."""
 
     length: int  # committed tokens
     staged: int  # rows in flight, in all layers or in some
     behind: int  # of them, those that the layers of the open forward had staged before it
+    watched: Sequence[int]  # rows of the open forward whose attention mass is wanted
+    implementation: str  # what computed the attention last
 
     def begin(
         self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
     ) -> None: ...
     def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None: ...
     def segments(self, layer: int, window: int | None = None) -> list[Segment]: ...
+    def add_mass(self, layer: int, mass: torch.Tensor) -> None: ...  # what the watched rows looked at
     def end(self) -> None: ...
     def commit(self, rows: Sequence[int]) -> None: ...
     def discard(self) -> None: ...
     def fork(self) -> "CacheStore": ...
+    def rows_left(self, length: int) -> int: ...  # from a committed length on, up to the next maintenance
+    def read_stats(self) -> tuple[int, int, int]: ...  # what a forward reads: see `rounds.costs.Reads`
     def ledger(self) -> dict[str, list]: ...
+    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]: ...  # what maintenance did: events, bits table
 
 
 _claim = threading.Lock()
@@ -112,8 +120,8 @@ class _Run:
 class PlainStore:
     """Every committed token in the model's own dtype, one rectangular run per layer."""
 
-    watched: Sequence[int] = ()  # rows of this forward whose attention mass is wanted
-    implementation = "sdpa"  # what computed the attention to this store
+    watched: Sequence[int] = ()  # nobody's attention mass is wanted
+    implementation = "sdpa"
 
     def __init__(self, layers: int):
         self._run = _Run(layers)
@@ -172,6 +180,9 @@ class PlainStore:
         run.k[layer][:, start : start + self._rows] = k
         run.v[layer][:, start : start + self._rows] = v
         self._counts[layer] = self.behind + self._rows
+
+    def add_mass(self, layer: int, mass: torch.Tensor) -> None:
+        raise RuntimeError("no row of this store is watched")
 
     def end(self) -> None:
         """Close the forward: its rows now count as staged."""
@@ -258,6 +269,15 @@ class PlainStore:
         new = PlainStore(0)
         new._run, new.length, new.held = self._run, self.length, self.held
         return new
+
+    def rows_left(self, length: int) -> int:
+        return MANY
+
+    def read_stats(self) -> tuple[int, int, int]:
+        return self.held, 0, 0
+
+    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
+        return [], {}
 
     def ledger(self) -> dict[str, list]:
         """Columns over layers: live slots, and bytes by kind as they lie in storage (free slots are `pad`)."""

@@ -37,15 +37,13 @@ def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
     """Whether the kernels take these segments as they are: pages and a run, with no page elsewhere; or, where Triton is
     forced, a run alone."""
     run = segments[-1]
-    if (run.mask is not None and run.mask.ndim == 3) or hasattr(run, "page_table"):
+    if run.page_table or (run.mask is not None and run.mask.ndim == 3):
         return False
     if len(segments) == 1:
         forced = os.environ.get(VARIABLE) == "triton"
         return forced and segment_attention.choose(q, run.v).name == "triton"
-    if len(segments) != 2 or not hasattr(segments[0], "page_table"):
-        return False
     page_table = segments[0].page_table
-    if page_table.offloaded:
+    if len(segments) != 2 or not page_table or page_table.offloaded:
         return False
     form, arena = page_table.form, page_table.arenas[0].data
     return segment_attention.choose(q, arena=arena, dtypes=[form.dtype], sizes=[form.value_dim]).name == "triton"
@@ -92,8 +90,8 @@ def _attend_run(q: torch.Tensor, run: Segment, scale: float, rows: Sequence[int]
 
 
 def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:
-    """The segments as one, in q's dtype; segments with a `dense(dtype)` of their own (pages) are decoded by it."""
-    dense = [segment.dense(q.dtype) if hasattr(segment, "dense") else segment for segment in segments]
+    """The segments as one, in q's dtype, pages decoded."""
+    dense = [segment.dense(q.dtype) for segment in segments]
     if len(dense) == 1:
         return dense[0]
     k, v = (torch.cat([getattr(segment, name) for segment in dense], 1) for name in ("k", "v"))

@@ -4,12 +4,13 @@ All entropies are in nats, in fp32 or wider; entr(p) = −p log p is 0 at p = 0,
 """
 
 from math import exp
+from typing import Any
 
 import torch
 
-from workbench.engine import noise
+from workbench_kernels.noise import reference as noise
 
-__all__ = ["TOP", "Distribution", "figures", "unpack"]
+__all__ = ["TOP", "Distribution", "divergences", "figures", "unpack"]
 
 TOP = 5
 
@@ -71,6 +72,37 @@ class Distribution:
             columns["p_sampled"] = [float(self.best(n) == t) for n, t in zip(numbers, tokens, strict=True)]
             columns["keep_size"] = [1] * len(tokens)
         return columns
+
+    def compare(self, tree: Any) -> dict[str, list]:
+        """Columns of the drafts table for a `DraftTree` of which row i follows node i, None for the root: p of each
+        node, and target against draft at its parent.
+
+        At temperature 0, where the distribution sampled from is a point mass, all are of the raw distributions.
+        """
+        parents, ids = tree.parents[1:], torch.tensor(tree.tokens[1:], device=self.raw.device)
+        raw = self.raw[parents]
+        target = raw if self.greedy else self.scores[parents]
+        columns = {"p": target.gather(-1, ids[:, None])[:, 0].exp()}
+        columns["entropy_target_nats"] = torch.special.entr(raw.exp()).sum(-1)
+        if tree.raw:
+            known = tree.raw if self.greedy else tree.rows
+            raw_draft, draft = (torch.stack([rows[n] for n in parents]) for rows in (tree.raw, known))
+            columns |= divergences(raw, target, raw_draft, draft)
+        return {name: [None, *values.tolist()] for name, values in columns.items()}
+
+
+def divergences(
+    raw: torch.Tensor, scores: torch.Tensor, raw_draft: torch.Tensor, draft: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Target against draft in R rows of log-probabilities [R, V]: entropies of the raw distributions; total variation
+    and KL(target ‖ draft) of those sampled from, each [R]."""
+    p, q = scores.exp(), draft.exp()
+    return {
+        "entropy_target_nats": torch.special.entr(raw.exp()).sum(-1),
+        "entropy_draft_nats": torch.special.entr(raw_draft.exp()).sum(-1),
+        "tv": 0.5 * (p - q).abs().sum(-1),
+        "kl_nats": (p * (scores - draft)).masked_fill(p == 0, 0).sum(-1),
+    }
 
 
 def figures(raw: torch.Tensor, scores: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:

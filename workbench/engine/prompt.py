@@ -5,7 +5,6 @@ from typing import Any
 
 from workbench.engine.model import LanguageModel
 from workbench.engine.text import Detokenizer, decode, reader_of, token_of, token_text
-from workbench.engine.vocabulary import ids_read
 from workbench.errors import BadInput, shown
 from workbench.values import whole
 
@@ -145,14 +144,14 @@ def _ids(lm: LanguageModel, given: Sequence) -> list[int]:
         at = ids.index(None)
         hint = "; give one prompt at a time" if isinstance(given[at], str | list | tuple) else ""
         raise BadInput(
-            f"prompt ids: expected integers in [0, {ids_read(lm)}), got {shown(given[at])} at index {at}{hint}"
+            f"prompt ids: expected integers in [0, {lm.ids_read}), got {shown(given[at])} at index {at}{hint}"
         )
     return _known(lm, ids)
 
 
 def _known(lm: LanguageModel, ids: list[int]) -> list[int]:
     """The ids, all of them such as the model reads. Raises BadInput for the first that is not."""
-    known = ids_read(lm)
+    known = lm.ids_read
     for at, token in enumerate(ids):
         if not 0 <= token < known:
             raise BadInput(

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.declare import from_dict
-from workbench.decoders.base import Round
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
+from workbench.rounds import Round
 from workbench.speculation.tree import MAX_NODES
 from workbench.speculation.tree_builder import BEST
 from workbench.trace import Trace
@@ -223,7 +223,7 @@ def _refuse(trace: Trace) -> None:
             f"headroom: replays greedy and seeded runs, where the text does not depend on the drafts; this one was "
             f"verified by {verifier.declared_name!r}; record with verifier='seeded'"
         )
-    if not drafter.by_text or shape.needs_exits:
+    if not drafter.by_text or "exits" in shape.needs:
         why = "where a round begins" if not drafter.by_text else f"the exits that shape {shape.declared_name!r} chose"
         raise BadInput(
             f"headroom: what drafter {drafter.declared_name!r} proposes after a text depends on {why}, so this run "

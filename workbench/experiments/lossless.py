@@ -16,18 +16,18 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from workbench.decoders import Autoregressive, Decoder, State
-from workbench.decoders.base import Round
+from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output
-from workbench.engine.noise import gumbel
 from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
-from workbench.engine.settings import Settings
+from workbench.engine.settings import Settings, make_settings
 from workbench.errors import BadInput
 from workbench.experiments.counting import Found, Places, Texts
 from workbench.models.loading import load
-from workbench.session import check_decoder, make_settings
+from workbench.rounds import Round, State
+from workbench.session import check_decoder
 from workbench.training.prompts import held_out_prompts
+from workbench_kernels.noise import gumbel
 
 __all__ = ["Verdict", "lossless"]
 
@@ -230,7 +230,7 @@ def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Set
 class _Read:
     """Keeps all logits of what the target reads outside of rounds (see `Drafter.observe`)."""
 
-    wants_hidden, wants_logits, wants_states = False, True, ()
+    needs = frozenset({"logits"})
 
     def __init__(self) -> None:
         self.logits: list[torch.Tensor] = []

@@ -22,7 +22,7 @@ from workbench.models import checkpoint, hub
 from workbench.models.progress import Progress, reading
 
 if TYPE_CHECKING:
-    from workbench.engine.adapter import TransformersModel
+    from workbench.models.adapter import TransformersModel
 
 __all__ = ["EMBEDDED", "Model", "as_model", "companion", "load", "register_model", "resolve_device", "resolve_dtype"]
 
@@ -181,8 +181,7 @@ def as_model(given: Model) -> LanguageModel:
 
 def up_to_date(lm: LanguageModel) -> LanguageModel:
     """A model, after it has looked whether what it wraps was changed since (`refresh`)."""
-    if hasattr(lm, "refresh"):
-        lm.refresh()
+    lm.refresh()
     return lm
 
 
@@ -196,7 +195,7 @@ def _protocol(given: Any) -> LanguageModel:
 
 
 def _wrap(model: torch.nn.Module, tokenizer: Any = None) -> LanguageModel:
-    from workbench.engine.adapter import wrap
+    from workbench.models.adapter import wrap
 
     return wrap(model, tokenizer)
 
@@ -218,7 +217,7 @@ def companion(lm: LanguageModel, name: str, progress: Progress | None = None) ->
 
 
 def _load(name, source, device, dtype, revision, trust_remote_code, reader, key, progress) -> "TransformersModel":
-    from workbench.engine.adapter import TransformersModel
+    from workbench.models.adapter import TransformersModel
 
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     if (isinstance(source, str) or isinstance(reader, str)) and not hub.reachable():

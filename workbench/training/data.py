@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from workbench.engine.adapter import TransformersModel
+from workbench.models.adapter import TransformersModel
 from workbench.training import corpus
 
 __all__ = ["Batch", "Text", "drawn", "frozen", "make_text", "width_of"]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from workbench.engine.adapter import TransformersModel
+from workbench.models.adapter import TransformersModel
 from workbench.speculation.heads import weights
 from workbench.training.data import Batch, Text, frozen
 

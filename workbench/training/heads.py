@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from workbench.engine.adapter import TransformersModel
+from workbench.models.adapter import TransformersModel
 from workbench.speculation.heads.modules import EagleLayer, HydraHeads, MedusaHeads
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import Part, Recipe

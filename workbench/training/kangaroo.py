@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from workbench.engine.adapter import TransformersModel
-from workbench.speculation.heads.adapter import Adapters, final_norm
+from workbench.models.adapter import TransformersModel
+from workbench.speculation.heads.adapter import Adapters
 from workbench.speculation.heads.modules import causal
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import Part, Recipe
@@ -37,7 +37,7 @@ def loss(module: Adapters, batch: Batch, generator: torch.Generator) -> torch.Te
 def figures(module: Adapters, batch: Batch) -> dict[str, float]:
     """Agreement of each exit's best token with the target's, and overlap of the two distributions; `bare`: without
     adapter."""
-    found, norm = {}, final_norm(batch.lm)
+    found, norm = {}, batch.lm.final_norm
     for exit, states in zip(module.exits, hidden(module, batch), strict=True):
         overlap = torch.minimum(batch.head(states).log_softmax(-1), batch.dist).exp().sum(-1)
         found[f"top-1 at exit {exit}"] = batch.agreement(states)

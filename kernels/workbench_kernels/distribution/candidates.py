@@ -20,7 +20,7 @@ import triton.language as tl
 
 from workbench_kernels.distribution import reference
 from workbench_kernels.distribution.kernel import disordered, ordered
-from workbench_kernels.distribution.noise import gumbel, keyed_best, position_key
+from workbench_kernels.noise.kernel import gumbel, position_key, seeded_best
 
 __all__ = ["gather_fwd_kernel", "launch", "select_fwd_kernel"]
 
@@ -164,7 +164,7 @@ def select_fwd_kernel(
             a += w * y
             lowest = tl.minimum(lowest, tl.min(tl.where(kept, keys, most), axis=0))
             ids = LAST_ID - (keys & LAST_ID).to(tl.int32)
-            tile_draw, tile_token = keyed_best(z, kept, ids, noise_key)
+            tile_draw, tile_token = seeded_best(z, kept, ids, noise_key)
             token = tl.where(
                 tile_draw > draw, tile_token, tl.where(tile_draw == draw, tl.minimum(token, tile_token), token)
             )

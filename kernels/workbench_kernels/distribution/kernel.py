@@ -18,7 +18,8 @@ import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.distribution import reference
-from workbench_kernels.distribution.noise import keyed_best, position_key
+from workbench_kernels.noise import launch_key
+from workbench_kernels.noise.kernel import position_key, seeded_best
 
 __all__ = ["combine_fwd_kernel", "partial_fwd_kernel", "sample", "statistics"]
 
@@ -90,7 +91,7 @@ def partial_fwd_kernel(
         tl.store(groups_ptr + row * n_splits * (BLOCK_SIZE // GROUP) + group_offsets, maxima)
     if DRAWN:
         noise_key = position_key(key, tl.load(positions_ptr + row))
-        draw, draw_id = keyed_best(z, ~cut, col_offsets, noise_key)
+        draw, draw_id = seeded_best(z, ~cut, col_offsets, noise_key)
         tl.store(draws_ptr + row * n_splits + split, draw)
         tl.store(draw_ids_ptr + row * n_splits + split, draw_id)
 
@@ -272,7 +273,7 @@ def launch(logits: torch.Tensor, rules: Rules, seed: int, positions: torch.Tenso
         parts, best_ids = empty(rows, PARTS.value, splits), empty(rows, splits, dtype=torch.int32)
         maxima = empty(rows, groups) if grouped else parts
         draws, draw_ids = empty(rows, splits, dtype=torch.float64), empty(rows, splits, dtype=torch.int32)
-        key = reference.launch_key(seed, "target")
+        key = launch_key(seed, "target")
         tail = reference.log32((1 - rules.top_p) / cols if rules.top_p else 0.0)
         least = reference.log32(rules.min_p or 0.0)
         partial_fwd_kernel[(rows, splits)](

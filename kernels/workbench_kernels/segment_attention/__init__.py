@@ -254,11 +254,9 @@ def page_mass(
         q, lse = q[-last:], lse[-last:]
         options["positions"] = None if positions is None else positions[-last:]
     if choose(q, arena=arena, dtypes=[raw, lse.dtype], implementation=implementation).name == "triton":
-        from workbench_kernels.segment_attention import statistics
+        from workbench_kernels.segment_attention import paged
 
-        mass, entropy = statistics.page_mass(
-            q, arena, table, count, scale / tau, lse, window=window, reduce=reduce, **options
-        )
+        mass, entropy = paged.page_mass(q, arena, table, count, scale / tau, lse, reduce, window=window, **options)
     else:
         k, _, mask, spread = _dense_pages(q, arena, table, count, window=window, **options)
         mass, entropy = reference.mass(q, k, scale / tau, lse, mask, spread, reduce)
@@ -289,9 +287,9 @@ def segment_mass(
         q, lse = q[-last:], lse[-last:]
         mask = mask[-last:] if isinstance(mask, torch.Tensor) else mask
     if choose(q, dtypes=[lse.dtype], implementation=implementation).name == "triton":
-        from workbench_kernels.segment_attention import statistics
+        from workbench_kernels.segment_attention import dense
 
-        return Mass(*statistics.dense_mass(q, k, scale, lse, _as_words(mask), reduce))
+        return Mass(*dense.dense_mass(q, k, scale, lse, _as_words(mask), reduce))
     return Mass(*reference.mass(q, k, scale, lse, _as_bool(mask, q, k), None, reduce))
 
 

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.distribution.noise import keyed_best, position_key, uniform
-from workbench_kernels.distribution.reference import launch_key
+from workbench_kernels.noise import launch_key
+from workbench_kernels.noise.kernel import position_key, seeded_best, uniform
 
 __all__ = ["Target", "Tree", "choice_fwd_kernel", "order_fwd_kernel", "verify", "walk_fwd_kernel"]
 
@@ -136,7 +136,7 @@ def choice_fwd_kernel(
         )
         if KEYED:
             position = tl.load(positions_ptr + node // n_nodes) + tl.load(depths_ptr + node)
-            best, best_id = keyed_best(z, kept, cols, position_key(key, position))
+            best, best_id = seeded_best(z, kept, cols, position_key(key, position))
         else:
             z = tl.where(kept, z, float("-inf"))
             best = tl.max(z, axis=0)

@@ -2,7 +2,7 @@
 
 import torch
 
-from workbench_kernels.distribution.reference import gumbel, uniform
+from workbench_kernels.noise import gumbel, uniform
 
 __all__ = ["draw", "laws", "verify"]
 

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from workbench_kernels.distribution.noise import keyed_best, position_key
+from workbench_kernels.noise.kernel import position_key, seeded_best
 from workbench_kernels.verification.kernel import NO_ID, present, target_tile
 
 __all__ = ["Rounds", "final_fwd_kernel", "last_fwd_kernel", "normalise_fwd_kernel", "round_fwd_kernel"]
@@ -205,7 +205,7 @@ def final_fwd_kernel(
     )  # fmt: skip
     kept = p > 0
     position = tl.load(positions_ptr + tree) + tl.load(depths_ptr + node)
-    best, best_id = keyed_best(tl.log(tl.where(kept, p, 1.0)), kept, cols, position_key(key, position))
+    best, best_id = seeded_best(tl.log(tl.where(kept, p, 1.0)), kept, cols, position_key(key, position))
     tl.store(best_ptr + tree * n_splits + split, best)
     tl.store(best_ids_ptr + tree * n_splits + split, best_id)
 

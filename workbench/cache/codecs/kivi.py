@@ -19,10 +19,10 @@ class KIVI(Quantizer):
     The newest `residual` tokens stay as they are; older ones are sealed, 32 at a time. `layers` gives single layers
     another width: a list (first layer first) or a mapping {layer: bits}; -1 in a list takes the common width.
 
-    Source: "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache" (arXiv 2402.02750; jy-yuan/KIVI).
-    Departures: 8-bit steps are stored for every width and nested (4 bits: 17 of them, 2 bits: 85), so that a page can
-    be narrowed later without its originals; keys and values leave the residual window together, by pages of 32; a
-    prompt is sealed as it goes in.
+    Source: "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache" (https://arxiv.org/abs/2402.02750;
+    https://github.com/jy-yuan/KIVI). Departures: 8-bit steps are stored for every width and nested (4 bits: 17 of them,
+    2 bits: 85), so that a page can be narrowed later without its originals; keys and values leave the residual window
+    together, by pages of 32; a prompt is sealed as it goes in.
     """
 
     bits: int = setting(4, ge=0, le=16, unit="bits", help="2, 4, 8, 16 (half precision) or 0 (the model's own dtype)")

@@ -1,19 +1,16 @@
 """Draft from the distributions that the target's own last pass gave for the positions ahead."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from workbench.declare import register, setting
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["Jacobi"]
 
@@ -29,17 +26,19 @@ class Jacobi(RowDrafter):
     After a rejection the distributions behind the rejected token stay, though they saw a token that is gone; behind
     them the window is filled from the uniform distribution. Each token is DIST, drawn from the row stored with it and
     tested once. At temperature 0 this is Jacobi decoding. Text gains little by it. Sources: "Accelerating
-    Auto-regressive Text-to-Image Generation with Training-free Speculative Jacobi Decoding" (arXiv 2410.01699;
-    tyshiwo1/Accelerating-T2I-AR-with-SJD); "Accelerating Transformer Inference for Translation via Parallel Decoding"
-    (arXiv 2305.10427). Departure: where the whole window stands, the target's own token is added (theirs: none). With
-    `fill` = last the window is filled from its last distribution. The default window is of 8 (theirs: 16).
+    Auto-regressive Text-to-Image Generation with Training-free Speculative Jacobi Decoding"
+    (https://arxiv.org/abs/2410.01699; https://github.com/tyshiwo1/Accelerating-T2I-AR-with-SJD); "Accelerating
+    Transformer Inference for Translation via Parallel Decoding" (https://arxiv.org/abs/2305.10427;
+    https://github.com/teelinsan/parallel-decoding). Departure: where the whole window stands, the target's own token is
+    added (theirs: none). With `fill` = last the window is filled from its last distribution. The default window is of 8
+    (theirs: 16).
     """
 
     fill: str = setting(
         "uniform", choices=("uniform", "last"), help="the distribution of positions that no pass has seen"
     )
 
-    branches = False
+    gives = frozenset()
 
     def default_shape(self) -> DraftShape:
         return FixedLength(8)
@@ -54,7 +53,7 @@ class Jacobi(RowDrafter):
         return rows[[min(builder.tree.depths[node], len(rows) - 1) for node in nodes]]
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         if logits is not None:
             state.memory[NAME] = (len(state.tokens), logits[len(path) + 1 :].clone())

@@ -3,21 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.drafters.corpus import ORDER, look_again, suffix_index
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["SuffixRetrieval", "longest_match", "paths_by_count"]
 
@@ -30,9 +27,10 @@ class SuffixRetrieval(Drafter):
 
     The longer of the two endings wins; where they are alike both are used. A short ending promises little, so a draft
     goes at most `factor` times its length ahead. The corpus is read once per process and indexed by a suffix array over
-    the reversed text. Nodes are POINT. Sources: "REST: Retrieval-Based Speculative Decoding" (arXiv 2311.08252;
-    FasterDecoding/REST); the bound by length is that of "SuffixDecoding: Extreme Speculative Decoding for Emerging AI
-    Applications" (arXiv 2411.04975).
+    the reversed text. Nodes are POINT. Sources: "REST: Retrieval-Based Speculative Decoding"
+    (https://arxiv.org/abs/2311.08252; https://github.com/FasterDecoding/REST); the bound by length is that of
+    "SuffixDecoding: Extreme Speculative Decoding for Emerging AI Applications" (https://arxiv.org/abs/2411.04975;
+    https://github.com/snowflakedb/ArcticInference).
     """
 
     corpus: str = setting("", trust="owner", help="a text file, or a directory of them (empty: the text so far alone)")
@@ -55,7 +53,7 @@ class SuffixRetrieval(Drafter):
             look_again(self.corpus, lm.tokenizer)
             suffix_index(self.corpus, lm.tokenizer, self.megabytes)
 
-    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+    def propose(self, state: State, r: Round, shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         tokens, index = state.tokens, None
         length, ends = longest_match(tokens, self.longest)
         if self.corpus:
@@ -73,8 +71,8 @@ class SuffixRetrieval(Drafter):
             runs = index.following(chosen, ahead)
         if length == best:
             runs += [tokens[end : end + ahead] for end in ends[: -self.matches - 1 : -1]]  # the latest first
-        paths = paths_by_count(runs, shape.budget, shape.branches)
-        return self.trie(state, shape, paths if shape.branches else paths[-1:], depth)
+        paths = paths_by_count(runs, shape.budget, "branches" in shape.needs)
+        return self.trie(state, shape, paths if "branches" in shape.needs else paths[-1:], depth)
 
 
 def longest_match(tokens: Sequence[int], most: int) -> tuple[int, list[int]]:

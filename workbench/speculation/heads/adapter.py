@@ -2,7 +2,7 @@
 
 An exit is either the target's own final norm before its head, or a trained adapter: RMSNorm, attention with keys and
 values of its own, a residual, RMSNorm (no MLP). Source: "Kangaroo: Lossless Self-Speculative Decoding via Double Early
-Exiting" (arXiv 2404.18911; Equationliu/Kangaroo).
+Exiting" (https://arxiv.org/abs/2404.18911; https://github.com/Equationliu/Kangaroo).
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from workbench.engine.model import LanguageModel
-from workbench.errors import Unsupported
 from workbench.speculation.heads.modules import Attend, Attention
 
-__all__ = ["Adapters", "final_norm"]
-
-
-def final_norm(lm: LanguageModel) -> nn.Module:
-    """The norm between a target's last layer and its head. Raises Unsupported where there is none, or more than one."""
-    if not hasattr(lm, "final_norm"):
-        raise Unsupported(f"early exit: {lm.name!r} shows no norm between its layers and its head")
-    return lm.final_norm
+__all__ = ["Adapters"]
 
 
 class Adapter(nn.Module):

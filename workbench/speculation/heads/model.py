@@ -8,13 +8,13 @@ from torch import nn
 
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
-from workbench.engine.model import LanguageModel, Output, facts
+from workbench.engine.model import LanguageModel, Output, chosen, facts
 from workbench.models.digest import Digest
 
 __all__ = ["HeadModel"]
 
 
-class HeadModel:
+class HeadModel(LanguageModel):
     """Attention layers over rows of features, each with the target's head behind it.
 
     module: what holds the weights. parts: its layers by name, `part(rows [1, R, n], positions [R], attend)` -> states
@@ -31,6 +31,7 @@ class HeadModel:
         blank: Callable[[Sequence[int]], torch.Tensor] | None = None,
     ):
         self.target, self.module, self.blank, self._digest = lm, module, blank, Digest(module)
+        self.gives = frozenset({"hidden" if blank else "layers"})
         self.parts, self.attention = dict(parts), next(iter(parts.values())).attention
         self.name, self.key = name, ("part", lm.key, name, id(module), *self.parts)
         self.tokenizer, self.eos_ids = lm.tokenizer, lm.eos_ids
@@ -73,14 +74,11 @@ class HeadModel:
         finally:
             cache.end()
         features, states = found if isinstance(found, tuple) else (found, found)
-        at = {"all": slice(None), "last": slice(-1, None)}[logits_at] if isinstance(logits_at, str) else list(logits_at)
-        return Output(self.target.head(states[0][at]), features[0] if "hidden" in want else None)
+        return Output(self.target.head(chosen(states[0], logits_at)), features[0] if "hidden" in want else None)
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         """[R] ids -> their rows [R, n], the features unknown."""
-        if self.blank is None:
-            raise NotImplementedError(f"{self.name} reads the target's states, not tokens")
-        return self.blank(tokens)
+        return self.blank(tokens) if self.blank else super().embed(tokens)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.target.head(hidden)

@@ -15,13 +15,13 @@ class ConfidenceStop(DraftShape):
     """A chain that ends after the first token whose row had its largest probability below `threshold`.
 
     The token stays: withdrawing it by its own value would bias the output. Source: "Kangaroo: Lossless Self-Speculative
-    Decoding via Double Early Exiting" (arXiv 2404.18911; Equationliu/Kangaroo).
+    Decoding via Double Early Exiting" (https://arxiv.org/abs/2404.18911; https://github.com/Equationliu/Kangaroo).
     """
 
     max_length: int = setting(6, ge=1, le=64, unit="tokens", help="tokens drafted at most")
     threshold: float = setting(0.6, ge=0, le=1, help="stop once the drafter's largest probability falls below this")
 
-    needs_confidence = True
+    needs = frozenset({"confidence"})
 
     @property
     def budget(self) -> int:

@@ -6,18 +6,15 @@ The token that no child equals is the output itself: throwing it away and drawin
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from workbench.declare import register
 from workbench.engine.distribution import Distribution, draw
+from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
-
-if TYPE_CHECKING:
-    from workbench.engine.model import LanguageModel
 
 __all__ = ["Greedy", "SeededMatch", "PointMatch"]
 
@@ -28,10 +25,11 @@ class SeededMatch(Verifier):
     """Descend while the child equals the target's own seeded draw; the first mismatch is that draw itself.
 
     The noise belongs to (seed, absolute position, token), so the text is that of plain decoding with the same seed,
-    whoever drafts. At temperature 0 this is greedy exact match. Our own design.
+    whoever drafts. At temperature 0 this is greedy exact match. Our own design; the same idea is in "Coupling without
+    Communication and Drafter-Invariant Speculative Decoding" (https://arxiv.org/abs/2408.07978).
     """
 
-    seeded = True
+    gives = frozenset({"seeded"})
 
     def guarantee(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "seeded"
@@ -47,13 +45,13 @@ class SeededMatch(Verifier):
 class Greedy(SeededMatch):
     """Longest match with the argmax; for temperature 0 only.
 
-    Source: "Blockwise Parallel Decoding for Deep Autoregressive Models" (arXiv 1811.03115).
+    Source: "Blockwise Parallel Decoding for Deep Autoregressive Models" (https://arxiv.org/abs/1811.03115).
     """
 
     def guarantee(self, sampling: Sampling) -> str:
         return "exact"
 
-    def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
+    def check(self, settings: Settings, lm: LanguageModel | None = None) -> None:
         if not settings.sampling.greedy:
             raise BadInput(
                 f"verifier 'greedy' needs temperature 0, got {settings.sampling.temperature}; "
@@ -69,7 +67,8 @@ class PointMatch(Verifier):
     Accepts x with probability p(x), whoever chose it: exact for any drafter, and it needs no proposal distribution;
     where there is one, rejection sampling accepts more. The draws are seeded, apart from those of plain decoding, so
     drafts that were drawn gain nothing by sharing its noise. Source: the sampling verifier of "EAGLE-2: Faster
-    Inference of Language Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE).
+    Inference of Language Models with Dynamic Draft Trees" (https://arxiv.org/abs/2406.16858;
+    https://github.com/SafeAILab/EAGLE).
     """
 
     def guarantee(self, sampling: Sampling) -> str:

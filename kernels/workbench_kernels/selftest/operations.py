@@ -1,10 +1,11 @@
-"""How each operation of `workbench_kernels` is called, said once for the self-tests and for the benchmarks.
+"""The table of operations: how each one is called, on which inputs, and how much it must at least move and multiply.
 
-A function of `OPERATIONS` takes a device, a dtype and a shape, small by default, makes inputs and returns the `Call`.
+An operation prepares a `Call` from a device, a dtype and a shape, which is small by default. Its work is (bytes,
+floating-point operations): every input read once, every output written once, and the products of matrices.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,10 @@ from workbench_kernels import distribution, pages, segment_attention, verificati
 from workbench_kernels.dispatch import Choice
 from workbench_kernels.pages import ALIGN, RAW, SLOTS, PageFormat
 
-__all__ = ["MIXED", "OPERATIONS", "Call"]
+__all__ = ["MIXED", "OPERATIONS", "Call", "Operation"]
 
 MIXED = ((RAW, RAW), (16, 8), (8, 4), (4, 2), (2, 16))  # widths of keys and values, page by page
-# float32 sums of another order; the kernel tests hold the kernels to the same figures
-ROUNDING = 2e-5
+ROUNDING = 2e-5  # float32 sums of another order; the kernel tests hold the kernels to the same figure
 
 
 class Call(NamedTuple):
@@ -32,11 +32,34 @@ class Call(NamedTuple):
     tolerance: of |got - want| / max(1, |want|); integers, infinities and NaNs must be equal.
     """
 
-    run: Callable[[str], Any]
+    run: Callable[[str], tuple[torch.Tensor, ...]]
     choice: Choice
     tensors: dict[str, torch.Tensor]
     read: Callable[[], tuple[torch.Tensor, ...]] | None = None
     tolerance: float = ROUNDING
+
+
+class Operation(NamedTuple):
+    """A row of the table: prepare(device, dtype, **shape) gives the call, work(dtype, **shape) its bytes, or both."""
+
+    prepare: Callable[..., Call]
+    work: Callable[..., int | tuple[int, int]] | None = None
+
+    def __call__(self, device: str, dtype: torch.dtype, **shape) -> Call:
+        return self.prepare(device, dtype, **shape)
+
+    def floor(self, dtype: torch.dtype, **shape) -> tuple[int, int]:
+        """(bytes, floating-point operations) that no implementation can go below."""
+        found = self.work(dtype, **shape)
+        return found if isinstance(found, tuple) else (found, 0)
+
+
+def _call(function: Callable, *arguments, choice, tensors, read=None, tolerance=ROUNDING, **fixed) -> Call:
+    def run(how: str) -> tuple[torch.Tensor, ...]:
+        out = function(*arguments, **fixed, implementation=how)
+        return tuple(part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, torch.Tensor))
+
+    return Call(run, choice, tensors, read, tolerance)
 
 
 def draw(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -77,7 +100,7 @@ def attend_pages(device, dtype, rows=2, kv_heads=2, group=2, size=32, count=5, w
     t = paged(device, dtype, rows, kv_heads, group, size, count, widths)
     held = (t["q"], t["arena"], t["table"], t["count"], size**-0.5)
     choice = segment_attention.choose(t["q"], arena=t["arena"], dtypes=[dtype], sizes=[size])
-    return Call(lambda how: segment_attention.attend_pages(*held, implementation=how), choice, t)
+    return _call(segment_attention.attend_pages, *held, choice=choice, tensors=t)
 
 
 def page_mass(device, dtype, rows=2, kv_heads=2, group=2, size=32, count=5, widths=MIXED) -> Call:
@@ -85,7 +108,7 @@ def page_mass(device, dtype, rows=2, kv_heads=2, group=2, size=32, count=5, widt
     held = (t["q"], t["arena"], t["table"], t["count"], size**-0.5)
     t["lse"] = segment_attention.attend_pages(*held, implementation="torch")[1]
     choice = segment_attention.choose(t["q"], arena=t["arena"], dtypes=[dtype, t["lse"].dtype])
-    return Call(lambda how: segment_attention.page_mass(*held, t["lse"], implementation=how), choice, t)
+    return _call(segment_attention.page_mass, *held, t["lse"], choice=choice, tensors=t)
 
 
 def dense(device, dtype, rows, kv_heads, group, size, keys) -> dict[str, torch.Tensor]:
@@ -98,15 +121,13 @@ def attend_staged(device, dtype, rows=5, kv_heads=2, group=2, size=32) -> Call:
     t = dense(device, dtype, rows, kv_heads, group, size, rows)
     t["words"] = segment_attention.ancestor_words([(node - 1) // 2 for node in range(rows)], device)
     held = (t["q"], t["k"], t["v"], size**-0.5, t["words"])
-    choice = segment_attention.choose(t["q"], t["v"])
-    return Call(lambda how: segment_attention.attend_staged(*held, implementation=how), choice, t)
+    return _call(segment_attention.attend_staged, *held, choice=segment_attention.choose(t["q"], t["v"]), tensors=t)
 
 
 def attend_prefix(device, dtype, sequences=3, rows=2, kv_heads=2, group=2, size=32, keys=70) -> Call:
     t = dense(device, dtype, sequences * rows, kv_heads, group, size, keys)
     held = (t["q"].unflatten(0, (sequences, rows)), t["k"], t["v"], size**-0.5)
-    choice = segment_attention.choose(t["q"], t["v"])
-    return Call(lambda how: segment_attention.attend_prefix(*held, implementation=how), choice, t)
+    return _call(segment_attention.attend_prefix, *held, choice=segment_attention.choose(t["q"], t["v"]), tensors=t)
 
 
 def attend_in_run(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70, capacity=96) -> Call:
@@ -130,18 +151,15 @@ def attend_in_run(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70, 
 
 def merge(device, dtype, segments=3, rows=2, heads=4, size=32) -> Call:
     outs, lses = (draw(device, torch.float32, segments, rows, heads, *rest) for rest in ((size,), ()))
-    choice = segment_attention.choose(outs)
-    return Call(
-        lambda how: segment_attention.merge(outs, lses, implementation=how), choice, {"outs": outs, "lses": lses}
-    )
+    t, choice = {"outs": outs, "lses": lses}, segment_attention.choose(outs)
+    return _call(segment_attention.merge, outs, lses, choice=choice, tensors=t)
 
 
 def segment_mass(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70) -> Call:
     t = dense(device, dtype, rows, kv_heads, group, size, keys)
     t["lse"] = segment_attention.attend(t["q"], t["k"], t["v"], size**-0.5)[1]
-    held = (t["q"], t["k"], size**-0.5, t["lse"])
     choice = segment_attention.choose(t["q"], dtypes=[t["lse"].dtype])
-    return Call(lambda how: segment_attention.segment_mass(*held, implementation=how), choice, t)
+    return _call(segment_attention.segment_mass, t["q"], t["k"], size**-0.5, t["lse"], choice=choice, tensors=t)
 
 
 def sdpa(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70) -> Call:
@@ -157,6 +175,40 @@ def sdpa(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70) -> Call:
     return Call(run, Choice("sdpa", "one run of keys and values is one call of PyTorch's attention"), t)
 
 
+def _attention(dtype, rows, kv_heads, group, size, keys, masked=0, sequences=1) -> tuple[int, int]:
+    """Dense keys and values, and mask words for `masked` keys a row."""
+    queries = sequences * rows * kv_heads * group
+    moved = queries * (size * dtype.itemsize + 4 * size + 4) + 2 * kv_heads * keys * size * dtype.itemsize
+    return moved + 4 * rows * -(-masked // 32), 4 * queries * keys * size
+
+
+def _forms(dtype, size, total, widths) -> list[PageFormat]:
+    return [PageFormat(size, size, *widths[i % len(widths)], dtype=dtype) for i in range(total)]
+
+
+def _attend_pages(dtype, rows, kv_heads, group, size, count, widths) -> tuple[int, int]:
+    """Positions are read under a window only."""
+    queries, total = rows * kv_heads * group, kv_heads * count
+    held = sum(form.bytes - 4 * SLOTS for form in _forms(dtype, size, total, widths))
+    moved = queries * (size * dtype.itemsize + 4 * size + 4) + held + 4 * (total + kv_heads)
+    return moved, 4 * queries * count * SLOTS * size
+
+
+def _page_mass(dtype, rows, kv_heads, group, size, count, widths) -> tuple[int, int]:
+    """Header, key steps and key codes."""
+    queries, total = rows * kv_heads * group, kv_heads * count
+    forms = _forms(dtype, size, total, widths)
+    held = sum(form.positions + form.scale_v - form.scale_k + SLOTS * form.row_k for form in forms)
+    moved = queries * (size * dtype.itemsize + 8) + held + 4 * (total + kv_heads) + 4 * total * SLOTS
+    return moved, 2 * queries * count * SLOTS * size
+
+
+def _segment_mass(dtype, rows, kv_heads, group, size, keys) -> tuple[int, int]:
+    queries = rows * kv_heads * group
+    moved = queries * (size * dtype.itemsize + 8) + kv_heads * keys * (size * dtype.itemsize + 4)
+    return moved, 2 * queries * keys * size
+
+
 # -- pages --------------------------------------------------------------------------------------------------------
 
 
@@ -170,22 +222,23 @@ def stored(device, dtype, count, size, widths=(RAW, RAW)) -> tuple[PageFormat, d
     return PageFormat(size, size, *widths, dtype=dtype), t
 
 
+def _on_pages(verb: Callable, t: dict, *arguments, dtypes=(), read=None, tolerance=0.0, **fixed) -> Call:
+    """read: the tensor that the call changes, or (arena, format, offsets) of the pages it changes."""
+    choice = pages.choose(t["k"].device, *dtypes)
+    left = (lambda: pages.unpack(*read, implementation="torch")) if isinstance(read, tuple) else lambda: (read,)
+    left = None if read is None else left
+    return _call(verb, *arguments, choice=choice, tensors=t, read=left, tolerance=tolerance, **fixed)
+
+
 def pack(device, dtype, count=2, size=32, widths=(8, 4)) -> Call:
     form, t = stored(device, dtype, count, size, widths)
     held = (t["k"], t["v"], t["positions"], t["used"], form, t["arena"], t["offsets"])
-    return Call(
-        lambda how: (pages.pack(*held, check=False, implementation=how),), pages.choose(device, dtype), t, tolerance=0
-    )
+    return _on_pages(pages.pack, t, *held, dtypes=[dtype], check=False)
 
 
 def unpack(device, dtype, count=2, size=32, widths=(8, 4)) -> Call:
     form, t = stored(device, dtype, count, size, widths)
-    return Call(
-        lambda how: pages.unpack(t["arena"], form, t["offsets"], implementation=how),
-        pages.choose(device),
-        t,
-        tolerance=0,
-    )
+    return _on_pages(pages.unpack, t, t["arena"], form, t["offsets"])
 
 
 def demote(device, dtype, count=2, size=32) -> Call:
@@ -194,16 +247,14 @@ def demote(device, dtype, count=2, size=32) -> Call:
     to = PageFormat(size, size, 4, 4, dtype=dtype)
     out = torch.zeros(count * to.bytes, dtype=torch.uint8, device=device)
     places = torch.arange(count, device=device) * (to.bytes // ALIGN)
-    held = (t["arena"], form, to, t["offsets"], out, places)
-    return Call(lambda how: (pages.demote(*held, implementation=how),), pages.choose(device), t, tolerance=0)
+    return _on_pages(pages.demote, t, t["arena"], form, to, t["offsets"], out, places)
 
 
 def gather(device, dtype, count=2, size=32, widths=(8, 4)) -> Call:
     """Every slot, in a shuffled order."""
     form, t = stored(device, dtype, count, size, widths)
     order = draw(device, torch.float32, count * SLOTS).argsort()
-    held = (t["arena"], form, t["offsets"][order // SLOTS], order % SLOTS)
-    return Call(lambda how: pages.gather(*held, implementation=how), pages.choose(device), t, tolerance=0)
+    return _on_pages(pages.gather, t, t["arena"], form, t["offsets"][order // SLOTS], order % SLOTS)
 
 
 def scatter(device, dtype, kv_heads=2, rows=3, size=32) -> Call:
@@ -213,13 +264,7 @@ def scatter(device, dtype, kv_heads=2, rows=3, size=32) -> Call:
     chosen = torch.arange(rows, device=device)
     slots = chosen.flip(0).expand(kv_heads, rows).contiguous()
     held = (t["k"], t["v"], chosen, chosen, t["offsets"][:, None].expand(kv_heads, rows).contiguous(), slots)
-    return Call(
-        lambda how: pages.scatter(t["arena"], form, *held, implementation=how),
-        pages.choose(device),
-        t,
-        lambda: (t["arena"],),
-        tolerance=0,
-    )
+    return _on_pages(pages.scatter, t, t["arena"], form, *held, read=t["arena"])
 
 
 def move(device, dtype, count=2, size=32) -> Call:
@@ -230,29 +275,21 @@ def move(device, dtype, count=2, size=32) -> Call:
     there = (here.roll(1, 0), half + SLOTS // 2)
     pages.evict(t["arena"], *there, implementation="torch")
 
-    def run(how: str) -> None:
-        pages.move(t["arena"], form, here, half, *there, implementation=how)
-        pages.move(t["arena"], form, *there, here, half, implementation=how)
+    def both(implementation: str) -> None:
+        pages.move(t["arena"], form, here, half, *there, implementation=implementation)
+        pages.move(t["arena"], form, *there, here, half, implementation=implementation)
 
-    return Call(run, pages.choose(device), t, lambda: (t["arena"],), tolerance=0)
+    return _on_pages(both, t, read=t["arena"])
 
 
 def compact(device, dtype, count=2, size=32) -> Call:
     """Two half-empty pages of 4-bit codes into one, over and over."""
     form, t = stored(device, dtype, 2 * count, size, (4, 4))
-    out = torch.zeros(count * form.bytes, dtype=torch.uint8, device=device)
-    arena = torch.cat([t["arena"], out])
+    arena = torch.cat([t["arena"], torch.zeros(count * form.bytes, dtype=torch.uint8, device=device)])
     to = len(t["arena"]) // ALIGN + torch.arange(count, device=device, dtype=torch.int32) * (form.bytes // ALIGN)
     offsets = t["offsets"].view(count, 2).repeat_interleave(SLOTS // 2, 1)
     slots = torch.arange(SLOTS, device=device).expand(count, SLOTS).contiguous()
-    held = (offsets, slots, t["used"][:count], to)
-    return Call(
-        lambda how: pages.compact(arena, form, *held, implementation=how),
-        pages.choose(device),
-        t,
-        lambda: (arena,),
-        tolerance=0,
-    )
+    return _on_pages(pages.compact, t, arena, form, offsets, slots, t["used"][:count], to, read=arena)
 
 
 def merge_slots(device, dtype, count=2, size=32) -> Call:
@@ -263,12 +300,8 @@ def merge_slots(device, dtype, count=2, size=32) -> Call:
     to = t["offsets"].repeat_interleave(quarter)
     weights = torch.full((len(to), 1), 0.5, device=device)
     held = (to[:, None], to_slots[:, None] + quarter, weights, to, to_slots, weights[:, 0].contiguous())
-    return Call(
-        lambda how: pages.merge(t["arena"], form, *held, implementation=how),
-        pages.choose(device, dtype),
-        t,
-        lambda: pages.unpack(t["arena"], form, t["offsets"], implementation="torch"),
-    )
+    left = (t["arena"], form, t["offsets"])
+    return _on_pages(pages.merge, t, t["arena"], form, *held, dtypes=[dtype], read=left, tolerance=ROUNDING)
 
 
 def evict(device, dtype, count=2, size=32) -> Call:
@@ -276,13 +309,7 @@ def evict(device, dtype, count=2, size=32) -> Call:
     _, t = stored(device, dtype, count, size)
     slots = torch.arange(0, SLOTS, 2, device=device).expand(count, -1).contiguous()
     named = t["offsets"][:, None].expand_as(slots).contiguous()
-    return Call(
-        lambda how: pages.evict(t["arena"], named, slots, implementation=how),
-        pages.choose(device),
-        t,
-        lambda: (t["arena"],),
-        tolerance=0,
-    )
+    return _on_pages(pages.evict, t, t["arena"], named, slots, read=t["arena"])
 
 
 def frequencies(device, size) -> torch.Tensor:
@@ -292,111 +319,106 @@ def frequencies(device, size) -> torch.Tensor:
 def rotate(device, dtype, kv_heads=2, keys=40, size=32) -> Call:
     k, origin = draw(device, dtype, kv_heads, keys, size), torch.arange(keys, device=device)
     t = {"k": k, "origin": origin, "target": origin.flip(0).contiguous(), "inv_freq": frequencies(device, size)}
-    return Call(lambda how: (pages.rotate(*t.values(), implementation=how),), pages.choose(device, dtype), t)
+    return _on_pages(pages.rotate, t, *t.values(), dtypes=[dtype], tolerance=ROUNDING)
 
 
 def rotate_pages(device, dtype, count=2, size=32) -> Call:
     form, t = stored(device, dtype, count, size)
     out = torch.zeros_like(t["arena"])
-    turned = (t["positions"].flip(0).contiguous(), frequencies(device, size), t["offsets"], out, t["offsets"])
-    return Call(
-        lambda how: pages.rotate_pages(t["arena"], form, *turned, implementation=how),
-        pages.choose(device, dtype),
-        t,
-        lambda: pages.unpack(out, form, t["offsets"], implementation="torch"),
-    )
+    held = (t["positions"].flip(0).contiguous(), frequencies(device, size), t["offsets"], out, t["offsets"])
+    left = (out, form, t["offsets"])
+    return _on_pages(pages.rotate_pages, t, t["arena"], form, *held, dtypes=[dtype], read=left, tolerance=ROUNDING)
 
 
-# -- laws and trees -----------------------------------------------------------------------------------------------
+def _page(dtype, size, widths=(RAW, RAW)) -> int:
+    return PageFormat(size, size, *widths, dtype=dtype).bytes
+
+
+def _unpack(dtype, count, size, widths) -> int:
+    """To float32 rows, int64 positions and one byte of liveness a slot."""
+    return count * (_page(dtype, size, widths) + 4 + SLOTS * (8 * size + 9))
+
+
+# -- distributions and trees --------------------------------------------------------------------------------------
 
 
 def statistics(device, dtype, rows=2, vocab=300, k=5) -> Call:
     logits = draw(device, dtype, rows, vocab) * 3
-    return Call(
-        lambda how: distribution.statistics(logits, k, implementation=how)[:-1],
-        distribution.choose(logits),
-        {"logits": logits},
-    )
+    choice = distribution.choose(logits)
+    return _call(distribution.statistics, logits, k, choice=choice, tensors={"logits": logits})
 
 
 def sample(device, dtype, rows=2, vocab=300, temperature=0.8, top_k=40, top_p=0.9, min_p=None) -> Call:
     logits = draw(device, dtype, rows, vocab) * 3
-    rules = (temperature, top_k, top_p, min_p)
-    return Call(
-        lambda how: distribution.sample(logits, *rules, seed=1, implementation=how)[:-1],
-        distribution.choose(logits),
-        {"logits": logits},
-    )
+    held, choice = (logits, temperature, top_k, top_p, min_p), distribution.choose(logits)
+    return _call(distribution.sample, *held, seed=1, choice=choice, tensors={"logits": logits})
 
 
-def verify(device, dtype, mode="rejection", nodes=7, vocab=60) -> Call:
-    """A binary tree of the likeliest tokens under each node; under rejection drawn from a proposal like the target."""
-    logits = draw(device, dtype, 1, nodes, vocab) * 3
-    parents = torch.tensor([[(node - 1) // 2 if node else -1 for node in range(nodes)]], device=device)
-    depths = torch.tensor([[(node + 1).bit_length() - 1 for node in range(nodes)]], device=device)
-    best = logits[0].topk(2).indices[(torch.arange(nodes, device=device) - 1).clamp_min(0) // 2]
-    tokens = best.gather(1, (torch.arange(nodes, device=device) - 1).clamp_min(0)[:, None] % 2).T.contiguous()
-    proposals = (logits[0].float() + draw(device, torch.float32, nodes, vocab)).log_softmax(-1)
-    rows = torch.arange(nodes, device=device)[None] if mode == "rejection" else None
-    held = (logits, tokens, parents, depths, torch.full_like(tokens, int(mode == "rejection")))
-    t = {"logits": logits, "proposals": proposals}
-    drawn = {"proposals": proposals, "rows": rows} if mode == "rejection" else {}
-    place = torch.tensor([11], device=device)
-    return Call(
-        lambda how: verification.verify(*held, place, mode, 1, **drawn, width=2, implementation=how)[:-1],
-        verification.choose(logits, drawn.get("proposals")),
-        t,
-    )
+def verify(mode: str) -> Callable[..., Call]:
+    def prepare(device, dtype, nodes=7, vocab=60) -> Call:
+        """A binary tree of the likeliest tokens under each node; rejection has a proposal like the target."""
+        logits, numbers = draw(device, dtype, 1, nodes, vocab) * 3, torch.arange(nodes, device=device)
+        parents = torch.tensor([[(node - 1) // 2 if node else -1 for node in range(nodes)]], device=device)
+        depths = torch.tensor([[(node + 1).bit_length() - 1 for node in range(nodes)]], device=device)
+        best, order = logits[0].topk(2).indices, (numbers - 1).clamp_min(0)
+        tokens = best[order // 2].gather(1, order[:, None] % 2).T.contiguous()
+        held = (logits, tokens, parents, depths, torch.full_like(tokens, int(mode == "rejection")))
+        proposals = (logits[0].float() + draw(device, torch.float32, nodes, vocab)).log_softmax(-1)
+        drawn = {"proposals": proposals, "rows": numbers[None]} if mode == "rejection" else {}
+        place, choice = torch.tensor([11], device=device), verification.choose(logits, drawn.get("proposals"))
+        t = {"logits": logits, "proposals": proposals}
+        return _call(verification.verify, *held, place, mode, 1, **drawn, width=2, choice=choice, tensors=t)
+
+    return prepare
 
 
-def verify_chains(device, dtype, chains=4, levels=2, vocab=60) -> Call:
-    """Chains of 2 tokens or more, of which every two share their first; the likeliest of proposals like the target."""
-    pairs = -(-chains // 2)
-    nodes = 1 + pairs + chains * (levels - 1)
-    logits = draw(device, dtype, 1, nodes, vocab) * 3
-    proposals = (logits[0].float() + draw(device, torch.float32, nodes, vocab)).log_softmax(-1)
-    strand, level = torch.arange(chains, device=device), torch.arange(levels, device=device)
-    table = torch.where(level == 0, 1 + strand[:, None] // 2, 1 + pairs + strand[:, None] + chains * (level - 1))
-    parents = torch.full((nodes,), -1, device=device)
-    depths, ranks = parents + 1, parents + 1
-    parents[table[:, 0]], parents[table[:, 1:]] = 0, table[:, :-1]
-    depths[table] = (level + 1).expand(chains, levels)
-    ranks[table[:, 0]], ranks[table[:, 1]] = strand // 2, strand % 2
-    order = proposals[parents.clamp_min(0)].argsort(-1, descending=True)
-    tokens = order.gather(1, ranks[:, None]).T.contiguous()
-    place, rows = torch.tensor([11], device=device), torch.arange(nodes, device=device)[None]
-    held = (logits, tokens, parents[None], depths[None], place, table[None], proposals, rows, 1)
-    return Call(
-        lambda how: verification.verify_chains(*held, implementation=how)[:-1],
-        verification.choose(logits, proposals, chains=table[None]),
-        {"logits": logits, "proposals": proposals},
-    )
+# -- the table ----------------------------------------------------------------------------------------------------
 
 
-OPERATIONS: dict[str, Callable[..., Call]] = {
-    "attention": sdpa,
-    "attend_pages": attend_pages,
-    "attend_staged": attend_staged,
-    "attend_prefix": attend_prefix,
-    "attend_live": attend_in_run,
-    "merge": merge,
-    "page_mass": page_mass,
-    "segment_mass": segment_mass,
-    "pages.pack": pack,
-    "pages.unpack": unpack,
-    "pages.demote": demote,
-    "pages.gather": gather,
-    "pages.scatter": scatter,
-    "pages.move": move,
-    "pages.compact": compact,
-    "pages.merge": merge_slots,
-    "pages.evict": evict,
-    "pages.rotate": rotate,
-    "pages.rotate_pages": rotate_pages,
-    "statistics": statistics,
-    "sample": sample,
-    "verify.greedy": lambda *on, **shape: verify(*on, "greedy", **shape),
-    "verify.keyed": lambda *on, **shape: verify(*on, "keyed", **shape),
-    "verify.rejection": lambda *on, **shape: verify(*on, "rejection", **shape),
-    "verify_chains": verify_chains,
-}
+def _verify(dtype, nodes, vocab, proposals=0) -> int:
+    """The distributions of all nodes, since nobody knows the path beforehand."""
+    return nodes * (vocab * (dtype.itemsize + proposals) + 48)
+
+
+def _merge(dtype, segments, rows, heads, size) -> tuple[int, int]:
+    return 4 * (segments + 1) * rows * heads * (size + 1), 2 * segments * rows * heads * size
+
+
+OPERATIONS: dict[str, Operation] = {
+    "attention": Operation(sdpa),
+    "attend_pages": Operation(attend_pages, _attend_pages),
+    "attend_staged": Operation(attend_staged, lambda t, rows, **s: _attention(t, rows, keys=rows, masked=rows, **s)),
+    "attend_prefix": Operation(attend_prefix, _attention),
+    "attend_live": Operation(attend_in_run, lambda t, rows, keys, capacity, **s: (
+        _attention(t, rows, keys=keys + rows, masked=rows, **s))),
+    "merge": Operation(merge, _merge),
+    "page_mass": Operation(page_mass, _page_mass),
+    "segment_mass": Operation(segment_mass, _segment_mass),
+    "pages.pack": Operation(pack, lambda t, count, size, widths: (
+        count * (SLOTS * (2 * size * t.itemsize + 4) + 8 + _page(t, size, widths)))),
+    "pages.unpack": Operation(unpack, _unpack),
+    "pages.demote": Operation(demote, lambda t, count, size: (
+        count * (_page(t, size, (8, 8)) + _page(t, size, (4, 4)) + 12))),
+    # an offset and a number per slot, in place of an offset per page
+    "pages.gather": Operation(gather, lambda t, count, **s: _unpack(t, count, **s) + count * (12 * SLOTS - 4)),
+    "pages.scatter": Operation(scatter, lambda t, kv_heads, rows, size: (
+        kv_heads * rows * (4 * size * t.itemsize + 16) + 16 * rows + 32 * kv_heads)),
+    # there and back: rows and positions read and written, four indices, live masks
+    "pages.move": Operation(move, lambda t, count, size: (
+        2 * count * (SLOTS // 2 * (2 * (2 * size * t.itemsize + 4) + 24) + 8))),
+    "pages.compact": Operation(compact, lambda t, count, size: (
+        2 * count * _page(t, size, (4, 4)) + count * (12 * SLOTS + 5))),
+    # a source and a target read, the target written, by four indices and two weights
+    "pages.merge": Operation(merge_slots, lambda t, count, size: (
+        count * (SLOTS // 4 * (6 * size * t.itemsize + 32) + 8))),
+    "pages.evict": Operation(evict, lambda t, count, size: count * (SLOTS // 2 * 12 + 8)),
+    "pages.rotate": Operation(rotate, lambda t, kv_heads, keys, size: (
+        2 * kv_heads * keys * size * t.itemsize + 16 * keys + 2 * size)),
+    "pages.rotate_pages": Operation(rotate_pages, lambda t, count, size: (
+        count * (2 * _page(t, size) + 4 * SLOTS + 8) + 2 * size)),
+    "statistics": Operation(statistics, lambda t, rows, vocab, k: rows * (vocab * t.itemsize + 20 + 12 * k)),
+    "sample": Operation(sample, lambda t, rows, vocab, **_: rows * (vocab * t.itemsize + 64)),
+    "verify.greedy": Operation(verify("greedy"), _verify),
+    "verify.keyed": Operation(verify("keyed"), _verify),
+    "verify.rejection": Operation(verify("rejection"), lambda t, **s: _verify(t, **s, proposals=4)),
+}  # fmt: skip
