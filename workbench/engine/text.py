@@ -27,6 +27,7 @@ WINDOW, LEAST, MOST = 24, 6, 12  # tokens decoded anew for each token, where onl
 CHARACTER = 4  # bytes at most, and characters at most that a normalizer puts together as one (NFC)
 PLAIN = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that byte-level vocabularies write as they are
 OTHERS = sorted({*range(256)} - {*PLAIN})
+SEQUENCES = ("decoders", "normalizers", "pretokenizers")  # of steps, as `tokenizers` writes them
 ALPHABET = {chr(byte): byte for byte in PLAIN} | {chr(256 + n): byte for n, byte in enumerate(OTHERS)}
 
 
@@ -364,7 +365,7 @@ def _parts(component: Any) -> list[dict] | None:
         parts = [json.loads(component.__getstate__())]
     except Exception:  # one that is written in Python
         return None
-    while key := next((key for part in parts for key in ("decoders", "normalizers", "pretokenizers") if key in part), ""):
+    while key := next((key for key in SEQUENCES if any(key in part for part in parts)), None):
         parts = [inner for part in parts for inner in part.get(key, [part])]
     return parts
 
