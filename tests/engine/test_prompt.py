@@ -21,7 +21,8 @@ CHAT = (
 
 def model(tokenizer=None, vocabulary: int = 300, context: int = 64) -> SimpleNamespace:
     """What `encode_prompt` reads of a model."""
-    return SimpleNamespace(name="m", tokenizer=tokenizer, vocab_size=vocabulary, context=context)
+    sizes = {"vocab_size": vocabulary, "ids_read": vocabulary, "context": context}
+    return SimpleNamespace(name="m", tokenizer=tokenizer, **sizes)
 
 
 def with_chat(template: str | None = CHAT) -> SimpleNamespace:

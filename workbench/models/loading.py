@@ -32,6 +32,7 @@ EMBEDDED = {"embedded": "target", "embedded-draft": "draft"}
 Model = LanguageModel | torch.nn.Module | str
 """What a caller may pass as a model: a `LanguageModel`, a transformers model in memory, or a name for `load`."""
 
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 MOST_LAYERS = 2000  # that a config may ask for
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 _loaded: "dict[tuple, tuple[tuple, TransformersModel]]" = {}  # by all arguments: the stamp of the files, and the model
@@ -62,10 +63,9 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
         return torch.float32 if device.type == "cpu" else None
     if isinstance(dtype, torch.dtype):
         return dtype
-    names = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
-    if dtype not in names:
-        raise BadInput(f"unknown dtype {dtype!r}; expected one of {', '.join(names)}")
-    return names[dtype]
+    if dtype not in DTYPES:
+        raise BadInput(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    return getattr(torch, dtype)
 
 
 def load(
@@ -109,13 +109,12 @@ def load(
         if key not in _loaded:
             lm = _load(str(name), source, where, kind, revision, bool(trust_remote_code), reader, key, progress)
             _loaded[key] = (now if isinstance(source, Path) else _stamp(source, reader, revision), lm)
-        lm = _loaded[key][1]
-    return up_to_date(lm)
+        return _served(_loaded[key][1])
 
 
 def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer: Any) -> LanguageModel:
     """A model in memory is what it is: BadInput where something else is asked of it."""
-    lm = up_to_date(_registered[name])
+    lm = _served(_registered[name])
     asked = {"device": device and resolve_device(device), "dtype": dtype and resolve_dtype(dtype, lm.device)}
     other = [option for option, value in asked.items() if value is not None and value != getattr(lm, option)]
     other += [option for option, value in {"revision": revision, "tokenizer": tokenizer}.items() if value is not None]
@@ -167,37 +166,28 @@ def register_model(name: str, model: Any, tokenizer: Any = None) -> LanguageMode
         raise BadInput(f"register_model: expected a name, got {name!r}")
     if name in EMBEDDED:
         raise BadInput(f"the name {name!r} belongs to an embedded model; choose another")
-    lm = _wrap(model, tokenizer) if isinstance(model, torch.nn.Module) else _protocol(model)
-    _registered[name] = lm
-    return lm
+    _registered[name] = _served(model, tokenizer)
+    return _registered[name]
 
 
 def as_model(given: Model) -> LanguageModel:
     """The language model meant, as it is now."""
-    if isinstance(given, str | Path):
-        return load(given)
-    return _wrap(given) if isinstance(given, torch.nn.Module) else up_to_date(_protocol(given))
+    return load(given) if isinstance(given, str | Path) else _served(given)
 
 
-def up_to_date(lm: LanguageModel) -> LanguageModel:
-    """A model, after it has looked whether what it wraps was changed since (`refresh`)."""
-    lm.refresh()
-    return lm
+def _served(given: Any, tokenizer: Any = None) -> LanguageModel:
+    """A model in memory, after it has looked whether what it wraps was changed since (`refresh`)."""
+    if isinstance(given, torch.nn.Module):
+        from workbench.models.adapter import wrap
 
-
-def _protocol(given: Any) -> LanguageModel:
+        return wrap(given, tokenizer)
     if not all(hasattr(given, name) for name in ("forward", "new_store", "vocab_size")):
         raise BadInput(
             f"expected a model, got {type(given).__name__}: a name, a directory, a transformers model or what"
             " workbench.load gives"
         )
+    given.refresh()
     return given
-
-
-def _wrap(model: torch.nn.Module, tokenizer: Any = None) -> LanguageModel:
-    from workbench.models.adapter import wrap
-
-    return wrap(model, tokenizer)
 
 
 def known_models() -> list[str]:

@@ -9,7 +9,7 @@ from workbench.engine.model import LanguageModel, Output
 from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.heads import modules, weights
-from workbench.speculation.heads.feature_model import FeatureModel
+from workbench.speculation.heads.model import HeadModel
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
@@ -47,15 +47,16 @@ class Eagle(RowDrafter):
     def default_shape(self) -> DraftShape:
         return FixedLength(3)
 
-    def model(self, lm: LanguageModel) -> FeatureModel:
+    def model(self, lm: LanguageModel) -> HeadModel:
         """The layer for a target; raises BadInput where there is none."""
-        module = weights.load(self.variant, modules.Eagle, self.weights, lm)
+        module = weights.load(self.variant, modules.EagleLayer, self.weights, lm)
 
         def blank(tokens) -> torch.Tensor:
             embedded = lm.embed(tokens)
             return torch.cat([torch.zeros_like(embedded), embedded], -1)
 
-        return weights.kept(lm, ("runner", module), lambda: FeatureModel(self.variant, module, lm, blank))
+        parts = {"layer": module}
+        return weights.kept(lm, ("runner", module), lambda: HeadModel(self.variant, lm, module, parts, blank))
 
     def check(self, lm: LanguageModel) -> None:
         self.model(lm)

@@ -11,7 +11,8 @@ from workbench.errors import BadInput
 from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.adapter import AdapterModel, Adapters
+from workbench.speculation.heads.adapter import Adapters
+from workbench.speculation.heads.model import HeadModel
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.confidence import ConfidenceStop
 from workbench.speculation.tree import DraftTree
@@ -93,8 +94,8 @@ class Kangaroo(RowDrafter):
             raise BadInput(
                 f"Kangaroo: no adapter behind {missing[0]} layers; {self.weights!r} has {list(module.exits)}"
             )
-        name = f"{lm.name} adapters"
-        return {"draft": kept(lm, ("runner", module, self.exits), lambda: AdapterModel(lm, module, self.exits, name))}
+        name, parts = f"{lm.name} adapters", module.behind(self.exits)
+        return {"draft": kept(lm, ("runner", module, self.exits), lambda: HeadModel(name, lm, module, parts))}
 
     def observe(self, state: State, r: Round, start: int, out: Output) -> None:
         runner = state.runners["draft"]

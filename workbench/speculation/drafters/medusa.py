@@ -74,8 +74,8 @@ class Medusa(HeadDrafter):
     def default_shape(self) -> DraftShape:
         return FixedTree((6, 1))
 
-    def module(self, lm: LanguageModel) -> modules.Medusa:
-        return weights.load("medusa", modules.Medusa, self.weights, lm)
+    def module(self, lm: LanguageModel) -> modules.MedusaHeads:
+        return weights.load("medusa", modules.MedusaHeads, self.weights, lm)
 
     def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
         lm, depths = builder.state.runners["target"].model, [builder.tree.depths[node] for node in nodes]

@@ -10,12 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from workbench.cache.store import CacheStore
-from workbench.engine.model import LanguageModel, Output, chosen
-from workbench.speculation.heads.feature_model import HeadModel
 from workbench.speculation.heads.modules import Attend, Attention
 
-__all__ = ["AdapterModel", "Adapters"]
+__all__ = ["Adapters"]
 
 
 class Adapter(nn.Module):
@@ -43,39 +40,6 @@ class Adapters(nn.Module):
         self.exits = tuple(exits)
         self.adapters = nn.ModuleList(Adapter(width, heads, kv_heads) for _ in self.exits)
 
-
-class AdapterModel(HeadModel):
-    """Adapters as a `LanguageModel` over exit states: its layer i is the adapter behind `exits[i]` target layers.
-
-    `forward` takes states [R, width] and `layers=[i]`; `logits_at=()` spares the head.
-    """
-
-    gives = frozenset({"layers"})
-
-    def __init__(self, lm: LanguageModel, module: Adapters, exits: Sequence[int], name: str):
-        self.exits = tuple(exits)
-        self.adapters = [module.adapters[module.exits.index(e)] for e in self.exits]
-        parts = {str(e): adapter for e, adapter in zip(self.exits, self.adapters, strict=True)}
-        key = ("adapters", lm.key, name, self.exits)
-        super().__init__(name, key, lm, module, self.adapters[0].attention, len(self.exits), parts)
-
-    @torch.inference_mode()
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: Sequence[int],
-        cache: CacheStore,
-        mask: torch.Tensor | None = None,
-        layers: Sequence[int] | None = None,
-        logits_at: str | Sequence[int] = "all",
-        want: Sequence[str] = (),
-    ) -> Output:
-        """See `LanguageModel`; `layers` names one adapter."""
-        (layer,) = range(self.layers) if layers is None else layers
-        cache.begin(positions, mask, (layer,))
-        try:
-            places = torch.as_tensor(list(positions), device=self.device)
-            states = self.adapters[layer](tokens[None], places, self.attend(cache, layer))[0]
-        finally:
-            cache.end()
-        return Output(self.head(chosen(states, logits_at)))
+    def behind(self, exits: Sequence[int]) -> dict[int, Adapter]:
+        """Exit -> its adapter, for some of them."""
+        return {exit: self.adapters[self.exits.index(exit)] for exit in exits}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Attention", "Block", "Eagle", "Hydra", "Medusa", "Norm", "causal"]
+__all__ = ["Attention", "Block", "EagleLayer", "HydraHeads", "MedusaHeads", "Norm", "causal"]
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -37,7 +37,7 @@ class Residual(nn.Module):
         return self.out(F.silu(self.into(x)))
 
 
-class Medusa(nn.Module):
+class MedusaHeads(nn.Module):
     """One head per depth over the target's state. [..., width] -> [heads, ..., width]."""
 
     def __init__(self, width: int, heads: int = 4):
@@ -48,7 +48,7 @@ class Medusa(nn.Module):
         return torch.stack([hidden + head(hidden) for head in self.heads])
 
 
-class Hydra(nn.Module):
+class HydraHeads(nn.Module):
     """One head per depth that also reads the tokens up to it."""
 
     def __init__(self, width: int, heads: int = 4):
@@ -114,7 +114,7 @@ class Block(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
-class Eagle(nn.Module):
+class EagleLayer(nn.Module):
     """A feature and the token after it -> one decoder layer -> the next feature, and the state the head reads.
 
     sampling: FSPAD. The pair is widened to 4·width, gated by the token, and projected back, so that the token picks

@@ -34,9 +34,11 @@ def probe(lm: LanguageModel) -> list[float]:
     """Evenly spread entries of the model's final hidden state after eight fixed tokens; empty if it shows none."""
 
     def read() -> list[float]:
+        if "hidden" not in lm.gives:
+            return []
         ids = [(7 * i + 3) % lm.vocab_size for i in range(8)]
         hidden = lm.forward(ids, range(8), lm.new_store(), logits_at="last", want=("hidden",)).hidden
-        return [] if hidden is None else _spread(hidden[-1])
+        return _spread(hidden[-1])
 
     return kept(lm, ("probe",), read)
 
