@@ -63,7 +63,7 @@ class DeviceTree:
         return self.levels[-1].stop
 
     @property
-    def fed(self) -> int:
+    def expanded(self) -> int:
         """Nodes that have children: those the drafter reads, the root included."""
         return self.levels[-1].start
 
@@ -225,7 +225,7 @@ class DeviceRound:
     def _reject(self, root, tokens, exists, dists: DeviceDistributions, proposals):
         """-> path [depth] as of `_walk`, the token that follows every row of it [N], and what became of the nodes."""
         greedy, template = self.sampling.greedy, self.template
-        rows = self._numbers.masked_fill(self._numbers >= template.fed, -1)
+        rows = self._numbers.masked_fill(self._numbers >= template.expanded, -1)
         kinds = torch.full_like(self._numbers, verification.POINT if greedy else verification.DIST)
         found = verification.verify(
             dists.scores[None], tokens[None], self._parents.masked_fill(~exists, -1)[None], self._depths[None],
@@ -254,7 +254,7 @@ class DeviceRound:
         self, dists: DeviceDistributions, proposals: tuple[torch.Tensor, torch.Tensor], tokens: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Target against draft after every node with children, told for each child: see `Speculative._compare`."""
-        fed, parents = self.template.fed, self._parents[1:]
+        fed, parents = self.template.expanded, self._parents[1:]
         greedy = self.sampling.greedy
         target, draft = (dists.raw if greedy else dists.scores)[:fed], proposals[0 if greedy else 1]
         p, q = target.exp(), draft.exp()
