@@ -167,10 +167,10 @@ def _conclude(decoder: Declared, state: State, r: Round, round_: DeviceRound, fo
     """Append and commit what a round has found; of its nodes those count that exist, by numbers of their own."""
     form, kept = round_.template, np.flatnonzero(found["exists"]).tolist()
     numbers = {node: number for number, node in enumerate(kept)}
-    tree = DraftTree([state.pending])
+    tree, qs = DraftTree([state.pending]), found.get("q")  # at level `off` nobody asks for the latter
     for node in kept[1:]:
         kind = POINT if form.seeded or round_.sampling.greedy else DIST
-        q = float(found["q"][node - 1])
+        q = None if qs is None else float(qs[node - 1])
         tree.add(numbers[form.parents[node]], int(found["tokens"][node]), kind, q, form.drafter)
     path = [numbers[int(node)] for node in found["path"] if node >= 0]
     if form.depth:
