@@ -3,7 +3,7 @@
 To add a kernel, give its operation a row of that table and its shapes a row of `SHAPES`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,9 @@ __all__ = ["SHAPES", "Case", "baselines", "cases"]
 
 HEADS = {"kv_heads": 8, "group": 4, "size": 128}
 KINDS = {"16": ((RAW, RAW),), "8": ((8, 8),), "4": ((4, 4),), "2": ((2, 2),), "mixed": MIXED}
-LAWS = ("statistics", "sample", "verify")
-SDPA = {
-    "sdpa flash": SDPBackend.FLASH_ATTENTION,
-    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
-    "sdpa math": SDPBackend.MATH,
-}
+LOGITS = ("statistics", "sample", "verify")
+BACKENDS = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
+SDPA = {f"sdpa {name.partition('_')[0].lower()}": getattr(SDPBackend, name) for name in BACKENDS}
 
 
 @dataclass(frozen=True)
@@ -39,11 +35,10 @@ class Case:
     @property
     def dtype(self) -> torch.dtype:
         """Logits come in float32, keys and values in bfloat16."""
-        return torch.float32 if self.operation.startswith(LAWS) else torch.bfloat16
+        return torch.float32 if self.operation.startswith(LOGITS) else torch.bfloat16
 
     @property
     def work(self) -> tuple[int, int]:
-        """Bytes and floating-point operations."""
         return OPERATIONS[self.operation].floor(self.dtype, **self.shape)
 
     def prepare(self, device: str) -> Call:
@@ -51,14 +46,6 @@ class Case:
 
 
 # -- shapes -------------------------------------------------------------------------------------------------------
-
-
-def _pages() -> Iterator[tuple[str, dict]]:
-    for context in (8192, 1024, 32768):
-        for rows in (1, 16, 4):
-            for kind, widths in KINDS.items():
-                shape = {"rows": rows, "count": context // SLOTS, "widths": widths} | HEADS
-                yield f"R={rows} n={context} kind={kind}", shape
 
 
 def _each(**columns: tuple) -> list[tuple[str, dict]]:
@@ -73,39 +60,48 @@ def _with(rows: list[tuple[str, dict]], **fixed) -> list[tuple[str, dict]]:
     return [(label, row | fixed) for label, row in rows]
 
 
+def _pages() -> list[tuple[str, dict]]:
+    return [
+        (f"R={rows} n={context} kind={kind}", {"rows": rows, "count": context // SLOTS, "widths": widths} | HEADS)
+        for context in (8192, 1024, 32768) for rows in (1, 16, 4) for kind, widths in KINDS.items()
+    ]  # fmt: skip
+
+
 # the first shape of each is what --quick takes
 VOCABULARIES = {"vocab": (131_072, 32_768, 262_144), "rows": (1, 16)}
 PLAIN = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None}
 FILTERED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "min_p": None}
-NAMED_WIDTHS = [(f"width={bits}", {"widths": (bits, bits)}) for bits in (4, 8, 2)]
+CODED = [(f"pages={n} width={b}", {"count": n, "widths": (b, b), "size": 128}) for n in (2048, 256) for b in (4, 8, 2)]
+WHOLE = _with(_each(count=(2048, 256)), size=128)
+TREES = _each(nodes=(64, 8), vocab=(131_072,))
 SHAPES: dict[str, list[tuple[str, dict]]] = {
-    "attend_pages": list(_pages()),
+    "attend_pages": _pages(),
     "attend_staged": _with(_each(rows=(64, 8)), **HEADS),
     "attend_prefix": _with(_each(keys=(8192, 1024, 32768), sequences=(16, 4), rows=(1, 4)), **HEADS),
     "attend_live": _with(_each(keys=(8192, 1024, 32000), rows=(1, 8)), capacity=32768, **HEADS),
     "merge": _with(_each(segments=(4, 32), rows=(16, 1)), heads=32, size=128),
-    "page_mass": list(_pages()),
+    "page_mass": _pages(),
     "segment_mass": _with(_each(keys=(1024, 8192), rows=(16, 1)), **HEADS),
-    "pages.pack": [(f"pages={n} {w}", {"count": n, "size": 128} | s) for n in (2048, 256) for w, s in NAMED_WIDTHS],
-    "pages.unpack": [(f"pages={n} {w}", {"count": n, "size": 128} | s) for n in (2048, 256) for w, s in NAMED_WIDTHS],
-    "pages.demote": _with(_each(count=(2048, 256)), size=128),
-    "pages.gather": [(f"pages={n} {w}", {"count": n, "size": 128} | s) for n in (2048, 256) for w, s in NAMED_WIDTHS],
+    "pages.pack": CODED,
+    "pages.unpack": CODED,
+    "pages.demote": WHOLE,
+    "pages.gather": CODED,
     "pages.scatter": _with(_each(rows=(8, 1)), kv_heads=8, size=128),
-    "pages.move": _with(_each(count=(2048, 256)), size=128),
+    "pages.move": WHOLE,
     "pages.compact": _with(_each(count=(1024, 64)), size=128),
-    "pages.merge": _with(_each(count=(2048, 256)), size=128),
-    "pages.evict": _with(_each(count=(2048, 256)), size=128),
+    "pages.merge": WHOLE,
+    "pages.evict": WHOLE,
     "pages.rotate": _with(_each(keys=(8192, 32768)), kv_heads=8, size=128),
-    "pages.rotate_pages": _with(_each(count=(2048, 256)), size=128),
+    "pages.rotate_pages": WHOLE,
     "statistics": _with(_each(**VOCABULARIES), k=8),
     "sample": [
         (f"{label} {name}", shape | rules)
         for label, shape in _each(**VOCABULARIES)
         for name, rules in (("top-k top-p", FILTERED), ("plain", PLAIN))
     ],
-    "verify.greedy": _each(nodes=(64, 8), vocab=(131_072,)),
-    "verify.keyed": _each(nodes=(64, 8), vocab=(131_072,)),
-    "verify.rejection": _each(nodes=(64, 8), vocab=(131_072,)),
+    "verify.greedy": TREES,
+    "verify.seeded": TREES,
+    "verify.rejection": TREES,
 }
 
 

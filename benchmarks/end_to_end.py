@@ -3,10 +3,9 @@
     python benchmarks/end_to_end.py [--size 8b] [--device cuda] [--prompt 128] [--tokens 128] [--out FILE]
 
 A Llama of random bfloat16 weights decodes greedily, one sequence. The floor is the time to read the weights once at the
-bandwidth of a device copy, measured here; a figure is the share of that bandwidth an arm reaches. Per arm: milliseconds
-a token, the median over decode rounds for the workbench (its whole step, the record included), the difference of two
-lengths divided by their distance for `generate`, so that neither counts prefill, compilation or capture. On a CPU the
-floors are printed and no speed is measured.
+bandwidth of a device copy, measured here. A figure is the share of that bandwidth an arm reaches. Times are in ms
+a token without prefill, compilation or capture: for the workbench the median of whole steps, for `generate` the
+difference of two lengths divided by their distance. On a CPU the floors are printed and no speed is measured.
 """
 
 import argparse
@@ -73,7 +72,6 @@ def workbench_ms(lm, prompt: list[int], tokens: int, level: str) -> tuple[float,
 def generate_ms(model, prompt: list[int], tokens: int, **options) -> float:
     """Milliseconds a token: the best of three at two lengths, so that what both share drops out."""
     ids = torch.tensor([prompt], device=model.device)
-
     options |= {"attention_mask": torch.ones_like(ids), "do_sample": False}
 
     def seconds(count: int) -> float:
@@ -93,9 +91,9 @@ def measure(model, prompt: list[int], tokens: int) -> list[dict]:
     for level in ("off", "default"):
         ms, where = workbench_ms(lm, prompt, tokens, level)
         rows.append({"arm": f"workbench, level {level} ({where})", "ms_per_token": ms})
-    rows.append({"arm": "model.generate", "ms_per_token": generate_ms(model, prompt, tokens)})
     compiled = {"cache_implementation": "static"}  # generate compiles the forward pass by itself with such a cache
-    rows.append({"arm": "model.generate, compiled", "ms_per_token": generate_ms(model, prompt, tokens, **compiled)})
+    for arm, options in (("model.generate", {}), ("model.generate, compiled", compiled)):
+        rows.append({"arm": arm, "ms_per_token": generate_ms(model, prompt, tokens, **options)})
     return rows
 
 

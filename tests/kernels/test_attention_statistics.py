@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.kernels.attention_cases import EXACT, broken, law, paged, with_options
+from tests.kernels.attention_cases import EXACT, broken, expected, paged, with_options
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
@@ -25,7 +25,7 @@ def mass_of(scores: torch.Tensor, lse: torch.Tensor, heads: int, reduce: str):
 def test_mass_and_entropy_from_the_definition(rows, reduce, device):
     """Group of 3 (padded to 4), several row blocks at 40 rows, ragged heads; other segments in lse."""
     pages = paged(rows=rows, group=3, size=32, counts=(2, 1))
-    _, lse, scores = law(pages)
+    _, lse, scores = expected(pages)
     lse = lse + 0.3
     for where, how in ((pages, "torch"), (pages.to(device), "triton")):
         given = lse.float().to(where.q.device)
@@ -41,7 +41,7 @@ def test_mass_of_the_last_rows_with_options(device):
     pages = paged(rows=3, group=2, size=80, counts=(3, 2))
     pages_options, meaning = with_options(pages)
     pages.options |= pages_options
-    _, lse, scores = law(pages, **meaning)
+    _, lse, scores = expected(pages, **meaning)
     for where, how in ((pages, "torch"), (pages.to(device), "triton")):
         got = where.call(segment_attention.page_mass, lse.float().to(where.q.device), last=2, implementation=how)
         want = mass_of(scores[1:], lse[1:], 2, "sum")
@@ -51,7 +51,7 @@ def test_mass_of_the_last_rows_with_options(device):
 
 @pytest.mark.parametrize("sigma", [None, (0.8, 1.3)], ids=["exact", "weighted"])
 def test_the_masses_of_all_segments_are_the_whole(sigma, device):
-    """Pages and staged rows: the masses sum to 1 a row and head, the entropy shares to the entropy of the whole law."""
+    """Pages and staged rows: the masses sum to 1 a row and head, the entropy shares to the entropy of the whole."""
     pages = paged(rows=4, group=2, size=32, counts=(3, 2)).to(device)
     draw = torch.Generator().manual_seed(1)
     k, v = (torch.randn(2, 4, 32, generator=draw).to(device) for _ in range(2))
@@ -69,25 +69,15 @@ def test_the_masses_of_all_segments_are_the_whole(sigma, device):
     ]
     total = sum(part.mass.flatten(2).sum(-1) for part in parts)
     assert_close("mass", total, torch.full((4, 2), 2.0), EXACT)
-    scores = [law(pages.to("cpu"))[2]]
+    scores = [expected(pages.to("cpu"))[2]]
     staged = pages.q.cpu().double().unflatten(1, (2, 2)) @ k.cpu().double().mT * pages.scale
     staged = staged.flatten(1, 2).masked_fill(~torch.ones(4, 4, dtype=torch.bool).tril()[:, None], -torch.inf)
     scores.append(staged)
-    # exp(s - lse_j + sigma_j lse_j), normalised: the law that the merge stands for
+    # exp(s - lse_j + sigma_j lse_j), normalised: what the merge stands for
     own = [s.logsumexp(-1, keepdim=True) for s in scores]
     p = torch.cat([s + (w - 1) * o for s, o, w in zip(scores, own, weights, strict=True)], -1).softmax(-1)
     assert_close("entropy", sum(part.entropy for part in parts), -torch.xlogy(p, p).sum(-1), EXACT)
     assert_close("pages", parts[0].mass.flatten(2), p[..., :96].unflatten(1, (2, 2)).sum(2), EXACT)
-
-
-def test_top_slots_follow_the_mass():
-    mass = torch.zeros(2, 3, SLOTS)
-    mass[0, 2, 5], mass[0, 0, 1], mass[1, 1, 31] = 0.5, 0.3, 0.9
-    values, slots = segment_attention.top_slots(mass, 2)
-    assert slots[0].tolist() == [69, 1] and slots[1, 0] == 63
-    assert values.tolist() == [[0.5, pytest.approx(0.3)], [pytest.approx(0.9), 0.0]]
-    with pytest.raises(ValueError, match=r"expected k in \[0, 96\], got 97"):
-        segment_attention.top_slots(mass, 97)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +148,7 @@ def guarded_mass(kernels, device: str) -> None:
     assert_close("entropy", entropy.inside.sum(0), want[1], EXACT)
 
     pages = paged(rows=3, group=3, size=48, counts=(3, 3)).to(device)
-    _, lse, scores = law(pages.to("cpu"))
+    _, lse, scores = expected(pages.to("cpu"))
     page_ins = [Guarded(t.to(device)) for t in (lse.float(), pages.q)]
     page_mass = Guarded(torch.full((2, 6, 3 * SLOTS), torch.nan, device=device))  # one block more than there is
     page_entropy = Guarded(torch.full((2, 3, 6), torch.nan, device=device))

@@ -13,7 +13,7 @@ from tests.kernels.attention_cases import (
     Paged,
     broken,
     compare,
-    law,
+    expected,
     paged,
     tolerance,
     with_options,
@@ -51,7 +51,7 @@ def pairwise() -> list[tuple]:
 def test_equals_a_softmax_over_the_slots(case, device):
     """Rows, groups, head sizes, query and raw dtypes in every pairing; widths mixed in one call, ragged heads."""
     pages = paged(*case, counts=(3, 1))
-    want = law(pages)
+    want = expected(pages)
     got = pages.call(segment_attention.attend_pages, implementation="torch")
     assert got[0].dtype == got[1].dtype == torch.float32
     compare(got, want, EXACT)
@@ -64,7 +64,7 @@ def test_every_pair_of_widths(device):
     pages = paged(rows=1, group=4, size=64, value_size=32, raw=torch.bfloat16, counts=(len(WIDTHS), 3))
     kinds = {tuple(pages.arena[16 * u :][[4, 6]].tolist()) for u in pages.table[0].tolist()}
     assert len(kinds) >= 20
-    compare(pages.to(device).call(segment_attention.attend_pages, implementation="triton"), law(pages), EXACT)
+    compare(pages.to(device).call(segment_attention.attend_pages, implementation="triton"), expected(pages), EXACT)
 
 
 @pytest.mark.parametrize("raw", AXES["raw"], ids=lambda d: str(d).removeprefix("torch."))
@@ -83,7 +83,7 @@ def test_float64_is_kept_in_torch():
     pages = paged(dtype=torch.float64, raw=torch.float64)
     got = pages.call(segment_attention.attend_pages)
     assert got[0].dtype == torch.float64
-    compare(got, law(pages), 1e-12)
+    compare(got, expected(pages), 1e-12)
 
 
 @pytest.mark.parametrize("splits", [2, 3, 8])
@@ -92,7 +92,7 @@ def test_splits_change_nothing(splits, device):
     from workbench_kernels.segment_attention import paged as kernel
 
     pages = paged(rows=3, group=2, size=32, counts=(7, 5, 0))
-    compare(pages.to(device).call(kernel.attend_pages, splits=splits), law(pages), EXACT)
+    compare(pages.to(device).call(kernel.attend_pages, splits=splits), expected(pages), EXACT)
 
 
 @pytest.mark.parametrize("counts", [(0, 2), (0, 0)], ids=["one-head", "all-heads"])
@@ -116,8 +116,8 @@ def test_bias_tau_and_window(device):
     pages = paged(rows=3, group=2, size=64, counts=(3, 2))
     pages_options, meaning = with_options(pages)
     pages.options |= pages_options
-    want = law(pages, **meaning)
-    assert 0 < (want[2] > -torch.inf).sum() < (law(pages)[2] > -torch.inf).sum()
+    want = expected(pages, **meaning)
+    assert 0 < (want[2] > -torch.inf).sum() < (expected(pages)[2] > -torch.inf).sum()
     compare(pages.call(segment_attention.attend_pages, implementation="torch"), want, EXACT)
     compare(pages.to(device).call(segment_attention.attend_pages, implementation="triton"), want, EXACT)
 
@@ -132,7 +132,7 @@ def test_a_window_that_shows_nothing(device):
 def test_dead_slots_may_hold_anything(device):
     """NaN in the keys and values of slots that are not live touches nobody."""
     pages = paged(rows=1, counts=(1, 1), widths=[(RAW, RAW)])
-    want = law(pages)
+    want = expected(pages)
     form = PageFormat(32, 32, dtype=torch.float32)
     for h in range(2):
         at = 16 * int(pages.table[h, 0])
@@ -168,7 +168,7 @@ def guarded_launch(attention, tiles, device: str):
         *(q.inside.stride(0), q.inside.stride(1), 3, 3, 3, 0, pages.scale),
         **{"REDUCE": "none", "VALUE_GROUPS": 3, "RAW": "fp32", **plan.constants},
     )
-    compare(segment_attention.merge(out.inside, lse.inside), law(pages.to("cpu")), EXACT)
+    compare(segment_attention.merge(out.inside, lse.inside), expected(pages.to("cpu")), EXACT)
     for guarded in (q, out, lse):
         guarded.assert_untouched()
 
@@ -219,7 +219,7 @@ def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
             case.call(segment_attention.attend_pages, implementation="triton")
         assert "\n" not in str(caught.value) and "implementation='torch'" in str(caught.value)
         if case.options["raw"] != torch.float64:
-            compare(case.call(segment_attention.attend_pages), law(case), EXACT)
+            compare(case.call(segment_attention.attend_pages), expected(case), EXACT)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="interpreter is off"):
         pages.call(segment_attention.attend_pages, implementation="triton")

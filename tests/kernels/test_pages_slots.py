@@ -1,4 +1,4 @@
-"""Acts on single slots: scatter, move, compact, merge, evict, by their laws and against the torch reference."""
+"""Acts on single slots: scatter, move, compact, merge, evict, by their invariants and against the torch reference."""
 
 from dataclasses import replace
 

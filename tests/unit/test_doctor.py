@@ -18,7 +18,7 @@ from workbench_kernels.selftest import OPERATIONS, Call
 
 HELPERS = {
     "ancestor_words", "attend", "blank", "choose", "kseq_node", "kseq_rho", "ledger", "mask_words", "normaliser",
-    "top_slots", "words_mask",
+    "words_mask",
 }  # fmt: skip
 SDPA = "attention"
 

@@ -42,7 +42,6 @@ class ManagedStore(PlainStore):
         self._fetched = [(0, 0)] * layers  # slots and bytes read from the host
 
     def rows_left(self, length: int) -> int:
-        """How many rows from a committed length on may go into one forward."""
         at = self.stack.next(length, self.prompt)
         return MANY if at is None else at - length
 
@@ -105,7 +104,6 @@ class ManagedStore(PlainStore):
         return self._masks[key]
 
     def add_mass(self, layer: int, mass: torch.Tensor) -> None:
-        """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
         expected = [len(self.watched), len(self._run.k[layer])]
         if mass.ndim != 3 or list(mass.shape[:2]) != expected:
             raise RuntimeError(f"layer {layer}: attention mass {list(mass.shape)}, expected {[*expected, 'slots']}")
@@ -168,12 +166,10 @@ class ManagedStore(PlainStore):
         return new
 
     def read_stats(self) -> tuple[int, int, int]:
-        """What a forward reads: raw slots, coded slots (both per KV head, the most of any layer), bytes of pages."""
         page_tables = [state.page_table for state in self._layers if state.page_table is not None]
         return self.held, max((s.live for s in page_tables), default=0), sum(s.bytes for s in page_tables)
 
     def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
-        """Events and rows of the bits table since the last call."""
         for layer, (slots, size) in enumerate(self._fetched):
             if slots:
                 self._events.append({"layer": layer, "op": "fetch", "destination": "device", "bytes": size})

@@ -47,28 +47,42 @@ class Segment:
 
 
 class CacheStore(Protocol):
-    """What a decoder and the engine may ask of any store. One store holds one sequence for one model."""
+    """What a decoder and the engine may ask of any store. One store holds one sequence for one model.
+
+    The members with a body are the answers of a store that nobody maintains.
+    """
 
     length: int  # committed tokens
     staged: int  # rows in flight, in all layers or in some
     behind: int  # of them, those that the layers of the open forward had staged before it
-    watched: Sequence[int]  # rows of the open forward whose attention mass is wanted
-    implementation: str  # what computed the attention last
+    watched: Sequence[int] = ()  # rows of the open forward whose attention mass is wanted
+    implementation: str = "sdpa"  # what computed the attention last
 
     def begin(
         self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
     ) -> None: ...
     def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None: ...
     def segments(self, layer: int, window: int | None = None) -> list[Segment]: ...
-    def add_mass(self, layer: int, mass: torch.Tensor) -> None: ...  # what the watched rows looked at
     def end(self) -> None: ...
     def commit(self, rows: Sequence[int]) -> None: ...
     def discard(self) -> None: ...
     def fork(self) -> "CacheStore": ...
-    def rows_left(self, length: int) -> int: ...  # from a committed length on, up to the next maintenance
-    def read_stats(self) -> tuple[int, int, int]: ...  # what a forward reads: see `rounds.costs.Reads`
     def ledger(self) -> dict[str, list]: ...
-    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]: ...  # what maintenance did: events, bits table
+
+    def add_mass(self, layer: int, mass: torch.Tensor) -> None:
+        """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
+
+    def rows_left(self, length: int) -> int:
+        """How many rows from a committed length on may go into one forward: up to the next maintenance."""
+        return MANY
+
+    def read_stats(self) -> tuple[int, int, int]:
+        """What a forward reads: raw slots, coded slots (both per KV head, the most of any layer), bytes of pages."""
+        return self.length, 0, 0
+
+    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
+        """Events and rows of the bits table of what maintenance did since the last call."""
+        return [], {}
 
 
 _claim = threading.Lock()
@@ -117,11 +131,8 @@ class _Run:
         return new
 
 
-class PlainStore:
+class PlainStore(CacheStore):
     """Every committed token in the model's own dtype, one rectangular run per layer."""
-
-    watched: Sequence[int] = ()  # nobody's attention mass is wanted
-    implementation = "sdpa"
 
     def __init__(self, layers: int):
         self._run = _Run(layers)
@@ -180,9 +191,6 @@ class PlainStore:
         run.k[layer][:, start : start + self._rows] = k
         run.v[layer][:, start : start + self._rows] = v
         self._counts[layer] = self.behind + self._rows
-
-    def add_mass(self, layer: int, mass: torch.Tensor) -> None:
-        raise RuntimeError("no row of this store is watched")
 
     def end(self) -> None:
         """Close the forward: its rows now count as staged."""
@@ -269,15 +277,6 @@ class PlainStore:
         new = PlainStore(0)
         new._run, new.length, new.held = self._run, self.length, self.held
         return new
-
-    def rows_left(self, length: int) -> int:
-        return MANY
-
-    def read_stats(self) -> tuple[int, int, int]:
-        return self.held, 0, 0
-
-    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
-        return [], {}
 
     def ledger(self) -> dict[str, list]:
         """Columns over layers: live slots, and bytes by kind as they lie in storage (free slots are `pad`)."""

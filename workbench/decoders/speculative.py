@@ -58,10 +58,10 @@ class Speculative(Decoder):
         return {**super().caches(settings), **self.drafter.caches()}
 
     def check(self, lm: LanguageModel, settings: Settings) -> None:
+        for member, needs in ((self.verifier, self.verifier.needs & {"hidden"}), (self.drafter, self.drafter.needs)):
+            require(lm, f"{member.family} {member.declared_name!r}", needs)
         self.verifier.check(settings, lm)
-        require(lm, f"verifier {self.verifier.declared_name!r}", self.verifier.needs & {"hidden"})
         self.drafter.check(lm)
-        require(lm, f"drafter {self.drafter.declared_name!r}", self.drafter.needs)
         self.shape.check(self.drafter, lm)
         self.drafter.runners(lm)
         refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device)

@@ -227,17 +227,13 @@ class PackedDistribution:
         """As of `Distribution`, for the round's own tree."""
         return self._comparison
 
-    def statistics_at(self, rows: list[int], tokens: list[int]) -> dict[str, list]:
+    def statistics(self, tokens: list[int], rows: list[int]) -> dict[str, list]:
         """As of `Distribution`, for the tokens plain decoding takes."""
         if tokens != [self._choices[row] for row in rows]:
             raise RuntimeError(f"the round took {[self._choices[row] for row in rows]}, not {tokens}")
         table, cut_by = [self._table[row] for row in rows], [self._cut_by[row] for row in rows]
-        columns = unpack(table, self._vocabulary, cut_by, self._sampled)
-        if self.greedy:
-            columns["entropy_sampled_nats"] = [0.0] * len(rows)
-            columns["p_sampled"] = [1.0] * len(rows)
-            columns["keep_size"] = [1] * len(rows)
-        return columns
+        best = [True] * len(rows) if self.greedy else None
+        return unpack(table, self._vocabulary, cut_by, self._sampled, best)
 
 
 def _outcome(found: dict[str, np.ndarray], kept: list[int]) -> Outcome:

@@ -5,11 +5,11 @@ The torch path is `Sampling.cut`. Where Triton runs and at most one filter is se
 several removed a token), the fused kernels take its place.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from workbench.engine.distribution import TOP, figures
+from workbench.engine.distribution import figures
 from workbench.engine.sampling import Sampling, finite, wide
 from workbench_kernels import distribution
 from workbench_kernels.noise import reference as noise
@@ -22,15 +22,13 @@ class DeviceDistributions:
     """The distributions of R rows.
 
     raw, scores: [R, V] as in `Distribution`; removed: bool [R, filters], which filter removed something; finite: bool
-    [], every logit is finite; sample: what the fused kernel drew, or None.
+    [], every logit is finite.
     """
 
     raw: torch.Tensor
     scores: torch.Tensor
     removed: torch.Tensor
     finite: torch.Tensor
-    sample: distribution.Sample | None = None
-    logits: torch.Tensor | None = field(default=None, repr=False)
 
 
 class DeviceSampling:
@@ -90,15 +88,13 @@ class DeviceSampling:
 
     def figures(self, dists: DeviceDistributions, ids: torch.Tensor) -> torch.Tensor:
         """The float64 table of `distribution.figures` for the tokens `ids` [R] that were taken."""
-        if dists.sample is None:
-            return figures(dists.raw, dists.scores if self.sampled else None, ids[:, None])
-        return _fused_figures(dists, ids[:, None], self.sampling.temperature if self.sampled else None)
+        return figures(dists.raw, dists.scores if self.sampled else None, ids[:, None])
 
     def _fused(self, logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, DeviceDistributions]:
         sampling, heat = self.sampling, self.sampling.temperature or 1.0
         found = distribution.sample(
             logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
-            self.seed, positions, min(TOP, logits.shape[-1]), "triton",
+            self.seed, positions, implementation="triton",
         )  # fmt: skip
         logits = logits.float()
         raw = logits - found.raw.lse[:, None]
@@ -109,23 +105,7 @@ class DeviceSampling:
             kept = (logits > edge) | ((logits == edge) & (ids <= last))
             scores = (logits / heat - found.lse[:, None]).masked_fill(~kept, -torch.inf)
             removed = removed | (found.kept < logits.shape[1])[:, None]
-        return found.token.clamp_min(0), DeviceDistributions(raw, scores, removed, finite(logits), found, logits)
-
-
-def _fused_figures(dists: DeviceDistributions, ids: torch.Tensor, temperature: float | None) -> torch.Tensor:
-    found, raw = dists.sample, dists.sample.raw
-    chosen = dists.logits.gather(-1, ids)
-    rank = (dists.logits > chosen).sum(-1, keepdim=True) + 1
-    lse = raw.lse[:, None]
-    parts = [raw.entropy[:, None], raw.varentropy[:, None], chosen - lse, rank, raw.top_values - lse, raw.top_ids]
-    if temperature is not None:
-        value, number = raw.top_values, raw.top_ids
-        edge, last = found.threshold[:, None], found.threshold_id[:, None]
-        kept = (value > edge) | ((value == edge) & (number <= last))
-        dist = found.lse[:, None]
-        best = (value / temperature - dist).masked_fill(~kept, -torch.inf)
-        parts += [found.entropy[:, None], found.kept[:, None], dists.scores.gather(-1, ids), best, number]
-    return torch.cat([part.double() for part in parts], -1)
+        return found.token.clamp_min(0), DeviceDistributions(raw, scores, removed, finite(logits))
 
 
 def fit(rows: torch.Tensor, size: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -118,17 +119,10 @@ class Sampling(Declared):
             return "ruled out every token"
         return "" if self.greedy or best < math.inf else "gave a token an infinite score"
 
-    def _filters(self) -> list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
-        chosen = []
-        if self.top_k is not None:
-            chosen.append(("top_k", lambda logp: keep_top_k(logp, self.top_k)))
-        if self.top_p is not None and self.top_p < 1:
-            chosen.append(("top_p", lambda logp: keep_top_p(logp, self.top_p)))
-        if self.min_p:
-            chosen.append(("min_p", lambda logp: keep_min_p(logp, self.min_p)))
-        if self.typical_p is not None and self.typical_p < 1:
-            chosen.append(("typical_p", lambda logp: keep_typical(logp, self.typical_p)))
-        return chosen
+    def _filters(self) -> list[tuple[str, Callable[[torch.Tensor, Any], torch.Tensor], Any]]:
+        """Name, rule and value of the filters that are set, in the order in which they act."""
+        chosen = ((name, keep, getattr(self, name), idle) for name, (keep, idle) in FILTERS.items())
+        return [(name, keep, value) for name, keep, value, idle in chosen if value is not None and value != idle]
 
     def cut(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [R, V] after the filters, and bool [R, filters], which of them removed something. Copies
@@ -136,9 +130,9 @@ class Sampling(Declared):
         logp = scores.log_softmax(-1)
         filters = self._filters()
         removed = torch.zeros(len(logp), len(filters), dtype=torch.bool, device=logp.device)
-        for number, (_, keep) in enumerate(filters):
+        for number, (_, keep, value) in enumerate(filters):
             alive = logp > -torch.inf
-            kept = keep(logp) & alive
+            kept = keep(logp, value) & alive
             removed[:, number] = kept.sum(-1) < alive.sum(-1)
             logp = logp.masked_fill(~kept, -torch.inf).log_softmax(-1)
         return logp, removed
@@ -146,7 +140,7 @@ class Sampling(Declared):
     @property
     def filters(self) -> list[str]:
         """Names of the filters that are set, in the order in which they act."""
-        return [name for name, _ in self._filters()]
+        return [name for name, *_ in self._filters()]
 
     def _cut_by(self, scores: torch.Tensor, removed: torch.Tensor) -> list[tuple[str, ...]]:
         """For each row what removed tokens."""
@@ -234,3 +228,11 @@ def keep_typical(logp: torch.Tensor, mass: float) -> torch.Tensor:
     kept = ordered.cumsum(-1) - ordered < mass
     kept[..., 0].fill_(True)
     return torch.zeros_like(kept).scatter(-1, index, kept)
+
+
+FILTERS = {  # name -> the rule, and the value at which it keeps all
+    "top_k": (keep_top_k, None),
+    "top_p": (keep_top_p, 1),
+    "min_p": (keep_min_p, 0),
+    "typical_p": (keep_typical, 1),
+}

@@ -70,7 +70,7 @@ class Texts:
     """
 
     def __init__(self, dist: Callable[[Prefix], Distribution], length: int, runs: int, tie: float):
-        """dist(prefix): plain decoding's, its last row after the prefix. tie: nats by which rounding may cut tokens off."""
+        """dist(prefix): plain decoding's, the last row after it. tie: nats by which rounding may cut a token off."""
         self.cells: dict[Prefix, float] = {}
         self.found: Counter = Counter()
         self._same: dict[Prefix, Prefix] = {}  # tokens at the edge of the support -> the least likely one inside

@@ -129,7 +129,7 @@ class Round:
         prompt = self.state.tokens
         dist = self.dist(logits, lambda row: prompt[: start + row + 1])
         ids = prompt[start + 1 : end + 1]
-        extend(self.step.prompt, {"token_id": ids} | dist.statistics(0, ids))
+        extend(self.step.prompt, {"token_id": ids} | dist.statistics(ids))
 
     def approach(self, role: str) -> None:
         """Where one forward cannot hold all that a runner has not read, feed it all but the pending token."""
@@ -178,7 +178,7 @@ class Round:
                 break
         step.tokens = {"token_id": tokens[:kept], "source": sources[:kept], "model": [model] * kept}
         if self.logging:
-            step.tokens |= dist.statistics_at(rows[:kept], tokens[:kept])
+            step.tokens |= dist.statistics(tokens[:kept], rows[:kept])
         step.emitted = kept
         if self.settings.level == "full":
             places = range(len(state.tokens) - kept, len(state.tokens))

@@ -1,4 +1,4 @@
-"""What the figures of a law and the keyed draw from it mean, in plain torch: float32 inside, float64 kept."""
+"""What the figures of a distribution and the seeded draw from it mean, in plain torch: float32 inside, float64 kept."""
 
 from functools import lru_cache
 from math import log
@@ -24,32 +24,27 @@ def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest logits of each row and their ids, both [R, k]; NaN and -1 for a row that is no law."""
+    """The k largest logits of each row and their ids, both [R, k]; NaN and -1 for a row that is no distribution."""
     values, ids = logits.sort(dim=-1, descending=True, stable=True)  # stable: the lowest id first
-    lawless = ~law_rows(logits)[:, None]
-    return values[:, :k].masked_fill(lawless, torch.nan), ids[:, :k].masked_fill(lawless, -1)
+    bad = ~sound_rows(logits)[:, None]
+    return values[:, :k].masked_fill(bad, torch.nan), ids[:, :k].masked_fill(bad, -1)
 
 
-def law_rows(logits: torch.Tensor) -> torch.Tensor:
+def sound_rows(logits: torch.Tensor) -> torch.Tensor:
     """[R] bool: rows without NaN or +inf that keep at least one token."""
     return (logits < torch.inf).all(-1) & (logits > -torch.inf).any(-1)
 
 
 def sample(
-    logits: torch.Tensor,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    seed: int,
+    logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, seed: int,
     positions: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """-> token, p, kept, lse, entropy, threshold, threshold_id, each [R]. See the public function."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nothing = (-1, torch.nan, 0, torch.nan, torch.nan, torch.nan, -1)
     rows = [
-        _sample_row(row, temperature, top_k, top_p, min_p, seed, position) if law else nothing
-        for row, law, position in zip(logits, law_rows(logits).tolist(), positions.tolist(), strict=True)
+        _sample_row(row, temperature, top_k, top_p, min_p, seed, position) if sound else nothing
+        for row, sound, position in zip(logits, sound_rows(logits).tolist(), positions.tolist(), strict=True)
     ]
     dtypes = (torch.int64, logits.dtype, torch.int64, logits.dtype, logits.dtype, logits.dtype, torch.int64)
     columns = list(zip(*rows, strict=True)) or [()] * 7

@@ -1,33 +1,21 @@
 """The work on packed pages: pack, read, demote, and the acts on their slots.
 
-An *arena* is a one-dimensional uint8 tensor of many pages; a page is named by its offset in units of 16 bytes
-(`ALIGN`), a slot by its page's offset and its number 0..31. What names one is an integer tensor on the arena's device;
-the kernels copy nothing to the host, except where `check` asks for it. Entries of slot lists with an offset below 0 do
-nothing, so that lists can have a fixed length. `layout` says what lies where in a page.
+An *arena* is a one-dimensional uint8 tensor of many pages. A page is named by its offset in units of 16 bytes, `ALIGN`,
+a slot by its page's offset and its number 0..31. Names are integer tensors on the arena's device. Entries of slot lists
+with an offset below 0 do nothing, so that lists can have a fixed length. Nothing is copied to the host, except where
+`check` asks for it. `layout` says what lies where in a page.
 
-Every function takes `implementation`: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can; `choose`
-says which and why. They raise ValueError where shapes, dtypes or the kind of page do not fit, RuntimeError with the
-reason where Triton is asked for and cannot run.
+Every function takes `implementation`: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. `choose`
+says which and why. All raise ValueError where shapes, dtypes or the kind of page do not fit. Where Triton is asked for
+and cannot run, they raise RuntimeError with the reason.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from workbench_kernels.pages import reference
-from workbench_kernels.pages.checks import (
-    backend,
-    check_arena,
-    check_finite,
-    check_frequencies,
-    check_names,
-    check_rows,
-    check_stored,
-    choose,
-    destination,
-    raw_dtypes,
-    rows_as_arena,
-)
+from workbench_kernels.pages import checks, reference
+from workbench_kernels.pages.checks import backend, check_arena, check_names, check_stored, choose, rows_as_arena
 from workbench_kernels.pages.layout import ALIGN, BITS, GAINS, RAW, SLOTS, PageFormat, header, ledger
 
 __all__ = [
@@ -52,8 +40,8 @@ def pack(
     """Write full or partly filled pages, quantised as `form` says; both implementations give the same bytes.
 
     Keys have one step per channel of a page, values one per slot and group of channels, asymmetric. The 8-bit grid
-    covers the live values, its step and zero are stored in half precision, and codes are computed from what is
-    stored: |x - x̂| <= gain * step / 2 up to rounding in float32. RAW and, for float16 inputs, 16 are bit-exact.
+    covers the live values; its step and zero are stored in half precision. Codes are computed from what is stored:
+    |x - x̂| <= gain * step / 2 up to rounding in float32. RAW and, for float16 inputs, 16 are bit-exact.
 
     Parameters
     ----------
@@ -67,12 +55,12 @@ def pack(
     Returns the arena, or pages uint8 [n, form.bytes].
     """
     n = len(k)
-    check_rows("pack", k, v, form, (n, SLOTS), k.device)
-    out, where, offsets = destination("pack", arena, form, offsets, n, k.device, "an arena and offsets")
+    checks.check_rows("pack", k, v, form, (n, SLOTS), k.device)
+    out, where, offsets = checks.destination("pack", arena, form, offsets, n, k.device, "an arena and offsets")
     check_names("pack", where, positions, shape=(n, SLOTS))
     check_names("pack", where, used, shape=(n,))
     if check:
-        check_finite("pack", k, v, used, form)
+        checks.check_finite("pack", k, v, used, form)
     coded = [x.dtype for x, bits in ((k, form.bits_k), (v, form.bits_v)) if bits in GAINS]  # others are bit patterns
     kernel = backend("pack", k.device, *coded, implementation=implementation)
     if kernel is not None:
@@ -93,9 +81,9 @@ def unpack(
     """
     arena, offsets = rows_as_arena("unpack", pages, form, offsets)
     asked = () if dtype is None else (dtype,)
-    kernel = backend("read", arena.device, *raw_dtypes(form), *asked, implementation=implementation)
+    kernel = backend("read", arena.device, *checks.raw_dtypes(form), *asked, implementation=implementation)
     if kernel is not None:
-        return kernel.unpack(arena, form, offsets, dtype or torch.float32)
+        return kernel.read(arena, form, offsets, None, dtype or torch.float32)
     k, v, positions, live = reference.unpack(reference.fetch(arena, offsets, form), form)
     return k.to(dtype or k.dtype), v.to(dtype or v.dtype), positions, live
 
@@ -121,7 +109,7 @@ def demote(
         if high != low and not (high in GAINS and low in GAINS and low < high):
             raise ValueError(f"demote: {name} go from 8 to 4 to 2 bits or stay, got {high} to {low} (0 = raw)")
     arena, offsets = rows_as_arena("demote", pages, form, offsets)
-    out, where, out_offsets = destination("demote", out, to, out_offsets, len(offsets), arena.device)
+    out, where, out_offsets = checks.destination("demote", out, to, out_offsets, len(offsets), arena.device)
     kernel = backend("read", arena.device, implementation=implementation)
     if kernel is not None:
         kernel.demote(arena, form, to, offsets, where, out_offsets)
@@ -142,9 +130,9 @@ def gather(
     check_arena("gather", arena)
     check_names("gather", arena, offsets, slots)
     asked = () if dtype is None else (dtype,)
-    kernel = backend("read", arena.device, *raw_dtypes(form), *asked, implementation=implementation)
+    kernel = backend("read", arena.device, *checks.raw_dtypes(form), *asked, implementation=implementation)
     if kernel is not None:
-        return kernel.gather(arena, offsets, slots, form, dtype or torch.float32)
+        return kernel.read(arena, form, offsets, slots, dtype or torch.float32)
     k, v, positions, live = reference.gather(arena, offsets, slots, form)
     return k.to(dtype or k.dtype), v.to(dtype or v.dtype), positions, live
 
@@ -164,7 +152,7 @@ def scatter(
     """
     check_arena("scatter", arena)
     check_stored("scatter", form)
-    check_rows("scatter", k, v, form, tuple(k.shape[:2]), arena.device)
+    checks.check_rows("scatter", k, v, form, tuple(k.shape[:2]), arena.device)
     check_names("scatter", arena, rows, positions, shape=(rows.numel(),))
     check_names("scatter", arena, offsets, slots, shape=(len(k), rows.numel()))
     kernel = backend("slots", arena.device, implementation=implementation)
@@ -257,7 +245,7 @@ def merge(
             f"merge: expected weights {list(offsets.shape)} and own weights [{m}] on {arena.device}, "
             f"got {list(weights.shape)} and {list(own.shape)}"
         )
-    kernel = backend("slots", arena.device, *raw_dtypes(form), implementation=implementation)
+    kernel = backend("slots", arena.device, *checks.raw_dtypes(form), implementation=implementation)
     (kernel or reference).merge(arena, offsets, slots, weights, to_offsets, to_slots, own, form)
 
 
@@ -289,7 +277,7 @@ def rotate(
     for names in (origin, target):
         shape = tuple(k.shape[:2]) if names.ndim == 2 else (k.shape[1],)
         check_names("rotate", k, names, shape=shape)
-    check_frequencies("rotate", inv_freq, k.shape[2], k.device)
+    checks.check_frequencies("rotate", inv_freq, k.shape[2], k.device)
     kernel = backend("rotation", k.device, k.dtype, implementation=implementation)
     return (kernel or reference).rotate(k, origin, target, inv_freq)
 
@@ -308,9 +296,9 @@ def rotate_pages(
     check_stored("rotate_pages", form, values=False)
     arena, offsets = rows_as_arena("rotate_pages", pages, form, offsets)
     check_names("rotate_pages", arena, targets, shape=(len(offsets), SLOTS))
-    check_frequencies("rotate_pages", inv_freq, form.head_dim, arena.device)
-    out, where, out_offsets = destination("rotate_pages", out, form, out_offsets, len(offsets), arena.device)
-    kernel = backend("rotation", arena.device, *raw_dtypes(form), implementation=implementation)
+    checks.check_frequencies("rotate_pages", inv_freq, form.head_dim, arena.device)
+    out, where, out_offsets = checks.destination("rotate_pages", out, form, out_offsets, len(offsets), arena.device)
+    kernel = backend("rotation", arena.device, *checks.raw_dtypes(form), implementation=implementation)
     if kernel is not None:
         kernel.rotate_pages(arena, form, offsets, targets, inv_freq, where, out_offsets)
     else:

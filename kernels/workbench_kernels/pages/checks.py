@@ -4,7 +4,7 @@ import importlib
 
 import torch
 
-from workbench_kernels.dispatch import Choice, decide
+from workbench_kernels.dispatch import Choice, decide, refuse_dtypes
 from workbench_kernels.pages.layout import ALIGN, GAINS, RAW, SLOTS, PageFormat
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "choose", "destination", "raw_dtypes", "rows_as_arena",
 ]  # fmt: skip
 
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HALF_RANGE = torch.finfo(torch.float16).max
 
 
@@ -22,14 +21,7 @@ def choose(device: torch.device | str, *dtypes: torch.dtype, implementation: str
     dtypes: the floating dtypes at work, those of the tensors and of RAW pages. Raises ValueError for an unknown
     implementation, RuntimeError where Triton is asked for and cannot run.
     """
-    return decide(torch.device(device).type, lambda: _refusal(dtypes), implementation, "page")
-
-
-def _refusal(dtypes: tuple[torch.dtype, ...]) -> str | None:
-    for dtype in dtypes:
-        if dtype not in TRITON_DTYPES:
-            return f"it computes in float32, and something is {str(dtype).removeprefix('torch.')}"
-    return None
+    return decide(torch.device(device).type, lambda: refuse_dtypes("something is", *dtypes), implementation, "page")
 
 
 def backend(part: str, device: torch.device, *dtypes: torch.dtype, implementation: str):

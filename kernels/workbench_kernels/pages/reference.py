@@ -36,8 +36,8 @@ def steps(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 def to_codes(x: torch.Tensor, step: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes at a width, int32 of x's shape; step and zero broadcast against x.
 
-    The 8-bit code rounded once more: the gains are odd, so this is the code of direct rounding, and both stages
-    together err by at most half a step of the width.
+    The 8-bit code rounded once more. The gains are odd, so this is the code of direct rounding: both stages together
+    err by at most half a step of the width.
     """
     level = ((x.float() - zero.float()) / step.float()).clamp(0, 255)
     return coarser((level + 0.5).int(), 1, GAINS[bits])
@@ -99,8 +99,8 @@ def unpack(page: torch.Tensor, form: PageFormat) -> tuple[torch.Tensor, torch.Te
     """Pages uint8 [n, form.bytes] -> k [n, SLOTS, D] and v [n, SLOTS, Dv] in float32 (float64 for RAW float64),
     positions int64 [n, SLOTS], live bool [n, SLOTS]."""
     n = len(page)
-    mask = numbers(page[:, :4])[:, 0]
-    live = (mask[:, None] >> torch.arange(SLOTS, device=page.device)) & 1 == 1
+    mask = page[:, :4].contiguous().view(torch.int32)
+    live = (mask >> torch.arange(SLOTS, device=page.device)) & 1 == 1
     places = page[:, HEADER : form.scale_k].contiguous().view(torch.int32).long()
     out = []
     for bits, gain_at, scales, codes, end, width in (
@@ -156,22 +156,12 @@ def cells(offsets: torch.Tensor, form: PageFormat) -> torch.Tensor:
     return offsets.long()[:, None] + torch.arange(form.bytes // ALIGN, device=offsets.device)
 
 
-def numbers(rows: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, 4 m] -> int64 [n, m], unsigned."""
-    shifts = torch.arange(0, 32, 8, device=rows.device)
-    return (rows.long().unflatten(-1, (-1, 4)) << shifts).sum(-1)
-
-
 # -- slots ----------------------------------------------------------------------------------------------------------
 
 
 def at(offsets: torch.Tensor, slots: torch.Tensor, start: int, row: int) -> torch.Tensor:
     """Byte indices [..., row] of each slot's row in the section that begins at `start`."""
     return (offsets.long() * ALIGN + start + slots.long() * row)[..., None] + torch.arange(row, device=offsets.device)
-
-
-def read(arena: torch.Tensor, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return arena[index].view(dtype)
 
 
 def write(arena: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> None:

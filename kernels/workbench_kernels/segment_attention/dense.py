@@ -10,20 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
+from workbench_kernels.segment_attention import scores as ops
 from workbench_kernels.segment_attention.merging import launch
-from workbench_kernels.segment_attention.scores import (
-    load_merged,
-    load_queries,
-    probabilities,
-    softmax_step,
-    staged_visible,
-    store_mass,
-    store_output,
-    tile_rows,
-)
 from workbench_kernels.segment_attention.tiles import STAGES, split_count, tile
 
-__all__ = ["attend_dense", "dense_mass"]
+__all__ = ["attend_dense"]
 
 
 @triton.jit
@@ -36,31 +27,16 @@ def dense_attention_kernel(
     v_ptr,  # [Hk, n, Dv]; not read for REDUCE
     base_ptr,  # [1] int32, or None for 0
     words_ptr,  # [R, ceil(n_staged / 32)] int32, or None
-    q_row_stride,
-    q_head_stride,
-    k_head_stride,
-    k_row_stride,
-    v_head_stride,
-    v_row_stride,
-    words_row_stride,
-    n_rows,
-    n_staged,
-    scale,
-    MASK: tl.constexpr,
+    q_row_stride, q_head_stride, k_head_stride, k_row_stride, v_head_stride, v_row_stride, words_row_stride, n_rows,
+    n_staged, scale, MASK: tl.constexpr,
     REDUCE: tl.constexpr,  # "none" for attention
-    GROUP_SIZE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_V: tl.constexpr,
+    GROUP_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     split, kv_head = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    row, head, inside = tile_rows(n_rows, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS)
-    q = load_queries(q_ptr, row, head, inside, q_row_stride, q_head_stride, HEAD_DIM, BLOCK_D)
+    row, head, inside = ops.tile_rows(n_rows, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS)
+    q = ops.load_queries(q_ptr, row, head, inside, q_row_stride, q_head_stride, HEAD_DIM, BLOCK_D)
     key_channels = tl.arange(0, BLOCK_D)[None, :]
     value_channels = tl.arange(0, BLOCK_V)[None, :]
     if base_ptr is None:
@@ -75,28 +51,28 @@ def dense_attention_kernel(
     total = tl.zeros((BLOCK_ROWS * BLOCK_HEADS,), tl.float32)  # for REDUCE the entropy
     acc = tl.zeros((BLOCK_ROWS * BLOCK_HEADS, BLOCK_V), tl.float32)
     if REDUCE != "none":
-        merged = load_merged(merged_ptr, row, head, inside, GROUP_SIZE)
+        merged = ops.load_merged(merged_ptr, row, head, inside, GROUP_SIZE)
     for start in range(split * share, last, BLOCK_KEYS):
         keys = start + tl.arange(0, BLOCK_KEYS)
         held = keys < live
         k_rows = k_ptr + kv_head * k_head_stride + keys.to(tl.int64)[:, None] * k_row_stride
         k = tl.load(k_rows + key_channels, mask=held[:, None] & (key_channels < HEAD_DIM), other=0).to(tl.float32)
-        seen = staged_visible(words_ptr, row, keys, inside, base, n_rows, n_staged, words_row_stride, MASK)
+        seen = ops.staged_visible(words_ptr, row, keys, inside, base, n_rows, n_staged, words_row_stride, MASK)
         scores = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, float("-inf"))
         if REDUCE == "none":
             v_rows = v_ptr + kv_head * v_head_stride + keys.to(tl.int64)[:, None] * v_row_stride
             v = tl.load(v_rows + value_channels, mask=held[:, None] & (value_channels < VALUE_DIM), other=0)
-            best, total, acc = softmax_step(best, total, acc, scores, v.to(tl.float32), PRECISION)
+            best, total, acc = ops.softmax_step(best, total, acc, scores, v.to(tl.float32), PRECISION)
         else:
-            p, entropy = probabilities(scores, merged)
+            p, entropy = ops.probabilities(scores, merged)
             total += entropy
-            store_mass(out_ptr, p, keys, held, n_rows, live, REDUCE, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS, BLOCK_KEYS)
+            ops.store_mass(
+                out_ptr, p, keys, held, n_rows, live, REDUCE, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS, BLOCK_KEYS
+            )
 
-    if REDUCE == "none":
-        store_output(out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, GROUP_SIZE, VALUE_DIM, BLOCK_V)
-    else:
-        heads = tl.num_programs(2) * GROUP_SIZE
-        tl.store(lse_ptr + (split.to(tl.int64) * n_rows + row) * heads + head, total, mask=inside)
+    ops.store_output(
+        out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, REDUCE, GROUP_SIZE, VALUE_DIM, BLOCK_V
+    )
 
 
 def attend_dense(q, k, v, scale, mask=None, splits=None, base=None, staged=None, **mass):
@@ -117,8 +93,3 @@ def attend_dense(q, k, v, scale, mask=None, splits=None, base=None, staged=None,
         *v.stride()[:2], 0 if words is None else words.stride(0), rows, n if staged is None else staged, scale,
         **mass, MASK=kind, BLOCK_KEYS=block_keys, num_stages=STAGES,
     )  # fmt: skip
-
-
-def dense_mass(q, k, scale, lse, mask, reduce) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns mass [Hk, n] or [R, Hk, n], entropy [R, H]; see the public function."""
-    return attend_dense(q, k, k, scale, mask, lse=lse, reduce=reduce, places=k.shape[1])

@@ -9,15 +9,9 @@ __all__ = ["attend_live"]
 
 
 def attend_live(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    base: torch.Tensor,
-    words: torch.Tensor,
-    staged: int,
-    scale: float,
-    splits: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, base: torch.Tensor, words: torch.Tensor, staged: int,
+    scale: float, splits: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Attention of R rows over the live slots of a run, in Triton, without asking the device how many there are.
 
     q: [R, H, D]; k: [Hk, capacity, D]; v: [Hk, capacity, Dv], strided views allowed. base: int32 [1] on the device,

@@ -17,12 +17,8 @@ def merge_fwd_kernel(
     outs_ptr,  # [S, R * H, Dv]
     lses_ptr,  # [S, R * H]
     sigma_ptr,  # [S] float32 or None
-    n_rows,
-    n_segments,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    n_rows, n_segments, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK_V)[None, :]
     best = tl.full((), float("-inf"), tl.float32)

@@ -92,26 +92,22 @@ def softmax_step(best, total, acc, scores, values, PRECISION: tl.constexpr):
 def store_output(
     out_ptr,  # [splits, R, H, Dv] float32
     lse_ptr,  # [splits, R, H] float32
-    best,
-    total,
-    acc,
-    row,
-    head,
-    inside,
-    n_rows,
-    GROUP_SIZE: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    """Write a program's output and log-sum-exp: 0 and -inf for a row that has seen nothing. Axis 1 is the split."""
-    seen = total > 0
-    total = tl.where(seen, total, 1.0)
+    best, total, acc, row, head, inside, n_rows, REDUCE: tl.constexpr, GROUP_SIZE: tl.constexpr,
+    VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Write a program's output and log-sum-exp: 0 and -inf for a row that has seen nothing. Axis 1 is the split.
+    For REDUCE write its entropies, `total`, instead."""
     heads = tl.num_programs(2) * GROUP_SIZE
     place = (tl.program_id(1).to(tl.int64) * n_rows + row) * heads + head
-    tl.store(lse_ptr + place, tl.where(seen, best + tl.log(total), float("-inf")), mask=inside)
-    channels = tl.arange(0, BLOCK_V)[None, :]
-    stored = inside[:, None] & (channels < VALUE_DIM)
-    tl.store(out_ptr + place[:, None] * VALUE_DIM + channels, acc / total[:, None], mask=stored)
+    if REDUCE != "none":
+        tl.store(lse_ptr + place, total, mask=inside)
+    else:
+        seen = total > 0
+        total = tl.where(seen, total, 1.0)
+        tl.store(lse_ptr + place, tl.where(seen, best + tl.log(total), float("-inf")), mask=inside)
+        channels = tl.arange(0, BLOCK_V)[None, :]
+        stored = inside[:, None] & (channels < VALUE_DIM)
+        tl.store(out_ptr + place[:, None] * VALUE_DIM + channels, acc / total[:, None], mask=stored)
 
 
 @triton.jit
@@ -136,14 +132,9 @@ def store_mass(
     p,  # [tile rows, keys]
     keys,  # [keys] places in n
     held,  # [keys] which of them exist
-    n_rows,
-    n_places,
-    REDUCE: tl.constexpr,
-    GROUP_SIZE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-):
+    n_rows, n_places, REDUCE: tl.constexpr, GROUP_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
     block, kv_head, kv_heads = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     if REDUCE == "sum":
         place = (block * kv_heads + kv_head) * n_places + keys

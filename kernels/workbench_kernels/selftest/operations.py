@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from workbench_kernels import distribution, pages, segment_attention, verification
 from workbench_kernels.dispatch import Choice
 from workbench_kernels.pages import ALIGN, RAW, SLOTS, PageFormat
+from workbench_kernels.pages.layout import HEADER
 
 __all__ = ["MIXED", "OPERATIONS", "Call", "Operation"]
 
@@ -45,8 +46,8 @@ class Operation(NamedTuple):
     prepare: Callable[..., Call]
     work: Callable[..., int | tuple[int, int]] | None = None
 
-    def __call__(self, device: str, dtype: torch.dtype, **shape) -> Call:
-        return self.prepare(device, dtype, **shape)
+    def __call__(self, *on, **shape) -> Call:
+        return self.prepare(*on, **shape)
 
     def floor(self, dtype: torch.dtype, **shape) -> tuple[int, int]:
         """(bytes, floating-point operations) that no implementation can go below."""
@@ -175,38 +176,24 @@ def sdpa(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70) -> Call:
     return Call(run, Choice("sdpa", "one run of keys and values is one call of PyTorch's attention"), t)
 
 
-def _attention(dtype, rows, kv_heads, group, size, keys, masked=0, sequences=1) -> tuple[int, int]:
-    """Dense keys and values, and mask words for `masked` keys a row."""
-    queries = sequences * rows * kv_heads * group
-    moved = queries * (size * dtype.itemsize + 4 * size + 4) + 2 * kv_heads * keys * size * dtype.itemsize
-    return moved + 4 * rows * -(-masked // 32), 4 * queries * keys * size
+def _attention(dtype, rows, kv_heads, group, size, keys, held=None, masked=0, sequences=1, mass=False):
+    """held: bytes of keys and values, dense by default; masked: keys of a row that have a bit of a mask."""
+    queries, item = sequences * rows * kv_heads * group, dtype.itemsize
+    held = 2 * kv_heads * keys * size * item if held is None else held
+    moved = queries * (size * item + (8 if mass else 4 * size + 4)) + held + 4 * rows * -(-masked // 32)
+    return moved, (2 if mass else 4) * queries * keys * size
 
 
-def _forms(dtype, size, total, widths) -> list[PageFormat]:
-    return [PageFormat(size, size, *widths[i % len(widths)], dtype=dtype) for i in range(total)]
-
-
-def _attend_pages(dtype, rows, kv_heads, group, size, count, widths) -> tuple[int, int]:
-    """Positions are read under a window only."""
-    queries, total = rows * kv_heads * group, kv_heads * count
-    held = sum(form.bytes - 4 * SLOTS for form in _forms(dtype, size, total, widths))
-    moved = queries * (size * dtype.itemsize + 4 * size + 4) + held + 4 * (total + kv_heads)
-    return moved, 4 * queries * count * SLOTS * size
-
-
-def _page_mass(dtype, rows, kv_heads, group, size, count, widths) -> tuple[int, int]:
-    """Header, key steps and key codes."""
-    queries, total = rows * kv_heads * group, kv_heads * count
-    forms = _forms(dtype, size, total, widths)
-    held = sum(form.positions + form.scale_v - form.scale_k + SLOTS * form.row_k for form in forms)
-    moved = queries * (size * dtype.itemsize + 8) + held + 4 * (total + kv_heads) + 4 * total * SLOTS
-    return moved, 2 * queries * count * SLOTS * size
-
-
-def _segment_mass(dtype, rows, kv_heads, group, size, keys) -> tuple[int, int]:
-    queries = rows * kv_heads * group
-    moved = queries * (size * dtype.itemsize + 8) + kv_heads * keys * (size * dtype.itemsize + 4)
-    return moved, 2 * queries * keys * size
+def _attend_pages(dtype, kv_heads, size, count, widths, mass=False, **shape) -> tuple[int, int]:
+    """Positions are read under a window only; for the mass header, key steps and key codes are."""
+    total = kv_heads * count
+    forms = [PageFormat(size, size, *widths[i % len(widths)], dtype=dtype) for i in range(total)]
+    held = 4 * (total + kv_heads) + sum(
+        HEADER + form.scale_v - form.scale_k + SLOTS * (form.row_k + 4) if mass else form.bytes - 4 * SLOTS
+        for form in forms
+    )
+    dense = {"kv_heads": kv_heads, "size": size, "keys": count * SLOTS}
+    return _attention(dtype, held=held, mass=mass, **dense, **shape)
 
 
 # -- pages --------------------------------------------------------------------------------------------------------
@@ -380,10 +367,6 @@ def _verify(dtype, nodes, vocab, proposals=0) -> int:
     return nodes * (vocab * (dtype.itemsize + proposals) + 48)
 
 
-def _merge(dtype, segments, rows, heads, size) -> tuple[int, int]:
-    return 4 * (segments + 1) * rows * heads * (size + 1), 2 * segments * rows * heads * size
-
-
 OPERATIONS: dict[str, Operation] = {
     "attention": Operation(sdpa),
     "attend_pages": Operation(attend_pages, _attend_pages),
@@ -391,9 +374,11 @@ OPERATIONS: dict[str, Operation] = {
     "attend_prefix": Operation(attend_prefix, _attention),
     "attend_live": Operation(attend_in_run, lambda t, rows, keys, capacity, **s: (
         _attention(t, rows, keys=keys + rows, masked=rows, **s))),
-    "merge": Operation(merge, _merge),
-    "page_mass": Operation(page_mass, _page_mass),
-    "segment_mass": Operation(segment_mass, _segment_mass),
+    "merge": Operation(merge, lambda t, segments, rows, heads, size: (
+        4 * (segments + 1) * rows * heads * (size + 1), 2 * segments * rows * heads * size)),
+    "page_mass": Operation(page_mass, lambda t, **s: _attend_pages(t, mass=True, **s)),
+    "segment_mass": Operation(segment_mass, lambda t, kv_heads, size, keys, **s: _attention(
+        t, kv_heads=kv_heads, size=size, keys=keys, held=kv_heads * keys * (size * t.itemsize + 4), mass=True, **s)),
     "pages.pack": Operation(pack, lambda t, count, size, widths: (
         count * (SLOTS * (2 * size * t.itemsize + 4) + 8 + _page(t, size, widths)))),
     "pages.unpack": Operation(unpack, _unpack),
@@ -419,6 +404,6 @@ OPERATIONS: dict[str, Operation] = {
     "statistics": Operation(statistics, lambda t, rows, vocab, k: rows * (vocab * t.itemsize + 20 + 12 * k)),
     "sample": Operation(sample, lambda t, rows, vocab, **_: rows * (vocab * t.itemsize + 64)),
     "verify.greedy": Operation(verify("greedy"), _verify),
-    "verify.keyed": Operation(verify("keyed"), _verify),
+    "verify.seeded": Operation(verify("seeded"), _verify),
     "verify.rejection": Operation(verify("rejection"), lambda t, **s: _verify(t, **s, proposals=4)),
 }  # fmt: skip

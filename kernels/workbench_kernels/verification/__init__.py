@@ -1,12 +1,12 @@
 """Verification of drafted trees on the device: which nodes stand, and which token follows them.
 
 Node 0 is the root, whose token stands already. A DIST node was drawn, without replacement, from the proposal row of its
-parent; a POINT node was put there by any other rule. Siblings are tested in order of node number, DIST before POINT; a
+parent. A POINT node was put there by any other rule. Siblings are tested in order of node number, DIST before POINT. A
 POINT node that repeats a sibling's token is not tested.
 
-- greedy, keyed: descend while a child equals the target's own choice, the argmax or the keyed draw of the position.
+- greedy, seeded: descend while a child equals the target's own choice, the argmax or the seeded draw of the position.
 - rejection: accept a child x with probability min(1, p(x)/q(x)), else p <- norm((p - q)+) and x leaves q; a POINT child
-  with probability p(x), else p(x) <- 0. The token after the path is a keyed draw from what is left of p.
+  with probability p(x), else p(x) <- 0. The token after the path is a seeded draw from what is left of p.
 - K-SEQ (SpecTr), at one node and in torch alone: `kseq_node`, `kseq_rho`.
 
 Sources: "Fast Inference from Transformers via Speculative Decoding"; "SpecInfer"; "Sequoia" (siblings without
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from workbench_kernels import distribution
-from workbench_kernels.dispatch import Choice, decide
+from workbench_kernels.dispatch import DTYPES, Choice, decide
 from workbench_kernels.verification import reference
 from workbench_kernels.verification.reference_kseq import kseq_node, kseq_rho
 
@@ -28,9 +28,9 @@ POINT, DIST = 0, 1
 FATES = ("unused", "accepted", "rejected", "sibling_won", "parent_rejected", "pruned")
 REASONS = (None, "mismatch", "ratio")
 SOURCES = ("bonus", "residual", "target")
-MODES = ("greedy", "rejection", "keyed")
+MODES = ("greedy", "rejection", "seeded")
 TRITON_NODES = 128
-TRITON_DTYPES = (torch.float64, *distribution.TRITON_DTYPES)
+TRITON_DTYPES = (torch.float64, *DTYPES)
 
 
 class Outcome(NamedTuple):
@@ -59,37 +59,26 @@ class Outcome(NamedTuple):
 
 
 def verify(
-    logits: torch.Tensor,
-    tokens: torch.Tensor,
-    parents: torch.Tensor,
-    depths: torch.Tensor,
-    kinds: torch.Tensor,
-    positions: torch.Tensor,
-    mode: str,
-    seed: int = 0,
-    proposals: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    threshold: torch.Tensor | None = None,
-    threshold_id: torch.Tensor | None = None,
-    width: int | None = None,
-    implementation: str = "auto",
-) -> Outcome:
+    logits: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor, depths: torch.Tensor, kinds: torch.Tensor,
+    positions: torch.Tensor, mode: str, seed: int = 0, proposals: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None, temperature: float = 1.0, threshold: torch.Tensor | None = None,
+    threshold_id: torch.Tensor | None = None, width: int | None = None, implementation: str = "auto",
+) -> Outcome:  # fmt: skip
     """Verify B trees of at most N nodes at once.
 
     Parameters
     ----------
-    logits: [B, N, V], row n the target's law after node n, as logits or log-probabilities; -inf marks tokens that are
-        cut. Every row of a node that is there must be a law: no NaN, no +inf, at least one token kept.
+    logits: [B, N, V], row n the target's distribution after node n, as logits or log-probabilities; -inf marks tokens
+        that are cut. The row of a node that is there must be a distribution: no NaN, no +inf, one token kept.
     tokens, parents, depths, kinds: [B, N] int32 (other integers are converted). parents: -1 for the root, smaller than
         the node's own number; nodes behind the root with parent -1 are absent. depths: 0 for the root. kinds: POINT
         or DIST.
     positions: [B] int64, absolute position of the root's children.
-    mode: `greedy`, `rejection` or `keyed`.
+    mode: `greedy`, `rejection` or `seeded`.
     seed: any int; the noise is that of `distribution.sample`, with purposes of its own for tests and residuals.
     proposals: [M, V] log-probabilities that DIST nodes were drawn from. rows: [B, N] int32, the proposal row of the
         children of each node, -1 for none. No more siblings may be drawn from a row than it has tokens.
-    temperature: divides the logits, itself rounded to float32; at 0 the law is the point mass on the argmax.
+    temperature: divides the logits, itself rounded to float32; at 0 it is the point mass on the argmax.
     threshold, threshold_id: [B, N], the last kept token of each row, as `distribution.sample` gives it.
     width: the largest number of siblings, or more; None counts them, which waits for the device.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. Triton takes 3 launches,
@@ -109,20 +98,18 @@ def verify(
         else:
             mode = "greedy"
     if chosen == "torch":
-        scores = reference.laws(logits, temperature, threshold, threshold_id)
+        scores = reference.log_weights(logits, temperature, threshold, threshold_id)
         return Outcome(*reference.verify(scores, tree, proposals, mode, seed), chosen)
     from workbench_kernels.verification import kernel
 
-    if threshold is not None:
-        threshold, threshold_id = threshold.contiguous(), threshold_id.contiguous()
     if mode != "rejection":
         width = 1
     elif width is None:
         _, parents, *_ = tree
         siblings = (parents[:, :, None] == parents[:, None]) & (parents[:, None] >= 0)
         width = int(siblings.sum(-1).max())
-    target = kernel.Target(logits, temperature, threshold, threshold_id)
-    return Outcome(*kernel.verify(target, kernel.Tree(*tree), proposals, mode, seed, max(width, 1)), chosen)
+    held = (logits, temperature, threshold, threshold_id, tree, proposals)
+    return Outcome(*kernel.verify(*held, mode, seed, max(width, 1)), chosen)
 
 
 def choose(logits: torch.Tensor, proposals: torch.Tensor | None = None, implementation: str = "auto") -> Choice:
@@ -140,7 +127,7 @@ def _refusal(logits: torch.Tensor, proposals: torch.Tensor | None) -> str | None
 
 
 def _point_masses(logits: torch.Tensor, implementation: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Laws that keep their argmax alone, as thresholds."""
+    """Distributions that keep their argmax alone, as thresholds."""
     flat = logits.flatten(0, 1)
     if flat.dtype == torch.float64:
         implementation = "torch"
@@ -156,23 +143,20 @@ def _tree(logits, tokens, parents, depths, kinds, rows, positions) -> tuple[torc
     if rows is None:
         rows = torch.full(shape, -1, dtype=torch.int32, device=logits.device)
     columns = {"tokens": tokens, "parents": parents, "depths": depths, "kinds": kinds, "rows": rows}
-    for name, column in columns.items():
-        if column.shape != shape or column.dtype.is_floating_point or column.device != logits.device:
+    for name, column in (columns | {"positions": positions}).items():
+        wanted, kind = (shape[:1], "int64") if name == "positions" else (shape, "integer")
+        right = column.dtype == torch.int64 if kind == "int64" else not column.dtype.is_floating_point
+        if column.shape != wanted or not right or column.device != logits.device:
             raise ValueError(
-                f"verify: expected integer {name} {list(shape)} on {logits.device}, "
+                f"verify: expected {kind} {name} {list(wanted)} on {logits.device}, "
                 f"got {column.dtype} {list(column.shape)} on {column.device}"
             )
-    if positions.shape != shape[:1] or positions.dtype != torch.int64 or positions.device != logits.device:
-        raise ValueError(
-            f"verify: expected int64 positions [{shape[0]}] on {logits.device}, "
-            f"got {positions.dtype} {list(positions.shape)} on {positions.device}"
-        )
     return (*(column.to(torch.int32).contiguous() for column in columns.values()), positions.contiguous())
 
 
 def _check(logits, mode, proposals, rows, temperature, threshold, threshold_id, width) -> None:
     if mode not in MODES:
-        raise ValueError(f"verify: expected mode 'greedy', 'rejection' or 'keyed', got {mode!r}")
+        raise ValueError(f"verify: expected mode 'greedy', 'rejection' or 'seeded', got {mode!r}")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"verify: expected a temperature of 0 or more, got {temperature}")
     if (proposals is None) != (rows is None):
