@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 __all__ = [
-    "REJECTION", "Acceptance", "Adapters", "Attention", "EagleLayer", "HydraHeads", "JudgeHead", "MedusaHeads", "causal",
+    "REJECTION", "Acceptance", "Adapters", "EagleLayer", "HydraHeads", "JudgeHead", "MedusaHeads", "causal",
 ]  # fmt: skip
 
 REJECTION = 6.0  # weight of rejections in an acceptance head's training: it moves its logits down by its logarithm
