@@ -61,7 +61,7 @@ def plug_in():
 
     yield "forgetful", "runs-code"
     for name in ("forgetful", "runs-code"):
-        del declare._registry["drafter"][name]
+        del declare.registry.KNOWN["drafter"][name]
 
 
 @pytest.mark.parametrize(("family", "name", "entry"), OWNERS, ids=lambda value: getattr(value, "name", value))
@@ -99,7 +99,7 @@ def test_what_a_default_member_has_is_free(plug_in):
         assert owner_only("drafter", "outer", declare.flatten(Outer())) == []
         assert owner_only("drafter", "outer", {"inner": "draft_model", "inner.model": "other"}) == ["inner.model"]
     finally:
-        del declare._registry["drafter"]["outer"]
+        del declare.registry.KNOWN["drafter"]["outer"]
 
 
 def form_of(**named) -> MemberControls:

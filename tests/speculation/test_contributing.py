@@ -18,7 +18,7 @@ def example(monkeypatch):
     assert len(text.strip().splitlines()) < 40
     definition, _, use = text.partition("\n\nlm = ")
     assert len(use.strip().splitlines()) == 3
-    monkeypatch.setitem(declare._registry, "drafter", dict(declare._registry["drafter"]))
+    monkeypatch.setitem(declare.registry.KNOWN, "drafter", dict(declare.registry.KNOWN["drafter"]))
     names: dict = {"__name__": __name__}
     exec(compile(definition, str(GUIDE), "exec"), names)
     return names

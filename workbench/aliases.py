@@ -1,0 +1,195 @@
+"""Names of version 0.1 that have another name now: the one table, and what makes the old ones work.
+
+An old name works as before and warns once, with its new name. `docs/migrating.md` is written from this table.
+"""
+
+import sys
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+__all__ = [
+    "METHODS", "MODULES", "NAMES", "PARAMETERS", "RUN", "MEMBERS", "VALUES", "Renamed", "current_run", "member", "name",
+    "parameters", "refuse_old", "renamed", "tell",
+]  # fmt: skip
+
+NAMES = {"Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round"}  # of `workbench` and its rooms
+
+MEMBERS = {("verifier", "keyed"): "seeded"}
+
+PARAMETERS = {  # of members, by family and name
+    ("decoder", "entropy_adaptive"): {"tau": "threshold"},
+    ("drafter", "aded"): {"least": "min_prob"},
+    ("drafter", "copyspec"): {"gram": "ngram"},
+    ("drafter", "prompt_lookup"): {"gram": "ngram"},
+    ("shape", "adaptive_confidence"): {"most": "max_length"},
+    ("shape", "confidence"): {"most": "max_length"},
+    ("shape", "del"): {"most": "max_length"},
+    ("shape", "dyspec"): {"nodes": "max_nodes"},
+    ("shape", "eagle2"): {"nodes": "max_nodes"},
+    ("shape", "heuristic"): {"most": "max_length"},
+    ("shape", "sequoia"): {"nodes": "max_nodes"},
+    ("shape", "specdec"): {"least": "min_length", "most": "max_length"},
+}
+
+RUN = {"claim": "guarantee"}  # keys of a trace's run event; its old traces are read as if they had the new ones
+VALUES = {"guarantee": {"own_law": "own", "seed": "seeded"}}  # values there
+
+METHODS = {  # what classes of packages outside define, by their base; one that defines an old one is refused
+    "Decoder": {"round": "decode_round", "claim": "guarantee", "lanes": "runners", "reader": "observer"},
+    "Drafter": {
+        **{"read": "observe", "settle": "on_verified", "lanes": "runners", "reach": "max_depth"},
+        **dict.fromkeys(("has_rows", "has_features", "has_exits", "branches"), "gives"),
+        **dict.fromkeys(("wants_hidden", "wants_logits", "wants_states"), "needs"),
+    },
+    "DraftShape": {
+        **dict.fromkeys(("needs_rows", "needs_confidence", "needs_features", "needs_exits", "branches"), "needs"),
+        "independent": "gives",
+    },
+    "Verifier": {"claim": "guarantee", "appraise": "score_hidden", "wants_hidden": "needs", "coupled": "gives"},
+    "CachePolicy": {"needs_mass": "needs", "slot_positions": "needs"},
+}
+ARGUMENTS = {"log": "r", "growth": "builder", "coupled": "seeded"}  # of those methods
+
+MODULES = {  # and all that lies below a package
+    "workbench.bits": "workbench.cache.codecs",
+    "workbench.cache.policies": "workbench.cache.methods",
+    "workbench.cache.static": "workbench.device.store",
+    "workbench.capsule": "workbench.report.capsule",
+    "workbench.catalog": "workbench.report.catalogue",
+    "workbench.cli.faces": "workbench.cli.frontends",
+    "workbench.dashboard.strip": "workbench.dashboard.token_view",
+    "workbench.decoders.device": "workbench.device.round",
+    "workbench.diagnosis": "workbench.report.doctor",
+    "workbench.engine.adapter": "workbench.models.adapter",
+    "workbench.engine.checkpoint": "workbench.models.checkpoint",
+    "workbench.engine.device_law": "workbench.device.sampling",
+    "workbench.engine.device_model": "workbench.device.model",
+    "workbench.engine.device_round": "workbench.device.forward",
+    "workbench.engine.digest": "workbench.models.digest",
+    "workbench.engine.fusion": "workbench.device.fusion",
+    "workbench.engine.graph": "workbench.device.graph",
+    "workbench.engine.hub": "workbench.models.hub",
+    "workbench.engine.loading": "workbench.models.loading",
+    "workbench.engine.probing": "workbench.models.probing",
+    "workbench.engine.progress": "workbench.models.progress",
+    "workbench.headline": "workbench.report.headline",
+    "workbench.lab": "workbench.cli.lab",
+    "workbench.pretrained.checkpoint": "workbench.training.fit",
+    "workbench.pretrained.corpus": "workbench.training.corpus",
+    "workbench.pretrained.evaluate": "workbench.training.export",
+    "workbench.pretrained.export": "workbench.training.export",
+    "workbench.pretrained.prompts": "workbench.training.prompts",
+    "workbench.pretrained.train": "workbench.training.target",
+    "workbench.speculation.growth": "workbench.speculation.tree_builder",
+    "workbench.speculation.training": "workbench.training",
+    "workbench.terminal": "workbench.report.terminal",
+    "workbench.trace.laws": "workbench.trace.distributions",
+}
+
+
+class Renamed(FutureWarning):
+    """An old name was used; the message says the new one."""
+
+
+_told: set[str] = set()
+
+
+def tell(old: str, new: str) -> None:
+    """Warn, once for each old name, at the line outside this package that used it."""
+    if old in _told:
+        return
+    _told.add(old)
+    frame = sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("workbench", "importlib"):
+        frame = frame.f_back
+    place = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
+    warnings.warn_explicit(f"{old} is called {new} since workbench 0.2; see docs/migrating.md", Renamed, *place)
+
+
+def name(package: str, old: str) -> str | None:
+    """The present name of what a package once offered under another."""
+    if old in NAMES:
+        tell(f"{package}.{old}", NAMES[old])
+    return NAMES.get(old)
+
+
+def member(family: str, old: str) -> str:
+    """The present name of a member; names that are not old are given back."""
+    if (family, old) in MEMBERS:
+        tell(f"{family} {old!r}", repr(MEMBERS[family, old]))
+    return MEMBERS.get((family, old), old)
+
+
+def parameters(cls: type) -> Mapping[str, str]:
+    """Old names of a declared class's parameters, and the present ones."""
+    return PARAMETERS.get((cls.family, cls.declared_name), {})
+
+
+def renamed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by their present names; both names of one parameter are left to whoever refuses what it does not know."""
+    known, found = parameters(cls), {}
+    for key, value in values.items():
+        new = known.get(key) if isinstance(key, str) else None
+        if new is not None and new not in values:
+            tell(f"{cls.family} {cls.declared_name!r}: {key}", new)
+            key = new
+        found[key] = value
+    return found
+
+
+def current_run(run: dict[str, Any]) -> dict[str, Any]:
+    """The run event of an older trace, in the present words."""
+    run = {RUN.get(key, key) if RUN.get(key) not in run else key: value for key, value in run.items()}
+    for key, words in VALUES.items():
+        if isinstance(run.get(key), str):
+            run[key] = words.get(run[key], run[key])
+    return run
+
+
+def refuse_old(cls: type) -> None:
+    """Raise BadInput for a class that was written for version 0.1: it would be asked for methods that it lacks."""
+    from workbench.errors import BadInput
+
+    bases = cls.__mro__[1:]
+    known = {old: new for base in bases for old, new in METHODS.get(base.__name__, {}).items()}
+    for name, value in vars(cls).items():
+        takes = getattr(getattr(value, "__code__", None), "co_varnames", ())[:4]
+        old = (
+            next((word for word in takes if word in ARGUMENTS), None) if any(hasattr(b, name) for b in bases) else None
+        )
+        if name in known or old:
+            now = (
+                f"{name}, which is {known[name]}"
+                if name in known
+                else f"{name}(…, {old}, …), which takes {ARGUMENTS[old]}"
+            )
+            raise BadInput(f"{cls.__name__} was written for workbench 0.1: it defines {now} now; see docs/migrating.md")
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Imports a module under its old name: the very module that has the new one."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        for old, new in MODULES.items() if fullname.startswith("workbench.") else ():
+            if fullname == old or fullname.startswith(f"{old}."):
+                tell(old, new)
+                module = import_module(new + fullname[len(old) :])
+                return ModuleSpec(fullname, self, loader_state=module, is_package=hasattr(module, "__path__"))
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        self.spec = spec.loader_state.__spec__
+        return spec.loader_state
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__ = self.spec
+
+
+def install() -> None:
+    """Let the old module paths be imported."""
+    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Moved())
