@@ -1,21 +1,18 @@
 """Prompts as token ids: text, ids or chat messages; and one token given as id or text."""
 
-import operator
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from workbench.engine.model import LanguageModel
 from workbench.engine.text import Detokenizer, decode, reader_of, token_of, token_text
 from workbench.engine.vocabulary import ids_read
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
+from workbench.values import whole
 
 __all__ = ["Prompt", "encode_prompt", "encode_text", "need_tokenizer", "prompts_of", "single_token"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 KINDS = "text, token ids or chat messages"
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
 
 
 def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[list[int], str]:
@@ -66,14 +63,14 @@ def prompts_of(given: Prompt | Iterable[Prompt]) -> list[Prompt]:
     given = list(given)
     first = given[0] if given else None
     message = isinstance(first, Mapping) and "input_ids" not in first
-    return [given] if message or _integer(first) is not None else given
+    return [given] if message or whole(first) is not None else given
 
 
 def need_tokenizer(lm: LanguageModel, what: str, text: Any) -> None:
     """Raise BadInput where a text was given and the model has no tokenizer to read it with."""
     if lm.tokenizer is None:
         raise BadInput(
-            f"{what}: {lm.name!r} has no tokenizer to read {_brief(text)} with; give the model one, or use token ids"
+            f"{what}: {lm.name!r} has no tokenizer to read {shown(text)} with; give the model one, or use token ids"
         )
 
 
@@ -93,17 +90,17 @@ def single_token(
             state.push(known)
         found = token_of(lm.tokenizer, token, state, new[at : at + 1])
     else:
-        found = _integer(token)
+        found = whole(token)
         if found is None:
             raise BadInput(f"token: expected an id or text, got {_named(token)}")
     if found is None:
         ids = lm.tokenizer.encode(token, add_special_tokens=False)
         parts = [token_text(lm.tokenizer, i) for i in ids]
         parts = parts[1:] if "".join(parts[1:]) == token else parts  # without the space that goes before a text
-        count = f"is {len(parts)} tokens ({_brief(parts)})" if len(parts) > 1 else "is the text of no token here"
-        raise BadInput(f"{_brief(token)} {count}; expected exactly one: fork once for each, or give its id")
+        count = f"is {len(parts)} tokens ({shown(parts)})" if len(parts) > 1 else "is the text of no token here"
+        raise BadInput(f"{shown(token)} {count}; expected exactly one: fork once for each, or give its id")
     if not 0 <= found < lm.vocab_size:
-        raise BadInput(f"token id {_brief(found)}: expected one in [0, {lm.vocab_size})")
+        raise BadInput(f"token id {shown(found)}: expected one in [0, {lm.vocab_size})")
     return found
 
 
@@ -141,24 +138,14 @@ def _row(ids: Any) -> Any:
 
 def _ids(lm: LanguageModel, given: Sequence) -> list[int]:
     _fits(lm, len(given))
-    ids = [_integer(token) for token in given]
+    ids = [whole(token) for token in given]
     if None in ids:
         at = ids.index(None)
         hint = "; give one prompt at a time" if isinstance(given[at], str | list | tuple) else ""
         raise BadInput(
-            f"prompt ids: expected integers in [0, {ids_read(lm)}), got {_brief(given[at])} at index {at}{hint}"
+            f"prompt ids: expected integers in [0, {ids_read(lm)}), got {shown(given[at])} at index {at}{hint}"
         )
     return _known(lm, ids)
-
-
-def _integer(value: Any) -> int | None:
-    """An integer of any library as Python's; None for what is none, such as true, 1.0 or an array of several."""
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
-        return None
-    try:
-        return operator.index(value)
-    except Exception:  # of a library that raises its own
-        return None
 
 
 def _known(lm: LanguageModel, ids: list[int]) -> list[int]:
@@ -167,7 +154,7 @@ def _known(lm: LanguageModel, ids: list[int]) -> list[int]:
     for at, token in enumerate(ids):
         if not 0 <= token < known:
             raise BadInput(
-                f"prompt ids: expected integers in [0, {known}), got {_brief(token)} at index {at}; if the tokenizer"
+                f"prompt ids: expected integers in [0, {known}), got {shown(token)} at index {at}; if the tokenizer"
                 " gives it, resize the model's embeddings (resize_token_embeddings) or load the tokenizer that fits"
             )
     return ids
@@ -177,7 +164,7 @@ def _encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, Any]]) -> li
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
             raise BadInput(
-                f"chat messages: expected a list of {{'role': text, 'content': text}}, got {_brief(message)}"
+                f"chat messages: expected a list of {{'role': text, 'content': text}}, got {shown(message)}"
             )
         content = message["content"]
         if not (content is None or isinstance(content, str | list | tuple)):
@@ -227,15 +214,7 @@ def _readable(what: str, text: str) -> None:
 
 
 def _named(value: Any) -> str:
-    return "None" if value is None else f"{type(value).__name__} {_brief(value)}"
-
-
-def _brief(value: Any) -> str:
-    """A value in one line, cut where it is long."""
-    try:
-        return " ".join(_BRIEF.repr(value).split())
-    except Exception:  # a repr of somebody else's
-        return f"<{type(value).__name__}>"
+    return "None" if value is None else f"{type(value).__name__} {shown(value)}"
 
 
 def _line(error: Exception) -> str:
