@@ -61,11 +61,11 @@ MEMBERS = (  # family, name, module, class
     ("verifier", "rejection", "workbench.speculation.verifiers.rejection", "Rejection"),
     ("verifier", "seeded", "workbench.speculation.verifiers.match", "SeededMatch"),
     ("verifier", "typical", "workbench.speculation.verifiers.typical", "Typical"),
+    ("policy", "streaming", "workbench.cache.methods.streaming", "StreamingLLM"),
     ("policy", "h2o", "workbench.cache.methods.h2o", "H2O"),
     ("policy", "snapkv", "workbench.cache.methods.snapkv", "SnapKV"),
-    ("policy", "streaming", "workbench.cache.methods.streaming", "StreamingLLM"),
-    ("quantizer", "kivi", "workbench.cache.codecs.kivi", "KIVI"),
     ("quantizer", "paged", "workbench.cache.codecs.paged", "Paged"),
+    ("quantizer", "kivi", "workbench.cache.codecs.kivi", "KIVI"),
     ("cache", "stack", "workbench.cache.stack", "Stack"),
 )
 
