@@ -154,16 +154,14 @@ def refuse_old(cls: type) -> None:
     bases = cls.__mro__[1:]
     known = {old: new for base in bases for old, new in METHODS.get(base.__name__, {}).items()}
     for name, value in vars(cls).items():
-        takes = getattr(getattr(value, "__code__", None), "co_varnames", ())[:4]
-        old = (
-            next((word for word in takes if word in ARGUMENTS), None) if any(hasattr(b, name) for b in bases) else None
-        )
-        if name in known or old:
-            now = (
-                f"{name}, which is {known[name]}"
-                if name in known
-                else f"{name}(…, {old}, …), which takes {ARGUMENTS[old]}"
-            )
+        now = f"{name}, which is {known[name]}" if name in known else ""
+        code = getattr(value, "__code__", None)
+        for argument in (
+            code.co_varnames[: code.co_argcount] if code and any(hasattr(base, name) for base in bases) else ()
+        ):
+            if argument in ARGUMENTS and not now:
+                now = f"{name}(…, {argument}, …), which takes {ARGUMENTS[argument]}"
+        if now:
             raise BadInput(f"{cls.__name__} was written for workbench 0.1: it defines {now} now; see docs/migrating.md")
 
 
