@@ -11,10 +11,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-__all__ = [
-    "METHODS", "MODULES", "NAMES", "PARAMETERS", "RUN", "MEMBERS", "VALUES", "Renamed", "current_run", "member", "name",
-    "parameters", "refuse_old", "renamed", "tell",
-]  # fmt: skip
+__all__ = ["Renamed", "current_run", "install", "member", "name", "parameters", "refuse_old", "renamed", "tell"]
 
 NAMES = {"Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round"}  # of `workbench` and its rooms
 
@@ -52,38 +49,28 @@ METHODS = {  # what classes of packages outside define, by their base; one that 
 }
 ARGUMENTS = {"log": "r", "growth": "builder", "coupled": "seeded"}  # of those methods
 
-MODULES = {  # and all that lies below a package
-    "workbench.bits": "workbench.cache.codecs",
+MOVED = (  # modules that kept their names: from, to, which
+    ("workbench", "workbench.report", "capsule headline terminal"),
+    ("workbench.engine", "workbench.models", "checkpoint digest hub loading probing progress"),
+    ("workbench.engine", "workbench.device", "fusion graph"),
+    ("workbench.pretrained", "workbench.training", "checkpoint corpus evaluate export prompts"),
+)
+MODULES = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for name in names.split()} | {
+    "workbench.bits": "workbench.cache.codecs",  # a package, and all that lies below it
     "workbench.cache.policies": "workbench.cache.methods",
     "workbench.cache.static": "workbench.device.store",
-    "workbench.capsule": "workbench.report.capsule",
     "workbench.catalog": "workbench.report.catalogue",
     "workbench.cli.faces": "workbench.cli.frontends",
     "workbench.dashboard.strip": "workbench.dashboard.token_view",
     "workbench.decoders.device": "workbench.device.round",
     "workbench.diagnosis": "workbench.report.doctor",
-    "workbench.engine.checkpoint": "workbench.models.checkpoint",
     "workbench.engine.device_law": "workbench.device.sampling",
     "workbench.engine.device_model": "workbench.device.model",
     "workbench.engine.device_round": "workbench.device.forward",
-    "workbench.engine.digest": "workbench.models.digest",
-    "workbench.engine.fusion": "workbench.device.fusion",
-    "workbench.engine.graph": "workbench.device.graph",
-    "workbench.engine.hub": "workbench.models.hub",
-    "workbench.engine.loading": "workbench.models.loading",
-    "workbench.engine.probing": "workbench.models.probing",
-    "workbench.engine.progress": "workbench.models.progress",
-    "workbench.headline": "workbench.report.headline",
     "workbench.lab": "workbench.cli.lab",
-    "workbench.pretrained.checkpoint": "workbench.training.checkpoint",
-    "workbench.pretrained.corpus": "workbench.training.corpus",
-    "workbench.pretrained.evaluate": "workbench.training.evaluate",
-    "workbench.pretrained.export": "workbench.training.export",
-    "workbench.pretrained.prompts": "workbench.training.prompts",
     "workbench.pretrained.train": "workbench.training.target",
     "workbench.speculation.growth": "workbench.speculation.tree_builder",
     "workbench.speculation.training": "workbench.training",
-    "workbench.terminal": "workbench.report.terminal",
     "workbench.trace.laws": "workbench.trace.distributions",
 }
 

@@ -79,4 +79,7 @@ READERS = {  # how a value of each kind is read, and what was expected where tha
     "bool": (lambda choices, value: value if isinstance(value, bool) else None, "true or false"),
     "str": (lambda choices, value: value if isinstance(value, str) else None, "text"),
     "choice": (read_choice, ""),
+    "list": (None, "integers like 3,2,1"),
+    "texts": (None, "text"),
+    "object": (None, ""),
 }
