@@ -84,8 +84,8 @@ def migrating() -> str:
     parts = [
         GENERATED.format("workbench/aliases.py"),
         "# From 0.1 to 0.2",
-        "Old names work in Python, on the command line and in files, and warn once with `workbench.aliases.Renamed`. Traces"
-        " of 0.1 are read in the present words. Only classes written for 0.1 have to be edited: see the last table.",
+        "Old names work in Python, on the command line and in files, and warn once with `workbench.aliases.Renamed`."
+        " Traces of 0.1 are read in the present words. Only classes written for 0.1 have to be edited: the last table.",
         *("## Names", _renamed({f"`{old}`": new for old, new in aliases.NAMES.items()})),
         *("## Members", _renamed({f"{family} `{old}`": new for (family, old), new in aliases.MEMBERS.items()})),
         *("## Parameters", _renamed(parameters)),

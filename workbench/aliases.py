@@ -141,14 +141,15 @@ def refuse_old(cls: type) -> None:
     bases = cls.__mro__[1:]
     known = {old: new for base in bases for old, new in METHODS.get(base.__name__, {}).items()}
     for name, value in vars(cls).items():
-        now = f"{name}, which is {known[name]}" if name in known else ""
-        code = getattr(value, "__code__", None)
-        for argument in (
-            code.co_varnames[: code.co_argcount] if code and any(hasattr(base, name) for base in bases) else ()
-        ):
-            if argument in ARGUMENTS and not now:
-                now = f"{name}(…, {argument}, …), which takes {ARGUMENTS[argument]}"
-        if now:
+        code = getattr(value, "__code__", None) if any(hasattr(base, name) for base in bases) else None
+        takes = code.co_varnames[: code.co_argcount] if code else ()
+        old = next((argument for argument in takes if argument in ARGUMENTS), None)
+        if name in known or old:
+            now = (
+                f"{name}, which is {known[name]}"
+                if name in known
+                else f"{name}(…, {old}, …), which takes {ARGUMENTS[old]}"
+            )
             raise BadInput(f"{cls.__name__} was written for workbench 0.1: it defines {now} now; see docs/migrating.md")
 
 
@@ -160,15 +161,15 @@ class _Moved(MetaPathFinder, Loader):
             if fullname == old or fullname.startswith(f"{old}."):
                 tell(old, new)
                 module = import_module(new + fullname[len(old) :])
-                return ModuleSpec(fullname, self, loader_state=module, is_package=hasattr(module, "__path__"))
+                state = module, module.__spec__
+                return ModuleSpec(fullname, self, loader_state=state, is_package=hasattr(module, "__path__"))
         return None
 
     def create_module(self, spec: ModuleSpec) -> Any:
-        self.spec = spec.loader_state.__spec__
-        return spec.loader_state
+        return spec.loader_state[0]
 
     def exec_module(self, module: Any) -> None:
-        module.__spec__ = self.spec
+        module.__spec__ = module.__spec__.loader_state[1]  # its own again
 
 
 def install() -> None:

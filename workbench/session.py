@@ -19,7 +19,6 @@ from typing import Any
 
 from workbench import conditions
 from workbench.decoders import Autoregressive, Decoder, State
-from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.settings import Settings, make_settings, with_keywords
 from workbench.errors import BadInput, shown

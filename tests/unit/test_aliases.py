@@ -133,3 +133,19 @@ def test_a_class_written_for_0_1_is_refused_in_one_line():
 
         def log(self, log):
             return log
+
+
+def test_a_plug_in_of_0_1_is_left_out_and_says_why(monkeypatch):
+    class Entry:
+        name, value = "decoder.mine", "mine:Mine"
+
+        def load(self):
+            return type("Mine", (wb.Decoder,), {"round": lambda self, state, log: None})
+
+    monkeypatch.setattr(declare.plugins, "_loaded", False)
+    monkeypatch.setattr(declare.plugins, "_broken", {})
+    monkeypatch.setattr(declare.plugins, "entry_points", lambda group: [Entry()])
+    with pytest.warns(UserWarning, match="written for workbench 0.1"):
+        assert "mine" not in declare.names("decoder")
+    with pytest.raises(BadInput, match="docs/migrating.md"):
+        declare.get("decoder", "mine")
