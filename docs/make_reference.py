@@ -91,6 +91,7 @@ def migrating() -> str:
         *("## Parameters", _renamed(parameters)),
         *("## Modules", _renamed({f"`{old}`": new for old, new in aliases.MODULES.items()})),
         *("## Traces", _renamed({f"`run`: `{old}`": new for old, new in aliases.RUN.items()} | values)),
+        *("## Results", _renamed({f"`{old}`": new for old, new in aliases.RESULTS.items()})),
         "## Classes of your own",
         "A decoder, drafter, shape or verifier that defines one of these is refused, in one line, until it is edited.",
         _renamed(methods),

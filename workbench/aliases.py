@@ -11,7 +11,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-__all__ = ["Renamed", "current_run", "install", "member", "name", "parameters", "refuse_old", "renamed", "tell"]
+__all__ = ["Renamed", "install", "member", "name", "parameters", "refuse_old", "renamed", "tell"]
 
 NAMES = {"Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round"}  # of `workbench` and its rooms
 
@@ -32,8 +32,14 @@ PARAMETERS = {  # of members, by family and name
     ("shape", "specdec"): {"least": "min_length", "most": "max_length"},
 }
 
-RUN = {"claim": "guarantee"}  # keys of a trace's run event; its old traces are read as if they had the new ones
+RUN = {"claim": "guarantee"}  # keys of a trace's run event; old traces are read in the present words
 VALUES = {"guarantee": {"own_law": "own", "seed": "seeded"}}  # values there
+RESULTS = {  # what Python reads from results; the old ones are gone
+    "trace.run['claim']": "trace.run['guarantee']",
+    "trace.summary()['claim']": "trace.summary()['guarantee']",
+    "Verdict.claim_greedy": "Verdict.guarantee_greedy",
+    "Verdict.claim_sampled": "Verdict.guarantee_sampled",
+}
 
 METHODS = {  # what classes of packages outside define, by their base; one that defines an old one is refused
     "Decoder": {
@@ -53,22 +59,22 @@ MOVED = (  # modules that kept their names: from, to, which
     ("workbench", "workbench.report", "capsule headline terminal"),
     ("workbench.engine", "workbench.models", "checkpoint digest hub loading probing progress"),
     ("workbench.engine", "workbench.device", "fusion graph"),
-    ("workbench.pretrained", "workbench.training", "checkpoint corpus evaluate export prompts"),
+    ("workbench.pretrained", "workbench.training", "corpus export prompts"),
 )
 MODULES = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for name in names.split()} | {
     "workbench.bits": "workbench.cache.codecs",  # a package, and all that lies below it
     "workbench.cache.policies": "workbench.cache.methods",
     "workbench.cache.static": "workbench.device.store",
     "workbench.catalog": "workbench.report.catalogue",
-    "workbench.cli.faces": "workbench.cli.frontends",
-    "workbench.dashboard.strip": "workbench.dashboard.token_view",
     "workbench.decoders.device": "workbench.device.round",
     "workbench.diagnosis": "workbench.report.doctor",
     "workbench.engine.device_law": "workbench.device.sampling",
     "workbench.engine.device_model": "workbench.device.model",
     "workbench.engine.device_round": "workbench.device.forward",
     "workbench.lab": "workbench.cli.lab",
+    "workbench.operations": "workbench_kernels.selftest.operations",
     "workbench.pretrained.train": "workbench.training.target",
+    "workbench.selftest": "workbench_kernels.selftest",
     "workbench.speculation.growth": "workbench.speculation.tree_builder",
     "workbench.speculation.training": "workbench.training",
     "workbench.trace.laws": "workbench.trace.distributions",
@@ -123,15 +129,6 @@ def renamed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
             key = new
         found[key] = value
     return found
-
-
-def current_run(run: dict[str, Any]) -> dict[str, Any]:
-    """The run event of an older trace, in the present words."""
-    run = {RUN.get(key, key) if RUN.get(key) not in run else key: value for key, value in run.items()}
-    for key, words in VALUES.items():
-        if isinstance(run.get(key), str):
-            run[key] = words.get(run[key], run[key])
-    return run
 
 
 def refuse_old(cls: type) -> None:

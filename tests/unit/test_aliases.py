@@ -1,7 +1,6 @@
 """Names of version 0.1: they work, in Python, on the command line and in files, and warn once with the new name."""
 
 import importlib
-import json
 import warnings
 from dataclasses import dataclass
 
@@ -95,20 +94,6 @@ def test_modules_within_old_packages_are_not_loaded_twice():
         from workbench.bits.kivi import KIVI
         from workbench.cache.policies import H2O
     assert KIVI is wb.KIVI and H2O is wb.H2O
-
-
-def test_old_traces_are_read_in_the_present_words(tmp_path, toy):
-    trace = wb.decode(toy, [0, 1], temperature=1.0, max_new_tokens=3)
-    head, *rest = trace.log
-    old = {aliases_of(key): value for key, value in head.items()} | {"claim": "seed"}
-    (tmp_path / "old.wb").write_text("\n".join(json.dumps(event) for event in (old, *rest)) + "\n")
-    read = wb.Trace.load(tmp_path / "old.wb")
-    assert read.run["guarantee"] == "seeded" and "claim" not in read.run and not read.dropped
-    assert read.token_ids == trace.token_ids
-
-
-def aliases_of(key: str) -> str:
-    return next((old for old, new in aliases.RUN.items() if new == key), key)
 
 
 def test_a_class_written_for_0_1_is_refused_in_one_line():
