@@ -163,9 +163,7 @@ def _known(lm: LanguageModel, ids: list[int]) -> list[int]:
 def _encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise BadInput(
-                f"chat messages: expected a list of {{'role': text, 'content': text}}, got {shown(message)}"
-            )
+            raise BadInput(f"chat messages: expected a list of {{'role': text, 'content': text}}, got {shown(message)}")
         content = message["content"]
         if not (content is None or isinstance(content, str | list | tuple)):
             raise BadInput(f"chat messages: expected 'content' to be text, got {_named(content)}")
