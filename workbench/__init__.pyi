@@ -1,5 +1,6 @@
 """Written by `make docs` from workbench/members.py."""
 
+# ruff: noqa: I001
 from workbench.speculation.drafters.aded import ADED as ADED
 from workbench.speculation.shapes.adaptive import AdaptiveConfidence as AdaptiveConfidence
 from workbench.experiments.compare import Arm as Arm
@@ -76,7 +77,7 @@ from workbench.models.loading import load as load
 from workbench.experiments.lossless import lossless as lossless
 from workbench.report.capsule import open_capsule as open_capsule
 from workbench.models.loading import register_model as register_model
-from workbench.speculation.drafters.layer_skip import search_skip as search_skip
+from workbench.experiments.skipping import search_skip as search_skip
 from workbench.report.capsule import write_capsule as write_capsule
 
 __version__: str

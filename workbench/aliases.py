@@ -15,6 +15,12 @@ __all__ = ["Renamed", "install", "member", "name", "parameters", "refuse_old", "
 
 NAMES = {"Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round"}  # of `workbench` and its rooms
 
+HOMES = {  # names that have another room now, by the old one
+    "workbench.decoders": ("Round", "Runner", "State"),
+    "workbench.speculation": ("search_skip",),
+    "workbench.speculation.drafters": ("search_skip",),
+}
+
 MEMBERS = {("verifier", "keyed"): "seeded"}
 
 PARAMETERS = {  # of members, by family and name
@@ -42,22 +48,24 @@ RESULTS = {  # what Python reads from results; the old ones are gone
 }
 
 METHODS = {  # what classes of packages outside define, by their base; one that defines an old one is refused
-    "Decoder": {
-        "round": "decode_round",
-        "claim": "guarantee",
-        "lanes": "runners",
-        "reader": "observer",
-        "template": "device_tree",
-        "conclude": "verify_and_commit",
+    "Decoder": {"round": "decode_round", "claim": "guarantee", "lanes": "runners", "reader": "observer"},
+    "Drafter": {
+        **{"read": "observe", "settle": "on_verified", "lanes": "runners", "reach": "max_depth"},
+        **dict.fromkeys(("has_rows", "has_features", "has_exits", "branches"), "gives"),
+        **dict.fromkeys(("wants_hidden", "wants_logits", "wants_states"), "needs"),
     },
-    "Drafter": {"read": "observe", "settle": "on_verified", "lanes": "runners", "reach": "max_depth"},
-    "Verifier": {"claim": "guarantee", "appraise": "score_hidden", "coupled": "seeded"},
+    "DraftShape": {
+        **dict.fromkeys(("needs_rows", "needs_confidence", "needs_features", "needs_exits", "branches"), "needs"),
+        "independent": "gives",
+    },
+    "Verifier": {"claim": "guarantee", "appraise": "score_hidden", "wants_hidden": "needs", "coupled": "gives"},
+    "CachePolicy": {"needs_mass": "needs", "slot_positions": "needs"},
 }
 ARGUMENTS = {"log": "r", "growth": "builder", "coupled": "seeded"}  # of those methods
 
 MOVED = (  # modules that kept their names: from, to, which
     ("workbench", "workbench.report", "capsule headline terminal"),
-    ("workbench.engine", "workbench.models", "checkpoint digest hub loading probing progress"),
+    ("workbench.engine", "workbench.models", "adapter checkpoint digest hub loading probing progress"),
     ("workbench.engine", "workbench.device", "fusion graph"),
     ("workbench.pretrained", "workbench.training", "corpus export prompts"),
 )
@@ -73,6 +81,8 @@ MODULES = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for nam
     "workbench.engine.device_round": "workbench.device.forward",
     "workbench.lab": "workbench.cli.lab",
     "workbench.operations": "workbench_kernels.selftest.operations",
+    "workbench.pretrained.checkpoint": "workbench.training.fit",
+    "workbench.pretrained.evaluate": "workbench.training.export",
     "workbench.pretrained.train": "workbench.training.target",
     "workbench.selftest": "workbench_kernels.selftest",
     "workbench.speculation.growth": "workbench.speculation.tree_builder",
@@ -100,11 +110,14 @@ def tell(old: str, new: str) -> None:
     warnings.warn_explicit(f"{old} is called {new} since workbench 0.2; see docs/migrating.md", Renamed, *place)
 
 
-def name(package: str, old: str) -> str | None:
-    """The present name of what a package once offered under another."""
-    if old in NAMES:
-        tell(f"{package}.{old}", NAMES[old])
-    return NAMES.get(old)
+def name(package: str, old: str, public: Mapping[str, str]) -> str | None:
+    """The present name of what a package once offered under another, or had in it; public: names and their modules."""
+    new = NAMES.get(old, old)
+    elsewhere = new in HOMES.get(package, ())
+    if new not in public or not (elsewhere or new != old and public[new].startswith(f"{package}.")):
+        return None
+    tell(f"{package}.{old}", f"{public[new]}.{new}" if elsewhere else new)
+    return new
 
 
 def member(family: str, old: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench import aliases
 
-__all__ = ["EXPORTS", "FAMILIES", "MEMBERS", "room"]
+__all__ = ["EXPORTS", "FAMILIES", "MEMBERS", "PUBLIC", "room"]
 
 FAMILIES = {  # each family, and what several of its members are called
     "decoder": "decoders",
@@ -80,12 +80,12 @@ OTHERS = {  # what `workbench` offers beside the members, by module
     "workbench.experiments.compare": ("Arm", "compare"),
     "workbench.experiments.headroom": ("Costs", "headroom"),
     "workbench.experiments.lossless": ("Verdict", "lossless"),
+    "workbench.experiments.skipping": ("search_skip",),
     "workbench.models.loading": ("load", "register_model"),
     "workbench.report.capsule": ("open_capsule", "write_capsule"),
     "workbench.report.doctor": ("doctor",),
     "workbench.session": ("Session",),
     "workbench.speculation.drafters.base": ("Drafter", "RowDrafter"),
-    "workbench.speculation.drafters.layer_skip": ("search_skip",),
     "workbench.speculation.shapes.base": ("DraftShape",),
     "workbench.speculation.tree": ("DraftTree",),
     "workbench.speculation.verifiers.base": ("Verifier",),
@@ -97,7 +97,8 @@ OTHERS = {  # what `workbench` offers beside the members, by module
 INNER = {  # what the rooms offer besides to those who extend them, by module
     "workbench.cache.stack": ("as_stack",),
     "workbench.cache.store": ("CacheStore", "PlainStore", "Segment"),
-    "workbench.decoders.base": ("Round", "Runner", "State"),
+    "workbench.rounds.round": ("Round",),
+    "workbench.rounds.state": ("Runner", "State"),
     "workbench.speculation.tree": ("DIST", "POINT"),
     "workbench.speculation.verifiers.base": ("Outcome",),
 }
@@ -108,21 +109,23 @@ def _by_name(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
 
 
 EXPORTS = dict(sorted(({cls: module for _, _, module, cls in MEMBERS} | _by_name(OTHERS)).items()))  # name -> module
+PUBLIC = EXPORTS | _by_name(INNER)
 
 
 def room(package: str) -> Callable[[str], Any]:
     """The `__getattr__` of a package: what is public in its modules, imported when it is first used."""
-    public = EXPORTS if package == "workbench" else EXPORTS | _by_name(INNER)
+    public = EXPORTS if package == "workbench" else PUBLIC
     inside = {name: module for name, module in public.items() if module.startswith(f"{package}.")}
 
     def __getattr__(name: str) -> Any:
         if name == "__all__" and package != "workbench":
             return sorted(inside)
-        current = name if name in inside else aliases.name(package, name)
-        if current not in inside:
+        current = name if name in inside else aliases.name(package, name, public)
+        if current is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(inside[current]), current)
-        setattr(import_module(package), current, value)
+        value = getattr(import_module(public[current]), current)
+        if name in inside:
+            setattr(import_module(package), name, value)
         return value
 
     return __getattr__

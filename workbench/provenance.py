@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from workbench.declare import flatten, to_dict
-from workbench.decoders import Decoder, State
-from workbench.device.round import rounds_of
+from workbench.decoders import Decoder
 from workbench.engine.sampling import name_of
+from workbench.rounds import State
 
 __all__ = ["run_event", "versions"]
 
@@ -45,7 +45,7 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
         "decoder": to_dict(decoder),
         "guarantee": decoder.guarantee(sampling),
         "verified": list(decoder.verified),
-        "rounds": rounds_of(decoder, state),
+        "rounds": {"implementation": state.strategy.name, "reason": state.strategy.reason},
         "cache": to_dict(settings.cache) if settings.cache else None,
         "sampling": flatten(sampling) | {"processors": [name_of(processor) for processor in sampling.processors]},
         **{name: getattr(settings, name) for name in ("seed", "sample", "level", "max_new_tokens")},

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from workbench import conditions
-from workbench.decoders import Autoregressive, Decoder, State
+from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.settings import Settings, make_settings, with_keywords
 from workbench.errors import BadInput, shown
 from workbench.models.loading import Model, as_model
 from workbench.provenance import run_event
+from workbench.rounds import State
 from workbench.trace import Recorder, Trace
 from workbench.trace.tables import expand, final, rest
 from workbench.values import bounded, one_of
@@ -317,8 +318,7 @@ class Session:
         decoder.check(self.lm, settings)
         caches = before.caches(state.settings), decoder.caches(settings)
         if decoder == before and caches[0] == caches[1]:
-            state.settings, state.ended = settings, None
-            return state
+            return decoder.adopt(state, settings)
         fresh = decoder.start(self.lm, self.prompt_ids, settings)
         fresh.tokens, fresh.text, fresh.rounds = state.tokens, state.text, state.rounds
         for role, runner in state.runners.items():

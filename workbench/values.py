@@ -28,7 +28,10 @@ def items(where: str, value: Any, wanted: str = "a list of integers", most: int 
 
 def plain(value: Any) -> Any:
     """Scalars of numpy and torch as Python's own; other values as they are."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    try:
+        return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    except Exception:  # of a tensor on no device
+        return value
 
 
 def whole(value: Any) -> int | None:

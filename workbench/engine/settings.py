@@ -16,11 +16,11 @@ import torch
 from workbench.cache.stack import as_stack
 from workbench.declare import Declared, Field, describe, setting
 from workbench.engine.model import LanguageModel
-from workbench.engine.noise import seed_of_sample
 from workbench.engine.prompt import need_tokenizer
 from workbench.engine.sampling import Sampling, name_of
 from workbench.errors import BadInput, shown
 from workbench.values import items, whole
+from workbench_kernels.noise import seed_of_sample
 
 __all__ = [
     "LEVELS", "Settings", "holds", "keywords", "make_settings", "read_force", "refuse_stateful", "with_keywords",

@@ -24,7 +24,7 @@ from transformers.cache_utils import CacheLayerMixin
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
 from workbench.engine.costs import costs_of
-from workbench.engine.model import Output, facts, kept
+from workbench.engine.model import LanguageModel, Output, chosen, facts, kept
 from workbench.engine.structure import final_norm, layers_of, picture, routed, shallow_copy, tail_of
 from workbench.errors import BadInput, Unsupported
 from workbench.models.checkpoint import Entry
@@ -121,14 +121,14 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
 AttentionInterface.register(IMPLEMENTATION, _attention)
 
 
-class TransformersModel:
+class TransformersModel(LanguageModel):
     """A `transformers` causal LM behind the `LanguageModel` protocol; `model` and `tokenizer` are the user's own.
 
     All that is remembered about the model is made in `_adopt`, and made anew by `refresh` where the model was changed.
     files: the tensors it was loaded from, by name; None for a model made in memory.
     """
 
-    gives_mass = True  # tells a store what its watched rows look at
+    gives = frozenset({"hidden", "exit", "states", "layers", "mass"})
 
     def __init__(
         self,
@@ -204,7 +204,6 @@ class TransformersModel:
         return PlainStore(self.layers)
 
     def rotary_frequencies(self) -> torch.Tensor | None:
-        """[d] radians per token of the rotary embedding; None where there is none, or it changes with the length."""
         rotary = getattr(self._engine.base_model, "rotary_emb", None)
         found = getattr(rotary, "inv_freq", None)
         return None if "dynamic" in (kind := getattr(rotary, "rope_type", "")) or kind == "longrope" else found
@@ -261,8 +260,7 @@ class TransformersModel:
     def _run(self, inputs: dict[str, Any], logits_at: str | Sequence[int], want: Sequence[str | int]) -> Output:
         if "hidden" in want:
             states = self._engine.base_model(**inputs).last_hidden_state[0]
-            rows = states if logits_at == "all" else states[-1:] if logits_at == "last" else states[list(logits_at)]
-            return Output(self.head(rows), states)
+            return Output(self.head(chosen(states, logits_at)), states)
         keep: Any = {"all": 0, "last": 1}.get(logits_at) if isinstance(logits_at, str) else None
         if keep is None:
             keep = torch.as_tensor(list(logits_at), dtype=torch.long, device=self.device)
@@ -320,7 +318,6 @@ class TransformersModel:
         return norm
 
     def check_layers(self) -> None:
-        """Raise Unsupported where single layers cannot be run (`forward` with `layers`, "exit" or a number)."""
         layers_of(self.model, self.layers)
 
     def forward_flops(self, rows: int, context: int) -> int:
@@ -328,11 +325,9 @@ class TransformersModel:
         return self.costs.flops(rows, context)
 
     def weights_read(self, rows: int) -> int:
-        """Bytes of the weights that a forward of some rows reads."""
         return self.costs.weight_bytes(rows)
 
     def kv_bytes(self) -> int:
-        """Bytes of one token's keys and values over all layers, in the model's dtype."""
         return self.costs.kv_bytes(self.dtype.itemsize)
 
     def describe(self) -> dict:
