@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 import workbench as wb
 from benchmarks.runs import LOOPS, finish, options, prompts
-from workbench.provenance import versions
 
 DEPTH = 4
 ARMS = {
@@ -56,8 +55,7 @@ def main() -> None:
         rows.append({"arm": name, **pooled(found)})
         if calm := [s for s in found if s["repeated_4gram_share"] <= LOOPS]:
             rows.append({"arm": f"{name}, calm", **pooled(calm)})
-    models = ["embedded", "embedded-draft"]
-    finish(rows, given.out, {"versions": versions(), "tokens": given.tokens, "K": DEPTH, "models": models})
+    finish(lm, rows, given.out, tokens=given.tokens, K=DEPTH, models=["embedded", "embedded-draft"])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from statistics import mean, median
 from tqdm import tqdm
 
 import workbench as wb
-from benchmarks.runs import LOOPS, Record, conditions, finish, keep, options, ours, prompts, same, theirs
+from benchmarks.runs import LOOPS, Record, finish, keep, options, ours, prompts, same, theirs
 
 ARMS = {
     "plain, level off": (wb.Autoregressive(), "off"),
@@ -66,8 +66,8 @@ def main() -> None:
     given = options(__doc__, prompts=20, tokens=128, repeats=3, device="cpu").parse_args()
     lm, texts = wb.load("embedded", device=given.device), prompts(given.prompts)
     wb.decode(lm, texts[0], wb.Speculative(), max_new_tokens=16)  # warm up
-    facts = conditions(lm, prompts=given.prompts, tokens=given.tokens, repeats=given.repeats)
-    finish(table(measure(lm, texts, given.tokens, given.repeats)), given.out, facts)
+    rows = table(measure(lm, texts, given.tokens, given.repeats))
+    finish(lm, rows, given.out, prompts=given.prompts, tokens=given.tokens, repeats=given.repeats)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from scipy.stats import bootstrap
 
 import workbench as wb
-from workbench.provenance import device_name, versions
+from benchmarks.device import clock, conditions
 
 LOOPS = 0.3  # share of repeated 4-grams beyond which a text counts as a loop
 
@@ -30,13 +29,6 @@ def options(doc: str, **defaults: int | str) -> argparse.ArgumentParser:
 
 def prompts(count: int) -> list[str]:
     return [row["prompt"] for row in wb.held_out_prompts(count)]
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, once the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def ours(lm, prompt: list[int], decoder: wb.Decoder | None, **settings: Any) -> Record:
@@ -97,8 +89,11 @@ def interval(base: Sequence[Record], found: Sequence[Record]) -> list[float]:
 
 def _sums(base: Sequence[Record], found: Sequence[Record]) -> list[np.ndarray]:
     """Seconds and tokens of both by prompt."""
-    return [np.array(column, dtype=float) for runs in (base, found)
-            for column in ([r["seconds"] for r in runs], [len(r["text"]) for r in runs])]  # fmt: skip
+    return [
+        np.array(column, dtype=float)
+        for runs in (base, found)
+        for column in ([r["seconds"] for r in runs], [len(r["text"]) for r in runs])
+    ]
 
 
 def _ratio(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -106,17 +101,13 @@ def _ratio(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
     return seconds / tokens / (other_seconds / other_tokens)
 
 
-def conditions(lm, **facts: Any) -> dict[str, Any]:
-    dtype = str(lm.dtype).removeprefix("torch.")
-    return {"device": device_name(lm.device), "dtype": dtype, "versions": versions(), **facts}
-
-
-def finish(rows: list[dict], out: Path | None, facts: dict[str, Any], shown: int | None = None) -> None:
-    """Print the last `shown` rows (default: all), and write all of them where `--out` says."""
+def finish(lm, rows: list[dict], out: Path | None, shown: int = 0, **facts: Any) -> None:
+    """Print the rows after the first `shown`, and write all of them where `--out` says."""
     rows[:] = [{name: _rounded(value) for name, value in row.items()} for row in rows]
-    for row in rows[-shown if shown else 0 :]:
+    for row in rows[shown:]:
         print(row)
     if out:
+        facts = {**conditions(lm.device), "dtype": str(lm.dtype).removeprefix("torch."), **facts}
         out.write_text(json.dumps({"conditions": facts, "rows": rows}, indent=1) + "\n")
 
 

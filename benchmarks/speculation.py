@@ -183,13 +183,13 @@ def main() -> None:
     given = parser.parse_args()
     lm, rows = wb.load("embedded", device=given.device), []
     facts = {name: getattr(given, name) for name in ("prompts", "tokens", "repeats")}
-    facts = runs.conditions(lm, **facts, threads=torch.get_num_threads())
+    facts["threads"] = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         more = with_corpus(Path(folder))
         for mode in given.modes.split(","):
-            found = table(mode, measure(lm, mode, given, more))
-            rows += found
-            runs.finish(rows, given.out, facts, shown=len(found))  # what is done is kept
+            shown = len(rows)
+            rows += table(mode, measure(lm, mode, given, more))
+            runs.finish(lm, rows, given.out, shown, **facts)  # what is done is kept
 
 
 if __name__ == "__main__":

@@ -81,16 +81,22 @@ def migrating() -> str:
     methods = {f"{base}: `{old}`": new for base, renamed in aliases.METHODS.items() for old, new in renamed.items()} | {
         f"argument `{old}`": new for old, new in aliases.ARGUMENTS.items()
     }
+    homes = {name: f"{module}.{name}" for name, module in members.PUBLIC.items()}
     parts = [
         GENERATED.format("workbench/aliases.py"),
         "# From 0.1 to 0.2",
-        "Old names work in Python, on the command line and in files, and warn once with `workbench.aliases.Renamed`. Traces"
-        " of 0.1 are read in the present words. Only classes written for 0.1 have to be edited: see the last table.",
+        "Old names work in Python, on the command line and in files, and warn once with `workbench.aliases.Renamed`."
+        " Traces of 0.1 are read in the present words. Only classes written for 0.1 have to be edited: the last table.",
         *("## Names", _renamed({f"`{old}`": new for old, new in aliases.NAMES.items()})),
+        *(
+            "## Rooms",
+            _renamed({f"`{room}.{name}`": homes[name] for room in aliases.HOMES for name in aliases.HOMES[room]}),
+        ),
         *("## Members", _renamed({f"{family} `{old}`": new for (family, old), new in aliases.MEMBERS.items()})),
         *("## Parameters", _renamed(parameters)),
         *("## Modules", _renamed({f"`{old}`": new for old, new in aliases.MODULES.items()})),
         *("## Traces", _renamed({f"`run`: `{old}`": new for old, new in aliases.RUN.items()} | values)),
+        *("## Results", _renamed({f"`{old}`": new for old, new in aliases.RESULTS.items()})),
         "## Classes of your own",
         "A decoder, drafter, shape or verifier that defines one of these is refused, in one line, until it is edited.",
         _renamed(methods),
@@ -104,11 +110,9 @@ def _renamed(names: dict[str, str]) -> str:
 
 def stub() -> str:
     """The names of `workbench` for editors and type checkers, which do not follow imports at first use."""
+    head = ['"""Written by `make docs` from workbench/members.py."""', "", "# ruff: noqa: I001"]
     lines = [f"from {module} import {name} as {name}" for name, module in members.EXPORTS.items()]
-    return (
-        "\n".join(['"""Written by `make docs` from workbench/members.py."""', "", *lines, "", "__version__: str"])
-        + "\n"
-    )
+    return "\n".join([*head, *lines, "", "__version__: str"]) + "\n"
 
 
 PAGES = {"docs/reference.md": reference, "docs/migrating.md": migrating, "workbench/__init__.pyi": stub}

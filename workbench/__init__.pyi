@@ -1,5 +1,6 @@
 """Written by `make docs` from workbench/members.py."""
 
+# ruff: noqa: I001
 from workbench.speculation.drafters.aded import ADED as ADED
 from workbench.speculation.shapes.adaptive import AdaptiveConfidence as AdaptiveConfidence
 from workbench.experiments.compare import Arm as Arm

@@ -11,12 +11,15 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-__all__ = [
-    "METHODS", "MODULES", "NAMES", "PARAMETERS", "RUN", "MEMBERS", "VALUES", "Renamed", "current_run", "member", "name",
-    "parameters", "refuse_old", "renamed", "tell",
-]  # fmt: skip
+__all__ = ["Renamed", "install", "member", "name", "parameters", "refuse_old", "renamed", "tell"]
 
 NAMES = {"Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round"}  # of `workbench` and its rooms
+
+HOMES = {  # names that have another room now, by the old one
+    "workbench.decoders": ("Round", "Runner", "State"),
+    "workbench.speculation": ("search_skip",),
+    "workbench.speculation.drafters": ("search_skip",),
+}
 
 MEMBERS = {("verifier", "keyed"): "seeded"}
 
@@ -35,8 +38,14 @@ PARAMETERS = {  # of members, by family and name
     ("shape", "specdec"): {"least": "min_length", "most": "max_length"},
 }
 
-RUN = {"claim": "guarantee"}  # keys of a trace's run event; its old traces are read as if they had the new ones
+RUN = {"claim": "guarantee"}  # keys of a trace's run event; old traces are read in the present words
 VALUES = {"guarantee": {"own_law": "own", "seed": "seeded"}}  # values there
+RESULTS = {  # what Python reads from results; the old ones are gone
+    "trace.run['claim']": "trace.run['guarantee']",
+    "trace.summary()['claim']": "trace.summary()['guarantee']",
+    "Verdict.claim_greedy": "Verdict.guarantee_greedy",
+    "Verdict.claim_sampled": "Verdict.guarantee_sampled",
+}
 
 METHODS = {  # what classes of packages outside define, by their base; one that defines an old one is refused
     "Decoder": {"round": "decode_round", "claim": "guarantee", "lanes": "runners", "reader": "observer"},
@@ -54,39 +63,30 @@ METHODS = {  # what classes of packages outside define, by their base; one that 
 }
 ARGUMENTS = {"log": "r", "growth": "builder", "coupled": "seeded"}  # of those methods
 
-MODULES = {  # and all that lies below a package
-    "workbench.bits": "workbench.cache.codecs",
+MOVED = (  # modules that kept their names: from, to, which
+    ("workbench", "workbench.report", "capsule headline terminal"),
+    ("workbench.engine", "workbench.models", "adapter checkpoint digest hub loading probing progress"),
+    ("workbench.engine", "workbench.device", "fusion graph"),
+    ("workbench.pretrained", "workbench.training", "corpus export prompts"),
+)
+MODULES = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for name in names.split()} | {
+    "workbench.bits": "workbench.cache.codecs",  # a package, and all that lies below it
     "workbench.cache.policies": "workbench.cache.methods",
     "workbench.cache.static": "workbench.device.store",
-    "workbench.capsule": "workbench.report.capsule",
     "workbench.catalog": "workbench.report.catalogue",
-    "workbench.cli.faces": "workbench.cli.frontends",
-    "workbench.dashboard.strip": "workbench.dashboard.token_view",
     "workbench.decoders.device": "workbench.device.round",
     "workbench.diagnosis": "workbench.report.doctor",
-    "workbench.engine.adapter": "workbench.models.adapter",
-    "workbench.engine.checkpoint": "workbench.models.checkpoint",
     "workbench.engine.device_law": "workbench.device.sampling",
     "workbench.engine.device_model": "workbench.device.model",
     "workbench.engine.device_round": "workbench.device.forward",
-    "workbench.engine.digest": "workbench.models.digest",
-    "workbench.engine.fusion": "workbench.device.fusion",
-    "workbench.engine.graph": "workbench.device.graph",
-    "workbench.engine.hub": "workbench.models.hub",
-    "workbench.engine.loading": "workbench.models.loading",
-    "workbench.engine.probing": "workbench.models.probing",
-    "workbench.engine.progress": "workbench.models.progress",
-    "workbench.headline": "workbench.report.headline",
     "workbench.lab": "workbench.cli.lab",
+    "workbench.operations": "workbench_kernels.selftest.operations",
     "workbench.pretrained.checkpoint": "workbench.training.fit",
-    "workbench.pretrained.corpus": "workbench.training.corpus",
     "workbench.pretrained.evaluate": "workbench.training.export",
-    "workbench.pretrained.export": "workbench.training.export",
-    "workbench.pretrained.prompts": "workbench.training.prompts",
     "workbench.pretrained.train": "workbench.training.target",
+    "workbench.selftest": "workbench_kernels.selftest",
     "workbench.speculation.growth": "workbench.speculation.tree_builder",
     "workbench.speculation.training": "workbench.training",
-    "workbench.terminal": "workbench.report.terminal",
     "workbench.trace.laws": "workbench.trace.distributions",
 }
 
@@ -110,11 +110,14 @@ def tell(old: str, new: str) -> None:
     warnings.warn_explicit(f"{old} is called {new} since workbench 0.2; see docs/migrating.md", Renamed, *place)
 
 
-def name(package: str, old: str) -> str | None:
-    """The present name of what a package once offered under another."""
-    if old in NAMES:
-        tell(f"{package}.{old}", NAMES[old])
-    return NAMES.get(old)
+def name(package: str, old: str, public: Mapping[str, str]) -> str | None:
+    """The present name of what a package once offered under another, or had in it; public: names and their modules."""
+    new = NAMES.get(old, old)
+    elsewhere = new in HOMES.get(package, ())
+    if new not in public or not (elsewhere or new != old and public[new].startswith(f"{package}.")):
+        return None
+    tell(f"{package}.{old}", f"{public[new]}.{new}" if elsewhere else new)
+    return new
 
 
 def member(family: str, old: str) -> str:
@@ -141,15 +144,6 @@ def renamed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def current_run(run: dict[str, Any]) -> dict[str, Any]:
-    """The run event of an older trace, in the present words."""
-    run = {RUN.get(key, key) if RUN.get(key) not in run else key: value for key, value in run.items()}
-    for key, words in VALUES.items():
-        if isinstance(run.get(key), str):
-            run[key] = words.get(run[key], run[key])
-    return run
-
-
 def refuse_old(cls: type) -> None:
     """Raise BadInput for a class that was written for version 0.1: it would be asked for methods that it lacks."""
     from workbench.errors import BadInput
@@ -157,10 +151,9 @@ def refuse_old(cls: type) -> None:
     bases = cls.__mro__[1:]
     known = {old: new for base in bases for old, new in METHODS.get(base.__name__, {}).items()}
     for name, value in vars(cls).items():
-        takes = getattr(getattr(value, "__code__", None), "co_varnames", ())[:4]
-        old = (
-            next((word for word in takes if word in ARGUMENTS), None) if any(hasattr(b, name) for b in bases) else None
-        )
+        code = getattr(value, "__code__", None) if any(hasattr(base, name) for base in bases) else None
+        takes = code.co_varnames[: code.co_argcount] if code else ()
+        old = next((argument for argument in takes if argument in ARGUMENTS), None)
         if name in known or old:
             now = (
                 f"{name}, which is {known[name]}"
@@ -178,15 +171,15 @@ class _Moved(MetaPathFinder, Loader):
             if fullname == old or fullname.startswith(f"{old}."):
                 tell(old, new)
                 module = import_module(new + fullname[len(old) :])
-                return ModuleSpec(fullname, self, loader_state=module, is_package=hasattr(module, "__path__"))
+                state = module, module.__spec__
+                return ModuleSpec(fullname, self, loader_state=state, is_package=hasattr(module, "__path__"))
         return None
 
     def create_module(self, spec: ModuleSpec) -> Any:
-        self.spec = spec.loader_state.__spec__
-        return spec.loader_state
+        return spec.loader_state[0]
 
     def exec_module(self, module: Any) -> None:
-        module.__spec__ = self.spec
+        module.__spec__ = module.__spec__.loader_state[1]  # its own again
 
 
 def install() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench import aliases
 
-__all__ = ["EXPORTS", "FAMILIES", "MEMBERS", "room"]
+__all__ = ["EXPORTS", "FAMILIES", "MEMBERS", "PUBLIC", "room"]
 
 FAMILIES = {  # each family, and what several of its members are called
     "decoder": "decoders",
@@ -61,11 +61,11 @@ MEMBERS = (  # family, name, module, class
     ("verifier", "rejection", "workbench.speculation.verifiers.rejection", "Rejection"),
     ("verifier", "seeded", "workbench.speculation.verifiers.match", "SeededMatch"),
     ("verifier", "typical", "workbench.speculation.verifiers.typical", "Typical"),
+    ("policy", "streaming", "workbench.cache.methods.streaming", "StreamingLLM"),
     ("policy", "h2o", "workbench.cache.methods.h2o", "H2O"),
     ("policy", "snapkv", "workbench.cache.methods.snapkv", "SnapKV"),
-    ("policy", "streaming", "workbench.cache.methods.streaming", "StreamingLLM"),
-    ("quantizer", "kivi", "workbench.cache.codecs.kivi", "KIVI"),
     ("quantizer", "paged", "workbench.cache.codecs.paged", "Paged"),
+    ("quantizer", "kivi", "workbench.cache.codecs.kivi", "KIVI"),
     ("cache", "stack", "workbench.cache.stack", "Stack"),
 )
 
@@ -109,21 +109,23 @@ def _by_name(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
 
 
 EXPORTS = dict(sorted(({cls: module for _, _, module, cls in MEMBERS} | _by_name(OTHERS)).items()))  # name -> module
+PUBLIC = EXPORTS | _by_name(INNER)
 
 
 def room(package: str) -> Callable[[str], Any]:
     """The `__getattr__` of a package: what is public in its modules, imported when it is first used."""
-    public = EXPORTS if package == "workbench" else EXPORTS | _by_name(INNER)
+    public = EXPORTS if package == "workbench" else PUBLIC
     inside = {name: module for name, module in public.items() if module.startswith(f"{package}.")}
 
     def __getattr__(name: str) -> Any:
         if name == "__all__" and package != "workbench":
             return sorted(inside)
-        current = name if name in inside else aliases.name(package, name)
-        if current not in inside:
+        current = name if name in inside else aliases.name(package, name, public)
+        if current is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(inside[current]), current)
-        setattr(import_module(package), current, value)
+        value = getattr(import_module(public[current]), current)
+        if name in inside:
+            setattr(import_module(package), name, value)
         return value
 
     return __getattr__

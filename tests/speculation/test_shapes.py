@@ -18,7 +18,7 @@ from workbench.errors import BadInput
 from workbench.experiments.calibration import calibrate
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.acceptance import Acceptance
+from workbench.speculation.heads.modules import Acceptance
 from workbench.speculation.shapes.rsd_s import conditioned
 from workbench.speculation.shapes.sequoia import acceptance_by_rank, best_tree, calibrations, static_tree
 from workbench.speculation.tree_builder import TreeBuilder

@@ -196,7 +196,7 @@ def test_list_names_every_member(call, kind, names):
 
 def test_list_with_a_name_shows_parameters_bounds_and_defaults(call):
     shape = call("list", "shapes", "fixed")[1]
-    assert all(word in shape for word in ("length", "int in [1, 64]", "tokens", "default 4"))
+    assert all(word in shape for word in ("length", "an integer in [1, 64]", "tokens", "default 4"))
     decoder = call("list", "decoders", "speculative")[1]
     assert "one of aded, copyspec, draft_model" in decoder and "default seeded" in decoder
 

@@ -101,7 +101,9 @@ def code(path: Path) -> list[str]:
 @pytest.mark.parametrize("page", ["docs/reference.md", "docs/migrating.md", "workbench/__init__.pyi"])
 def test_generated_pages_are_current(page):
     """Rendered in a process of its own, so that classes registered by other tests are not on it."""
-    script = f"import sys; sys.path.insert(0, 'docs'); import make_reference as m; sys.stdout.write(m.PAGES[{page!r}]())"
+    script = (
+        f"import sys; sys.path.insert(0, 'docs'); import make_reference as m; sys.stdout.write(m.PAGES[{page!r}]())"
+    )
     done = subprocess.run(
         [sys.executable, "-X", "utf8", "-c", script],
         cwd=ROOT,

@@ -46,9 +46,8 @@ def add_settings(parser: Parser) -> None:
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     from workbench.engine.settings import keywords
 
-    return {
-        name: getattr(args, name) for name in keywords() if name != "cache" and getattr(args, name, None) is not None
-    }
+    given = {name: getattr(args, name) for name, entry in keywords().items() if entry.kind != "object"}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def load_model(args: argparse.Namespace):

@@ -23,13 +23,9 @@ WIDEST_SLIDER = 64
 
 def shown_value(entry: Field, value: Any) -> Any:
     """A parameter's value as its control holds it."""
-    return (
-        ", ".join(map(str, value or ()))
-        if entry.kind in ("list", "texts")
-        else ""
-        if value is None and _text(entry)
-        else value
-    )
+    if entry.kind in ("list", "texts"):
+        return ", ".join(map(str, value or ()))
+    return "" if value is None and _text(entry) else value
 
 
 def _text(entry: Field) -> bool:

@@ -1,5 +1,6 @@
 """A declared class: its fields with their bounds, and the check of their values when one is made."""
 
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -11,6 +12,13 @@ from workbench import aliases
 from workbench.declare.registry import get, names, near
 from workbench.errors import BadInput, shown
 from workbench.values import READERS, items, plain
+
+BOUNDS = {  # what each is called in messages, and what holds between a value and it
+    "ge": ("of at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("of at most", operator.le),
+    "lt": ("below", operator.lt),
+}
 
 __all__ = ["Declared", "Field", "check", "describe", "make", "setting", "unknown"]
 
@@ -42,40 +50,31 @@ class Field:
     optional: bool = False
 
     @property
-    def bounds(self) -> str:
-        """The bounds as a phrase, e.g. `in [1, 64]`, `of at least 1` or `above 0`; empty if there are none."""
-        low, high = self.ge if self.ge is not None else self.gt, self.le if self.le is not None else self.lt
-        if low is None and high is None:
-            return ""
-        if high is None:
-            return f"of at least {low:g}" if self.ge is not None else f"above {low:g}"
-        if low is None:
-            return f"of at most {high:g}" if self.le is not None else f"below {high:g}"
-        above = f"{high:g}" if high < 2**53 else f"2^{int(high).bit_length() - 1}"
-        return f"in {'[' if self.ge is not None else '('}{low:g}, {above}{']' if self.le is not None else ')'}"
+    def limits(self) -> dict[str, float]:
+        """The bounds that there are, the lower first, by their names in BOUNDS."""
+        return {name: bound for name in BOUNDS if (bound := getattr(self, name)) is not None}
 
     @property
-    def facts(self) -> str:
-        """What it takes, its unit and its default, in a line."""
-        default = f"default {getattr(self.default, 'declared_name', 'none' if self.default is None else self.default)}"
-        if self.kind == "member":
-            return f"one of {', '.join(names(self.family))}; {default}; its own parameters are {self.name}.…"
-        wanted = self.wanted if self.choices else f"{self.kind} {self.bounds}".strip()
-        known = self.kind in ("object", "texts") and not self.default
-        return "; ".join(filter(None, ["" if known else wanted, self.unit, "default none" if known else default]))
+    def bounds(self) -> str:
+        """The bounds as a phrase, e.g. `in [1, 64]`, `of at least 1` or `above 0`; empty if there are none."""
+        limits = {name: f"{n:g}" if n < 2**53 else f"2^{n.bit_length() - 1}" for name, n in self.limits.items()}
+        if len(limits) < 2:
+            return "".join(f"{BOUNDS[name][0]} {limit}" for name, limit in limits.items())
+        return f"in {'[' if 'ge' in limits else '('}{', '.join(limits.values())}{']' if 'le' in limits else ')'}"
 
     @property
     def wanted(self) -> str:
         """What a value has to be, in words."""
-        return f"{'one of ' + ', '.join(map(str, self.choices)) if self.choices else READERS[self.kind][1]} {self.bounds}".strip()
+        what = f"one of {', '.join(map(str, self.choices))}" if self.choices else READERS[self.kind][1]
+        return f"{what} {self.bounds}".strip()
 
-    def outside(self, value: Any) -> bool:
-        return (
-            (self.ge is not None and value < self.ge)
-            or (self.gt is not None and value <= self.gt)
-            or (self.le is not None and value > self.le)
-            or (self.lt is not None and value >= self.lt)
-        )
+    @property
+    def facts(self) -> str:
+        """What it takes, its unit and its default, in a line."""
+        default = "none" if self.default in (None, (), {}) else getattr(self.default, "declared_name", self.default)
+        if self.kind == "member":
+            return f"one of {', '.join(names(self.family))}; default {default}; its own parameters are {self.name}.…"
+        return "; ".join(filter(None, [self.wanted, self.unit, f"default {default}"]))
 
 
 def setting(default: Any = MISSING, *, factory=MISSING, trust: str = "", choices=(), **facts: Any):
@@ -131,7 +130,7 @@ def check(owner: type, entry: Field, value: Any) -> Any:
     if entry.kind in ("object", "texts"):
         return entry.read(value)
     found = entry.read(value) if entry.read else READERS[entry.kind][0](entry.choices, plain(value))
-    if found is None or entry.outside(found):
+    if found is None or not all(BOUNDS[name][1](found, bound) for name, bound in entry.limits.items()):
         raise BadInput(f"{where}: expected {entry.wanted}, got {shown(value)}")
     return found
 

@@ -56,7 +56,7 @@ def encode_text(lm: LanguageModel, text: str) -> list[int]:
 
 def prompts_of(given: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """One prompt, or several of them, as a list."""
-    given = _row(given)
+    given = _row(given) if hasattr(given, "tolist") else given
     if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
         return [given]
     given = list(given)
@@ -111,7 +111,7 @@ def _plain(prompt: Any) -> str | Sequence:
         ids, mask = (_row(prompt.get(name)) for name in ("input_ids", "attention_mask"))
         padded = isinstance(ids, list) and isinstance(mask, list) and len(ids) == len(mask) and 0 in mask
         return _plain([token for token, seen in zip(ids, mask, strict=True) if seen] if padded else ids)
-    prompt = _row(prompt)
+    prompt = _row(prompt) if hasattr(prompt, "tolist") else prompt
     if not isinstance(prompt, Sequence) and hasattr(prompt, "ids"):
         return _plain(prompt.ids)  # what the library tokenizers returns
     hint = ""
@@ -127,13 +127,11 @@ def _plain(prompt: Any) -> str | Sequence:
 
 
 def _row(ids: Any) -> Any:
-    """An array as a list, one row of a batch of one as that row; other things as they are."""
-    batch = ids
-    if hasattr(ids, "tolist"):
-        try:
-            batch = ids.tolist()
-        except Exception as error:  # sparse, or on no device
-            raise BadInput(f"the prompt: expected {KINDS}, got {_named(ids)}: {_said(error)}") from error
+    """An array as a list, one row of a batch of one as that row."""
+    try:
+        batch = ids.tolist() if hasattr(ids, "tolist") else ids
+    except Exception as error:  # sparse, or on no device
+        raise BadInput(f"the prompt: expected {KINDS}, got {_named(ids)}: {_said(error)}") from error
     return batch[0] if isinstance(batch, list) and len(batch) == 1 and isinstance(batch[0], list) else batch
 
 

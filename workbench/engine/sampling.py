@@ -55,7 +55,11 @@ class Sampling(Declared):
         None, gt=0, le=1, help="keep tokens of about the expected surprise, up to this mass"
     )
     processors: tuple[Callable, ...] = setting(
-        (), kind="object", read=_read_processors, help="logits processors, callables (input_ids, scores) -> scores"
+        (),
+        kind="object",
+        trust="owner",
+        read=_read_processors,
+        help="callables (input_ids, scores) -> scores, in order",
     )
 
     def __post_init__(self) -> None:

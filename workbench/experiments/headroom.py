@@ -6,7 +6,7 @@ depends on the text alone (`Drafter.by_text`); at level `full` a trace keeps it 
 contexts and the next maintenance of the cache end them, as in a run.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from statistics import mean, median
@@ -176,7 +176,8 @@ def _note(table: pd.DataFrame, lengths: list[int]) -> str:
 
 def _text(trace: Trace) -> _Text:
     """Ranks and confidences along the committed text, from the kept rows of the draft."""
-    _refuse(trace)
+    for reason in _reasons(trace):
+        raise BadInput(f"headroom: {reason}")
     first, tokens = len(trace.run.get("prompt_ids") or ()), trace.token_ids
     accepted = _accepted(trace)
     known: dict[int, tuple[list[int], float]] = {}
@@ -203,36 +204,35 @@ def _text(trace: Trace) -> _Text:
     return _Text(ranks, sure, depth)
 
 
-def _refuse(trace: Trace) -> None:
-    """Raise BadInput where other drafts would not have met the same text, or the drafter not had the same
-    distributions."""
+def _reasons(trace: Trace) -> Iterator[str]:
+    """Why other drafts would not have met the same text, or the drafter not had the same distributions."""
     run = trace.run
     if run.get("level") != "full":
-        raise BadInput(f"headroom: the trace was recorded at level {run.get('level')!r}; record at level 'full'")
+        yield f"the trace was recorded at level {run.get('level')!r}; record at level 'full'"
     described = run.get("decoder") or {}
     if described.get("name") != "speculative":
-        raise BadInput(
-            f"headroom: holds no distributions of a drafter to replay: decoded by {described.get('name')!r}; expected a"
+        yield (
+            f"the trace holds no distributions of a drafter to replay: decoded by {described.get('name')!r}; expected a"
             " run of 'speculative'"
         )
     decoder = _member(described)
     drafter, shape, verifier = decoder.drafter, decoder.shape, decoder.verifier
     sampled = (run.get("sampling") or {}).get("temperature")
     if (sampled and verifier.declared_name != "seeded") or run.get("guarantee") not in ("exact", "seeded"):
-        raise BadInput(
-            f"headroom: replays greedy and seeded runs, where the text does not depend on the drafts; this one was "
-            f"verified by {verifier.declared_name!r}; record with verifier='seeded'"
+        yield (
+            "replays greedy and seeded runs, where the text does not depend on the drafts; this one was verified by"
+            f" {verifier.declared_name!r}; record with verifier='seeded'"
         )
     if not drafter.by_text or "exits" in shape.needs:
         why = "where a round begins" if not drafter.by_text else f"the exits that shape {shape.declared_name!r} chose"
-        raise BadInput(
-            f"headroom: what drafter {drafter.declared_name!r} proposes after a text depends on {why}, so this run "
-            "does not tell what other drafts would have been; decode with them and use wb.compare"
+        yield (
+            f"what drafter {drafter.declared_name!r} proposes after a text depends on {why}, so this run does not tell"
+            " what other drafts would have been; decode with them and use wb.compare"
         )
     if (run.get("parent") or {}).get("index"):
-        raise BadInput(
-            "headroom: the trace is a branch, whose first rounds may have been decoded in another way; record the run "
-            "from its beginning"
+        yield (
+            "the trace is a branch, whose first rounds may have been decoded in another way; record the run from its"
+            " beginning"
         )
 
 

@@ -17,7 +17,7 @@ import torch
 
 from workbench.engine.model import LanguageModel
 from workbench.engine.vocabulary import refuse_other_vocabulary
-from workbench.errors import BadInput, Unsupported, WorkbenchError
+from workbench.errors import BadInput, Unsupported, WorkbenchError, shown
 from workbench.models import checkpoint, hub
 from workbench.models.progress import Progress, reading
 
@@ -128,10 +128,9 @@ def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer:
 
 def place_of(name: str | Path, what: str = "model") -> Path | str:
     """The local folder that a name means, or the name itself where it can be a hub id. Raises BadInput for others."""
-    shown = repr(str(name) if isinstance(name, Path) else name)
-    shown = shown if len(shown) < 200 else f"{shown[:80]}… ({len(shown)} characters)"
+    named = shown(str(name) if isinstance(name, Path) else name)
     if not isinstance(name, str | Path):
-        raise BadInput(f"{what}: expected a name or a directory, got {shown}")
+        raise BadInput(f"{what}: expected a name or a directory, got {named}")
     try:
         local = Path(name).expanduser()
         if str(name) and local.exists():
@@ -140,7 +139,7 @@ def place_of(name: str | Path, what: str = "model") -> Path | str:
         pass  # no path on this system
     if isinstance(name, Path) or not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
         wanted = "a folder with config.json and *.safetensors" if what == "model" else "a folder with its files"
-        raise BadInput(f"no {what} directory {shown}; expected {wanted}, or a hub id")
+        raise BadInput(f"no {what} directory {named}; expected {wanted}, or a hub id")
     return name
 
 
@@ -311,7 +310,7 @@ def _quiet(small: bool):
     """No report of what the loading finds, which is refused by name; no progress bar for what loads in a blink."""
     from transformers.utils import logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.set_verbosity_error()
     if small:
         logging.disable_progress_bar()
@@ -319,7 +318,7 @@ def _quiet(small: bool):
         yield
     finally:
         logging.set_verbosity(level)
-        if small and shown:
+        if small and bars:
             logging.enable_progress_bar()
 
 

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
-from workbench.aliases import current_run
 from workbench.errors import BadInput, BadTrace
 from workbench.trace import tables
 from workbench.trace.door import FREE, Door
@@ -110,7 +109,7 @@ def _events(lines: Iterable[bytes], path: Path) -> tuple[list[dict[str, Any]], l
         version = version if version < 2**63 else "of a very large number"
         raise BadTrace(f"{path} has schema {version}; this version reads up to {SCHEMA}; upgrade decoding-workbench")
     door = Door()
-    door.run(current_run(run), len(first))
+    door.run(run, len(first))
     for number, line in enumerate(lines, start=2):
         event = _parse(line)
         if event is not None:

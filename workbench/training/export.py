@@ -1,9 +1,11 @@
 """Trained stages as the shipped models: bf16 safetensors, config, and a card with figures on held-out text."""
 
 import json
+from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from workbench.training import corpus
 from workbench.training.target import STAGES, Stage, checkpoint, encode
 
-__all__ = ["agreement", "export", "long_copy", "loss_and_accuracy"]
+__all__ = ["export", "measured"]
 
 STAGES_OF = {"target": ("target", "target-long"), "draft": ("draft",)}
 WINDOWS, LENGTH = 64, 512
@@ -44,36 +46,26 @@ embeddings and norms; {tokens:,} tokens seen in steps of {batch:,}.{distilled}
 """
 
 
-def windows(work: Path) -> torch.Tensor:
-    """[WINDOWS, LENGTH + 1] held-out tokens, evenly spread, no overlap."""
+@torch.inference_mode()
+def measured(model, work: Path, target: Any = None) -> dict[str, float]:
+    """Over held-out windows, evenly spread and apart, teacher-forced: mean loss in nats per token and top-1 accuracy;
+    with a target, how often both models have the same most probable token, too."""
     data = encode("held-out", work)
     step = (len(data) - LENGTH - 1) // WINDOWS
-    return torch.from_numpy(np.stack([data[i * step :][: LENGTH + 1] for i in range(WINDOWS)]).astype(np.int64))
-
-
-@torch.inference_mode()
-def loss_and_accuracy(model, work: Path) -> dict[str, float]:
-    """Mean loss in nats per token and top-1 accuracy, teacher-forced."""
-    losses, hits = [], []
-    for part in windows(work).split(8):
+    windows = torch.from_numpy(np.stack([data[i * step :][: LENGTH + 1] for i in range(WINDOWS)]).astype(np.int64))
+    found: dict[str, list[float]] = defaultdict(list)
+    for part in windows.split(8):
         logits, wanted = model(part[:, :-1], use_cache=False).logits.float().flatten(0, 1), part[:, 1:].flatten()
-        losses.append(F.cross_entropy(logits, wanted).item())
-        hits.append((logits.argmax(-1) == wanted).float().mean().item())
-    return {"loss (nats per token)": fmean(losses), "top-1": fmean(hits)}
+        found["loss (nats per token)"].append(F.cross_entropy(logits, wanted).item())
+        found["top-1"].append((logits.argmax(-1) == wanted).float().mean().item())
+        if target is not None:
+            theirs = target(part[:, :-1], use_cache=False).logits.flatten(0, 1).argmax(-1)
+            found["top-1 agreement with the target"].append((logits.argmax(-1) == theirs).float().mean().item())
+    return {name: fmean(values) for name, values in found.items()}
 
 
 @torch.inference_mode()
-def agreement(draft, target, work: Path) -> float:
-    """Share of held-out positions, teacher-forced, where both models have the same most probable token."""
-    same = []
-    for part in windows(work).split(8):
-        ours, theirs = (m(part[:, :-1], use_cache=False).logits.argmax(-1) for m in (draft, target))
-        same.append((ours == theirs).float().mean().item())
-    return fmean(same)
-
-
-@torch.inference_mode()
-def long_copy(model, work: Path, distances=(64, 256, 512, 1024, 1536, 1900), spans: int = 24) -> dict[int, float]:
+def long_copy(model, work: Path, distances=(64, 256, 512, 1024, 1536, 1900), spans: int = 24) -> dict[str, float]:
     """Top-1 on the second half of a held-out span of 64 tokens that is repeated `distance` tokens later.
 
     The span is shuffled, so that it can be told only by copying.
@@ -93,7 +85,7 @@ def long_copy(model, work: Path, distances=(64, 256, 512, 1024, 1536, 1900), spa
         for part in torch.from_numpy(np.stack(rows)).split(4):
             logits = model(part[:, :-1], use_cache=False).logits[:, -32:]
             hits.append((logits.argmax(-1) == part[:, -32:]).float().mean().item())
-        result[distance] = fmean(hits)
+        result[f"top-1 on a repeated span, {distance} tokens back"] = fmean(hits)
     return result
 
 
@@ -104,13 +96,9 @@ def export(work: Path) -> None:
         model, step = checkpoint(stages[-1], work)
         model.to(torch.bfloat16).save_pretrained(corpus.HERE / name, safe_serialization=True)
         models[name] = model.float().eval(), step
+    target = models["target"][0]
     for name, (model, step) in models.items():
-        figures = dict(loss_and_accuracy(model, work))
-        if name == "draft":
-            figures["top-1 agreement with the target"] = agreement(model, models["target"][0], work)
-        else:
-            for distance, share in long_copy(model, work).items():
-                figures[f"top-1 on a repeated span, {distance} tokens back"] = share
+        figures = measured(model, work, target) if name == "draft" else measured(model, work) | long_copy(model, work)
         write_card(name, model, step, figures, work)
 
 

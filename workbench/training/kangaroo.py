@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from workbench.models.adapter import TransformersModel
-from workbench.speculation.heads.adapter import Adapters
-from workbench.speculation.heads.modules import causal
+from workbench.speculation.heads.modules import Adapters, causal
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import Part, Recipe
 

@@ -22,9 +22,7 @@ import torch.nn.functional as F
 from workbench.training import corpus
 from workbench.training.fit import Recipe, train
 
-__all__ = ["STAGES", "Stage", "build", "checkpoint", "encode", "train_stage", "train_tokenizer"]
-
-END = "<|endoftext|>"
+VOCABULARY, END = 4096, "<|endoftext|>"
 TOKENIZER = corpus.HERE / "tokenizer"
 ROWS = 4096  # tokens of a batch that are computed at a time
 
@@ -84,7 +82,7 @@ def build(stage: Stage) -> Any:
 
     torch.manual_seed(stage.seed)
     config = LlamaConfig(
-        vocab_size=4096,
+        vocab_size=VOCABULARY,
         hidden_size=stage.width,
         intermediate_size=stage.hidden,
         num_hidden_layers=stage.layers,
@@ -110,20 +108,15 @@ def checkpoint(name: str, work: Path) -> tuple[Any, int]:
 
 
 def train_tokenizer() -> None:
-    """Byte-level BPE with 4096 tokens on the training split; id 0 ends a text."""
+    """Byte-level BPE on the training split; id 0 ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=True,
-    )
-    tokenizer.train_from_iterator(corpus.documents("train"), trainer)
+    how = {"special_tokens": [END], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": True}
+    tokenizer.train_from_iterator(corpus.documents("train"), trainers.BpeTrainer(vocab_size=VOCABULARY, **how))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, clean_up_tokenization_spaces=False)
     fast.save_pretrained(TOKENIZER)
 
@@ -218,7 +211,7 @@ def train_stage(name: str, work: Path, minutes: float, tokens: int | None, stric
         return [lambda part=part: loss_of(forward, guide, part, stage.distil) for part in parts]
 
     step = train(name, model, stage, losses, work, asdict(stage), minutes)
-    from workbench.training.export import loss_and_accuracy  # which imports this module
+    from workbench.training.export import measured  # which imports this module
 
-    figures = ", ".join(f"{key} {value:.3f}" for key, value in loss_and_accuracy(model.cpu().eval(), work).items())
+    figures = ", ".join(f"{key} {value:.3f}" for key, value in measured(model.cpu().eval(), work).items())
     print(f"{name}: step {step} of {stage.steps}; held-out {figures}")

@@ -11,8 +11,8 @@ from workbench.errors import BadInput
 from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.adapter import Adapters
 from workbench.speculation.heads.model import HeadModel
+from workbench.speculation.heads.modules import Adapters
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.confidence import ConfidenceStop
 from workbench.speculation.tree import DraftTree

@@ -8,7 +8,7 @@ from workbench.declare import Declared, register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.acceptance import Acceptance
+from workbench.speculation.heads.modules import Acceptance
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree_builder import TreeBuilder
 

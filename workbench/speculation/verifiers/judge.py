@@ -9,7 +9,7 @@ from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.judge import JudgeHead
+from workbench.speculation.heads.modules import JudgeHead
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.rejection import Rejection
 
