@@ -8,7 +8,7 @@ import torch
 
 from workbench.declare import to_dict
 from workbench.decoders import Decoder, State
-from workbench.device.round import rounds_of
+from workbench.device.round import body_of
 
 __all__ = ["run_event", "versions"]
 
@@ -40,11 +40,11 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
     return {
         "versions": versions(),
         "device": device_name(lm.device),
+        "body": body_of(decoder, state),
         "models": [{"role": role, **runner.model.describe()} for role, runner in state.runners.items()],
         "decoder": to_dict(decoder),
         "guarantee": decoder.guarantee(sampling),
         "verified": list(decoder.verified),
-        "rounds": rounds_of(decoder, state),
         "cache": to_dict(settings.cache) if settings.cache else None,
         "sampling": {
             "temperature": sampling.temperature,

@@ -9,6 +9,7 @@ Scores are those of committed rows: the attention mass of rows in flight is kept
 rows that stay. Every tensor here is replaced, never written in place, but for free slots of the run; so forks share.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ class ManagedStore(PlainStore):
         self._bits: dict[str, list] = {}
         self._evicted = [0] * layers
         self._fetched = [(0, 0)] * layers  # slots and bytes read from the host
+        self.maintained_ms = 0.0  # what maintenance took so far
 
     def rows_left(self, length: int) -> int:
         """How many rows from a committed length on may go into one forward."""
@@ -136,6 +138,7 @@ class ManagedStore(PlainStore):
     @torch.inference_mode()
     def _maintain(self) -> None:
         """Bring every layer to what the stack wants at this length; all of them, or, where memory runs out, none."""
+        start = time.perf_counter()
         done = maintain(self)
         self._run, self._layers, self.held = done.run, done.layers, done.held
         self._next = self.stack.next(self.length, self.prompt)
@@ -146,6 +149,7 @@ class ManagedStore(PlainStore):
         for name, values in done.bits.items():
             self._bits.setdefault(name, []).extend(values)
         self._evicted = [a + b for a, b in zip(self._evicted, done.evicted, strict=True)]
+        self.maintained_ms += (time.perf_counter() - start) * 1000
 
     def retier(self, before: int) -> None:
         """Move pages between the tiers: those whose newest position is below `before` to the host, others from it.

@@ -131,8 +131,8 @@ class Round:
         wall = (self._clock(model) - start) * 1000
         raw += runner.store.staged - len(positions)
         kernel = getattr(runner.store, "implementation", "sdpa")
-        share = 1.0 if layers is None else len(layers) / model.layers
-        self.record_forward(role, len(positions), raw, wall, kernel, phase, coded, packed, share)
+        ran = None if layers is None else len(layers)
+        self.record_forward(role, len(positions), raw, wall, kernel, phase, coded, packed, ran)
         return out
 
     def record_forward(
@@ -145,12 +145,12 @@ class Round:
         phase: str | None = None,
         coded: int = 0,
         packed: int = 0,
-        share: float = 1.0,
+        layers_run: int | None = None,
     ) -> None:
         """Record a forward of `rows` rows that read `raw` and `coded` slots, the latter of `packed` bytes.
 
-        wall: its time in ms, None where it cannot be told from that of its round. share: of the model's layers that
-        ran; operations and bytes are counted in proportion.
+        wall: its time in ms, None where it cannot be told from that of its round. layers_run: of the model's layers,
+        all for None; operations and bytes are counted in proportion.
         """
         model, context = self.state.runners[role].model, raw + coded
         phase = phase or role
@@ -158,6 +158,7 @@ class Round:
             key = "draft" if phase == "draft" else "target"
             self.step.ms[key] = self.step.ms.get(key, 0.0) + wall
         if self.logging:
+            share = 1.0 if layers_run is None else layers_run / model.layers
             entry = {
                 "phase": phase,
                 "model": role,
@@ -168,7 +169,7 @@ class Round:
                 "weight_bytes": round(share * _weights_read(model, rows)),
                 "kv_read_bytes": round(share * (model.kv_bytes() * (raw + rows) + packed)),
                 "kv_write_bytes": round(share * model.kv_bytes() * rows),
-                "share": share,
+                "layers_run": model.layers if layers_run is None else layers_run,
                 "implementation": implementation,
             }
         else:
@@ -194,8 +195,10 @@ class Round:
             want = (*(("hidden",) if observer.wants_hidden else ()), *observer.wants_states) if observer else ()
             out = self.forward(role, self.state.tokens[start:end], range(start, end), None, rows, "prefill", want)
             if asked:
+                began = time.perf_counter()
                 self._keep_prompt(out.logits, start, end)
-            runner.store.commit(range(end - start))
+                self.record_time("recording", began)
+            self._commit(runner.store, range(end - start))
             if observer:
                 observer.observe(self.state, self, start, out)
 
@@ -249,6 +252,7 @@ class Round:
             if state.ended:
                 break
         columns = {"token_id": tokens[:kept], "source": sources[:kept], "model": [model] * kept}
+        start = time.perf_counter()
         if self.logging:
             columns |= dist.statistics_at(rows[:kept], tokens[:kept])
         self.step.tokens = columns
@@ -256,6 +260,7 @@ class Round:
         if self.settings.level == "full":
             places = range(len(state.tokens) - kept, len(state.tokens))
             self.keep_rows("target", dist.raw[rows[:kept]], {"position": list(places)})
+        self.record_time("recording", start)
         return kept
 
     def _note_forced(self, position: int) -> None:
@@ -297,9 +302,16 @@ class Round:
 
     def commit(self, role: str, rows: Sequence[int]) -> None:
         """Keep a runner's staged rows; the rest is dropped."""
-        start = time.perf_counter()
-        self.state.runners[role].store.commit(rows)
-        self.record_time("commit", start)
+        start, before = time.perf_counter(), self.step.ms.get("cache", 0.0)
+        self._commit(self.state.runners[role].store, rows)
+        self.record_time("commit", start + (self.step.ms.get("cache", 0.0) - before) / 1000)
+
+    def _commit(self, store: CacheStore, rows: Sequence[int]) -> None:
+        """Commit, and book what the cache's maintenance took of it."""
+        before = getattr(store, "maintained_ms", 0.0)
+        store.commit(rows)
+        if spent := getattr(store, "maintained_ms", 0.0) - before:
+            self.step.ms["cache"] = self.step.ms.get("cache", 0.0) + spent
 
     def record_time(self, phase: str, start: float) -> None:
         """Book the time since `start` on a phase."""
@@ -314,14 +326,14 @@ class Round:
             if held := held_bytes(state.memory):
                 step.cache["memory"] = {"live_slots": [0], "logical_length": [0], "table": [held]}
         self._maintained()
-        self.record_time("cache", start)
+        self.record_time("recording", start)
         step.context, step.rest = len(state.tokens), state.text.rest
         step.ms["total"] = (time.perf_counter() - self._start) * 1000
         state.rounds += 1
         return step
 
     def _maintained(self) -> None:
-        """Record what the caches dropped, sealed and fetched in this round."""
+        """Record what the caches dropped, quantized and fetched in this round."""
         for role, runner in self.state.runners.items():
             events, bits = runner.store.drain() if hasattr(runner.store, "drain") else ((), {})
             self.step.cache_events += [{"model": role, **event} for event in events]

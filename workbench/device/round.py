@@ -27,7 +27,7 @@ from workbench_kernels import verification
 if TYPE_CHECKING:
     from workbench.decoders.base import Decoder, Round, State
 
-__all__ = ["Strategy", "PackedDistribution", "choose_round", "rounds_of", "run_round"]
+__all__ = ["Strategy", "PackedDistribution", "body_of", "choose_round", "run_round"]
 
 VARIABLE = "WORKBENCH_ROUND"
 IMPLEMENTATION = "auto"  # of the kernels in a round; tests set it to run them under the interpreter
@@ -248,7 +248,10 @@ def _book(r: "Round", template: DeviceTree, contexts: dict[str, int], wall: floa
     r.record_forward("target", template.nodes, contexts["target"], None if template.depth else wall, implementation)
 
 
-def rounds_of(decoder: "Decoder", state: "State") -> dict[str, Any]:
-    """Where the run's rounds take place, for its `run` event."""
-    choice = choose_round(decoder, state.settings, {role: runner.model for role, runner in state.runners.items()})
-    return {"implementation": choice.name, "reason": choice.reason}
+def body_of(decoder: "Decoder", state: "State") -> dict[str, Any]:
+    """Who runs the run's rounds, for its `run` event: `stock` on the host; on the device `graph`, or on a CPU, which
+    captures none, `fast`."""
+    models = {role: runner.model for role, runner in state.runners.items()}
+    choice = choose_round(decoder, state.settings, models)
+    device = "graph" if models["target"].device.type == "cuda" else "fast"
+    return {"name": "stock" if choice.name == "host" else device, "reason": choice.reason}
