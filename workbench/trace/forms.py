@@ -145,34 +145,29 @@ def _pair(value: Any, flags: list[str], where: str) -> Any:
     return _layered(value, flags, where)
 
 
-def _ids(value: Any, flags: list[str], where: str) -> list:
-    if type(value) is not list or not set(map(type, value)) <= {int}:
-        raise Damaged(f"{where} is no list of token ids")
-    if value and (min(value) < 0 or max(value) >= ID):
-        raise Damaged(f"{where} holds values that are not token ids")
+def _list(value: Any, kinds: set[type], word: str, where: str, low: float = 0, high: float = 0) -> list:
+    """A list of values of some types, where `high` is given all within bounds."""
+    if type(value) is not list or not set(map(type, value)) <= kinds:
+        raise Damaged(f"{where} is no list of {word}")
+    if value and high and not (min(value) >= low and max(value) <= high):
+        raise Damaged(f"{where} holds values that are no {word}")
     return value
+
+
+def _ids(value: Any, flags: list[str], where: str) -> list:
+    return _list(value, {int}, "token ids", where, 0, ID - 1)
 
 
 def _texts(value: Any, flags: list[str], where: str) -> list:
-    if type(value) is not list or not set(map(type, value)) <= {str}:
-        raise Damaged(f"{where} is no list of texts")
-    return value
-
-
-def _floats(value: Any, where: str) -> list:
-    """A list of numbers, each finite."""
-    if type(value) is not list or not set(map(type, value)) <= {int, float}:
-        raise Damaged(f"{where} is no list of numbers")
-    if value and not (min(value) >= -LARGEST and max(value) <= LARGEST):
-        raise Damaged(f"{where} holds numbers that are not finite")
-    return value
+    return _list(value, {str}, "texts", where)
 
 
 def _topk(value: Any, flags: list[str], where: str) -> list:
     """A pair: ids, and as many probabilities."""
     if type(value) is not list or len(value) != 2:
         raise Damaged(f"{where} is no pair of ids and probabilities")
-    if len(_ids(value[0], flags, where)) != len(_floats(value[1], where)):
+    p = _list(value[1], {int, float}, "finite numbers", where, -LARGEST, LARGEST)
+    if len(_ids(value[0], flags, where)) != len(p):
         raise Damaged(f"{where} has not as many probabilities as ids")
     return value
 

@@ -89,7 +89,7 @@ _TOKENS = (
     Column("model", "name", "", "role of the model whose distribution it was drawn from"),
     Column("hypothesis", "int", "", "hypothesis it was taken from"),
     Column("entropy_raw_nats", "float", "nats", "entropy of the model's own next-token distribution"),
-    Column("entropy_sampled_nats", "float", "nats", "entropy of the distribution sampled from, after temperature and filters"),
+    Column("entropy_sampled_nats", "float", "nats", "the same of the distribution sampled from, after all filters"),
     Column("varentropy_nats2", "float", "nats²", "variance of the surprisal under the raw distribution"),
     Column("surprisal_nats", "float", "nats", "−log p of the token under the raw distribution"),
     Column("p_raw", "float", "probability", "probability of the token under the raw distribution"),
@@ -98,8 +98,7 @@ _TOKENS = (
     Column("margin", "float", "probability", "p of the first minus p of the second token of the raw distribution"),
     Column("topk_raw", "topk", "ids, probability", "most likely tokens of the raw distribution: [ids, probabilities]"),
     Column("topk_sampled", "topk", "ids, probability", "the same of the distribution sampled from"),
-    Column("cut_by", "short", "", "what removed the rest of the vocabulary (top_k, top_p, min_p, typical, a "
-           "processor)"),
+    Column("cut_by", "short", "", "what removed the rest of the vocabulary (top_k, top_p, …, a processor)"),
     Column("keep_size", "int", "tokens", "tokens left with probability above 0 in the distribution sampled from"),
     Column("allowed_count", "int", "tokens", "tokens that the constraint allowed"),
     Column("allowed_mass", "float", "probability", "raw probability of those"),
@@ -108,8 +107,7 @@ _TOKENS = (
     Column("layers_run", "int", "layers", "layers that ran for it"),
     Column("ffn_skipped", "int", "layers", "of them without their feed-forward part"),
     Column("attribution", "any", "", "what else it is traced back to"),
-    Column("target_forwards", "int", "forwards", "target forwards this token cost: those of its round for the round's "
-           "first token, 0 for the others; a prefill counts only where its round emitted a token"),
+    Column("target_forwards", "int", "forwards", "those of its round (a prefill too) for the round's first token, else 0"),
     Column("decision", "short", "", "action a controller took in the token's round"),
 )  # fmt: skip
 
@@ -128,20 +126,17 @@ _ROUNDS = (
     Column("verify_ms", "float", "ms", "time of verification and sampling"),
     Column("commit_ms", "float", "ms", "time of committing rows to the caches"),
     Column("cache_ms", "float", "ms", "time of cache maintenance"),
-    Column("recording_ms", "float", "ms", "what logging cost: the token's figures, ledgers and kept rows within the round, "
-           "the event after it; the way to the file counts in the next round"),
+    Column("recording_ms", "float", "ms", "what logging cost; the way to the file counts in the next round"),
     Column("total_ms", "float", "ms", "time of the whole round"),
     Column("rows_target", "int", "rows", "query rows the target computed"),
     Column("rows_draft", "int", "rows", "query rows the draft model computed"),
     _need("context", "int", "tokens", "committed tokens after the round"),
     Column("cache_bytes", "int", "bytes", "keys and values on the device after commit, all kinds, all models"),
     Column("host_bytes", "int", "bytes", "the same, in the host tier"),
-    Column("resident_bytes", "int", "bytes", "storages in full, shared pages counted once; equals cache_bytes + "
-           "host_bytes where the store names nothing more"),
+    Column("resident_bytes", "int", "bytes", "storages in full, shared ones once; else cache_bytes + host_bytes"),
     Column("peak_bytes", "int", "bytes", "largest cache_bytes so far"),
     Column("bits_per_element", "float", "bits", "8 × bytes over the target's live elements, free slots left out"),
-    Column("full_cache_bytes", "int", "bytes", "what the committed tokens would take in the models' own dtype, none "
-           "evicted: payload alone, from the shapes"),
+    Column("full_cache_bytes", "int", "bytes", "payload of all committed tokens in the models' own dtype, by shapes"),
 )  # fmt: skip
 
 _DRAFTS = (
@@ -163,7 +158,7 @@ _DRAFTS = (
     Column("fate", "name", "", ", ".join(FATES)),
     Column("reason", "short", "", "ratio, mismatch, threshold, judge, grammar"),
     Column("u", "float", "", "uniform draw of the acceptance test"),
-    Column("residual", "topk", "ids, probability", "of a rejected node: likeliest tokens of what is drawn from instead"),
+    Column("residual", "topk", "ids, probability", "of a rejected node: likeliest tokens of the residual"),
     Column("lossy", "bool", "", "accepted where the exact test would have rejected it"),
 )  # fmt: skip
 
@@ -236,12 +231,7 @@ _CACHE = (
     Column("tier", "name", "", "device or host", default="device"),
     Column("simulated", "bool", "", "the bytes are those of a format that is imitated, not stored", default=False),
     Column("bits_nominal", "float", "bits", "width of an element as declared"),
-    Column(
-        "bits_effective",
-        "float",
-        "bits",
-        "8 × bytes over live elements, all metadata counted; free slots and rows in flight not",
-    ),
+    Column("bits_effective", "float", "bits", "8 × bytes over live elements; free slots and rows in flight not counted"),
 )
 
 _BITS = (
@@ -308,9 +298,7 @@ ENTRIES: dict[str, tuple[Column, ...]] = {
     ),
     "sampling": (Column("temperature", "float", "", "0 for the likeliest token"),),
     "baseline": (Column("tokens_per_second", "float", "tokens/s", "speed of the plain run"),),
-    "ms": tuple(
-        replace(c, name=c.name.removesuffix("_ms")) for c in _ROUNDS if c.name.endswith("_ms")
-    ),
+    "ms": tuple(replace(c, name=c.name.removesuffix("_ms")) for c in _ROUNDS if c.name.endswith("_ms")),
     "body": (Column("name", "name", "", "stock, fast, graph"), Column("reason", "short", "", "why")),
     "figures": (Column("resident_bytes", "int", "bytes", "as in the rounds table, where the store names it"),),
 }  # fmt: skip
@@ -403,10 +391,9 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         *(replace(c, required=False) for c in _ROUNDS if c.name in COUNTS),
         Column("ms", "mapping", "ms", "times by phase, as in the rounds table"),
         Column("tokens", "columns", "", "columns of the tokens table"),
-        Column("rest", "text", "", "what the last token's text lacks if the run ends here: U+FFFD for a character that "
-               "is not complete"),
+        Column("rest", "text", "", "what the last text lacks if the run ends here: U+FFFD for a character cut short"),
         Column("prompt", "columns", "", "the same of the prompt's tokens from the second on, where asked for"),
-        *(Column(name, "columns", "", f"columns of the {name} table") for name in KEYS if name not in ("tokens", "prompt")),
+        *(Column(name, "columns", "", f"columns of the {name} table") for name in [*KEYS][2:]),
         Column("cache", "layers", "", "role → columns of the cache table over layers; zero kinds and counts left out"),
         Column("figures", "mapping", "", "state of the decoder after the round"),
         Column("flags", "texts", "", "columns in which a value was infinite or NaN and is null here"),
@@ -428,17 +415,17 @@ EVENTS: dict[str, tuple[Column, ...]] = {
 }  # fmt: skip
 
 
+ABOUT = """A trace is UTF-8 JSON lines, gzipped or not: the `run` event first, then what happened, round by round.
+
+In a round, the columns of a table are lists of one length; columns without values and the round's number are left out,
+and so are appended widths (`bits`). Over layers, a column whose values are all equal is written as that one value, and
+zero kinds and counts, the tier `device`, the width of the model's own dtype and a `logical_length` equal to `live_slots`
+are left out. Floats carry six significant digits, times four, top-k probabilities three."""
+
+
 def markdown() -> str:
     """The schema as a Markdown page: events, then tables, a row per column."""
-    parts = [f"# Trace schema {SCHEMA}\n"]
-    parts.append(
-        "A trace is UTF-8 JSON lines, gzipped or not: the `run` event first, then what happened, round by round.\n\n"
-        "In a round, the columns of a table are lists of one length; columns without values and the round's own number are"
-        " left out, and appended widths (`bits`) follow from the lengths. Over layers, a column whose values are all equal"
-        " is written as that one value, and zero kinds and counts, the tier `device`, the width of the model's own dtype"
-        " and a `logical_length` equal to `live_slots` are left out. Floats carry six significant digits, times four, top-k"
-        " probabilities three. `workbench.Trace` undoes all of this.\n"
-    )
+    parts = [f"# Trace schema {SCHEMA}\n\n{ABOUT}\n"]
     for title, groups in (("Events", EVENTS), ("Tables", TABLES)):
         parts.append(f"## {title}\n")
         for name, columns in groups.items():

@@ -193,31 +193,27 @@ def _parse(line: bytes) -> Any:
         return None
 
 
+PACKED_AS = {"topk": lambda pair: {"ids": pair[0], "p": pair[1]}, "text": writable}  # cells in Parquet, by type
+
+
 def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
     """One Parquet file per table; `topk` columns become structs of ids and p, `any` columns JSON text.
 
     Every file is written all or nothing. Raises BadInput where that is impossible.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     folder = made_folder(folder)
     for name, frame in frames.items():
         frame = frame.copy()
         for column in TABLES[name]:
-            if column.type == "topk":
-                frame[column.name] = _cells(frame, column.name, lambda pair: {"ids": pair[0], "p": pair[1]})
-            elif column.is_json:
-                frame[column.name] = _cells(frame, column.name, json.dumps)
-            elif column.type == "text":
-                frame[column.name] = _cells(frame, column.name, writable)
-        write_whole(folder / f"{name}.parquet", _parquet(name, frame))
-
-
-def _parquet(name: str, frame: pd.DataFrame) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    out = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(frame, schema=_arrow_schema(name), preserve_index=False), out)
-    return out.getvalue().to_pybytes()
+            if pack := json.dumps if column.is_json else PACKED_AS.get(column.type):
+                cells = [None if cell is None else pack(cell) for cell in frame[column.name]]
+                frame[column.name] = pd.Series(cells, index=frame.index, dtype=object)
+        out = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pandas(frame, schema=_arrow_schema(name), preserve_index=False), out)
+        write_whole(folder / f"{name}.parquet", out.getvalue().to_pybytes())
 
 
 def _arrow_schema(name: str) -> Any:
@@ -268,8 +264,3 @@ def _from_parquet(path: Path, name: str) -> dict[str, list]:
         elif column.is_json:
             columns[column.name] = [cell if cell is None else json.loads(cell) for cell in cells]
     return columns
-
-
-def _cells(frame: pd.DataFrame, name: str, convert) -> pd.Series:
-    cells = [None if cell is None else convert(cell) for cell in frame[name]]
-    return pd.Series(cells, index=frame.index, dtype=object)

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,14 @@ Event = dict[str, Any]
 
 
 def _table(name: str, text: str) -> property:
-    return property(partial(_derive, name=name), doc=text)
+    def derive(trace: "Trace") -> pd.DataFrame:
+        """The table, built again only when the log has grown; a copy, so that writing into it harms nothing."""
+        size = len(trace.log)
+        if trace._tables.get(name, (0, None))[0] != size:
+            trace._tables[name] = size, tables.table(name, trace.log[:size])
+        return trace._tables[name][1].copy()
 
-
-def _derive(trace: "Trace", name: str) -> pd.DataFrame:
-    """The table, built again only when the log has grown; a copy, so that writing into it harms nothing."""
-    seen, frame = trace._tables.get(name, (0, None))
-    if seen != len(trace.log):
-        seen = len(trace.log)
-        frame = tables.table(name, trace.log[:seen])
-        trace._tables[name] = (seen, frame)
-    return frame.copy()
+    return property(derive, doc=text)
 
 
 class Trace:
