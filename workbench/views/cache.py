@@ -5,36 +5,16 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.schema import CACHE_KINDS
-from workbench.trace.tables import model
 from workbench.views.figure import blank, figure, inert, numbers, unit_of
 from workbench.views.palette import PALETTE, SEQUENTIAL, colours
 
-__all__ = ["by_kind", "cache_footprint", "ledger_over_time", "plain_bytes"]
+__all__ = ["by_kind", "cache_footprint", "ledger_over_time"]
 
 
 def by_kind(cache: pd.DataFrame) -> pd.DataFrame:
     """Bytes per round (rows) of every kind that ever occurs (columns), over all layers and models."""
     totals = cache.groupby("round")[list(CACHE_KINDS)].sum()
     return totals.loc[:, (totals > 0).any()]
-
-
-def plain_bytes(trace: Trace) -> pd.Series:
-    """Bytes per round that the committed tokens would take in the models' own dtype, none evicted: payload alone.
-
-    From shapes: tokens × KV heads × (key size + value size) × width, over all layers and models. Empty where the run
-    does not say these.
-    """
-    cache, total = trace.cache, pd.Series(dtype=float)
-    for role, mine in cache.groupby("model", sort=False):
-        facts = model(trace.run, role)
-        heads, size, width = (facts.get(name) for name in ("kv_heads", "head_dim", "kv_bits"))
-        if None in (heads, size, width) or mine["logical_length"].isna().any():
-            return pd.Series(dtype=float)
-        heads = mine["layer"].map(dict(enumerate(heads))) if isinstance(heads, (list, tuple)) else heads
-        elements = sum(size) if isinstance(size, (list, tuple)) else 2 * size
-        taken = (mine["logical_length"] * heads * elements * width / 8).groupby(mine["round"]).sum()
-        total = taken if total.empty else total.add(taken, fill_value=0)
-    return total
 
 
 def _stack(kinds: pd.DataFrame, scale: float, unit: str, axis: str) -> list[go.Scatter]:
@@ -55,7 +35,8 @@ def ledger_over_time(trace: Trace, theme: str | None = None) -> go.Figure:
 
     The lines: what lies on the device (drawn where anything lies on the host), and what the plain cache would take.
     """
-    kinds, plain, rounds = by_kind(trace.cache), plain_bytes(trace), trace.rounds.set_index("round")
+    kinds, rounds = by_kind(trace.cache), trace.rounds.set_index("round")
+    plain = rounds["full_cache_bytes"].dropna()
     totals = kinds.sum(axis=1)
     scale, unit = unit_of(max([0.0, *totals.tolist(), *plain.tolist()]))
     device = rounds["cache_bytes"] if rounds["host_bytes"].max() > 0 else rounds["cache_bytes"].iloc[:0]
