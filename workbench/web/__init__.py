@@ -11,7 +11,7 @@ from pathlib import Path
 
 from workbench.web.data import payload, plain, to_json
 
-__all__ = ["FOLDER", "css", "module", "payload", "plain", "to_json"]
+__all__ = ["FOLDER", "css", "module", "payload", "plain", "script", "to_json"]
 
 FOLDER = Path(__file__).parent
 PARTS = ("common.js", "record.js", "token-view.js", "timeline.js", "inspector.js", "transport.js", "trace-view.js")
@@ -24,6 +24,11 @@ def module(export: bool = True) -> str:
     parts = (_IMPORT.sub("", (FOLDER / name).read_text(encoding="utf-8")) for name in PARTS)
     joined = "\n".join(re.sub(r"^export (?=function|const)", "", part, flags=re.MULTILINE) for part in parts)
     return f"{joined}\nexport {{ mount }};\n" if export else joined
+
+
+def script(name: str) -> str:
+    """One of the scripts that join the module to a front-end, or act on its page."""
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 @cache
