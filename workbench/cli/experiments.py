@@ -6,18 +6,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from workbench.cli import preparing
-from workbench.cli.options import (
-    Parser,
-    add_cache,
-    add_model,
-    add_settings,
-    cache_of,
-    load_model,
-    pairs,
-    print_json,
-    settings_of,
-)
+from workbench.cli import options, preparing
+from workbench.cli.options import Parser, add_cache, add_model, cache_of, pairs, print_json
 from workbench.errors import BadInput
 
 __all__ = ["add_compare", "add_verify", "compare_arms", "verify"]
@@ -34,7 +24,7 @@ def add_compare(parser: Parser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="of the cache: cache.budget=128"
     )
-    add_settings(parser)
+    options.add_settings(parser)
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
@@ -49,13 +39,13 @@ def compare_arms(args: argparse.Namespace) -> int:
     if not prompts or not arms:
         raise BadInput("compare: expected at least one prompt (or --held-out N) and one --arm name=decoder")
     values = pairs(args.set)
-    settings = settings_of(args) | {"cache": cache_of(args, values)}
+    settings = options.settings_of(args) | {"cache": cache_of(args, values)}
     if values:
         raise BadInput(
             f"compare --set {next(iter(values))}: expected a parameter of the cache, such as cache.budget=128"
         )
     progress = sys.stderr.isatty()
-    lm = load_model(args)
+    lm = options.load_model(args)
     found = compare(lm, prompts, arms, repeats=args.repeats, progress=progress, **settings)
     if args.json:
         print_json(json.loads(found.to_json(orient="index")))
@@ -104,7 +94,7 @@ def verify(args: argparse.Namespace) -> int:
     stack = cache_of(args, values)
     decoder = build("decoder", args.decoder, values)
     how = {"tokens": args.tokens, "temperature": args.temperature, "runs": args.runs, "progress": sys.stderr.isatty()}
-    found = lossless(decoder, load_model(args), args.prompt, cache=stack, **how)
+    found = lossless(decoder, options.load_model(args), args.prompt, cache=stack, **how)
     if args.json:
         print_json({**asdict(found), "badge": found.badge, "holds": found.holds})
     else:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from workbench.report.headline import headline, size
 from workbench.trace import Trace
+from workbench.views.figure import visible
 from workbench.views.palette import colour
 
 __all__ = [
@@ -59,10 +60,7 @@ def inert(text: Any) -> str:
 
 def shown(text: str) -> str:
     """A token as one inert word, white space visible."""
-    marks = (("\n", "⏎"), ("\r", "␍"), ("\t", "⇥"), (" ", "␣"))
-    for mark, visible in marks:
-        text = text.replace(mark, visible)
-    return inert(text) or "◦"
+    return inert(visible(text)) or "◦"
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -16,7 +16,7 @@ from workbench.errors import shown as shown_value
 from workbench.trace.forms import writable
 from workbench.views.palette import PAGES
 
-__all__ = ["as_table", "description", "figure", "ink", "inert", "numbers", "shown", "unit_of"]
+__all__ = ["as_table", "description", "figure", "ink", "inert", "numbers", "shown", "unit_of", "visible"]
 
 CLEAR = "rgba(0,0,0,0)"
 
@@ -116,10 +116,12 @@ def shown(text: Any, limit: int = 40) -> str:
     """Model text as an inert label: white space visible, long text cut."""
     if not isinstance(text, str):
         return ""
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    for mark, visible in (("\n", "⏎"), ("\r", "␍"), ("\t", "⇥"), (" ", "␣")):
-        text = text.replace(mark, visible)
-    return inert(text)
+    return inert(visible(text if len(text) <= limit else text[: limit - 1] + "…"))
+
+
+def visible(text: str) -> str:
+    """Text with marks in the place of white space."""
+    return text.translate({10: "⏎", 13: "␍", 9: "⇥", 32: "␣"})
 
 
 def numbers(column: Iterable[Any]) -> list[Any]:
