@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install app lab test check format docs notebooks bench speed models clean
+.PHONY: help install app lab test check format docs notebooks bench speed models size clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ check: $(VENV)/.installed-test ## lint
 format: $(VENV)/.installed-test ## format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+size: install ## count lines: members, platform, by folder
+	$(BIN)/python -m tests.size $(ARGS)
 
 docs: install ## write docs/reference.md from the declarations
 	$(BIN)/python docs/make_reference.py

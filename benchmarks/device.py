@@ -10,7 +10,7 @@ import torch
 from workbench.device.graph import Replayed
 from workbench.provenance import device_name, versions
 
-__all__ = ["Rates", "Timing", "conditions", "measure", "rates"]
+__all__ = ["Rates", "Timing", "clock", "conditions", "copy_bandwidth", "measure", "rates"]
 
 
 class Rates(NamedTuple):
@@ -42,15 +42,18 @@ def conditions(device: torch.device) -> dict[str, Any]:
 
 def rates(device: torch.device) -> Rates:
     """The best copy bandwidth and matrix product rate of this device, in bfloat16 on a GPU, float32 on a CPU."""
-    gpu = device.type == "cuda"
-    source = torch.ones((2**30 if gpu else 2**26) // 4, device=device)
-    target = torch.empty_like(source)
-    seconds = _best(lambda: target.copy_(source), device)
-    size, dtype = (8192, torch.bfloat16) if gpu else (1024, torch.float32)
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     a = torch.ones(size, size, device=device, dtype=dtype)
     product = torch.empty_like(a)
     flops = 2 * size**3 / _best(lambda: torch.mm(a, a, out=product), device)
-    return Rates(2 * source.nbytes / seconds, flops, str(dtype).removeprefix("torch."))
+    return Rates(copy_bandwidth(device), flops, str(dtype).removeprefix("torch."))
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of a copy within the device."""
+    source = torch.ones((2**30 if device.type == "cuda" else 2**26) // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
 
 
 def _best(run: Callable[[], Any], device: torch.device, repeats: int = 8) -> float:
@@ -58,18 +61,18 @@ def _best(run: Callable[[], Any], device: torch.device, repeats: int = 8) -> flo
     calls = 20 if device.type == "cuda" else 1
     found = []
     for _ in range(repeats + 2):  # the first two warm up
-        _wait(device)
-        start = time.perf_counter()
+        start = clock(device)
         for _ in range(calls):
             run()
-        _wait(device)
-        found.append((time.perf_counter() - start) / calls)
+        found.append((clock(device) - start) / calls)
     return min(found[2:])
 
 
-def _wait(device: torch.device) -> None:
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def measure(run: Callable[[], Any], device: torch.device, repeats: int = 50) -> Timing:

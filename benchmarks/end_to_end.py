@@ -3,26 +3,24 @@
     python benchmarks/end_to_end.py [--size 8b] [--device cuda] [--prompt 128] [--tokens 128] [--out FILE]
 
 A Llama of random bfloat16 weights decodes greedily, one sequence. The floor is the time to read the weights once at the
-bandwidth of a device copy, measured here; a figure is the share of that bandwidth an arm reaches. Per arm: milliseconds
-a token, the median over decode rounds for the workbench (its whole step, the record included), the difference of two
-lengths divided by their distance for `generate`, so that neither counts prefill, compilation or capture. On a CPU the
-floors are printed and no speed is measured.
+bandwidth of a device copy, measured here. A figure is the share of that bandwidth an arm reaches. Times are in ms
+a token without prefill, compilation or capture: for the workbench the median of whole steps, for `generate` the
+difference of two lengths divided by their distance. On a CPU the floors are printed and no speed is measured.
 """
 
 import argparse
 import json
 import os
 import statistics
-import time
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
+from benchmarks.device import clock, conditions, copy_bandwidth
 from workbench.device.round import VARIABLE
 from workbench.engine.adapter import wrap
-from workbench.provenance import device_name, versions
 
 SIZES = {  # layers, width, MLP width, heads, KV heads, vocabulary
     "8b": (32, 4096, 14336, 32, 8, 128256),
@@ -48,24 +46,6 @@ def build(size: str, device: str) -> LlamaForCausalLM:
         torch.set_default_dtype(torch.float32)
 
 
-def clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def copy_bandwidth(device: str, size: int, repeats: int = 20) -> float:
-    """Bytes a second, read and written, of copying `size` bytes within the device: the best of several."""
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    times = []
-    for _ in range(repeats):
-        start = clock(device)
-        target.copy_(source)
-        times.append(clock(device) - start)
-    return 2 * size / min(times)
-
-
 def streamed_bytes(model: LlamaForCausalLM) -> int:
     """Bytes of weights that every token reads: all but the embedding, of which it reads a row."""
     return sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
@@ -77,9 +57,9 @@ def workbench_ms(lm, prompt: list[int], tokens: int, level: str) -> tuple[float,
     session.run(rounds=WARM)
     times = []
     for _ in range(tokens):
-        start = clock(lm.device.type)
+        start = clock(lm.device)
         session.step()
-        times.append(clock(lm.device.type) - start)
+        times.append(clock(lm.device) - start)
     last = session.decoder.step(session.state.fork())  # at level "off" the record does not tell
     if "not_captured" in last.figures:
         raise SystemExit(f"no speed is given, for the rounds were no CUDA graph: {last.figures['not_captured']}")
@@ -92,15 +72,14 @@ def workbench_ms(lm, prompt: list[int], tokens: int, level: str) -> tuple[float,
 def generate_ms(model, prompt: list[int], tokens: int, **options) -> float:
     """Milliseconds a token: the best of three at two lengths, so that what both share drops out."""
     ids = torch.tensor([prompt], device=model.device)
-
     options |= {"attention_mask": torch.ones_like(ids), "do_sample": False}
 
     def seconds(count: int) -> float:
         times = []
         for _ in range(4):  # the first one warms up, and compiles
-            start = clock(model.device.type)
+            start = clock(model.device)
             model.generate(ids, max_new_tokens=count, min_new_tokens=count, **options)
-            times.append(clock(model.device.type) - start)
+            times.append(clock(model.device) - start)
         return min(times[1:])
 
     return 1000 * (seconds(2 * tokens) - seconds(tokens)) / tokens
@@ -112,9 +91,9 @@ def measure(model, prompt: list[int], tokens: int) -> list[dict]:
     for level in ("off", "default"):
         ms, where = workbench_ms(lm, prompt, tokens, level)
         rows.append({"arm": f"workbench, level {level} ({where})", "ms_per_token": ms})
-    rows.append({"arm": "model.generate", "ms_per_token": generate_ms(model, prompt, tokens)})
     compiled = {"cache_implementation": "static"}  # generate compiles the forward pass by itself with such a cache
-    rows.append({"arm": "model.generate, compiled", "ms_per_token": generate_ms(model, prompt, tokens, **compiled)})
+    for arm, options in (("model.generate", {}), ("model.generate, compiled", compiled)):
+        rows.append({"arm": arm, "ms_per_token": generate_ms(model, prompt, tokens, **options)})
     return rows
 
 
@@ -142,16 +121,15 @@ def main() -> None:
     model = build(size, options.device)
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(1, SIZES[size][5], (options.prompt,), generator=generator).tolist()
-    bandwidth = copy_bandwidth(options.device, 2**31 if gpu else 2**26)
+    bandwidth = copy_bandwidth(torch.device(options.device))
     bytes_ = streamed_bytes(model)
     floor = 1000 * bytes_ / bandwidth
-    conditions = {
-        "device": device_name(torch.device(options.device)), "dtype": "bfloat16", "size": size, "versions": versions(),
-        "prompt": options.prompt, "tokens": options.tokens, "copy_GB_per_s": round(bandwidth / 1e9, 1),
-        "weight_GB": round(bytes_ / 1e9, 3), "floor_ms_per_token": round(floor, 4),
-        "same_tokens_of_32": same_tokens(model, prompt, 32),
+    told = conditions(torch.device(options.device)) | {
+        "dtype": "bfloat16", "size": size, "prompt": options.prompt, "tokens": options.tokens,
+        "copy_GB_per_s": round(bandwidth / 1e9, 1), "weight_GB": round(bytes_ / 1e9, 3),
+        "floor_ms_per_token": round(floor, 4), "same_tokens_of_32": same_tokens(model, prompt, 32),
     }  # fmt: skip
-    print(conditions)
+    print(told)
     if not gpu:
         print("on a CPU no speed is measured: these are the floor, and how far both ways to decode agree")
         return
@@ -161,7 +139,7 @@ def main() -> None:
         row |= {"share_of_floor": floor / row["ms_per_token"], "speedup": generate / row["ms_per_token"]}
         print({name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()})
     if options.out:
-        options.out.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+        options.out.write_text(json.dumps({"conditions": told, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python benchmarks/kernel_speed.py [--quick] [--only NAME] [--out benchmarks/results/kernels.json] [--no-tests]
 
-The kernel tests run first, natively on a GPU and on a CPU too (--no-tests skips them), and no figure is printed where
-one fails. Then each operation of `benchmarks/cases.py` is timed on the device (CUDA-graph replay, inputs out of the L2
-cache; median, 20th and 80th percentile) and set beside its floor, max(bytes / copy bandwidth, operations / matrix
-product rate), both measured in the same run, and beside its baselines. Without a CUDA device no speed is measured: the
-table shows bytes, operations and the floors this machine would set. Conditions and rows go to --out.
+The kernel tests run first, natively on a GPU and on a CPU too; where one fails no figure is printed. --no-tests skips
+them. Then each case is timed on the device by CUDA-graph replay, with inputs out of the L2 cache: median, 20th and 80th
+percentile. Beside it stand its baselines and its floor, max(bytes / copy bandwidth, operations / matrix product rate),
+measured in the same run. Without a CUDA device no speed is measured: the table shows bytes, operations and floors.
+Conditions and rows go to --out.
 """
 
 import argparse
@@ -42,15 +42,9 @@ def tests_pass(command: str) -> bool:
 def floor(case: Case, rates: devices.Rates) -> dict[str, Any]:
     """What the case must do, and the time that takes at least."""
     moved, flops = case.work
-    return {
-        "operation": case.operation,
-        "shape": case.label,
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "bytes": moved,
-        "flops": flops,
-        "floor_us": rates.floor_us(moved, flops),
-        "bound": "memory" if moved / rates.bytes_per_s >= flops / rates.flops_per_s else "compute",
-    }
+    bound = "memory" if moved / rates.bytes_per_s >= flops / rates.flops_per_s else "compute"
+    row = {"operation": case.operation, "shape": case.label, "dtype": str(case.dtype).removeprefix("torch.")}
+    return row | {"bytes": moved, "flops": flops, "floor_us": rates.floor_us(moved, flops), "bound": bound}
 
 
 def timed(case: Case, row: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -66,13 +60,9 @@ def timed(case: Case, row: dict[str, Any], device: torch.device) -> dict[str, An
             others[name] = {"refused": f"{type(error).__name__}: {error}".splitlines()[0]}
     times = {name: found["median_us"] for name, found in others.items() if "median_us" in found}
     best = min(times, key=times.get) if times else None
-    return row | {
-        "times_floor": row["median_us"] / row["floor_us"],
-        "best_baseline": best,
-        "baseline_us": times.get(best),
-        "speedup": times[best] / row["median_us"] if best else None,
-        "baselines": others,
-    }
+    speedup = times[best] / row["median_us"] if best else None
+    row |= {"times_floor": row["median_us"] / row["floor_us"], "best_baseline": best, "baseline_us": times.get(best)}
+    return row | {"speedup": speedup, "baselines": others}
 
 
 def line(row: dict[str, Any]) -> str:

@@ -4,4 +4,4 @@ Importing this package imports torch alone. Triton is imported when a Triton ker
 missing, the request is refused with a reason.
 """
 
-__all__ = ["distribution", "pages", "segment_attention", "verification"]
+__all__ = ["distribution", "noise", "pages", "segment_attention", "selftest", "verification"]

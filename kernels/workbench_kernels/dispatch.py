@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["VARIABLE", "Choice", "decide", "on_its_device"]
+__all__ = ["VARIABLE", "Choice", "decide", "on_its_device", "refuse_dtypes"]
 
 VARIABLE = "WORKBENCH_KERNELS"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Choice(NamedTuple):
@@ -43,6 +44,12 @@ def decide(kind: str, refusal: Callable[[], str | None], implementation: str = "
     if implementation == "auto":
         return Choice("torch", reason)
     raise RuntimeError(f"the Triton kernel cannot run: {reason}; use implementation='torch'")
+
+
+def refuse_dtypes(what: str, *dtypes: torch.dtype) -> str | None:
+    """Why a kernel that computes in float32 cannot take these, or None."""
+    odd = [str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in DTYPES]
+    return f"it computes in float32, and {what} {odd[0]}" if odd else None
 
 
 def _missing(kind: str, what: str) -> str | None:

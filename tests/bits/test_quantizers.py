@@ -69,6 +69,12 @@ def test_keys_and_values_have_widths_of_their_own(small):
         assert (errors[0] == 0) == (bits_k == 0) and (errors[1] == 0) == (bits_v == 0) and max(errors) > 0.01
 
 
+@pytest.mark.parametrize("layers", [{"a": 8, 1: 8}, {-1: 8}, {10**9: 8}, {None: 2}, {1.5: 4}], ids=repr)
+def test_layers_are_numbers_of_layers(layers):
+    with pytest.raises(wb.BadInput, match=r"KIVI\(layers=…\): expected layers in \[0, 4095\]"):
+        wb.KIVI(layers=layers)
+
+
 def test_layers_have_widths_of_their_own(small):
     for layers in ({1: 8}, [-1, 8], (2, 8)):
         kivi = wb.KIVI(bits=2, layers=layers)

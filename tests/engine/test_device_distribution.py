@@ -151,7 +151,7 @@ def test_without_the_residual_step_it_is_noticed(target, once, tmp_path, monkeyp
     """Half as many runs show that rejected mass was not taken away."""
     from workbench_kernels.verification import rejection
 
-    residual = "rest = tl.maximum(p - distribution, 0.0)"
+    residual = "rest = tl.maximum(p - proposal, 0.0)"
     monkeypatch.setattr(verification, "rejection", broken(rejection, residual, "rest = p", tmp_path), raising=False)
     make, runs = DECODERS[name := "rejection tree"]
     once[1]()

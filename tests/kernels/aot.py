@@ -8,12 +8,15 @@ from functools import cache
 
 SCRIPT = """
 import importlib, json, sys, traceback
+from collections import namedtuple
+
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 def compile_both(module, name, signature, constexprs, options):
     kernel = getattr(importlib.import_module(module), name)
+    signature = {name: namedtuple("T", t)(**t) if isinstance(t, dict) else t for name, t in signature.items()}
     for arch in (80, 90):
         source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -41,8 +44,9 @@ def compiler() -> subprocess.Popen:
 def compile_all(*kernels: tuple[str, str, dict, dict, dict]) -> str:
     """Compile kernels (module, name, signature, constexprs, options) for sm80 and sm90: a line for each of both.
 
-    signature: argument name -> Triton type ("*fp32", "i32", "constexpr", …), all arguments; constexprs: name -> value;
-    options: e.g. {"num_warps": 4}. Raises AssertionError with the compiler's words where one does not compile.
+    signature: argument name -> Triton type ("*fp32", "i32", "constexpr", …; a dict by field for a named tuple), all
+    arguments; constexprs: name -> value; options: e.g. {"num_warps": 4}. Raises AssertionError with the compiler's
+    words where one does not compile.
     """
     process = compiler()
     process.stdin.write(json.dumps(kernels) + "\n")

@@ -1,4 +1,4 @@
-"""What tests of segment attention share: mixed pages in an arena, the law they stand for in float64, broken kernels."""
+"""What tests of segment attention share: mixed pages in an arena, their attention in float64, broken kernels."""
 
 import importlib
 import itertools
@@ -94,7 +94,7 @@ def paged(
     return Paged(q, torch.cat(pieces), table, torch.tensor(counts, dtype=torch.int32), k, v, slots, live, options)
 
 
-def law(case: Paged, tau=1.0, bias=None, positions=None, window=None):
+def expected(case: Paged, tau=1.0, bias=None, positions=None, window=None):
     """Row by row and head by head, in float64: out [R, H, Dv], lse [R, H] and the scores [R, H, n], -inf if unseen."""
     rows, heads, _ = case.q.shape
     out = torch.zeros(rows, heads, case.v.shape[2], dtype=torch.float64)
@@ -121,7 +121,7 @@ def compare(got, want, within: float) -> None:
 
 
 def with_options(pages: Paged) -> tuple[dict, dict]:
-    """A bias by page number, tau and a window: the options of a call, and what they mean for `law`."""
+    """A bias by page number, tau and a window: the options of a call, and what they mean for `expected`."""
     draw = torch.Generator().manual_seed(5)
     heads, columns = pages.table.shape
     side = torch.randn(heads * columns + 2, SLOTS, generator=draw)
@@ -160,5 +160,5 @@ def broken(tmp_path, monkeypatch, file: str, right: str, wrong: str) -> SimpleNa
             text = text.replace(right, wrong)
         path.write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    parts = ("paged", "dense", "merging", "statistics", "tiles")
+    parts = ("paged", "dense", "merging", "tiles")
     return SimpleNamespace(**{part: importlib.import_module(f"{package}.{part}") for part in parts})

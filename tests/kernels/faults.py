@@ -54,8 +54,9 @@ def broken(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
     return copy
 
 
-def entry(module: ModuleType, name: str, types: dict[str, str], constants: dict, warps: int = 4) -> tuple:
-    """An argument of `aot.compile_all`: types by argument name, else int32 pointers and integers."""
+def entry(module: ModuleType, name: str, types: dict, constants: dict, warps: int = 4) -> tuple:
+    """An argument of `aot.compile_all`: types (named tuples of types) by name, else int32 pointers and integers."""
     arguments = getattr(module, name).arg_names
+    types = {name: kind._asdict() if isinstance(kind, tuple) else kind for name, kind in types.items()}
     signature = {a: types.get(a, "*i32" if a.endswith("_ptr") else "i32") for a in arguments}
     return module.__name__, name, signature | dict.fromkeys(constants, "constexpr"), constants, {"num_warps": warps}

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.kernels.aot import compile_all
-from tests.kernels.attention_cases import EXACT, broken, law, paged, with_options
+from tests.kernels.attention_cases import EXACT, broken, expected, paged, with_options
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
@@ -26,7 +25,7 @@ def mass_of(scores: torch.Tensor, lse: torch.Tensor, heads: int, reduce: str):
 def test_mass_and_entropy_from_the_definition(rows, reduce, device):
     """Group of 3 (padded to 4), several row blocks at 40 rows, ragged heads; other segments in lse."""
     pages = paged(rows=rows, group=3, size=32, counts=(2, 1))
-    _, lse, scores = law(pages)
+    _, lse, scores = expected(pages)
     lse = lse + 0.3
     for where, how in ((pages, "torch"), (pages.to(device), "triton")):
         given = lse.float().to(where.q.device)
@@ -42,7 +41,7 @@ def test_mass_of_the_last_rows_with_options(device):
     pages = paged(rows=3, group=2, size=80, counts=(3, 2))
     pages_options, meaning = with_options(pages)
     pages.options |= pages_options
-    _, lse, scores = law(pages, **meaning)
+    _, lse, scores = expected(pages, **meaning)
     for where, how in ((pages, "torch"), (pages.to(device), "triton")):
         got = where.call(segment_attention.page_mass, lse.float().to(where.q.device), last=2, implementation=how)
         want = mass_of(scores[1:], lse[1:], 2, "sum")
@@ -52,7 +51,7 @@ def test_mass_of_the_last_rows_with_options(device):
 
 @pytest.mark.parametrize("sigma", [None, (0.8, 1.3)], ids=["exact", "weighted"])
 def test_the_masses_of_all_segments_are_the_whole(sigma, device):
-    """Pages and staged rows: the masses sum to 1 a row and head, the entropy shares to the entropy of the whole law."""
+    """Pages and staged rows: the masses sum to 1 a row and head, the entropy shares to the entropy of the whole."""
     pages = paged(rows=4, group=2, size=32, counts=(3, 2)).to(device)
     draw = torch.Generator().manual_seed(1)
     k, v = (torch.randn(2, 4, 32, generator=draw).to(device) for _ in range(2))
@@ -70,25 +69,15 @@ def test_the_masses_of_all_segments_are_the_whole(sigma, device):
     ]
     total = sum(part.mass.flatten(2).sum(-1) for part in parts)
     assert_close("mass", total, torch.full((4, 2), 2.0), EXACT)
-    scores = [law(pages.to("cpu"))[2]]
+    scores = [expected(pages.to("cpu"))[2]]
     staged = pages.q.cpu().double().unflatten(1, (2, 2)) @ k.cpu().double().mT * pages.scale
     staged = staged.flatten(1, 2).masked_fill(~torch.ones(4, 4, dtype=torch.bool).tril()[:, None], -torch.inf)
     scores.append(staged)
-    # exp(s - lse_j + sigma_j lse_j), normalised: the law that the merge stands for
+    # exp(s - lse_j + sigma_j lse_j), normalised: what the merge stands for
     own = [s.logsumexp(-1, keepdim=True) for s in scores]
     p = torch.cat([s + (w - 1) * o for s, o, w in zip(scores, own, weights, strict=True)], -1).softmax(-1)
     assert_close("entropy", sum(part.entropy for part in parts), -torch.xlogy(p, p).sum(-1), EXACT)
     assert_close("pages", parts[0].mass.flatten(2), p[..., :96].unflatten(1, (2, 2)).sum(2), EXACT)
-
-
-def test_top_slots_follow_the_mass():
-    mass = torch.zeros(2, 3, SLOTS)
-    mass[0, 2, 5], mass[0, 0, 1], mass[1, 1, 31] = 0.5, 0.3, 0.9
-    values, slots = segment_attention.top_slots(mass, 2)
-    assert slots[0].tolist() == [69, 1] and slots[1, 0] == 63
-    assert values.tolist() == [[0.5, pytest.approx(0.3)], [pytest.approx(0.9), 0.0]]
-    with pytest.raises(ValueError, match=r"expected k in \[0, 96\], got 97"):
-        segment_attention.top_slots(mass, 97)
 
 
 @pytest.mark.parametrize(
@@ -144,14 +133,14 @@ def test_mass_over_no_keys(device):
 def guarded_mass(kernels, device: str) -> None:
     """Both kernels between guard zones, entropies filled with NaN: 3 heads of 4, 48 channels of 64, 70 keys of 96."""
     q, k, mask, scores = dense_case(3)
-    plan = kernels.tiles.tile(q, 2, 48)
+    plan = kernels.tiles.tile(q, 2, 48, 48)
     ins = [Guarded(t.to(device)) for t in (scores["tree"].logsumexp(-1).float(), q, k)]
     mass = Guarded(torch.full((3, 2, 70), torch.nan, device=device))
     entropy = Guarded(torch.full((3, 3, 6), torch.nan, device=device))
     words = segment_attention.mask_words(mask.to(device))
-    kernels.statistics.dense_mass_kernel[(plan.blocks, 3, 2)](
-        *(mass.inside, entropy.inside, *(t.inside for t in ins), words),
-        *(6 * 48, 48, 70 * 48, 48, 3, 3, 70, 0.2),
+    kernels.dense.dense_attention_kernel[(plan.blocks, 3, 2)](
+        *(mass.inside, entropy.inside, *(t.inside for t in ins), None, None, words),
+        *(6 * 48, 48, 70 * 48, 48, 0, 0, 3, 3, 70, 0.2),
         **{"MASK": "words", "REDUCE": "row", "BLOCK_KEYS": 32, **plan.constants},
     )
     want = mass_of(scores["tree"], scores["tree"].logsumexp(-1), 2, "row")
@@ -159,11 +148,11 @@ def guarded_mass(kernels, device: str) -> None:
     assert_close("entropy", entropy.inside.sum(0), want[1], EXACT)
 
     pages = paged(rows=3, group=3, size=48, counts=(3, 3)).to(device)
-    _, lse, scores = law(pages.to("cpu"))
+    _, lse, scores = expected(pages.to("cpu"))
     page_ins = [Guarded(t.to(device)) for t in (lse.float(), pages.q)]
     page_mass = Guarded(torch.full((2, 6, 3 * SLOTS), torch.nan, device=device))  # one block more than there is
     page_entropy = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
-    kernels.statistics.page_mass_kernel[(plan.blocks, 2, 2)](
+    kernels.paged.paged_attention_kernel[(plan.blocks, 2, 2)](
         *(page_mass.inside, page_entropy.inside, *(t.inside for t in page_ins)),
         *(pages.arena, pages.table, pages.count, None, None, None, 6 * 48, 48, 3, 3, 3, 0, pages.scale),
         **{"REDUCE": "max", "VALUE_GROUPS": 3, "RAW": "fp32", **plan.constants},
@@ -178,17 +167,17 @@ def guarded_mass(kernels, device: str) -> None:
 
 def test_the_kernels_stay_within_their_tensors(device):
     """NaN around every tensor: a stray load would poison, a stray store would show."""
-    from workbench_kernels.segment_attention import statistics, tiles
+    from workbench_kernels.segment_attention import dense, paged, tiles
 
-    guarded_mass(SimpleNamespace(statistics=statistics, tiles=tiles), device)
+    guarded_mass(SimpleNamespace(dense=dense, paged=paged, tiles=tiles), device)
 
 
 MUTANTS = {
-    "row": ("statistics.py", "rows = block * BLOCK_ROWS + tl", "rows = block * BLOCK_ROWS + 1 + tl"),
-    "member": ("statistics.py", "(members < GROUP_SIZE) & held", "(members <= GROUP_SIZE) & held"),
-    "key": ("statistics.py", "held = keys < n_keys", "held = keys <= n_keys"),
-    "page": ("statistics.py", "place = index * SLOTS", "place = (index - 1) * SLOTS"),
-    "lse": ("statistics.py", "tl.load(lse_ptr + row * heads + head,", "tl.load(lse_ptr + row * heads + head + 1,"),
+    "row": ("scores.py", "rows = block * BLOCK_ROWS + tl", "rows = block * BLOCK_ROWS + 1 + tl"),
+    "member": ("scores.py", "(members < GROUP_SIZE) & held", "(members <= GROUP_SIZE) & held"),
+    "key": ("dense.py", "held = keys < live", "held = keys <= live"),
+    "page": ("paged.py", "place = index * SLOTS", "place = (index - 1) * SLOTS"),
+    "lse": ("scores.py", "tl.load(merged_ptr + row * heads + head,", "tl.load(merged_ptr + row * heads + head + 1,"),
 }
 
 
@@ -199,19 +188,3 @@ def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch):
     kernels = broken(tmp_path, monkeypatch, *MUTANTS[name])
     with pytest.raises(AssertionError):
         guarded_mass(kernels, "cpu")
-
-
-def test_the_dense_kernel_compiles_for_gpus_that_are_not_here():
-    """Ahead of time for sm80 and sm90."""
-    from workbench_kernels.segment_attention import statistics, tiles
-
-    plan = tiles.tile(torch.zeros(8, 12, 80), 4, 80)
-    constants = plan.constants | {"MASK": "causal", "REDUCE": "max", "BLOCK_KEYS": 32, "words_ptr": None}
-    names = statistics.dense_mass_kernel.arg_names
-    types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names} | {"scale": "fp32"}
-    types |= dict.fromkeys(constants, "constexpr")
-    options = {"num_warps": plan.num_warps}
-    compiled = compile_all((statistics.__name__, "dense_mass_kernel", types, constants, options))
-    assert [line.split()[:2] for line in compiled.splitlines()] == [
-        ["dense_mass_kernel", arch] for arch in ("80", "90")
-    ]

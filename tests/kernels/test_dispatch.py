@@ -26,8 +26,8 @@ def test_auto_takes_what_the_device_and_the_environment_say(monkeypatch):
 
 def test_what_cannot_run_says_why(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(RuntimeError, match=r"the law is on 'cpu' and its interpreter is off.*implementation='torch'"):
-        decide("cpu", fits, "triton", "law")
+    with pytest.raises(RuntimeError, match=r"the page is on 'cpu' and its interpreter is off.*implementation='torch'"):
+        decide("cpu", fits, "triton", "page")
     with pytest.raises(RuntimeError, match="too wide; use implementation='torch'"):
         decide("cuda", lambda: "too wide", "triton")
     with pytest.raises(ValueError, match="implementation: expected 'auto', 'triton' or 'torch', got 'cuda'"):

@@ -1,4 +1,4 @@
-"""Statistics of a law: the torch reference against formulas in float64, the Triton kernel against the reference."""
+"""Statistics of logits: the torch reference against formulas in float64, the Triton kernel against the reference."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ from tests.kernels.aot import compile_all
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.faults import Allocations, broken, entry
 from tests.kernels.interpreter import needs_interpreter
+from tests.kernels.test_sampling_kernel import tuples
 from workbench_kernels import distribution
 from workbench_kernels.distribution import reference
 
@@ -27,7 +28,7 @@ SHAPES = {
 }
 
 
-def law(name: str, dtype: torch.dtype = torch.float32, spread: float = 4.0) -> torch.Tensor:
+def draw(name: str, dtype: torch.dtype = torch.float32, spread: float = 4.0) -> torch.Tensor:
     draw = torch.Generator().manual_seed(sum(map(ord, name)))
     return (torch.randn(*SHAPES[name], generator=draw, dtype=torch.float64) * spread).to(dtype)
 
@@ -50,8 +51,8 @@ def compare(got, want, tolerance: float = TOLERANCE) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_reference_equals_the_definitions(name):
-    compare(reference.statistics(law(name, torch.float64)), textbook(law(name, torch.float64)), 1e-10)
-    compare(reference.statistics(law(name)), textbook(law(name)))
+    compare(reference.statistics(draw(name, torch.float64)), textbook(draw(name, torch.float64)), 1e-10)
+    compare(reference.statistics(draw(name)), textbook(draw(name)))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_reference_equals_the_definitions(name):
 )
 @pytest.mark.parametrize("name", SHAPES)
 def test_kernel_equals_the_reference(name, dtype, device):
-    logits = law(name, dtype).to(device)
+    logits = draw(name, dtype).to(device)
     got = distribution.statistics(logits, implementation="triton")
     assert got.implementation == "triton"
     compare(got, reference.statistics(logits))
@@ -69,14 +70,14 @@ def test_kernel_equals_the_reference(name, dtype, device):
 @pytest.mark.parametrize("spread", [1e-3, 30.0, 1e4], ids=["flat", "sharp", "one-hot"])
 def test_kernel_over_flat_and_sharp_laws(spread, device):
     """A running maximum must neither overflow nor lose the small terms, wherever the maximum stands."""
-    rising = law("several-tiles", spread=spread).sort(-1).values.to(device)
+    rising = draw("several-tiles", spread=spread).sort(-1).values.to(device)
     for logits in (rising, rising.flip(-1)):
         compare(distribution.statistics(logits, implementation="triton"), textbook(logits), 1e-4)
 
 
 def test_kernel_with_cut_tokens(device):
     """-inf before, between and behind the kept tokens, whole tiles of it included; p log p is 0 there."""
-    logits = law("several-tiles")
+    logits = draw("several-tiles")
     logits[0, :9000] = -torch.inf
     logits[1, 5::7] = -torch.inf
     logits[1, 4000:] = -torch.inf
@@ -110,7 +111,7 @@ def test_the_lowest_id_wins_a_tie(first, device):
 @pytest.mark.parametrize("poison", ["nan", "inf", "all-cut"])
 def test_rows_that_are_no_law_say_so(poison, device):
     """Their entropy is NaN, and their neighbours are unharmed."""
-    logits = law("odd")
+    logits = draw("odd")
     logits[1, 40] = {"nan": torch.nan, "inf": torch.inf, "all-cut": 0.0}[poison]
     if poison == "all-cut":
         logits[1] = -torch.inf
@@ -127,11 +128,11 @@ def test_the_kernel_stays_within_its_tensors(name, device):
     """NaN around every tensor and between strided rows: a stray load would poison, a stray store would show."""
     rows, cols = SHAPES[name]
     logits = Guarded(torch.full((rows, cols + 5), torch.nan, device=device))
-    logits.inside[:, :cols] = law(name).to(device)
+    logits.inside[:, :cols] = draw(name).to(device)
     with Allocations() as allocations:
         got = distribution.statistics(logits.inside[:, :cols], k=5, implementation="triton")
-    compare(got, textbook(law(name)))
-    assert got.top_ids.tolist() == reference.top_k(law(name), 5)[1].tolist()
+    compare(got, textbook(draw(name)))
+    assert got.top_ids.tolist() == reference.top_k(draw(name), 5)[1].tolist()
     allocations.assert_untouched()
     logits.assert_untouched()
 
@@ -165,7 +166,7 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch):
 
 
 def test_strided_and_empty_logits(device):
-    logits = law("hundred").to(device)
+    logits = draw("hundred").to(device)
     compare(distribution.statistics(logits.T.contiguous().T, implementation="triton"), textbook(logits))
     compare(distribution.statistics(logits[:, 3:77], implementation="triton"), textbook(logits[:, 3:77]))
     empty = distribution.statistics(logits[:0], k=2, implementation="triton")
@@ -173,7 +174,7 @@ def test_strided_and_empty_logits(device):
 
 
 def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
-    logits = law("odd")
+    logits = draw("odd")
     assert distribution.choose(logits).name == "torch"  # auto on a CPU: the interpreter is for tests only
     assert distribution.statistics(logits).implementation == "torch"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -199,17 +200,16 @@ def test_logits_that_do_not_fit_are_refused(logits):
 @pytest.mark.parametrize("k", [-1, 64])
 def test_k_out_of_bounds_is_refused(k):
     with pytest.raises(ValueError, match=r"expected k in \[0, 63\]"):
-        distribution.statistics(law("odd"), k=k)
+        distribution.statistics(draw("odd"), k=k)
 
 
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90, as `statistics` launches them."""
     from workbench_kernels.distribution import kernel
 
-    types = {"logits_ptr": "*bf16", "logits_row_stride": "i64", "key": "i64", "mass_ptr": "*fp64"}
-    types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")}
-    types |= {f"{name}_ptr": "*fp32" for name in ["parts", "groups", "lse", "entropy", "varentropy", "best", "floor"]}
-    types |= {"argmax_ptr": "*i64"}
+    types = {"logits_ptr": "*bf16", "parts_ptr": "*fp32", "groups_ptr": "*fp32"}
+    types |= {"logits_row_stride": "i64", "key": "i64"}
+    types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")} | tuples()
     plain = {"GROUPED": False, "DRAWN": False}
     merge = {**plain, "BLOCK_SPLITS": 64, "BLOCK_GROUPS": 2048, "FILTERED": False}
     done = compile_all(

@@ -13,7 +13,7 @@ from tests.kernels.attention_cases import (
     Paged,
     broken,
     compare,
-    law,
+    expected,
     paged,
     tolerance,
     with_options,
@@ -51,7 +51,7 @@ def pairwise() -> list[tuple]:
 def test_equals_a_softmax_over_the_slots(case, device):
     """Rows, groups, head sizes, query and raw dtypes in every pairing; widths mixed in one call, ragged heads."""
     pages = paged(*case, counts=(3, 1))
-    want = law(pages)
+    want = expected(pages)
     got = pages.call(segment_attention.attend_pages, implementation="torch")
     assert got[0].dtype == got[1].dtype == torch.float32
     compare(got, want, EXACT)
@@ -64,7 +64,7 @@ def test_every_pair_of_widths(device):
     pages = paged(rows=1, group=4, size=64, value_size=32, raw=torch.bfloat16, counts=(len(WIDTHS), 3))
     kinds = {tuple(pages.arena[16 * u :][[4, 6]].tolist()) for u in pages.table[0].tolist()}
     assert len(kinds) >= 20
-    compare(pages.to(device).call(segment_attention.attend_pages, implementation="triton"), law(pages), EXACT)
+    compare(pages.to(device).call(segment_attention.attend_pages, implementation="triton"), expected(pages), EXACT)
 
 
 @pytest.mark.parametrize("raw", AXES["raw"], ids=lambda d: str(d).removeprefix("torch."))
@@ -83,7 +83,7 @@ def test_float64_is_kept_in_torch():
     pages = paged(dtype=torch.float64, raw=torch.float64)
     got = pages.call(segment_attention.attend_pages)
     assert got[0].dtype == torch.float64
-    compare(got, law(pages), 1e-12)
+    compare(got, expected(pages), 1e-12)
 
 
 @pytest.mark.parametrize("splits", [2, 3, 8])
@@ -92,7 +92,7 @@ def test_splits_change_nothing(splits, device):
     from workbench_kernels.segment_attention import paged as kernel
 
     pages = paged(rows=3, group=2, size=32, counts=(7, 5, 0))
-    compare(pages.to(device).call(kernel.attend_pages, splits=splits), law(pages), EXACT)
+    compare(pages.to(device).call(kernel.attend_pages, splits=splits), expected(pages), EXACT)
 
 
 @pytest.mark.parametrize("counts", [(0, 2), (0, 0)], ids=["one-head", "all-heads"])
@@ -116,8 +116,8 @@ def test_bias_tau_and_window(device):
     pages = paged(rows=3, group=2, size=64, counts=(3, 2))
     pages_options, meaning = with_options(pages)
     pages.options |= pages_options
-    want = law(pages, **meaning)
-    assert 0 < (want[2] > -torch.inf).sum() < (law(pages)[2] > -torch.inf).sum()
+    want = expected(pages, **meaning)
+    assert 0 < (want[2] > -torch.inf).sum() < (expected(pages)[2] > -torch.inf).sum()
     compare(pages.call(segment_attention.attend_pages, implementation="torch"), want, EXACT)
     compare(pages.to(device).call(segment_attention.attend_pages, implementation="triton"), want, EXACT)
 
@@ -132,7 +132,7 @@ def test_a_window_that_shows_nothing(device):
 def test_dead_slots_may_hold_anything(device):
     """NaN in the keys and values of slots that are not live touches nobody."""
     pages = paged(rows=1, counts=(1, 1), widths=[(RAW, RAW)])
-    want = law(pages)
+    want = expected(pages)
     form = PageFormat(32, 32, dtype=torch.float32)
     for h in range(2):
         at = 16 * int(pages.table[h, 0])
@@ -163,14 +163,12 @@ def guarded_launch(attention, tiles, device: str):
     out = Guarded(torch.full((2, 3, 6, 48), torch.nan, device=device))
     lse = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
     plan = tiles.tile(q.inside, 2, 48, 48)
-    attention.paged_attention_fwd_kernel[(plan.blocks, 2, 2)](
-        *(out.inside, lse.inside, q.inside, pages.arena, pages.table, pages.count, None, None, None),
+    attention.paged_attention_kernel[(plan.blocks, 2, 2)](
+        *(out.inside, lse.inside, None, q.inside, pages.arena, pages.table, pages.count, None, None, None),
         *(q.inside.stride(0), q.inside.stride(1), 3, 3, 3, 0, pages.scale),
-        VALUE_GROUPS=3,
-        RAW="fp32",
-        **plan.constants,
+        **{"REDUCE": "none", "VALUE_GROUPS": 3, "RAW": "fp32", **plan.constants},
     )
-    compare(segment_attention.merge(out.inside, lse.inside), law(pages.to("cpu")), EXACT)
+    compare(segment_attention.merge(out.inside, lse.inside), expected(pages.to("cpu")), EXACT)
     for guarded in (q, out, lse):
         guarded.assert_untouched()
 
@@ -221,7 +219,7 @@ def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
             case.call(segment_attention.attend_pages, implementation="triton")
         assert "\n" not in str(caught.value) and "implementation='torch'" in str(caught.value)
         if case.options["raw"] != torch.float64:
-            compare(case.call(segment_attention.attend_pages), law(case), EXACT)
+            compare(case.call(segment_attention.attend_pages), expected(case), EXACT)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="interpreter is off"):
         pages.call(segment_attention.attend_pages, implementation="triton")
@@ -262,7 +260,7 @@ SIGNATURE = {
     "arena_ptr": "*u8",
     "window": "i32",
     "scale": "fp32",
-    **dict.fromkeys(("out_ptr", "lse_ptr", "mass_ptr", "entropy_ptr", "bias_ptr"), "*fp32"),
+    **dict.fromkeys(("out_ptr", "lse_ptr", "merged_ptr", "bias_ptr"), "*fp32"),
     **dict.fromkeys(("table_ptr", "count_ptr", "numbers_ptr", "positions_ptr"), "*i32"),
     **dict.fromkeys(("q_row_stride", "q_head_stride", "table_row_stride", "n_rows", "n_pages"), "i32"),
 }
@@ -270,18 +268,18 @@ SIGNATURE = {
 
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90: every option on, and every option off with padded head sizes and groups."""
-    from workbench_kernels.segment_attention import paged, statistics, tiles
+    from workbench_kernels.segment_attention import paged, tiles
 
-    jobs = []
-    for kernel, rows, size, dtype, more in (
-        (paged.paged_attention_fwd_kernel, 8, 64, "bf16", {}),
-        (paged.paged_attention_fwd_kernel, 1, 80, "fp32", dict.fromkeys(("bias_ptr", "numbers_ptr", "positions_ptr"))),
-        (statistics.page_mass_kernel, 8, 64, "fp16", {"REDUCE": "row"}),
+    jobs, kernel = [], paged.paged_attention_kernel
+    none = dict.fromkeys(("bias_ptr", "numbers_ptr", "positions_ptr", "merged_ptr"))
+    for rows, size, dtype, more in (
+        (8, 64, "bf16", {"REDUCE": "none", "merged_ptr": None}),
+        (1, 80, "fp32", {"REDUCE": "none"} | none),
+        (8, 64, "fp16", {"REDUCE": "row"}),
     ):
         queries = torch.zeros(rows, 12, size, dtype=torch.float32 if dtype == "fp32" else torch.float16)
         plan = tiles.tile(queries, 4, size, size)
         constants = plan.constants | {"VALUE_GROUPS": size // 16, "RAW": dtype} | more
-        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
         types = SIGNATURE | {"q_ptr": f"*{dtype}"} | dict.fromkeys(constants, "constexpr")
         signature = {name: types[name] for name in kernel.arg_names}
         jobs.append((kernel.fn.__module__, kernel.__name__, signature, constants, {"num_warps": plan.num_warps}))

@@ -1,4 +1,4 @@
-"""Packed pages: the laws of the format on the torch reference, the Triton kernels against it byte for byte."""
+"""Packed pages: the invariants of the format on the torch reference, the Triton kernels against it byte for byte."""
 
 import importlib
 import importlib.util
@@ -347,7 +347,7 @@ def test_equality_sees_a_reader_that_is_off_by_one(control, tmp_path):
     offsets = torch.arange(6) * (form.bytes // ALIGN)
     arena = packed(form).view(-1)
     if what == "unpack":
-        got = kernel.unpack(arena, form, offsets, torch.float32)[:2]
+        got = kernel.read(arena, form, offsets, None, torch.float32)[:2]
         want = reference.unpack(packed(form), form)[:2]
         assert not all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
     else:

@@ -11,7 +11,7 @@ from tests.kernels.aot import compile_all
 from tests.kernels.test_pages import FORMS, POSITIONS, USED, arena_for, hard, packed
 from workbench_kernels import pages
 from workbench_kernels.pages import RAW, SLOTS, PageFormat
-from workbench_kernels.pages.launch import facts
+from workbench_kernels.pages.kernel_common import facts
 
 
 @pytest.mark.parametrize("name", FORMS)

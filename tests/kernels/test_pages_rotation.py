@@ -7,7 +7,7 @@ from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.test_pages import arena_for, assert_guards, broken
 from workbench_kernels import pages
-from workbench_kernels.pages import RAW, SLOTS, PageFormat, reference, reference_rotation
+from workbench_kernels.pages import RAW, SLOTS, PageFormat, reference
 
 # rotated and partial head sizes: (head size, frequencies)
 SIZES = {"32": (32, 16), "80-partial": (80, 20), "96": (96, 48), "128-partial": (128, 32), "256": (256, 128)}
@@ -71,7 +71,7 @@ def test_kernel_equals_the_reference(name, dtype, device):
     inv_freq = frequencies(count).to(device)
     got = pages.rotate(k, origin, target, inv_freq, implementation="triton")
     assert got.dtype == dtype and got.is_contiguous()
-    assert_close(name, got, reference_rotation.rotate(k, origin, target, inv_freq), 2 * torch.finfo(dtype).eps * 5)
+    assert_close(name, got, reference.rotate(k, origin, target, inv_freq), 2 * torch.finfo(dtype).eps * 5)
 
 
 def test_there_and_back(device):
@@ -127,7 +127,7 @@ def test_pages_are_copied_with_their_keys_turned(name, device):
     before, got = reference.unpack(page, form), reference.fetch(out, out_offsets, form).cpu()
     after = reference.unpack(got, form)
     eps = torch.finfo(form.element(form.bits_k)).eps
-    assert_close("keys", after[0], reference_rotation.rotate(before[0], origin, target, inv_freq), max(eps, 2e-6))
+    assert_close("keys", after[0], reference.rotate(before[0], origin, target, inv_freq), max(eps, 2e-6))
     assert torch.equal(after[1], before[1]) and torch.equal(after[2], target) and torch.equal(after[3], before[3])
     for part in (slice(0, 16), slice(form.scale_v, form.codes_k), slice(form.codes_v, form.bytes)):
         assert torch.equal(got[:, part], page[:, part])
@@ -148,7 +148,7 @@ def test_the_kernel_stays_within_its_tensors(device):
         out.inside, k.inside, origin, target, inv_freq.inside, 33 * 80, 80, 33, 33, 33,
         **kernel_rotation.shape(80, inv_freq.inside),
     )  # fmt: skip
-    want = reference_rotation.rotate(k.inside, origin, target, inv_freq.inside)
+    want = reference.rotate(k.inside, origin, target, inv_freq.inside)
     assert_close("keys", out.inside, want, 2e-6)
     for tensor in (k, out, inv_freq):
         tensor.assert_untouched()
@@ -170,7 +170,7 @@ def test_closeness_sees_a_kernel_that_is_off_by_one(old, new, tmp_path):
     """The same comparison as above; what a broken kernel does not write is NaN."""
     kernel = broken(tmp_path, "kernel_rotation", old, new)
     inputs = [t for t in (draw(2, 33, 80), places(2, 33), places(2, 33, seed=1), frequencies(20))]
-    got, want = kernel.rotate(*inputs), reference_rotation.rotate(*inputs)
+    got, want = kernel.rotate(*inputs), reference.rotate(*inputs)
     with pytest.raises(AssertionError):
         assert_close("keys", got, want, 2e-6)
 

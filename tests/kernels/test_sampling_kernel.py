@@ -1,4 +1,4 @@
-"""The keyed draw from filtered laws: the reference against the engine, the kernels against the reference."""
+"""The seeded draw from filtered distributions: the reference against the engine, the kernels against the reference."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.kernels.faults import Allocations, broken, entry
 from tests.kernels.interpreter import needs_interpreter
 from workbench.engine import noise
 from workbench_kernels import distribution
-from workbench_kernels.distribution import reference
+from workbench_kernels.noise import reference
 
 # float32 logits and sums inside: the log-sum-exp of thousands of logits keeps about six digits
 TOLERANCE = 2e-5
@@ -38,7 +38,7 @@ def tied(rows: int, cols: int, seed: int) -> torch.Tensor:
     return (logits(rows, cols, seed) * 2).round() / 2
 
 
-def same_law(got: distribution.Sample, want: distribution.Sample) -> None:
+def same_draw(got: distribution.Sample, want: distribution.Sample) -> None:
     """The same tokens and kept sets exactly; figures to the tolerance."""
     for name in ("token", "kept", "threshold_id"):
         assert getattr(got, name).tolist() == getattr(want, name).tolist(), name
@@ -89,12 +89,12 @@ def test_the_kernels_equal_the_reference(name, device):
     settings = {**SETTINGS[name], "seed": 3}
     got = distribution.sample(rows.to(device), **settings, positions=positions.to(device), implementation="triton")
     assert got.raw.implementation == "triton"
-    same_law(got, distribution.sample(rows, **settings, positions=positions))
+    same_draw(got, distribution.sample(rows, **settings, positions=positions))
     assert got.token[6] == 89 and got.kept[6] == 1 and got.p[6] == 1
 
 
 def test_many_plain_draws(device):
-    """The screen in float32 never changes a token: 120 draws from flat and sharp laws."""
+    """The screen in float32 never changes a token: 120 draws from flat and sharp distributions."""
     for spread in (0.0, 1.0, 6.0):
         rows = logits(40, 100, 5, spread).to(device)
         got = distribution.sample(rows, seed=9, implementation="triton")
@@ -138,12 +138,12 @@ def test_noise_at_the_ends_of_the_unit_interval(device):
 
 
 @pytest.mark.parametrize("name", ["plain", "top-k", "cool-top-p", "all"])
-def test_laws_over_several_tiles(name, device):
+def test_draws_over_several_tiles(name, device):
     """Boundaries and ties that lie in different programs' columns; candidates from all of them."""
     rows = torch.cat([logits(1, 5001, 8), tied(1, 5001, 9)]).to(device)
     got = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9, implementation="triton")
     want = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9, implementation="torch")
-    same_law(got, want)
+    same_draw(got, want)
     assert torch.equal(got.raw.top_ids, want.raw.top_ids) and torch.equal(got.raw.top_values, want.raw.top_values)
 
 
@@ -170,7 +170,7 @@ def test_top_candidates(k, device):
 
 @pytest.mark.parametrize("name", ["plain", "greedy", "all"])
 @pytest.mark.parametrize("poison", ["nan", "inf", "all-cut"])
-def test_rows_that_are_no_law_are_flagged(poison, name, device):
+def test_rows_that_are_no_distribution_are_flagged(poison, name, device):
     """Token -1 and NaN figures there, and nothing else is harmed."""
     rows = logits(3, 70, 6)
     rows[1, 40] = {"nan": torch.nan, "inf": torch.inf, "all-cut": 0.0}[poison]
@@ -178,7 +178,7 @@ def test_rows_that_are_no_law_are_flagged(poison, name, device):
         rows[1] = -torch.inf
     got = distribution.sample(rows.to(device), **SETTINGS[name], candidates=2, implementation="triton")
     want = distribution.sample(rows, **SETTINGS[name], candidates=2)
-    same_law(got, want)
+    same_draw(got, want)
     assert got.token[1] == -1 and got.kept[1] == 0 and got.p[1].isnan() and got.lse[1].isnan()
     assert got.raw.top_ids[1].tolist() == [-1, -1] and got.raw.top_values[1].isnan().all()
     assert (got.token[[0, 2]] >= 0).all()
@@ -186,11 +186,11 @@ def test_rows_that_are_no_law_are_flagged(poison, name, device):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_precision_logits(dtype, device):
-    """Exact once read: the law is that of their float32 values."""
+    """Exact once read: the distribution is that of their float32 values."""
     rows = logits(3, 300, 10).to(dtype)
     for name in ("hot", "all"):
         got = distribution.sample(rows.to(device), **SETTINGS[name], implementation="triton")
-        same_law(got, distribution.sample(rows.float(), **SETTINGS[name]))
+        same_draw(got, distribution.sample(rows.float(), **SETTINGS[name]))
 
 
 @pytest.mark.parametrize("name", ["plain", "all"])
@@ -201,7 +201,7 @@ def test_the_kernels_stay_within_their_tensors(name, device):
     inside = rows.inside[:, :2100]
     with Allocations() as allocations:
         got = distribution.sample(inside, **SETTINGS[name], seed=4, candidates=3, implementation="triton")
-    same_law(got, distribution.sample(inside.clone(), **SETTINGS[name], seed=4, implementation="torch"))
+    same_draw(got, distribution.sample(inside.clone(), **SETTINGS[name], seed=4, implementation="torch"))
     allocations.assert_untouched()
     rows.assert_untouched()
 
@@ -209,12 +209,12 @@ def test_the_kernels_stay_within_their_tensors(name, device):
 FAULTS = {
     "partial: the last column unseen": ("kernel", "mask = col_offsets < n_cols", "mask = col_offsets < n_cols - 1"),
     "partial: noise of the next token": (
-        "kernel", "keyed_best(z, ~cut, col_offsets, noise_key)", "keyed_best(z, ~cut, col_offsets + 1, noise_key)"
+        "kernel", "seeded_best(z, ~cut, col_offsets, noise_key)", "seeded_best(z, ~cut, col_offsets + 1, noise_key)"
     ),
     "combine: the last split unseen": ("kernel", "mask = splits < n_splits", "mask = splits < n_splits - 1"),
     "gather: a floor just too high": ("candidates", "mask & (x >= tl.load", "mask & (x > tl.load"),
     "gather: one place too far": ("candidates", "places = first + tl.cumsum(", "places = first + 1 + tl.cumsum("),
-    "select: one token too many": ("candidates", "law_k.to(tl.float64)", "(law_k + 1).to(tl.float64)"),
+    "select: one token too many": ("candidates", "top_k.to(tl.float64)", "(top_k + 1).to(tl.float64)"),
     "select: the last candidate unseen": (
         "candidates", "z = tl.where(offsets < n_keys, sc", "z = tl.where(offsets < n_keys - 1, sc"
     ),
@@ -234,7 +234,7 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch):
     for settings in ({"top_k": 5}, {}):
         arguments = {**settings, "seed": 1, "candidates": 2, "implementation": "triton"}
         want = distribution.sample(rows, **arguments | {"implementation": "torch"})
-        same_law(distribution.sample(rows, **arguments), want)
+        same_draw(distribution.sample(rows, **arguments), want)
     members = {"kernel": kernel, "candidates": candidates}
     monkeypatch.setattr(distribution, module, broken(members[module], old, new, tmp_path))
     with pytest.raises(AssertionError):
@@ -243,7 +243,7 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch):
             with Allocations() as allocations:
                 got = distribution.sample(rows, **arguments)
             want = distribution.sample(rows, **arguments | {"implementation": "torch"})
-            same_law(got, want)
+            same_draw(got, want)
             assert torch.equal(got.raw.top_ids.cpu(), want.raw.top_ids)
             allocations.assert_untouched()
 
@@ -251,7 +251,7 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch):
 def test_strided_empty_and_double_logits(device):
     rows = logits(4, 60, 13).to(device)
     want = distribution.sample(rows, top_k=3, implementation="torch")
-    same_law(distribution.sample(rows.T.contiguous().T, top_k=3, implementation="triton"), want)
+    same_draw(distribution.sample(rows.T.contiguous().T, top_k=3, implementation="triton"), want)
     assert distribution.sample(rows[:0], top_p=0.5, implementation="triton").token.shape == (0,)
     assert distribution.sample(rows.double()).p.dtype == torch.float64
 
@@ -282,21 +282,28 @@ def test_float64_logits_are_refused_with_a_reason(monkeypatch):
         distribution.sample(torch.zeros(1, 3, dtype=torch.float64), implementation="triton")
 
 
+def tuples() -> dict:
+    """The types of the kernels' named tuples."""
+    from workbench_kernels.distribution.kernel import Draw, Figures
+
+    floats, longs = "*fp32", "*i64"
+    drawn = Draw(longs, floats, longs, floats, floats, floats, longs)
+    return {"figures": Figures(*[floats] * 3, longs, floats, floats, "*fp64"), "drawn": drawn}
+
+
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90, with every branch in."""
     from workbench_kernels.distribution import candidates, kernel
 
     types = {name: "i64" for name in ("key", "top_p", "logits_row_stride")}
     types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")}
-    floats = "parts groups lse entropy varentropy best floor p law_lse law_entropy top_values threshold"
-    types |= {f"{name}_ptr": "*fp32" for name in floats.split()}
-    longs = "argmax token kept positions keys room top_ids threshold_id"
-    types |= {f"{name}_ptr": "*i64" for name in longs.split()}
-    types |= {"mass_ptr": "*fp64", "draws_ptr": "*fp64", "logits_ptr": "*bf16"}
+    types |= {f"{name}_ptr": "*fp32" for name in ("parts", "groups", "floor", "top_values")}
+    types |= {f"{name}_ptr": "*i64" for name in ("positions", "keys", "scratch", "top_ids")}
+    types |= {"draws_ptr": "*fp64", "logits_ptr": "*bf16"} | tuples()
     block = {"BLOCK_SIZE": 2048}
     parts = {**block, "GROUP": 64, "SCALED": True, "GROUPED": True, "DRAWN": True}
     merge = {"BLOCK_SPLITS": 64, "BLOCK_GROUPS": 2048, "GROUPED": True, "FILTERED": True, "DRAWN": True}
-    select = {"LAW": True, "TOP_K": True, "TOP_P": True, "BLOCK_TOP": 64, "BLOCK": 1024}
+    select = {"FILTERED": True, "TOP_K": True, "TOP_P": True, "BLOCK_TOP": 64, "BLOCK": 1024}
     done = compile_all(
         entry(kernel, "partial_fwd_kernel", types, parts, 8),
         entry(kernel, "combine_fwd_kernel", types, merge),

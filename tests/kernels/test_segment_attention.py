@@ -1,4 +1,4 @@
-"""Segment attention against torch's own attention and a dense softmax in float64, and the laws of merging."""
+"""Segment attention against torch's own attention and a dense softmax in float64, and the invariants of merging."""
 
 import random
 

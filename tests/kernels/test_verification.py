@@ -16,7 +16,7 @@ from workbench_kernels import distribution, verification
 from workbench_kernels.verification import FATES, REASONS, SOURCES
 
 NODES = 8
-MEMBERS = {"greedy": wb.Greedy(), "keyed": wb.Keyed(), "rejection": wb.Rejection()}
+MEMBERS = {"greedy": wb.Greedy(), "seeded": wb.Keyed(), "rejection": wb.Rejection()}
 
 
 class Case:
@@ -48,10 +48,10 @@ class Case:
         for node in range(NODES):
             if node >= len(tree):
                 break
-            law = self.logits[b, node].softmax(-1)
-            q = like * law + (1 - like) * torch.rand(vocab, generator=generator, dtype=torch.float64).softmax(-1)
+            p = self.logits[b, node].softmax(-1)
+            q = like * p + (1 - like) * torch.rand(vocab, generator=generator, dtype=torch.float64).softmax(-1)
             if draw.random() < 0.15:
-                q = law.clone()
+                q = p.clone()
             draws = min(draw.choice([0, 1, 1, 2, 3]), left, int((q > 0).sum()) - 1)
             left -= draws
             if draws:
@@ -63,7 +63,7 @@ class Case:
             points = min(draw.choice([0, 0, 1, 2]), left)
             left -= points
             for _ in range(points):  # doubles of siblings at will
-                tree.add(node, draw.choice([int(law.argmax()), draw.randrange(vocab)]), POINT, None, "test")
+                tree.add(node, draw.choice([int(p.argmax()), draw.randrange(vocab)]), POINT, None, "test")
         return tree
 
     def arguments(self, device: str = "cpu") -> dict:
@@ -71,9 +71,9 @@ class Case:
         return {name: tensor.to(device) for name, tensor in (named | self.columns).items()}
 
 
-def agree(got: verification.Outcome, case: Case, mode: str, laws: list[Law]) -> int:
+def agree(got: verification.Outcome, case: Case, mode: str, distributions: list[Law]) -> int:
     """Compare with the workbench's verifiers; returns how many nodes were accepted."""
-    for b, (tree, law) in enumerate(zip(case.trees, laws, strict=True)):
+    for b, (tree, law) in enumerate(zip(case.trees, distributions, strict=True)):
         n, position = len(tree), int(case.positions[b])
         want = MEMBERS[mode].verify(law, tree, position, case.seed, lambda row, at: law.choose(row, case.seed, at))  # noqa: B023
         name = f"tree {b} of {case.seed}"
@@ -90,7 +90,7 @@ def agree(got: verification.Outcome, case: Case, mode: str, laws: list[Law]) -> 
     return int(got.length.sum())
 
 
-def plain_laws(case: Case, greedy: bool = False) -> list[Law]:
+def plain_distributions(case: Case, greedy: bool = False) -> list[Law]:
     scores = case.logits.log_softmax(-1)
     return [Law(row, row, [()] * NODES, greedy=greedy) for row in scores]
 
@@ -116,24 +116,24 @@ def test_the_reference_is_the_workbench_verifier(mode):
     accepted = 0
     for seed in range(12):
         case = Case(seed, 25, 5, like=0.2 + 0.06 * seed)
-        accepted += agree(plain(case, mode, "torch"), case, mode, plain_laws(case, mode == "greedy"))
+        accepted += agree(plain(case, mode, "torch"), case, mode, plain_distributions(case, mode == "greedy"))
     assert accepted > 100
 
 
 @pytest.mark.parametrize(
     ("mode", "seed"),
-    [(mode, seed) for mode, n in {"greedy": 2, "keyed": 2, "rejection": 8}.items() for seed in range(n)],
+    [(mode, seed) for mode, n in {"greedy": 2, "seeded": 2, "rejection": 8}.items() for seed in range(n)],
 )
 def test_the_kernels_are_the_workbench_verifier(mode, seed, device):
     """200 trees of every kind for rejection; the other modes share its order and its walk."""
     case = Case(100 + seed, 25, 5, like=0.2 + 0.09 * seed)
     got = plain(case, mode, "triton", device)
-    agree(got, case, mode, plain_laws(case, mode == "greedy"))
+    agree(got, case, mode, plain_distributions(case, mode == "greedy"))
     same(got, plain(case, mode, "torch"))
 
 
 def test_the_trees_cover_what_they_should():
-    """Every fate and source, long paths, siblings rejected before one is accepted, laws that are their proposals."""
+    """Every fate and source, long paths, siblings rejected before one is accepted, and p = q."""
     cases = [Case(100 + seed, 25, 5, like=0.2 + 0.09 * seed) for seed in range(8)]
     found = [plain(case, "rejection", "torch") for case in cases]
     fates = torch.cat([outcome.fates for outcome in found])
@@ -153,7 +153,7 @@ def test_the_trees_cover_what_they_should():
 
 
 def engine_case(seed: int, vocab: int) -> Case:
-    """Two trees over float32 logits whose drafts are likely, for laws cut by sampling settings."""
+    """Two trees over float32 logits whose drafts are likely, for distributions cut by sampling settings."""
     case = Case(seed, 2, vocab, like=0.9)
     case.logits = case.logits.float().clamp_min(-30)
     return case
@@ -163,17 +163,17 @@ SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.001}
 
 
 @pytest.mark.parametrize("vocab", [50, 4100])
-@pytest.mark.parametrize("mode", ["keyed", "rejection"])
-def test_logits_with_thresholds_are_the_law_they_stand_for(mode, vocab, device):
-    """Logits, temperature and last kept token in place of the engine's normalised law, over several tiles too."""
+@pytest.mark.parametrize("mode", ["seeded", "rejection"])
+def test_logits_with_thresholds_are_what_they_stand_for(mode, vocab, device):
+    """Logits, temperature and last kept token in place of the engine's normalised scores, over several tiles too."""
     case = engine_case(6, vocab)
     cut = distribution.sample(case.logits.flatten(0, 1).to(device), **SAMPLING, implementation="torch")
     got = verification.verify(
         **case.arguments(device), mode=mode, seed=6, temperature=0.8, threshold=cut.threshold.view(2, NODES),
         threshold_id=cut.threshold_id.view(2, NODES), implementation="triton",
     )  # fmt: skip
-    laws = [wb.Sampling(**SAMPLING).law(rows, lambda row: []) for rows in case.logits]
-    agree(got, case, mode, laws)
+    distributions = [wb.Sampling(**SAMPLING).law(rows, lambda row: []) for rows in case.logits]
+    agree(got, case, mode, distributions)
     assert int(cut.kept.max()) < vocab
 
 
@@ -184,28 +184,28 @@ def test_at_temperature_zero_all_modes_are_greedy(mode, device):
     case.logits = case.logits.float().clamp_min(-9).round()
     arguments = case.arguments(device) | {"temperature": 0.0, "mode": mode, "seed": 31}
     got = verification.verify(**arguments, implementation="triton")
-    laws = [Law(rows.log_softmax(-1), rows, [()] * NODES, greedy=True) for rows in case.logits]
-    agree(got, case, mode, laws)
+    distributions = [Law(rows.log_softmax(-1), rows, [()] * NODES, greedy=True) for rows in case.logits]
+    agree(got, case, mode, distributions)
     same(got, verification.verify(**arguments, implementation="torch"))
 
 
 def test_siblings_drawn_from_almost_nothing(device):
-    """A proposal of one sure token leaves later siblings no mass in float64: their row must still be a law."""
+    """A proposal of one sure token leaves later siblings no mass in float64: their row must still be a distribution."""
     tree = DraftTree([0])
     row = torch.tensor([0.0, -900.0, -1800.0, -1801.0], dtype=torch.float64).log_softmax(-1)
     for token in (0, 1, 2):
         tree.add(0, token, DIST, None, "test")
     tree.rows[0] = row
-    law = torch.tensor([0.05, 0.05, 0.1, 0.8], dtype=torch.float64).log()
+    target = torch.tensor([0.05, 0.05, 0.1, 0.8], dtype=torch.float64).log()
     seen = set()
     for seed in range(12):
         columns = [torch.tensor([column], device=device) for column in ([0, 0, 1, 2], [-1, 0, 0, 0], [0, 1, 1, 1])]
         got = verification.verify(
-            law.expand(1, 4, 4).to(device), *columns, torch.tensor([[0, 1, 1, 1]], device=device),
+            target.expand(1, 4, 4).to(device), *columns, torch.tensor([[0, 1, 1, 1]], device=device),
             torch.tensor([3], device=device), "rejection", seed, row[None].to(device),
             torch.tensor([[0, -1, -1, -1]], device=device), implementation="triton",
         )  # fmt: skip
-        want = wb.Rejection().verify(Law(law.expand(4, 4), law.expand(4, 4), [()] * 4), tree, 3, seed, None)
+        want = wb.Rejection().verify(Law(target.expand(4, 4), target.expand(4, 4), [()] * 4), tree, 3, seed, None)
         assert got.path[0, : int(got.length)].tolist() == want.path and int(got.token) == want.token
         assert got.ratios[0][1:].nan_to_num(1.0).isfinite().all()
         seen.add(tuple(want.path))
@@ -264,12 +264,12 @@ FAULTS = {
     ),
     "order: ranks one up": ("kernel", "tl.where(tested, rank, -1)", "tl.where(tested, rank + 1, -1)"),
     "choice: the last column unseen": ("kernel", "mask = cols < n_cols", "mask = cols < n_cols - 1"),
-    "choice: noise of the next position": ("kernel", "tl.load(depths_ptr + node)", "tl.load(depths_ptr + node) + 1"),
+    "choice: noise of the next position": ("kernel", "tl.load(tree.depths + node)", "tl.load(tree.depths + node) + 1"),
     "walk: noise of the child's own depth": ("kernel", "+ depths - 1), ranks)", "+ depths), ranks)"),
-    "walk: path one place on": ("kernel", "path_ptr + first + depths - 1", "path_ptr + first + depths"),
-    "normalise: the token after leaves": ("rejection", "cols == tl.load(tokens_ptr", "cols - 1 == tl.load(tokens_ptr"),
+    "walk: path one place on": ("kernel", "walk.path + first + depths - 1", "walk.path + first + depths"),
+    "normalise: the token after leaves": ("rejection", "(cols == tl.load(tree", "(cols - 1 == tl.load(tree"),
     "round: one rejection too many": ("rejection", "node, turn, cols,", "node, turn + 1, cols,"),
-    "final: a rejection too many": ("rejection", "tl.load(rounds_ptr + tree)", "tl.load(rounds_ptr + tree) + 1"),
+    "final: a rejection too many": ("rejection", "tl.load(walk.rounds + number)", "tl.load(walk.rounds + number) + 1"),
     "last: the last split unseen": ("rejection", "n_splits, other=NO_ID", "n_splits - 1, other=NO_ID"),
 }
 
@@ -284,7 +284,7 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch):
     module, old, new = FAULTS[name]
     members = {"kernel": kernel, "rejection": rejection}
     monkeypatch.setattr(verification, module, broken(members[module], old, new, tmp_path), raising=False)
-    mode = "keyed" if "choice" in name else "rejection"
+    mode = "seeded" if "choice" in name else "rejection"
     want = plain(case, mode, "torch")
     with pytest.raises(AssertionError), Allocations() as allocations:
         got = plain(case, mode, "triton")
@@ -315,7 +315,7 @@ def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
         ({"tokens": torch.zeros(1, 4, dtype=torch.int32)}, r"integer tokens \[1, 3\] on cpu, got torch.int32 \[1, 4\]"),
         ({"kinds": torch.zeros(1, 3)}, "integer kinds .* got torch.float32"),
         ({"positions": torch.zeros(2, dtype=torch.int64)}, r"int64 positions \[1\] on cpu"),
-        ({"mode": "typical"}, "mode 'greedy', 'rejection' or 'keyed', got 'typical'"),
+        ({"mode": "typical"}, "mode 'greedy', 'rejection' or 'seeded', got 'typical'"),
         ({"temperature": -1.0}, "temperature of 0 or more, got -1.0"),
         ({"proposals": torch.zeros(1, 7)}, "proposals and rows together"),
         ({"proposals": torch.zeros(1, 8), "rows": torch.zeros(1, 3).int()}, r"proposals \[M, 7\], got \[1, 8\]"),
@@ -327,7 +327,7 @@ def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_refused(arguments, words):
     columns = {name: torch.zeros(1, 3, dtype=torch.int32) for name in ("tokens", "parents", "depths", "kinds")}
-    fine = {"logits": torch.zeros(1, 3, 7), **columns, "positions": torch.zeros(1, dtype=torch.int64), "mode": "keyed"}
+    fine = {"logits": torch.zeros(1, 3, 7), **columns, "positions": torch.zeros(1, dtype=torch.int64), "mode": "seeded"}
     with pytest.raises(ValueError, match=words):
         verification.verify(**fine | arguments)
 
@@ -336,21 +336,20 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90."""
     from workbench_kernels.verification import kernel, rejection
 
-    types = {"key": "i64", "logits_row_stride": "i64", "proposals_row_stride": "i64", "temperature": "fp32"}
-    types |= {"logits_ptr": "*bf16", "proposals_ptr": "*fp32", "threshold_ptr": "*fp32"}
-    types |= {f"{name}_ptr": "*i64" for name in ("threshold_id", "positions", "token")}
-    doubles = ("best", "p_parts", "q_parts", "p", "q", "mass", "us", "ratios")
-    types |= {f"{name}_ptr": "*fp64" for name in doubles}
-    law = {"SCALED": True, "CUT": True, "BLOCK_SIZE": 2048}
-    splits = {"BLOCK_SPLITS": 64}
-    walk = {"BLOCK_NODES": 64, **splits}
+    ints, longs, doubles = "*i32", "*i64", "*fp64"
+    types = {"key": "i64", "token_ptr": longs} | dict.fromkeys(("best_ptr", "p_ptr", "q_ptr"), doubles)
+    types["target"] = kernel.Target("*bf16", "i64", "fp32", "*fp32", longs)
+    types["tree"] = kernel.Tree(*[ints] * 5, longs)
+    types["walk"] = kernel.Walk(ints, ints, longs, *[ints] * 3, doubles, doubles, ints, ints)
+    types["state"] = rejection.State(ints, "i32", "*fp32", "i64", *[doubles] * 5)
+    tiles, splits = {"SCALED": True, "BLOCK_SIZE": 2048}, {"BLOCK_SPLITS": 64}
     done = compile_all(
         entry(kernel, "order_fwd_kernel", types, {"BLOCK_NODES": 64}),
-        entry(kernel, "choice_fwd_kernel", types, {"KEYED": True, **law}, 8),
-        entry(kernel, "walk_fwd_kernel", types, {"REJECTION": True, **walk}, 8),
-        entry(rejection, "normalise_fwd_kernel", types, law, 8),
-        entry(rejection, "round_fwd_kernel", types, law | splits, 8),
-        entry(rejection, "final_fwd_kernel", types, law | splits, 8),
+        entry(kernel, "choice_fwd_kernel", types, {"SEEDED": True, **tiles}, 8),
+        entry(kernel, "walk_fwd_kernel", types, {"REJECTION": True, "BLOCK_NODES": 64, **splits}, 8),
+        entry(rejection, "normalise_fwd_kernel", types, tiles, 8),
+        entry(rejection, "round_fwd_kernel", types, tiles | splits, 8),
+        entry(rejection, "final_fwd_kernel", types, tiles | splits, 8),
         entry(rejection, "last_fwd_kernel", types, splits),
     )
     assert len(done.splitlines()) == 14

@@ -1,4 +1,4 @@
-"""The law of what verification emits, by chi-square: natively, the target's law is kept whatever was drafted.
+"""The distribution of what verification emits, by chi-square: natively, it is the target's, whatever was drafted.
 
 Under the interpreter `tests/engine/test_device_law.py` shows the same of whole decoders.
 """

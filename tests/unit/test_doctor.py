@@ -11,15 +11,14 @@ import torch
 
 import workbench as wb
 import workbench_kernels
-from workbench import selftest
 from workbench.cli import main
-from workbench.operations import OPERATIONS, Call
 from workbench.report import doctor as diagnosis
-from workbench_kernels import distribution, pages, segment_attention, verification
+from workbench_kernels import distribution, pages, segment_attention, selftest, verification
+from workbench_kernels.selftest import OPERATIONS, Call
 
 HELPERS = {
     "ancestor_words", "attend", "blank", "choose", "kseq_node", "kseq_rho", "ledger", "mask_words", "normaliser",
-    "top_slots", "words_mask",
+    "words_mask",
 }  # fmt: skip
 SDPA = "attention"
 

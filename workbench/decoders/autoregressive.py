@@ -16,7 +16,11 @@ __all__ = ["Autoregressive"]
 @register("decoder", "autoregressive")
 @dataclass(frozen=True)
 class Autoregressive(Decoder):
-    """The baseline every other decoder is measured against: greedy at temperature 0, else seeded sampling."""
+    """The baseline every other decoder is measured against: greedy at temperature 0, else seeded sampling.
+
+    Source: greedy search and multinomial sampling of transformers
+    (https://huggingface.co/docs/transformers/generation_strategies).
+    """
 
     verified = ("equality with model.generate", "chi-square on the toy model")
 

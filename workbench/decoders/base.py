@@ -87,7 +87,7 @@ class State:
         return self.tokens[-1]
 
     @property
-    def rows_left(self) -> int:
+    def context_left(self) -> int:
         """How many more tokens fit the target's context."""
         return self.runners["target"].model.context - len(self.tokens)
 

@@ -24,9 +24,9 @@ class EntropyAdaptive(Decoder):
     A switch is allowed `dwell` tokens after the last; the window lives on across it. The model that takes over first
     reads the tokens the other wrote. There is no verification: the output is lossy by design.
 
-    Source: "Entropy Adaptive Decoding: Dynamic Model Switching for Efficient Inference" (arXiv 2502.06833; no official
-    code found). Reconstructed, hence adjustable: `dwell`, which model is monitored while the large one is active, and
-    that the window is kept at a switch.
+    Source: "Entropy Adaptive Decoding: Dynamic Model Switching for Efficient Inference"
+    (https://arxiv.org/abs/2502.06833; no official code found). Reconstructed, hence adjustable: `dwell`, which model is
+    monitored while the large one is active, and that the window is kept at a switch.
     """
 
     small: str = setting("embedded-draft", model=True, help="the small model: name, hub id or directory")

@@ -28,8 +28,9 @@ class Mirostat(Decoder):
     `freeze` stops the update while no token is cut (with `freeze=False`: mean surprise − tau = (mu_1 − mu_{n+1}) /
     (eta·n), exactly).
 
-    Source: "Mirostat: A Neural Text Decoding Algorithm that Directly Controls Perplexity" (arXiv 2007.14966;
-    basusourya/mirostat); the variant 2.0, as ports of it use; the freeze, on by default, is ours.
+    Source: "Mirostat: A Neural Text Decoding Algorithm that Directly Controls Perplexity"
+    (https://arxiv.org/abs/2007.14966; https://github.com/basusourya/mirostat); the variant 2.0, as ports of it use; the
+    freeze, on by default, is ours.
     """
 
     tau: float = setting(3.0, gt=0, le=20, unit="bits", help="surprise to hold")

@@ -37,10 +37,10 @@ class Pearl(Decoder):
     On one device the runners run after each other, and the figures of a round tell the virtual clock: busy and idle
     time of each runner, and the longer runner's time as that of the round. Where the models lie on two CUDA devices (a
     draft registered with `register_model`), the runners run in two threads. Source: "PEARL: Parallel Speculative
-    Decoding with Adaptive Draft Length" (arXiv 2408.11850; smart-lty/ParallelSpeculativeDecoding). Departures: the
-    draft reads its untested tokens again in the next round, in one forward, since caches hold committed tokens only,
-    and its runner's time includes this; the clock leaves out the time of tests and commits; acceptance tests are the
-    verifier's, by absolute position.
+    Decoding with Adaptive Draft Length" (https://arxiv.org/abs/2408.11850;
+    https://github.com/smart-lty/ParallelSpeculativeDecoding). Departures: the draft reads its untested tokens again in
+    the next round, in one forward, since caches hold committed tokens only, and its runner's time includes this; the
+    clock leaves out the time of tests and commits; acceptance tests are the verifier's, by absolute position.
     """
 
     model: str = setting("embedded-draft", model=True, help="the draft model: name, hub id or directory")

@@ -29,8 +29,10 @@ __all__ = ["Speculative"]
 class Speculative(Decoder):
     """A choice of drafter, shape and verifier.
 
-    `shape=None` takes the drafter's own default. Every round emits the accepted drafts and one token of the target's;
-    a round without drafts is one plain decoding step. Sources: see the parts.
+    `shape=None` takes the drafter's own default. Every round emits the accepted drafts and one token of the target's; a
+    round without drafts is one plain decoding step. Sources: "Fast Inference from Transformers via Speculative
+    Decoding" (https://arxiv.org/abs/2211.17192); "Accelerating Large Language Model Decoding with Speculative Sampling"
+    (https://arxiv.org/abs/2302.01318); for drafter, shape and verifier see the parts.
     """
 
     drafter: Drafter = setting(factory=DraftModel, family="drafter", help="who proposes tokens")

@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 
 from workbench import declare
 from workbench.errors import BadInput
-from workbench.operations import OPERATIONS
 from workbench_kernels.dispatch import VARIABLE
+from workbench_kernels.selftest import OPERATIONS
 
 __all__ = ["doctor", "report"]
 
@@ -141,7 +141,7 @@ def _selftests(device: str, quick: bool) -> dict[str, dict[str, Any]]:
         return dict.fromkeys(OPERATIONS, empty)
     if importlib.util.find_spec("triton") is None:
         return dict.fromkeys(OPERATIONS, empty | {"selftest": "skipped"})
-    command = [sys.executable, "-m", "workbench.selftest", device]
+    command = [sys.executable, "-m", "workbench_kernels.selftest", device]
     environment = os.environ | {"TRITON_INTERPRET": "0" if device == "cuda" else "1"}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

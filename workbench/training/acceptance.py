@@ -3,8 +3,8 @@
 Along text, 85 % of the tokens give way to the draft model's proposals at their places, as in a draft; the draft model
 reads the mixture, and its state after a proposal x is to tell min(1, p(x)/q(x)), rejections weighing 6. The
 distributions are those along the text itself. Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate
-Lengths" (Kaffaljidhmah2/SpecDec_pp). Departure: half of the windows are as at temperature 0, with the most probable
-token as proposal and agreement with the target's own as label.
+Lengths" (https://arxiv.org/abs/2405.19715; https://github.com/Kaffaljidhmah2/SpecDec_pp). Departure: half of the
+windows are as at temperature 0, with the most probable token as proposal and agreement with the target's own as label.
 """
 
 import math

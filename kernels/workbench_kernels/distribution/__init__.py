@@ -1,4 +1,4 @@
-"""Next-token laws, row by row: their statistics, and the keyed draw after temperature, top-k, top-p and min-p.
+"""Next-token distributions, row by row: statistics, and the seeded draw after temperature, top-k, top-p and min-p.
 
 The Triton kernels read each row of logits from memory once; the torch references define what they must give.
 """
@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from workbench_kernels.dispatch import Choice, decide
+from workbench_kernels.dispatch import Choice, decide, refuse_dtypes
 from workbench_kernels.distribution import reference
 
 __all__ = ["Sample", "Statistics", "choose", "sample", "statistics"]
 
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRITON_COLUMNS = 2**24 - 1
 TRITON_CANDIDATES = 64
 
@@ -26,7 +25,7 @@ class Statistics(NamedTuple):
     entropy: [R] in nats.
     varentropy: [R] variance of the surprisal, in nats squared.
     argmax: [R] int64, the most probable token; the lowest id wins a tie.
-    top_values, top_ids: [R, k] largest logits and their ids, lowest id first among equals; NaN and -1 for no law.
+    top_values, top_ids: [R, k] largest logits and their ids, lowest id first among equals; NaN and -1 as in `Sample`.
     implementation: `triton` or `torch`, what computed the figures.
     """
 
@@ -40,15 +39,15 @@ class Statistics(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One token per row, and the law it was drawn from: p(x) = exp(logit(x) / temperature - lse) on what is kept.
+    """One token per row, and what it was drawn from: p(x) = exp(logit(x) / temperature - lse) on the kept tokens.
 
     Attributes
     ----------
-    token: [R] int64, -1 for a row that is no law (its other figures are NaN, its counts 0).
-    p: [R] probability of the token under the law.
-    kept: [R] int64, how many tokens the law keeps.
+    token: [R] int64, -1 for a row that is no distribution (its other figures are NaN, its counts 0).
+    p: [R] probability of the token.
+    kept: [R] int64, how many tokens are kept.
     lse: [R] log-sum-exp of logits / temperature over the kept tokens (temperature 1 in place of 0).
-    entropy: [R] of the law, in nats.
+    entropy: [R] in nats.
     threshold, threshold_id: [R] logit and int64 id of the last kept token: kept are the tokens of larger logits, and
         those of that logit with an id up to that one. -inf and V - 1 where no filter cuts.
     raw: the `Statistics` of the logits themselves.
@@ -65,12 +64,12 @@ class Sample(NamedTuple):
 
 
 def statistics(logits: torch.Tensor, k: int = 0, implementation: str = "auto") -> Statistics:
-    """Figures of the laws softmax(logits), in float32 (float64 for float64 logits).
+    """Figures of softmax(logits), in float32 (float64 for float64 logits).
 
     Parameters
     ----------
     logits: [R, V] with V >= 1; -inf marks tokens that are cut. A row that holds NaN or +inf, or nothing but -inf, is
-        no law: its entropy and varentropy are NaN.
+        no distribution: its entropy and varentropy are NaN.
     k: how many top candidates to return, 0 for none; more than 64 are sorted by torch.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can.
 
@@ -83,24 +82,18 @@ def statistics(logits: torch.Tensor, k: int = 0, implementation: str = "auto") -
         return Statistics(*reference.statistics(logits), *reference.top_k(logits, k), chosen)
     from workbench_kernels.distribution import kernel
 
-    figures = kernel.statistics(logits, k if k <= TRITON_CANDIDATES else 0)
+    figures = kernel.launch(logits, kernel.Rules(candidates=k if k <= TRITON_CANDIDATES else 0))[:6]
     if k > TRITON_CANDIDATES:
         figures = (*figures[:4], *reference.top_k(logits, k))
     return Statistics(*figures, chosen)
 
 
 def sample(
-    logits: torch.Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    seed: int = 0,
-    positions: torch.Tensor | None = None,
-    candidates: int = 0,
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+    min_p: float | None = None, seed: int = 0, positions: torch.Tensor | None = None, candidates: int = 0,
     implementation: str = "auto",
-) -> Sample:
-    """Draw one token per row by keyed Gumbel-max: the argmax of logits / temperature + noise over the kept tokens.
+) -> Sample:  # fmt: skip
+    """Draw one token per row by seeded Gumbel-max: the argmax of logits / temperature + noise over the kept tokens.
 
     The noise of a token is a hash of (seed, "target", position, id) in float64 (SplitMix64), so a draw depends on
     nothing that was computed before or beside it. The filters follow one another as in transformers, each on what the
@@ -111,7 +104,7 @@ def sample(
 
     Parameters
     ----------
-    logits: [R, V], -inf marks tokens that are cut; a row that is no law is flagged (`Sample.token`).
+    logits: [R, V], -inf marks tokens that are cut; a row that is no distribution is flagged (`Sample.token`).
     temperature: > 0; 0 takes the largest logit, lowest id first, without noise.
     top_k: >= 1; top_p: in (0, 1]; min_p: in [0, 1]; None (or 1 and 0) cuts nothing.
     seed: any int. positions: [R] int64, absolute position of each row's token; 0, 1, ... by default.
@@ -148,29 +141,29 @@ def sample(
     from workbench_kernels.distribution import kernel
 
     if temperature == 0:
-        return _greedy(Statistics(*kernel.statistics(logits, candidates), chosen), logits)
+        return _greedy(Statistics(*kernel.launch(logits, kernel.Rules(candidates=candidates))[:6], chosen), logits)
     rules = kernel.Rules(True, temperature, top_k, top_p, min_p, candidates)
-    figures = kernel.sample(logits, rules, seed, positions.contiguous())
+    figures = kernel.launch(logits, rules, seed, positions.contiguous())
     return Sample(*figures[6:], Statistics(*figures[:6], chosen))
 
 
 def _greedy(raw: Statistics, logits: torch.Tensor) -> Sample:
     """The point mass on the argmax."""
-    lawless = raw.entropy.isnan()
-    token = raw.argmax.masked_fill(lawless, -1)
-    nothing = raw.entropy * 0  # 0, NaN for no law
+    bad = raw.entropy.isnan()
+    token = raw.argmax.masked_fill(bad, -1)
+    nothing = raw.entropy * 0  # 0, NaN for no distribution
     best = logits.gather(-1, token.clamp_min(0)[:, None])[:, 0].float() + nothing
-    return Sample(token, nothing + 1, (~lawless).long(), best, nothing, best, token, raw)
+    return Sample(token, nothing + 1, (~bad).long(), best, nothing, best, token, raw)
 
 
 def choose(logits: torch.Tensor, implementation: str = "auto") -> Choice:
     """`triton` or `torch`, and why: what would compute these logits' figures. Raises as `statistics` does."""
-    return decide(logits.device.type, lambda: _refusal(logits), implementation, "law")
+    return decide(logits.device.type, lambda: _refusal(logits), implementation, "distribution")
 
 
 def _refusal(logits: torch.Tensor) -> str | None:
-    if logits.dtype not in TRITON_DTYPES:
-        return f"it computes in float32, and the logits are {str(logits.dtype).removeprefix('torch.')}"
+    if odd := refuse_dtypes("the logits are", logits.dtype):
+        return odd
     if logits.shape[-1] > TRITON_COLUMNS:
         return f"it takes at most {TRITON_COLUMNS} columns, and the logits have {logits.shape[-1]}"
     return None

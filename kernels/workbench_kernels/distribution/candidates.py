@@ -9,9 +9,9 @@ prefix ends at one token, hence at one int64 key (logit, id). It is searched for
 4. `select_fwd_kernel`, one program per row, finds the prefix's last key by a nine-way search on counts (top-k) or
    probability (top-p), then draws, and sorts the candidates asked for.
 
-Probabilities are added as multiples of 2**-44 of the largest one: integer sums are the same in any order, so the order
-in which programs have collected the keys cannot show. A law so flat that nothing lies below the floor is still cut
-right, by one program that reads its whole row at every step.
+Probabilities are added as multiples of 2**-44 of the largest one. Integer sums are the same in any order, so the order
+in which programs have collected the keys cannot show. A distribution so flat that nothing lies below the floor is
+still cut right, by one program that reads its whole row at every step.
 """
 
 import torch
@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 
 from workbench_kernels.distribution import reference
-from workbench_kernels.distribution.kernel import disordered, ordered
-from workbench_kernels.distribution.noise import gumbel, keyed_best, position_key
+from workbench_kernels.distribution.kernel import disordered, ordered, store_draw
+from workbench_kernels.noise.kernel import gumbel, position_key, seeded_best
 
 __all__ = ["gather_fwd_kernel", "launch", "select_fwd_kernel"]
 
@@ -88,53 +88,38 @@ def search(keys_ptr, n_keys, low, high, target, best_z, temperature, BY_MASS: tl
     return high
 
 
-@triton.jit(do_not_specialize=["key", "law_k", "raw_k", "top_p"])
+@triton.jit(do_not_specialize=["key", "top_k", "raw_k", "top_p"])
 def select_fwd_kernel(
     top_values_ptr,  # [n_rows, raw_k] float32; raw_k > 0
     top_ids_ptr,  # [n_rows, raw_k] int64
-    token_ptr,  # [n_rows] int64; LAW, as the next six
-    p_ptr,  # [n_rows] float32
-    kept_ptr,  # [n_rows] int64
-    law_lse_ptr,  # [n_rows] float32
-    law_entropy_ptr,  # [n_rows] float32
-    threshold_ptr,  # [n_rows] float32
-    threshold_id_ptr,  # [n_rows] int64
-    room_ptr,  # [n_rows, BLOCK_TOP] int64: scratch
+    drawn,  # `Draw`; FILTERED
+    scratch_ptr,  # [n_rows, BLOCK_TOP] int64
     keys_ptr,  # [n_rows, n_cols] int64
     counts_ptr,  # [n_rows] int32
-    best_ptr,  # [n_rows] float32: largest logit, NaN for no law
-    floor_ptr,  # [n_rows] float32
-    mass_ptr,  # [n_rows] float64
-    positions_ptr,  # [n_rows] int64; LAW
-    n_cols,
-    temperature,
-    key,
-    law_k,
-    raw_k,
+    figures,  # `Figures`
+    positions_ptr,  # [n_rows] int64; FILTERED
+    n_cols, temperature, key, top_k, raw_k,
     top_p,  # in units of 2**-60: a float argument would be rounded to float32
-    log_min_p,
-    LAW: tl.constexpr,
-    TOP_K: tl.constexpr,
-    TOP_P: tl.constexpr,
+    log_min_p, FILTERED: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
     BLOCK_TOP: tl.constexpr,  # 0 where raw_k is 0
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     keys_ptr += row * n_cols
     n_keys = tl.load(counts_ptr + row)
-    best = tl.load(best_ptr + row)
-    lawless = best != best
+    best = tl.load(figures.best + row)
+    bad = best != best
     best_z = tl.div_rn(best, tl.full((), temperature, tl.float32))
-    least = (ordered(tl.load(floor_ptr + row)).to(tl.int64) << ID_BITS) - 1
+    least = (ordered(tl.load(figures.floor + row)).to(tl.int64) << ID_BITS) - 1
     most = (ordered(best).to(tl.int64) << ID_BITS) | LAST_ID
 
-    if LAW:
+    if FILTERED:
         last = least
         share = top_p.to(tl.float64) * 8.673617379884035e-19  # 2**-60
-        target = share * tl.load(mass_ptr + row) * UNIT
+        target = share * tl.load(figures.mass + row) * UNIT
         if TOP_K:
             # all tokens tied with the k-th stay: the lowest key of its value
-            last = search(keys_ptr, n_keys, least, most, law_k.to(tl.float64), best_z, temperature, False, BLOCK)
+            last = search(keys_ptr, n_keys, least, most, top_k.to(tl.float64), best_z, temperature, False, BLOCK)
             last = (last >> ID_BITS) << ID_BITS
             if TOP_P:
                 total = tl.zeros([BLOCK], tl.int64)
@@ -164,7 +149,7 @@ def select_fwd_kernel(
             a += w * y
             lowest = tl.minimum(lowest, tl.min(tl.where(kept, keys, most), axis=0))
             ids = LAST_ID - (keys & LAST_ID).to(tl.int32)
-            tile_draw, tile_token = keyed_best(z, kept, ids, noise_key)
+            tile_draw, tile_token = seeded_best(z, kept, ids, noise_key)
             token = tl.where(
                 tile_draw > draw, tile_token, tl.where(tile_draw == draw, tl.minimum(token, tile_token), token)
             )
@@ -172,61 +157,50 @@ def select_fwd_kernel(
         mass = tl.sum(s, axis=0)
         mean = tl.sum(a, axis=0) / mass
         drawn_z = draw - gumbel(noise_key, token)
-        nan = float("nan")
-        tl.store(token_ptr + row, tl.where(lawless, -1, token).to(tl.int64))
-        tl.store(p_ptr + row, tl.where(lawless, nan, tl.exp(drawn_z - best_z) / mass).to(tl.float32))
-        tl.store(kept_ptr + row, tl.where(lawless, 0, tl.sum(n_kept, axis=0)))
-        tl.store(law_lse_ptr + row, tl.where(lawless, nan, best_z + tl.log(mass)).to(tl.float32))
-        tl.store(law_entropy_ptr + row, tl.where(lawless, nan, tl.log(mass) - mean).to(tl.float32))
-        tl.store(threshold_ptr + row, tl.where(lawless, nan, disordered((lowest >> ID_BITS).to(tl.int32))))
-        tl.store(threshold_id_ptr + row, tl.where(lawless, -1, LAST_ID - (lowest & LAST_ID)))
+        p, entropy = tl.exp(drawn_z - best_z) / mass, tl.log(mass) - mean
+        threshold = disordered((lowest >> ID_BITS).to(tl.int32))
+        lse, count, last_id = best_z + tl.log(mass), tl.sum(n_kept, axis=0), LAST_ID - (lowest & LAST_ID)
+        store_draw(drawn, row, bad, token, p, count, lse, entropy, threshold, last_id)
 
     if BLOCK_TOP > 0:
         last = search(keys_ptr, n_keys, least, most, raw_k.to(tl.float64), best_z, temperature, False, BLOCK)
-        room_ptr += row * BLOCK_TOP
+        scratch_ptr += row * BLOCK_TOP
         found = tl.full((), 0, tl.int32)
         for start in range(0, n_keys, BLOCK):
             offsets = start + tl.arange(0, BLOCK)
             keys = tl.load(keys_ptr + offsets, mask=offsets < n_keys, other=NO_KEY)
             chosen = keys >= last
             places = found + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
-            tl.store(room_ptr + places, keys, mask=chosen & (places < raw_k))
+            tl.store(scratch_ptr + places, keys, mask=chosen & (places < raw_k))
             found += tl.sum(chosen.to(tl.int32), axis=0)
         tl.debug_barrier()  # the program reads what its other threads wrote
         slots = tl.arange(0, BLOCK_TOP)
-        keys = tl.load(room_ptr + slots, mask=slots < tl.minimum(found, raw_k), other=NO_KEY)
+        keys = tl.load(scratch_ptr + slots, mask=slots < tl.minimum(found, raw_k), other=NO_KEY)
         keys = tl.sort(keys, descending=True)
-        values = tl.where(lawless, float("nan"), disordered((keys >> ID_BITS).to(tl.int32)))
-        ids = tl.where(lawless, -1, LAST_ID - (keys & LAST_ID))
+        values = tl.where(bad, float("nan"), disordered((keys >> ID_BITS).to(tl.int32)))
+        ids = tl.where(bad, -1, LAST_ID - (keys & LAST_ID))
         tl.store(top_values_ptr + row * raw_k + slots, values, mask=slots < raw_k)
         tl.store(top_ids_ptr + row * raw_k + slots, ids, mask=slots < raw_k)
 
 
 def launch(
-    logits: torch.Tensor,
-    rules,
-    key: int,
-    positions: torch.Tensor | None,
-    best: torch.Tensor,
-    floor: torch.Tensor,
-    mass: torch.Tensor,
-    block: int,
-    top: tuple[torch.Tensor, torch.Tensor],
-    law: tuple[torch.Tensor, ...],
-) -> None:
-    """Fill the top candidates and the figures of the law, from what `kernel.launch` has found of logits [R, V]."""
+    logits: torch.Tensor, rules, key: int, positions: torch.Tensor | None, figures, block: int,
+    top: tuple[torch.Tensor, torch.Tensor], drawn,
+) -> None:  # fmt: skip
+    """Fill the top candidates and the draw, from what `kernel.launch` has found of logits [R, V]."""
     rows, cols = logits.shape
     keys = torch.empty(rows, cols, dtype=torch.int64, device=logits.device)
     counts = torch.zeros(rows, dtype=torch.int32, device=logits.device)
     block_top = triton.next_power_of_2(rules.candidates) if rules.candidates else 0
-    room = torch.empty(rows, block_top, dtype=torch.int64, device=logits.device)
+    scratch = torch.empty(rows, block_top, dtype=torch.int64, device=logits.device)
     least = reference.log32(rules.min_p or 0.0)
+    many = {"BLOCK_SIZE": block, "num_warps": 8 if block > 1024 else 4}
     gather_fwd_kernel[(rows, triton.cdiv(cols, block))](
-        keys, counts, logits, floor, logits.stride(0), cols, BLOCK_SIZE=block, num_warps=8 if block > 1024 else 4
+        keys, counts, logits, figures.floor, logits.stride(0), cols, **many
     )
     select_fwd_kernel[(rows,)](
-        *top, *law, room, keys, counts, best, floor, mass, positions, cols, rules.temperature, key,
+        *top, drawn, scratch, keys, counts, figures, positions, cols, rules.temperature, key,
         rules.top_k or 0, rules.candidates, int((rules.top_p or 1.0) * 2**60), least,
-        LAW=rules.filtered, TOP_K=rules.top_k is not None, TOP_P=rules.top_p is not None,
+        FILTERED=rules.filtered, TOP_K=rules.top_k is not None, TOP_P=rules.top_p is not None,
         BLOCK_TOP=block_top, BLOCK=min(max(triton.next_power_of_2(cols), 16), 1024), num_warps=8,
     )  # fmt: skip

@@ -1,13 +1,13 @@
-"""Figures of a law, and the keyed draw from it, in one pass over the logits and a few over what it leaves.
+"""Figures of a distribution, and the seeded draw from it, in one pass over the logits and a few over what it leaves.
 
 1. `partial_fwd_kernel`, one program per (row, BLOCK_SIZE columns), reads the logits from memory once. With m the
    largest logit of its columns and x the others it leaves s = Σ e^(x-m), a = Σ e^(x-m) (x-m) and b = Σ e^(x-m) (x-m)²;
-   where nothing is to be cut, also its best token after keyed noise.
+   where nothing is to be cut, also its best token after noise.
 2. `combine_fwd_kernel`, one program per row, merges them. A larger maximum m' = m - d (d <= 0) rescales a part:
    s' = f s, a' = f (a + d s), b' = f (b + 2 d a + d² s) with f = e^d. At the end lse = m + log s,
    entropy = log s - a/s, varentropy = b/s - (a/s)².
 
-A law cut by top-k, top-p or min-p takes two launches more: `candidates.py`.
+A distribution cut by top-k, top-p or min-p takes two launches more: `candidates.py`.
 """
 
 from typing import NamedTuple
@@ -18,13 +18,14 @@ import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.distribution import reference
-from workbench_kernels.distribution.noise import keyed_best, position_key
+from workbench_kernels.noise import launch_key
+from workbench_kernels.noise.kernel import position_key, seeded_best
 
-__all__ = ["combine_fwd_kernel", "partial_fwd_kernel", "sample", "statistics"]
+__all__ = ["Draw", "Figures", "Rules", "combine_fwd_kernel", "launch", "partial_fwd_kernel"]
 
 GROUP = 64  # columns per group maximum
 NOTHING = tl.constexpr(-2139095041)  # ordered(-inf)
-PARTS = tl.constexpr(8)  # numbers a split leaves: m, s, a, b, s and a at the temperature, tokens alive, 1 if no law
+PARTS = tl.constexpr(8)  # numbers a split leaves: m, s, a, b, s and a at the temperature, tokens alive, 1 if bad
 
 
 @triton.jit
@@ -49,22 +50,15 @@ def partial_fwd_kernel(
     draw_ids_ptr,  # [n_rows, n_splits] int32; DRAWN
     logits_ptr,  # [n_rows, n_cols]
     positions_ptr,  # [n_rows] int64; DRAWN
-    logits_row_stride,
-    n_cols,
-    temperature,
-    key,
-    BLOCK_SIZE: tl.constexpr,
-    GROUP: tl.constexpr,
-    SCALED: tl.constexpr,
-    GROUPED: tl.constexpr,
-    DRAWN: tl.constexpr,
-):
+    logits_row_stride, n_cols, temperature, key, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SCALED: tl.constexpr,
+    GROUPED: tl.constexpr, DRAWN: tl.constexpr,
+):  # fmt: skip
     row, split, n_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     col_offsets = split * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = col_offsets < n_cols
     x = tl.load(logits_ptr + row * logits_row_stride + col_offsets, mask=mask, other=float("-inf")).to(tl.float32)
-    lawless = (x != x) | (x == float("inf"))
-    x = tl.where(lawless, float("-inf"), x)
+    bad = (x != x) | (x == float("inf"))
+    x = tl.where(bad, float("-inf"), x)
     cut = x == float("-inf")
     best = tl.max(x, axis=0)
     y = tl.where(cut, 0.0, x - best)  # -inf minus -inf is NaN
@@ -82,7 +76,7 @@ def partial_fwd_kernel(
     tl.store(parts + 4 * n_splits, tl.sum(w, axis=0))
     tl.store(parts + 5 * n_splits, tl.sum(w * y, axis=0))
     tl.store(parts + 6 * n_splits, tl.sum(tl.where(cut, 0.0, 1.0), axis=0))
-    tl.store(parts + 7 * n_splits, tl.max(tl.where(lawless, 1.0, 0.0), axis=0))
+    tl.store(parts + 7 * n_splits, tl.max(tl.where(bad, 1.0, 0.0), axis=0))
     tl.store(best_ids_ptr + row * n_splits + split, tl.min(tl.where(x == best, col_offsets, 2147483647), axis=0))
     if GROUPED:
         maxima = tl.max(tl.reshape(x, [BLOCK_SIZE // GROUP, GROUP]), axis=1)
@@ -90,7 +84,7 @@ def partial_fwd_kernel(
         tl.store(groups_ptr + row * n_splits * (BLOCK_SIZE // GROUP) + group_offsets, maxima)
     if DRAWN:
         noise_key = position_key(key, tl.load(positions_ptr + row))
-        draw, draw_id = keyed_best(z, ~cut, col_offsets, noise_key)
+        draw, draw_id = seeded_best(z, ~cut, col_offsets, noise_key)
         tl.store(draws_ptr + row * n_splits + split, draw)
         tl.store(draw_ids_ptr + row * n_splits + split, draw_id)
 
@@ -110,51 +104,44 @@ def kth_bound(keys, k):
     return low.to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["law_k", "raw_k"])
+@triton.jit
+def store_draw(drawn, row, bad, token, p, kept, lse, entropy, threshold, threshold_id):
+    """A row of `Draw`; NaN, 0 and -1 where the row is no distribution."""
+    nan = float("nan")
+    tl.store(drawn.token + row, tl.where(bad, -1, token).to(tl.int64))
+    tl.store(drawn.p + row, tl.where(bad, nan, p).to(tl.float32))
+    tl.store(drawn.kept + row, tl.where(bad, 0, kept))
+    tl.store(drawn.lse + row, tl.where(bad, nan, lse).to(tl.float32))
+    tl.store(drawn.entropy + row, tl.where(bad, nan, entropy).to(tl.float32))
+    tl.store(drawn.threshold + row, tl.where(bad, nan, threshold))
+    tl.store(drawn.threshold_id + row, tl.where(bad, -1, threshold_id).to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["top_k", "raw_k"])
 def combine_fwd_kernel(
-    lse_ptr,  # [n_rows] float32, as the next two
-    entropy_ptr,
-    varentropy_ptr,
-    argmax_ptr,  # [n_rows] int64
-    best_ptr,  # [n_rows] float32: largest logit, NaN for no law
-    floor_ptr,  # [n_rows] float32: the logits that may count are at least this; GROUPED or FILTERED
-    mass_ptr,  # [n_rows] float64: Σ e^((x - best) / temperature)
-    token_ptr,  # [n_rows] int64; DRAWN, as the next six
-    p_ptr,  # [n_rows] float32
-    kept_ptr,  # [n_rows] int64
-    law_lse_ptr,  # [n_rows] float32
-    law_entropy_ptr,  # [n_rows] float32
-    threshold_ptr,  # [n_rows] float32
-    threshold_id_ptr,  # [n_rows] int64
+    figures,  # `Figures`
+    drawn,  # `Draw`; DRAWN
     parts_ptr,  # [n_rows, PARTS, n_splits] float32
     best_ids_ptr,  # [n_rows, n_splits] int32
     groups_ptr,  # [n_rows, n_groups] float32; GROUPED
     draws_ptr,  # [n_rows, n_splits] float64; DRAWN
     draw_ids_ptr,  # [n_rows, n_splits] int32; DRAWN
     logits_ptr,  # [n_rows, n_cols]
-    logits_row_stride,
-    n_cols,
-    n_splits,
-    n_groups,
-    temperature,
-    law_k,  # 0 for no top-k
+    logits_row_stride, n_cols, n_splits, n_groups, temperature,
+    top_k,  # 0 for none
     raw_k,  # 0 for no candidates
     log_tail,  # log of the probability below which top-p keeps nothing
-    log_min_p,
-    BLOCK_SPLITS: tl.constexpr,
-    BLOCK_GROUPS: tl.constexpr,
-    GROUPED: tl.constexpr,
-    FILTERED: tl.constexpr,
+    log_min_p, BLOCK_SPLITS: tl.constexpr, BLOCK_GROUPS: tl.constexpr, GROUPED: tl.constexpr, FILTERED: tl.constexpr,
     DRAWN: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, BLOCK_SPLITS)
     mask = splits < n_splits
     parts = parts_ptr + row * PARTS * n_splits + splits
     bests = tl.load(parts, mask=mask, other=float("-inf"))
-    lawless = tl.max(tl.load(parts + 7 * n_splits, mask=mask, other=0.0), axis=0) > 0
+    bad = tl.max(tl.load(parts + 7 * n_splits, mask=mask, other=0.0), axis=0) > 0
     best = tl.max(bests, axis=0)
-    lawless = lawless | (best == float("-inf"))
+    bad = bad | (best == float("-inf"))
     dead = bests == float("-inf")
     d = tl.where(dead, 0.0, bests - best).to(tl.float64)
     f = tl.exp(d)
@@ -166,11 +153,11 @@ def combine_fwd_kernel(
     square = tl.sum(f * (b_part + 2 * d * a_part + d * d * s_part), axis=0) / s
     nan = float("nan")
     best_ids = tl.load(best_ids_ptr + row * n_splits + splits, mask=mask, other=2147483647)
-    tl.store(lse_ptr + row, tl.where(lawless, nan, best + tl.log(s)).to(tl.float32))
-    tl.store(entropy_ptr + row, tl.where(lawless, nan, tl.log(s) - mean).to(tl.float32))
-    tl.store(varentropy_ptr + row, tl.where(lawless, nan, square - mean * mean).to(tl.float32))
-    tl.store(argmax_ptr + row, tl.min(tl.where(bests == best, best_ids, 2147483647), axis=0).to(tl.int64))
-    tl.store(best_ptr + row, tl.where(lawless, nan, best))
+    tl.store(figures.lse + row, tl.where(bad, nan, best + tl.log(s)).to(tl.float32))
+    tl.store(figures.entropy + row, tl.where(bad, nan, tl.log(s) - mean).to(tl.float32))
+    tl.store(figures.varentropy + row, tl.where(bad, nan, square - mean * mean).to(tl.float32))
+    tl.store(figures.argmax + row, tl.min(tl.where(bests == best, best_ids, 2147483647), axis=0).to(tl.int64))
+    tl.store(figures.best + row, tl.where(bad, nan, best))
 
     heat = tl.full((), temperature, tl.float32)
     best_z = tl.div_rn(best, heat)
@@ -180,47 +167,66 @@ def combine_fwd_kernel(
     a_part = tl.load(parts + 5 * n_splits, mask=mask, other=0.0).to(tl.float64)
     s = tl.sum(f * s_part, axis=0)
     mean = tl.sum(f * (a_part + d * s_part), axis=0) / s
-    law_lse = best_z + tl.log(s)
-    tl.store(mass_ptr + row, s)
+    drawn_lse = best_z + tl.log(s)
+    tl.store(figures.mass + row, s)
 
     if GROUPED or FILTERED:
         floor = best
         if FILTERED:
             # below this no filter keeps a token: slack for what float32 rounds
-            floor_z = tl.maximum(law_lse + log_tail, best_z + log_min_p).to(tl.float32)
+            floor_z = tl.maximum(drawn_lse + log_tail, best_z + log_min_p).to(tl.float32)
             floor = floor_z * heat
             floor -= 1e-5 * (tl.abs(floor) + heat)
             floor = tl.where(floor != floor, float("-inf"), floor)
         if GROUPED:
             groups = tl.arange(0, BLOCK_GROUPS)
             keys = ordered(tl.load(groups_ptr + row * n_groups + groups, mask=groups < n_groups, other=float("-inf")))
-            if law_k > 0:
-                floor = disordered(kth_bound(keys, law_k))
+            if top_k > 0:
+                floor = disordered(kth_bound(keys, top_k))
             if raw_k > 0:
                 floor = tl.minimum(floor, disordered(kth_bound(keys, raw_k)))
-        tl.store(floor_ptr + row, tl.where(lawless, float("inf"), floor))
+        tl.store(figures.floor + row, tl.where(bad, float("inf"), floor))
 
     if DRAWN:
         draws = tl.load(draws_ptr + row * n_splits + splits, mask=mask, other=float("-inf"))
         draw_ids = tl.load(draw_ids_ptr + row * n_splits + splits, mask=mask, other=2147483647)
         token = tl.min(tl.where(draws == tl.max(draws, axis=0), draw_ids, 2147483647), axis=0)
-        token = tl.where(lawless, 0, token)
+        token = tl.where(bad, 0, token)
         x = tl.load(logits_ptr + row * logits_row_stride + token).to(tl.float32)
-        p = tl.exp(tl.div_rn(x, heat) - law_lse)
+        p = tl.exp(tl.div_rn(x, heat) - drawn_lse)
         kept = tl.sum(tl.load(parts + 6 * n_splits, mask=mask, other=0.0).to(tl.int64), axis=0)
-        tl.store(token_ptr + row, tl.where(lawless, -1, token).to(tl.int64))
-        tl.store(p_ptr + row, tl.where(lawless, nan, p).to(tl.float32))
-        tl.store(kept_ptr + row, tl.where(lawless, 0, kept))
-        tl.store(law_lse_ptr + row, tl.where(lawless, nan, law_lse).to(tl.float32))
-        tl.store(law_entropy_ptr + row, tl.where(lawless, nan, tl.log(s) - mean).to(tl.float32))
-        tl.store(threshold_ptr + row, tl.where(lawless, nan, float("-inf")))
-        tl.store(threshold_id_ptr + row, tl.where(lawless, -1, n_cols - 1).to(tl.int64))
+        entropy = tl.log(s) - mean
+        store_draw(drawn, row, bad, token, p, kept, drawn_lse, entropy, float("-inf"), n_cols - 1)
+
+
+class Figures(NamedTuple):
+    """Each [R], float32 but for argmax (int64) and mass (float64)."""
+
+    lse: torch.Tensor
+    entropy: torch.Tensor
+    varentropy: torch.Tensor
+    argmax: torch.Tensor
+    best: torch.Tensor  # the largest logit, NaN where the row is no distribution
+    floor: torch.Tensor  # the logits that may count are at least this; GROUPED or FILTERED
+    mass: torch.Tensor  # Σ e^((x - best) / temperature)
+
+
+class Draw(NamedTuple):
+    """Each [R], float32 but for token, kept and threshold_id (int64); see `Sample`."""
+
+    token: torch.Tensor
+    p: torch.Tensor
+    kept: torch.Tensor
+    lse: torch.Tensor
+    entropy: torch.Tensor
+    threshold: torch.Tensor
+    threshold_id: torch.Tensor
 
 
 class Rules(NamedTuple):
-    """What is asked of a launch. law: a keyed draw is wanted; the filters are None where they cut nothing."""
+    """What is asked of a launch. drawn: a seeded draw is wanted; the filters are None where they cut nothing."""
 
-    law: bool = False
+    drawn: bool = False
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -229,31 +235,22 @@ class Rules(NamedTuple):
 
     @property
     def filtered(self) -> bool:
-        return self.law and not self.top_k == self.top_p == self.min_p is None
-
-
-def block_size(n_cols: int) -> int:
-    """Columns of one program: in a large vocabulary one load of 16 bytes a thread (bfloat16), 64 programs for 128 k."""
-    return min(max(triton.next_power_of_2(n_cols), GROUP), 2048)
-
-
-def statistics(logits: torch.Tensor, k: int = 0) -> tuple[torch.Tensor, ...]:
-    """Statistics and the top k (at most 64) of logits [R, V]; two launches, four with candidates."""
-    return launch(logits, Rules(candidates=k), 0, None)[:6]
-
-
-def sample(logits: torch.Tensor, rules: Rules, seed: int, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Statistics, top candidates, then token, p, kept, lse, entropy, threshold, threshold_id, each [R]."""
-    return launch(logits, rules._replace(law=True), seed, positions)
+        return self.drawn and not self.top_k == self.top_p == self.min_p is None
 
 
 @on_its_device
-def launch(logits: torch.Tensor, rules: Rules, seed: int, positions: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-    """Rows of logits [R, V] may be strided, columns must lie side by side."""
+def launch(
+    logits: torch.Tensor, rules: Rules, seed: int = 0, positions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Statistics and top candidates of logits [R, V], then what `Draw` holds, where it is wanted.
+
+    Two launches, four with candidates or filters. Rows may be strided, columns must lie side by side.
+    """
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows, cols = logits.shape
-    block = block_size(cols)
+    # in a large vocabulary one load of 16 bytes a thread (bfloat16), and 64 programs for 128 k columns
+    block = min(max(triton.next_power_of_2(cols), GROUP), 2048)
     splits = triton.cdiv(cols, block)
     groups = splits * block // GROUP
 
@@ -262,33 +259,33 @@ def launch(logits: torch.Tensor, rules: Rules, seed: int, positions: torch.Tenso
 
     lse, entropy, varentropy, best, floor = (empty(rows) for _ in range(5))
     argmax, mass = empty(rows, dtype=torch.int64), empty(rows, dtype=torch.float64)
+    figures = Figures(lse, entropy, varentropy, argmax, best, floor, mass)
     token, kept, threshold_id = (empty(rows, dtype=torch.int64) for _ in range(3))
-    p, law_lse, law_entropy, threshold = (empty(rows) for _ in range(4))
+    p, drawn_lse, drawn_entropy, threshold = (empty(rows) for _ in range(4))
+    drawn = Draw(token, p, kept, drawn_lse, drawn_entropy, threshold, threshold_id)
     top = empty(rows, rules.candidates), empty(rows, rules.candidates, dtype=torch.int64)
-    law = (token, p, kept, law_lse, law_entropy, threshold, threshold_id)
     if rows:
         grouped = bool(rules.candidates or (rules.filtered and rules.top_k))
-        drawn = rules.law and not rules.filtered
+        plain = rules.drawn and not rules.filtered
         parts, best_ids = empty(rows, PARTS.value, splits), empty(rows, splits, dtype=torch.int32)
         maxima = empty(rows, groups) if grouped else parts
         draws, draw_ids = empty(rows, splits, dtype=torch.float64), empty(rows, splits, dtype=torch.int32)
-        key = reference.launch_key(seed, "target")
+        key = launch_key(seed, "target")
         tail = reference.log32((1 - rules.top_p) / cols if rules.top_p else 0.0)
         least = reference.log32(rules.min_p or 0.0)
         partial_fwd_kernel[(rows, splits)](
             parts, best_ids, maxima, draws, draw_ids, logits, positions, logits.stride(0), cols, rules.temperature, key,
-            BLOCK_SIZE=block, GROUP=GROUP, SCALED=rules.temperature != 1, GROUPED=grouped, DRAWN=drawn,
+            BLOCK_SIZE=block, GROUP=GROUP, SCALED=rules.temperature != 1, GROUPED=grouped, DRAWN=plain,
             num_warps=8 if block > 1024 else 4,
         )  # fmt: skip
         combine_fwd_kernel[(rows,)](
-            lse, entropy, varentropy, argmax, best, floor, mass, *law,
-            parts, best_ids, maxima, draws, draw_ids, logits, logits.stride(0), cols, splits, groups, rules.temperature,
-            rules.top_k or 0, rules.candidates, tail, least,
+            figures, drawn, parts, best_ids, maxima, draws, draw_ids, logits, logits.stride(0), cols, splits, groups,
+            rules.temperature, rules.top_k or 0, rules.candidates, tail, least,
             BLOCK_SPLITS=triton.next_power_of_2(splits), BLOCK_GROUPS=triton.next_power_of_2(groups),
-            GROUPED=grouped, FILTERED=rules.filtered, DRAWN=drawn,
+            GROUPED=grouped, FILTERED=rules.filtered, DRAWN=plain,
         )  # fmt: skip
         if rules.filtered or rules.candidates:
             from workbench_kernels.distribution import candidates
 
-            candidates.launch(logits, rules, key, positions, best, floor, mass, block, top, law)
-    return lse, entropy, varentropy, argmax, *top, *law
+            candidates.launch(logits, rules, key, positions, figures, block, top, drawn)
+    return *figures[:4], *top, *drawn

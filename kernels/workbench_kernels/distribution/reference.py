@@ -1,15 +1,13 @@
-"""What the figures of a law and the keyed draw from it mean, in plain torch: float32 inside, float64 kept."""
+"""What the figures of a distribution and the seeded draw from it mean, in plain torch: float32 inside, float64 kept."""
 
 from functools import lru_cache
 from math import log
 
 import torch
 
-__all__ = ["gumbel", "launch_key", "log32", "sample", "statistics", "top_k", "uniform"]
+from workbench_kernels.noise import gumbel
 
-MASK = (1 << 64) - 1
-GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-PURPOSES = {"target": 1, "draft": 2, "accept": 3, "residual": 4}
+__all__ = ["log32", "sample", "statistics", "top_k"]
 
 
 def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,32 +24,27 @@ def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest logits of each row and their ids, both [R, k]; NaN and -1 for a row that is no law."""
+    """The k largest logits of each row and their ids, both [R, k]; NaN and -1 for a row that is no distribution."""
     values, ids = logits.sort(dim=-1, descending=True, stable=True)  # stable: the lowest id first
-    lawless = ~law_rows(logits)[:, None]
-    return values[:, :k].masked_fill(lawless, torch.nan), ids[:, :k].masked_fill(lawless, -1)
+    bad = ~sound_rows(logits)[:, None]
+    return values[:, :k].masked_fill(bad, torch.nan), ids[:, :k].masked_fill(bad, -1)
 
 
-def law_rows(logits: torch.Tensor) -> torch.Tensor:
+def sound_rows(logits: torch.Tensor) -> torch.Tensor:
     """[R] bool: rows without NaN or +inf that keep at least one token."""
     return (logits < torch.inf).all(-1) & (logits > -torch.inf).any(-1)
 
 
 def sample(
-    logits: torch.Tensor,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    seed: int,
+    logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, seed: int,
     positions: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """-> token, p, kept, lse, entropy, threshold, threshold_id, each [R]. See the public function."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nothing = (-1, torch.nan, 0, torch.nan, torch.nan, torch.nan, -1)
     rows = [
-        _sample_row(row, temperature, top_k, top_p, min_p, seed, position) if law else nothing
-        for row, law, position in zip(logits, law_rows(logits).tolist(), positions.tolist(), strict=True)
+        _sample_row(row, temperature, top_k, top_p, min_p, seed, position) if sound else nothing
+        for row, sound, position in zip(logits, sound_rows(logits).tolist(), positions.tolist(), strict=True)
     ]
     dtypes = (torch.int64, logits.dtype, torch.int64, logits.dtype, logits.dtype, logits.dtype, torch.int64)
     columns = list(zip(*rows, strict=True)) or [()] * 7
@@ -91,46 +84,3 @@ def _sample_row(logits, temperature, top_k, top_p, min_p, seed, position) -> tup
 def log32(value: float) -> float:
     """The logarithm as float32 computes it; -inf at 0."""
     return torch.tensor(value, dtype=torch.float32).log().item()
-
-
-# -- keyed noise -------------------------------------------------------------------------------------------------------
-
-
-def mix(value: int) -> int:
-    """SplitMix64's finaliser."""
-    value &= MASK
-    value = ((value ^ (value >> 30)) * FIRST) & MASK
-    value = ((value ^ (value >> 27)) * SECOND) & MASK
-    return value ^ (value >> 31)
-
-
-def signed(value: int) -> int:
-    """The int64 with the bits of a uint64."""
-    return value - (1 << 64) if value >> 63 else value
-
-
-def launch_key(seed: int, purpose: str) -> int:
-    """int64 key of (seed, purpose), the part of a draw's key that does not depend on its position."""
-    return signed(mix(mix(seed + GOLDEN) + PURPOSES[purpose] * GOLDEN))
-
-
-def position_key(seed: int, purpose: str, position: int) -> int:
-    return mix(launch_key(seed, purpose) + (position + 1) * GOLDEN)
-
-
-def uniform(seed: int, purpose: str, position: int, index: int) -> float:
-    """The `index`-th number in (0, 1) of a purpose at a position."""
-    return ((mix(position_key(seed, purpose, position) + (index + 1) * GOLDEN) >> 12) + 0.5) * 2.0**-52
-
-
-def gumbel(seed: int, purpose: str, position: int, ids: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise for token ids, float64: −log(−log(uniform(…, index=id)))."""
-
-    def shift(value: torch.Tensor, count: int) -> torch.Tensor:
-        return (value >> count) & ((1 << (64 - count)) - 1)  # torch shifts arithmetically
-
-    value = (ids.to(torch.int64) + 1) * signed(GOLDEN) + signed(position_key(seed, purpose, position))
-    value = (value ^ shift(value, 30)) * signed(FIRST)
-    value = (value ^ shift(value, 27)) * signed(SECOND)
-    value = value ^ shift(value, 31)
-    return -torch.log(-torch.log((shift(value, 12).to(torch.float64) + 0.5) * 2.0**-52))

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.pages.launch import facts, integers, pattern, row_block, warps
+from workbench_kernels.pages.kernel_common import facts, integers, pattern, row_block, warps
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
 __all__ = ["pack"]

@@ -5,10 +5,10 @@ import triton
 import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.pages.launch import facts, row_block, warps
+from workbench_kernels.pages.kernel_common import copy, facts, row_block, warps
 from workbench_kernels.pages.layout import GAINS, SLOTS, PageFormat
 
-__all__ = ["demote", "gather", "unpack"]
+__all__ = ["demote", "read"]
 
 SLOT_COUNT = tl.constexpr(SLOTS)
 
@@ -105,13 +105,6 @@ def recode(
 
 
 @triton.jit
-def copy(out_ptr, in_ptr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    for start in tl.static_range(0, COUNT, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        tl.store(out_ptr + at, tl.load(in_ptr + at, mask=at < COUNT, other=0), mask=at < COUNT)
-
-
-@triton.jit
 def demote_kernel(
     out_words_ptr, out_bytes_ptr,  # int32 and uint8 views of the arena of the smaller pages
     words_ptr, bytes_ptr,
@@ -135,32 +128,25 @@ def demote_kernel(
         word = tl.arange(0, 4)
         kinds = TO_K + (TO_GAIN_K << 8) + (TO_V << 16) + (TO_GAIN_V << 24)
         tl.store(out_words_ptr + word, tl.where(word == 1, kinds, tl.load(words_ptr + word)))
-        copy(out_words_ptr + 4, words_ptr + 4, CODES_K // 4 - 4, BLOCK)  # positions and every step: the same places
+        copy(out_words_ptr, words_ptr, 4, CODES_K // 4, BLOCK)  # positions and every step: the same places
         if FROM_K == TO_K:
-            copy(out_words_ptr + CODES_K // 4, words_ptr + FROM_CODES_K // 4, (CODES_V - CODES_K) // 4, BLOCK)
+            copy(out_words_ptr + CODES_K // 4, words_ptr + FROM_CODES_K // 4, 0, (CODES_V - CODES_K) // 4, BLOCK)
         else:
             keys_ptr = out_bytes_ptr + CODES_K
             recode(keys_ptr, bytes_ptr + FROM_CODES_K, D, FROM_K, FROM_GAIN_K, TO_K, TO_GAIN_K, BLOCK_K)
     else:
         if FROM_V == TO_V:
-            copy(out_words_ptr + CODES_V // 4, words_ptr + FROM_CODES_V // 4, (BYTES - CODES_V) // 4, BLOCK)
+            copy(out_words_ptr + CODES_V // 4, words_ptr + FROM_CODES_V // 4, 0, (BYTES - CODES_V) // 4, BLOCK)
         else:
             values_ptr = out_bytes_ptr + CODES_V
             recode(values_ptr, bytes_ptr + FROM_CODES_V, DV, FROM_V, FROM_GAIN_V, TO_V, TO_GAIN_V, BLOCK_V)
 
 
-def unpack(arena, form: PageFormat, offsets, dtype: torch.dtype):
-    """k [n, SLOTS, D], v [n, SLOTS, Dv], positions int64 [n, SLOTS], live bool [n, SLOTS]."""
-    return read(arena, form, offsets, None, dtype, (len(offsets), SLOTS))
-
-
-def gather(arena, offsets, slots, form: PageFormat, dtype: torch.dtype):
-    """k [..., D], v [..., Dv], positions int64 [...], live bool [...] of slots anywhere."""
-    return read(arena, form, offsets, slots.contiguous(), dtype, offsets.shape)
-
-
 @on_its_device
-def read(arena, form, offsets, slots, dtype, shape):
+def read(arena, form: PageFormat, offsets, slots, dtype: torch.dtype):
+    """k [..., D], v [..., Dv], positions int64 [...], live bool [...] of slots anywhere; [n, SLOTS] of whole pages."""
+    shape = (len(offsets), SLOTS) if slots is None else offsets.shape
+    slots = None if slots is None else slots.contiguous()
     k, v = (torch.empty(*shape, size, dtype=dtype, device=arena.device) for size in (form.head_dim, form.value_dim))
     positions = torch.empty(shape, dtype=torch.int64, device=arena.device)
     live = torch.empty(shape, dtype=torch.bool, device=arena.device)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.pages.launch import facts
+from workbench_kernels.pages.kernel_common import copy, facts
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
 __all__ = ["rotate", "rotate_pages"]
@@ -81,12 +81,8 @@ def rotate_pages_kernel(
     word = tl.arange(0, 4)
     tl.store(out_words_ptr + word, tl.load(words_ptr + word))
     tl.store(out_words_ptr + 4 + slot, tl.load(targets_ptr + page * SLOT_COUNT + slot).to(tl.int32))
-    for start in tl.static_range(4 + SLOT_COUNT, KEY_WORD, BLOCK_SIZE):  # steps of coded values
-        at = start + tl.arange(0, BLOCK_SIZE)
-        tl.store(out_words_ptr + at, tl.load(words_ptr + at, mask=at < KEY_WORD, other=0), mask=at < KEY_WORD)
-    for start in tl.static_range(VALUE_WORD, END_WORD, BLOCK_SIZE):
-        at = start + tl.arange(0, BLOCK_SIZE)
-        tl.store(out_words_ptr + at, tl.load(words_ptr + at, mask=at < END_WORD, other=0), mask=at < END_WORD)
+    copy(out_words_ptr, words_ptr, 4 + SLOT_COUNT, KEY_WORD, BLOCK_SIZE)  # steps of coded values
+    copy(out_words_ptr, words_ptr, VALUE_WORD, END_WORD, BLOCK_SIZE)
 
 
 def shape(size: int, inv_freq: torch.Tensor) -> dict[str, int]:

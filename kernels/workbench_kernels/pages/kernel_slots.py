@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.pages.launch import facts, integers, pattern
+from workbench_kernels.pages.kernel_common import copy_rows, facts, integers, pattern
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
 __all__ = ["evict", "merge", "move", "scatter"]
@@ -33,8 +33,8 @@ def clear_live(words_ptr, offset, slot, there):
 
 
 @triton.jit
-def row_at(rows_ptr, offset, slot, channel, CHANNELS: tl.constexpr, START: tl.constexpr, UNITS: tl.constexpr):
-    return rows_ptr + offset[:, None] * UNITS + START + slot[:, None] * CHANNELS + channel[None, :]
+def row_at(rows_ptr, offset, slot, CHANNELS: tl.constexpr, START: tl.constexpr, UNITS: tl.constexpr):
+    return rows_ptr + offset * UNITS + START + slot * CHANNELS
 
 
 @triton.jit
@@ -58,14 +58,10 @@ def scatter_kernel(
     offset = tl.load(offsets_ptr + head * n_entries + entry, mask=inside, other=-1).to(tl.int64)
     slot = tl.load(slots_ptr + head * n_entries + entry, mask=inside, other=0).to(tl.int32)
     there = (row >= 0) & (offset >= 0)
-    channel = tl.arange(0, BLOCK_K)
-    mask = there[:, None] & (channel < D)[None, :]
-    x = tl.load(k_ptr + head * k_head_stride + row[:, None] * k_row_stride + channel[None, :], mask=mask, other=0)
-    tl.store(row_at(k_rows_ptr, offset, slot, channel, D, START_K, UNITS_K), x, mask=mask)
-    channel = tl.arange(0, BLOCK_V)
-    mask = there[:, None] & (channel < DV)[None, :]
-    x = tl.load(v_ptr + head * v_head_stride + row[:, None] * v_row_stride + channel[None, :], mask=mask, other=0)
-    tl.store(row_at(v_rows_ptr, offset, slot, channel, DV, START_V, UNITS_V), x, mask=mask)
+    k_ptr += head * k_head_stride
+    v_ptr += head * v_head_stride
+    copy_rows(row_at(k_rows_ptr, offset, slot, D, START_K, UNITS_K), k_ptr + row * k_row_stride, there, D, BLOCK_K)
+    copy_rows(row_at(v_rows_ptr, offset, slot, DV, START_V, UNITS_V), v_ptr + row * v_row_stride, there, DV, BLOCK_V)
     tl.store(words_ptr + offset * 4 + 4 + slot, position, mask=there)
     set_live(words_ptr, offset, slot, there)
 
@@ -88,14 +84,10 @@ def move_kernel(
     to_offset = tl.load(to_offsets_ptr + entry, mask=inside, other=-1).to(tl.int64)
     to_slot = tl.load(to_slots_ptr + entry, mask=inside, other=0).to(tl.int32)
     there = (offset >= 0) & (to_offset >= 0) & ((offset != to_offset) | (slot != to_slot))
-    channel = tl.arange(0, BLOCK_K)
-    mask = there[:, None] & (channel < D)[None, :]
-    x = tl.load(row_at(k_rows_ptr, offset, slot, channel, D, START_K, UNITS_K), mask=mask, other=0)
-    tl.store(row_at(k_rows_ptr, to_offset, to_slot, channel, D, START_K, UNITS_K), x, mask=mask)
-    channel = tl.arange(0, BLOCK_V)
-    mask = there[:, None] & (channel < DV)[None, :]
-    x = tl.load(row_at(v_rows_ptr, offset, slot, channel, DV, START_V, UNITS_V), mask=mask, other=0)
-    tl.store(row_at(v_rows_ptr, to_offset, to_slot, channel, DV, START_V, UNITS_V), x, mask=mask)
+    source = row_at(k_rows_ptr, offset, slot, D, START_K, UNITS_K)
+    copy_rows(row_at(k_rows_ptr, to_offset, to_slot, D, START_K, UNITS_K), source, there, D, BLOCK_K)
+    source = row_at(v_rows_ptr, offset, slot, DV, START_V, UNITS_V)
+    copy_rows(row_at(v_rows_ptr, to_offset, to_slot, DV, START_V, UNITS_V), source, there, DV, BLOCK_V)
     position = tl.load(words_ptr + offset * 4 + 4 + slot, mask=there, other=0)
     tl.store(words_ptr + to_offset * 4 + 4 + to_slot, position, mask=there)
     if SIDES > 0:
@@ -115,11 +107,11 @@ def merge_rows(
 ):  # fmt: skip
     channel = tl.arange(0, BLOCK)
     inside = channel < CHANNELS
-    out_ptr = rows_ptr + target * UNITS + START + slot * CHANNELS + channel
+    out_ptr = row_at(rows_ptr, target, slot, CHANNELS, START, UNITS) + channel
     mixed = own * tl.load(out_ptr, mask=inside, other=0.0).to(tl.float32)
     for source in range(n_sources):
         offset = tl.load(offsets_ptr + source).to(tl.int64)
-        at = rows_ptr + offset * UNITS + START + tl.load(slots_ptr + source).to(tl.int32) * CHANNELS + channel
+        at = row_at(rows_ptr, offset, tl.load(slots_ptr + source).to(tl.int32), CHANNELS, START, UNITS) + channel
         x = tl.load(at, mask=inside & (offset >= 0), other=0.0).to(tl.float32)
         mixed += tl.load(weights_ptr + source).to(tl.float32) * x
     tl.store(out_ptr, mixed.to(rows_ptr.dtype.element_ty), mask=inside)

@@ -58,10 +58,6 @@ class PageFormat:
             raise ValueError(f"page: expected a floating dtype, got {self.dtype}")
 
     @property
-    def positions(self) -> int:
-        return HEADER
-
-    @property
     def scale_k(self) -> int:
         return HEADER + 4 * SLOTS
 

@@ -13,27 +13,16 @@ from typing import NamedTuple
 
 import torch
 
+from workbench_kernels.dispatch import Choice
+from workbench_kernels.pages.layout import SLOTS
 from workbench_kernels.segment_attention import checks, reference
-from workbench_kernels.segment_attention.choice import Choice, choose
-from workbench_kernels.segment_attention.masks import ancestor_words, mask_words, words_mask
+from workbench_kernels.segment_attention.checks import choose
+from workbench_kernels.segment_attention.reference import ancestor_words, mask_words, words_mask
 
 __all__ = [
-    "Choice",
-    "Mass",
-    "ancestor_words",
-    "attend",
-    "attend_pages",
-    "attend_prefix",
-    "attend_staged",
-    "choose",
-    "mask_words",
-    "merge",
-    "normaliser",
-    "page_mass",
-    "segment_mass",
-    "top_slots",
-    "words_mask",
-]
+    "Choice", "Mass", "ancestor_words", "attend", "attend_pages", "attend_prefix", "attend_staged", "choose",
+    "mask_words", "merge", "normaliser", "page_mass", "segment_mass", "words_mask",
+]  # fmt: skip
 
 
 class Mass(NamedTuple):
@@ -43,7 +32,7 @@ class Mass(NamedTuple):
     ----------
     mass: float32, probability by slot; its shape is told by the function that gives it.
     entropy: [R, H] in nats, Σ -p log p over the segment's slots: the shares of all segments add up to the entropy of
-        a row's whole law.
+        a row's whole attention.
     """
 
     mass: torch.Tensor
@@ -51,13 +40,9 @@ class Mass(NamedTuple):
 
 
 def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    mask: torch.Tensor | None = None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Attention of R query rows over the n keys of one segment, in plain torch.
 
     Parameters
@@ -88,13 +73,9 @@ def attend(
 
 
 def attend_staged(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    mask: torch.Tensor | str | None = None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | str | None = None,
     implementation: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Attention of R rows in flight over the S rows staged beside the cache, themselves included.
 
     q: [R, H, D]; k: [Hk, S, D]; v: [Hk, S, Dv], strided views allowed. mask: None (every row sees all of them),
@@ -137,22 +118,11 @@ def attend_prefix(
 
 
 def attend_pages(
-    q: torch.Tensor,
-    arena: torch.Tensor,
-    table: torch.Tensor,
-    count: torch.Tensor,
-    scale: float,
-    *,
-    value_dim: int | None = None,
-    group: int = 32,
-    raw: torch.dtype | None = None,
-    tau: float = 1.0,
-    bias: torch.Tensor | None = None,
-    numbers: torch.Tensor | None = None,
-    positions: torch.Tensor | None = None,
-    window: int | None = None,
-    implementation: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: torch.Tensor, arena: torch.Tensor, table: torch.Tensor, count: torch.Tensor, scale: float, *,
+    value_dim: int | None = None, group: int = 32, raw: torch.dtype | None = None, tau: float = 1.0,
+    bias: torch.Tensor | None = None, numbers: torch.Tensor | None = None, positions: torch.Tensor | None = None,
+    window: int | None = None, implementation: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Attention of R query rows over packed pages of any mixture of widths, in one launch.
 
     Parameters
@@ -213,25 +183,12 @@ def merge(
 
 
 def page_mass(
-    q: torch.Tensor,
-    arena: torch.Tensor,
-    table: torch.Tensor,
-    count: torch.Tensor,
-    scale: float,
-    lse: torch.Tensor,
-    *,
-    reduce: str = "sum",
-    last: int | None = None,
-    value_dim: int | None = None,
-    group: int = 32,
-    raw: torch.dtype | None = None,
-    tau: float = 1.0,
-    bias: torch.Tensor | None = None,
-    numbers: torch.Tensor | None = None,
-    positions: torch.Tensor | None = None,
-    window: int | None = None,
+    q: torch.Tensor, arena: torch.Tensor, table: torch.Tensor, count: torch.Tensor, scale: float, lse: torch.Tensor, *,
+    reduce: str = "sum", last: int | None = None, value_dim: int | None = None, group: int = 32,
+    raw: torch.dtype | None = None, tau: float = 1.0, bias: torch.Tensor | None = None,
+    numbers: torch.Tensor | None = None, positions: torch.Tensor | None = None, window: int | None = None,
     implementation: str = "auto",
-) -> Mass:
+) -> Mass:  # fmt: skip
     """Probability that the slots of packed pages got, by a second pass over their keys.
 
     The other arguments are those the pages were attended with; lse [R, H] is the merged log-sum-exp of all segments
@@ -254,28 +211,20 @@ def page_mass(
         q, lse = q[-last:], lse[-last:]
         options["positions"] = None if positions is None else positions[-last:]
     if choose(q, arena=arena, dtypes=[raw, lse.dtype], implementation=implementation).name == "triton":
-        from workbench_kernels.segment_attention import statistics
+        from workbench_kernels.segment_attention import paged
 
-        mass, entropy = statistics.page_mass(
-            q, arena, table, count, scale / tau, lse, window=window, reduce=reduce, **options
-        )
+        options |= {"window": window, "lse": lse, "reduce": reduce, "places": table.shape[1] * SLOTS}
+        mass, entropy = paged.attend_pages(q, arena, table, count, scale / tau, **options)
     else:
         k, _, mask, spread = _dense_pages(q, arena, table, count, window=window, **options)
         mass, entropy = reference.mass(q, k, scale / tau, lse, mask, spread, reduce)
-    return Mass(mass.unflatten(-1, (table.shape[1], -1) if table.shape[1] else (0, 32)), entropy)
+    return Mass(mass.unflatten(-1, (table.shape[1], SLOTS)), entropy)
 
 
 def segment_mass(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    scale: float,
-    lse: torch.Tensor,
-    *,
-    mask: torch.Tensor | str | None = None,
-    reduce: str = "sum",
-    last: int | None = None,
-    implementation: str = "auto",
-) -> Mass:
+    q: torch.Tensor, k: torch.Tensor, scale: float, lse: torch.Tensor, *, mask: torch.Tensor | str | None = None,
+    reduce: str = "sum", last: int | None = None, implementation: str = "auto",
+) -> Mass:  # fmt: skip
     """Probability that the keys of a dense or staged segment got; `page_mass` for keys [Hk, n, D].
 
     mask: as in `attend_staged`. Returns `Mass`: mass [Hk, n], or [R, Hk, n] for reduce="row"; entropy [R, H].
@@ -289,9 +238,10 @@ def segment_mass(
         q, lse = q[-last:], lse[-last:]
         mask = mask[-last:] if isinstance(mask, torch.Tensor) else mask
     if choose(q, dtypes=[lse.dtype], implementation=implementation).name == "triton":
-        from workbench_kernels.segment_attention import statistics
+        from workbench_kernels.segment_attention import dense
 
-        return Mass(*statistics.dense_mass(q, k, scale, lse, _as_words(mask), reduce))
+        given = {"lse": lse, "reduce": reduce, "places": k.shape[1]}
+        return Mass(*dense.attend_dense(q, k, k, scale, _as_words(mask), **given))
     return Mass(*reference.mass(q, k, scale, lse, _as_bool(mask, q, k), None, reduce))
 
 
@@ -302,18 +252,6 @@ def normaliser(lse: torch.Tensor, own: torch.Tensor, sigma: float) -> torch.Tens
     lse + (1 - sigma_j) * lse_j. lse: merged; own: the segment's; both [R, H].
     """
     return torch.where(own == -torch.inf, lse, lse + (1 - sigma) * own)
-
-
-def top_slots(mass: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k heaviest slots of each KV head.
-
-    mass: [Hk, P, 32] or [Hk, n]. Returns their masses, float32 [Hk, k], falling, and int64 [Hk, k]: the key's place in
-    the segment, entry * 32 + slot for pages. Where fewer than k slots are live, the rest have mass 0.
-    """
-    flat = mass.flatten(1)
-    if not 0 <= k <= flat.shape[1]:
-        raise ValueError(f"top_slots: expected k in [0, {flat.shape[1]}], got {k}")
-    return tuple(flat.topk(k, dim=-1))
 
 
 def _dense_pages(q, arena, table, count, *, value_dim, group, raw, bias, numbers, positions, window):

@@ -1,12 +1,43 @@
-"""Input checks of segment attention: one line that says what was expected and what came."""
+"""Which implementation runs, and input checks: one line that says what was expected and what came."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from workbench_kernels.dispatch import Choice, decide, refuse_dtypes
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
-__all__ = ["check_dense", "check_mass", "check_merge", "check_pages", "check_staged_mask"]
+__all__ = ["check_dense", "check_mass", "check_merge", "check_pages", "check_staged_mask", "choose"]
+
+
+def choose(
+    *tensors: torch.Tensor, arena: torch.Tensor | None = None, dtypes: Iterable[torch.dtype] = (),
+    sizes: Iterable[int] = (), implementation: str = "auto",
+) -> Choice:  # fmt: skip
+    """What would compute a call on these tensors.
+
+    tensors: queries, and keys, values or outputs where the call has them as tensors; the last dimension of each is a
+    head size. arena: the bytes of the pages, where there are pages. dtypes, sizes: further dtypes and head sizes, as
+    what raw means in those pages and how wide their values are.
+    implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can.
+
+    Raises ValueError for another implementation, RuntimeError with the reason where Triton is asked for and cannot run.
+    """
+    kind = tensors[0].device.type
+    return decide(kind, lambda: _refusal(tensors, arena, dtypes, sizes), implementation, "query")
+
+
+def _refusal(tensors, arena, dtypes, sizes) -> str | None:
+    if odd := refuse_dtypes("the input is", *(tensor.dtype for tensor in tensors), *dtypes):
+        return odd
+    for size in (*(tensor.shape[-1] for tensor in tensors), *sizes):
+        if size % 16 or not 16 <= size <= 256:
+            return f"it takes head sizes in multiples of 16 up to 256, got {size}"
+    if arena is not None and not arena.is_contiguous():
+        return "it takes a contiguous arena"
+    if arena is not None and arena.data_ptr() % 16:
+        return "it takes an arena that starts at a multiple of 16 bytes"
+    return None
 
 
 def check_dense(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -60,24 +91,20 @@ def check_pages(
     PageFormat(q.shape[2], value_dim, group=group, dtype=raw)  # raises where the head sizes or the group do not fit
     if not tau > 0:
         raise ValueError(f"{name}: expected a positive tau, got {tau}")
-    if (bias is None) != (numbers is None):
-        raise ValueError(f"{name}: expected bias and page numbers together, got one of them")
-    if bias is not None and (
-        bias.ndim != 2 or bias.shape[1] != SLOTS or bias.dtype != torch.float32 or not bias.is_contiguous()
-    ):
-        raise ValueError(
-            f"{name}: expected a contiguous float32 bias [pages, {SLOTS}], got {bias.dtype} {list(bias.shape)}"
-        )
-    if numbers is not None and (numbers.shape != table.shape or numbers.dtype != torch.int32):
-        raise ValueError(
-            f"{name}: expected int32 page numbers {list(table.shape)}, got {numbers.dtype} {list(numbers.shape)}"
-        )
-    if (positions is None) != (window is None):
-        raise ValueError(f"{name}: expected row positions and a window together, got one of them")
-    if positions is not None and (positions.shape != q.shape[:1] or positions.dtype != torch.int32):
-        raise ValueError(
-            f"{name}: expected int32 row positions [{q.shape[0]}], got {positions.dtype} {list(positions.shape)}"
-        )
+    pairs = ("bias and page numbers", bias, numbers), ("row positions and a window", positions, window)
+    for pair, one, other in pairs:
+        if (one is None) != (other is None):
+            raise ValueError(f"{name}: expected {pair} together, got one of them")
+    if bias is not None and not bias.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous bias, got one with gaps")
+    shapes = ("bias", bias, (*(() if bias is None else bias.shape[:1]), SLOTS)), ("page numbers", numbers, table.shape)
+    for what, tensor, shape in (*shapes, ("row positions", positions, q.shape[:1])):
+        dtype = torch.float32 if what == "bias" else torch.int32
+        if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype):
+            raise ValueError(
+                f"{name}: expected {str(dtype).removeprefix('torch.')} {what} {list(shape)}, "
+                f"got {tensor.dtype} {list(tensor.shape)}"
+            )
     others = [t for t in (arena, table, count, bias, numbers, positions) if t is not None]
     if any(t.device != q.device for t in others):
         raise ValueError(f"{name}: expected one device, got {sorted({str(t.device) for t in (q, *others)})}")
@@ -98,9 +125,7 @@ def check_merge(outs: Sequence[torch.Tensor], lses: Sequence[torch.Tensor], sigm
     if not len(outs):
         raise ValueError("merge: expected at least one segment, got none")
     if len(outs) != len(lses) or (sigma is not None and len(sigma) != len(outs)):
-        counts = f"{len(outs)} outputs, {len(lses)} log-sum-exps" + (
-            f", {len(sigma)} sigmas" if sigma is not None else ""
-        )
+        counts = f"{len(outs)} outputs, {len(lses)} log-sum-exps, {'no' if sigma is None else len(sigma)} sigmas"
         raise ValueError(f"merge: expected one log-sum-exp (and sigma) for each output, got {counts}")
     for j, (out, lse) in enumerate(zip(outs, lses, strict=True)):
         if out.ndim != 3 or out.shape != outs[0].shape or lse.shape != out.shape[:2]:

@@ -1,4 +1,4 @@
-"""The exact merge of (output, log-sum-exp) pairs, one program per query row and head, and launches that need it."""
+"""The exact merge of (output, log-sum-exp) pairs, and the launch of attention kernels, whose splits need it."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ import triton.language as tl
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.segment_attention.tiles import Tile
 
-__all__ = ["launch_splits", "merge_stacked"]
+__all__ = ["launch", "merge_stacked"]
 
 
 @triton.jit
@@ -17,12 +17,8 @@ def merge_fwd_kernel(
     outs_ptr,  # [S, R * H, Dv]
     lses_ptr,  # [S, R * H]
     sigma_ptr,  # [S] float32 or None
-    n_rows,
-    n_segments,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
+    n_rows, n_segments, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK_V)[None, :]
     best = tl.full((), float("-inf"), tl.float32)
@@ -62,34 +58,37 @@ def merge_stacked(
     lse = torch.empty(rows, heads, dtype=torch.float32, device=outs.device)
     if rows * heads:
         merge_fwd_kernel[(rows * heads,)](
-            out,
-            lse,
-            outs,
-            lses,
-            sigma,
-            rows * heads,
-            segments,
-            VALUE_DIM=value_dim,
-            BLOCK_V=triton.next_power_of_2(value_dim),
-            BLOCK_S=min(triton.next_power_of_2(segments), 16),
-            num_warps=2,
-        )
+            out, lse, outs, lses, sigma, rows * heads, segments, VALUE_DIM=value_dim,
+            BLOCK_V=triton.next_power_of_2(value_dim), BLOCK_S=min(triton.next_power_of_2(segments), 16), num_warps=2,
+        )  # fmt: skip
     return out, lse
 
 
 @on_its_device
-def launch_splits(
-    kernel, plan: Tile, splits: int, kv_heads: int, value_dim: int, q: torch.Tensor, *arguments, **options
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run an attention kernel over (row blocks, splits, KV heads), and merge what the splits give.
+def launch(
+    kernel, plan: Tile, splits: int, kv_heads: int, q: torch.Tensor, *arguments, lse=None, reduce="none", places=0,
+    **options,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Run an attention kernel over (row blocks, splits, KV heads), and put together what the splits give.
 
-    kernel: takes out [splits, R, H, Dv] and lse [splits, R, H] in float32, q [R, H, D], then `arguments`; options: its
-    other constants, and those of the launch. Returns out [R, H, Dv], lse [R, H].
+    kernel: takes two outputs, lse, q [R, H, D], then `arguments`; options: its other constants, and those of the
+    launch. Returns out [R, H, Dv] and lse [R, H], merged. With the merged lse given and `reduce`, returns the mass of
+    `places` keys, [Hk, places] or [R, Hk, places], and the entropy [R, H]. These are sums in a fixed order, without
+    atomics: the same figures every time.
     """
-    rows, heads, _ = q.shape
-    out = torch.empty(splits, rows, heads, value_dim, dtype=torch.float32, device=q.device)
-    lse = torch.empty(splits, rows, heads, dtype=torch.float32, device=q.device)
+    (rows, heads, _), value_dim = q.shape, plan.constants["VALUE_DIM"]
+    shape = {
+        "none": (splits, rows, heads, value_dim), "sum": (plan.blocks, kv_heads, places),
+        "max": (plan.blocks, heads, places), "row": (rows, kv_heads, places),
+    }[reduce]  # fmt: skip
+    out = (torch.empty if reduce == "none" else torch.zeros)(shape, dtype=torch.float32, device=q.device)
+    side = torch.empty(splits, rows, heads, dtype=torch.float32, device=q.device)
     if rows:
-        options |= plan.constants | {"num_warps": plan.num_warps}
-        kernel[(plan.blocks, splits, kv_heads)](out, lse, q, *arguments, **options)
-    return (out[0], lse[0]) if splits == 1 else merge_stacked(out, lse)
+        lse = None if lse is None else lse.float().contiguous()
+        options |= plan.constants | {"num_warps": plan.num_warps, "REDUCE": reduce}
+        kernel[(plan.blocks, splits, kv_heads)](out, side, lse, q, *arguments, **options)
+    if reduce == "none":
+        return (out[0], side[0]) if splits == 1 else merge_stacked(out, side)
+    if reduce != "row":
+        out = out.sum(0) if reduce == "sum" else out.sum(0).unflatten(0, (kv_heads, -1)).amax(1)
+    return out, side.sum(0)

@@ -1,9 +1,8 @@
 """Reading packed pages inside a kernel: header, keys and values of one page as float32 tiles.
 
 A page's widths are read from its header, so a scalar branch per page is all that mixed precision costs. Planar codes
-make every branch one tile load: channel d lies in byte d mod W, so runs of bytes stay side by side, and the shift
-depends on the channel alone. A tile of queries has 16 rows or more, and then scaling a page's 32 keys costs no more
-than scaling the queries to each page.
+make every branch one tile load: channel d lies in byte d mod W, and the shift depends on the channel alone. Where a
+tile has 16 query rows or more, scaling a page's 32 keys costs no more than scaling the queries to each page.
 """
 
 import triton
@@ -56,14 +55,9 @@ def load_keys(
 
 @triton.jit
 def load_values(
-    page,
-    widths,
-    RAW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_GROUPS: tl.constexpr,
+    page, widths, RAW: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_GROUPS: tl.constexpr,
     BLOCK_V: tl.constexpr,
-):
+):  # fmt: skip
     """Values of a page, float32 [SLOTS, BLOCK_V]; 0 beyond VALUE_DIM."""
     key_bits = widths & 255
     bits = (widths >> 16) & 255

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from workbench_kernels.pages.layout import ALIGN, SLOTS, PageFormat
 from workbench_kernels.pages.reference import unpack
 
-__all__ = ["attend", "causal", "gather_bias", "gather_pages", "mass", "merge", "visible"]
+__all__ = [
+    "ancestor_words", "attend", "causal", "gather_bias", "gather_pages", "mask_words", "mass", "merge", "visible",
+    "words_mask",
+]  # fmt: skip
 
 
 def attend(q, k, v, scale, mask=None, bias=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,6 +85,36 @@ def gather_bias(bias, numbers, count) -> torch.Tensor:
     spread = bias.new_zeros(*numbers.shape, SLOTS)
     spread[held] = bias[numbers[held].long()]
     return spread.flatten(1)
+
+
+# -- masks of rows in flight: words hold a bit a pair, bit j % 32 of word j // 32 --------------------------------------
+
+
+def mask_words(mask: torch.Tensor) -> torch.Tensor:
+    """bool [R, S], True where row r sees key j -> int32 words [R, ceil(S / 32)]."""
+    bits = F.pad(mask.long(), (0, -mask.shape[1] % 32)).unflatten(1, (-1, 32))
+    return (bits << torch.arange(32, device=mask.device)).sum(-1).to(torch.int32)
+
+
+def words_mask(words: torch.Tensor, keys: int) -> torch.Tensor:
+    """The inverse: int32 words [R, ceil(S / 32)] and S -> bool [R, S]."""
+    bits = words[..., None] >> torch.arange(32, dtype=torch.int32, device=words.device)
+    return (bits & 1).flatten(1)[:, :keys] == 1
+
+
+def ancestor_words(parents: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
+    """Words of a draft tree: every node sees itself and its ancestors.
+
+    parents: the parent of each of n nodes, -1 for a root; a parent comes before its children. Returns int32
+    [n, ceil(n / 32)]. Raises ValueError where a parent does not come first.
+    """
+    seen = torch.eye(len(parents), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if not -1 <= parent < node:
+            raise ValueError(f"ancestor_words: expected the parent of node {node} in [-1, {node}), got {parent}")
+        if parent >= 0:
+            seen[node] |= seen[parent]
+    return mask_words(seen).to(device)
 
 
 def causal(rows: int, keys: int, device) -> torch.Tensor:

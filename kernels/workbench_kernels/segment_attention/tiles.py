@@ -23,7 +23,7 @@ class Tile(NamedTuple):
     constants: dict
 
 
-def tile(q: torch.Tensor, kv_heads: int, head_dim: int, value_dim: int = 0) -> Tile:
+def tile(q: torch.Tensor, kv_heads: int, head_dim: int, value_dim: int) -> Tile:
     """q [R, H, D]. At least 16 tile rows, what a tensor core wants; at most 64 and about 16 KiB of queries, so that the
     float32 tiles of queries, keys and outputs fit in registers and shared memory."""
     rows, group = q.shape[0], q.shape[1] // kv_heads
@@ -39,11 +39,11 @@ def tile(q: torch.Tensor, kv_heads: int, head_dim: int, value_dim: int = 0) -> T
         "BLOCK_HEADS": block_heads,
         "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
+        "VALUE_DIM": value_dim,
+        "BLOCK_V": triton.next_power_of_2(value_dim),
         # three tf32 products give nearly float32; one holds every float16 and bfloat16 exactly
         "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
     }
-    if value_dim:
-        constants |= {"VALUE_DIM": value_dim, "BLOCK_V": triton.next_power_of_2(value_dim)}
     return Tile(-(-rows // block_rows), 8 if tile_rows * row_bytes > 8192 else 4, constants)
 
 

@@ -1,14 +1,13 @@
 """Verification of drafted trees on the device: which nodes stand, and which token follows them.
 
 Node 0 is the root, whose token stands already. A DIST node was drawn, without replacement, from the proposal row of its
-parent; a POINT node was put there by any other rule. Siblings are tested in order of node number, DIST before POINT; a
+parent. A POINT node was put there by any other rule. Siblings are tested in order of node number, DIST before POINT. A
 POINT node that repeats a sibling's token is not tested.
 
-- greedy, keyed: descend while a child equals the target's own choice, the argmax or the keyed draw of the position.
+- greedy, seeded: descend while a child equals the target's own choice, the argmax or the seeded draw of the position.
 - rejection: accept a child x with probability min(1, p(x)/q(x)), else p <- norm((p - q)+) and x leaves q; a POINT child
-  with probability p(x), else p(x) <- 0. The token after the path is a keyed draw from what is left of p.
-- K-SEQ, a function of its own (`verify_chains`): K chains drawn independently from the same laws, which share nodes as
-  long as they agree; every draw is tested.
+  with probability p(x), else p(x) <- 0. The token after the path is a seeded draw from what is left of p.
+- K-SEQ (SpecTr), at one node and in torch alone: `kseq_node`, `kseq_rho`.
 
 Sources: "Fast Inference from Transformers via Speculative Decoding"; "SpecInfer"; "Sequoia" (siblings without
 replacement); "SpecTr" (K-SEQ).
@@ -19,21 +18,19 @@ from typing import NamedTuple
 import torch
 
 from workbench_kernels import distribution
-from workbench_kernels.dispatch import Choice, decide
-from workbench_kernels.verification import reference, reference_kseq
+from workbench_kernels.dispatch import DTYPES, Choice, decide
+from workbench_kernels.verification import reference
 from workbench_kernels.verification.reference_kseq import kseq_node, kseq_rho
 
-__all__ = ["DIST", "FATES", "POINT", "REASONS", "SOURCES", "ChainOutcome", "Outcome", "choose",
-           "kseq_node", "kseq_rho", "verify", "verify_chains"]  # fmt: skip
+__all__ = ["DIST", "FATES", "POINT", "REASONS", "SOURCES", "Outcome", "choose", "kseq_node", "kseq_rho", "verify"]
 
 POINT, DIST = 0, 1
 FATES = ("unused", "accepted", "rejected", "sibling_won", "parent_rejected", "pruned")
 REASONS = (None, "mismatch", "ratio")
 SOURCES = ("bonus", "residual", "target")
-MODES = ("greedy", "rejection", "keyed")
+MODES = ("greedy", "rejection", "seeded")
 TRITON_NODES = 128
-TRITON_CHAINS = 64
-TRITON_DTYPES = (torch.float64, *distribution.TRITON_DTYPES)
+TRITON_DTYPES = (torch.float64, *DTYPES)
 
 
 class Outcome(NamedTuple):
@@ -61,62 +58,27 @@ class Outcome(NamedTuple):
     implementation: str
 
 
-class ChainOutcome(NamedTuple):
-    """What became of B trees of N nodes, on which K chains of at most D tokens lie.
-
-    Attributes
-    ----------
-    path, length, token, source, fates, reasons: as in `Outcome`. A node several chains share has one fate: accepted, or
-        rejected where the first of its draws was; a node on no chain is pruned.
-    rhos: [B, N] float64, the divisor rho of the tests after a node, NaN where nothing was drawn.
-    us, ratios: [B, K, D] float64, uniform number and p(x) / (rho q(x)) of every draw tested, NaN elsewhere.
-    implementation: `triton` or `torch`, what computed it.
-    """
-
-    path: torch.Tensor
-    length: torch.Tensor
-    token: torch.Tensor
-    source: torch.Tensor
-    fates: torch.Tensor
-    reasons: torch.Tensor
-    rhos: torch.Tensor
-    us: torch.Tensor
-    ratios: torch.Tensor
-    implementation: str
-
-
 def verify(
-    logits: torch.Tensor,
-    tokens: torch.Tensor,
-    parents: torch.Tensor,
-    depths: torch.Tensor,
-    kinds: torch.Tensor,
-    positions: torch.Tensor,
-    mode: str,
-    seed: int = 0,
-    proposals: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    threshold: torch.Tensor | None = None,
-    threshold_id: torch.Tensor | None = None,
-    width: int | None = None,
-    implementation: str = "auto",
-) -> Outcome:
+    logits: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor, depths: torch.Tensor, kinds: torch.Tensor,
+    positions: torch.Tensor, mode: str, seed: int = 0, proposals: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None, temperature: float = 1.0, threshold: torch.Tensor | None = None,
+    threshold_id: torch.Tensor | None = None, width: int | None = None, implementation: str = "auto",
+) -> Outcome:  # fmt: skip
     """Verify B trees of at most N nodes at once.
 
     Parameters
     ----------
-    logits: [B, N, V], row n the target's law after node n, as logits or log-probabilities; -inf marks tokens that are
-        cut. Every row of a node that is there must be a law: no NaN, no +inf, at least one token kept.
+    logits: [B, N, V], row n the target's distribution after node n, as logits or log-probabilities; -inf marks tokens
+        that are cut. The row of a node that is there must be a distribution: no NaN, no +inf, one token kept.
     tokens, parents, depths, kinds: [B, N] int32 (other integers are converted). parents: -1 for the root, smaller than
         the node's own number; nodes behind the root with parent -1 are absent. depths: 0 for the root. kinds: POINT
         or DIST.
     positions: [B] int64, absolute position of the root's children.
-    mode: `greedy`, `rejection` or `keyed`.
+    mode: `greedy`, `rejection` or `seeded`.
     seed: any int; the noise is that of `distribution.sample`, with purposes of its own for tests and residuals.
     proposals: [M, V] log-probabilities that DIST nodes were drawn from. rows: [B, N] int32, the proposal row of the
         children of each node, -1 for none. No more siblings may be drawn from a row than it has tokens.
-    temperature: divides the logits, itself rounded to float32; at 0 the law is the point mass on the argmax.
+    temperature: divides the logits, itself rounded to float32; at 0 it is the point mass on the argmax.
     threshold, threshold_id: [B, N], the last kept token of each row, as `distribution.sample` gives it.
     width: the largest number of siblings, or more; None counts them, which waits for the device.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. Triton takes 3 launches,
@@ -136,109 +98,36 @@ def verify(
         else:
             mode = "greedy"
     if chosen == "torch":
-        scores = reference.laws(logits, temperature, threshold, threshold_id)
+        scores = reference.log_weights(logits, temperature, threshold, threshold_id)
         return Outcome(*reference.verify(scores, tree, proposals, mode, seed), chosen)
     from workbench_kernels.verification import kernel
 
-    if threshold is not None:
-        threshold, threshold_id = threshold.contiguous(), threshold_id.contiguous()
     if mode != "rejection":
         width = 1
     elif width is None:
         _, parents, *_ = tree
         siblings = (parents[:, :, None] == parents[:, None]) & (parents[:, None] >= 0)
         width = int(siblings.sum(-1).max())
-    target = kernel.Target(logits, temperature, threshold, threshold_id)
-    return Outcome(*kernel.verify(target, kernel.Tree(*tree), proposals, mode, seed, max(width, 1)), chosen)
+    held = (logits, temperature, threshold, threshold_id, tree, proposals)
+    return Outcome(*kernel.verify(*held, mode, seed, max(width, 1)), chosen)
 
 
-def choose(
-    logits: torch.Tensor,
-    proposals: torch.Tensor | None = None,
-    implementation: str = "auto",
-    chains: torch.Tensor | None = None,
-) -> Choice:
-    """`triton` or `torch`, and why: what would verify trees [B, N] over these logits, or chains [B, K, D]. Raises as
-    `verify` does."""
-    return decide(logits.device.type, lambda: _refusal(logits, proposals, chains), implementation, "tree")
+def choose(logits: torch.Tensor, proposals: torch.Tensor | None = None, implementation: str = "auto") -> Choice:
+    """`triton` or `torch`, and why: what would verify trees over logits [B, N, V]. Raises as `verify` does."""
+    return decide(logits.device.type, lambda: _refusal(logits, proposals), implementation, "tree")
 
 
-def verify_chains(
-    logits: torch.Tensor,
-    tokens: torch.Tensor,
-    parents: torch.Tensor,
-    depths: torch.Tensor,
-    positions: torch.Tensor,
-    chains: torch.Tensor,
-    proposals: torch.Tensor,
-    rows: torch.Tensor,
-    seed: int = 0,
-    temperature: float = 1.0,
-    threshold: torch.Tensor | None = None,
-    threshold_id: torch.Tensor | None = None,
-    implementation: str = "auto",
-) -> ChainOutcome:
-    """Verify by K-SEQ B trees of at most N nodes, each made of K chains drawn independently (SpecTr).
-
-    The children of a node are tested draw by draw, in order of the chains, repeats included: with k draws from q, x
-    passes with probability min(1, p(x) / (rho q(x))), rho = `kseq_rho(p, q, k)`. The chains that agree with the token
-    that passed go on. Where none passes, the token is drawn from the rest; see `reference_kseq`.
-
-    Parameters
-    ----------
-    logits, tokens, parents, depths, positions, seed, temperature, threshold, threshold_id: as for `verify`; all nodes
-        but the root are draws.
-    chains: [B, K, D] int32, the node that holds token d of chain c, -1 behind its end; node [b, c, d] has depth d + 1
-        and [b, c, d - 1] (the root for d = 0) for its parent. Which chains go on at a node must not depend on what
-        they draw there.
-    proposals: [M, V] log-probabilities; rows: [B, N] int32, the row that the children of each node were drawn from,
-        needed wherever there are some.
-    implementation: as for `verify`. Triton takes 5 launches, with several chains 11, and 2 more at temperature 0.
-
-    Raises as `verify` does.
-    """
-    temperature = torch.tensor(temperature, dtype=torch.float32).item()
-    if proposals is None or rows is None:
-        raise ValueError("verify_chains: expected proposals and rows, got None")
-    *columns, positions = _tree(logits, tokens, parents, depths, torch.zeros_like(tokens), rows, positions)
-    _check(logits, "rejection", proposals, rows, temperature, threshold, threshold_id, None)
-    fits = chains.ndim == 3 and chains.shape[0] == len(logits) and chains.shape[1:].numel()
-    if not fits or chains.dtype.is_floating_point or chains.device != logits.device:
-        raise ValueError(
-            f"verify_chains: expected integer chains [{len(logits)}, K, D] on {logits.device}, K and D 1 or more, "
-            f"got {chains.dtype} {list(chains.shape)} on {chains.device}"
-        )
-    chosen = choose(logits, proposals, implementation, chains).name
-    if temperature == 0:
-        temperature = 1.0
-        threshold, threshold_id = _point_masses(logits, chosen)
-    tokens, parents, depths, _, rows = columns
-    tree = (tokens, parents, depths, rows, positions)
-    chains = chains.to(torch.int32).contiguous()
-    if chosen == "torch":
-        scores = reference.laws(logits, temperature, threshold, threshold_id)
-        return ChainOutcome(*reference_kseq.verify(scores, tree, chains, proposals, seed), chosen)
-    from workbench_kernels.verification import kernel, kseq
-
-    if threshold is not None:
-        threshold, threshold_id = threshold.contiguous(), threshold_id.contiguous()
-    target = kernel.Target(logits, temperature, threshold, threshold_id)
-    return ChainOutcome(*kseq.verify(target, tree, chains, proposals, seed), chosen)
-
-
-def _refusal(logits: torch.Tensor, proposals: torch.Tensor | None, chains: torch.Tensor | None) -> str | None:
+def _refusal(logits: torch.Tensor, proposals: torch.Tensor | None) -> str | None:
     for name, tensor in (("logits", logits), ("proposals", proposals)):
         if tensor is not None and tensor.dtype not in TRITON_DTYPES:
             return f"it takes 16 to 64-bit floats, and the {name} are {str(tensor.dtype).removeprefix('torch.')}"
     if logits.shape[1] > TRITON_NODES:
         return f"it takes at most {TRITON_NODES} nodes, and the trees have {logits.shape[1]}"
-    if chains is not None and chains.shape[1] > TRITON_CHAINS:
-        return f"it takes at most {TRITON_CHAINS} chains, and the trees have {chains.shape[1]}"
     return None
 
 
 def _point_masses(logits: torch.Tensor, implementation: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Laws that keep their argmax alone, as thresholds."""
+    """Distributions that keep their argmax alone, as thresholds."""
     flat = logits.flatten(0, 1)
     if flat.dtype == torch.float64:
         implementation = "torch"
@@ -254,23 +143,20 @@ def _tree(logits, tokens, parents, depths, kinds, rows, positions) -> tuple[torc
     if rows is None:
         rows = torch.full(shape, -1, dtype=torch.int32, device=logits.device)
     columns = {"tokens": tokens, "parents": parents, "depths": depths, "kinds": kinds, "rows": rows}
-    for name, column in columns.items():
-        if column.shape != shape or column.dtype.is_floating_point or column.device != logits.device:
+    for name, column in (columns | {"positions": positions}).items():
+        wanted, kind = (shape[:1], "int64") if name == "positions" else (shape, "integer")
+        right = column.dtype == torch.int64 if kind == "int64" else not column.dtype.is_floating_point
+        if column.shape != wanted or not right or column.device != logits.device:
             raise ValueError(
-                f"verify: expected integer {name} {list(shape)} on {logits.device}, "
+                f"verify: expected {kind} {name} {list(wanted)} on {logits.device}, "
                 f"got {column.dtype} {list(column.shape)} on {column.device}"
             )
-    if positions.shape != shape[:1] or positions.dtype != torch.int64 or positions.device != logits.device:
-        raise ValueError(
-            f"verify: expected int64 positions [{shape[0]}] on {logits.device}, "
-            f"got {positions.dtype} {list(positions.shape)} on {positions.device}"
-        )
     return (*(column.to(torch.int32).contiguous() for column in columns.values()), positions.contiguous())
 
 
 def _check(logits, mode, proposals, rows, temperature, threshold, threshold_id, width) -> None:
     if mode not in MODES:
-        raise ValueError(f"verify: expected mode 'greedy', 'rejection' or 'keyed', got {mode!r}")
+        raise ValueError(f"verify: expected mode 'greedy', 'rejection' or 'seeded', got {mode!r}")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"verify: expected a temperature of 0 or more, got {temperature}")
     if (proposals is None) != (rows is None):

@@ -1,18 +1,18 @@
 """Verification of drafted trees: all that reads the vocabulary runs in parallel, the walk reads a few numbers a node.
 
-A sibling is tested only after all before it were rejected, so each test depends on the laws alone, not on the walk.
-Hence all nodes are worked on at once and the walk, one program per tree, only compares. Launches:
+A sibling is tested only after all before it were rejected, so each test depends on the distributions alone, not on the
+walk. Hence all nodes are worked on at once and the walk, one program per tree, only compares. Launches:
 
-- greedy, keyed: 3. `order` (siblings in test order, doubles dropped), `choice` (the target's own token after every
+- greedy, seeded: 3. `order` (siblings in test order, doubles dropped), `choice` (the target's own token after every
   node), `walk`.
 - rejection: 5 + W, with W the largest number of siblings. `order`; `normalise` (largest logit and sum, of every target
-  row and of every proposal row as it is before each of its draws); W times `round` (round r: the law p left after r
-  rejections, its value at the r-th child, and the mass that one rejection more would leave: a sum over the vocabulary
+  row and of every proposal row as it is before each of its draws); W times `round` (round r: what r rejections
+  leave of p, its value at the r-th child, and the mass that one rejection more would leave: a sum over the vocabulary
   that the next round divides by, hence a launch each); `walk`; `final` (what is left at the stop, and its best token
   per block of columns); `last` (the best of these).
 
-Laws are computed in float64: acceptance compares u q(x) with p(x) exactly as the reference does, and what is left of
-p after a rejection may be 1e-7 of it.
+Distributions are computed in float64: acceptance compares u q(x) with p(x) exactly as the reference does, and what is
+left of p after a rejection may be 1e-7 of it.
 """
 
 from typing import NamedTuple
@@ -22,10 +22,10 @@ import triton
 import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.distribution.noise import keyed_best, position_key, uniform
-from workbench_kernels.distribution.reference import launch_key
+from workbench_kernels.noise import launch_key
+from workbench_kernels.noise.kernel import position_key, seeded_best, uniform
 
-__all__ = ["Target", "Tree", "choice_fwd_kernel", "order_fwd_kernel", "verify", "walk_fwd_kernel"]
+__all__ = ["Target", "Tree", "Walk", "choice_fwd_kernel", "order_fwd_kernel", "verify", "walk_fwd_kernel"]
 
 EMPTY = tl.constexpr(1e-7)
 NO_ID = tl.constexpr(2147483647)
@@ -39,9 +39,7 @@ BONUS, RESIDUAL, TARGET = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 def order_fwd_kernel(
     ranks_ptr,  # [n_trees, n_nodes] int32: place among its siblings in test order, -1 for a double
     children_ptr,  # [n_trees, n_nodes, width] int32: nodes in test order, -1 before
-    tokens_ptr,  # [n_trees, n_nodes] int32, as the next two
-    parents_ptr,
-    kinds_ptr,
+    tree,  # `Tree`
     n_nodes,
     width,
     BLOCK_NODES: tl.constexpr,
@@ -49,16 +47,16 @@ def order_fwd_kernel(
     first = tl.program_id(0).to(tl.int64) * n_nodes
     nodes = tl.arange(0, BLOCK_NODES)
     mask = nodes < n_nodes
-    tokens = tl.load(tokens_ptr + first + nodes, mask=mask, other=-1)
-    parents = tl.load(parents_ptr + first + nodes, mask=mask, other=-1)
-    drawn = tl.load(kinds_ptr + first + nodes, mask=mask, other=0)
+    tokens = tl.load(tree.tokens + first + nodes, mask=mask, other=-1)
+    parents = tl.load(tree.parents + first + nodes, mask=mask, other=-1)
+    drawn = tl.load(tree.kinds + first + nodes, mask=mask, other=0)
     double = tl.zeros([BLOCK_NODES], tl.int32)
     for start in range(0, n_nodes, CHUNK):
         others = start + tl.arange(0, CHUNK)
         inside = others < n_nodes
-        other_tokens = tl.load(tokens_ptr + first + others, mask=inside, other=-1)
-        other_parents = tl.load(parents_ptr + first + others, mask=inside, other=-2)
-        other_drawn = tl.load(kinds_ptr + first + others, mask=inside, other=0)
+        other_tokens = tl.load(tree.tokens + first + others, mask=inside, other=-1)
+        other_parents = tl.load(tree.parents + first + others, mask=inside, other=-2)
+        other_drawn = tl.load(tree.kinds + first + others, mask=inside, other=0)
         same = (other_parents[None, :] == parents[:, None]) & (other_tokens[None, :] == tokens[:, None])
         before = (other_drawn[None, :] > 0) | (others[None, :] < nodes[:, None])
         double += tl.sum((same & before).to(tl.int32), axis=1)
@@ -69,8 +67,8 @@ def order_fwd_kernel(
     for start in range(0, n_nodes, CHUNK):
         others = start + tl.arange(0, CHUNK)
         inside = others < n_nodes
-        other_parents = tl.load(parents_ptr + first + others, mask=inside, other=-2)
-        other_drawn = tl.load(kinds_ptr + first + others, mask=inside, other=0)
+        other_parents = tl.load(tree.parents + first + others, mask=inside, other=-2)
+        other_drawn = tl.load(tree.kinds + first + others, mask=inside, other=0)
         other_tested = tl.load(ranks_ptr + first + others, mask=inside, other=-1) >= 0
         same = (other_parents[None, :] == parents[:, None]) & other_tested[None, :]
         earlier = (other_drawn[None, :] == drawn[:, None]) & (others[None, :] < nodes[:, None])
@@ -81,30 +79,27 @@ def order_fwd_kernel(
 
 
 @triton.jit
-def present(parents_ptr, node, n_nodes):
+def present(tree, node, n_nodes):
     """Whether a node is there: the root, or one with a parent."""
-    return (node % n_nodes == 0) | (tl.load(parents_ptr + node) >= 0)
+    return (node % n_nodes == 0) | (tl.load(tree.parents + node) >= 0)
 
 
 @triton.jit
-def target_tile(
-    logits_ptr, node, logits_row_stride, threshold_ptr, threshold_id_ptr, cols, n_cols, temperature,
-    SCALED: tl.constexpr, CUT: tl.constexpr,
-):  # fmt: skip
+def target_tile(target, node, cols, n_cols, SCALED: tl.constexpr):
     """(logits / temperature in float64, which of them are kept) of a node's columns."""
     mask = cols < n_cols
-    x = tl.load(logits_ptr + node * logits_row_stride + cols, mask=mask, other=float("-inf"))
+    x = tl.load(target.logits + node * target.row_stride + cols, mask=mask, other=float("-inf"))
     if x.dtype != tl.float64:
         x = x.to(tl.float32)
     kept = mask & (x > float("-inf"))
-    if CUT:
-        threshold = tl.load(threshold_ptr + node).to(x.dtype)
-        kept = kept & ((x > threshold) | ((x == threshold) & (cols <= tl.load(threshold_id_ptr + node))))
+    if target.threshold is not None:
+        threshold = tl.load(target.threshold + node).to(x.dtype)
+        kept = kept & ((x > threshold) | ((x == threshold) & (cols <= tl.load(target.threshold_id + node))))
     if SCALED:
         if x.dtype == tl.float64:
-            x = x / temperature
+            x = x / target.temperature
         else:
-            x = tl.div_rn(x, tl.full(x.shape, temperature, tl.float32))
+            x = tl.div_rn(x, tl.full(x.shape, target.temperature, tl.float32))
     return x.to(tl.float64), kept
 
 
@@ -112,31 +107,17 @@ def target_tile(
 def choice_fwd_kernel(
     best_ptr,  # [n_trees * n_nodes, n_splits] float64
     best_ids_ptr,  # [n_trees * n_nodes, n_splits] int32
-    logits_ptr,  # [n_trees * n_nodes, n_cols]
-    threshold_ptr,  # [n_trees * n_nodes]; CUT, as the next
-    threshold_id_ptr,
-    parents_ptr,  # [n_trees * n_nodes] int32, as the next
-    depths_ptr,
-    positions_ptr,  # [n_trees] int64
-    logits_row_stride,
-    n_nodes,
-    n_cols,
-    temperature,
-    key,
-    KEYED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CUT: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
+    target,  # `Target`
+    tree,  # `Tree`
+    n_nodes, n_cols, key, SEEDED: tl.constexpr, SCALED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
     node, split, n_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    if present(parents_ptr, node, n_nodes):
+    if present(tree, node, n_nodes):
         cols = split * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-        z, kept = target_tile(
-            logits_ptr, node, logits_row_stride, threshold_ptr, threshold_id_ptr, cols, n_cols, temperature, SCALED, CUT
-        )
-        if KEYED:
-            position = tl.load(positions_ptr + node // n_nodes) + tl.load(depths_ptr + node)
-            best, best_id = keyed_best(z, kept, cols, position_key(key, position))
+        z, kept = target_tile(target, node, cols, n_cols, SCALED)
+        if SEEDED:
+            position = tl.load(tree.positions + node // n_nodes) + tl.load(tree.depths + node)
+            best, best_id = seeded_best(z, kept, cols, position_key(key, position))
         else:
             z = tl.where(kept, z, float("-inf"))
             best = tl.max(z, axis=0)
@@ -147,41 +128,22 @@ def choice_fwd_kernel(
 
 @triton.jit(do_not_specialize=["key"])
 def walk_fwd_kernel(
-    path_ptr,  # [n_trees, n_nodes] int32, -1 behind the path
-    length_ptr,  # [n_trees] int32
-    token_ptr,  # [n_trees] int64; not REJECTION
-    source_ptr,  # [n_trees] int32
-    stop_ptr,  # [n_trees] int32: the node the walk ended at
-    rounds_ptr,  # [n_trees] int32: how many of its children were rejected
-    fates_ptr,  # [n_trees, n_nodes] int32, as the next
-    reasons_ptr,
-    us_ptr,  # [n_trees, n_nodes] float64, as the next
-    ratios_ptr,
-    tokens_ptr,  # [n_trees, n_nodes] int32, as the next four
-    parents_ptr,
-    depths_ptr,
-    kinds_ptr,
-    ranks_ptr,
-    positions_ptr,  # [n_trees] int64
+    walk,  # `Walk`
+    tree,  # `Tree`
+    ranks_ptr,  # [n_trees, n_nodes] int32
     best_ptr,  # [n_trees, n_nodes, n_splits] float64: choices, or masses for REJECTION
     best_ids_ptr,  # [n_trees, n_nodes, n_splits] int32; not REJECTION
     p_ptr,  # [n_trees, n_nodes] float64; REJECTION, as the next
-    q_ptr,
-    n_nodes,
-    n_splits,
-    key,
-    REJECTION: tl.constexpr,
-    BLOCK_NODES: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
-):
-    tree = tl.program_id(0).to(tl.int64)
-    first = tree * n_nodes
+    q_ptr, n_nodes, n_splits, key, REJECTION: tl.constexpr, BLOCK_NODES: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(0).to(tl.int64)
+    first = number * n_nodes
     nodes = tl.arange(0, BLOCK_NODES)
     splits = tl.arange(0, BLOCK_SPLITS)
     mask = nodes < n_nodes
-    tokens = tl.load(tokens_ptr + first + nodes, mask=mask, other=-1)
-    parents = tl.load(parents_ptr + first + nodes, mask=mask, other=-1)
-    depths = tl.load(depths_ptr + first + nodes, mask=mask, other=0)
+    tokens = tl.load(tree.tokens + first + nodes, mask=mask, other=-1)
+    parents = tl.load(tree.parents + first + nodes, mask=mask, other=-1)
+    depths = tl.load(tree.depths + first + nodes, mask=mask, other=0)
     ranks = tl.load(ranks_ptr + first + nodes, mask=mask, other=-1)
     tile = (first + nodes[:, None]) * n_splits + splits[None, :]
     inside = mask[:, None] & (splits[None, :] < n_splits)
@@ -192,11 +154,11 @@ def walk_fwd_kernel(
     passes = tested
     if REJECTION:
         mass = tl.sum(tl.load(best_ptr + tile, mask=inside, other=0.0), axis=1)
-        drawn = tl.load(kinds_ptr + first + nodes, mask=mask, other=0) > 0
+        drawn = tl.load(tree.kinds + first + nodes, mask=mask, other=0) > 0
         p = tl.load(p_ptr + first + nodes, mask=mask & tested, other=0.0)
         q = tl.where(drawn, tl.load(q_ptr + first + nodes, mask=mask & tested, other=1.0), 1.0)
         # a child is drawn at its own position, one before the one its own row speaks of
-        u = uniform(position_key(key, tl.load(positions_ptr + tree) + depths - 1), ranks)
+        u = uniform(position_key(key, tl.load(tree.positions + number) + depths - 1), ranks)
         ratio = p / q
         passes = tested & ((u * q < p) | (mass < EMPTY))
     else:
@@ -235,19 +197,19 @@ def walk_fwd_kernel(
         walking = (winner != NO_ID).to(tl.int32)
         node = tl.where(winner != NO_ID, tl.max(tl.where(won, nodes, -1), axis=0), node)
         length += walking
-    tl.store(path_ptr + first + nodes, tl.full([BLOCK_NODES], -1, tl.int32), mask=mask & (nodes >= length))
-    tl.store(path_ptr + first + depths - 1, nodes, mask=mask & (fates == ACCEPTED))
-    tl.store(length_ptr + tree, length)
-    tl.store(stop_ptr + tree, node)
-    tl.store(rounds_ptr + tree, rounds)
+    tl.store(walk.path + first + nodes, tl.full([BLOCK_NODES], -1, tl.int32), mask=mask & (nodes >= length))
+    tl.store(walk.path + first + depths - 1, nodes, mask=mask & (fates == ACCEPTED))
+    tl.store(walk.length + number, length)
+    tl.store(walk.stop + number, node)
+    tl.store(walk.rounds + number, rounds)
     ended = tl.where(rounds > 0, RESIDUAL if REJECTION else TARGET, tl.where(length > 0, BONUS, TARGET))
-    tl.store(source_ptr + tree, ended)
-    tl.store(fates_ptr + first + nodes, fates, mask=mask)
-    tl.store(reasons_ptr + first + nodes, reasons, mask=mask)
-    tl.store(us_ptr + first + nodes, tl.where(asked > 0, u, float("nan")), mask=mask)
-    tl.store(ratios_ptr + first + nodes, tl.where(asked > 0, ratio, float("nan")), mask=mask)
+    tl.store(walk.source + number, ended)
+    tl.store(walk.fates + first + nodes, fates, mask=mask)
+    tl.store(walk.reasons + first + nodes, reasons, mask=mask)
+    tl.store(walk.us + first + nodes, tl.where(asked > 0, u, float("nan")), mask=mask)
+    tl.store(walk.ratios + first + nodes, tl.where(asked > 0, ratio, float("nan")), mask=mask)
     if not REJECTION:
-        tl.store(token_ptr + tree, choice.to(tl.int64))
+        tl.store(walk.token + number, choice.to(tl.int64))
 
 
 class Tree(NamedTuple):
@@ -262,58 +224,72 @@ class Tree(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The target's laws: logits [B, N, V], the temperature they are divided by, and the last kept token of each row."""
+    """The target's distributions: logits [B, N, V], the stride of their rows, the temperature that divides them, and
+    the last kept token of each row, [B, N], or None."""
 
     logits: torch.Tensor
+    row_stride: int
     temperature: float
     threshold: torch.Tensor | None
     threshold_id: torch.Tensor | None
 
 
+class Walk(NamedTuple):
+    """What a walk gives. Each [B, N] or [B]; int32, but token is int64, us and ratios float64."""
+
+    path: torch.Tensor  # -1 behind the path
+    length: torch.Tensor
+    token: torch.Tensor  # not of a rejection
+    source: torch.Tensor
+    fates: torch.Tensor
+    reasons: torch.Tensor
+    us: torch.Tensor
+    ratios: torch.Tensor
+    stop: torch.Tensor  # the node the walk ended at
+    rounds: torch.Tensor  # how many of its children were rejected
+
+
 @on_its_device
-def verify(target: Target, tree: Tree, proposals: torch.Tensor | None, mode: str, seed: int, width: int):
+def verify(
+    logits: torch.Tensor, temperature: float, threshold, threshold_id, tree: tuple[torch.Tensor, ...],
+    proposals: torch.Tensor | None, mode: str, seed: int, width: int,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Path, length, token, source, fates, reasons, us, ratios. width: the largest number of siblings, at least 1."""
-    trees, count, cols = target.logits.shape
-    device = target.logits.device
-    if target.logits.stride(2) != 1 or target.logits.stride(0) != count * target.logits.stride(1):
-        target = target._replace(logits=target.logits.contiguous())
+    trees, count, cols = logits.shape
+    if logits.stride(2) != 1 or logits.stride(0) != count * logits.stride(1):
+        logits = logits.contiguous()
+    if threshold is not None:
+        threshold, threshold_id = threshold.contiguous(), threshold_id.contiguous()
+    target, tree = Target(logits, logits.stride(1), temperature, threshold, threshold_id), Tree(*tree)
     block = min(max(triton.next_power_of_2(cols), 16), 2048)
     splits = triton.cdiv(cols, block)
+    tiles = {"SCALED": temperature != 1, "BLOCK_SIZE": block, "num_warps": 8 if block > 1024 else 4}
     sizes = {"BLOCK_NODES": max(triton.next_power_of_2(count), CHUNK.value)}
     wide = {"BLOCK_SPLITS": triton.next_power_of_2(splits)}
 
-    def ints(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=device)
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    def doubles(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.float64, device=device)
-
-    path, fates, reasons, ranks = (ints(trees, count) for _ in range(4))
-    length, source, stop, rounds = (ints(trees) for _ in range(4))
-    us, ratios, p, q = (doubles(trees, count) for _ in range(4))
-    token = torch.empty(trees, dtype=torch.int64, device=device)
-    best, best_ids = doubles(trees, count, splits), ints(trees, count, splits)
-    children = torch.full((trees, count, width), -1, dtype=torch.int32, device=device)
+    path, fates, reasons, ranks = (empty(trees, count) for _ in range(4))
+    length, source, stop, rounds = (empty(trees) for _ in range(4))
+    us, ratios, p, q = (empty(trees, count, dtype=torch.float64) for _ in range(4))
+    walk = Walk(path, length, empty(trees, dtype=torch.int64), source, fates, reasons, us, ratios, stop, rounds)
+    best, best_ids = empty(trees, count, splits, dtype=torch.float64), empty(trees, count, splits)
+    children = torch.full((trees, count, width), -1, dtype=torch.int32, device=logits.device)
     if trees:
-        order_fwd_kernel[(trees,)](ranks, children, tree.tokens, tree.parents, tree.kinds, count, width, **sizes)
-        rejecting = None
+        order_fwd_kernel[(trees,)](ranks, children, tree, count, width, **sizes)
         if mode == "rejection":
             from workbench_kernels.verification import rejection
 
-            rejecting = rejection.Rounds(target, tree, proposals, children, block, splits)
-            rejecting.run(p, q, best)
+            state = rejection.run(target, tree, proposals, children, p, q, best, tiles, wide)
         else:
             choice_fwd_kernel[(trees * count, splits)](
-                best, best_ids, target.logits, target.threshold, target.threshold_id, tree.parents, tree.depths,
-                tree.positions, target.logits.stride(1), count, cols, target.temperature, launch_key(seed, "target"),
-                KEYED=mode == "keyed", SCALED=target.temperature != 1, CUT=target.threshold is not None,
-                BLOCK_SIZE=block, num_warps=8 if block > 1024 else 4,
-            )  # fmt: skip
+                best, best_ids, target, tree, count, cols, launch_key(seed, "target"), SEEDED=mode == "seeded", **tiles
+            )
         walk_fwd_kernel[(trees,)](
-            path, length, token, source, stop, rounds, fates, reasons, us, ratios, tree.tokens, tree.parents,
-            tree.depths, tree.kinds, ranks, tree.positions, best, best_ids, p, q, count, splits,
-            launch_key(seed, "accept"), REJECTION=rejecting is not None, num_warps=8, **sizes, **wide,
+            walk, tree, ranks, best, best_ids, p, q, count, splits, launch_key(seed, "accept"),
+            REJECTION=mode == "rejection", num_warps=8, **sizes, **wide,
         )  # fmt: skip
-        if rejecting is not None:
-            rejecting.draw(token, stop, rounds, best, launch_key(seed, "residual"))
-    return path, length, token, source, fates, reasons, us, ratios
+        if mode == "rejection":
+            rejection.draw(walk, target, tree, state, launch_key(seed, "residual"), tiles, wide)
+    return walk[:8]

@@ -2,17 +2,17 @@
 
 import torch
 
-from workbench_kernels.distribution.reference import gumbel, uniform
+from workbench_kernels.noise import gumbel, uniform
 
-__all__ = ["draw", "laws", "verify"]
+__all__ = ["draw", "log_weights", "verify"]
 
-EMPTY = 1e-7  # a residual of less mass than this is float noise: the two laws are the same
+EMPTY = 1e-7  # a residual of less mass than this is float noise: the two distributions are the same
 ACCEPTED, REJECTED, SIBLING_WON, PARENT_REJECTED, PRUNED = range(1, 6)
 MISMATCH, RATIO = 1, 2
 BONUS, RESIDUAL, TARGET = 0, 1, 2
 
 
-def laws(logits: torch.Tensor, temperature: float, threshold, threshold_id) -> torch.Tensor:
+def log_weights(logits: torch.Tensor, temperature: float, threshold, threshold_id) -> torch.Tensor:
     """[..., V] float64 log-weights: logits / temperature on the kept tokens, -inf elsewhere."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     kept = logits > -torch.inf
@@ -24,7 +24,7 @@ def laws(logits: torch.Tensor, temperature: float, threshold, threshold_id) -> t
 
 
 def verify(scores: torch.Tensor, tree, proposals: torch.Tensor | None, mode: str, seed: int) -> tuple:
-    """scores: [B, N, V] of `laws`; tree: columns [B, N]. -> path, length, token, source, fates, reasons, us, ratios."""
+    """scores: [B, N, V] of `log_weights`; tree: columns [B, N]. Returns what `Outcome` holds."""
     trees, count, _ = scores.shape
     device = scores.device
     path = torch.full((trees, count), -1, dtype=torch.int32)
@@ -104,7 +104,7 @@ def _test(p, logq, children, tokens, kinds, seed, place, us, ratios) -> tuple[in
 
 
 def _choice(scores: torch.Tensor, mode: str, seed: int, place: int) -> int:
-    """What the target itself takes: the argmax, lowest id first, or the keyed draw."""
+    """What the target itself takes: the argmax, lowest id first, or the seeded draw."""
     if mode == "greedy":
         return int((scores == scores.max()).int().argmax())
     return draw(scores, "target", seed, place)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from workbench.cache.codecs.base import Quantizer
 from workbench.declare import register, setting
 from workbench.errors import BadInput
+from workbench.values import bounded
 from workbench_kernels.pages import BITS
 
 __all__ = ["KIVI"]
@@ -16,13 +17,13 @@ __all__ = ["KIVI"]
 class KIVI(Quantizer):
     """Keys in steps per channel of 32 tokens, values in steps per token and `group` channels.
 
-    The newest `residual` tokens stay as they are; older ones are sealed, 32 at a time. `layers` gives single layers
+    The newest `residual` tokens stay as they are; older ones are quantized, 32 at a time. `layers` gives single layers
     another width: a list (first layer first) or a mapping {layer: bits}; -1 in a list takes the common width.
 
-    Source: "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache" (arXiv 2402.02750; jy-yuan/KIVI).
-    Departures: 8-bit steps are stored for every width and nested (4 bits: 17 of them, 2 bits: 85), so that a page can
-    be narrowed later without its originals; keys and values leave the residual window together, by pages of 32; a
-    prompt is sealed as it goes in.
+    Source: "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache" (https://arxiv.org/abs/2402.02750;
+    https://github.com/jy-yuan/KIVI). Departures: 8-bit steps are stored for every width and nested (4 bits: 17 of them,
+    2 bits: 85), so that a page can be narrowed later without its originals; keys and values leave the residual window
+    together, by pages of 32; a prompt is quantized as it goes in.
     """
 
     bits: int = setting(4, ge=0, le=16, unit="bits", help="2, 4, 8, 16 (half precision) or 0 (the model's own dtype)")
@@ -35,8 +36,9 @@ class KIVI(Quantizer):
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, Mapping):
-            last = max(self.layers, default=-1)
-            object.__setattr__(self, "layers", tuple(self.layers.get(layer, -1) for layer in range(last + 1)))
+            widths = {bounded("KIVI(layers=…)", key, 0, 4095, "layers"): bits for key, bits in self.layers.items()}
+            last = max(widths, default=-1)
+            object.__setattr__(self, "layers", tuple(widths.get(layer, -1) for layer in range(last + 1)))
         super().__post_init__()
         known = ", ".join(map(str, sorted(BITS)))
         for name in ("bits", "bits_k", "bits_v"):

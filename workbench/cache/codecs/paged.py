@@ -13,7 +13,11 @@ __all__ = ["Paged"]
 @register("quantizer", "paged")
 @dataclass(frozen=True)
 class Paged(Quantizer):
-    """Pages in the model's own dtype: what paging alone costs and changes, to compare quantizers with."""
+    """Pages in the model's own dtype: what paging alone costs and changes, to compare quantizers with.
+
+    Paging as in "Efficient Memory Management for Large Language Model Serving with PagedAttention"
+    (https://arxiv.org/abs/2309.06180; https://github.com/vllm-project/vllm).
+    """
 
     residual: int = setting(32, ge=0, le=4096, unit="tokens", help="newest tokens left in one run; multiples of 32")
     on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the host's memory")

@@ -19,9 +19,10 @@ class H2O(CachePolicy):
     The score of a slot is the attention probability it got from every committed row since it came, its own included,
     averaged over the query heads that share its KV head.
 
-    Source: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models" (arXiv 2306.14048;
-    FMInference/H2O), the variant with baked positions. Departures: acts every `interval` tokens, in the prompt too
-    (theirs: once the whole prompt is in, then at every token); the group mean (theirs has one KV head per query head).
+    Source: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models"
+    (https://arxiv.org/abs/2306.14048; https://github.com/FMInference/H2O), the variant with baked positions.
+    Departures: acts every `interval` tokens, in the prompt too (theirs: once the whole prompt is in, then at every
+    token); the group mean (theirs has one KV head per query head).
     """
 
     budget: int = setting(128, ge=2, unit="slots", help="slots per KV head after maintenance")

@@ -21,8 +21,9 @@ class SnapKV(CachePolicy):
     The score is the attention of the last `window` rows, averaged over the query heads that share a KV head, and pooled
     over `kernel` neighbouring slots.
 
-    Source: "SnapKV: LLM Knows What You are Looking for Before Generation" (arXiv 2404.14469; FasterDecoding/SnapKV).
-    Departures: the group mean, as in NVIDIA/kvpress; positions stay as baked.
+    Source: "SnapKV: LLM Knows What You are Looking for Before Generation" (https://arxiv.org/abs/2404.14469;
+    https://github.com/FasterDecoding/SnapKV). Departures: the group mean, as in https://github.com/NVIDIA/kvpress;
+    positions stay as baked.
     """
 
     budget: int = setting(128, ge=2, unit="slots", help="slots of the prompt kept per KV head")

@@ -18,9 +18,9 @@ class StreamingLLM(CachePolicy):
     `positions="slot"` reads every key at its place in the cache, as in the paper: the sinks' stored keys are turned,
     once and when they are read, by the number of tokens dropped behind them. "baked" leaves them where they were.
 
-    Source: "Efficient Streaming Language Models with Attention Sinks" (arXiv 2309.17453; mit-han-lab/streaming-llm).
-    Departures: acts every `interval` tokens, hence up to `interval` more in between; "baked" is the default, since it
-    fits every model.
+    Source: "Efficient Streaming Language Models with Attention Sinks" (https://arxiv.org/abs/2309.17453;
+    https://github.com/mit-han-lab/streaming-llm). Departures: acts every `interval` tokens, hence up to `interval` more
+    in between; "baked" is the default, since it fits every model.
     """
 
     sinks: int = setting(4, ge=0, le=1024, unit="tokens", help="first tokens that are never dropped")

@@ -64,11 +64,12 @@ class ADED(Drafter):
     search = "mcts" is the published one: tree search by visit counts, the most visited prefixes are drafted. "best"
     takes the most probable path next, which the weights allow at a fraction of the time, and drops what is less
     probable than `min_prob`: so an unsure table drafts little or nothing. Nodes are POINT. Source: "Adaptive
-    Draft-Verification for Efficient Large Language Model Decoding" (arXiv 2407.12021; liuxukun2000/Adaptix).
-    Departures: weights come from the target's own probabilities at every node it verified and in the prompt (theirs:
-    the corpus and the output); after an unknown pair the last token alone counts, by `backoff`; a tri-gram of the last
-    `window` tokens gains `boost` for each time it occurs there (theirs: at every search); roll-outs follow the largest
-    weight (theirs: are drawn); fewer simulations; a default tree of 8 nodes (theirs: 24 to 64).
+    Draft-Verification for Efficient Large Language Model Decoding" (https://arxiv.org/abs/2407.12021;
+    https://github.com/liuxukun2000/Adaptix). Departures: weights come from the target's own probabilities at every node
+    it verified and in the prompt (theirs: the corpus and the output); after an unknown pair the last token alone
+    counts, by `backoff`; a tri-gram of the last `window` tokens gains `boost` for each time it occurs there (theirs: at
+    every search); roll-outs follow the largest weight (theirs: are drawn); fewer simulations; a default tree of 8 nodes
+    (theirs: 24 to 64).
     """
 
     corpus: str = setting("", trust="owner", help="text file or directory the weights begin with (empty: none)")

@@ -29,10 +29,10 @@ class InputGuided(Drafter):
 
     After a mismatch decode plainly until the last tokens of the output (1, 2, … `align`, until the place is the only
     one) occur in the source; go on behind them. The source is the prompt, or the part of it between two marks. Nodes
-    are POINT. Source: "Lossless Acceleration for Seq2seq Generation with Aggressive Decoding" (arXiv 2205.10350) (the
-    rule for re-alignment is reconstructed: of several places the first behind the last pointer is taken). Departure:
-    the paper's other half, generalised aggressive decoding with a non-autoregressive drafter and relaxed verification,
-    is not here.
+    are POINT. Source: "Lossless Acceleration for Seq2seq Generation with Aggressive Decoding"
+    (https://arxiv.org/abs/2205.10350; https://github.com/microsoft/unilm, folder `decoding`; the rule for re-alignment
+    is reconstructed: of several places the first behind the last pointer is taken). Departure: the paper's other half,
+    generalised aggressive decoding with a non-autoregressive drafter and relaxed verification, is not here.
     """
 
     align: int = setting(3, ge=1, le=16, unit="tokens", help="output tokens that find the place again, at most")

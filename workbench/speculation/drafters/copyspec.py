@@ -23,9 +23,10 @@ class CopySpec(Drafter):
     """If the last `gram` tokens occurred before, draft what followed them there; else draft nothing.
 
     Costs no forward pass and keeps no memory: the copy is a function of the tokens alone. Nodes are POINT. Source:
-    "CopySpec: Accelerating LLMs with Speculative Copy-and-Paste Without Compromising Quality" (arXiv 2502.08923;
-    RazvanDu/CopySpec). Departures: the latest occurrence by default (theirs: the first), and at temperature > 0 the
-    verifier's exact test (theirs compares the filtered probability with 1, which accepts at temperature 0 only).
+    "CopySpec: Accelerating LLMs with Speculative Copy-and-Paste Without Compromising Quality"
+    (https://arxiv.org/abs/2502.08923; https://github.com/RazvanDu/CopySpec). Departures: the latest occurrence by
+    default (theirs: the first), and at temperature > 0 the verifier's exact test (theirs compares the filtered
+    probability with 1, which accepts at temperature 0 only).
     """
 
     ngram: int = setting(3, ge=1, le=32, unit="tokens", help="length of the ending that must have occurred before")

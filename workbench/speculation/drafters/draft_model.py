@@ -25,8 +25,9 @@ class DraftModel(RowDrafter):
     """A language model with the target's vocabulary drafts under the run's own sampling settings.
 
     Its cache holds committed tokens only; a round's nodes are staged, level by level, and the accepted ones that were
-    fed are kept. Sources: "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192); "Accelerating
-    Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318).
+    fed are kept. Sources: "Fast Inference from Transformers via Speculative Decoding"
+    (https://arxiv.org/abs/2211.17192); "Accelerating Large Language Model Decoding with Speculative Sampling"
+    (https://arxiv.org/abs/2302.01318).
     """
 
     model: str = setting("embedded-draft", model=True, help="the draft model: name, hub id or directory")

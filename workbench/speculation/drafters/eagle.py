@@ -30,13 +30,14 @@ class Eagle(RowDrafter):
     holds committed tokens with the target's true features; a round's guesses are dropped. Features nobody knows (before
     the first token, or read under another drafter) count as zeros.
 
-    Sources: "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty" (arXiv 2401.15077; SafeAILab/EAGLE);
-    variant `fspad`: "Boosting Lossless Speculative Decoding via Feature Sampling and Partial Alignment Distillation"
-    (arXiv 2408.15562), its layers reconstructed from the abstract. Departures: the loss is the cross-entropy with the
-    target's distribution and half the features' SmoothL1 (theirs: a tenth, and the whole), over a recursion of two
-    steps, as in "Learning Harmonized Representations for Speculative Sampling" (arXiv 2408.15766); the state is
-    normalised before the head; the token's embedding and the layer's input are normalised (theirs: neither); the
-    optimiser is Muon (theirs: AdamW). `fspad` has the same loss, so its partial alignment is the extra branch alone.
+    Sources: "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty" (https://arxiv.org/abs/2401.15077;
+    https://github.com/SafeAILab/EAGLE); variant `fspad`: "Boosting Lossless Speculative Decoding via Feature Sampling
+    and Partial Alignment Distillation" (https://arxiv.org/abs/2408.15562), its layers reconstructed from the abstract.
+    Departures: the loss is the cross-entropy with the target's distribution and half the features' SmoothL1 (theirs: a
+    tenth, and the whole), over a recursion of two steps, as in "Learning Harmonized Representations for Speculative
+    Sampling" (https://arxiv.org/abs/2408.15766; https://github.com/HArmonizedSS/HASS); the state is normalised before
+    the head; the token's embedding and the layer's input are normalised (theirs: neither); the optimiser is Muon
+    (theirs: AdamW). `fspad` has the same loss, so its partial alignment is the extra branch alone.
     """
 
     variant: str = setting("eagle", choices=("eagle", "fspad"), help="the layer's input and output: see above")

@@ -34,7 +34,7 @@ class Fuse(Drafter):
     give way to a copy of it. If distributions are known at the root, grafts begin with one of its `likeliest` tokens,
     the most probable first. Grafts add at most `share` of the shape's nodes. A node that both proposed names both. At
     temperature > 0, draws of a second drafter with distributions count as POINT. Source: "RASD: Retrieval-Augmented
-    Speculative Decoding" (arXiv 2503.03434) (`likeliest` and `share` are reconstructed).
+    Speculative Decoding" (https://arxiv.org/abs/2503.03434; `likeliest` and `share` are reconstructed).
     """
 
     first: Drafter = setting(factory=CopySpec, family="drafter", help="follows the decoder's shape")

@@ -21,10 +21,10 @@ class Hydra(HeadDrafter):
     """Head d reads the target's last hidden state and the d tokens since, the pending one and the path to the node.
 
     So the distribution depends on the path; the nodes of a level are read in one batch. Source: "Hydra:
-    Sequentially-Dependent Draft Heads for Medusa Decoding" (arXiv 2402.05109; zankner/Hydra). Departures: the
-    vocabulary matrix is the target's, with a matrix before it as in our Medusa; heads of one layer (Hydra++ has four,
-    and a decoder layer before them); the embeddings of tokens are normalised (theirs: not); the optimiser is Muon
-    (theirs: AdamW).
+    Sequentially-Dependent Draft Heads for Medusa Decoding" (https://arxiv.org/abs/2402.05109;
+    https://github.com/zankner/Hydra). Departures: the vocabulary matrix is the target's, with a matrix before it as in
+    our Medusa; heads of one layer (Hydra++ has four, and a decoder layer before them); the embeddings of tokens are
+    normalised (theirs: not); the optimiser is Muon (theirs: AdamW).
     """
 
     weights: str = setting(

@@ -29,10 +29,12 @@ class Jacobi(RowDrafter):
     After a rejection the distributions behind the rejected token stay, though they saw a token that is gone; behind
     them the window is filled from the uniform distribution. Each token is DIST, drawn from the row stored with it and
     tested once. At temperature 0 this is Jacobi decoding. Text gains little by it. Sources: "Accelerating
-    Auto-regressive Text-to-Image Generation with Training-free Speculative Jacobi Decoding" (arXiv 2410.01699;
-    tyshiwo1/Accelerating-T2I-AR-with-SJD); "Accelerating Transformer Inference for Translation via Parallel Decoding"
-    (arXiv 2305.10427). Departure: where the whole window stands, the target's own token is added (theirs: none). With
-    `fill` = last the window is filled from its last distribution. The default window is of 8 (theirs: 16).
+    Auto-regressive Text-to-Image Generation with Training-free Speculative Jacobi Decoding"
+    (https://arxiv.org/abs/2410.01699; https://github.com/tyshiwo1/Accelerating-T2I-AR-with-SJD); "Accelerating
+    Transformer Inference for Translation via Parallel Decoding" (https://arxiv.org/abs/2305.10427;
+    https://github.com/teelinsan/parallel-decoding). Departure: where the whole window stands, the target's own token is
+    added (theirs: none). With `fill` = last the window is filled from its last distribution. The default window is of 8
+    (theirs: 16).
     """
 
     fill: str = setting(

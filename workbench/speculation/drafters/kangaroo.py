@@ -50,11 +50,11 @@ class Kangaroo(RowDrafter):
     With `weights` None there is no adapter, just the target's final norm and head (for models trained that way).
     Of several exits the first is used, unless the shape chooses (`Del`).
 
-    Sources: "Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting" (arXiv 2404.18911;
-    Equationliu/Kangaroo); "LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding" (arXiv 2404.16710;
-    facebookresearch/LayerSkip). Departures: trees and sampling as well (theirs: greedy chains); the adapter adds to the
-    normalised state (theirs: to the state itself); the optimiser is Muon (theirs: AdamW). Draft & Verify, which leaves
-    inner layers out, is `LayerSkip`.
+    Sources: "Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting" (https://arxiv.org/abs/2404.18911;
+    https://github.com/Equationliu/Kangaroo); "LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding"
+    (https://arxiv.org/abs/2404.16710; https://github.com/facebookresearch/LayerSkip). Departures: trees and sampling as
+    well (theirs: greedy chains); the adapter adds to the normalised state (theirs: to the state itself); the optimiser
+    is Muon (theirs: AdamW). Draft & Verify, which leaves inner layers out, is `LayerSkip`.
     """
 
     weights: str | None = setting(

@@ -30,9 +30,9 @@ class LayerSkip(RowDrafter):
     Drafted rows lie behind the target's cache, so they attend to what the whole target made of the text; they are
     dropped before the tree is scored. The output is the target's for any skip set; `search_skip` finds one. This is
     Draft & Verify; the paper named LayerSkip, early exit with the target's own head, is `Kangaroo(weights=None)`.
-    Source: "Draft & Verify: Lossless Large Language Model Acceleration via Self-Speculative Decoding" (arXiv
-    2309.08168; dilab-zju/self-speculative-decoding). Departures: whole layers are left out (theirs: attention and MLP
-    apart), and the search is greedy removal (theirs: Bayesian optimisation).
+    Source: "Draft & Verify: Lossless Large Language Model Acceleration via Self-Speculative Decoding"
+    (https://arxiv.org/abs/2309.08168; https://github.com/dilab-zju/self-speculative-decoding). Departures: whole layers
+    are left out (theirs: attention and MLP apart), and the search is greedy removal (theirs: Bayesian optimisation).
     """
 
     skip: tuple[int, ...] = setting((), ge=0, help="layers to leave out; empty: a share of them")

@@ -62,12 +62,12 @@ class Medusa(HeadDrafter):
     """Head d tells the token d places after the pending one: h + V SiLU(W h), through the target's own head.
 
     The distributions of one depth are alike, whatever the path, so a level of the tree costs one row of the head.
-    Source: "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads" (arXiv 2401.10774;
-    FasterDecoding/Medusa). Departures: the vocabulary matrix is the target's, with a matrix V before it (theirs: no V,
-    and a copy of the vocabulary for each head, trained on); training is on the target's distribution instead of its
-    tokens; children are drawn from the distribution or are its best, as the shape asks (theirs: a fixed tree of ranks,
-    which the shape `sequoia` comes to); the default tree has 12 nodes in two levels (theirs: 63 in four); the optimiser
-    is Muon (theirs: AdamW).
+    Source: "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads"
+    (https://arxiv.org/abs/2401.10774; https://github.com/FasterDecoding/Medusa). Departures: the vocabulary matrix is
+    the target's, with a matrix V before it (theirs: no V, and a copy of the vocabulary for each head, trained on);
+    training is on the target's distribution instead of its tokens; children are drawn from the distribution or are its
+    best, as the shape asks (theirs: a fixed tree of ranks, which the shape `sequoia` comes to); the default tree has 12
+    nodes in two levels (theirs: 63 in four); the optimiser is Muon (theirs: AdamW).
     """
 
     weights: str = setting(

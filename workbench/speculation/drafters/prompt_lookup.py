@@ -22,8 +22,9 @@ class PromptLookup(Drafter):
     """Look the last `gram` tokens up in the text so far, then the last `gram` − 1, … 1; draft what followed them.
 
     Costs no forward pass and keeps no memory. Nodes are POINT. Source: "Prompt Lookup Decoding"
-    (apoorvumang/prompt-lookup-decoding; the same rule in transformers' `prompt_lookup_num_tokens`). Departure: the
-    latest occurrence can be chosen as well (theirs: the first).
+    (https://github.com/apoorvumang/prompt-lookup-decoding; the same rule in transformers' `prompt_lookup_num_tokens`,
+    https://huggingface.co/docs/transformers/main/en/assisted_decoding). Departure: the latest occurrence can be chosen
+    as well (theirs: the first).
     """
 
     ngram: int = setting(3, ge=1, le=32, unit="tokens", help="longest ending looked up")

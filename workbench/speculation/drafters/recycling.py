@@ -29,10 +29,11 @@ class TokenRecycling(Drafter):
     filled from it: child r of a node is the r-th successor of the node's token.
 
     All nodes of a round teach the table, accepted or not, and so does the prompt. Nodes are POINT. Source: "Turning
-    Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling" (arXiv 2408.08696;
-    Luowaterbi/TokenRecycling). Departures: the table begins with the prompt's own successors and knows when it knows
-    nothing (theirs: zeros); where a round fed a token twice, accepted nodes have the last word (theirs: unordered); it
-    lives as long as the run (theirs: for ever); the default tree has 16 nodes in 6 levels (theirs: 80 nodes).
+    Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling"
+    (https://arxiv.org/abs/2408.08696; https://github.com/Luowaterbi/TokenRecycling). Departures: the table begins with
+    the prompt's own successors and knows when it knows nothing (theirs: zeros); where a round fed a token twice,
+    accepted nodes have the last word (theirs: unordered); it lives as long as the run (theirs: for ever); the default
+    tree has 16 nodes in 6 levels (theirs: 80 nodes).
     """
 
     width: int = setting(8, ge=1, le=32, unit="tokens", help="successors kept for each token")

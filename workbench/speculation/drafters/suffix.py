@@ -30,9 +30,10 @@ class SuffixRetrieval(Drafter):
 
     The longer of the two endings wins; where they are alike both are used. A short ending promises little, so a draft
     goes at most `factor` times its length ahead. The corpus is read once per process and indexed by a suffix array over
-    the reversed text. Nodes are POINT. Sources: "REST: Retrieval-Based Speculative Decoding" (arXiv 2311.08252;
-    FasterDecoding/REST); the bound by length is that of "SuffixDecoding: Extreme Speculative Decoding for Emerging AI
-    Applications" (arXiv 2411.04975).
+    the reversed text. Nodes are POINT. Sources: "REST: Retrieval-Based Speculative Decoding"
+    (https://arxiv.org/abs/2311.08252; https://github.com/FasterDecoding/REST); the bound by length is that of
+    "SuffixDecoding: Extreme Speculative Decoding for Emerging AI Applications" (https://arxiv.org/abs/2411.04975;
+    https://github.com/snowflakedb/ArcticInference).
     """
 
     corpus: str = setting("", trust="owner", help="a text file, or a directory of them (empty: the text so far alone)")

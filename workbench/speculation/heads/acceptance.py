@@ -17,8 +17,8 @@ class Acceptance(nn.Module):
 
     draft, probe: name of the draft model whose states it reads, and what tells it from others (`weights.probe`).
 
-    Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths" (arXiv 2405.19715;
-    Kaffaljidhmah2/SpecDec_pp).
+    Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths" (https://arxiv.org/abs/2405.19715;
+    https://github.com/Kaffaljidhmah2/SpecDec_pp).
     """
 
     def __init__(self, width: int, blocks: int = 1, draft: str = "", probe: Sequence[float] = ()):

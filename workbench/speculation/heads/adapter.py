@@ -2,7 +2,7 @@
 
 An exit is either the target's own final norm before its head, or a trained adapter: RMSNorm, attention with keys and
 values of its own, a residual, RMSNorm (no MLP). Source: "Kangaroo: Lossless Self-Speculative Decoding via Double Early
-Exiting" (arXiv 2404.18911; Equationliu/Kangaroo).
+Exiting" (https://arxiv.org/abs/2404.18911; https://github.com/Equationliu/Kangaroo).
 """
 
 from collections.abc import Sequence

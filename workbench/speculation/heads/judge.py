@@ -9,7 +9,8 @@ __all__ = ["JudgeHead"]
 class JudgeHead(nn.Module):
     """One linear layer: final hidden states [..., width] -> logits [...] of being a sound continuation.
 
-    Source: "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment" (arXiv 2501.19309).
+    Source: "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment"
+    (https://arxiv.org/abs/2501.19309).
     """
 
     def __init__(self, width: int):

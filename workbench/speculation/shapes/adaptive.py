@@ -17,11 +17,11 @@ class AdaptiveConfidence(DraftShape):
 
     m, a running mean of the rounds' acceptance, is held at `goal`: below it the threshold rises by `step`, above it
     falls, and stays where all `max_length` drafts were accepted; both changes are smoothed. Source: "Draft & Verify:
-    Lossless Large Language Model Acceleration via Self-Speculative Decoding" (arXiv 2309.08168;
-    dilab-zju/self-speculative-decoding). Departures: the threshold stays where all `max_length` drafts were accepted
-    (theirs: where `max_length` were drafted); acceptance is that of tested drafts (theirs: of all drafted), since how
-    many are drafted behind a rejected one depends on tokens that nobody tested, and sampling would then no longer be
-    exact."""
+    Lossless Large Language Model Acceleration via Self-Speculative Decoding" (https://arxiv.org/abs/2309.08168;
+    https://github.com/dilab-zju/self-speculative-decoding). Departures: the threshold stays where all `max_length`
+    drafts were accepted (theirs: where `max_length` were drafted); acceptance is that of tested drafts (theirs: of all
+    drafted), since how many are drafted behind a rejected one depends on tokens that nobody tested, and sampling would
+    then no longer be exact."""
 
     max_length: int = setting(8, ge=1, le=64, unit="tokens", help="tokens drafted at most")
     start: float = setting(0.8, ge=0, le=1, help="first threshold")

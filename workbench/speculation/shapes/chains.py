@@ -22,8 +22,9 @@ class IndependentChains(DraftShape):
     Draws are with replacement: `DraftTree.draws` tells every draw, repeats too, and verifiers test them all (a repeat
     left out would bias the output). What SpecTr's K-SEQ and SpecInfer's multi-round recursive verification test.
     Without noise of the drafter's own (temperature 0, seeded verification) all chains would be one: one is drafted.
-    Sources: "SpecTr: Fast Speculative Decoding via Optimal Transport" (arXiv 2310.15141); "SpecInfer: Accelerating
-    Large Language Model Serving with Tree-based Speculative Inference and Verification" (arXiv 2305.09781).
+    Sources: "SpecTr: Fast Speculative Decoding via Optimal Transport" (https://arxiv.org/abs/2310.15141); "SpecInfer:
+    Accelerating Large Language Model Serving with Tree-based Speculative Inference and Verification"
+    (https://arxiv.org/abs/2305.09781; https://github.com/flexflow/flexflow-serve).
     """
 
     count: int = setting(2, ge=1, le=16, help="chains")

@@ -15,7 +15,7 @@ class ConfidenceStop(DraftShape):
     """A chain that ends after the first token whose row had its largest probability below `threshold`.
 
     The token stays: withdrawing it by its own value would bias the output. Source: "Kangaroo: Lossless Self-Speculative
-    Decoding via Double Early Exiting" (arXiv 2404.18911; Equationliu/Kangaroo).
+    Decoding via Double Early Exiting" (https://arxiv.org/abs/2404.18911; https://github.com/Equationliu/Kangaroo).
     """
 
     max_length: int = setting(6, ge=1, le=64, unit="tokens", help="tokens drafted at most")

@@ -19,10 +19,11 @@ class Del(DraftShape):
 
     a is a running mean over shadow tokens: what each exit would have drafted at every position that became text,
     compared with the target there. No exit may be worth it: then nothing is drafted. Source: "DEL: Context-Aware
-    Dynamic Exit Layer for Efficient Self-Speculative Decoding" (arXiv 2504.05598; reconstructed from the abstract: the
-    mean's decay, and the threshold, here midway between the exit's mean confidence where it agreed with the target and
-    where it did not). Departures: shadow tokens count at all verified positions (theirs: up to the first mismatch);
-    when sampling they count by the overlap of the two distributions; `overhead`, and d may be 0.
+    Dynamic Exit Layer for Efficient Self-Speculative Decoding" (https://arxiv.org/abs/2504.05598;
+    https://github.com/hoenza/DEL; reconstructed from the abstract: the mean's decay, and the threshold, here midway
+    between the exit's mean confidence where it agreed with the target and where it did not). Departures: shadow tokens
+    count at all verified positions (theirs: up to the first mismatch); when sampling they count by the overlap of the
+    two distributions; `overhead`, and d may be 0.
     """
 
     max_length: int = setting(8, ge=1, le=64, unit="tokens", help="tokens drafted at most")

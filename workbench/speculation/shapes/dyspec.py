@@ -27,8 +27,8 @@ class DySpec(DraftShape):
 
     The tree is that of one drafter call per filled node, for fewer calls: where the best slot's distribution is not
     known yet, every node with a slot worth `threshold` is read along with it. Compare shapes at equal nodes, not at
-    equal depth. Source: "DySpec: Faster Speculative Decoding with Dynamic Token Tree Structure" (arXiv 2410.11744;
-    reconstructed from the abstract: budget and threshold).
+    equal depth. Source: "DySpec: Faster Speculative Decoding with Dynamic Token Tree Structure"
+    (https://arxiv.org/abs/2410.11744; reconstructed from the abstract: budget and threshold).
     """
 
     max_nodes: int = setting(12, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens drafted at most")

@@ -22,7 +22,7 @@ class Eagle2(DraftShape):
     are chosen by their own value, hence POINT, at any temperature. Under seeded verification probabilities are those
     given the noise that will pick the token. The drafter reads up to width · (depth − 1) nodes, also some that are
     dropped again. Compare shapes at equal nodes, not at equal depth. Source: "EAGLE-2: Faster Inference of Language
-    Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE).
+    Models with Dynamic Draft Trees" (https://arxiv.org/abs/2406.16858; https://github.com/SafeAILab/EAGLE).
     """
 
     max_nodes: int = setting(60, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens that stay")

@@ -14,7 +14,7 @@ __all__ = ["FixedLength", "FixedTree"]
 @dataclass(frozen=True)
 class FixedLength(DraftShape):
     """A chain of `length` tokens every round. Source: "Fast Inference from Transformers via Speculative Decoding"
-    (arXiv 2211.17192)."""
+    (https://arxiv.org/abs/2211.17192)."""
 
     length: int = setting(4, ge=1, le=64, unit="tokens", help="tokens drafted each round")
 
@@ -33,7 +33,7 @@ class FixedTree(DraftShape):
 
     To compare with other shapes, give all the same number of nodes (what the target computes), not the same depth.
     Source: the constant branching of "Recursive Speculative Decoding: Accelerating LLM Inference via Sampling Without
-    Replacement" (arXiv 2402.14160; reconstructed from the abstract).
+    Replacement" (https://arxiv.org/abs/2402.14160; reconstructed from the abstract).
     """
 
     branching: tuple[int, ...] = setting((2, 2, 1, 1), ge=1, le=16, help="children of each node, by depth")

@@ -17,8 +17,8 @@ class HeuristicLength(DraftShape):
     """A chain of K tokens; K grows by 2 when a whole draft was accepted, else shrinks by 1, never below 1.
 
     K is kept in the decoding state, so it lives and forks with the run. A round without a draft leaves it alone.
-    Source: the assisted generation of transformers (`num_assistant_tokens_schedule="heuristic"`). Departure: an upper
-    bound, `max_length`.
+    Source: the assisted generation of transformers (`num_assistant_tokens_schedule="heuristic"`;
+    https://huggingface.co/docs/transformers/main/en/assisted_decoding). Departure: an upper bound, `max_length`.
     """
 
     start: int = setting(5, ge=1, le=64, unit="tokens", help="tokens drafted in the first round")

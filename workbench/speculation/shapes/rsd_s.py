@@ -25,7 +25,8 @@ class StochasticBeam(DraftShape):
     without replacement; sorting them by q instead would bias the output. Each node has noise of its own. Without noise
     of the drafter's own (temperature 0, seeded verification) it is plain beam search by log-probability (POINT).
     Compare shapes at equal nodes, not at equal depth. RSD-C is shape `tree`. Source: "Recursive Speculative Decoding:
-    Accelerating LLM Inference via Sampling Without Replacement" (arXiv 2402.14160; reconstructed from the abstract).
+    Accelerating LLM Inference via Sampling Without Replacement" (https://arxiv.org/abs/2402.14160; reconstructed from
+    the abstract).
     """
 
     width: int = setting(3, ge=1, le=16, unit="tokens", help="nodes of a level")

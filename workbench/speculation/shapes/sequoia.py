@@ -29,7 +29,8 @@ class Sequoia(DraftShape):
     drafter that branches can follow it. `best_tree` chooses `max_nodes` and `depth` from measured times. Compare shapes
     at equal nodes, not at equal depth. The default `calibration` was measured at temperature 0 and is used at any: when
     sampling, "draft_model-sampled" fits better. The default of 12 nodes is small (theirs: 64 and more). Source:
-    "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding" (arXiv 2402.12374; Infini-AI-Lab/Sequoia)."""
+    "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding" (https://arxiv.org/abs/2402.12374;
+    https://github.com/Infini-AI-Lab/Sequoia)."""
 
     max_nodes: int = setting(12, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens drafted at most")
     depth: int = setting(4, ge=1, le=16, unit="tokens", help="levels at most")

@@ -28,10 +28,10 @@ class SpecDec(DraftShape):
     accepted; the chances are multiplied along the chain. The state comes with the distribution of the next token, which
     is drawn before the chain ends, since it costs no pass of the draft model.
 
-    Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths" (arXiv 2405.19715;
-    Kaffaljidhmah2/SpecDec_pp). Departures: the head's blocks have weights of their own (theirs share one set), one
-    block by default; the weight of rejections in its training is undone, so that `threshold` is a probability and
-    drafts are longer than theirs at the same number; the token that came with the last state stays.
+    Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths" (https://arxiv.org/abs/2405.19715;
+    https://github.com/Kaffaljidhmah2/SpecDec_pp). Departures: the head's blocks have weights of their own (theirs share
+    one set), one block by default; the weight of rejections in its training is undone, so that `threshold` is a
+    probability and drafts are longer than theirs at the same number; the token that came with the last state stays.
     """
 
     threshold: float = setting(0.3, ge=0, le=1, help="chance of a rejection at which the chain ends; larger is longer")

@@ -26,9 +26,9 @@ class Judge(Rejection):
 
     The head looks at the target's final hidden state at the draft's own node: not how likely the token was, but what
     the model makes of it. What only the head accepted is marked `lossy`; at threshold 1 this is rejection sampling.
-    Source: "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment" (arXiv 2501.19309;
-    reconstructed from the abstract: threshold, training data and labels are ours; see
-    `workbench.training.judge`). In a tree the first draft that the head finds sound stands before its later
+    Inspired by "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment"
+    (https://arxiv.org/abs/2501.19309), reconstructed from the abstract: threshold, training data and labels are ours; see
+    `workbench.training.judge`. In a tree the first draft that the head finds sound stands before its later
     siblings are tested.
     """
 

@@ -30,8 +30,8 @@ class KSeq(Verifier):
     ρ is the smallest divisor for which the residual is a distribution, found by bisection; if none passes, the token is
     drawn from that residual. After an acceptance only the chains that agree go on. Needs independent chains (shape
     `chains`) from a drafter with distributions. At temperature 0 it is greedy exact match. Source: "SpecTr: Fast
-    Speculative Decoding via Optimal Transport" (arXiv 2310.15141; the residual is reconstructed, and checked by exact
-    enumeration).
+    Speculative Decoding via Optimal Transport" (https://arxiv.org/abs/2310.15141; the residual is reconstructed, and
+    checked by exact enumeration).
     """
 
     def guarantee(self, sampling: Sampling) -> str:

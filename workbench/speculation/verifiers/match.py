@@ -28,7 +28,8 @@ class SeededMatch(Verifier):
     """Descend while the child equals the target's own seeded draw; the first mismatch is that draw itself.
 
     The noise belongs to (seed, absolute position, token), so the text is that of plain decoding with the same seed,
-    whoever drafts. At temperature 0 this is greedy exact match. Our own design.
+    whoever drafts. At temperature 0 this is greedy exact match. Our own design; the same idea is in "Coupling without
+    Communication and Drafter-Invariant Speculative Decoding" (https://arxiv.org/abs/2408.07978).
     """
 
     seeded = True
@@ -47,7 +48,7 @@ class SeededMatch(Verifier):
 class Greedy(SeededMatch):
     """Longest match with the argmax; for temperature 0 only.
 
-    Source: "Blockwise Parallel Decoding for Deep Autoregressive Models" (arXiv 1811.03115).
+    Source: "Blockwise Parallel Decoding for Deep Autoregressive Models" (https://arxiv.org/abs/1811.03115).
     """
 
     def guarantee(self, sampling: Sampling) -> str:
@@ -69,7 +70,8 @@ class PointMatch(Verifier):
     Accepts x with probability p(x), whoever chose it: exact for any drafter, and it needs no proposal distribution;
     where there is one, rejection sampling accepts more. The draws are seeded, apart from those of plain decoding, so
     drafts that were drawn gain nothing by sharing its noise. Source: the sampling verifier of "EAGLE-2: Faster
-    Inference of Language Models with Dynamic Draft Trees" (arXiv 2406.16858; SafeAILab/EAGLE).
+    Inference of Language Models with Dynamic Draft Trees" (https://arxiv.org/abs/2406.16858;
+    https://github.com/SafeAILab/EAGLE).
     """
 
     def guarantee(self, sampling: Sampling) -> str:

@@ -27,8 +27,12 @@ class Rejection(Verifier):
     POINT children are accepted with probability p(x), else p(x) ← 0. A chain is one child per node; at temperature 0
     this is greedy exact match.
 
-    Sources: "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192); "SpecInfer"; "Sequoia"
-    (without-replacement order, Infini-AI-Lab/Sequoia).
+    Sources: "Fast Inference from Transformers via Speculative Decoding" (https://arxiv.org/abs/2211.17192);
+    "Accelerating Large Language Model Decoding with Speculative Sampling" (https://arxiv.org/abs/2302.01318);
+    "SpecInfer: Accelerating Large Language Model Serving with Tree-based Speculative Inference and Verification"
+    (https://arxiv.org/abs/2305.09781; https://github.com/flexflow/flexflow-serve, draws with replacement); "Sequoia:
+    Scalable, Robust, and Hardware-aware Speculative Decoding" (https://arxiv.org/abs/2402.12374;
+    https://github.com/Infini-AI-Lab/Sequoia, the order without replacement).
     """
 
     reason = "ratio"  # why a child that failed was rejected

@@ -25,9 +25,9 @@ class Typical(Verifier):
     The text does not follow the target's distribution: unlikely tokens are never drafted in, likely ones too often. An
     accepted node is `lossy` where the exact test u < p(x) would have rejected it. At temperature 0, where p is a point
     mass, this is greedy exact match. The last token is plain decoding's seeded draw. Source: "Medusa: Simple LLM
-    Inference Acceleration Framework with Multiple Decoding Heads" (arXiv 2401.10774; FasterDecoding/Medusa).
-    Departures: the first token of a round is not forced to the argmax; p and H are of the distribution sampled from,
-    cuts included (theirs: temperature alone).
+    Inference Acceleration Framework with Multiple Decoding Heads" (https://arxiv.org/abs/2401.10774;
+    https://github.com/FasterDecoding/Medusa). Departures: the first token of a round is not forced to the argmax; p and
+    H are of the distribution sampled from, cuts included (theirs: temperature alone).
     """
 
     epsilon: float = setting(0.09, ge=0, le=1, help="a token of at least this probability always stands")

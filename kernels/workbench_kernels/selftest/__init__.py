@@ -1,18 +1,16 @@
-"""Every kernel beside its torch reference on one small shape: `python -m workbench.selftest cpu | cuda`.
+"""Every kernel beside its torch reference on one small shape: `python -m workbench_kernels.selftest cpu | cuda`.
 
-It prints one line of JSON per operation, so that a kernel that ends the process leaves the lines before it.
-TRITON_INTERPRET=1 must be set where there is no GPU.
+It prints a line of JSON per operation. A kernel that ends the process leaves the lines before it. Set
+TRITON_INTERPRET=1 where there is no GPU.
 """
 
-import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from workbench.operations import OPERATIONS, Call
+from workbench_kernels.selftest.operations import MIXED, OPERATIONS, Call, Operation
 
-__all__ = ["check", "check_all", "compare"]
+__all__ = ["MIXED", "OPERATIONS", "Call", "Operation", "check", "check_all", "compare"]
 
 
 def compare(got: Iterable[torch.Tensor], want: Iterable[torch.Tensor]) -> float:
@@ -57,8 +55,3 @@ def check_all(device: str) -> Iterator[dict]:
         except Exception as error:  # whatever a kernel raises is its row's result
             row["message"] = f"{type(error).__name__}: {error}".splitlines()[0]
         yield row
-
-
-if __name__ == "__main__":
-    for found in check_all(sys.argv[1]):
-        print(json.dumps(found), flush=True)

@@ -1,20 +1,16 @@
-"""Keyed noise inside Triton kernels: every number is a hash of (seed, purpose, position, index), whoever computes it.
+"""The same random numbers inside Triton kernels; seed and purpose are hashed on the host (`reference.launch_key`).
 
-The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators") in
-uint64, uniforms are float64 in (0, 1). The part of the key that is the same for a whole launch, seed and purpose, is
-hashed on the host (`reference.launch_key`).
-
-Double precision: two logarithms of float64 a token would cost more than all the rest, so a tile is screened in float32
-first (`keyed_best`); float64 is spent on the one token that can win, and on the whole tile where several come close.
-The token is that of float64 everywhere.
+Two float64 logarithms a token would cost more than all the rest. So `seeded_best` screens a tile in float32 first.
+float64 is spent on the one token that can win, or on the whole tile where several come close. The token is that of
+float64 everywhere.
 """
 
 import triton
 import triton.language as tl
 
-from workbench_kernels.distribution import reference
+from workbench_kernels.noise import reference
 
-__all__ = ["gumbel", "keyed_best", "position_key", "uniform"]
+__all__ = ["gumbel", "seeded_best", "position_key", "uniform"]
 
 GOLDEN = tl.constexpr(reference.GOLDEN)
 FIRST = tl.constexpr(reference.FIRST)
@@ -55,7 +51,7 @@ def gumbel(key, index):
 
 
 @triton.jit
-def keyed_best(z, kept, index, key):
+def seeded_best(z, kept, index, key):
     """The kept entry of a tile with the largest z + gumbel: (float64 value, int32 index); the lowest index wins a tie.
 
     z: floats, `index`: int32 token ids in rising order, both [BLOCK]. (-inf, 2**31 - 1) where nothing is kept.

@@ -1,15 +1,18 @@
-"""Dispatch and checks that the public functions of the package share."""
+"""Dispatch and checks that the public functions share."""
 
 import importlib
 
 import torch
 
-from workbench_kernels.dispatch import Choice, decide
-from workbench_kernels.pages.layout import ALIGN, GAINS, RAW, PageFormat
+from workbench_kernels.dispatch import Choice, decide, refuse_dtypes
+from workbench_kernels.pages.layout import ALIGN, GAINS, RAW, SLOTS, PageFormat
 
-__all__ = ["backend", "check_arena", "check_names", "check_stored", "choose", "raw_dtypes", "rows_as_arena"]
+__all__ = [
+    "backend", "check_arena", "check_finite", "check_frequencies", "check_names", "check_rows", "check_stored",
+    "choose", "destination", "raw_dtypes", "rows_as_arena",
+]  # fmt: skip
 
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HALF_RANGE = torch.finfo(torch.float16).max
 
 
 def choose(device: torch.device | str, *dtypes: torch.dtype, implementation: str = "auto") -> Choice:
@@ -18,14 +21,7 @@ def choose(device: torch.device | str, *dtypes: torch.dtype, implementation: str
     dtypes: the floating dtypes at work, those of the tensors and of RAW pages. Raises ValueError for an unknown
     implementation, RuntimeError where Triton is asked for and cannot run.
     """
-    return decide(torch.device(device).type, lambda: _refusal(dtypes), implementation, "page")
-
-
-def _refusal(dtypes: tuple[torch.dtype, ...]) -> str | None:
-    for dtype in dtypes:
-        if dtype not in TRITON_DTYPES:
-            return f"it computes in float32, and something is {str(dtype).removeprefix('torch.')}"
-    return None
+    return decide(torch.device(device).type, lambda: refuse_dtypes("something is", *dtypes), implementation, "page")
 
 
 def backend(part: str, device: torch.device, *dtypes: torch.dtype, implementation: str):
@@ -82,3 +78,39 @@ def rows_as_arena(
     check_arena(what, pages)
     check_names(what, pages, offsets, shape=(offsets.numel(),))
     return pages, offsets
+
+
+def destination(what, out, form: PageFormat, offsets, n: int, device, names="out and out_offsets"):
+    """(out, its bytes as an arena, offsets [n]) of pages to write; new rows uint8 [n, form.bytes] where out is None."""
+    if (out is None) != (offsets is None):
+        raise ValueError(f"{what}: expected {names}, or neither")
+    if out is None:
+        out = torch.zeros(n, form.bytes, dtype=torch.uint8, device=device)
+    where, offsets = rows_as_arena(what, out, form, offsets)
+    check_names(what, where, offsets, shape=(n,))
+    return out, where, offsets
+
+
+def check_rows(what: str, k: torch.Tensor, v: torch.Tensor, form: PageFormat, shape: tuple[int, ...], device) -> None:
+    """Floating k [*shape, D] and v [*shape, Dv] on the device."""
+    for name, x, size in (("k", k, form.head_dim), ("v", v, form.value_dim)):
+        if x.shape != (*shape, size) or not x.is_floating_point() or x.device != device:
+            raise ValueError(
+                f"{what}: expected floating {name} {[*shape, size]} on {device}, "
+                f"got {x.dtype} {list(x.shape)} on {x.device}"
+            )
+
+
+def check_finite(what: str, k: torch.Tensor, v: torch.Tensor, used: torch.Tensor, form: PageFormat) -> None:
+    """Live values that half precision can hold, at any width but RAW."""
+    live = (torch.arange(SLOTS, device=k.device) < used[:, None])[..., None]
+    narrow = [x for x, bits in ((k, form.bits_k), (v, form.bits_v)) if bits != RAW]
+    wild = [(~(x.abs() <= HALF_RANGE) & live).any() for x in narrow]
+    if wild and bool(torch.stack(wild).any()):
+        raise ValueError(f"{what}: expected finite values within ±{HALF_RANGE:g}; pack them RAW")
+
+
+def check_frequencies(what: str, inv_freq: torch.Tensor, size: int, device: torch.device) -> None:
+    if inv_freq.ndim != 1 or not 0 < 2 * len(inv_freq) <= size or inv_freq.device != device:
+        got = f"{list(inv_freq.shape)} on {inv_freq.device}"
+        raise ValueError(f"{what}: expected 1 to {size // 2} frequencies on {device}, got {got}")

@@ -1,16 +1,33 @@
-"""What the launchers share: an arena as typed views of the same bytes, and a page's places as kernel constants.
+"""What the kernels share: an arena as typed views of the same bytes, a page's places as constants, and copies.
 
 Pages start at multiples of 16 bytes and so does every section of a page: one offset serves all views.
 """
 
 import torch
 import triton
+import triton.language as tl
 
 from workbench_kernels.pages.layout import ALIGN, GAINS, PageFormat
 
-__all__ = ["INTEGERS", "facts", "integers", "pattern", "row_block", "warps"]
+__all__ = ["INTEGERS", "copy", "copy_rows", "facts", "integers", "pattern", "row_block", "warps"]
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@triton.jit
+def copy(out_ptr, in_ptr, START: tl.constexpr, END: tl.constexpr, BLOCK: tl.constexpr):
+    """Words START to END."""
+    for start in tl.static_range(START, END, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        tl.store(out_ptr + at, tl.load(in_ptr + at, mask=at < END, other=0), mask=at < END)
+
+
+@triton.jit
+def copy_rows(out_ptr, in_ptr, there, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows at [entries] pointers, where `there` says so."""
+    channel = tl.arange(0, BLOCK)[None, :]
+    mask = there[:, None] & (channel < CHANNELS)
+    tl.store(out_ptr[:, None] + channel, tl.load(in_ptr[:, None] + channel, mask=mask, other=0), mask=mask)
 
 
 def facts(form: PageFormat) -> dict[str, int]:

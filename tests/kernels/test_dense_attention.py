@@ -1,4 +1,4 @@
-"""Staged rows under their masks and prefixes that sequences share, against a dense softmax in float64."""
+"""Staged rows, shared prefixes and the live slots of a run, row by row against a dense softmax in float64."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.kernels.aot import compile_all
-from tests.kernels.attention_cases import broken, compare, dense
+from tests.kernels.attention_cases import EXACT, TF32, broken, compare, dense
 from tests.kernels.checks import Guarded
 from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
@@ -21,6 +21,7 @@ STAGED = {
     "word-edges": (2, 2, 1, 64, 32, 32),
 }
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def staged(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu"):
@@ -35,7 +36,7 @@ def staged(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu"):
 
 def within(dtype: torch.dtype, device: str) -> float:
     """On a GPU 16-bit queries go with tf32 products, which round probabilities to 11 bits."""
-    return 4e-3 if device == "cuda" and dtype != torch.float32 else 2e-5
+    return TF32 if device == "cuda" and dtype != torch.float32 else EXACT
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
@@ -49,7 +50,7 @@ def test_staged_rows_under_every_mask(name, dtype, device):
     words = segment_attention.mask_words(mask)
     for given, meant in ((None, None), ("causal", last), (mask, mask), (words, mask)):
         want = dense(q, k, v, scale, meant)
-        compare(segment_attention.attend_staged(q, k, v, scale, given, "torch"), want, 2e-5)
+        compare(segment_attention.attend_staged(q, k, v, scale, given, "torch"), want, EXACT)
         given = given.to(device) if isinstance(given, torch.Tensor) else given
         got = segment_attention.attend_staged(*there, scale, given, "triton")
         compare(got, want, within(dtype, device))
@@ -63,7 +64,7 @@ def test_staged_keys_may_be_views_and_rows_may_see_nothing(device):
     buffer[:33, :, :80], buffer[:33, :, 80:] = k.transpose(0, 1), v.transpose(0, 1)
     views = buffer[:33, :, :80].transpose(0, 1), buffer[:33, :, 80:].transpose(0, 1)
     got = segment_attention.attend_staged(q.to(device), *views, scale, mask.to(device), "triton")
-    compare(got, dense(q, k, v, scale, mask), 2e-5)
+    compare(got, dense(q, k, v, scale, mask), EXACT)
     assert (got[0][2] == 0).all() and (got[1][2] == -torch.inf).all()
     empty = segment_attention.attend_staged(q.to(device), *(t[:, :0] for t in views), scale, None, "triton")
     assert (empty[0] == 0).all() and (empty[1] == -torch.inf).all()
@@ -101,29 +102,100 @@ def test_splitting_a_prefix_changes_nothing(splits, device):
     from workbench_kernels.segment_attention import dense as kernel
 
     (q, k, v), scale, _ = staged("gqa-8", device=device)
-    compare(kernel.attend_dense(q, k, v, scale, splits=splits), dense(q.cpu(), k.cpu(), v.cpu(), scale), 2e-5)
+    compare(kernel.attend_dense(q, k, v, scale, splits=splits), dense(q.cpu(), k.cpu(), v.cpu(), scale), EXACT)
+
+
+# rows, KV heads, group, head size, value size, capacity, committed, staged
+SHAPES = {
+    "one-row": (1, 2, 1, 16, 16, 64, 40, 1),
+    "gqa-3": (5, 2, 3, 48, 32, 160, 90, 7),
+    "straddling": (8, 1, 2, 32, 48, 128, 59, 40),  # staged slots lie in two tiles, and need two words
+    "nothing-committed": (3, 1, 4, 64, 64, 64, 0, 3),
+    "full": (4, 1, 2, 16, 16, 96, 92, 4),
+    "hidden-row": (2, 1, 1, 16, 16, 64, 0, 2),  # the first row sees nothing
+}
+
+
+def case(name: str, dtype=torch.float32, device: str = "cpu"):
+    """q, k, v (NaN behind the live slots), base, visible [R, staged], scale; and what float64 gives."""
+    rows, kv_heads, group, size, value_size, capacity, base, staged = SHAPES[name]
+    draw = torch.Generator().manual_seed(len(name))
+    q = torch.randn(rows, kv_heads * group, size, generator=draw).to(dtype)
+    k = torch.full((kv_heads, capacity, size), torch.nan, dtype=dtype)
+    v = torch.full((kv_heads, capacity, value_size), torch.nan, dtype=dtype)
+    live = base + staged
+    k[:, :live] = torch.randn(kv_heads, live, size, generator=draw).to(dtype)
+    v[:, :live] = torch.randn(kv_heads, live, value_size, generator=draw).to(dtype)
+    visible = torch.rand(rows, staged, generator=draw) < 0.5
+    visible[-1, -1] = True
+    if name == "hidden-row":
+        visible[0] = False
+    mask = torch.cat([torch.ones(rows, base, dtype=torch.bool), visible], 1)
+    scale = size**-0.5
+    want = dense(q, k[:, :live], v[:, :live], scale, mask)
+    return [t.to(device) for t in (q, k, v)], base, visible.to(device), scale, want
+
+
+def attend_live(inputs, base, visible, scale, splits=None):
+    from workbench_kernels.segment_attention import live
+
+    words = segment_attention.mask_words(visible)
+    where = torch.tensor([base], dtype=torch.int32, device=visible.device)
+    return live.attend_live(*inputs, where, words, visible.shape[1], scale, splits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
+@pytest.mark.parametrize("name", SHAPES)
+def test_live_attention_is_the_formula(name, dtype, device):
+    """16-bit inputs are rounded before both, so only the products' precision differs."""
+    inputs, base, visible, scale, want = case(name, dtype, device)
+    compare(attend_live(inputs, base, visible, scale), want, within(dtype, device))
+
+
+@pytest.mark.parametrize("splits", [1, 2, 3, 7])
+def test_splits_change_nothing_even_where_they_are_empty(splits, device):
+    """More splits than tiles: shares without a key merge to nothing."""
+    inputs, base, visible, scale, want = case("gqa-3", device=device)
+    compare(attend_live(inputs, base, visible, scale, splits), want, EXACT)
+
+
+def test_the_length_is_read_from_the_device(device):
+    """The same launch arguments serve every length: what a captured graph relies on."""
+    from workbench_kernels.segment_attention import live
+
+    (q, k, v), base, visible, scale, _ = case("gqa-3", device=device)
+    words = segment_attention.mask_words(visible)
+    where = torch.zeros(1, dtype=torch.int32, device=device)
+    for length in (base, 0, 65):
+        where.fill_(length)
+        n = length + visible.shape[1]
+        mask = torch.cat([torch.ones(len(q), length, dtype=torch.bool), visible.cpu()], 1)
+        want = dense(q.cpu(), k[:, :n].cpu(), v[:, :n].cpu(), scale, mask)
+        compare(live.attend_live(q, k, v, where, words, visible.shape[1], scale), want, EXACT)
 
 
 def guarded_dense(kernels, device: str) -> None:
-    """The kernel between guard zones, outputs filled with NaN, under a tree mask; then the merge of its splits."""
-    (q, k, v), scale, mask = staged("gqa-3", device=device)
-    inputs = [Guarded(t) for t in (q, k, v)]
-    words = segment_attention.mask_words(mask.to(device))
-    out, lse, all_out, all_lse = (
-        Guarded(torch.full(shape, torch.nan, device=device)) for shape in ((2, 7, 6, 48), (2, 7, 6), (7, 6, 48), (7, 6))
+    """The kernel between guard zones, outputs filled with NaN; NaN in every slot that is not live. Then the merge."""
+    inputs, base, visible, scale, want = case("straddling", device=device)
+    q, k, v = inputs = [Guarded(t) for t in inputs]
+    words = segment_attention.mask_words(visible)
+    shape = (2, *q.inside.shape[:2], v.inside.shape[2])
+    out, lse, all_out, all_lse = outputs = [
+        Guarded(torch.full(s, torch.nan, device=device)) for s in (shape, shape[:3], shape[1:], shape[1:3])
+    ]
+    plan = kernels.tiles.tile(q.inside, 1, 32, 48)
+    kernels.dense.dense_attention_kernel[(plan.blocks, 2, 1)](
+        *(out.inside, lse.inside, None, q.inside, k.inside, v.inside),
+        *(torch.tensor([base], dtype=torch.int32, device=device), words),
+        *(64, 32, 128 * 32, 32, 128 * 48, 48, 2, 8, 40, scale),
+        **{"MASK": "words", "REDUCE": "none", "BLOCK_KEYS": 32, **plan.constants},
     )
-    plan = kernels.tiles.tile(q, 2, 80, 48)
-    kernels.dense.dense_attention_fwd_kernel[(plan.blocks, 2, 2)](
-        *(out.inside, lse.inside, *(t.inside for t in inputs), words),
-        *(6 * 80, 80, 33 * 80, 80, 33 * 48, 48, 2, 7, 33, scale),
-        **{"MASK": "words", "BLOCK_KEYS": 32, **plan.constants},
-    )
-    kernels.merging.merge_fwd_kernel[(42,)](
-        *(all_out.inside, all_lse.inside, out.inside, lse.inside, None, 42, 2),
+    kernels.merging.merge_fwd_kernel[(16,)](
+        *(all_out.inside, all_lse.inside, out.inside, lse.inside, None, 16, 2),
         **{"VALUE_DIM": 48, "BLOCK_V": 64, "BLOCK_S": 2},
     )
-    compare((all_out.inside, all_lse.inside), dense(*(t.cpu() for t in (q, k, v)), scale, mask), 2e-5)
-    for guarded in (*inputs, out, lse, all_out, all_lse):
+    compare((all_out.inside, all_lse.inside), want, EXACT)
+    for guarded in (*inputs, *outputs):
         guarded.assert_untouched()
 
 
@@ -135,10 +207,12 @@ def test_the_kernels_stay_within_their_tensors(device):
 
 
 MUTANTS = {
-    "last-key": ("dense.py", "(split + 1) * share, n_keys)", "(split + 1) * share, n_keys - 1)"),
+    "last-key": ("dense.py", "live = base + n_staged", "live = base + n_staged - 1"),
+    "beyond": ("dense.py", "live = base + n_staged", "live = base + n_staged + 1"),
     "value-row": ("dense.py", "* v_row_stride", "* (v_row_stride - 1)"),
-    "bit": ("scores.py", "(keys[None, :] - start)", "(keys[None, :] - start + 1)"),
-    "word": ("scores.py", "+ start // 32", "+ start // 33"),
+    "bit": ("scores.py", "tl.where(staged, keys - base, 0)", "tl.where(staged, keys - base + 1, 0)"),
+    "word": ("scores.py", "(bit // 32)[None, :]", "(bit // 33)[None, :]"),
+    "committed": ("scores.py", "(keys < base)[None, :] |", "(keys < base - 1)[None, :] |"),
     "channel": ("merging.py", "acc / total, mask=channels < VALUE_DIM", "acc / total, mask=channels <= VALUE_DIM"),
     "segment": ("merging.py", "inside = segments < n_segments", "inside = segments < n_segments - 1"),
 }
@@ -159,7 +233,7 @@ def test_head_sizes_that_triton_refuses_fall_back(monkeypatch):
     assert segment_attention.choose(q).name == "torch"
     with pytest.raises(RuntimeError, match="multiples of 16 up to 256, got 40; use implementation='torch'"):
         segment_attention.attend_staged(q, k, k, 1.0, implementation="triton")
-    compare(segment_attention.attend_staged(q, k, k, 1.0), dense(q, k, k, 1.0), 2e-5)
+    compare(segment_attention.attend_staged(q, k, k, 1.0), dense(q, k, k, 1.0), EXACT)
     with pytest.raises(RuntimeError, match="the input is float64"):
         segment_attention.merge([k.double()], [k[..., 0]], implementation="triton")
     with pytest.raises(RuntimeError, match="the input is float64"):
@@ -188,26 +262,41 @@ def test_staged_masks_that_do_not_fit_are_refused(mask, says):
         segment_attention.attend_prefix(Q, K, V, 1.0)
 
 
+def test_arguments_that_do_not_fit_are_refused():
+    from workbench_kernels.segment_attention.live import attend_live
+
+    q, k, v = torch.zeros(2, 4, 16), torch.zeros(2, 32, 16), torch.zeros(2, 32, 16)
+    base, words = torch.zeros(1, dtype=torch.int32), torch.zeros(2, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"staged rows in \[0, 32\], got 33"):
+        attend_live(q, k, v, base, words, 33, 1.0)
+    with pytest.raises(ValueError, match=r"int32 base \[1\] on cpu, got torch.int64 \[1\]"):
+        attend_live(q, k, v, base.long(), words, 3, 1.0)
+    with pytest.raises(ValueError, match=r"int32 words \[2, 2\] on cpu, got torch.int32 \[2, 1\]"):
+        attend_live(q, torch.zeros(2, 64, 16), torch.zeros(2, 64, 16), base, words, 33, 1.0)
+    with pytest.raises(ValueError, match="KV heads"):
+        attend_live(q[:, :3], k, v, base, words, 3, 1.0)
+
+
 def test_the_kernels_compile_for_gpus_that_are_not_here():
-    """Ahead of time for sm80 and sm90: bfloat16 under words, float32 at the widest tile, the merge with sigmas."""
+    """Ahead of time for sm80 and sm90: one row of an 8B model under a mask, wide float32 heads, masses, the merge."""
     from workbench_kernels.segment_attention import dense as attention
     from workbench_kernels.segment_attention import merging, tiles
 
     jobs = []
-    for dtype, rows, size, mask, keys in (("bf16", 8, 64, "words", 32), ("fp32", 8, 128, "none", 32)):
-        queries = torch.zeros(rows, 12, size, dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
-        plan = tiles.tile(queries, 4, size, size)
-        constants = (
-            plan.constants | {"MASK": mask, "BLOCK_KEYS": keys} | ({} if mask == "words" else {"words_ptr": None})
-        )
-        names = attention.dense_attention_fwd_kernel.arg_names
-        types = dict.fromkeys(names, "i32") | {"scale": "fp32", "words_ptr": "*i32"}
-        types |= {f"{name}_ptr": f"*{dtype}" for name in "qkv"} | {f"{name}_ptr": "*fp32" for name in ("out", "lse")}
-        types |= dict.fromkeys(constants, "constexpr")
+    for dtype, rows, size, keys, more in (
+        ("bf16", 1, 128, 64, {"MASK": "words", "REDUCE": "none", "merged_ptr": None}),
+        ("fp32", 12, 128, 32, {"MASK": "none", "REDUCE": "none", "merged_ptr": None, "words_ptr": None}),
+        ("fp32", 8, 80, 32, {"MASK": "causal", "REDUCE": "max", "base_ptr": None, "words_ptr": None}),
+    ):
+        plan = tiles.tile(torch.zeros(rows, 32, size, dtype=getattr(torch, NAMES[dtype])), 8, size, size)
+        constants = plan.constants | {"BLOCK_KEYS": keys} | more
+        types = dict.fromkeys(attention.dense_attention_kernel.arg_names, "i32") | {"scale": "fp32"}
+        types |= {f"{n}_ptr": f"*{dtype}" for n in "qkv"} | {f"{n}_ptr": "*fp32" for n in ("out", "lse", "merged")}
+        types |= {"base_ptr": "*i32", "words_ptr": "*i32"} | dict.fromkeys(constants, "constexpr")
         options = {"num_warps": plan.num_warps, "num_stages": 2}
-        jobs.append((attention.__name__, "dense_attention_fwd_kernel", types, constants, options))
+        jobs.append((attention.__name__, "dense_attention_kernel", types, constants, options))
     constants = {"VALUE_DIM": 128, "BLOCK_V": 128, "BLOCK_S": 16}
     types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in merging.merge_fwd_kernel.arg_names}
     jobs.append((merging.__name__, "merge_fwd_kernel", types | dict.fromkeys(constants, "constexpr"), constants, {}))
     shared = [int(line.split()[2]) for line in compile_all(*jobs).splitlines()]
-    assert len(shared) == 6 and max(shared) <= 99 * 1024  # what a block may have on every GPU from sm80 on
+    assert len(shared) == 8 and max(shared) <= 99 * 1024  # what a block may have on every GPU from sm80 on
