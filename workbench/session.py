@@ -156,6 +156,15 @@ class Session(Cursor):
         return None if tokenizer is None else partial(token_text, tokenizer)
 
     @property
+    def prompt_again(self) -> Prompt:
+        """What gives this prompt's ids again: the prompt itself where it does, else the ids."""
+        try:
+            same = encode_prompt(self.lm, self.prompt)[0] == self.prompt_ids
+        except BadInput:
+            same = False
+        return self.prompt if same else self.prompt_ids
+
+    @property
     def unfinished(self) -> str:
         """What the end of the run adds to the last token's text, where the cursor is there: a character cut short."""
         return rest(final(self._recorder)) if self._cursor == self.length else ""

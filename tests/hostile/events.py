@@ -14,7 +14,7 @@ from gradio.state_holder import SessionState  # isort: skip
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
-from workbench.dashboard import build_app, jobs
+from workbench.dashboard import build_app, experiments, jobs
 from workbench.dashboard.limits import Pages
 from workbench.dashboard.security import Gate, Rules
 from workbench.dashboard.uploads import ROUTES, UPLOADS
@@ -92,7 +92,8 @@ def page() -> Page:
 def fire(event: tuple[str, list, Any]) -> None:
     """Nothing decodes for long: workers, comparisons and measurements are made, and not started."""
     here, (name, wrong, data) = page(), event
-    with patch.object(jobs.Worker, "start"), patch.object(jobs.Job, "start"):
+    still = patch.object
+    with still(jobs.Worker, "start"), still(experiments.Compared, "start"), still(experiments.Measured, "start"):
         try:
             here.fire(name, wrong, data)
         except gr.Error as error:

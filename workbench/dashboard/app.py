@@ -63,9 +63,8 @@ def _prompt(parts: dict[str, Any], *options: Any) -> Form:
             prompt = gr.Textbox(EXAMPLES[0], label="prompt", lines=3, max_lines=7, elem_id="prompt")
             kind = gr.Radio(list(KINDS), value=KINDS[0], label="given as", show_label=False, elem_id="kind")
         with gr.Column(scale=2, min_width=220):
-            parts["preset"] = gr.Dropdown(
-                [*presets()], value=None, label="preset: a run that teaches", elem_id="preset"
-            )
+            label = "preset: a run that teaches"
+            parts["preset"] = gr.Dropdown([*presets()], value=None, label=label, elem_id="preset")
             parts["examples"] = gr.Dropdown(examples(), value=EXAMPLES[0], label="or a prompt", elem_id="examples")
             with gr.Row():
                 button(parts, "go", "Run", 90, interactive=False, size="md", variant="primary")

@@ -134,9 +134,8 @@ class Measured(Job):
 
 def comparing(parts: dict[str, Any]) -> None:
     """What to compare, how far it is, and the table."""
-    parts["arms"] = gr.CheckboxGroup(
-        list(ARMS), value=list(CHOSEN), label="compared with plain decoding", elem_id="arms"
-    )
+    label = "compared with plain decoding"
+    parts["arms"] = gr.CheckboxGroup(list(ARMS), value=list(CHOSEN), label=label, elem_id="arms")
     with gr.Row():
         button(parts, "add", "Add the settings' decoder and cache", 160)
         many = f"beside the prompt above, at most {MAX_PROMPTS}"

@@ -145,9 +145,8 @@ def _draft(trace: Trace, row: Any, drafts: pd.DataFrame, **_: Any) -> str:
         (number(n.node), number(n.parent), f"<code>{shown(n.text or '')}</code>", number(n.q))
         for n in drafts.head(SHOWN).itertuples()
     ]
-    said = (
-        f"<p>{inert(drafts['drafter'].iloc[0] or 'unknown')} proposed {len(drafts)}, {number(row['depth'])} deep.</p>"
-    )
+    drafter = inert(drafts["drafter"].iloc[0] or "unknown")
+    said = f"<p>{drafter} proposed {len(drafts)}, {number(row['depth'])} deep.</p>"
     return said + table(("node", "after", "token", "q"), rows)
 
 

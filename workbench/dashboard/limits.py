@@ -51,9 +51,8 @@ class Rate:
         """Whether one more is allowed; it is counted then."""
         now = time.monotonic()
         if len(self._times) > 10_000:  # of many addresses, those that asked lately are enough
-            self._times = defaultdict(
-                deque, {one: seen for one, seen in self._times.items() if now - seen[-1] < self.window}
-            )
+            lately = {one: seen for one, seen in self._times.items() if now - seen[-1] < self.window}
+            self._times = defaultdict(deque, lately)
         seen = self._times[who]
         while seen and now - seen[0] > self.window:
             seen.popleft()

@@ -32,9 +32,8 @@ _turns = count()
 def script() -> str:
     """The module of `workbench.web` and what joins it to the page, as the body of a function."""
     options = json.dumps({**VIEW, "css": web.css()})
-    return (
-        f"{web.module(export=False)}{web.script('app.js')}connect({{ element, props, trigger, watch }}, {options});\n"
-    )
+    code = web.module(export=False) + web.script("app.js")
+    return f"{code}connect({{ element, props, trigger, watch }}, {options});\n"
 
 
 def trace_view() -> gr.HTML:

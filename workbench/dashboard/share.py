@@ -38,9 +38,8 @@ def panel(parts: dict[str, Any]) -> None:
             ("perfetto", "Save the timeline (Perfetto)"),
         ):  # fmt: skip
             button(parts, name, label, 140, interactive=False)
-        parts["open"] = gr.UploadButton(
-            "Open a trace or a capsule", file_types=list(ENDINGS), size="sm", min_width=140, elem_id="open"
-        )
+        small = {"size": "sm", "min_width": 140, "elem_id": "open"}
+        parts["open"] = gr.UploadButton("Open a trace or a capsule", file_types=list(ENDINGS), **small)
     parts["code"] = gr.Textbox(
         "", label="the run looked at, as Python", lines=8, max_lines=24, buttons=["copy"], interactive=False,
         elem_id="code",

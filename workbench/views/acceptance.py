@@ -74,13 +74,10 @@ def acceptance(traces: Traces, by: str = "position", theme: str | None = None) -
     up = {"title": "accepted (share)", "range": [0, 1.05], "tickformat": ".0%"}
     words = f"Accepted share by {by}: {int(accepted.sum())} of {int(drafted.sum())} drafted tokens were accepted"
     if order:
-        words += ", of those tested " + ", ".join(
-            f"{s:.0%} at {x}" for s, x in zip(share, across, strict=True) if s is not None
-        )
-    note = "" if order else "no drafted tokens recorded"
-    return figure(
-        "acceptance", name, [bars, points], f"{words}.", theme, note, xaxis={"title": TITLES[by], **counted}, yaxis=up
-    )
+        tested = (f"{s:.0%} at {x}" for s, x in zip(share, across, strict=True) if s is not None)
+        words += f", of those tested {', '.join(tested)}"
+    note, across = "" if order else "no drafted tokens recorded", {"title": TITLES[by], **counted}
+    return figure("acceptance", name, [bars, points], f"{words}.", theme, note, xaxis=across, yaxis=up)
 
 
 def _groups(drafts: pd.DataFrame, by: str) -> pd.Series:

@@ -94,20 +94,16 @@ def _labels(tokens: pd.DataFrame) -> list[str]:
 
 
 def _entropy(tokens: pd.DataFrame) -> list[go.Scatter]:
-    labels, lines = _labels(tokens), []
-    for column, name, dash in (
-        ("entropy_raw", "raw distribution", "solid"),
-        ("entropy_sampled", "sampled distribution", "dot"),
-    ):
-        lines.append(
-            go.Scatter(
-                x=tokens["index"].tolist(), y=numbers(tokens[f"{column}_nats"]), name=f"entropy, {name}",
-                mode="lines+markers", line={"color": PALETTE["signal"][column], "dash": dash, "width": 1.5},
-                marker={"size": 4}, customdata=labels, yaxis="y",
-                hovertemplate="%{x} %{customdata}<br>%{y:.3f} nats<extra>" + name + "</extra>",
-            )
-        )  # fmt: skip
-    return lines
+    kinds = (("entropy_raw", "raw distribution", "solid"), ("entropy_sampled", "sampled distribution", "dot"))
+    return [
+        go.Scatter(
+            x=tokens["index"].tolist(), y=numbers(tokens[f"{column}_nats"]), name=f"entropy, {name}",
+            mode="lines+markers", line={"color": PALETTE["signal"][column], "dash": dash, "width": 1.5},
+            marker={"size": 4}, customdata=_labels(tokens), yaxis="y",
+            hovertemplate="%{x} %{customdata}<br>%{y:.3f} nats<extra>" + name + "</extra>",
+        )
+        for column, name, dash in kinds
+    ]  # fmt: skip
 
 
 def _step(joined: pd.DataFrame, column: str, name: str, color: str, axis: str, **line: Any) -> go.Scatter:
@@ -126,14 +122,13 @@ def _acceptance(tokens: pd.DataFrame, joined: pd.DataFrame) -> list[go.Scatter]:
         _step(joined, "drafted", "drafted in the round", PALETTE["signal"]["drafted"], "y2", dash="dot"),
         _step(joined, "accepted", "accepted in the round", PALETTE["signal"]["accepted"], "y2"),
     ]
-    chosen = colours("source", list(dict.fromkeys(sources)))
-    for source, color in chosen.items():
-        mine = sources == source
+    for source, color in colours("source", list(dict.fromkeys(sources))).items():
+        mine = tokens[sources == source]
         traces.append(
             go.Scatter(
-                x=tokens["index"][mine].tolist(), y=place[mine].tolist(), name=f"from {inert(source)}", mode="markers",
+                x=mine["index"].tolist(), y=place[mine.index].tolist(), name=f"from {inert(source)}", mode="markers",
                 yaxis="y2", marker={"color": color, "size": 7, "symbol": SYMBOLS.get(source, "circle")},
-                customdata=_labels(tokens[mine]), hovertemplate="%{x} %{customdata}<extra>%{fullData.name}</extra>",
+                customdata=_labels(mine), hovertemplate="%{x} %{customdata}<extra>%{fullData.name}</extra>",
             )
         )  # fmt: skip
     return traces
