@@ -15,6 +15,7 @@ __all__ = ["FOLDER", "css", "module", "payload", "plain", "script", "to_json"]
 
 FOLDER = Path(__file__).parent
 PARTS = ("common.js", "record.js", "token-view.js", "timeline.js", "inspector.js", "transport.js", "trace-view.js")
+SCRIPTS = ("app.js", "download.js", "keys.js", "widget.js")  # what joins the module to a front-end, or acts on its page
 _IMPORT = re.compile(r"^import \{[^}]*\} from \"\./[\w-]+\.js\";\n", re.MULTILINE)
 
 
@@ -27,7 +28,7 @@ def module(export: bool = True) -> str:
 
 
 def script(name: str) -> str:
-    """One of the scripts that join the module to a front-end, or act on its page."""
+    """One of `SCRIPTS` as text."""
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
