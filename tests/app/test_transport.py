@@ -141,7 +141,6 @@ def test_a_breakpoint_stops_right_after_its_token(visitor, by, decoder):
         ("prompt", "x = 1\n" * 3000, "context"),
         ("given as", "chat message", "no chat template"),
         ("model", "/nowhere/at-all", "no model directory"),
-        ("temperature", -1, "temperature"),
         ("top p", 1.5, "expected a number in (0, 1]"),
         ("seed", -1, "seed"),
         ("until", "entrop > 3", "did you mean &#x27;entropy&#x27;?"),
@@ -159,6 +158,9 @@ def test_limits_hold_in_the_form_itself(visitor):
     """The browser's slider stops at the limit; a request by hand does not have to."""
     with pytest.raises(gr.Error):
         visitor.start(tokens=MAX_NEW_TOKENS + 1)
+    visitor.set("temperature", -1)
+    with pytest.raises(gr.Error):
+        visitor.start(tokens=4)
 
 
 def test_more_runs_at_once_than_the_limit_are_refused(visitor, monkeypatch):

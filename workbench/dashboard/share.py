@@ -1,5 +1,6 @@
 """Out and in: traces, capsules and timelines as files, the run as Python."""
 
+import gzip
 import json
 import tempfile
 from pathlib import Path
@@ -63,7 +64,8 @@ def download(visit: Visit, kind: str) -> tuple[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "run"
             (trace.save if kind == "save" else trace.to_perfetto)(path)
-            text = path.read_text(encoding="utf-8")
+            data = path.read_bytes()
+        text = (gzip.decompress(data) if kind == "save" else data).decode()  # the page holds files as text
     name = f"{trace.id or 'run'}{ending}"
     visit.message = f"Saved {name}: {len(trace.token_ids)} tokens."
     return as_file(name, text, mime), inert(visit.message)
