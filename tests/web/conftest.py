@@ -31,5 +31,6 @@ def hostile(lm):
     log[0]["decoder"] = {"name": HOSTILE, "settings": {HOSTILE: HOSTILE}}
     for event in log:
         if event["type"] == "round" and event["emitted"]:
-            event["tokens"] = {**event["tokens"], "text": [HOSTILE] * event["emitted"], "source": HOSTILE}
+            own = [HOSTILE] * event["emitted"]
+            event["tokens"] = {**event["tokens"], "text": own, "source": own}
     return wb.Trace(log)
