@@ -9,8 +9,8 @@ from tests.size import ROOT
 from workbench import web
 
 OLD = (
-    "law", "laws", "lane", "lanes", "keyed", "RoundLog", "coupled", "shelf", "shelves", "shelve", "seal", "seals", "sealed",
-    "conclude", "appraise", "own_law", "faces", "gram", "draft_store",
+    "law", "laws", "lane", "lanes", "keyed", "RoundLog", "coupled", "shelf", "shelves", "shelve", "seal", "seals",
+    "sealed", "conclude", "appraise", "own_law", "faces", "gram", "draft_store",
 )  # fmt: skip
 MAY = ("workbench/aliases.py", "docs/migrating.md", "CHANGELOG.md", "tests/unit/test_words.py", "workbench/pretrained/")
 OF_OLD = (
