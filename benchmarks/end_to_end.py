@@ -63,7 +63,7 @@ def workbench_ms(lm, prompt: list[int], tokens: int, level: str) -> tuple[float,
     last = session.decoder.step(session.state.fork())  # at level "off" the record does not tell
     if "not_captured" in last.figures:
         raise SystemExit(f"no speed is given, for the rounds were no CUDA graph: {last.figures['not_captured']}")
-    where = session.trace.run["rounds"]["implementation"]
+    where = session.trace.run["body"]["name"]
     if level != "off":
         where = session.trace.forwards["implementation"].iloc[-1]
     return 1000 * statistics.median(times), where

@@ -41,11 +41,11 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
     return {
         "versions": versions(),
         "device": device_name(lm.device),
+        "body": {"name": state.strategy.name, "reason": state.strategy.reason},
         "models": [{"role": role, **runner.model.describe()} for role, runner in state.runners.items()],
         "decoder": to_dict(decoder),
         "guarantee": decoder.guarantee(sampling),
         "verified": list(decoder.verified),
-        "rounds": {"implementation": state.strategy.name, "reason": state.strategy.reason},
         "cache": to_dict(settings.cache) if settings.cache else None,
         "sampling": flatten(sampling) | {"processors": [name_of(processor) for processor in sampling.processors]},
         **{name: getattr(settings, name) for name in ("seed", "sample", "level", "max_new_tokens")},

@@ -117,15 +117,15 @@ def test_half_dead_pages_are_packed_together(small):
         assert state.scores.shape == (2, state.page_table.slots)
     events, bits = store.drain()
     ops = {event["op"] for event in events}
-    assert {"evict", "seal", "requantize"} <= ops
-    assert set(bits["reason"]) == {"seal"} and set(bits["bits_k"]) == {8}  # packing anew changes no width
+    assert {"evict", "quantize", "requantize"} <= ops
+    assert set(bits["reason"]) == {"quantize"} and set(bits["bits_k"]) == {8}  # packing anew changes no width
     assert store.drain() == ([], {})
 
 
 def test_the_trace_says_which_tokens_are_how_wide(small):
     trace = wb.decode(small, PROMPT, cache=wb.KIVI(bits_k=4, bits_v=2), max_new_tokens=60)
     bits = trace.bits
-    changed = bits[bits["reason"] == "seal"]
+    changed = bits[bits["reason"] == "quantize"]
     assert set(changed["bits_k"]) == {4.0} and set(changed["bits_v"]) == {2.0} and (changed["length"] == 32).all()
     assert (changed["err_rms_k"] > 0).all() and changed["err_rms_v"].mean() > changed["err_rms_k"].mean() / 4
     for layer in range(2):
@@ -149,7 +149,7 @@ def test_values_that_no_half_step_can_hold_end_the_run_by_name(small):
             store.stage(layer, k, k)
         store.end()
         if refused:
-            with pytest.raises(wb.NumericalError, match="layer 1 cannot be sealed"):
+            with pytest.raises(wb.NumericalError, match="layer 1 cannot be quantized"):
                 store.commit(range(32))
         else:
             store.commit(range(32))

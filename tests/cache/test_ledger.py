@@ -83,7 +83,7 @@ def test_a_host_tier_is_counted_apart_and_logged(small):
     last, usual = trace.rounds.iloc[-1], without.rounds.iloc[-1]
     assert last["host_bytes"] > 0 == usual["host_bytes"] and last["cache_bytes"] < usual["cache_bytes"]
     events = trace.events
-    moved, read = events[events["op"] == "retier"], events[events["op"] == "fetch"]
+    moved, read = events[events["op"] == "offload"], events[events["op"] == "fetch"]
     assert (moved["destination"] == "host").all() and len(read) and (read["bytes"] > 0).all()
     assert trace.cache["fetched"].sum() > 0 == without.cache["fetched"].sum()
 

@@ -22,7 +22,7 @@ __all__ = ["SCOPES", "at_points", "by_signal"]
 
 TOKENS = 30
 HOME = Path(workbench.__file__).parent
-RECORDER = [str(HOME / "trace" / f"{name}.py") for name in ("recorder", "files", "index", "storage", "packing")]
+RECORDER = [str(HOME / "trace" / f"{name}.py") for name in ("recorder", "files", "index", "storage", "columns")]
 SCOPES: dict[str, Callable[[str], bool]] = {
     "session.run": lambda file: file.startswith(str(HOME)),
     "recorder": lambda file: file in RECORDER,

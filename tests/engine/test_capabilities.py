@@ -4,13 +4,13 @@ import pytest
 
 import workbench as wb
 from workbench.engine.model import require
-from workbench.errors import Unsupported
+from workbench.errors import BadInput, Unsupported
 
 
 @pytest.mark.parametrize("want", ["hidden", "exit", 1])
 def test_a_model_refuses_what_it_does_not_give(want):
     toy = wb.ToyModel(vocab_size=4)
-    with pytest.raises(Unsupported, match="which 'toy-0' does not give"):
+    with pytest.raises(BadInput, match="which 'toy-0' does not give"):
         toy.forward([1], [0], toy.new_store(), want=(want,))
     with pytest.raises(Unsupported, match="all of its layers or none"):
         toy.check_layers()
@@ -29,7 +29,7 @@ def test_a_model_refuses_what_it_does_not_give(want):
 def test_members_that_read_what_a_model_lacks_are_refused_before_any_work(decoder, says, monkeypatch):
     toy = wb.ToyModel(vocab_size=4)
     monkeypatch.setattr(toy, "forward", lambda *_, **__: pytest.fail("a forward ran"))
-    with pytest.raises(Unsupported, match=says):
+    with pytest.raises(BadInput, match=says):
         wb.Session(toy, [1, 2], decoder())
 
 

@@ -232,20 +232,20 @@ def test_what_stays_on_the_host_says_why(name, pair):
     settings, make, says = REFUSED[name]
     session = wb.Session(pair, PROMPT, make() if make else None, max_new_tokens=6, **settings)
     session.run()
-    told = session.trace.run["rounds"]
-    assert told["implementation"] == ("host" if says else "device") and (says or "asked for") in told["reason"]
+    told = session.trace.run["body"]
+    assert told["name"] == ("stock" if says else "fast") and (says or "asked for") in told["reason"]
     assert ("device+sdpa" in set(session.trace.forwards["implementation"])) == (says is None)
 
 
 def test_other_reasons(pair, toy, monkeypatch):
     def choice(lm, **options):
-        return wb.Session(lm, [1, 2], **options).trace.run["rounds"]
+        return wb.Session(lm, [1, 2], **options).trace.run["body"]
 
-    assert choice(toy) == {"implementation": "host", "reason": "ToyModel runs on the host"}
+    assert choice(toy) == {"name": "stock", "reason": "ToyModel runs on the host"}
     monkeypatch.setenv(device.VARIABLE, "auto")
-    assert choice(pair) == {"implementation": "host", "reason": "the model is on 'cpu'"}
+    assert choice(pair) == {"name": "stock", "reason": "the model is on 'cpu'"}
     monkeypatch.setenv(device.VARIABLE, "host")
-    assert choice(pair) == {"implementation": "host", "reason": "asked for"}
+    assert choice(pair) == {"name": "stock", "reason": "asked for"}
     monkeypatch.setenv(device.VARIABLE, "gpu")
     with pytest.raises(BadInput, match="expected auto, device or host, got 'gpu'"):
         choice(pair)

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench import cli, views, web
-from workbench.dashboard import inspector, phases
-from workbench.dashboard.run import Branch, Replay
+from workbench.cursor import Replay
+from workbench.dashboard import html
+from workbench.dashboard.visits import Branch
 from workbench.errors import BadInput
 from workbench.experiments.headroom import headroom
 from workbench.report import headline
@@ -38,6 +39,7 @@ __all__ = ["CORPORA", "exercise", "honest", "uses"]
 
 # -- what is done with a trace --------------------------------------------------------------------------------------
 
+OF_0_1 = Path(__file__).parents[1] / "unit" / "trace" / "of_0_1"
 Use = Callable[[Trace, Path], Any]
 HERE = ("__init__", "load", "tables_from_parquet", "widget")
 
@@ -108,12 +110,12 @@ def _replay(trace: Trace, folder: Path) -> None:
         for _ in range(12):
             if not branch.advance(by, lambda row: False)[0]:
                 break
-            phases.phases(trace, branch.round, branch.phase)
+            html.phases(trace, branch.round, branch.phase)
             for index in range(min(branch.run.cursor, 12)):
-                inspector.candidates(trace, index, lambda token: f"id {token}")
+                html.candidates(trace, index, lambda token: f"id {token}")
         for _ in range(3):
             branch.retreat(by)
-    inspector.figures(trace)
+    html.figures(trace)
 
 
 def _command(*words: str) -> Use:
@@ -210,12 +212,12 @@ def _made_up() -> Trace:
                                   "scale": [0, 16], "evicted": [0, 1], "tier": ["device", "host"],
                                   "host_bytes": [0, 528], "bits_nominal": [16, 4]}},
                 bits={"model": ["target"] * 2, "layer": [1, 1], "head": [0, 0], "start": [0, 32 + place],
-                      "length": [32, 1], "bits_k": [4, 2], "bits_v": [4, 4], "kind": ["page"] * 2,
-                      "reason": ["seal"] * 2, "err_rms_k": [0.1, None], "err_rms_v": [0.2, 0.3]},
+                      "length": [32, 1], "bits_k": [4, 2], "bits_v": [4, 4], "codec": ["page"] * 2,
+                      "reason": ["quantize"] * 2, "err_rms_k": [0.1, None], "err_rms_v": [0.2, 0.3]},
                 cache_events=[
                     {"model": "target", "layer": 1, "head": 0, "op": "evict", "positions": [[place, 1]], "bytes": 8},
                     {"model": "target", "op": "merge", "positions": [[2, 2], [8, 1]], "destination": [8], "bits": 4.0},
-                    {"model": "target", "op": "retier", "positions": [9], "destination": "host", "score": [0.5]},
+                    {"model": "target", "op": "offload", "positions": [9], "destination": "host", "importance": [0.5]},
                 ],
                 decisions=[{"controller": "c", "signals": {"mu": 1.0}, "action": "cut", "threshold": 0.5}],
                 figures={"mu_bits": 3.0, "resident_bytes": 2000},
@@ -295,11 +297,19 @@ def _spoil(draw: random.Random, content: bytes) -> bytes:
 def _mutated(seed: int) -> bytes:
     """A trace file; the seed says which honest one, and what is changed."""
     draw = random.Random(seed)
-    events = copy.deepcopy(draw.choice(honest()).log)
+    events = copy.deepcopy(draw.choice(_logs()))
     for _ in range(draw.choice([1, 1, 1, 2, 3, 6])):
         _change(draw, events)
     content = _written(events)
+    content = gzip.compress(content, 1) if draw.random() < 0.2 else content
     return _spoil(draw, content) if draw.random() < 0.15 else content
+
+
+@cache
+def _logs() -> list[list[Any]]:
+    """Those of honest traces, and of traces that version 0.1 wrote, as they are in the file."""
+    old = [path.read_text().splitlines() for path in sorted(OF_0_1.glob("*.wb")) if path.stat().st_size < 40_000]
+    return [*(trace.log for trace in honest()), *([json.loads(line) for line in lines] for lines in old)]
 
 
 @cache

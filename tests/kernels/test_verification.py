@@ -172,7 +172,7 @@ def test_logits_with_thresholds_are_what_they_stand_for(mode, vocab, device):
         **case.arguments(device), mode=mode, seed=6, temperature=0.8, threshold=cut.threshold.view(2, NODES),
         threshold_id=cut.threshold_id.view(2, NODES), implementation="triton",
     )  # fmt: skip
-    distributions = [wb.Sampling(**SAMPLING).law(rows, lambda row: []) for rows in case.logits]
+    distributions = [wb.Sampling(**SAMPLING).dist(rows, lambda row: []) for rows in case.logits]
     agree(got, case, mode, distributions)
     assert int(cut.kept.max()) < vocab
 

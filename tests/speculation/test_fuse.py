@@ -126,7 +126,7 @@ def test_common_beginnings_are_told_once_and_name_both():
 
 
 def test_grafts_begin_with_likely_tokens_the_most_probable_first_and_keep_to_their_share():
-    dist = torch.tensor([0.05, 0.3, 0.1, 0.4, 0.15]).round()
+    dist = torch.tensor([0.05, 0.3, 0.1, 0.4, 0.15]).log()
     stem = tree_of([(0, 3)], "model", DIST, dist)
     other = tree_of([(0, 0), (1, 1), (0, 4), (3, 1), (0, 1), (5, 2)], "copy")
     tree, places = graft(stem, other, 3, likeliest=3)  # 3, 1 and 4 may begin; 0 may not

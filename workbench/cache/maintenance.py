@@ -223,7 +223,7 @@ class _Work:
         try:
             rows = pack(k, v, where, used, form, birth=self.length)
         except ValueError as error:
-            raise NumericalError(f"layer {self.layer} cannot be sealed: {error}") from None
+            raise NumericalError(f"layer {self.layer} cannot be quantized: {error}") from None
         self._log_quantize(groups, form, slots, k, v, unpack(rows, form))
         newest = where[torch.arange(len(groups), device=device), used - 1].tolist()
         return [PendingPage(row, len(g), len(g), top) for row, (_, g), top in zip(rows, groups, newest, strict=True)]
@@ -243,7 +243,7 @@ class _Work:
             "length",
             "bits_k",
             "bits_v",
-            "kind",
+            "codec",
             "reason",
             "err_rms_k",
             "err_rms_v",
@@ -251,10 +251,10 @@ class _Work:
         touched: dict[tuple[str, int], list[int]] = {}
         for (head, group), *errs in zip(groups, *errors, strict=True):
             new = [column for column in group if column >= slots]
-            for op, part in (("seal", new), ("requantize", [column for column in group if column < slots])):
+            for op, part in (("quantize", new), ("requantize", [column for column in group if column < slots])):
                 touched.setdefault((op, head), []).extend(int(at) for at in self.where[head, part])
             for start, count in runs_of([int(at) for at in self.where[head, new]]):  # the others keep their width
-                facts = (None, self.layer, head, start, count, *widths, "page", "seal", *errs)
+                facts = (None, self.layer, head, start, count, *widths, "page", "quantize", *errs)
                 for name, value in zip(names, facts, strict=True):
                     self.out.bits.setdefault(name, []).append(value)
         self.out.events += [
@@ -275,17 +275,17 @@ class _Work:
 
 
 def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> list[dict[str, Any]]:
-    """A `retier` event for every KV head and tier that positions moved to; bytes are their share of their pages."""
+    """An `offload` or `fetch` event for every KV head and tier that positions moved to; bytes: a share of their pages."""
     events: list[dict[str, Any]] = []
     if new is None or not (new.offloaded or (old is not None and old.offloaded)):
         return events
     for head in range(len(new.pages)):
         was, now = ({} if page_table is None else homes_of(page_table, head) for page_table in (old, new))
-        for tier, host in (("host", True), ("device", False)):
+        for op, tier, host in (("offload", "host", True), ("fetch", "device", False)):
             moved = sorted(at for at, home in now.items() if home == host and was.get(at, False) != host)
             if moved:
                 size = len(moved) * new.form.bytes // SLOTS
-                events.append({"layer": layer, "head": head, "op": "retier", "destination": tier,
+                events.append({"layer": layer, "head": head, "op": op, "destination": tier,
                                "positions": runs_of(moved), "bytes": size})  # fmt: skip
     return events
 

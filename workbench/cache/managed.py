@@ -9,6 +9,7 @@ Scores are those of committed rows: the attention mass of rows in flight is kept
 rows that stay. Every tensor here is replaced, never written in place, but for free slots of the run; so forks share.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,7 @@ class ManagedStore(PlainStore):
     @torch.inference_mode()
     def _maintain(self) -> None:
         """Bring every layer to what the stack wants at this length; all of them, or, where memory runs out, none."""
+        start = time.perf_counter()
         done = maintain(self)
         self._run, self._layers, self.held = done.run, done.layers, done.held
         self._next = self.stack.next(self.length, self.prompt)
@@ -144,6 +146,7 @@ class ManagedStore(PlainStore):
         for name, values in done.bits.items():
             self._bits.setdefault(name, []).extend(values)
         self._evicted = [a + b for a, b in zip(self._evicted, done.evicted, strict=True)]
+        self.maintained_ms += (time.perf_counter() - start) * 1000
 
     def retier(self, before: int) -> None:
         """Move pages between the tiers: those whose newest position is below `before` to the host, others from it.

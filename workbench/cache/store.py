@@ -57,6 +57,7 @@ class CacheStore(Protocol):
     behind: int  # of them, those that the layers of the open forward had staged before it
     watched: Sequence[int] = ()  # rows of the open forward whose attention mass is wanted
     implementation: str = "sdpa"  # what computed the attention last
+    maintained_ms: float = 0.0  # what maintenance took so far
 
     def begin(
         self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None

@@ -45,7 +45,8 @@ _rounds: weakref.WeakKeyDictionary[StaticRun, dict[tuple, DeviceRound]] = weakre
 
 @dataclass(frozen=True)
 class Strategy:
-    """`device` or `host`, and why; on the device the form of every round."""
+    """Who runs the rounds, and why: `stock` on the host; on the device `graph`, or on a CPU, which captures none,
+    `fast`. tree: on the device, the form of every round."""
 
     name: str
     reason: str
@@ -64,14 +65,15 @@ def choose_round(decoder: Declared, settings: Settings, models: dict[str, Langua
     if asked not in ("auto", "device", "host"):
         raise BadInput(f"{VARIABLE}: expected auto, device or host, got {asked!r}")
     if asked == "host":
-        return Strategy("host", "asked for")
+        return Strategy("stock", "asked for")
     if asked == "auto" and (device := models["target"].device.type) != "cuda":
-        return Strategy("host", f"the model is on {device!r}")
+        return Strategy("stock", f"the model is on {device!r}")
     tree = _tree_of(decoder)
     reason = tree if isinstance(tree, str) else _refusal(tree, decoder, settings, models)
     if reason is not None:
-        return Strategy("host", reason)
-    return Strategy("device", "asked for" if asked == "device" else "the model is on 'cuda'", tree)
+        return Strategy("stock", reason)
+    name = "graph" if models["target"].device.type == "cuda" else "fast"
+    return Strategy(name, "asked for" if asked == "device" else "the model is on 'cuda'", tree)
 
 
 def _tree_of(decoder: Declared) -> DeviceTree | str:
@@ -167,10 +169,10 @@ def _conclude(decoder: Declared, state: State, r: Round, round_: DeviceRound, fo
     """Append and commit what a round has found; of its nodes those count that exist, by numbers of their own."""
     form, kept = round_.template, np.flatnonzero(found["exists"]).tolist()
     numbers = {node: number for number, node in enumerate(kept)}
-    tree = DraftTree([state.pending])
+    tree, qs = DraftTree([state.pending]), found.get("q")  # at level `off` nobody asks for the latter
     for node in kept[1:]:
         kind = POINT if form.seeded or round_.sampling.greedy else DIST
-        q = float(found["q"][node - 1])
+        q = None if qs is None else float(qs[node - 1])
         tree.add(numbers[form.parents[node]], int(found["tokens"][node]), kind, q, form.drafter)
     path = [numbers[int(node)] for node in found["path"] if node >= 0]
     if form.depth:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from workbench.cache.store import CacheStore
-from workbench.errors import Unsupported
+from workbench.errors import BadInput, Unsupported
 
 __all__ = ["LanguageModel", "Output", "chosen", "facts", "fingerprint", "kept", "require"]
 
@@ -40,7 +40,7 @@ class LanguageModel(Protocol):
     output's `exit`): layers 0..l-1, then l.. over their exit states at the same positions, is one ordinary forward.
 
     gives: what a model has beside logits: "hidden", "exit", "states", "layers" and "mass"; asked for anything else
-    it raises Unsupported. Other members have plain answers here.
+    it raises BadInput. Other members have plain answers here.
     """
 
     gives: frozenset[str] = frozenset()
@@ -102,11 +102,11 @@ class LanguageModel(Protocol):
 
 
 def require(lm: LanguageModel, who: str, needs: Iterable[str | int]) -> None:
-    """Raise Unsupported where a model does not give what `who` reads of it."""
+    """Raise BadInput where a model does not give what `who` reads of it."""
     for need in needs:
         word = "states" if isinstance(need, int) else need
         if word != "logits" and word not in lm.gives:
-            raise Unsupported(f"{who} reads {READ.get(word, word)}, which {lm.name!r} does not give")
+            raise BadInput(f"{who} reads {READ.get(word, word)}, which {lm.name!r} does not give")
 
 
 def chosen(rows: torch.Tensor, logits_at: str | Sequence[int]) -> torch.Tensor:

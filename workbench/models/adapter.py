@@ -248,7 +248,7 @@ class TransformersModel(LanguageModel):
                     resumed = "inputs_embeds" in inputs and order[0] > 0
                     behind = {n: run[order.index(n - 1)] for n in numbers if n - 1 in order}
                     behind |= {"exit": run[-1]} if "exit" in want else {}
-                    with _replaced(run[0], tokens if resumed else None), _caught(behind) as states:
+                    with _hooked(run[0], tokens if resumed else None, behind) as states:
                         out = self._run(inputs, logits_at, want)
                     out.exit = states.pop("exit", None)
                     out.states = states
@@ -341,10 +341,12 @@ class TransformersModel(LanguageModel):
 
 
 @contextmanager
-def _replaced(layer: torch.nn.Module, states: torch.Tensor | None) -> Iterator[None]:
-    """While open, a decoder layer reads these states [R, width], not what the model made of its input embeddings."""
-
-    given = [] if states is None else [states[None]]
+def _hooked(
+    first: torch.nn.Module, states: torch.Tensor | None, layers: dict[Any, torch.nn.Module]
+) -> Iterator[dict[Any, torch.Tensor]]:
+    """While open, the first decoder layer reads these states [R, width], if any, not what the model made of its input
+    embeddings; the table gets what `layers` give on, [R, width] under each one's key."""
+    given, hooks, found = [] if states is None else [states[None]], [], {}
 
     def replace(module, args, kwargs):
         if not given:  # a hook that an interrupt has left behind
@@ -353,31 +355,17 @@ def _replaced(layer: torch.nn.Module, states: torch.Tensor | None) -> Iterator[N
             return args, kwargs | {"hidden_states": given[0]}
         return (given[0], *args[1:]), kwargs
 
-    hook = None
-    try:
-        if given:
-            hook = layer.register_forward_pre_hook(replace, with_kwargs=True)
-        yield
-    finally:
-        given.clear()
-        if hook is not None:
-            hook.remove()
-
-
-@contextmanager
-def _caught(layers: dict[Any, torch.nn.Module]) -> Iterator[dict[Any, torch.Tensor]]:
-    """While open, the table gets what decoder layers give on, [R, width] under each one's key."""
-    found: dict[Any, torch.Tensor] = {}
-
     def catch(key, module, args, output):
         found[key] = (output if isinstance(output, torch.Tensor) else output[0])[0]
 
-    hooks: list = []
     try:
+        if given:
+            hooks.append(first.register_forward_pre_hook(replace, with_kwargs=True))
         for key, layer in layers.items():
             hooks.append(layer.register_forward_hook(partial(catch, key)))
         yield found
     finally:
+        given.clear()
         for hook in hooks:
             hook.remove()
 

@@ -7,7 +7,6 @@ escaped where Python writes them and set as text where the script does.
 
 import argparse
 import base64
-import gzip
 import hashlib
 import html
 import os
@@ -68,7 +67,6 @@ def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader 
     run = trace.run
     script, style = web.module(export=False) + START, LOOK + web.css()
     heading = title or f"{(run.get('decoder') or {}).get('name') or 'run'}: {_start(trace.prompt)}"
-    packed = gzip.compress(b"".join(map(storage.encode, trace.log)), mtime=0)
     return PAGE.format(
         policy=(
             f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none';"
@@ -80,7 +78,7 @@ def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader 
         plain=web.plain(trace),
         sections="".join(_section(name, facts) for name, facts in _sections(trace).items()),
         data=web.to_json(web.payload(trace, text_of=text_of)),
-        trace=base64.b64encode(packed).decode(),
+        trace=base64.b64encode(storage.packed(trace.log)).decode(),
         style=style,
         script=script,
     )

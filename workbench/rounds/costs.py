@@ -18,8 +18,9 @@ class Reads(NamedTuple):
     coded_bytes: int = 0
 
 
-def forward_costs(model: LanguageModel, rows: int, reads: Reads, share: float) -> dict[str, Any]:
-    """Operations and bytes of a forward of `rows` rows, in proportion to the `share` of the model's layers that ran."""
+def forward_costs(model: LanguageModel, rows: int, reads: Reads, layers_run: int | None) -> dict[str, Any]:
+    """Operations and bytes of a forward of `rows` rows, in proportion to the layers that ran: all for None."""
+    layers_run = model.layers if layers_run is None else layers_run
     context, row_bytes = reads.raw + reads.coded, model.kv_bytes()
     counts = {
         "flops": model.forward_flops(rows, context + rows),
@@ -27,7 +28,9 @@ def forward_costs(model: LanguageModel, rows: int, reads: Reads, share: float) -
         "kv_read_bytes": row_bytes * (reads.raw + rows) + reads.coded_bytes,
         "kv_write_bytes": row_bytes * rows,
     }
-    return {"context": context} | {name: round(share * count) for name, count in counts.items()} | {"share": share}
+    share = layers_run / model.layers
+    counts = {name: round(share * count) for name, count in counts.items()}
+    return {"context": context, **counts, "layers_run": layers_run}
 
 
 def held_bytes(memory: dict[str, Any]) -> int:

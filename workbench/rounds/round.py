@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from workbench.cache.store import CacheStore
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.settings import holds
@@ -62,8 +63,8 @@ class Round:
         out = model.forward(tokens, positions, store, mask, layers, logits_at, want)
         wall = (self._clock(model) - start) * 1000
         reads = reads._replace(raw=reads.raw + store.staged - rows)
-        share = 1.0 if layers is None else len(layers) / model.layers
-        self.record_forward(role, rows, reads, wall, store.implementation, phase, share)
+        ran = None if layers is None else len(layers)
+        self.record_forward(role, rows, reads, wall, store.implementation, phase, ran)
         return out
 
     def record_forward(
@@ -74,17 +75,17 @@ class Round:
         wall: float | None,
         implementation: str,
         phase: str | None = None,
-        share: float = 1.0,
+        layers_run: int | None = None,
     ) -> None:
         """Record a forward of `rows` rows. wall: its time in ms, None where it cannot be told from that of its round.
-        share: of the model's layers that ran."""
+        layers_run: of the model's layers, all for None."""
         phase = phase or role
         if wall is not None:
             key = "draft" if phase == "draft" else "target"
             self.step.ms[key] = self.step.ms.get(key, 0.0) + wall
         entry: dict[str, Any] = {"phase": phase, "model": role, "rows": rows}
         if self.logging:
-            entry |= forward_costs(self.state.runners[role].model, rows, reads, share)
+            entry |= forward_costs(self.state.runners[role].model, rows, reads, layers_run)
             entry |= {"wall_ms": wall, "implementation": implementation}
         extend(self.step.forwards, {name: [value] for name, value in entry.items()})
 
@@ -115,8 +116,10 @@ class Round:
             end = min(upto, start + self._chunk(role))
             out = self.forward(role, self.state.tokens[start:end], range(start, end), None, rows, "prefill", want)
             if asked:
+                began = time.perf_counter()
                 self._keep_prompt(out.logits, start, end)
-            runner.store.commit(range(end - start))
+                self.record_time("recording", began)
+            self._commit(runner.store, range(end - start))
             if observer:
                 observer.observe(self.state, self, start, out)
 
@@ -176,6 +179,7 @@ class Round:
             state.ended = self._ending()
             if state.ended:
                 break
+        start = time.perf_counter()
         step.tokens = {"token_id": tokens[:kept], "source": sources[:kept], "model": [model] * kept}
         if self.logging:
             step.tokens |= dist.statistics(tokens[:kept], rows[:kept])
@@ -183,6 +187,7 @@ class Round:
         if self.settings.level == "full":
             places = range(len(state.tokens) - kept, len(state.tokens))
             self.keep_rows("target", dist.raw[rows[:kept]], {"position": list(places)})
+        self.record_time("recording", start)
         return kept
 
     def _ending(self) -> str | None:
@@ -210,9 +215,16 @@ class Round:
 
     def commit(self, role: str, rows: Sequence[int]) -> None:
         """Keep a runner's staged rows; the rest is dropped."""
-        start = time.perf_counter()
-        self.state.runners[role].store.commit(rows)
-        self.record_time("commit", start)
+        start, before = time.perf_counter(), self.step.ms.get("cache", 0.0)
+        self._commit(self.state.runners[role].store, rows)
+        self.record_time("commit", start + (self.step.ms.get("cache", 0.0) - before) / 1000)
+
+    def _commit(self, store: CacheStore, rows: Sequence[int]) -> None:
+        """Commit, and record what the cache's maintenance took of the time."""
+        before = store.maintained_ms
+        store.commit(rows)
+        if spent := store.maintained_ms - before:
+            self.step.ms["cache"] = self.step.ms.get("cache", 0.0) + spent
 
     def record_time(self, phase: str, start: float) -> None:
         """Add the time since `start` to that of a phase."""
@@ -229,7 +241,7 @@ class Round:
             events, bits = runner.store.drain()
             step.cache_events += [{"model": role, **event} for event in events]
             extend(step.bits, bits | {"model": [role] * len(bits["model"])} if bits else {})
-        self.record_time("cache", start)
+        self.record_time("recording", start)
         step.context, step.rest = len(state.tokens), state.text.rest
         step.ms["total"] = (time.perf_counter() - self._start) * 1000
         state.rounds += 1

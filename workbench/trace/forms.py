@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.trace.schema import ENTRIES, NAMES, ROWS, SHORT, Column
 
-__all__ = ["SCALARS", "Damaged", "check", "fit", "plain", "run_length", "short", "values_of", "writable"]
+__all__ = ["SCALARS", "Damaged", "check", "plain", "run_length", "short", "values_of", "writable"]
 
 WHOLE, ID = 2**53, 2**31  # ends of what is a whole number, and a token id
 LARGEST = 1e30  # a float of a column beyond this counts as infinite, so that sums and squares stay finite
@@ -19,7 +19,6 @@ SCALARS: dict[str, tuple[set[type], str]] = {
     "bool": ({bool}, "true or false"), "text": ({str}, "text"), "short": ({str}, "text"), "name": ({str}, "text"),
 }  # fmt: skip
 NONE = type(None)
-INTS, NUMBERS, LISTS = {int}, {int, float}, {list}
 INSIDE = {name: {c.name: c for c in columns} for name, columns in ENTRIES.items()}
 
 
@@ -60,53 +59,6 @@ def values_of(column: Column, values: list, flags: list[str], where: str) -> lis
     elif min(known) < column.low or max(known) >= (ID if column.type == "id" else WHOLE):
         raise Damaged(f"{where} holds values that are not {word}")
     return values
-
-
-def fit(heap: dict[str, list], known: set) -> bool:
-    """Whether values, by the type of their columns, are all as declared: the quick answer to most of what there is.
-
-    known: the texts of types `short` and `name` that came in before.
-    """
-    for form, values in heap.items():
-        if not values:
-            continue
-        if form == "name" or form == "short":
-            if not _holds(known, values):
-                return False
-            continue
-        kinds = set(map(type, values))
-        if form == "float":
-            if NONE in kinds:
-                values = [0.0 if value is None else value for value in values]
-                kinds.discard(NONE)
-            if not kinds <= NUMBERS or not (min(values) >= -LARGEST and max(values) <= LARGEST):
-                return False
-        elif form == "int" or form == "id":
-            if kinds != INTS or min(values) < 0 or max(values) >= (WHOLE if form == "int" else ID):
-                return False
-        elif form == "topk":
-            if kinds != LISTS or not _are_topk(values):
-                return False
-        elif kinds != SCALARS[form][0]:
-            return False
-    return True
-
-
-def _holds(known: set, values: list) -> bool:
-    try:
-        return known.issuperset(values)
-    except TypeError:  # lists or mappings
-        return False
-
-
-def _are_topk(pairs: list) -> bool:
-    if set(map(len, pairs)) != {2}:
-        return False
-    ids, p = zip(*pairs, strict=True)
-    if set(map(type, ids)) != LISTS or set(map(type, p)) != LISTS or [*map(len, ids)] != [*map(len, p)]:
-        return False
-    ids, p = [*chain.from_iterable(ids)], [*chain.from_iterable(p)]
-    return None not in p and fit({"id": ids, "float": p}, set())
 
 
 def _finite(values: list, flags: list[str], where: str) -> list:
@@ -193,34 +145,29 @@ def _pair(value: Any, flags: list[str], where: str) -> Any:
     return _layered(value, flags, where)
 
 
-def _ids(value: Any, flags: list[str], where: str) -> list:
-    if type(value) is not list or not set(map(type, value)) <= {int}:
-        raise Damaged(f"{where} is no list of token ids")
-    if value and (min(value) < 0 or max(value) >= ID):
-        raise Damaged(f"{where} holds values that are not token ids")
+def _list(value: Any, kinds: set[type], word: str, where: str, low: float = 0, high: float = 0) -> list:
+    """A list of values of some types, where `high` is given all within bounds."""
+    if type(value) is not list or not set(map(type, value)) <= kinds:
+        raise Damaged(f"{where} is no list of {word}")
+    if value and high and not (min(value) >= low and max(value) <= high):
+        raise Damaged(f"{where} holds values that are no {word}")
     return value
+
+
+def _ids(value: Any, flags: list[str], where: str) -> list:
+    return _list(value, {int}, "token ids", where, 0, ID - 1)
 
 
 def _texts(value: Any, flags: list[str], where: str) -> list:
-    if type(value) is not list or not set(map(type, value)) <= {str}:
-        raise Damaged(f"{where} is no list of texts")
-    return value
-
-
-def _floats(value: Any, where: str) -> list:
-    """A list of numbers, each finite."""
-    if type(value) is not list or not set(map(type, value)) <= {int, float}:
-        raise Damaged(f"{where} is no list of numbers")
-    if value and not (min(value) >= -LARGEST and max(value) <= LARGEST):
-        raise Damaged(f"{where} holds numbers that are not finite")
-    return value
+    return _list(value, {str}, "texts", where)
 
 
 def _topk(value: Any, flags: list[str], where: str) -> list:
     """A pair: ids, and as many probabilities."""
     if type(value) is not list or len(value) != 2:
         raise Damaged(f"{where} is no pair of ids and probabilities")
-    if len(_ids(value[0], flags, where)) != len(_floats(value[1], where)):
+    p = _list(value[1], {int, float}, "finite numbers", where, -LARGEST, LARGEST)
+    if len(_ids(value[0], flags, where)) != len(p):
         raise Damaged(f"{where} has not as many probabilities as ids")
     return value
 

@@ -1,6 +1,7 @@
 """The recorder: turns the `Step` of each round into events, kept in memory and, with `out`, in a file as it happens."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 
 from workbench.errors import BadInput
 from workbench.trace import storage
+from workbench.trace.columns import DIGITS, clean, listed, number, pack_layers
 from workbench.trace.files import RunFile
 from workbench.trace.index import Reached
-from workbench.trace.packing import DIGITS, clean, number, pack, pack_layers
 from workbench.trace.records import Step
 from workbench.trace.schema import COUNTS, KEYS, LEVELS, SCHEMA
 from workbench.trace.tables import model
@@ -19,8 +20,7 @@ from workbench.trace.trace import Trace
 __all__ = ["Recorder"]
 
 Event = dict[str, Any]
-# columns left at level off
-OFF = {"tokens": ("token_id", "source"), "prompt": (), "drafts": (), "forwards": (), "bits": ()}
+OFF = ("token_id", "source")  # columns of tokens that are left at level off, and of nothing else
 
 
 class Recorder(Sequence):
@@ -75,6 +75,7 @@ class Recorder(Sequence):
         self._log: list[Event] = []
         self._trace = Trace(self._log)
         self._sizes = {0: 0}  # events in the log -> bytes in the file that hold them
+        self._written = 0.0  # ms that the last round took on its way to the file
         self._file = None if out is None else RunFile(out, overwrite)
         try:
             self._append(head, *copied)
@@ -88,6 +89,7 @@ class Recorder(Sequence):
 
         Raises BadInput where a decoder's columns disagree, or the file cannot be written.
         """
+        start = time.perf_counter()
         event, extra = self._event(step), []
         place = {"round": event["round"]}
         if self.level != "off":
@@ -100,20 +102,25 @@ class Recorder(Sequence):
             del event["flags"]
         if ended:
             extra.append(self._end(ended, "", event["round"] + 1, self._trace.index.after(event)))
+        if step.ms:
+            spent = step.ms.get("recording", 0.0) + self._written + (time.perf_counter() - start) * 1000
+            event["ms"]["recording"] = number(spent, DIGITS["wall_ms"])
+        start = time.perf_counter()
         self._append(event, *extra)
+        self._written = (time.perf_counter() - start) * 1000
         return event
 
     def _event(self, step: Step) -> Event:
         rounds, reached = len(self._trace.index), self._trace.index.last
-        groups = {name: getattr(step, name) for name in KEYS}
+        groups = {name: columns for name in KEYS if (columns := getattr(step, name))}
         if self.level == "off":
-            groups = {name: {c: v for c, v in groups[name].items() if c in kept} for name, kept in OFF.items()}
-        emitted = len(groups["tokens"].get("token_id", ()))
+            groups = {"tokens": {name: step.tokens[name] for name in OFF if name in step.tokens}}
+        emitted = len(step.tokens.get("token_id", ()))
         if not emitted == len(step.texts) == step.emitted:
             found = f"{emitted} token ids, {len(step.texts)} texts, emitted={step.emitted}"
             raise BadInput(f"round {rounds} has {found}; expected the same number three times")
         if step.texts:
-            groups["tokens"] = {**groups["tokens"], "text": step.texts}
+            groups["tokens"] = {**groups.get("tokens", {}), "text": step.texts}
         rest = {"rest": step.rest} if step.texts and step.rest else {}
         flags = list(step.flags)
         event = {"type": "round", "round": rounds, "index": reached.tokens, "mode": step.mode, **rest}
@@ -122,7 +129,7 @@ class Recorder(Sequence):
                 event[name] = clean(value, name, flags)
         event["ms"] = clean(step.ms, "ms", flags, DIGITS["wall_ms"])
         for name, columns in groups.items():
-            event[name] = pack(name, columns, flags)
+            event[name] = listed(name, columns, flags)
         if self.level != "off":
             for role, columns in step.cache.items():
                 facts = model(self._log[0], role)

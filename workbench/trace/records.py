@@ -18,7 +18,7 @@ class Step:
 
     Attributes
     ----------
-    mode: `prefill`, `plain`, `chain` or `tree`.
+    mode: `prefill`, `plain`, `chain`, `tree`, or another of `schema.MODES`.
     tokens: columns of the tokens table for the committed tokens, in order; `index`, `position`, `round`, `text` and
         `bytes` are added when the round is recorded.
     texts: what each committed token adds to the text.
@@ -26,13 +26,14 @@ class Step:
     prompt: columns as of `tokens` for the prompt's own tokens from the second on, where they were asked for.
     drafts: columns of the drafts table, one entry per tree node but the root; node numbers start at 1, the root
         (the pending token) is 0.
+    hypotheses, canvas, reads, requests: columns of these tables.
     forwards: columns of the forwards table, one entry per forward pass.
-    ms: wall-clock milliseconds of the phases `draft`, `target`, `verify`, `commit`, `cache`, `total`.
+    ms: wall-clock milliseconds of the phases `draft`, `target`, `verify`, `commit`, `cache`, `recording`, `total`.
     cache: role ("target", "draft") -> columns over layers of the cache table, bytes by kind.
     bits: rows of the bits table that changed in a way not implied by appending at the store's own width.
     figures: the decoder's state after the round (mu, window mean, active model, …).
     decisions: `decision` events raised in this round.
-    cache_events: `cache` events raised in this round (seal, evict, merge, …).
+    cache_events: `cache` events raised in this round (quantize, evict, merge, …).
     rows: level `full` only, content of a `rows` event.
     flags: names of values that were infinite or NaN and were written as null.
     """
@@ -43,6 +44,10 @@ class Step:
     rest: str = ""
     prompt: Columns = field(default_factory=dict)
     drafts: Columns = field(default_factory=dict)
+    hypotheses: Columns = field(default_factory=dict)
+    canvas: Columns = field(default_factory=dict)
+    reads: Columns = field(default_factory=dict)
+    requests: Columns = field(default_factory=dict)
     forwards: Columns = field(default_factory=dict)
     ms: dict[str, float] = field(default_factory=dict)
     cache: dict[str, Columns] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Schema 1 of the trace: every event, every table column, its type, unit and meaning, written down once.
+"""Schema 2 of the trace: every event, every table column, its type, unit and meaning, written down once.
 
 The recorder, the reader, the tables, the Parquet files and the reference page (`markdown()`) all follow this module.
 Units: nats, milliseconds, bytes, probabilities in 0..1, positions in tokens from 0.
@@ -8,22 +8,28 @@ from dataclasses import dataclass, replace
 
 __all__ = [
     "CACHE_COUNTS", "CACHE_KINDS", "COUNTS", "DERIVED", "ENTRIES", "EVENTS", "FATES", "KEYS", "LEVELS", "MODES",
-    "NAMES", "PHASES", "ROWS", "SCHEMA", "SHORT", "SOURCES", "TABLES", "Column", "markdown",
+    "NAMES", "OPS", "PHASES", "ROWS", "SCHEMA", "SHORT", "SOURCES", "TABLES", "Column", "markdown",
 ]  # fmt: skip
 
-SCHEMA = 1
+SCHEMA = 2
 LEVELS = ("off", "default", "full")
-MODES = ("prefill", "plain", "chain", "tree", "jacobi", "branch", "diffusion")
-SOURCES = ("target", "bonus", "residual")
-PHASES = ("prefill", "draft", "target", "score")
+MODES = ("prefill", "plain", "chain", "tree", "jacobi", "branch", "search", "diffusion")
+SOURCES = ("target", "bonus", "residual", "forced", "user")
+PHASES = ("prefill", "draft", "target", "score", "lookahead", "probe", "canvas", "commit")
 FATES = ("accepted", "rejected", "sibling_won", "parent_rejected", "pruned", "after_end")
+OPS = (
+    "quantize", "requantize", "evict", "merge", "narrow", "offload", "fetch", "splice", "share", "rerotate", "drop",
+)  # fmt: skip
 CACHE_KINDS = (
-    "payload", "scale", "zero", "index", "outlier", "lowrank", "table", "position", "header", "bias", "score",
-    "staging", "dead", "pad",
+    "payload", "scale", "zero", "codebook", "index", "note", "outlier", "lowrank", "table", "position", "header",
+    "bias", "score", "state", "staging", "dead", "pad",
 )  # fmt: skip
 CACHE_COUNTS = ("kept", "evicted", "merged", "fetched")
 # the column that is in every group of a round: its key
-KEYS = {"tokens": "token_id", "prompt": "token_id", "drafts": "node", "forwards": "phase", "bits": "start"}
+KEYS = {
+    "tokens": "token_id", "prompt": "token_id", "drafts": "node", "hypotheses": "id", "canvas": "position",
+    "forwards": "phase", "bits": "start", "reads": "held", "requests": "id",
+}  # fmt: skip
 DERIVED = ("index", "position", "round", "bytes")  # columns that are required in a table and not written in a group
 SHORT, NAMES = 128, 128
 
@@ -79,10 +85,11 @@ _TOKENS = (
     _need("token_id", "id", "", "id in the target's vocabulary"),
     Column("text", "text", "", "what the token adds to the text; the texts joined are the output"),
     _need("bytes", "int", "bytes", "length of `text` in UTF-8"),
-    Column("source", "name", "", "who produced it: target, bonus, residual or the drafter's name"),
+    Column("source", "name", "", f"who produced it: {', '.join(SOURCES)} or the drafter's name"),
     Column("model", "name", "", "role of the model whose distribution it was drawn from"),
+    Column("hypothesis", "int", "", "hypothesis it was taken from"),
     Column("entropy_raw_nats", "float", "nats", "entropy of the model's own next-token distribution"),
-    Column("entropy_sampled_nats", "float", "nats", "entropy of the distribution sampled from, after temperature and filters"),
+    Column("entropy_sampled_nats", "float", "nats", "the same of the distribution sampled from, after all filters"),
     Column("varentropy_nats2", "float", "nats²", "variance of the surprisal under the raw distribution"),
     Column("surprisal_nats", "float", "nats", "−log p of the token under the raw distribution"),
     Column("p_raw", "float", "probability", "probability of the token under the raw distribution"),
@@ -91,11 +98,16 @@ _TOKENS = (
     Column("margin", "float", "probability", "p of the first minus p of the second token of the raw distribution"),
     Column("topk_raw", "topk", "ids, probability", "most likely tokens of the raw distribution: [ids, probabilities]"),
     Column("topk_sampled", "topk", "ids, probability", "the same of the distribution sampled from"),
-    Column("cut_by", "short", "", "what removed the rest of the vocabulary (top_k, top_p, min_p, typical, a "
-           "processor)"),
+    Column("cut_by", "short", "", "what removed the rest of the vocabulary (top_k, top_p, …, a processor)"),
     Column("keep_size", "int", "tokens", "tokens left with probability above 0 in the distribution sampled from"),
-    Column("target_forwards", "int", "forwards", "target forwards this token cost: those of its round for the round's "
-           "first token, 0 for the others; a prefill counts only where its round emitted a token"),
+    Column("allowed_count", "int", "tokens", "tokens that the constraint allowed"),
+    Column("allowed_mass", "float", "probability", "raw probability of those"),
+    Column("log_z", "float", "nats", "log of the constraint's normaliser"),
+    Column("exit_layer", "int", "", "layer the token was read at, from 0"),
+    Column("layers_run", "int", "layers", "layers that ran for it"),
+    Column("ffn_skipped", "int", "layers", "of them without their feed-forward part"),
+    Column("attribution", "any", "", "what else it is traced back to"),
+    Column("target_forwards", "int", "forwards", "those of its round (a prefill too) for the round's first token, else 0"),
     Column("decision", "short", "", "action a controller took in the token's round"),
 )  # fmt: skip
 
@@ -114,16 +126,17 @@ _ROUNDS = (
     Column("verify_ms", "float", "ms", "time of verification and sampling"),
     Column("commit_ms", "float", "ms", "time of committing rows to the caches"),
     Column("cache_ms", "float", "ms", "time of cache maintenance"),
+    Column("recording_ms", "float", "ms", "what logging cost; the way to the file counts in the next round"),
     Column("total_ms", "float", "ms", "time of the whole round"),
     Column("rows_target", "int", "rows", "query rows the target computed"),
     Column("rows_draft", "int", "rows", "query rows the draft model computed"),
     _need("context", "int", "tokens", "committed tokens after the round"),
     Column("cache_bytes", "int", "bytes", "keys and values on the device after commit, all kinds, all models"),
     Column("host_bytes", "int", "bytes", "the same, in the host tier"),
-    Column("resident_bytes", "int", "bytes", "storages in full, shared pages counted once; equals cache_bytes + "
-           "host_bytes where the store names nothing more"),
+    Column("resident_bytes", "int", "bytes", "storages in full, shared ones once; else cache_bytes + host_bytes"),
     Column("peak_bytes", "int", "bytes", "largest cache_bytes so far"),
     Column("bits_per_element", "float", "bits", "8 × bytes over the target's live elements, free slots left out"),
+    Column("full_cache_bytes", "int", "bytes", "payload of all committed tokens in the models' own dtype, by shapes"),
 )  # fmt: skip
 
 _DRAFTS = (
@@ -145,29 +158,62 @@ _DRAFTS = (
     Column("fate", "name", "", ", ".join(FATES)),
     Column("reason", "short", "", "ratio, mismatch, threshold, judge, grammar"),
     Column("u", "float", "", "uniform draw of the acceptance test"),
+    Column("residual", "topk", "ids, probability", "of a rejected node: likeliest tokens of the residual"),
     Column("lossy", "bool", "", "accepted where the exact test would have rejected it"),
 )  # fmt: skip
+
+_HYPOTHESES = (
+    _need("round", "int", "", "round of the hypothesis"),
+    _need("id", "int", "", "number of the hypothesis, from its lineage"),
+    Column("parent", "int", "", "hypothesis it goes on from"),
+    Column("depth", "int", "tokens", "its length"),
+    Column("token_id", "id", "", "its last token"),
+    Column("text", "text", "", "what that adds to the text"),
+    Column("logp", "float", "nats", "log-probability of its tokens"),
+    Column("score", "float", "", "what it is ranked by"),
+    Column("weight", "float", "", "its weight among the others"),
+    Column("role", "name", "", "beam, lookahead, rollout, particle, sample"),
+    Column("fate", "name", "", "live, won, pruned, finished"),
+    Column("reason", "short", "", "why"),
+)
+
+_CANVAS = (
+    _need("round", "int", "", "round of the canvas"),
+    _need("position", "int", "tokens", "place in the whole sequence"),
+    Column("block", "int", "", "block from 0"),
+    Column("token_id", "id", "", "token there"),
+    Column("text", "text", "", "its text"),
+    Column("confidence", "float", "probability", "what the rule went by"),
+    Column("entropy_nats", "float", "nats", "entropy of the distribution there"),
+    Column("rule", "name", "", "what chose the state"),
+    Column("state", "name", "", "masked, proposed, fixed, remasked"),
+    Column("rows", "int", "rows", "query rows computed for it"),
+    Column("cached_rows", "int", "rows", "rows read from the cache instead"),
+)
 
 _FORWARDS = (
     _need("round", "int", "", "round of the forward pass"),
     Column("phase", "name", "", ", ".join(PHASES)),
     Column("model", "name", "", "role of the model"),
+    Column("sequences", "int", "", "sequences in it; missing = one"),
     Column("rows", "int", "rows", "query rows"),
     Column("context", "int", "tokens", "keys visible to the last row"),
+    Column("layers_run", "int", "layers", "layers that ran; operations and bytes are of these; missing = all"),
     Column("wall_ms", "float", "ms", "synchronised wall-clock time"),
     Column("flops", "float", "FLOP", "floating-point operations, from the shapes"),
     Column("weight_bytes", "float", "bytes", "weights read"),
     Column("kv_read_bytes", "float", "bytes", "keys and values read"),
     Column("kv_write_bytes", "float", "bytes", "keys and values written"),
-    Column("share", "float", "", "share of the model's layers that ran; operations and bytes are of these"),
     Column("implementation", "short", "", "what computed the attention (torch, sdpa, triton, …)"),
 )
 
 _KIND_TEXT = {
     "payload": "keys and values themselves", "scale": "quantization scales", "zero": "quantization zero points",
-    "index": "codebook or slot indices", "outlier": "values kept apart at full width", "lowrank": "low-rank factors",
+    "codebook": "codebooks", "index": "codebook or slot indices", "note": "what a method keeps beside a token",
+    "outlier": "values kept apart at full width", "lowrank": "low-rank factors",
     "table": "page tables", "position": "stored positions", "header": "page headers",
-    "bias": "attention biases of slots", "score": "scores of the policy", "staging": "rows staged beside the cache",
+    "bias": "attention biases of slots", "score": "scores of the policy",
+    "state": "recurrent states", "staging": "rows staged beside the cache",
     "dead": "slots dropped but not yet reused", "pad": "unused slots and alignment",
 }  # fmt: skip
 
@@ -175,6 +221,7 @@ _CACHE = (
     _need("round", "int", "", "round after whose commit this holds"),
     Column("model", "name", "", "role of the model"),
     _need("layer", "int", "", "layer from 0"),
+    Column("head", "int", "", "KV head from 0; missing = all"),
     Column("live_slots", "int", "slots", "slots held per KV head"),
     *(Column(name, "int", "slots", f"slots {name} in this round", default=0) for name in CACHE_COUNTS),
     Column("logical_length", "int", "tokens", "committed tokens, evicted ones included"),
@@ -184,27 +231,51 @@ _CACHE = (
     Column("tier", "name", "", "device or host", default="device"),
     Column("simulated", "bool", "", "the bytes are those of a format that is imitated, not stored", default=False),
     Column("bits_nominal", "float", "bits", "width of an element as declared"),
-    Column(
-        "bits_effective",
-        "float",
-        "bits",
-        "8 × bytes over live elements, all metadata counted; free slots and rows in flight not",
-    ),
+    Column("bits_effective", "float", "bits", "8 × bytes over live elements; free slots and rows in flight not counted"),
 )
 
 _BITS = (
     _need("round", "int", "", "round of the change"),
     Column("model", "name", "", "role of the model"),
-    _need("layer", "int", "", "layer from 0"),
-    _need("head", "int", "", "KV head from 0"),
-    _need("start", "int", "tokens", "first position of the run"),
+    _need("layer", "int", "", "layer from 0; of a tensor of weights −1, as head and start", low=-1),
+    _need("head", "int", "", "KV head from 0", low=-1),
+    _need("start", "int", "tokens", "first position of the run", low=-1),
     _need("length", "int", "tokens", "positions in the run"),
     Column("bits_k", "float", "bits", "width of the keys"),
     Column("bits_v", "float", "bits", "width of the values"),
-    Column("kind", "name", "", "storage format, raw for the model's own"),
+    Column("tensor", "short", "", "name of a tensor of weights"),
+    Column("bits", "float", "bits", "its width"),
+    Column("codec", "name", "", "storage format, raw for the model's own"),
     Column("reason", "short", "", "why it changed; append for tokens newly committed"),
     Column("err_rms_k", "float", "", "root-mean-square error of the keys against what was replaced"),
     Column("err_rms_v", "float", "", "the same for the values"),
+)
+
+_READS = (
+    _need("round", "int", "", "round of the read"),
+    Column("model", "name", "", "role of the model"),
+    Column("layer", "int", "", "layer from 0"),
+    Column("head", "int", "", "KV head from 0; missing = all"),
+    Column("unit", "name", "", "pages or slots"),
+    _need("held", "int", "units", "how many there were"),
+    Column("read", "int", "units", "how many were read"),
+    Column("bytes_read", "int", "bytes", "keys and values read"),
+    Column("bytes_fetched", "int", "bytes", "of them brought from another tier"),
+    Column("recall_mass", "float", "probability", "attention mass of what was read; level full"),
+)
+
+_REQUESTS = (
+    _need("id", "short", "", "name of the request"),
+    Column("arrival_ms", "float", "ms", "when it came, from the start of the replay"),
+    Column("prompt_tokens", "int", "tokens", "its prompt"),
+    Column("new_tokens", "int", "tokens", "what it was given"),
+    Column("ttft_ms", "float", "ms", "time to its first token"),
+    Column("tpot_ms", "float", "ms", "time per token after that"),
+    Column("finished_ms", "float", "ms", "when it was done"),
+    Column("pool", "name", "", "where it ran"),
+    Column("cache_bytes", "int", "bytes", "most bytes of its cache"),
+    Column("transfer_bytes", "int", "bytes", "cache moved between pools"),
+    Column("preempted", "int", "", "how often it had to wait once begun"),
 )
 
 # what is inside the fields of events that are mappings (or lists of them), and the kept rows of level `full`
@@ -212,6 +283,9 @@ ENTRIES: dict[str, tuple[Column, ...]] = {
     "models": (
         Column("role", "name", "", "target, draft, …"),
         Column("name", "text", "", "what it was loaded as"),
+        Column("digest", "short", "", "SHA-256 of its weights"),
+        Column("dtype", "short", "", "of its weights"),
+        Column("quantization", "short", "", "of its weights, missing where there is none"),
         Column("layers", "int", "", "number of layers"),
         Column("kv_heads", "layered", "", "KV heads of a layer"),
         Column("head_dim", "pair", "", "size of a key and of a value"),
@@ -224,9 +298,8 @@ ENTRIES: dict[str, tuple[Column, ...]] = {
     ),
     "sampling": (Column("temperature", "float", "", "0 for the likeliest token"),),
     "baseline": (Column("tokens_per_second", "float", "tokens/s", "speed of the plain run"),),
-    "ms": tuple(
-        replace(c, name=c.name.removesuffix("_ms")) for c in _ROUNDS if c.name.endswith("_ms")
-    ),
+    "ms": tuple(replace(c, name=c.name.removesuffix("_ms")) for c in _ROUNDS if c.name.endswith("_ms")),
+    "body": (Column("name", "name", "", "stock, fast, graph"), Column("reason", "short", "", "why")),
     "figures": (Column("resident_bytes", "int", "bytes", "as in the rounds table, where the store names it"),),
 }  # fmt: skip
 ROWS = (
@@ -242,12 +315,12 @@ _CACHE_EVENT = (
     Column("model", "name", "", "role of the model"),
     Column("layer", "int", "", "layer from 0"),
     Column("head", "int", "", "KV head from 0; missing = all"),
-    Column("op", "name", "", "seal, evict, merge, retier, fetch, requantize, share, rerotate, drop"),
+    Column("op", "name", "", ", ".join(OPS)),
     Column("positions", "runs", "tokens", "positions it touched, as runs [start, length]"),
     Column("destination", "place", "", "position, tier or page they went to"),
     Column("bits", "float", "bits", "width afterwards"),
     Column("bytes", "int", "bytes", "bytes moved or freed"),
-    Column("score", "any", "", "score that decided"),
+    Column("importance", "any", "", "score that decided"),
     Column("reason", "short", "", "why"),
 )
 _DECISION_EVENT = (
@@ -257,6 +330,7 @@ _DECISION_EVENT = (
     Column("action", "short", "", "what it did"),
     Column("alternatives", "any", "", "what it could have done instead"),
     Column("cost", "any", "", "cost of the action"),
+    Column("cut", "any", "", "what it cut off"),
 )
 _MARK_EVENT = (
     Column("kind", "short", "", "back, jump, breakpoint, note, …"),
@@ -273,9 +347,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "tokens": _TOKENS,
     "rounds": _ROUNDS,
     "drafts": _DRAFTS,
+    "hypotheses": _HYPOTHESES,
+    "canvas": _CANVAS,
     "forwards": _FORWARDS,
     "cache": _CACHE,
     "bits": _BITS,
+    "reads": _READS,
+    "requests": _REQUESTS,
     "events": (*_EVENT_HEAD, *{c.name: c for c in (*_MARK_EVENT, *_DECISION_EVENT, *_CACHE_EVENT)}.values()),
 }
 
@@ -286,13 +364,13 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("time", "short", "", "start, ISO 8601"),
         Column("versions", "mapping", "", "package and library versions"),
         Column("device", "short", "", "where it ran"),
-        Column("models", "mappings", "", "per model: role, name, fingerprint, digest (SHA-256 of its weights), dtype, "
-               "layers, kv_heads, head_dim (or [keys, values]), vocab_size, context, kv_bits, parameters"),
+        Column("body", "mapping", "", "who runs its rounds (name: stock, fast or graph), and why (reason)"),
+        Column("models", "mappings", "", f"per model: {', '.join(c.name for c in ENTRIES['models'])}"),
         Column("decoder", "declared", "", "the decoder with all its settings"),
         Column("guarantee", "short", "", "exact, distribution, seeded, own or lossy"),
         Column("verified", "texts", "", "what has verified the guarantee"),
-        Column("rounds", "mapping", "", "where its rounds run, device or host (implementation), and why (reason)"),
         Column("cache", "declared", "", "the cache stack, null for the plain one"),
+        Column("constraint", "declared", "", "what text may be written, null where any"),
         Column("sampling", "mapping", "", "temperature, top_k, top_p, min_p, typical_p, processors"),
         Column("seed", "any", "", "seed, a whole number from 0 to 2⁶³"),
         Column("sample", "int", "", "which of the samples of that seed, 0 where there is one"),
@@ -302,6 +380,7 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("forced", "mapping", "", "index of a new token, as text → the id it was given"),
         Column("prompt_ids", "ids", "", "token ids of the prompt"),
         Column("prompt_text", "text", "", "text of the prompt"),
+        Column("prompt_spans", "any", "", "parts of it: list of {name, start, length} in tokens"),
         Column("parent", "mapping", "", "for a branch: trace, round and token index it left from"),
         Column("baseline", "mapping", "", "plain run of the same process: tokens_per_second"),
     ),
@@ -310,15 +389,12 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         _need("index", "int", "tokens", "index of the first token it emits"),
         _need("mode", "name", "", ", ".join(MODES)),
         *(replace(c, required=False) for c in _ROUNDS if c.name in COUNTS),
-        Column("ms", "mapping", "ms", "times by phase: draft, target, verify, commit, cache, total"),
+        Column("ms", "mapping", "ms", "times by phase, as in the rounds table"),
         Column("tokens", "columns", "", "columns of the tokens table"),
-        Column("rest", "text", "", "what the last token's text lacks if the run ends here: U+FFFD for a character that "
-               "is not complete"),
+        Column("rest", "text", "", "what the last text lacks if the run ends here: U+FFFD for a character cut short"),
         Column("prompt", "columns", "", "the same of the prompt's tokens from the second on, where asked for"),
-        Column("drafts", "columns", "", "columns of the drafts table"),
-        Column("forwards", "columns", "", "columns of the forwards table"),
+        *(Column(name, "columns", "", f"columns of the {name} table") for name in [*KEYS][2:]),
         Column("cache", "layers", "", "role → columns of the cache table over layers; zero kinds and counts left out"),
-        Column("bits", "columns", "", "columns of the bits table, changes other than appending"),
         Column("figures", "mapping", "", "state of the decoder after the round"),
         Column("flags", "texts", "", "columns in which a value was infinite or NaN and is null here"),
     ),
@@ -332,27 +408,24 @@ EVENTS: dict[str, tuple[Column, ...]] = {
     ),
     "mark": (_need("round", "int", "", "rounds recorded before it"), *_MARK_EVENT),
     "end": (
-        _need("reason", "short", "", "eos, length, stop, interrupted, error"),
+        _need("reason", "short", "", "eos, length, stop, grammar, interrupted, error"),
         Column("message", "text", "", "one line"),
         Column("totals", "any", "", "rounds, tokens, drafted, accepted, total_ms"),
     ),
 }  # fmt: skip
 
 
+ABOUT = """A trace is UTF-8 JSON lines, gzipped or not: the `run` event first, then what happened, round by round.
+
+In a round, the columns of a table are lists of one length; columns without values and the round's number are left out,
+and so are appended widths (`bits`). Over layers, a column whose values are all equal is written as that one value, and
+zero kinds and counts, the tier `device`, the width of the model's own dtype and a `logical_length` equal to `live_slots`
+are left out. Floats carry six significant digits, times four, top-k probabilities three."""
+
+
 def markdown() -> str:
     """The schema as a Markdown page: events, then tables, a row per column."""
-    keys = ", ".join(f"`{group}.{key}`" for group, key in KEYS.items())
-    parts = [f"# Trace schema {SCHEMA}\n"]
-    parts.append(
-        "A trace is UTF-8 JSON lines: the `run` event first, then what happened, round by round.\n\n"
-        "In a round's column groups, columns without values are left out; a column whose values are all equal is"
-        f" written as that one value; and where neighbours share the group's key ({keys}), `runs` counts them and a"
-        " column that is constant within the runs holds one value per run. Token ids and texts are always full lists. A"
-        " draft that is a chain says so in `chain` and leaves out `parent` and `depth`. Over layers, zero kinds and"
-        " counts, the tier `device`, the width of the model's own dtype and a `logical_length` equal to `live_slots`"
-        " are left out. Floats carry six significant digits, times four, top-k probabilities three. `workbench.Trace`"
-        " undoes all of this.\n"
-    )
+    parts = [f"# Trace schema {SCHEMA}\n\n{ABOUT}\n"]
     for title, groups in (("Events", EVENTS), ("Tables", TABLES)):
         parts.append(f"## {title}\n")
         for name, columns in groups.items():

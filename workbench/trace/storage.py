@@ -1,10 +1,11 @@
-"""Trace files: JSON lines in and out, and Parquet for the tables.
+"""Trace files: JSON lines in and out, gzipped when they are saved, and Parquet for the tables.
 
 A file is read leniently (what can be read is kept, the rest is named) and written atomically, except while a run goes
 on: then whole lines are appended, so a killed run leaves every completed round behind.
 """
 
 import base64
+import gzip
 import io
 import json
 import re
@@ -24,12 +25,13 @@ from workbench.trace.files import made_folder, write_whole
 from workbench.trace.forms import writable
 from workbench.trace.schema import SCHEMA, TABLES
 
-__all__ = ["encode", "is_capsule", "read", "read_tables", "write", "write_tables"]
+__all__ = ["encode", "is_capsule", "packed", "read", "read_tables", "write", "write_tables"]
 
-BOM = b"\xef\xbb\xbf"  # what some editors put before UTF-8
+BOM, GZIP = b"\xef\xbb\xbf", b"\x1f\x8b"  # what some editors put before UTF-8; how gzip begins
 DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 PACKED = 256  # cells of tables for a byte of a Parquet file
-SWELL = 8  # how many times the size of a capsule its trace may have
+MEMBER = 2**20  # bytes of lines in a gzip member
+SWELL = 16  # how many times its own size a gzipped trace may have
 
 
 def encode(event: dict[str, Any]) -> bytes:
@@ -40,9 +42,22 @@ def encode(event: dict[str, Any]) -> bytes:
         return json.dumps(event, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
-def write(path: str | Path, events: list[dict[str, Any]]) -> None:
+def packed(events: Iterable[dict[str, Any]]) -> bytes:
+    """Events as gzip members of whole lines, none of which is smaller than a reader lets in."""
+    members, waiting, size = [], [], 0
+    for line in (*map(encode, events), b""):
+        waiting.append(line)
+        size += len(line)
+        if size >= MEMBER or not line:
+            lines, waiting, size = b"".join(waiting), [], 0
+            member = gzip.compress(lines, mtime=0)
+            members.append(member if len(lines) <= SWELL * len(member) else gzip.compress(lines, 0, mtime=0))
+    return b"".join(members)
+
+
+def write(path: str | Path, events: Iterable[dict[str, Any]]) -> None:
     """Write a whole trace, all or nothing. Raises BadInput where that is impossible."""
-    write_whole(path, b"".join(map(encode, list(events))))
+    write_whole(path, packed(list(events)))
 
 
 def read(path: str | Path, limit: int | None = None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -56,10 +71,15 @@ def read(path: str | Path, limit: int | None = None) -> tuple[list[dict[str, Any
     path = Path(path)
     with _opened(path) as file:
         begins = _begin(file)
-        if limit is not None and path.stat().st_size > limit:
+        if limit is not None and begins != GZIP and path.stat().st_size > limit:
             raise BadInput(f"{path} has more than {limit:,} bytes, the most that a trace may have here")
-        content = io.BytesIO(_unwrap(file.read(), path, limit)) if begins == b"<" else file
-        return _events(content if begins in (b"<", b"{") else (), path)
+        if begins == b"{":
+            return _events(file, path)
+        if begins not in (b"<", GZIP):
+            return _events((), path)
+        content = file.read() if begins == GZIP else _unwrap(file.read(), path)
+        lines, damage = _unpack(content, path, limit)
+        return _events(lines, path, damage)
 
 
 def is_capsule(path: str | Path) -> bool:
@@ -87,17 +107,19 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _begin(file: BinaryIO) -> bytes:
-    """Go behind a byte order mark, which is not part of a file's text; the first character there that is no space."""
+    """Go behind a byte order mark, which is not part of a file's text; the first character there that is no space, or
+    how gzip begins."""
     if file.read(len(BOM)) != BOM:
         file.seek(0)
     start = file.tell()
-    begins = file.read(1024).lstrip()[:1]
+    begins = file.read(1024)
     file.seek(start)
-    return begins
+    return GZIP if begins.startswith(GZIP) else begins.lstrip()[:1]
 
 
-def _events(lines: Iterable[bytes], path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    lines = iter(lines)
+def _events(lines: Iterable[bytes], path: Path, damage: str = "") -> tuple[list[dict[str, Any]], list[str]]:
+    """damage: what is wrong behind the lines."""
+    lines, number = iter(lines), 1
     first = next(lines, b"")
     run = _parse(first)
     if not isinstance(run, dict) or run.get("type") != "run":
@@ -115,30 +137,44 @@ def _events(lines: Iterable[bytes], path: Path) -> tuple[list[dict[str, Any]], l
         if event is not None:
             door.enter(event, len(line), number)
         elif not line.endswith(b"\n"):  # only the last line of a file
-            door.note(number, "cut off")
+            door.note(number, damage or "cut off")
+            damage = ""
         elif not line.isspace():
             door.note(number, "not an event")
-    door.close()
+    if damage:
+        door.note(number + 1, damage)
     return door.log, door.dropped
 
 
-def _unwrap(page: bytes, path: Path, limit: int | None) -> bytes:
-    """The trace file inside a capsule, however a browser wrote the page again.
-
-    A trace is seldom larger than its page, and never `SWELL` times as large; what guarantees to be is no capsule.
-    """
-    most = min(SWELL * len(page), SWELL * len(page) if limit is None else limit)
-    stream = zlib.decompressobj(wbits=31)  # gzip
+def _unwrap(page: bytes, path: Path) -> bytes:
+    """The gzipped trace inside a capsule, however a browser wrote the page again."""
     try:
-        packed = base64.b64decode(b"".join(_script(page).split()), validate=True)
-        content = stream.decompress(packed, most + 1)
-    except (ValueError, zlib.error):
-        raise BadTrace(f"{path} holds no readable trace: expected an HTML file that trace.capsule wrote") from None
-    if len(content) > most:
-        raise BadTrace(f"{path} is refused: its trace is larger than {most:,} bytes, the most that one may have here")
-    if not stream.eof:
-        raise BadTrace(f"{path} holds no readable trace: it is cut off")
+        content = base64.b64decode(b"".join(_script(page).split()), validate=True)
+    except ValueError:
+        content = b""
+    if not content.startswith(GZIP):
+        raise BadTrace(f"{path} holds no readable trace: expected an HTML file that trace.capsule wrote")
     return content
+
+
+def _unpack(content: bytes, path: Path, limit: int | None) -> tuple[BinaryIO, str]:
+    """The lines of gzip members, and what is wrong behind them: what a cut-off or damaged one has before is kept.
+
+    A trace is never `SWELL` times as large as its members; what claims to be is refused.
+    """
+    most = SWELL * len(content) if limit is None else min(SWELL * len(content), limit)
+    stream, pieces, left, damage = gzip.GzipFile(fileobj=io.BytesIO(content)), [], most, ""
+    try:
+        while left >= 0 and (piece := stream.read1(2**16)):
+            pieces.append(piece)
+            left -= len(piece)
+    except EOFError:
+        damage = "cut off"
+    except (OSError, zlib.error):
+        damage = "damaged from here on"
+    if left < 0:
+        raise BadTrace(f"{path} is refused: its trace is larger than {most:,} bytes, the most that one may have here")
+    return io.BytesIO(b"".join(pieces)), damage
 
 
 def _script(page: bytes) -> bytes:
@@ -157,31 +193,27 @@ def _parse(line: bytes) -> Any:
         return None
 
 
+PACKED_AS = {"topk": lambda pair: {"ids": pair[0], "p": pair[1]}, "text": writable}  # cells in Parquet, by type
+
+
 def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
     """One Parquet file per table; `topk` columns become structs of ids and p, `any` columns JSON text.
 
     Every file is written all or nothing. Raises BadInput where that is impossible.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     folder = made_folder(folder)
     for name, frame in frames.items():
         frame = frame.copy()
         for column in TABLES[name]:
-            if column.type == "topk":
-                frame[column.name] = _cells(frame, column.name, lambda pair: {"ids": pair[0], "p": pair[1]})
-            elif column.is_json:
-                frame[column.name] = _cells(frame, column.name, json.dumps)
-            elif column.type == "text":
-                frame[column.name] = _cells(frame, column.name, writable)
-        write_whole(folder / f"{name}.parquet", _parquet(name, frame))
-
-
-def _parquet(name: str, frame: pd.DataFrame) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    out = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(frame, schema=_arrow_schema(name), preserve_index=False), out)
-    return out.getvalue().to_pybytes()
+            if pack := json.dumps if column.is_json else PACKED_AS.get(column.type):
+                cells = [None if cell is None else pack(cell) for cell in frame[column.name]]
+                frame[column.name] = pd.Series(cells, index=frame.index, dtype=object)
+        out = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pandas(frame, schema=_arrow_schema(name), preserve_index=False), out)
+        write_whole(folder / f"{name}.parquet", out.getvalue().to_pybytes())
 
 
 def _arrow_schema(name: str) -> Any:
@@ -232,8 +264,3 @@ def _from_parquet(path: Path, name: str) -> dict[str, list]:
         elif column.is_json:
             columns[column.name] = [cell if cell is None else json.loads(cell) for cell in cells]
     return columns
-
-
-def _cells(frame: pd.DataFrame, name: str, convert) -> pd.Series:
-    cells = [None if cell is None else convert(cell) for cell in frame[name]]
-    return pd.Series(cells, index=frame.index, dtype=object)

@@ -27,6 +27,7 @@ def summarize(trace: "Trace") -> dict[str, Any]:
     - `target_forwards`: target forward passes the tokens cost (a prefill counts only where its round emitted a token);
       `draft_forwards`: passes of the drafting phase.
     - `tokens_per_second` over the rounds that emitted; `time_to_first_token_ms` up to the end of the first such round.
+    - `recording_ms`: what logging cost, over all rounds; `full_cache_bytes`: of the last round, as in the rounds table.
     - `modelled_speedup`: see `modelled_speedup()`; `measured_speedup`: over the plain run in `run["baseline"]`.
     """
     tokens, rounds, drafts, forwards = trace.tokens, trace.rounds, trace.drafts, trace.forwards
@@ -38,6 +39,7 @@ def summarize(trace: "Trace") -> dict[str, Any]:
         "entropy_raw_nats": _spread(tokens["entropy_raw_nats"]),
         "repeated_4gram_share": repeated_4gram_share(trace.token_ids),
         "cache_bytes": {"last": _last(rounds["cache_bytes"], int), "peak": _last(rounds["peak_bytes"], int)},
+        "full_cache_bytes": _last(rounds["full_cache_bytes"], int),
         "bits_per_element": _last(rounds["bits_per_element"], float),
         **_speed(trace, rounds),
         "modelled_speedup": modelled_speedup(trace.run, rounds, forwards),
@@ -138,6 +140,7 @@ def _speed(trace: "Trace", rounds: pd.DataFrame) -> dict[str, float | None]:
     return {
         "tokens_per_second": per_second,
         "time_to_first_token_ms": float(until_first.sum()) if until_first.notna().any() else None,
+        "recording_ms": float(rounds["recording_ms"].sum()) if rounds["recording_ms"].notna().any() else None,
         "measured_speedup": per_second / plain if per_second and plain else None,
     }
 
@@ -172,8 +175,11 @@ def modelled_speedup(run: dict[str, Any], rounds: pd.DataFrame, forwards: pd.Dat
 
 def layer_shares(run: dict[str, Any], passes: pd.DataFrame) -> pd.Series:
     """The share of its model that every pass ran: of its layers, or where that was not recorded, of its weights."""
-    weights = passes["model"].map(lambda role: _of_model(run, role).get("weight_bytes")).astype(float)
-    return passes["share"].fillna((passes["weight_bytes"] / weights).clip(upper=1)).fillna(1.0)
+    layers, weights = (
+        passes["model"].map(lambda role, name=name: _of_model(run, role).get(name)).astype(float)
+        for name in ("layers", "weight_bytes")
+    )
+    return (passes["layers_run"] / layers).fillna(passes["weight_bytes"] / weights).clip(upper=1).fillna(1.0)
 
 
 def _of_model(run: dict[str, Any], role: str | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The tables of a trace, derived from its events.
 
-Each function takes the list of events (the `run` event first) and returns a DataFrame with exactly the columns of
+`table` takes the list of events (the `run` event first) and returns a DataFrame with exactly the columns of
 `schema.TABLES`, in that order and with fixed dtypes, also when nothing was recorded.
 """
 
@@ -10,13 +10,10 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import BadTrace
-from workbench.trace.packing import unpack, unpack_layers
+from workbench.trace.columns import unpack_layers
 from workbench.trace.schema import CACHE_KINDS, KEYS, TABLES
 
-__all__ = [
-    "bits", "cache", "cache_bytes", "columns", "drafts", "events", "expand", "final", "forwards", "frame", "is_target",
-    "model", "prompt_tokens", "rest", "rounds", "rows", "tokens",
-]  # fmt: skip
+__all__ = ["cache_bytes", "columns", "expand", "final", "frame", "is_target", "model", "rest", "rows", "table"]
 
 FREE = ("pad", "staging")  # bytes that hold no committed token
 Event = dict[str, Any]
@@ -41,16 +38,19 @@ def frame(name: str, columns: Mapping[str, list]) -> pd.DataFrame:
 
 
 def expand(event: Event, last: Event | None = None) -> Event:
-    """A round event with every column of its groups as a full list (the file writes constant columns as one value).
+    """A round event with all its groups; where it has none, an empty mapping. Tokens always have texts.
 
-    Tokens always have texts. last: the log's `final` round; where it is this one, its last text is whole.
+    last: the log's `final` round; where it is this one, its last text is whole.
     """
-    whole = {**event, **{group: unpack(group, event.get(group)) for group in KEYS}}
+    whole = {**event, **{group: dict(event.get(group, ())) for group in KEYS}}
     if tokens := whole["tokens"]:
-        tokens.setdefault("text", [""] * len(tokens["token_id"]))
-        if event is last and rest(event):
-            tokens["text"] = [*tokens["text"][:-1], f"{tokens['text'][-1] or ''}{rest(event)}"]
+        tokens["text"] = _texts(event, tokens, last)
     return whole
+
+
+def _texts(event: Event, tokens: Columns, last: Event | None) -> list[str]:
+    texts = [text or "" for text in tokens.get("text", [""] * len(tokens["token_id"]))]
+    return [*texts[:-1], texts[-1] + rest(event)] if event is last else texts
 
 
 def final(log: Sequence[Event]) -> Event | None:
@@ -66,8 +66,7 @@ def final(log: Sequence[Event]) -> Event | None:
 
 def rest(last: Event | None) -> str:
     """What the last token's text lacks in the round's own columns, where the run ended with it: see `Step.rest`."""
-    found = last.get("rest") if last is not None else None
-    return found if isinstance(found, str) else ""
+    return (last or {}).get("rest") or ""
 
 
 def model(run: Event, role: str) -> dict[str, Any]:
@@ -83,15 +82,24 @@ def is_target(run: Event, phase: str, role: str | None) -> bool:
     return phase in ("target", "prefill") and (role is None or model(run, role).get("role", role) != "draft")
 
 
+def table(name: str, log: list[Event]) -> pd.DataFrame:
+    """The table of that name; `prompt_tokens` has the columns of `tokens`."""
+    return frame("tokens" if name == "prompt_tokens" else name, columns(name, log))
+
+
 def columns(name: str, log: list[Event]) -> Columns:
-    """The columns of `tokens`, `rounds`, `drafts` or `forwards` as plain lists, for whoever follows a run.
+    """The columns of a table as plain lists, for whoever follows a run.
 
     Columns that no event has are left out, missing values are None. Costs in proportion to the events given: the run
     event and as many rounds as are asked for.
     """
-    if name in ("drafts", "forwards"):
-        return _stack(_listed(log, name))
-    return {"tokens": _tokens, "rounds": _rounds}[name](log)
+    made = {"tokens": _tokens, "prompt_tokens": _prompt_tokens, "rounds": _rounds, "cache": _cache, "bits": _bits}
+    if name in made:
+        return made[name](log)
+    if name == "events":
+        return _stack((event, {}, 1) for event in _of(log, "cache", "decision", "mark"))
+    groups = ((event["round"], event[name]) for event in _of(log, "round") if event.get(name))
+    return _stack(({"round": number}, group, len(group[KEYS[name]])) for number, group in groups)
 
 
 def _of(events: Iterable[Event], *kinds: str) -> Iterator[Event]:
@@ -111,29 +119,20 @@ def _stack(parts: Iterable[tuple[dict[str, Any], Columns, int]]) -> Columns:
     return out
 
 
-def tokens(log: list[Event]) -> pd.DataFrame:
-    """One row per committed token."""
-    return frame("tokens", _tokens(log))
-
-
 def _tokens(log: list[Event]) -> Columns:
     run = log[0]
     prompt = len(run.get("prompt_ids") or ())
     decided = {event["round"]: event.get("action") for event in _of(log, "decision")}
     parts, index, last = [], 0, final(log)
     for event in _of(log, "round"):
-        columns = unpack("tokens", event.get("tokens"))
+        columns = dict(event.get("tokens", ()))
         n = len(columns.get("token_id", ()))
         index = event.get("index", index)
         if n:
-            columns["text"] = [text or "" for text in columns.get("text", [""] * n)]
-            if event is last and rest(event):
-                columns["text"][-1] = f"{columns['text'][-1]}{rest(event)}"
-            columns["bytes"] = [len(text.encode("utf-8", "surrogatepass")) for text in columns["text"]]
+            columns["text"] = _texts(event, columns, last)
             columns["index"] = list(range(index, index + n))
-            columns["position"] = [prompt + place for place in columns["index"]]
-            passes = unpack("forwards", event.get("forwards"))
-            if passes:
+            columns |= _places(columns, prompt)
+            if passes := event.get("forwards"):
                 models = passes.get("model", [None] * len(passes["phase"]))
                 cost = sum(is_target(run, *pair) for pair in zip(passes["phase"], models, strict=True))
                 columns["target_forwards"] = [cost] + [0] * (n - 1)
@@ -142,23 +141,20 @@ def _tokens(log: list[Event]) -> Columns:
     return _stack(parts)
 
 
-def prompt_tokens(log: list[Event]) -> pd.DataFrame:
-    """One row per prompt token from the second on, where `prompt_rows` asked for them; the index is negative."""
+def _places(columns: Columns, prompt: int) -> Columns:
+    """What follows from the index and the texts of tokens."""
+    sizes = [len((text or "").encode("utf-8", "surrogatepass")) for text in columns["text"]]
+    return {"bytes": sizes, "position": [prompt + place for place in columns["index"]]}
+
+
+def _prompt_tokens(log: list[Event]) -> Columns:
+    """The prompt's tokens from the second on, where `prompt_rows` asked for them; the index is negative."""
     prompt = len(log[0].get("prompt_ids") or ())
     for event in _of(log, "round"):
-        columns = unpack("prompt", event.get("prompt"))
-        if columns:
-            columns["position"] = list(range(1, prompt))
-            columns["index"] = [place - prompt for place in columns["position"]]
-            columns["bytes"] = [len(text.encode("utf-8", "surrogatepass")) for text in columns["text"]]
-            columns["source"] = ["prompt"] * len(columns["text"])
-            return frame("tokens", columns | {"round": [event["round"]] * len(columns["text"])})
-    return frame("tokens", {})
-
-
-def rounds(log: list[Event]) -> pd.DataFrame:
-    """One row per round, the prefill included."""
-    return frame("rounds", _rounds(log))
+        if group := event.get("prompt"):
+            columns = {**group, "index": list(range(1 - prompt, 0)), "source": ["prompt"] * (prompt - 1)}
+            return columns | _places(columns, prompt) | {"round": [event["round"]] * (prompt - 1)}
+    return {}
 
 
 def _rounds(log: list[Event], peak: int = 0) -> Columns:
@@ -168,7 +164,7 @@ def _rounds(log: list[Event], peak: int = 0) -> Columns:
         row |= {name: event.get(name, 0) for name in ("round", "drafted", "accepted", "emitted", "depth", "context")}
         row["bonus"] = event.get("bonus", False)
         row |= {f"{phase}_ms": value for phase, value in event.get("ms", {}).items()}
-        row |= _query_rows(run, unpack("forwards", event.get("forwards")))
+        row |= _query_rows(run, event.get("forwards", {}))
         if event.get("cache"):
             row |= _footprint(run, event)
             row["peak_bytes"] = peak = max(peak, row["cache_bytes"])
@@ -188,11 +184,14 @@ def _query_rows(run: Event, passes: Columns) -> dict[str, int]:
 
 
 def _footprint(run: Event, event: Event) -> dict[str, Any]:
-    """Bytes of all caches after a round by tier, and the target's bits per live element."""
-    device = host = target_bytes = 0
-    elements = 0
+    """Bytes of all caches after a round by tier, those of full ones, and the target's bits per live element."""
+    device = host = target_bytes = elements = 0
+    full: float | None = 0
     for role in event["cache"]:
         columns = _layers(run, event, role)
+        if role != "memory":
+            known = full is not None and None not in columns["full"]
+            full = full + sum(columns["full"]) if known else None
         for tier, size, away in zip(columns["tier"], columns["bytes"], columns["host_bytes"], strict=True):
             away = size if tier == "host" else away
             device, host = device + size - away, host + away
@@ -200,12 +199,13 @@ def _footprint(run: Event, event: Event) -> dict[str, Any]:
             target_bytes, elements = sum(columns["held"]), sum(columns["elements"])
     resident = event.get("figures", {}).get("resident_bytes", device + host)
     width = 8 * target_bytes / elements if elements else None
-    return {"cache_bytes": device, "host_bytes": host, "resident_bytes": resident, "bits_per_element": width}
+    found = {"cache_bytes": device, "host_bytes": host, "resident_bytes": resident, "bits_per_element": width}
+    return found | {"full_cache_bytes": full if full is None else round(full)}
 
 
 def _layers(run: Event, event: Event, role: str) -> Columns:
-    """The cache columns of one model after a round, one entry per layer, `elements` (live ones) and `held` (bytes
-    without free slots and rows in flight) beside them."""
+    """The cache columns of one model after a round, one entry per layer; beside them `elements` (live ones), `held`
+    (bytes without free slots and rows in flight) and `full` (bytes of all tokens in the model's own dtype)."""
     facts = model(run, role)
     columns = unpack_layers(event["cache"][role], facts)
     n = len(columns["live_slots"])
@@ -216,6 +216,9 @@ def _layers(run: Event, event: Event, role: str) -> Columns:
     width = sum(width) if isinstance(width, (list, tuple)) else 2 * width
     heads = _per_layer(facts.get("kv_heads") or 0, n)
     columns["elements"] = [(live or 0) * h * width for live, h in zip(columns["live_slots"], heads, strict=True)]
+    bits = facts.get("kv_bits") if width and facts.get("kv_heads") else None
+    lengths = zip(columns["logical_length"], heads, strict=True)
+    columns["full"] = [None if None in (n, bits) else n * h * width * bits / 8 for n, h in lengths]
     return columns
 
 
@@ -223,23 +226,7 @@ def _per_layer(value: Any, n: int) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value] * n
 
 
-def drafts(log: list[Event]) -> pd.DataFrame:
-    """One row per drafted tree node."""
-    return frame("drafts", _stack(_listed(log, "drafts")))
-
-
-def forwards(log: list[Event]) -> pd.DataFrame:
-    """One row per forward pass, in the order they ran."""
-    return frame("forwards", _stack(_listed(log, "forwards")))
-
-
-def _listed(log: list[Event], group: str) -> Iterator[tuple[dict, Columns, int]]:
-    for event in _of(log, "round"):
-        columns = unpack(group, event.get(group))
-        yield {"round": event["round"]}, columns, len(columns.get(KEYS[group], ()))
-
-
-def cache(log: list[Event]) -> pd.DataFrame:
+def _cache(log: list[Event]) -> Columns:
     """One row per round, model and layer."""
     run, parts = log[0], []
     for event in _of(log, "round"):
@@ -250,10 +237,10 @@ def cache(log: list[Event]) -> pd.DataFrame:
             n = len(columns["bytes"])
             columns["layer"] = list(range(n))
             parts.append(({"round": event["round"], "model": role}, columns, n))
-    return frame("cache", _stack(parts))
+    return _stack(parts)
 
 
-def bits(log: list[Event]) -> pd.DataFrame:
+def _bits(log: list[Event]) -> Columns:
     """One row per layer, head and run of positions whose width changed: tokens newly committed, then other changes."""
     run, parts = log[0], []
     held: dict[str, list[int]] = {}  # role -> committed length per layer
@@ -263,10 +250,10 @@ def bits(log: list[Event]) -> pd.DataFrame:
             if None not in lengths:
                 parts.append(_appended(run, event, role, held.get(role, [0] * len(lengths)), lengths))
                 held[role] = lengths
-        columns = unpack("bits", event.get("bits"))
-        columns.setdefault("model", ["target"] * len(columns.get("start", ())))
-        parts.append(({"round": event["round"]}, columns, len(columns["model"])))
-    return frame("bits", _stack(parts))
+        if columns := event.get("bits"):
+            n = len(columns["start"])
+            parts.append(({"round": event["round"]}, {"model": ["target"] * n, **columns}, n))
+    return _stack(parts)
 
 
 def _appended(run: Event, event: Event, role: str, before: list[int], after: list[int]) -> tuple[dict, Columns, int]:
@@ -282,13 +269,8 @@ def _appended(run: Event, event: Event, role: str, before: list[int], after: lis
         for head in range(heads[layer]):
             for name, value in zip(rows, (layer, head, start, end - start, width, width), strict=True):
                 rows[name].append(value)
-    constants = {"round": event["round"], "model": role, "kind": "raw", "reason": "append"}
+    constants = {"round": event["round"], "model": role, "codec": "raw", "reason": "append"}
     return constants, rows, len(rows["layer"])
-
-
-def events(log: list[Event]) -> pd.DataFrame:
-    """The `cache`, `decision` and `mark` events, flat."""
-    return frame("events", _stack((event, {}, 1) for event in _of(log, "cache", "decision", "mark")))
 
 
 def cache_bytes(run: Event, event: Event) -> int:

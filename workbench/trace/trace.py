@@ -2,13 +2,13 @@
 
 import html
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from workbench.trace import distributions, perfetto, storage, tables
+from workbench.trace.files import write_whole
 from workbench.trace.forms import writable
 from workbench.trace.index import RoundIndex
 from workbench.trace.summary import summarize
@@ -19,24 +19,21 @@ Event = dict[str, Any]
 
 
 def _table(name: str, text: str) -> property:
-    return property(partial(_derive, name=name), doc=text)
+    def derive(trace: "Trace") -> pd.DataFrame:
+        """The table, built again only when the log has grown; a copy, so that writing into it harms nothing."""
+        size = len(trace.log)
+        if trace._tables.get(name, (0, None))[0] != size:
+            trace._tables[name] = size, tables.table(name, trace.log[:size])
+        return trace._tables[name][1].copy()
 
-
-def _derive(trace: "Trace", name: str) -> pd.DataFrame:
-    """The table, built again only when the log has grown; a copy, so that writing into it harms nothing."""
-    seen, frame = trace._tables.get(name, (0, None))
-    if seen != len(trace.log):
-        seen = len(trace.log)
-        frame = getattr(tables, name)(trace.log[:seen])
-        trace._tables[name] = (seen, frame)
-    return frame.copy()
+    return property(derive, doc=text)
 
 
 class Trace:
     """What one run did: its text, its figures (`summary()`) and its tables.
 
-    `tokens`, `rounds`, `drafts`, `forwards`, `cache`, `bits` and `events` are DataFrames, always with the columns of
-    `workbench.trace.schema.TABLES`.
+    `tokens`, `rounds`, `drafts`, `hypotheses`, `canvas`, `forwards`, `cache`, `bits`, `reads`, `requests` and `events`
+    are DataFrames, always with the columns of `workbench.trace.schema.TABLES`.
 
     Attributes
     ----------
@@ -60,7 +57,7 @@ class Trace:
         return cls(*storage.read(path, limit))
 
     def save(self, path: str | Path) -> None:
-        """Write the trace as JSON lines, all or nothing, and press it onto the disk; conventionally `run.wb`.
+        """Write the trace as gzipped JSON lines, all or nothing, and press it onto the disk; conventionally `run.wb`.
 
         BadInput where that is impossible; a file that was there before then still is.
         """
@@ -75,7 +72,7 @@ class Trace:
 
         BadInput where that is impossible. See `workbench.trace.perfetto` for what it holds.
         """
-        storage.write(path, [perfetto.events(self)])
+        write_whole(path, storage.encode(perfetto.events(self)))
 
     def capsule(self, path: str | Path, title: str | None = None) -> Path:
         """Write the run as one offline HTML file that shows it to anyone and that `Trace.load` reads back.
@@ -101,9 +98,13 @@ class Trace:
     prompt_tokens = _table("prompt_tokens", "One row per prompt token but the first, where `prompt_rows` asked.")
     rounds = _table("rounds", "One row per round, the prefill included.")
     drafts = _table("drafts", "One row per drafted tree node.")
-    forwards = _table("forwards", "One row per forward pass.")
+    hypotheses = _table("hypotheses", "One row per round and hypothesis.")
+    canvas = _table("canvas", "One row per round and place of a diffusion canvas.")
+    forwards = _table("forwards", "One row per forward pass, in the order they ran.")
     cache = _table("cache", "One row per round, model and layer: slots and bytes by kind.")
     bits = _table("bits", "One row per layer, head and run of positions whose width changed.")
+    reads = _table("reads", "One row per round and layer (and head) where a reader chose what to read.")
+    requests = _table("requests", "One row per request of a serving replay.")
     events = _table("events", "The cache, decision and mark events, flat.")
 
     @property

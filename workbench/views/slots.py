@@ -80,7 +80,7 @@ def too_many(trace: Trace, round: int | None = None, model: str = "target") -> s
 
 def _until(trace: Trace, number: int, model: str) -> pd.DataFrame:
     bits = trace.bits
-    return bits[(bits["model"] == model) & (bits["round"] <= number)]
+    return bits[(bits["model"] == model) & (bits["round"] <= number) & (bits["start"] >= 0)]
 
 
 def _shape(bits: pd.DataFrame) -> tuple[int, int, int]:
@@ -90,8 +90,8 @@ def _shape(bits: pd.DataFrame) -> tuple[int, int, int]:
 def replay(trace: Trace, round: int | None = None, model: str = "target") -> Slots:
     """The cache of a model after a round (default: the last): commits, then the round's events in order, then widths.
 
-    `evict` and `drop` remove the positions; `merge` folds them into those named as destination, which stay; `retier`
-    moves them to the tier named, `fetch` back to the device; the others change widths or nothing that shows here.
+    `evict` and `drop` remove the positions; `merge` folds them into those named as destination, which stay; `offload`
+    moves them to the host, `fetch` back to the device; the others change widths or nothing that shows here.
     Widths come from the bits table, and from an event's `bits` (the mean of the two) where the table has no row.
     Raises BadInput for a round that is not in the trace.
     """
@@ -150,8 +150,8 @@ def _apply(event: dict, state: np.ndarray, widths: dict[str, np.ndarray]) -> Non
         into = into[(into >= 0) & (into < positions)]
         _set(state, (here[0], here[1], np.setdiff1d(touched, into)[None, None, :]), AWAY)
         _set(state, (here[0], here[1], into[None, None, :]), INTO)
-    elif op in ("retier", "fetch"):
-        _set(state, here, HOST if op == "retier" and "host" in str(to) else KEPT)
+    elif op in ("offload", "fetch"):
+        _set(state, here, HOST if op == "offload" else KEPT)
     if event.get("bits") is not None:
         same = (widths["bits_k"][here] + widths["bits_v"][here]) / 2 == event["bits"]  # an event names their mean
         for width in widths.values():

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from workbench.web.data import payload, plain, to_json
 
-__all__ = ["FOLDER", "css", "module", "payload", "plain", "to_json"]
+__all__ = ["FOLDER", "css", "module", "payload", "plain", "script", "to_json"]
 
 FOLDER = Path(__file__).parent
 PARTS = ("common.js", "record.js", "token-view.js", "timeline.js", "inspector.js", "transport.js", "trace-view.js")
+SCRIPTS = ("app.js", "download.js", "keys.js", "widget.js")  # what joins the module to a front-end, or acts on its page
 _IMPORT = re.compile(r"^import \{[^}]*\} from \"\./[\w-]+\.js\";\n", re.MULTILINE)
 
 
@@ -24,6 +25,11 @@ def module(export: bool = True) -> str:
     parts = (_IMPORT.sub("", (FOLDER / name).read_text(encoding="utf-8")) for name in PARTS)
     joined = "\n".join(re.sub(r"^export (?=function|const)", "", part, flags=re.MULTILINE) for part in parts)
     return f"{joined}\nexport {{ mount }};\n" if export else joined
+
+
+def script(name: str) -> str:
+    """One of `SCRIPTS` as text."""
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 @cache

@@ -37,7 +37,6 @@ from weakref import WeakKeyDictionary
 from workbench.errors import BadTrace
 from workbench.trace import Trace, tables
 from workbench.trace.forms import writable
-from workbench.trace.packing import unpack
 from workbench.trace.schema import SOURCES, TABLES
 from workbench.views.palette import PALETTE, colours
 
@@ -229,7 +228,7 @@ def _known(trace: Trace) -> dict[int, str]:
     size = len(trace.log)
     for event in trace.log[read:size]:
         for group in ("drafts", "tokens", "prompt") if event["type"] == "round" else ():
-            columns = unpack(group, event.get(group))
+            columns = event.get(group, {})
             if columns.keys() >= {"text", "token_id"}:
                 known |= {i: text for i, text in zip(columns["token_id"], columns["text"], strict=True) if text}
     _heard[trace] = (size, known)

@@ -4,7 +4,7 @@ import torch
 
 from workbench_kernels.noise import gumbel, uniform
 
-__all__ = ["accept", "draw", "log_weights", "verify", "without"]
+__all__ = ["accept", "children_of", "draw", "log_weights", "verify", "without"]
 
 EMPTY = 1e-7  # a residual of less mass than this is float noise: the two distributions are the same
 ACCEPTED, REJECTED, SIBLING_WON, PARENT_REJECTED, PRUNED = range(1, 6)
@@ -36,7 +36,7 @@ def verify(scores: torch.Tensor, tree, proposals: torch.Tensor | None, mode: str
     columns = [column.tolist() for column in tree]
     for b in range(trees):
         tokens, parents, depths, kinds, rows, position = (column[b] for column in columns)
-        children = [_children(node, tokens, parents, kinds) for node in range(count)]
+        children = [children_of(node, tokens, parents, kinds) for node in range(count)]
         tested = {child for found in children for child in found}
         for node in range(count):
             if parents[node] >= 0:
@@ -67,8 +67,8 @@ def verify(scores: torch.Tensor, tree, proposals: torch.Tensor | None, mode: str
     return tuple(part.to(device) for part in (path, length, token, source, fates, reasons, us, ratios))
 
 
-def _children(node: int, tokens: list[int], parents: list[int], kinds: list[int]) -> list[int]:
-    """In test order: DIST in draw order, then POINT; POINT copies of tokens held already are dropped."""
+def children_of(node: int, tokens: list[int], parents: list[int], kinds: list[int] | list[bool]) -> list[int]:
+    """In test order: DIST (a true kind) in draw order, then POINT; POINT copies of tokens held already are dropped."""
     found = [i for i, parent in enumerate(parents) if parent == node]
     order = [i for i in found if kinds[i]]
     held = {tokens[i] for i in order}

@@ -27,7 +27,7 @@ def pages(tmp_path_factory):
     trace = honest()[0]
     trace.save(folder / "run.wb")
     trace.capsule(folder / "run.html")
-    return trace, (folder / "run.wb").read_bytes(), (folder / "run.html").read_bytes()
+    return trace, gzip.decompress((folder / "run.wb").read_bytes()), (folder / "run.html").read_bytes()
 
 
 def test_a_byte_order_mark_is_no_part_of_a_trace_a_capsule_or_a_prompt(pages, tmp_path):
@@ -174,5 +174,5 @@ def test_a_capsule_knows_the_texts_of_a_run_with_quantized_pages(made_up):
     from workbench import web
 
     trace = made_up.record([(4, 2)]).trace
-    trace.log.append({"type": "cache", "round": 1, "op": "seal", "positions": [[0, 2]], "bits": 4.0})
+    trace.log.append({"type": "cache", "round": 1, "op": "quantize", "positions": [[0, 2]], "bits": 4.0})
     assert web.payload(trace)["names"]

@@ -1,25 +1,32 @@
 """Files: read back equal, salvaged where damaged, refused in one line where they are no trace."""
 
+import gzip
 import json
+import time
+import tracemalloc
 
 import pandas as pd
 import pytest
 
 from workbench.errors import BadInput, BadTrace
-from workbench.trace import Recorder, Step, Trace
+from workbench.trace import Recorder, Step, Trace, storage
 from workbench.trace.schema import SCHEMA, TABLES
 
 
 @pytest.fixture
 def saved(made_up, tmp_path):
-    recorder = made_up.record([(4, 2), (4, 4), (0, 0)])
+    """A trace and its file, of plain lines as a run leaves it."""
+    recorder = made_up.record([(4, 2), (4, 4), (0, 0)], out=tmp_path / "run.wb")
     recorder.end("length")
-    recorder.trace.save(tmp_path / "run.wb")
     return recorder.trace, tmp_path / "run.wb"
 
 
-def test_a_saved_trace_reads_back_equal(saved):
+@pytest.mark.parametrize("gzipped", [False, True], ids=["as it ran", "saved"])
+def test_a_trace_reads_back_equal(saved, gzipped):
     trace, path = saved
+    if gzipped:
+        trace.save(path)
+        assert gzip.decompress(path.read_bytes()) == b"".join(map(storage.encode, trace.log))
     again = Trace.load(path)
     assert again.log == trace.log and again.text == trace.text and again.dropped == []
     assert again.summary() == trace.summary()
@@ -31,7 +38,7 @@ def test_saving_leaves_no_other_file_and_any_suffix_will_do(saved):
     trace, path = saved
     trace.save(path.with_suffix(".jsonl"))
     assert sorted(p.name for p in path.parent.iterdir()) == ["run.jsonl", "run.wb"]
-    assert path.read_bytes() == path.with_suffix(".jsonl").read_bytes()
+    assert Trace.load(path).log == Trace.load(path.with_suffix(".jsonl")).log
 
 
 def test_saving_into_a_missing_folder_is_bad_input(saved, tmp_path):
@@ -49,6 +56,57 @@ def test_every_cut_of_the_last_line_loses_that_line_alone(saved):
         assert again.log == trace.log[:-1] and again.dropped == [f"line {len(trace.log)}: cut off"]
     path.write_bytes(content[:-1])  # only the newline is missing: nothing is lost
     assert Trace.load(path).log == trace.log
+
+
+def test_a_cut_or_damaged_gzip_member_keeps_what_is_before(made_up, tmp_path, monkeypatch):
+    """Several members, cut anywhere: whole lines before the cut stay, and what is lost is named."""
+    monkeypatch.setattr(storage, "MEMBER", 4000)
+    trace, path = made_up.record([(4, 2)] * 8).trace, tmp_path / "run.wb"
+    trace.save(path)
+    content = path.read_bytes()
+    starts = [at for at in range(len(content)) if content.startswith(b"\x1f\x8b\x08\x00\x00\x00\x00\x00", at)]
+    assert len(starts) > 3 and Trace.load(path).log == trace.log
+    kept = []
+    for end in range(starts[1] + 2, len(content), 97):
+        path.write_bytes(content[:end])
+        again = Trace.load(path)
+        kept.append(len(again.log))
+        assert again.log == trace.log[: kept[-1]]
+        assert end in starts or (len(again.dropped) == 1 and again.dropped[0].endswith("cut off"))
+    assert kept == sorted(kept) and len(set(kept)) >= len(starts) - 1
+    for spoiled in (content[: starts[2]] + b"\0x" + content[starts[2] + 2 :], content + b"x"):
+        path.write_bytes(spoiled)
+        again = Trace.load(path)
+        assert again.log == trace.log[: len(again.log)] and again.dropped[0].endswith("damaged from here on")
+
+
+def test_a_gzipped_trace_holds_at_most_so_many_times_its_own_bytes(made_up, tmp_path):
+    """A bomb is refused in one line, at the cost of its bytes; an honest trace that shrinks as much is saved otherwise."""
+    lines = b"".join(map(storage.encode, made_up.record([(4, 2)]).trace.log))
+    path = tmp_path / "run.wb"
+    for bomb in (gzip.compress(lines + b"\0" * 50_000_000), b"".join([gzip.compress(lines[:9] * 1_000_000)] * 9)):
+        path.write_bytes(bomb)
+        tracemalloc.start()
+        with pytest.raises(BadTrace, match="larger than") as error:
+            Trace.load(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 3 * storage.SWELL * len(bomb) + 3 * storage.MEMBER and "\n" not in str(error.value)
+    recorder = Recorder({"prompt_text": "x" * 3_000_000})
+    recorder.trace.save(path)
+    assert Trace.load(path).log == recorder.trace.log
+
+
+def test_many_small_members_cost_what_their_bytes_do(tmp_path):
+    """As many members as there are bytes for: linear in them."""
+    costs = []
+    for n in (2000, 8000):
+        path = tmp_path / "run.wb"
+        path.write_bytes(gzip.compress(b'{"type":"run","schema":2}\n') + gzip.compress(b"") * n)
+        start = time.process_time()
+        assert len(Trace.load(path).log) == 1
+        costs.append(time.process_time() - start)
+    assert costs[1] < 16 * costs[0]
 
 
 def test_a_damaged_round_in_the_middle_is_named_and_the_others_keep_their_places(saved):
@@ -71,7 +129,7 @@ def test_a_damaged_round_in_the_middle_is_named_and_the_others_keep_their_places
         (lambda e: e["tokens"].update(text=["a"]), "damaged tokens: text is of unequal length"),
         (lambda e: e.update(emitted=1), "damaged tokens"),
         (lambda e: e.update(drafts=[1]), "damaged drafts"),
-        (lambda e: e["forwards"].update(runs="x"), "damaged forwards"),
+        (lambda e: e["forwards"].update(rows="x"), "damaged forwards"),
         (lambda e: e.update(cache={"target": 3}), "damaged cache"),
         (lambda e: e.update(ms=3), "damaged ms"),
         (lambda e: e.pop("round"), "without a round number"),
@@ -126,7 +184,7 @@ def test_a_missing_file_and_a_folder_are_bad_input(tmp_path):
 
 def test_a_run_line_alone_is_a_trace(tmp_path):
     path = tmp_path / "run.wb"
-    path.write_text('{"type":"run","schema":1}')
+    path.write_text('{"type":"run","schema":2}')
     trace = Trace.load(path)
     assert (trace.text, trace.id, trace.prompt, trace.end, len(trace.tokens)) == ("", "", "", None, 0)
     assert trace.summary()["tokens"] == 0

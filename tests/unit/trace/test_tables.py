@@ -104,7 +104,7 @@ def test_bits_by_hand(by_hand):
         *([1, layer, head, 2, 2, 32] for layer in (0, 1) for head in (0, 1)),
         [2, 1, 0, 0, 2, 4],
     ]
-    assert bits[bits["model"] == "draft"][["start", "length", "bits_k", "kind"]].values.tolist() == [
+    assert bits[bits["model"] == "draft"][["start", "length", "bits_k", "codec"]].values.tolist() == [
         [0, 2, 16, "raw"], [2, 2, 16, "raw"],
     ]  # fmt: skip
 

@@ -32,6 +32,8 @@ def test_steps_replay_the_rounds_with_full_columns(made_up):
         step.bonus, step.budget, step.ms = event.get("bonus", False), event.get("budget"), event["ms"]
         step.cache = event["cache"]
         again.round(replace(step, texts=event["tokens"].get("text", [])))
+    for event in (*again, *recorder):  # what logging cost is measured anew
+        event.get("ms", {}).pop("recording", None)
     assert list(again)[1:] == list(recorder)[1:]
 
 

@@ -49,14 +49,14 @@ def random_run(seed: int, runs: bool, recorder=None):
             chosen = sorted(draw.sample(sorted(mine), min(len(mine) - 1, draw.randrange(4))))
             if not chosen:
                 continue
-            op = draw.choice(["evict", "drop", "merge", "retier", "fetch", "requantize", "seal", "share"])
+            op = draw.choice(["evict", "drop", "merge", "offload", "fetch", "requantize", "quantize", "share"])
             event = {"op": op, "layer": layer, "positions": as_runs(chosen) if runs else chosen}
             if op in ("evict", "drop"):
                 mine -= set(chosen)
             elif op == "merge":
                 event["destination"] = min(mine - set(chosen))
                 mine -= set(chosen)
-            elif op == "retier":
+            elif op == "offload":
                 event["destination"] = "host"
             step.cache_events.append(event)
         step.cache = {"target": ledger([len(mine) for mine in held], length)}
@@ -105,7 +105,7 @@ def small():
         {"op": "evict", "layer": 0, "positions": [1]},
         {"op": "evict", "layer": 1, "head": 0, "positions": [[0, 1], [3, 1]]},
         {"op": "merge", "layer": 0, "head": 1, "positions": [2], "destination": 3},
-        {"op": "retier", "layer": 1, "head": 1, "positions": [[2, 2]], "destination": "host"},
+        {"op": "offload", "layer": 1, "head": 1, "positions": [[2, 2]], "destination": "host"},
         {"op": "evict", "layer": 0, "positions": [0], "model": "draft"},
     ]
     recorder.round(step)
@@ -181,7 +181,7 @@ def test_a_large_map_is_small_to_embed_and_shows_heads_where_asked():
     """Texts per cell once made the map of a whole model more than a megabyte."""
     layers, heads, positions = 6, 4, 600
     recorder = Recorder(run(heads=heads, layers=layers))
-    events = [{"op": "evict", "head": 0, "positions": [[0, 100]]}, {"op": "retier", "positions": 599, "bits": 16}]
+    events = [{"op": "evict", "head": 0, "positions": [[0, 100]]}, {"op": "offload", "positions": 599, "bits": 16}]
     events[1]["destination"] = "host"
     cache = {"target": ledger([positions] * layers, positions, heads=heads)}
     recorder.round(Step("prefill", cache=cache, cache_events=events))

@@ -1,0 +1,118 @@
+"""Traces of schema 1, which version 0.1 wrote: the one place that knows how they differ.
+
+Their names and values become those of today, and the columns of their rounds full lists: where neighbours share a
+group's key, `runs` counted them and the other columns hold one value each; a column whose values are all equal was
+written as that value, and of a draft that is a chain `parent` and `depth` were left out.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from workbench.trace.forms import Damaged
+from workbench.trace.schema import KEYS, SCHEMA
+
+__all__ = ["current", "current_run"]
+
+Event = dict[str, Any]
+GUARANTEES = {"seed": "seeded", "own_law": "own"}
+OPS = {"seal": "quantize", "retier": "offload"}
+MEMBERS = {"verifier": {"keyed": "seeded"}}
+PARAMETERS = {
+    ("decoder", "entropy_adaptive"): {"tau": "threshold"},
+    ("drafter", "aded"): {"least": "min_prob"},
+    ("drafter", "copyspec"): {"gram": "ngram"},
+    ("drafter", "prompt_lookup"): {"gram": "ngram"},
+    ("shape", "adaptive_confidence"): {"most": "max_length"},
+    ("shape", "confidence"): {"most": "max_length"},
+    ("shape", "del"): {"most": "max_length"},
+    ("shape", "dyspec"): {"nodes": "max_nodes"},
+    ("shape", "eagle2"): {"nodes": "max_nodes"},
+    ("shape", "heuristic"): {"most": "max_length"},
+    ("shape", "sequoia"): {"nodes": "max_nodes"},
+    ("shape", "specdec"): {"least": "min_length", "most": "max_length"},
+}
+
+
+def current_run(run: Event) -> Event:
+    """A run event of schema 1 as one of today."""
+    names = {"claim": "guarantee", "rounds": "body"}
+    run = {names.get(name, name): value for name, value in run.items()} | {"schema": SCHEMA}
+    if "guarantee" in run:
+        run["guarantee"] = _named(run["guarantee"], GUARANTEES)
+    if isinstance(body := run.get("body"), dict):
+        bodies = {"host": "stock", "device": "fast" if str(run.get("device")).startswith("cpu") else "graph"}
+        run["body"] = {"name": _named(body.get("implementation"), bodies), "reason": body.get("reason")}
+    return run | {name: _declared(run[name]) for name in ("decoder", "cache") if name in run}
+
+
+def _named(name: Any, names: dict[str, str]) -> Any:
+    return names.get(name, name) if isinstance(name, str) else name
+
+
+def _declared(value: Any) -> Any:
+    """A declared thing, and those inside of it, with the names of today."""
+    if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
+        return value
+    family, name = str(value.get("family")), value.get("name")
+    names = PARAMETERS.get((family, str(name)), {})
+    settings = {names.get(key, key): _declared(inner) for key, inner in value["settings"].items()}
+    return value | {"name": _named(name, MEMBERS.get(family, {})), "settings": settings}
+
+
+def current(event: Any, layers: dict[str, int], pay: Callable[[int], None]) -> Any:
+    """Another event of schema 1 as one of today. layers: of the models by role; pay: told of the cells that columns
+    take once they are full lists. Raises Damaged where a column cannot be told."""
+    kind = event.get("type") if isinstance(event, dict) else None
+    if kind == "cache":
+        event = {"importance" if name == "score" else name: value for name, value in event.items()}
+        back = event.get("op") == "retier" and event.get("destination") == "device"
+        event |= {"op": "fetch" if back else _named(event.get("op"), OPS)}
+    elif kind == "round":
+        for name in ("tokens", "prompt", "drafts", "forwards", "bits"):
+            if event.get(name):
+                try:
+                    event = event | {name: _listed(name, event[name], pay)}
+                except Damaged as why:
+                    raise Damaged(f"round {event.get('round')} has damaged {name}: {why}") from None
+        passes, bits = event.get("forwards") or {}, event.get("bits") or {}
+        if "share" in passes:
+            of = zip(passes.pop("share"), passes.get("model", ()), strict=False)
+            passes["layers_run"] = [_part(share, layers.get(role)) for share, role in of]
+        if "kind" in bits:
+            bits["codec"] = bits.pop("kind")
+        if "reason" in bits:
+            bits["reason"] = [_named(reason, OPS) for reason in bits["reason"]]
+    return event
+
+
+def _part(share: Any, layers: Any) -> int | None:
+    return round(share * layers) if isinstance(share, float) and 0 <= share <= 1 and isinstance(layers, int) else None
+
+
+def _listed(group: str, packed: Any, pay: Callable[[int], None]) -> dict[str, list]:
+    if not isinstance(packed, dict) or not isinstance(packed.get(KEYS[group]), list):
+        raise Damaged(f"{KEYS[group]} is missing")
+    runs = packed.get("runs")
+    if runs is not None and (not isinstance(runs, list) or set(map(type, runs)) != {int} or min(runs) < 1):
+        raise Damaged("runs are no counts")
+    n = sum(runs) if runs else len(packed[KEYS[group]])
+    columns = {}
+    for name, values in packed.items():
+        if name in ("runs", "chain"):
+            continue
+        if not isinstance(values, list):
+            if name == "text" and values is not None:
+                raise Damaged("text is no list")
+            values, counts = [values], [n]
+        else:
+            counts = runs if runs and len(values) == len(runs) else [1] * len(values)
+        if sum(counts) != n:
+            raise Damaged(f"{name} is of unequal length")
+        pay(sum(count * (1 + len(str(value)) // 8) for value, count in zip(values, counts, strict=True) if count > 1))
+        columns[name] = [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+    if packed.get("chain") is True and group == "drafts":
+        nodes = columns["node"]
+        if not set(map(type, nodes)) <= {int}:
+            raise Damaged("the nodes are no numbers from 1, each once")
+        columns |= {"depth": list(nodes), "parent": [node - 1 for node in nodes]}
+    return columns
