@@ -91,7 +91,7 @@ def test_the_form_takes_a_cache_stack(visitor):
     stack = VISITS[visitor.name].branch.run.settings.cache
     assert stack.policy.budget == 64 and stack.quantizer.declared_name == "kivi"
     visitor.fire("pick", {"index": 55})  # its round brings the committed length to 64
-    assert "Events: seal" in visitor.get("phases")
+    assert "Events: quantize" in visitor.get("phases")
     visitor.fire("pick", {"index": 54})
     assert "No maintenance was due." in visitor.get("phases")
     visitor.fire("copy")

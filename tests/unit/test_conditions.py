@@ -103,7 +103,7 @@ def test_names_are_the_columns_of_the_tokens_and_rounds_tables():
     """Every column that holds one number, text or truth value, and no other; aliases point at such columns."""
     listed = {column.name for table in ("tokens", "rounds") for column in TABLES[table]}
     known = conditions.columns()
-    assert listed - set(known) == {"topk_raw", "topk_sampled"}
+    assert listed - set(known) == {"attribution", "topk_raw", "topk_sampled"}
     assert set(ALIASES.values()) <= set(known) and not set(ALIASES) & listed
     for name in known:
         assert parse(name)({name: 1}) is True
