@@ -72,40 +72,37 @@ def _conditions() -> list[str]:
 
 def migrating() -> str:
     """Every name of version 0.1 that has another one now."""
-    parameters = {
-        f"{family} `{name}`: `{old}`": new
-        for (family, name), renamed in aliases.PARAMETERS.items()
-        for old, new in renamed.items()
+    before = {new: old for old, new in aliases.NAMES.items()}
+    rooms = {
+        f"`{room}.{before.get(name, name)}`": f"{members.PUBLIC[name]}.{name}"
+        for room, names in aliases.HOMES.items()
+        for name in names
     }
-    values = {f"`{key}`: `{old}`": new for key, words in aliases.VALUES.items() for old, new in words.items()}
-    methods = {f"{base}: `{old}`": new for base, renamed in aliases.METHODS.items() for old, new in renamed.items()} | {
-        f"argument `{old}`": new for old, new in aliases.ARGUMENTS.items()
+    sections = {
+        "Names": {f"`{old}`": new for old, new in aliases.NAMES.items()},
+        "Rooms": rooms,
+        "Members": {f"{family} `{old}`": new for (family, old), new in aliases.MEMBERS.items()},
+        "Parameters": _inner({f"{family} `{name}`": found for (family, name), found in aliases.PARAMETERS.items()}),
+        "Modules": {f"`{old}`": new for old, new in aliases.MODULES.items()},
+        "Traces": _inner({"`run`": aliases.RUN, **{f"`{key}`": words for key, words in aliases.VALUES.items()}}),
+        "Results": {f"`{old}`": new for old, new in aliases.RESULTS.items()},
+        "Classes of your own": _inner({**aliases.METHODS, "argument": aliases.ARGUMENTS}),
     }
-    homes = {name: f"{module}.{name}" for name, module in members.PUBLIC.items()}
     parts = [
         GENERATED.format("workbench/aliases.py"),
         "# From 0.1 to 0.2",
         "Old names work in Python, on the command line and in files, and warn once with `workbench.aliases.Renamed`."
-        " Traces of 0.1 are read in the present words. Only classes written for 0.1 have to be edited: the last table.",
-        *("## Names", _renamed({f"`{old}`": new for old, new in aliases.NAMES.items()})),
-        *(
-            "## Rooms",
-            _renamed({f"`{room}.{name}`": homes[name] for room in aliases.HOMES for name in aliases.HOMES[room]}),
-        ),
-        *("## Members", _renamed({f"{family} `{old}`": new for (family, old), new in aliases.MEMBERS.items()})),
-        *("## Parameters", _renamed(parameters)),
-        *("## Modules", _renamed({f"`{old}`": new for old, new in aliases.MODULES.items()})),
-        *("## Traces", _renamed({f"`run`: `{old}`": new for old, new in aliases.RUN.items()} | values)),
-        *("## Results", _renamed({f"`{old}`": new for old, new in aliases.RESULTS.items()})),
-        "## Classes of your own",
-        "A decoder, drafter, shape or verifier that defines one of these is refused, in one line, until it is edited.",
-        _renamed(methods),
+        " Traces of 0.1 are read in the present words. What Python reads from results has the new names alone. Classes"
+        " written for 0.1 have to be edited: one that defines a name of the last table is refused, in one line.",
     ]
+    for title, names in sections.items():
+        rows = [f"| {old} | `{new}` |" for old, new in names.items()]
+        parts += [f"## {title}", "\n".join(["| 0.1 | 0.2 |", "|---|---|", *rows])]
     return "\n\n".join(parts) + "\n"
 
 
-def _renamed(names: dict[str, str]) -> str:
-    return "\n".join(["| 0.1 | 0.2 |", "|---|---|", *(f"| {old} | `{new}` |" for old, new in names.items())])
+def _inner(tables: dict[str, dict[str, str]]) -> dict[str, str]:
+    return {f"{owner}: `{old}`": new for owner, names in tables.items() for old, new in names.items()}
 
 
 def stub() -> str:

@@ -47,7 +47,7 @@ def outside(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: throwaway-decoder\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[decoding_workbench]\ndecoder.always = throwaway_decoder:Always\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(declare, "_outside_loaded", False)
+    monkeypatch.setattr(declare.plugins, "_loaded", False)
     yield "always"
     declare.registry.KNOWN["decoder"].pop("always", None)
     sys.modules.pop("throwaway_decoder", None)

@@ -10,7 +10,7 @@ def test_a_decoder_from_an_entry_point_is_one_like_any_other(outside, capsys):
     assert main(["list", "decoders"]) == 0
     assert "always             Writes the same token for ever." in capsys.readouterr().out
     assert main(["list", "decoders", "always"]) == 0
-    assert "int in [0, 50]" in capsys.readouterr().out
+    assert "an integer in [0, 50]" in capsys.readouterr().out
 
     lm = wb.load("embedded")
     words = ["run", "def f(x):", "--decoder", outside, "--set", "token=9", "--max-new-tokens", "3", "--quiet"]

@@ -109,11 +109,12 @@ class Form:
         drawn = {entry.name for entry in describe(Sampling)}
         shown = {name: entry for name, entry in keywords().items() if entry.kind != "object"}
         shown["max_new_tokens"] = replace(shown["max_new_tokens"], le=MAX_NEW_TOKENS)
+        widest = {"max_new_tokens": {"widest": MAX_NEW_TOKENS}}
         self.settings = {}
         for title, chosen in (("Sampling", drawn), ("Limits, seed, logging", set(shown) - drawn)):
             with gr.Accordion(title, open=False):
                 entries = [entry for name, entry in shown.items() if name in chosen]
-                self.settings |= {entry.name: control(entry, widest=MAX_NEW_TOKENS) for entry in entries}
+                self.settings |= {entry.name: control(entry, **widest.get(entry.name, {})) for entry in entries}
         self.families = (self.decoder, self.policy, self.quantizer)
         self.components = [self.prompt, self.kind, self.model, self.device, self.dtype]
         self.components += [*self.settings.values()]

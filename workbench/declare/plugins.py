@@ -9,7 +9,7 @@ from workbench.declare.fields import Declared, describe, make
 from workbench.declare.registry import FAMILIES, KNOWN, register
 from workbench.errors import BadInput, shown
 
-__all__ = ["broken", "load"]
+__all__ = ["broken"]
 
 GROUP = "decoding_workbench"
 
@@ -18,14 +18,14 @@ _loaded = _loading = False
 _broken: dict[str, str] = {}  # entry point -> why it could not be loaded
 
 
-def load() -> None:
-    """Register what the entry points name, once; warns of each that is left out."""
+def broken() -> dict[str, str]:
+    """The plug-ins (entry points) that could not be loaded, by name, and why. The first call loads all, and warns."""
     global _loaded, _loading
     if _loaded:
-        return
+        return dict(_broken)
     with _lock:
         if _loaded or _loading:  # by another thread meanwhile; asked for by a plug-in as it is loaded
-            return
+            return dict(_broken)
         _loading = True
         try:
             for entry in entry_points(group=GROUP):
@@ -35,6 +35,7 @@ def load() -> None:
             _loading = False
     for name, reason in _broken.items():
         warnings.warn(f"the plug-in {name!r} is left out: {reason}", stacklevel=3)
+    return dict(_broken)
 
 
 def _load(entry: EntryPoint) -> None:
@@ -54,9 +55,3 @@ def _load(entry: EntryPoint) -> None:
         KNOWN.update(before)
         reason = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
         _broken[entry.name] = f"{entry.value} could not be loaded: {' '.join(reason.split())}"
-
-
-def broken() -> dict[str, str]:
-    """The plug-ins (entry points) that could not be loaded, by name, and why."""
-    load()
-    return dict(_broken)

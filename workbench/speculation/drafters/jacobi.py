@@ -38,7 +38,7 @@ class Jacobi(RowDrafter):
         "uniform", choices=("uniform", "last"), help="the distribution of positions that no pass has seen"
     )
 
-    gives = frozenset()
+    gives = RowDrafter.gives - {"branches"}
 
     def default_shape(self) -> DraftShape:
         return FixedLength(8)
