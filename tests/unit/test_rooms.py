@@ -17,8 +17,8 @@ ROOMS = [
 UPWARD = {("session", "widgets")}  # `Session.widget()`, which imports when it is called
 FRONT_ENDS = ("cli", "dashboard", "widgets", "web", "views")
 FOR_FRONT_ENDS = {
-    *FRONT_ENDS, "session", "cursor", "api", "conditions", "trace", "declare", "report", "members", "aliases", "values", "errors",
-    "workbench", "experiments",
+    *FRONT_ENDS, "session", "cursor", "api", "conditions", "trace", "declare", "report", "members", "aliases", "values",
+    "errors", "workbench", "experiments",
 }  # fmt: skip
 # what front-ends still import beside these: room -> how many imports; a number may only fall
 STILL = {"engine": 11, "cache": 6, "models": 6, "training": 4, "decoders": 4, "speculation": 2}
