@@ -115,7 +115,7 @@ def test_rounds_that_are_no_graph_are_not_given_as_the_graph(level, monkeypatch)
     monkeypatch.setenv(device.VARIABLE, "device")
     lm = wrap(llama())
     ms, where = end_to_end.workbench_ms(lm, PROMPT, 2, level)
-    assert ms > 0 and where == ("device" if level == "off" else "device+sdpa")
+    assert ms > 0 and where == ("fast" if level == "off" else "device+sdpa")
     record = device._record
 
     def told(r, *rest):

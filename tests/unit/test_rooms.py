@@ -10,15 +10,15 @@ import workbench_kernels
 # from the top down; a room imports from those below it
 ROOMS = [
     *("cli", "dashboard", "widgets", "report", "web", "views", "experiments", "training"),
-    *("api", "session", "conditions", "provenance", "generation"),
+    *("api", "session", "cursor", "conditions", "provenance", "generation"),
     *("decoders", "device", "speculation", "rounds", "models", "engine", "cache"),
     *("trace", "declare", "workbench", "members", "aliases", "values", "errors"),
 ]
 UPWARD = {("session", "widgets")}  # `Session.widget()`, which imports when it is called
 FRONT_ENDS = ("cli", "dashboard", "widgets", "web", "views")
 FOR_FRONT_ENDS = {
-    *FRONT_ENDS, "session", "api", "conditions", "trace", "declare", "report", "members", "aliases", "values", "errors",
-    "workbench", "experiments",
+    *FRONT_ENDS, "session", "cursor", "api", "conditions", "trace", "declare", "report", "members", "aliases", "values",
+    "errors", "workbench", "experiments",
 }  # fmt: skip
 # what front-ends still import beside these: room -> how many imports; a number may only fall
 STILL = {"engine": 11, "cache": 6, "models": 6, "training": 4, "decoders": 4, "speculation": 2}
@@ -75,7 +75,7 @@ def test_no_import_circle_is_larger_than_four_files():
 def test_imports_point_downward_but_for_one():
     place = {name: number for number, name in enumerate(ROOMS)}
     arrows = {(room(name), room(other)) for name, found in IMPORTS.items() for other in found}
-    assert {end for arrow in arrows for end in arrow} == set(ROOMS)
+    assert {end for arrow in arrows for end in arrow} <= set(ROOMS), "a room without a place"
     assert {(a, b) for a, b in arrows if place[a] > place[b]} == UPWARD
 
 
