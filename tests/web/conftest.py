@@ -31,5 +31,5 @@ def hostile(lm):
     log[0]["decoder"] = {"name": HOSTILE, "settings": {HOSTILE: HOSTILE}}
     for event in log:
         if event["type"] == "round" and event["emitted"]:
-            event["tokens"] = {**event["tokens"], "text": [HOSTILE] * event["emitted"], "source": HOSTILE}
+            event["tokens"] = {**event["tokens"], **dict.fromkeys(("text", "source"), [HOSTILE] * event["emitted"])}
     return wb.Trace(log)

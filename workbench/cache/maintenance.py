@@ -275,7 +275,7 @@ class _Work:
 
 
 def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> list[dict[str, Any]]:
-    """An `offload` or `fetch` event for every KV head and tier that positions moved to; bytes: a share of their pages."""
+    """An `offload` or `fetch` event for every KV head and tier that positions moved to; bytes: their share of pages."""
     events: list[dict[str, Any]] = []
     if new is None or not (new.offloaded or (old is not None and old.offloaded)):
         return events

@@ -11,7 +11,8 @@ NAMES = {
     "num_drafts", "num_draft_tokens", "num_accepted_tokens", "mean_acceptance_length", "draft_acceptance_rate",
     "acceptance_by_position", "acceptance_tested", "mean_acceptance_length_no_bonus", "tokens_per_target_forward",
     "target_forwards", "draft_forwards", "entropy_raw_nats", "repeated_4gram_share", "cache_bytes",
-    "bits_per_element", "full_cache_bytes", "recording_ms", "tokens_per_second", "time_to_first_token_ms", "modelled_speedup", "measured_speedup",
+    "bits_per_element", "full_cache_bytes", "recording_ms",
+    "tokens_per_second", "time_to_first_token_ms", "modelled_speedup", "measured_speedup",
     "guarantee", "verified", "rounds", "tokens", "end_reason",
     "mean_acceptance_length_per_request", "mean_acceptance_length_per_request_no_bonus",
 }  # fmt: skip
