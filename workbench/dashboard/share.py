@@ -1,7 +1,6 @@
 """Out and in: traces, capsules and timelines as files, the run as Python."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from workbench.dashboard.uploads import UPLOADS
 from workbench.dashboard.visit import Visit
 from workbench.errors import BadInput
 from workbench.report.capsule import capsule_of
+from workbench.trace import perfetto, storage
 
 __all__ = ["DOWNLOAD", "copy", "download", "open_trace", "open_upload", "panel"]
 
@@ -66,10 +66,8 @@ def download(visit: Visit, kind: str) -> tuple[str, str]:
     if kind == "capsule":
         text = capsule_of(trace, text_of=visit.reader)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "run"
-            (trace.save if kind == "save" else trace.to_perfetto)(path)
-            text = path.read_text(encoding="utf-8")
+        events = trace.log if kind == "save" else [perfetto.events(trace)]
+        text = b"".join(map(storage.encode, events)).decode()
     name = f"{trace.id or 'run'}{ending}"
     visit.message = f"Saved {name}: {len(trace.token_ids)} tokens."
     return as_file(name, text, mime), page.inspector.inert(visit.message)
