@@ -34,7 +34,7 @@ format: $(VENV)/.installed-test ## format and sort imports
 size: install ## count lines: members, platform, by folder
 	$(BIN)/python -m tests.size $(ARGS)
 
-docs: install ## write docs/reference.md from the declarations
+docs: install ## write the pages and the stub that follow from declarations
 	$(BIN)/python docs/make_reference.py
 
 notebooks: $(VENV)/.installed-test ## execute the notebooks again, ready to commit
@@ -47,7 +47,7 @@ speed: $(VENV)/.installed-test ## time the kernels beside their floors and basel
 	$(BIN)/python benchmarks/kernel_speed.py $(ARGS)
 
 models: install ## train the embedded models again (resumable; hours on a CPU)
-	for stage in tokenizer target target-long draft export; do $(BIN)/python -m workbench.training.target $$stage $(ARGS) || exit 1; done
+	for stage in tokenizer target target-long draft export; do $(BIN)/python -m workbench.training $$stage $(ARGS) || exit 1; done
 
 clean: ## remove caches and build outputs, keep .venv
 	rm -rf build dist .pytest_cache .ruff_cache

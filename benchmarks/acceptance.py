@@ -7,16 +7,14 @@ when decoded greedily and loops are easy to draft. "calm" rows leave out prompts
 its 4-grams.
 """
 
-import argparse
-import json
-from pathlib import Path
 from statistics import mean
 
 from tqdm import tqdm
 
 import workbench as wb
-from workbench.provenance import versions
+from benchmarks.runs import LOOPS, finish, options, prompts
 
+DEPTH = 4
 ARMS = {
     "greedy": (wb.SeededMatch(), 0.0),
     "T = 0.8, seeded": (wb.SeededMatch(), 0.8),
@@ -26,60 +24,38 @@ ARMS = {
 
 def pooled(summaries: list[dict]) -> dict:
     """Pooled acceptance of some runs; positions are 1-based depths of the chain."""
-    drafted = sum(s["num_draft_tokens"] for s in summaries)
-    drafts = sum(s["num_drafts"] for s in summaries)
-    accepted = sum(s["num_accepted_tokens"] for s in summaries)
-    by_position = [
-        sum(
-            (s["acceptance_by_position"][k] if k < len(s["acceptance_by_position"]) else 0) * s["num_drafts"]
-            for s in summaries
-        )
-        / drafts
-        for k in range(4)
-    ]
+
+    def total(name: str) -> int:
+        return sum(s[name] for s in summaries)
+
+    def per_draft(value) -> float:
+        return sum(value(s) * s["num_drafts"] for s in summaries) / total("num_drafts")
+
     return {
         "prompts": len(summaries),
-        "acceptance": round(accepted / drafted, 3),
-        "mean_acceptance_length": round(
-            sum(s["mean_acceptance_length"] * s["num_drafts"] for s in summaries) / drafts, 3
-        ),
-        "acceptance_by_position": [round(value, 3) for value in by_position],
-        "tokens_per_target_forward": round(
-            sum(s["tokens"] for s in summaries) / sum(s["target_forwards"] for s in summaries), 3
-        ),
-        "repeated_4gram_share": round(mean(s["repeated_4gram_share"] for s in summaries), 3),
+        "acceptance": total("num_accepted_tokens") / total("num_draft_tokens"),
+        "mean_acceptance_length": per_draft(lambda s: s["mean_acceptance_length"]),
+        "acceptance_by_position": [
+            per_draft(lambda s, k=k: dict(enumerate(s["acceptance_by_position"])).get(k, 0)) for k in range(DEPTH)
+        ],
+        "tokens_per_target_forward": total("tokens") / total("target_forwards"),
+        "repeated_4gram_share": mean(s["repeated_4gram_share"] for s in summaries),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=50)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    lm = wb.load("embedded")
-    prompts = [row["prompt"] for row in wb.held_out_prompts(options.prompts)]
-    rows = []
+    given = options(__doc__, prompts=50, tokens=128).parse_args()
+    lm, rows = wb.load("embedded"), []
     for name, (verifier, temperature) in ARMS.items():
-        decoder = wb.Speculative(shape=wb.FixedLength(4), verifier=verifier)
+        decoder = wb.Speculative(shape=wb.FixedLength(DEPTH), verifier=verifier)
         found = [
-            wb.decode(lm, prompt, decoder, max_new_tokens=options.tokens, temperature=temperature, seed=i).summary()
-            for i, prompt in enumerate(tqdm(prompts, desc=name))
+            wb.decode(lm, prompt, decoder, max_new_tokens=given.tokens, temperature=temperature, seed=i).summary()
+            for i, prompt in enumerate(tqdm(prompts(given.prompts), desc=name))
         ]
         rows.append({"arm": name, **pooled(found)})
-        calm = [s for s in found if s["repeated_4gram_share"] <= 0.3]
-        if calm:
+        if calm := [s for s in found if s["repeated_4gram_share"] <= LOOPS]:
             rows.append({"arm": f"{name}, calm", **pooled(calm)})
-    for row in rows:
-        print(row)
-    if options.out:
-        conditions = {
-            "versions": versions(),
-            "tokens": options.tokens,
-            "K": 4,
-            "models": ["embedded", "embedded-draft"],
-        }
-        options.out.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+    finish(lm, rows, given.out, tokens=given.tokens, K=DEPTH, models=["embedded", "embedded-draft"])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import workbench as wb
 from benchmarks.device import clock, conditions, copy_bandwidth
 from workbench.device.round import VARIABLE
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 
 SIZES = {  # layers, width, MLP width, heads, KV heads, vocabulary
     "8b": (32, 4096, 14336, 32, 8, 128256),

@@ -14,11 +14,8 @@ not. The arms `…, corpus` look things up in the embedded target's training tex
 it is not timed.
 """
 
-import argparse
-import json
 import random
 import tempfile
-import time
 from pathlib import Path
 from statistics import mean
 
@@ -26,14 +23,11 @@ import torch
 from tqdm import tqdm
 
 import workbench as wb
-from workbench.provenance import device_name, versions
+from benchmarks import runs
+from benchmarks.runs import LOOPS, Record, interval, keep, ours, ratio, same, theirs
 from workbench.training import corpus
 
-LOOPS = 0.3
-CHAINS = (1, 2, 3, 4, 6)
-
-
-CHAIN_ARMS = [f"draft model, fixed {k}" for k in CHAINS]
+CHAINS = {f"draft model, fixed {k}": k for k in (1, 2, 3, 4, 6)}
 
 
 def chain(length: int) -> dict:
@@ -42,7 +36,7 @@ def chain(length: int) -> dict:
 
 # name -> parts of wb.Speculative; the drafter is the embedded draft model where none is named
 SHAPES = {
-    **{name: chain(k) for name, k in zip(CHAIN_ARMS, CHAINS, strict=True)},
+    **{name: chain(k) for name, k in CHAINS.items()},
     "draft model, heuristic": {"shape": wb.HeuristicLength()},
     "draft model, confidence": {"shape": wb.ConfidenceStop()},
     "draft model, confidence 20": {"shape": wb.ConfidenceStop(20, 0.4)},  # transformers' own rule and its defaults
@@ -119,7 +113,7 @@ def arms(mode: str, only: set[str], more: dict[str, dict]) -> dict[str, wb.Decod
 
 def prompts(lm, mode: str, count: int) -> list[list[int]]:
     """Held-out prompts; for `copy` and `span`, with something to copy and its beginning once more."""
-    texts = [row["prompt"] for row in wb.held_out_prompts(count)]
+    texts = runs.prompts(count)
     if mode == "copy":
         tails = [text.splitlines(keepends=True)[-40:] for text in texts]
         texts = ["".join(tail) + "\n\n\n" + "".join(tail[:4]) for tail in tails]
@@ -130,101 +124,39 @@ def prompts(lm, mode: str, count: int) -> list[list[int]]:
     return ids
 
 
-def ours(lm, prompt: list[int], decoder: wb.Decoder | None, settings: dict) -> dict:
-    start = clock(lm)
-    trace = wb.decode(lm, prompt, decoder, **settings)
-    seconds = clock(lm) - start
-    summary, rounds = trace.summary(), trace.rounds
-    return {
-        "seconds": seconds,
-        "text": trace.token_ids,
-        "forwards": summary["target_forwards"],
-        "drafted": summary["num_draft_tokens"] or 0,
-        "accepted": summary["num_accepted_tokens"] or 0,
-        "draft_ms": float(rounds["draft_ms"].fillna(0).sum()),
-        "repeated": summary["repeated_4gram_share"] or 0.0,
-    }
-
-
-def theirs(lm, prompt: list[int], tokens: int, **how) -> dict:
-    """`model.generate`, greedy. The forward over the prompt counts: it gives a token."""
-    ids = torch.tensor([prompt], device=lm.device)
-    calls = []
-    handle = lm.model.register_forward_hook(lambda *_: calls.append(1))
-    try:
-        start = clock(lm)
-        out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, **how)
-        seconds = clock(lm) - start
-    finally:
-        handle.remove()
-    text = out[0, len(prompt) :].tolist()
-    return {"seconds": seconds, "text": text, "forwards": len(calls), "drafted": 0, "accepted": 0, "draft_ms": 0.0}
-
-
-def clock(lm) -> float:
-    if lm.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def measure(lm, mode: str, options, more: dict[str, dict]) -> dict[str, list[dict]]:
+def measure(lm, mode: str, given, more: dict[str, dict]) -> dict[str, list[Record]]:
     """arm -> a record per prompt, plain decoding first."""
-    decoders = {"plain": None, **arms(mode, set(filter(None, options.arms.split(";"))), more)}
+    decoders = {"plain": None, **arms(mode, set(filter(None, given.arms.split(";"))), more)}
     for decoder in decoders.values():
         wb.decode(lm, "x = 1", decoder, max_new_tokens=8)  # warm: weights loaded, corpora read
-    settings = {"max_new_tokens": options.tokens, "temperature": MODES[mode][2]}
-    draft = wb.load("embedded-draft", device=options.device)
-    others = {}
+    settings, others = {"max_new_tokens": given.tokens, "temperature": MODES[mode][2]}, {}
     if mode in ("greedy", "copy", "span"):
         others = {
             "transformers, generate": {},
-            "transformers, assisted": {"assistant_model": draft.model},
+            "transformers, assisted": {"assistant_model": wb.load("embedded-draft", device=given.device).model},
             "transformers, prompt lookup": {"prompt_lookup_num_tokens": 10},
         }
-    rows: dict[str, list[dict]] = {name: [] for name in [*decoders, *others]}
-    for number, prompt in enumerate(tqdm(prompts(lm, mode, options.prompts), desc=mode)):
-        best: dict[str, dict] = {}
-        for _ in range(options.repeats):
+    rows: dict[str, list[Record]] = {name: [] for name in [*decoders, *others]}
+    for number, prompt in enumerate(tqdm(prompts(lm, mode, given.prompts), desc=mode)):
+        best: dict[str, Record] = {}
+        for _ in range(given.repeats):
             for name, decoder in decoders.items():
-                keep(best, name, ours(lm, prompt, decoder, {**settings, "seed": number}))
+                keep(best, name, ours(lm, prompt, decoder, **settings, seed=number))
             for name, how in others.items():
-                keep(best, name, theirs(lm, prompt, options.tokens, **how))
+                keep(best, name, theirs(lm, prompt, given.tokens, **how))
         for name, record in best.items():
             rows[name].append(record)
     return rows
 
 
-def keep(best: dict[str, dict], name: str, record: dict) -> None:
-    if name not in best or record["seconds"] < best[name]["seconds"]:
-        best[name] = record
-
-
-def ratio(base: list[dict], found: list[dict]) -> float:
-    """Of times per token, summed over prompts."""
-    cost = [sum(r["seconds"] for r in rows) / sum(len(r["text"]) for r in rows) for rows in (base, found)]
-    return cost[0] / cost[1]
-
-
-def interval(base: list[dict], found: list[dict], draws: int = 2000) -> list[float]:
-    """95 % of bootstrapped ratios, prompts drawn with replacement."""
-    chance, size = random.Random(0), len(base)
-    ratios = []
-    for _ in range(draws):
-        picked = [chance.randrange(size) for _ in range(size)]
-        ratios.append(ratio([base[i] for i in picked], [found[i] for i in picked]))
-    ratios.sort()
-    return [ratios[round(0.025 * draws)], ratios[round(0.975 * draws) - 1]]
-
-
-def table(mode: str, rows: dict[str, list[dict]]) -> list[dict]:
+def table(mode: str, rows: dict[str, list[Record]]) -> list[dict]:
     """An entry per arm and set of prompts (all, loops, calm)."""
     plain = rows["plain"]
-    sets = {"all": range(len(plain))}
-    sets["loops"] = [i for i, r in enumerate(plain) if r["repeated"] > LOOPS]
-    sets["calm"] = [i for i, r in enumerate(plain) if r["repeated"] <= LOOPS]
+    loops = [i for i, r in enumerate(plain) if r["repeated"] > LOOPS]
+    sets = {"all": range(len(plain)), "loops": loops, "calm": sorted({*range(len(plain))} - {*loops})}
     out = []
     for name, records in rows.items():
-        equal = mean(a["text"] == b["text"] for a, b in zip(plain, records, strict=True))
+        equal = mean(map(same, plain, records))
         for which, members in sets.items():
             if not members or (which != "all" and len(members) == len(plain)):
                 continue
@@ -239,52 +171,25 @@ def table(mode: str, rows: dict[str, list[dict]]) -> list[dict]:
             entry["draft_cost"] = sum(r["draft_ms"] for r in found) / forwards / plain_ms  # plain tokens per round
             if equal == 1 or mode == "rejection":
                 entry["speedup"], entry["interval"] = ratio(base, found), interval(base, found)
-                tuned = [[rows[k][i] for i in members] for k in CHAIN_ARMS if k in rows]
-                if tuned:
+                if tuned := [[rows[k][i] for i in members] for k in CHAINS if k in rows]:
                     entry["over_tuned"] = min(ratio(one, found) for one in tuned)
-            out.append({k: _rounded(v) for k, v in entry.items()})
+            out.append(entry)
     return out
 
 
-def _rounded(value):
-    if isinstance(value, list):
-        return [round(v, 3) for v in value]
-    return round(value, 3) if isinstance(value, float) else value
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--modes", default=",".join(MODES))
+    parser = runs.options(__doc__, prompts=16, tokens=128, repeats=2, modes=",".join(MODES), device="cpu")
     parser.add_argument("--arms", default="", help="names, by semicolons (default: all)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    lm = wb.load("embedded", device=options.device)
+    given = parser.parse_args()
+    lm, rows = wb.load("embedded", device=given.device), []
+    facts = {name: getattr(given, name) for name in ("prompts", "tokens", "repeats")}
+    facts["threads"] = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        run(lm, options, with_corpus(Path(folder)))
-
-
-def run(lm, options, more: dict[str, dict]) -> None:
-    rows = []
-    for mode in options.modes.split(","):
-        found = table(mode, measure(lm, mode, options, more))
-        for row in found:
-            print(row)
-        rows += found
-        if options.out:  # what is done is kept
-            conditions = {
-                "device": device_name(lm.device),
-                "dtype": str(lm.dtype).removeprefix("torch."),
-                "versions": versions(),
-                "prompts": options.prompts,
-                "tokens": options.tokens,
-                "repeats": options.repeats,
-                "threads": torch.get_num_threads(),
-            }
-            options.out.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+        more = with_corpus(Path(folder))
+        for mode in given.modes.split(","):
+            shown = len(rows)
+            rows += table(mode, measure(lm, mode, given, more))
+            runs.finish(lm, rows, given.out, shown, **facts)  # what is done is kept
 
 
 if __name__ == "__main__":

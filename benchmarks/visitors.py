@@ -11,8 +11,6 @@ of decoding, errors, texts that were not what the same prompt gives alone, and m
 and after. Whether memory is flat shows in the second wave of visitors: the first one also pays for what is loaded once.
 """
 
-import argparse
-import http.client
 import json
 import multiprocessing
 import os
@@ -25,13 +23,14 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlencode
 
+import httpx
+
 from workbench.training.prompts import held_out_prompts
 
 TOKENS, LONG = 32, 512  # of a run while stepping, and of the one that all watch
 PAUSE_S = 0.2  # between two presses
 WARM_S = 1.0  # into the watched runs before anything is measured
 SAMPLE_S = 1.0  # between two looks at the server's memory
-
 
 Figures = dict[str, Any]
 
@@ -94,38 +93,22 @@ class Client:
     """A page without a browser: fires the app's events over HTTP, holds what the trace view would hold."""
 
     def __init__(self, port: int, name: str):
-        self.port, self.name = port, name
-        self.heart = self._open()  # while it beats, the server takes the page to be open
-        self.heart.request("GET", f"/gradio_api/heartbeat/{name}")
-        self.beat = self.heart.getresponse()
-        self.line = self._open()
-        config = json.loads(self._ask("GET", "/config"))
+        self.name = name
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+        self.heart = self.http.stream("GET", f"/gradio_api/heartbeat/{name}")
+        self.heart.__enter__()  # while it beats, the server takes the page to be open
+        config = self._get("/config")
         self.events = {one["api_name"]: one for one in config["dependencies"]}
-        self.shown = {one["id"]: one["props"].get("value") for one in config["components"]}
-        self.named = {
-            one["props"].get(name): one["id"] for name in ("label", "elem_id") for one in config["components"]
-        }
-        self.state = {one["id"] for one in config["components"] if one["type"] == "state"}
+        parts = config["components"]
+        self.shown = {one["id"]: one["props"].get("value") for one in parts}
+        self.named = {one["props"].get(name): one["id"] for name in ("label", "elem_id") for one in parts}
+        self.state = {one["id"] for one in parts if one["type"] == "state"}
         self.view: dict[str, Any] = {}
         self.answers: list[float] = []  # seconds each
         self.fire("loaded")
 
-    def _open(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-
-    def _ask(self, method: str, path: str, body: Any = None) -> bytes:
-        asked = (method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
-        try:
-            self.line.request(*asked)
-            reply = self.line.getresponse()
-        except (ConnectionError, http.client.RemoteDisconnected):  # the server had closed it, as nothing came for long
-            self.line.close()
-            self.line.request(*asked)
-            reply = self.line.getresponse()
-        text = reply.read()
-        if reply.status != 200:
-            raise RuntimeError(f"{path}: {reply.status} {text[:200]!r}")
-        return text
+    def _get(self, path: str) -> Any:
+        return _checked(self.http.get(path)).json()
 
     def set(self, name: str, value: Any) -> None:
         self.shown[self.named[name]] = value
@@ -135,11 +118,10 @@ class Client:
         one = self.events[event]
         inputs = [None if number in self.state else self.shown[number] for number in one["inputs"]]
         asked = {"data": inputs, "fn_index": one["id"], "session_hash": self.name, "event_data": data}
-        self._ask("POST", "/gradio_api/queue/join", {**asked, "trigger_id": None})
-        line = self._open()
-        line.request("GET", f"/gradio_api/queue/data?session_hash={self.name}")
-        done = next(m for m in self._messages(line.getresponse()) if m["msg"] == "process_completed")
-        line.close()
+        _checked(self.http.post("/gradio_api/queue/join", json={**asked, "trigger_id": None}))
+        with self.http.stream("GET", f"/gradio_api/queue/data?session_hash={self.name}") as reply:
+            found = (json.loads(line[5:]) for line in reply.iter_lines() if line.startswith("data:"))
+            done = next(message for message in found if message["msg"] == "process_completed")
         if not done["success"]:
             raise RuntimeError(f"{event}: {done['output']}")
         for number, value in zip(one["outputs"], done["output"]["data"], strict=True):
@@ -150,12 +132,6 @@ class Client:
             self.shown[number] = value
             if number == self.named["view"] and value:
                 self.take(json.loads(value))
-
-    @staticmethod
-    def _messages(reply: http.client.HTTPResponse):
-        for line in reply:
-            if line.startswith(b"data:"):
-                yield json.loads(line[5:])
 
     def take(self, delta: dict[str, Any]) -> None:
         """What the page holds after a delta, by the contract of `workbench.web.data`."""
@@ -175,7 +151,7 @@ class Client:
         while self.view["live"] and time.monotonic() < until:
             held = {"run": self.view["id"], "rounds": self.view["rounds_recorded"], "cursor": self.view["cursor"]}
             asked = time.monotonic()
-            found = json.loads(self._ask("GET", f"/live/{self.name}?{urlencode(held)}"))
+            found = self._get(f"/live/{self.name}?{urlencode(held)}")
             self.answers.append(time.monotonic() - asked)
             if found.get("rest"):
                 self.fire("tick")
@@ -190,10 +166,14 @@ class Client:
         return "".join(self.view["tokens"].get("text", ()))
 
     def close(self) -> None:
-        self.line.close()
-        self.heart.sock.close() if self.heart.sock else None
-        self.beat.close()
-        self.heart.close()
+        self.heart.__exit__(None, None, None)
+        self.http.close()
+
+
+def _checked(reply: httpx.Response) -> httpx.Response:
+    if reply.status_code != 200:
+        raise RuntimeError(f"{reply.url.path}: {reply.status_code} {reply.content[:200]!r}")
+    return reply
 
 
 class Visitor(threading.Thread):
@@ -214,7 +194,7 @@ class Visitor(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.client.set("ignore the end-of-text token", True)
+            self.client.set("ignore eos", True)
             self._open("autoregressive", LONG)
             self._press("play")
             self.gate.wait()
@@ -226,7 +206,7 @@ class Visitor(threading.Thread):
             self.answers = self.client.answers
             self._press("pause")
             self._press("forget")
-            self.client.set("ignore the end-of-text token", False)
+            self.client.set("ignore eos", False)
             self.gate.wait()
             while time.monotonic() < self.until:
                 self._round()
@@ -237,7 +217,7 @@ class Visitor(threading.Thread):
             self.client.close()
 
     def _open(self, decoder: str, tokens: int) -> None:
-        for name, value in (("prompt", self.prompt), ("max new tokens", tokens), ("decoder", decoder)):
+        for name, value in {"prompt": self.prompt, "max new tokens": tokens, "decoder": decoder}.items():
             self.client.set(name, value)
         self._press("start")
 
@@ -251,13 +231,8 @@ class Visitor(threading.Thread):
         self._press("play")
         client.watch()
         self.texts.append(client.text)
-        for event, by in (
-            ("back", "round"),
-            ("step", "phase"),
-            ("step", "phase"),
-            ("step", "round"),
-            ("back", "token"),
-        ):
+        for press in ("back round", "step phase", "step phase", "step round", "back token"):
+            event, by = press.split()
             client.set("by", by)
             self._press(event)
             time.sleep(PAUSE_S)
@@ -280,9 +255,7 @@ def measure(visitors: int, seconds: float, watch: float = 20, waves: int = 1) ->
         samples.append(here.recv())
         return samples[-1]
 
-    crowd: list[Visitor] = []
-    left: list[Figures] = []
-    shares: list[tuple[float | None, float | None]] = []
+    crowd, left, shares = [], [], []
     try:
         before = sample()
         for _ in range(waves):
@@ -296,7 +269,8 @@ def measure(visitors: int, seconds: float, watch: float = 20, waves: int = 1) ->
         process.join(10)
     alone = _alone(crowd)
     answers = sorted(1000 * one for visitor in crowd for one in visitor.answers)
-    rates = [rate for visitor in crowd if len(visitor.watched) > 1 for rate in [_rate(visitor.watched)]]
+    watched = [visitor.watched for visitor in crowd if len(visitor.watched) > 1]
+    rates = [(len(times) - 1) / (times[-1] - times[0]) for times in watched]
     memory = [one["memory_mib"] for one in samples]
     return {
         "visitors": visitors,
@@ -337,9 +311,8 @@ def _visit(
         last = sample()
         gate.wait()
         begun = sample()
-        until = time.monotonic() + seconds
         for visitor in crowd:
-            visitor.until = until
+            visitor.until = time.monotonic() + seconds
         while any(visitor.is_alive() for visitor in crowd):
             time.sleep(SAMPLE_S)
             ended = sample()
@@ -353,10 +326,6 @@ def _visit(
 def _beside(first: Figures, last: Figures) -> float | None:
     decode = last["decode_s"] - first["decode_s"]
     return (last["cpu_s"] - first["cpu_s"] - decode) / decode if decode else None
-
-
-def _rate(times: list[float]) -> float:
-    return (len(times) - 1) / (times[-1] - times[0])
 
 
 def _left(sample: Callable[[], Figures], patience: float = 30) -> Figures:
@@ -378,17 +347,13 @@ def _alone(crowd: list[Visitor]) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--visitors", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--watch", type=float, default=20)
-    parser.add_argument("--waves", type=int, default=2)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    found = measure(args.visitors, args.seconds, args.watch, args.waves)
-    print(json.dumps(found, indent=2))
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=2) + "\n")
+    from benchmarks.runs import options  # which imports torch: the server sets its threads before
+
+    given = options(__doc__, visitors=10, seconds=300.0, watch=20.0, waves=2).parse_args()
+    found = json.dumps(measure(given.visitors, given.seconds, given.watch, given.waves), indent=2)
+    print(found)
+    if given.out:
+        given.out.write_text(found + "\n")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import torch
 
 from workbench.cache import maintenance
 from workbench.cache.methods import H2O, SnapKV
-from workbench.engine import noise
 from workbench.engine.distribution import Distribution
+from workbench_kernels.noise import reference as noise
 
 __all__ = ["MARGIN", "SHARE", "Texts", "close", "margins", "tolerance"]
 

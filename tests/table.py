@@ -1,10 +1,22 @@
-"""One table per family: a new member is a new row. The tests of whole families walk these tables."""
+"""The tables that the tests of whole families walk: every registered member is in them.
+
+What its defaults do not say stands beside the others in `tests/rows/<family>_<name>.py`, where there is such a file:
+
+- of a decoder `ROWS`, by what goes behind its name: how it is made, and what it guarantees; it must have that file;
+- of a drafter, shape, verifier, policy or quantizer `SETTINGS`, small enough for the models of the tests, or
+  `make(draft model's name, folder of trained parts)`, or `ROWS`, several of them;
+- of a drafter what it `GIVES`, of a shape what it `NEEDS`, of a verifier the only `SHAPES` that it takes.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import workbench as wb
+from workbench import declare, members
 
 
 @dataclass(frozen=True)
@@ -21,88 +33,70 @@ class Row:
         return self.greedy == "exact"
 
 
-DECODERS = {
-    "autoregressive": Row(lambda draft: wb.Autoregressive(), "exact", "seeded"),
-    "speculative": Row(lambda draft: speculative(draft), "exact", "seeded"),
-    "speculative-confidence": Row(lambda draft: speculative(draft, shape=wb.ConfidenceStop(5, 0.5)), "exact", "seeded"),
-    "speculative-tree": Row(lambda draft: speculative(draft, shape=wb.FixedTree((2, 2, 1))), "exact", "seeded"),
-    "speculative-rejection": Row(lambda draft: speculative(draft, verifier=wb.Rejection()), "exact", "distribution"),
-    "speculative-rejection-tree": Row(
-        lambda draft: speculative(draft, shape=wb.FixedTree((2, 2, 1)), verifier=wb.Rejection()),
-        "exact",
-        "distribution",
-    ),
-    "speculative-greedy": Row(lambda draft: speculative(draft, verifier=wb.Greedy()), "exact", None),
-    "speculative-copyspec": Row(lambda draft: wb.Speculative(drafter=wb.CopySpec(ngram=2)), "exact", "seeded"),
-    "pearl": Row(lambda draft: wb.Pearl(draft, length=3), "exact", "seeded"),
-    "pearl-rejection": Row(lambda draft: wb.Pearl(draft, 3, wb.Rejection()), "exact", "distribution"),
-    "mirostat": Row(lambda draft: wb.Mirostat(), "own", "own", temperature=1.0),
-    "entropy_adaptive": Row(lambda draft: wb.EntropyAdaptive(small=draft, threshold=1.5, dwell=2), "lossy", "lossy"),
+def speculative(draft: str, **parts: Any) -> Any:
+    parts.setdefault("shape", wb.FixedLength(3))
+    return wb.Speculative(drafter=wb.DraftModel(draft), **parts)
+
+
+def row(family: str, name: str, what: str, default: Any) -> Any:
+    """What the file of a member says, if there is one."""
+    place = f"tests.rows.{family}_{name}"
+    return getattr(import_module(place), what, default) if find_spec(place) else default
+
+
+def listed(family: str) -> list[str]:
+    return [name for known, name, _, _ in members.MEMBERS if known == family]
+
+
+def sample(family: str, name: str, draft: str = "", heads: str = "") -> Any:
+    """One of a member, as the tests use it: with the draft model and the trained parts given."""
+    if make := row(family, name, "make", None):
+        return make(draft, heads)
+    cls = declare.get(family, name)
+    given = {entry.name: draft for entry in declare.describe(cls) if entry.model}
+    given |= {entry.name: heads for entry in declare.describe(cls) if entry.name == "weights"}
+    return cls(**given | row(family, name, "SETTINGS", {}))
+
+
+def samples(family: str) -> dict[str, Any]:
+    found = {}
+    for name in listed(family):
+        rows = row(family, name, "ROWS", {})
+        found |= {f"{name}{more}": member for more, member in rows.items()} or {name: sample(family, name)}
+    return found
+
+
+DECODERS: dict[str, Row] = {
+    "-".join(filter(None, (name, more))): found
+    for name in listed("decoder")
+    for more, found in row("decoder", name, "ROWS", {}).items()
 }
 
 # every drafter, shape and verifier: make(draft model's name, folder of trained parts) -> the member
-DRAFTERS = {
-    "aded": lambda draft, heads: wb.ADED(),
-    "copyspec": lambda draft, heads: wb.CopySpec(ngram=1),
-    "draft_model": lambda draft, heads: wb.DraftModel(draft),
-    "eagle": lambda draft, heads: wb.Eagle(weights=heads),
-    "fuse": lambda draft, heads: wb.Fuse(wb.DraftModel(draft), wb.CopySpec(ngram=1)),
-    "hydra": lambda draft, heads: wb.Hydra(weights=heads),
-    "input_guided": lambda draft, heads: wb.InputGuided(align=1),
-    "jacobi": lambda draft, heads: wb.Jacobi(),
-    "kangaroo": lambda draft, heads: wb.Kangaroo(weights=heads, exits=(1,)),
-    "layer_skip": lambda draft, heads: wb.LayerSkip(skip=(1,)),
-    "medusa": lambda draft, heads: wb.Medusa(weights=heads),
-    "prompt_lookup": lambda draft, heads: wb.PromptLookup(ngram=2),
-    "recycling": lambda draft, heads: wb.TokenRecycling(width=3),
-    "suffix": lambda draft, heads: wb.SuffixRetrieval(shortest=1),
-}
+DRAFTERS = {name: partial(sample, "drafter", name) for name in listed("drafter")}
+SHAPES = {name: partial(sample, "shape", name, "") for name in listed("shape")}
+VERIFIERS = {name: partial(sample, "verifier", name, "") for name in listed("verifier")}
 
-SHAPES = {
-    "adaptive_confidence": lambda heads: wb.AdaptiveConfidence(max_length=4),
-    "chains": lambda heads: wb.IndependentChains(count=2, length=3),
-    "confidence": lambda heads: wb.ConfidenceStop(4, 0.4),
-    "del": lambda heads: wb.Del(max_length=4),
-    "dyspec": lambda heads: wb.DySpec(max_nodes=4),
-    "eagle2": lambda heads: wb.Eagle2(max_nodes=6, width=2, depth=3),
-    "fixed": lambda heads: wb.FixedLength(3),
-    "heuristic": lambda heads: wb.HeuristicLength(start=2),
-    "rsd_s": lambda heads: wb.StochasticBeam(width=2, depth=3),
-    "sequoia": lambda heads: wb.Sequoia(max_nodes=6, depth=3),
-    "specdec": lambda heads: wb.SpecDec(weights=heads),
-    "tree": lambda heads: wb.FixedTree((2, 2, 1)),
+# what a shape may need of a drafter, and what the error must say where it is not given
+REASONS = {
+    "confidence": "reads the drafter's confidence",
+    "distributions": "reads the drafter's distributions",
+    "branches": "drafts one chain",
+    "alone": "needs the draws of one drafter alone",
+    "exits": "chooses exit layers",
+    "hidden": "reads a draft's hidden states",
 }
-
-VERIFIERS = {
-    "greedy": lambda heads: wb.Greedy(),
-    "judge": lambda heads: wb.Judge(threshold=1.0, weights=heads),  # lossy below 1
-    "seeded": lambda heads: wb.SeededMatch(),
-    "kseq": lambda heads: wb.KSeq(),
-    "point": lambda heads: wb.PointMatch(),
-    "rejection": lambda heads: wb.Rejection(),
-    "typical": lambda heads: wb.Typical(),
-}
-
-# what cannot go together: (drafters, shapes, what the error must say); the first that fits is the reason
-WITHOUT_DISTRIBUTIONS = ("aded", "copyspec", "input_guided", "prompt_lookup", "recycling", "suffix")
-REFUSALS = [
-    (WITHOUT_DISTRIBUTIONS, ("adaptive_confidence", "confidence", "del"), "reads the drafter's confidence"),
-    (WITHOUT_DISTRIBUTIONS, ("chains", "dyspec", "eagle2", "rsd_s", "specdec"), "reads the drafter's distributions"),
-    (("copyspec", "input_guided", "prompt_lookup"), ("sequoia", "tree"), "drafts one chain"),
-    (("jacobi",), ("chains", "dyspec", "eagle2", "rsd_s", "sequoia", "tree"), "drafts one chain"),
-    (("draft_model", "eagle", "fuse", "hydra", "jacobi", "layer_skip", "medusa"), ("del",), "chooses exit layers"),
-    (("eagle", "hydra", "jacobi", "kangaroo", "layer_skip", "medusa"), ("specdec",), "reads a draft's hidden states"),
-    (("fuse",), ("chains",), "needs the draws of one drafter alone"),
-]
+USUAL = {"confidence", "distributions", "branches", "alone"}  # what a drafter gives that says nothing else
 
 
 def refusal(drafter: str, shape: str, verifier: str) -> str | None:
     """Why three names cannot go together, as the error must say it; None where they can."""
-    for drafters, shapes, reason in REFUSALS:
-        if drafter in drafters and shape in shapes:
-            return reason
-    if verifier == "kseq" and shape != "chains":
-        return "reads the drafter's distributions" if drafter in WITHOUT_DISTRIBUTIONS else "needs independent chains"
+    gives = row("drafter", drafter, "GIVES", USUAL)
+    for need in row("shape", shape, "NEEDS", ()):
+        if need not in gives:
+            return REASONS[need]
+    if shape not in row("verifier", verifier, "SHAPES", (shape,)):
+        return row("verifier", verifier, "REASON", "") if "distributions" in gives else REASONS["distributions"]
     return None
 
 
@@ -115,11 +109,6 @@ INCOMPATIBLE = {
     ("copyspec", "tree"): "drafts one chain",
     ("greedy", "sampling"): "needs temperature 0",
 }
-
-
-def speculative(draft: str, **parts: Any) -> Any:
-    parts.setdefault("shape", wb.FixedLength(3))
-    return wb.Speculative(drafter=wb.DraftModel(draft), **parts)
 
 
 def compositions(draft: str) -> Iterator[tuple[str, Any]]:
@@ -140,20 +129,8 @@ def triple(drafter: str, shape: str, verifier: str, draft: str, heads: str = "")
     )
 
 
-# caches: budgets small enough that every stack drops and seals several times in a hundred tokens
-POLICIES = {
-    "streaming": wb.StreamingLLM(sinks=4, window=36),
-    "h2o": wb.H2O(budget=44, recent=32),
-    "snapkv": wb.SnapKV(budget=40, window=32, kernel=3),
-}
-
-QUANTIZERS = {
-    "paged": wb.Paged(),
-    "kivi8": wb.KIVI(bits=8, residual=0),
-    "kivi4": wb.KIVI(bits=4),
-    "kivi2": wb.KIVI(bits=2, residual=0),
-    "kivi-k8v2": wb.KIVI(bits_k=8, bits_v=2, layers={1: 4}, on_device=64),
-}
+POLICIES = samples("policy")
+QUANTIZERS = samples("quantizer")
 
 
 def stacks() -> Iterator[tuple[str, Any]]:

@@ -7,21 +7,13 @@ from typing import Any
 
 import torch
 
-from workbench.cache import as_stack
+from workbench import generation
 from workbench.decoders import Decoder
-from workbench.engine.adapter import wrap
 from workbench.engine.prompt import Prompt
-from workbench.engine.settings import Settings, refuse_stateful
+from workbench.engine.settings import Settings, refuse_stateful, with_keywords
 from workbench.errors import BadInput
-from workbench.generation import (
-    Batch,
-    criterion_holds,
-    ends_of,
-    not_handed_on,
-    refuse_unserved,
-    row_processors,
-    sampling_of,
-)
+from workbench.generation import Batch
+from workbench.models.adapter import wrap
 from workbench.models.loading import Model
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
@@ -29,6 +21,7 @@ from workbench.trace import Trace
 __all__ = ["custom_generate", "decode"]
 
 
+@with_keywords
 def decode(
     lm: Model,
     prompt: Prompt,
@@ -44,13 +37,10 @@ def decode(
     Parameters
     ----------
     lm: a model from `workbench.load`, the name of one, or a transformers model. prompt: text, token ids or chat
-    messages. decoder: plain decoding by default. temperature, top_k, top_p, min_p, typical_p, processors: how the next
-    token is drawn (default: greedy). max_new_tokens, stop, ignore_eos: where the run ends. cache: a cache policy, a
-    quantizer, a list of both in this order, or a name; None keeps every token as it is. seed: of all randomness.
-    sample: which of its samples, each with draws of its own (default: 0). level: "off", "default" or "full"
-    instrumentation. force: ids to score instead of sampling. prompt_rows: log the distribution at every prompt token
-    (`trace.prompt_tokens`). out: file that the trace is written to round by round; `overwrite` allows it to exist.
-    on_round: called with the session after every round (progress, streaming).
+    messages. decoder: plain decoding by default. out: file that the trace is written to round by round; `overwrite`
+    allows it to exist. on_round: called with the session after every round (progress, streaming).
+    settings: by keyword, of
+        KEYWORDS
 
     Ctrl-C ends the run as `interrupted` and returns the trace so far. Raises BadInput before any work where something
     does not fit; NumericalError and out-of-memory errors end the trace as `error` and carry it as `.trace`.
@@ -91,9 +81,9 @@ class custom_generate:
         streamer: Any = None,
         cache: Any = None,
     ):
-        Settings(seed=seed, level=level)  # refused here, not in the middle of a call
+        cache = Settings(seed=seed, level=level, cache=cache).cache  # refused here, not in the middle of a call
         self.decoder, self.seed, self.level, self.tokenizer = check_decoder(decoder), seed, level, tokenizer
-        self.streamer, self.cache = streamer, as_stack(cache)
+        self.streamer, self.cache = streamer, cache
         self.traces: list[Trace] = []
 
     def __call__(
@@ -106,19 +96,19 @@ class custom_generate:
         **model_kwargs: Any,
     ):
         config = generation_config or model.generation_config
-        kept_back = not_handed_on(inspect.currentframe().f_back)
-        refuse_unserved(model, input_ids, config, model_kwargs, kept_back)
+        kept_back = generation.not_handed_on(inspect.currentframe().f_back)
+        generation.refuse_unserved(model, input_ids, config, model_kwargs, kept_back)
         streamer = self._streamer(kept_back.get("streamer"), input_ids)
         self._lm = wrap(model, self.tokenizer)  # held, so that the next call finds it made
-        most, eos, criteria = ends_of(stopping_criteria or (), config, input_ids.shape[1])
+        most, eos, criteria = generation.ends_of(stopping_criteria or (), config, input_ids.shape[1])
         batch = Batch(input_ids, model_kwargs, _pad_of(config), most)
         longest = _Rows(self, batch, config, list(logits_processor or ()), criteria, most, eos).decode(streamer)
         sequences = batch.ids[:, : batch.width + longest]
-        if config.return_dict_in_generate:
-            from transformers.generation import GenerateDecoderOnlyOutput
+        if not config.return_dict_in_generate:
+            return sequences
+        from transformers.generation import GenerateDecoderOnlyOutput
 
-            return GenerateDecoderOnlyOutput(sequences=sequences)
-        return sequences
+        return GenerateDecoderOnlyOutput(sequences=sequences)
 
     def _streamer(self, of_call: Any, input_ids: torch.Tensor) -> Any:
         """The streamer to serve; that of the call has been given the prompt already."""
@@ -148,23 +138,22 @@ class _Rows:
     ):
         self.batch, self.criteria, self.ends = batch, criteria, bool(eos)
         self.done: list[int | None] = [None] * len(batch)
-        settings, processors = sampling_of(config, processors)
-        each = [row_processors(processors, batch, row) for row in range(len(batch))]
+        settings, processors = generation.sampling_of(config, processors)
+        each = [[generation.row_processor(one, batch, row) for one in processors] for row in range(len(batch))]
         if len(batch) > 1:
             why = "custom_generate calls it for every row of a batch"
             refuse_stateful(each[0], how._lm.vocab_size, how._lm.device, why)
         settings |= {"seed": how.seed, "level": how.level, "cache": how.cache, "eos_ids": eos, "max_new_tokens": most}
-        self.sessions = [
-            self._session(how, row, settings | {"processors": each[row], "sample": row}) for row in range(len(batch))
-        ]
+        rows = ({"processors": own, "sample": row} for row, own in enumerate(each))
+        self.sessions = [self._session(how, row, settings | own) for row, own in enumerate(rows)]
         how.traces = [session.trace for session in self.sessions]
 
     def _session(self, how: custom_generate, row: int, settings: dict[str, Any]) -> Session:
-        prompt, room = self.batch.prompts[row], how._lm.context
-        if len(prompt) + settings["max_new_tokens"] > room:
+        prompt, most, context = self.batch.prompts[row], settings["max_new_tokens"], how._lm.context
+        if len(prompt) + most > context:
             raise BadInput(
-                f"max_new_tokens={settings['max_new_tokens']}: row {row} has {len(prompt)} tokens, and the context"
-                f" holds {room}; expected at most {max(room - len(prompt), 0)}"
+                f"max_new_tokens={most}: row {row} has {len(prompt)} tokens, and the context holds {context}; expected"
+                f" at most {max(context - len(prompt), 0)}"
             )
         stop = (lambda new: self._stopped(row, new)) if self.criteria else ()
         try:
@@ -176,7 +165,7 @@ class _Rows:
         """Whether a row ends here. Without an end-of-text token stock rows go on until all of them are done."""
         if self.done[row] is None:
             seen = self.batch.around(row, self.batch.row(row, new))
-            if any(criterion_holds(criterion, seen, row) for criterion in self.criteria):
+            if any(generation.criterion_holds(criterion, seen, row) for criterion in self.criteria):
                 self.done[row] = len(new)
         done = [self.done[row]] if self.ends else self.done
         return all(count is not None and count <= len(new) for count in done)

@@ -1,17 +1,20 @@
 """The errors a user can cause or meet; each message says what was wrong, what was expected and what to do."""
 
+import reprlib
 from typing import Any
 
 __all__ = ["BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError", "shown"]
 
 LONGEST = 200  # characters of a value that a message shows
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = LONGEST
 
 
 def shown(value: Any) -> str:
     """A value as a message shows it: in one line, cut where it is long, whatever its own `repr` does."""
     try:
-        text = " ".join(repr(value).split())
-    except Exception:  # integers of thousands of digits, objects with a broken repr
+        text = " ".join(_BRIEF.repr(value).split())
+    except Exception:  # integers of thousands of digits, keys with a broken repr
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 

@@ -14,10 +14,6 @@ import torch
 from workbench.engine.sampling import Sampling, name_of, processed
 from workbench.errors import BadInput, shown
 
-__all__ = [
-    "Batch", "criterion_holds", "ends_of", "not_handed_on", "refuse_unserved", "row_processors", "sampling_of",
-]  # fmt: skip
-
 PREFIX = "PrefixConstrainedLogitsProcessor"
 GUIDANCE = "UnbatchedClassifierFreeGuidanceLogitsProcessor"
 ROW_BY_ROW = frozenset({  # processors of transformers that look at one row at a time
@@ -127,10 +123,10 @@ def ends_of(criteria: Sequence[Callable], config, width: int) -> tuple[int, froz
     from transformers.generation import stopping_criteria as theirs
 
     lengths = [c.max_length for c in criteria if type(c) is theirs.MaxLengthCriteria]
-    ends = [c.eos_token_id for c in criteria if type(c) is theirs.EosTokenCriteria]
+    lengths = lengths or [config.max_length or width + (config.max_new_tokens or 20)]
+    ends = [torch.as_tensor(c.eos_token_id).flatten() for c in criteria if type(c) is theirs.EosTokenCriteria]
+    eos = frozenset(token for end in ends for token in end.tolist())
     others = [c for c in criteria if type(c) not in (theirs.MaxLengthCriteria, theirs.EosTokenCriteria)]
-    lengths = lengths or ([config.max_length] if config.max_length else [width + (config.max_new_tokens or 20)])
-    eos = frozenset(i for end in ends for i in torch.as_tensor(end).flatten().tolist())
     return max(1, min(lengths) - width), eos, others  # stock decoding asks after the first token
 
 
@@ -152,7 +148,9 @@ class Batch:
                 raise BadInput(f"row {row} of the batch is empty: its attention_mask rules out every token")
             if not mask[row, -1]:
                 raise BadInput(f"attention_mask: row {row} is padded on the right; expected padding on the left")
-        _check_positions(inputs.get("position_ids"), mask)
+        positions = inputs.get("position_ids")
+        if positions is not None and not _counted(positions.to(mask.device), mask):
+            raise BadInput("custom_generate counts the tokens of a row from 0; expected position_ids unset")
         self.width, self.pad = input_ids.shape[1], pad
         self.prompts = [ids[mask[row]].tolist() for row, ids in enumerate(input_ids)]
         space = torch.full((len(input_ids), most), pad, dtype=input_ids.dtype, device=input_ids.device)
@@ -179,15 +177,10 @@ class Batch:
         return out
 
 
-def _check_positions(positions: torch.Tensor | None, mask: torch.Tensor) -> None:
-    """Refuse positions that do not count the tokens of each row from 0."""
-    if positions is None:
-        return
+def _counted(positions: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether positions, of one plane or several, count the tokens of each row from 0."""
     counted = (mask.cumsum(-1) - 1)[mask]
-    if positions.shape[-2:] != mask.shape or not all(
-        torch.equal(plane.to(mask.device)[mask], counted) for plane in positions.reshape(-1, *mask.shape)
-    ):
-        raise BadInput("custom_generate counts the tokens of a row from 0; expected position_ids unset")
+    return positions.shape[-2:] == mask.shape and bool((positions[..., mask] == counted).all())
 
 
 @dataclass
@@ -214,12 +207,8 @@ class RowProcessor:
         return found[place : place + 1].to(scores.device)
 
 
-def row_processors(processors: Sequence[Callable], batch: Batch, row: int) -> list[RowProcessor]:
-    """The processors of a call as those of one row."""
-    return [_row_processor(processor, batch, row) for processor in processors]
-
-
-def _row_processor(processor: Callable, batch: Batch, row: int) -> RowProcessor:
+def row_processor(processor: Callable, batch: Batch, row: int) -> RowProcessor:
+    """A processor of a call as that of one row."""
     kind = type(processor)
     theirs = kind.__name__ if kind.__module__ == "transformers.generation.logits_process" else ""
     if theirs == GUIDANCE:

@@ -6,9 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from workbench.declare import to_dict
-from workbench.decoders import Decoder, State
-from workbench.device.round import body_of
+from workbench.declare import flatten, to_dict
+from workbench.decoders import Decoder
+from workbench.engine.sampling import name_of
+from workbench.rounds import State
 
 __all__ = ["run_event", "versions"]
 
@@ -40,24 +41,14 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
     return {
         "versions": versions(),
         "device": device_name(lm.device),
-        "body": body_of(decoder, state),
+        "body": {"name": state.strategy.name, "reason": state.strategy.reason},
         "models": [{"role": role, **runner.model.describe()} for role, runner in state.runners.items()],
         "decoder": to_dict(decoder),
         "guarantee": decoder.guarantee(sampling),
         "verified": list(decoder.verified),
         "cache": to_dict(settings.cache) if settings.cache else None,
-        "sampling": {
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "typical_p": sampling.typical_p,
-            "processors": [getattr(p, "__name__", type(p).__name__) for p in sampling.processors],
-        },
-        "seed": settings.seed,
-        "sample": settings.sample,
-        "level": settings.level,
-        "max_new_tokens": settings.max_new_tokens,
+        "sampling": flatten(sampling) | {"processors": [name_of(processor) for processor in sampling.processors]},
+        **{name: getattr(settings, name) for name in ("seed", "sample", "level", "max_new_tokens")},
         "stop": [entry if isinstance(entry, str) else "callable" for entry in settings.stop],
         "forced": {str(index): token for index, token in settings.force.items()},
         "prompt_ids": state.tokens[: state.prompt_length],

@@ -13,69 +13,30 @@ earlier one, which gives the same result, since decoding is deterministic.
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from workbench import conditions
-from workbench.cache import as_stack
-from workbench.decoders import Autoregressive, Decoder, State
-from workbench.engine.model import LanguageModel
+from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
-from workbench.engine.sampling import Sampling
-from workbench.engine.settings import Settings, read_force
+from workbench.engine.settings import Settings, make_settings, with_keywords
 from workbench.errors import BadInput, shown
 from workbench.models.loading import Model, as_model
 from workbench.provenance import run_event
+from workbench.rounds import State
 from workbench.trace import Recorder, Trace
 from workbench.trace.tables import expand, final, rest
 from workbench.values import bounded, one_of
 
-__all__ = ["Session", "make_settings"]
+__all__ = ["Session"]
 
 SNAPSHOTS = 512
 TEXTS = frozenset({"text", "bytes"})  # columns that a tokenizer fills
-SAMPLING = tuple(f.name for f in fields(Sampling))
 Until = str | Callable[[Mapping[str, Any]], bool]
 
 
-def make_settings(lm: LanguageModel, base: Settings | None = None, **options: Any) -> Settings:
-    """`Settings` from the keywords that `decode` and `Session` share, on top of `base`.
-
-    Raises BadInput for an unknown keyword or a value out of bounds.
-    """
-    base = base or Settings(eos_ids=lm.eos_ids)
-    options = dict(options)
-    if "cache" in options:
-        options["cache"] = as_stack(options["cache"])
-    if "ignore_eos" in options:
-        ignored = options.pop("ignore_eos")
-        if not isinstance(ignored, bool):
-            raise BadInput(f"ignore_eos: expected True or False, got {shown(ignored)}")
-        options["eos_ids"] = frozenset() if ignored else lm.eos_ids
-    forced = options.get("force")
-    if "force" in options:
-        options["force"] = read_force(forced, lm.vocab_size)
-        if not isinstance(forced, Mapping) and options["force"]:
-            options.setdefault("max_new_tokens", len(options["force"]))
-    chosen = {k: options.pop(k) for k in SAMPLING if k in options}
-    known = {f.name for f in fields(Settings)}
-    unknown = set(options) - known
-    if unknown:
-        raise BadInput(
-            f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(sorted({*known, *SAMPLING, 'ignore_eos'}))}"
-        )
-    sampling = options.pop("sampling", base.sampling)
-    if chosen and isinstance(sampling, Sampling):
-        sampling = replace(sampling, **chosen)
-    settings = replace(base, sampling=sampling, **options)
-    read_force(forced, lm.vocab_size, settings.max_new_tokens)  # what was asked for here must be able to happen
-    for stop in settings.stop:
-        if isinstance(stop, str):
-            need_tokenizer(lm, "stop", stop)
-    return settings
-
-
+@with_keywords
 class Session:
     """Decoding one prompt under one decoder, at the reader's pace.
 
@@ -86,8 +47,8 @@ class Session:
     decoder: a decoder; plain decoding by default.
     out: file that the trace is written to as it happens.
     overwrite: allow `out` to exist.
-    settings: temperature, top_k, top_p, min_p, typical_p, processors, cache, max_new_tokens, stop, ignore_eos, seed,
-        sample, level, force, prompt_rows; as for `workbench.decode`.
+    settings: by keyword, of
+        KEYWORDS
 
     Raises BadInput, before any work, where something does not fit.
     """
@@ -357,8 +318,7 @@ class Session:
         decoder.check(self.lm, settings)
         caches = before.caches(state.settings), decoder.caches(settings)
         if decoder == before and caches[0] == caches[1]:
-            state.settings, state.ended = settings, None
-            return state
+            return decoder.adopt(state, settings)
         fresh = decoder.start(self.lm, self.prompt_ids, settings)
         fresh.tokens, fresh.text, fresh.rounds = state.tokens, state.text, state.rounds
         for role, runner in state.runners.items():

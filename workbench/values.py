@@ -4,6 +4,7 @@ Scalars of numpy and torch count as Python's own. True is no number, 1.7 no inte
 """
 
 import math
+import operator
 from typing import Any
 
 from workbench.errors import BadInput, shown
@@ -27,14 +28,20 @@ def items(where: str, value: Any, wanted: str = "a list of integers", most: int 
 
 def plain(value: Any) -> Any:
     """Scalars of numpy and torch as Python's own; other values as they are."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    try:
+        return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    except Exception:  # of a tensor on no device
+        return value
 
 
 def whole(value: Any) -> int | None:
-    """The integer that a value is (an int, or a scalar of an integer type), or None: True, 1.7 and 2^63 are none."""
+    """An integer of any library as Python's; None for what is none: True, 1.0, 2^63 and arrays of several."""
     value = plain(value)
-    fits = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-    return int(value) if fits else None
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except Exception:  # of a library that raises its own
+        return None
+    return found if found is not None and -(2**63) <= found < 2**63 else None
 
 
 def bounded(name: str, value: Any, least: int, most: int | None = None, what: str = "a whole number") -> int:
@@ -75,4 +82,7 @@ READERS = {  # how a value of each kind is read, and what was expected where tha
     "bool": (lambda choices, value: value if isinstance(value, bool) else None, "true or false"),
     "str": (lambda choices, value: value if isinstance(value, str) else None, "text"),
     "choice": (read_choice, ""),
+    "list": (None, "integers like 3,2,1"),
+    "texts": (None, "text"),
+    "object": (None, ""),
 }

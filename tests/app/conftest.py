@@ -49,7 +49,7 @@ def outside(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(declare, "_outside_loaded", False)
     yield "always"
-    declare._registry["decoder"].pop("always", None)
+    declare.registry.KNOWN["decoder"].pop("always", None)
     sys.modules.pop("throwaway_decoder", None)
 
 

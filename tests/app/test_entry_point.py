@@ -17,7 +17,7 @@ def test_a_decoder_from_an_entry_point_is_one_like_any_other(outside, capsys):
     assert main(words) == 0
     assert capsys.readouterr().out == lm.tokenizer.decode([9, 9, 9]) + "\n"
     assert main([*words[:5], "token=51"]) == 2
-    assert "expected a value in [0, 50], got 51" in capsys.readouterr().err
+    assert "expected an integer in [0, 50], got 51" in capsys.readouterr().err
 
     session = wb.Session(lm, "def f(x):", declare.build("decoder", outside), max_new_tokens=3)
     assert [event["tokens"]["token_id"] for event in session] == [[7]] * 3

@@ -141,7 +141,7 @@ def test_a_breakpoint_stops_right_after_its_token(visitor, by, decoder):
         ("given as", "chat message", "no chat template"),
         ("model", "/nowhere/at-all", "no model directory"),
         ("temperature", -1, "temperature"),
-        ("top p", 1.5, "expected a value in (0, 1]"),
+        ("top p", 1.5, "expected a number in (0, 1]"),
         ("seed", -1, "seed"),
         ("until", "entrop > 3", "did you mean &#x27;entropy&#x27;?"),
     ],

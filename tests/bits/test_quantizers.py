@@ -9,7 +9,7 @@ import workbench as wb
 from tests.cache.conftest import PROMPT, TERMS, build, feed, live_positions
 from tests.rounding import close, tolerance
 from workbench.cache import as_stack
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 
 TEXT = (PROMPT * 4)[:140]
 

@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 
 import workbench as wb
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 
 SIZES = dict(
     vocab_size=11, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

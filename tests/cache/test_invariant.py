@@ -99,7 +99,8 @@ def test_the_texts_are_worth_comparing(small):
 @pytest.mark.parametrize("name", ["h2o", "kivi2", "h2o+kivi4"])
 def test_drafting_across_a_boundary_would_break_it(small, name, monkeypatch):
     """Negative control: the store refuses rows behind its next maintenance, which is what the cap is there for."""
-    from workbench.decoders.base import MANY, Runner
+    from workbench.cache.store import MANY
+    from workbench.rounds import Runner
 
     monkeypatch.setattr(Runner, "rows_left", lambda self, length: MANY)
     with pytest.raises(RuntimeError, match="pass the cache's maintenance"):

@@ -223,7 +223,7 @@ def test_a_fork_between_forwards_of_a_round_is_refused(small):
 
 
 @pytest.mark.parametrize(
-    "name, where", [("kivi4", "shelve"), ("h2o+kivi2", "shelve"), ("h2o", "_Run"), ("kivi4", "_Run")]
+    "name, where", [("kivi4", "page_out"), ("h2o+kivi2", "page_out"), ("h2o", "_Run"), ("kivi4", "_Run")]
 )
 def test_running_out_of_memory_in_maintenance_changes_nothing(small, monkeypatch, name, where):
     """The commit raises; the next forward makes up for the maintenance, and all is as if nothing had happened."""
@@ -261,7 +261,7 @@ def test_a_session_goes_on_after_running_out_of_memory(small, monkeypatch):
         raise MemoryError("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(maintenance, "shelve", full)
+        patch.setattr(maintenance, "page_out", full)
         with pytest.raises(MemoryError):
             session.run()
     session.run()

@@ -8,9 +8,9 @@ from tests.cache.conftest import DRAFT, PROMPT, TERMS, build, feed, live_positio
 from tests.rounding import close, tolerance
 from tests.table import POLICIES, stacks
 from workbench.cache import PlainStore, Segment, as_stack
-from workbench.engine import adapter
-from workbench.engine.adapter import wrap
 from workbench.engine.attention import column_mass
+from workbench.models import adapter
+from workbench.models.adapter import wrap
 
 TEXT = (PROMPT * 4)[:150]
 STACKS = dict(stacks())

@@ -9,7 +9,7 @@ import workbench as wb
 from tests.cache.conftest import DRAFT, PROMPT, TERMS
 from tests.rounding import close
 from workbench.device import round as device
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 from workbench_kernels.dispatch import VARIABLE
 
 ARMS = {

@@ -14,8 +14,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from workbench.decoders.base import Decoder, State
-from workbench.engine import noise
+from workbench.decoders import Decoder
+from workbench.rounds import State
+from workbench_kernels.noise import reference as noise
 
 __all__ = ["Crowd"]
 
@@ -76,14 +77,14 @@ class Crowd:
         """[n, V] Gumbel noise of all seeds, or [n] uniforms where `branch` is None, by the hash of one seed's."""
         key = purpose, position, branch, index
         if key not in self._tables:
-            keys, golden = self.seeds, torch.tensor(noise._signed(noise._GOLDEN))  # whose products wrap around
-            for word in (1, noise._PURPOSES[purpose], position + 1, *([branch] if branch else [])):
-                keys = noise._finalise(keys + word * golden)
+            keys, golden = self.seeds, torch.tensor(noise.signed(noise.GOLDEN))  # whose products wrap around
+            for word in (1, noise.PURPOSES[purpose], position + 1, *([branch] if branch else [])):
+                keys = noise.finalise(keys + word * golden)
             if branch is None:
-                bits = noise._shift(noise._finalise(keys + (index + 1) * golden), 12)
+                bits = noise.shift(noise.finalise(keys + (index + 1) * golden), 12)
                 table = (bits.double() + 0.5) * 2.0**-52
             else:
-                table = noise._gumbel(keys[:, None] + (self.ids + 1) * golden)
+                table = noise.gumbel_of(keys[:, None] + (self.ids + 1) * golden)
             gumbel, uniform = self._single
             for row in (0, -1):
                 where = int(self.seeds[row]), purpose, position

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 
 import workbench as wb
+from workbench.cache.store import CacheStore
 from workbench.engine.model import Output
 
 
-class Lists:
+class Lists(CacheStore):
     """A cache store of token ids and positions."""
 
     def __init__(self, kept: Sequence[tuple[int, int]] = ()):

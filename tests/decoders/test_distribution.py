@@ -21,6 +21,7 @@ from tests.table import speculative
 from workbench.engine.settings import Settings
 from workbench.models import loading
 from workbench.speculation.verifiers import rejection
+from workbench_kernels.verification import reference
 
 RUNS, LENGTH, VOCAB, PROMPT = 60_000, 3, 4, [0, 1, 2, 3, 0, 1]
 SIGNIFICANCE = 1e-4
@@ -121,14 +122,14 @@ def test_whole_decoders_follow_the_targets_distribution(name, quick):
 @pytest.mark.parametrize("name", ["rejection chain", "rejection tree", "copied chain"])
 def test_without_the_residual_step_it_is_noticed(name, quick, monkeypatch):
     """A sixth of the runs is enough to see that rejected mass was not taken away."""
-    monkeypatch.setattr(rejection, "residual", lambda p, q: p)
-    original = rejection.test_child
+    monkeypatch.setattr(reference, "residual", lambda p, q: p)
+    original = rejection.accept
 
     def keeps(p, q, token, u):
         accepted, rest = original(p, q, token, u)
         return accepted, p if q is None else rest  # a POINT child's own residual step left out as well
 
-    monkeypatch.setattr(rejection, "test_child", keeps)
+    monkeypatch.setattr(rejection, "accept", keeps)
     make, temperature, top_p = DECODERS[name]
     found = counts(quick, make(), Remembered(temperature=temperature, top_p=top_p), name, RUNS // 6)
     assert p_value(found, target_distribution(quick, temperature, top_p)) < SIGNIFICANCE

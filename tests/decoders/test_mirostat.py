@@ -5,9 +5,9 @@ import math
 import pytest
 
 import workbench as wb
-from workbench.decoders.base import State
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
+from workbench.rounds import State
 
 N = 300
 

@@ -16,7 +16,7 @@ from tests.speculation.tiny import tiny_target
 from workbench.decoders import pearl
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
-from workbench.speculation.verifiers import rejection
+from workbench_kernels.verification import reference
 
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
 SEEDED = {"temperature": 0.8, "seed": 5}
@@ -172,5 +172,5 @@ def test_under_rejection_the_text_follows_the_targets_distribution(monkeypatch):
     wb.register_model("pearl-draft", QuickToy(vocab_size=4, seed=11, sharpness=1.0))
     target = QuickToy(vocab_size=4, seed=7, sharpness=1.2)
     assert p_of_runs(target, "pearl-draft", RUNS) > SIGNIFICANCE
-    monkeypatch.setattr(rejection, "residual", lambda p, q: p)
+    monkeypatch.setattr(reference, "residual", lambda p, q: p)
     assert p_of_runs(target, "pearl-draft", 1500) < SIGNIFICANCE

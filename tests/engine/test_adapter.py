@@ -8,8 +8,8 @@ import transformers as tf
 
 import workbench as wb
 from workbench.cache import PlainStore, Segment
-from workbench.engine.adapter import wrap
 from workbench.errors import BadInput, Unsupported
+from workbench.models.adapter import wrap
 
 SIZES = dict(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,

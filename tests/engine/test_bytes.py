@@ -11,7 +11,7 @@ import torch
 
 import workbench as wb
 from tests.table import DECODERS
-from workbench.decoders.base import held_bytes
+from workbench.rounds.costs import held_bytes
 
 OPAQUE = (str, bytes, int, float, bool, type(None), type, types.ModuleType, weakref.ref, torch.dtype, torch.device)
 

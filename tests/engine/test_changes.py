@@ -6,7 +6,7 @@ from torch import nn
 
 import workbench as wb
 from tests.engine.small import PROMPT, random_model, stock, words
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 
 
 def resize(model) -> None:
@@ -134,7 +134,8 @@ def test_trained_parts_and_device_rounds_go_with_the_model_they_were_made_for(tm
 
     monkeypatch.setenv("WORKBENCH_ROUND", "device")
     lm = wrap(model := random_model())
-    weights.save(tmp_path / "medusa.safetensors", "medusa", modules.Medusa(32, 2), lm, {"width": 32, "heads": 2}, {})
+    heads = modules.MedusaHeads(32, 2)
+    weights.save(tmp_path / "medusa.safetensors", "medusa", heads, lm, {"width": 32, "heads": 2}, {})
     heads = wb.Speculative(drafter=wb.Medusa(weights=str(tmp_path)))
     wb.decode(lm, PROMPT, max_new_tokens=2)
     new_head(model)
@@ -154,7 +155,7 @@ def test_a_damaged_part_is_refused_in_one_line(tmp_path):
     from workbench.speculation.heads import modules, weights
 
     lm, file = wrap(random_model()), tmp_path / "medusa.safetensors"
-    weights.save(file, "medusa", modules.Medusa(32, 2), lm, {"width": 10**7, "heads": 2}, {})
+    weights.save(file, "medusa", modules.MedusaHeads(32, 2), lm, {"width": 10**7, "heads": 2}, {})
     for damage in (lambda: None, lambda: save_file({"x": torch.ones(1)}, file, {"kind": "medusa"})):
         damage()
         with pytest.raises(wb.BadInput, match="is damaged") as caught:

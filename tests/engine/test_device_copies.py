@@ -24,7 +24,7 @@ from workbench.device import forward as device_round
 from workbench.device import round as device
 from workbench.device.graph import Replayed
 from workbench.device.store import LiveRows
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import workbench as wb
 from tests.kernels.faults import broken
 from workbench.device import round as device
-from workbench.engine.adapter import wrap
 from workbench.engine.settings import Settings
+from workbench.models.adapter import wrap
 from workbench_kernels import distribution, verification
 from workbench_kernels.dispatch import VARIABLE
 from workbench_kernels.segment_attention import live

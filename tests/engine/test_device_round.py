@@ -17,10 +17,10 @@ from workbench.device import forward as device_round
 from workbench.device import round as device
 from workbench.device.sampling import DeviceSampling, fit
 from workbench.device.store import StaticStore
-from workbench.engine.adapter import wrap
 from workbench.engine.sampling import Sampling
 from workbench.engine.vocabulary import cut, known_only, widened
 from workbench.errors import BadInput, NumericalError
+from workbench.models.adapter import wrap
 
 
 @pytest.fixture(scope="module")

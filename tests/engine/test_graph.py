@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from benchmarks import device as devices
-from workbench.decoders import base
 from workbench.device import graph
 from workbench.device.graph import Replayed
+from workbench.rounds import round as rounds
 
 WAITS = "called a synchronizing CUDA operation"
 
@@ -329,7 +329,7 @@ def test_another_thread_that_computes_and_waits_does_not_break_a_capture():
         y = torch.ones(64, 64, device="cuda")
         try:
             while not halt.is_set():
-                base.Round._clock(SimpleNamespace(device=y.device))
+                rounds.Round._clock(SimpleNamespace(device=y.device))
                 (y @ y).cpu()
                 ready.set()
         except Exception as error:

@@ -17,10 +17,10 @@ import workbench_kernels
 from benchmarks import end_to_end
 from tests.engine.device_cases import DRAFT, PROMPT, llama, speculative
 from tests.kernels.interpreter import needs_interpreter
-from workbench.decoders import base
 from workbench.device import round as device
-from workbench.engine.adapter import wrap
 from workbench.errors import NumericalError
+from workbench.models.adapter import wrap
+from workbench.rounds import round as rounds
 from workbench_kernels.dispatch import on_its_device
 
 
@@ -66,7 +66,7 @@ def test_a_forward_waits_for_its_own_stream_alone(monkeypatch):
     stream = SimpleNamespace(synchronize=lambda: waited.append("stream"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda where: stream)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waited.append("device"))
-    base.Round._clock(SimpleNamespace(device=torch.device("cuda", 0)))
+    rounds.Round._clock(SimpleNamespace(device=torch.device("cuda", 0)))
     assert waited == ["stream"]
     root = Path(wb.__file__).parent
     assert not [path for path in root.rglob("*.py") if "cuda.synchronize(" in path.read_text()]
@@ -116,13 +116,13 @@ def test_rounds_that_are_no_graph_are_not_given_as_the_graph(level, monkeypatch)
     lm = wrap(llama())
     ms, where = end_to_end.workbench_ms(lm, PROMPT, 2, level)
     assert ms > 0 and where == ("device" if level == "off" else "device+sdpa")
-    verify_and_commit = wb.Autoregressive.verify_and_commit
+    record = device._record
 
-    def told(self, state, r, tree, dist):
+    def told(r, *rest):
         r.step.figures["not_captured"] = "it waits"
-        return verify_and_commit(self, state, r, tree, dist)
+        record(r, *rest)
 
-    monkeypatch.setattr(wb.Autoregressive, "verify_and_commit", told)
+    monkeypatch.setattr(device, "_record", told)
     with pytest.raises(SystemExit, match="no CUDA graph: it waits"):
         end_to_end.workbench_ms(lm, PROMPT, 2, level)
 

@@ -5,7 +5,7 @@ import torch
 
 import workbench as wb
 from tests.engine.small import PROMPT, random_model
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 from workbench.speculation.heads import modules, weights
 from workbench.training.data import Batch
 
@@ -39,7 +39,8 @@ def test_heads_exits_statistics_and_training_read_the_models_own_logits(case, tm
     Batch(lm, [PROMPT]).head(leaf).sum().backward()
     assert leaf.grad.abs().sum() > 0
     # seeded drafts leave the text as it is, and every token's entropy with it
-    weights.save(tmp_path / "medusa.safetensors", "medusa", modules.Medusa(32, 2), lm, {"width": 32, "heads": 2}, {})
+    heads = modules.MedusaHeads(32, 2)
+    weights.save(tmp_path / "medusa.safetensors", "medusa", heads, lm, {"width": 32, "heads": 2}, {})
     run = dict(max_new_tokens=10, temperature=1.0, seed=3, ignore_eos=True)
     plain = wb.decode(lm, PROMPT, **run)
     for drafter, shape in ((wb.Medusa(weights=str(tmp_path)), None), (EXIT, wb.Del())):

@@ -21,7 +21,8 @@ CHAT = (
 
 def model(tokenizer=None, vocabulary: int = 300, context: int = 64) -> SimpleNamespace:
     """What `encode_prompt` reads of a model."""
-    return SimpleNamespace(name="m", tokenizer=tokenizer, vocab_size=vocabulary, context=context)
+    sizes = {"vocab_size": vocabulary, "ids_read": vocabulary, "context": context}
+    return SimpleNamespace(name="m", tokenizer=tokenizer, **sizes)
 
 
 def with_chat(template: str | None = CHAT) -> SimpleNamespace:
@@ -77,6 +78,7 @@ REFUSED = {
     "mapping": ({"a": 1}, f"{KINDS}dict"),
     "scalar": (torch.tensor(5), f"{KINDS}int 5"),
     "meta": (torch.ones(3, device="meta"), f"{KINDS}Tensor"),
+    "meta scalars": (list(torch.ones(2, dtype=int, device="meta")), "got tensor.*meta.* at index 0"),
     "fractions": ([1.0, 2.0], r"integers in \[0, 300\), got 1.0 at index 0"),
     "array of fractions": (np.array([1.5]), "got 1.5 at index 0"),
     "truths": ([1, True], "got True at index 1"),
@@ -84,6 +86,7 @@ REFUSED = {
     "tensor truths": (list(torch.tensor([True])), r"got tensor\(True\) at index 0"),
     "numpy truths": ([np.bool_(True)], "got .*True.* at index 0"),
     "several": ([IDS, IDS], r"got \[5, 9, 12, 7\] at index 0; give one prompt at a time"),
+    "one in a list": ([IDS], r"got \[5, 9, 12, 7\] at index 0; give one prompt at a time"),
     "rows": (np.array([IDS, IDS]), "at index 0; give one prompt at a time"),
     "texts": (["a", "b"], "got 'a' at index 0; give one prompt at a time"),
     "nothing among them": ([1, None], "got None at index 1"),
@@ -223,7 +226,7 @@ def test_one_prompt_and_several_are_told_apart():
     message, encoding = {"role": "user", "content": "a"}, BatchEncoding({"input_ids": IDS})
     for one in ("ab", IDS, list(np.array(IDS)), [message], encoding, 5, None):
         assert prompts_of(one) == [one]
-    for several in (["a", "b"], [IDS, IDS], [[message]], [encoding], [np.array(IDS)], []):
+    for several in (["a", "b"], [IDS, IDS], [[message]], [encoding], [np.array(IDS)], [["a", "b"]], []):
         assert [*map(str, prompts_of(several))] == [*map(str, several)]
     assert prompts_of(np.array(IDS)) == [IDS] and prompts_of(np.array([IDS, IDS])) == [IDS, IDS]
     assert prompts_of(pd.Series(["a", "b"])) == ["a", "b"] == prompts_of(x for x in "ab")

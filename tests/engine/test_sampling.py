@@ -69,7 +69,7 @@ def test_distributions_equal_those_of_transformers(settings, seed):
     for row in range(len(scores)):
         assert torch.allclose(dist.probs(row), expected[row], atol=1e-12)
         kept = int((expected[row] > 0).sum())
-        assert dist.statistics(row, [0])["keep_size"] == [kept]
+        assert dist.statistics([0], [row])["keep_size"] == [kept]
         assert bool(dist.cut_by[row]) == (kept < 50)
     assert torch.allclose(dist.raw, scores.log_softmax(-1), atol=1e-12)  # the raw distribution is apart from all this
 
@@ -78,7 +78,7 @@ def test_cut_by_names_what_removed_tokens_in_order():
     scores = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
 
     def cut(**settings):
-        return Sampling(temperature=1.0, **settings).dist(scores, prefixes).statistics(0, [0])["cut_by"]
+        return Sampling(temperature=1.0, **settings).dist(scores, prefixes).statistics([0])["cut_by"]
 
     assert cut() == [None]
     assert cut(top_k=5) == [None]
@@ -117,7 +117,7 @@ def test_statistics_equal_their_formulas():
     scores = logits(5)
     dist = Sampling(temperature=0.7, top_k=10).dist(scores, prefixes)
     tokens = [3, 8, 0, int(scores[3].argmax()), 11]
-    found = dist.statistics(0, tokens)
+    found = dist.statistics(tokens)
     for row, token in enumerate(tokens):
         logp = scores[row].log_softmax(-1)
         p, ordered = logp.exp(), logp.exp().sort(descending=True).values
@@ -140,7 +140,7 @@ def test_statistics_equal_their_formulas():
         ids, probs = found["topk_raw"][row]
         assert ids == logp.topk(5).indices.tolist()
         assert probs == pytest.approx(p[ids].tolist())
-    assert dist.statistics_at([3, 1], [tokens[3], tokens[1]])["surprisal_nats"] == pytest.approx(
+    assert dist.statistics([tokens[3], tokens[1]], [3, 1])["surprisal_nats"] == pytest.approx(
         [found["surprisal_nats"][3], found["surprisal_nats"][1]]
     )
 
@@ -148,7 +148,7 @@ def test_statistics_equal_their_formulas():
 def test_statistics_of_a_known_distribution_of_two_tokens():
     """p = (3/4, 1/4): H = log 4 − ¾ log 3, varentropy = 3/16 (log 3)²."""
     dist = Sampling(temperature=1.0).dist(torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64), prefixes)
-    found = {name: column[0] for name, column in dist.statistics(0, [1]).items()}
+    found = {name: column[0] for name, column in dist.statistics([1]).items()}
     assert found["entropy_raw_nats"] == pytest.approx(math.log(4) - 0.75 * math.log(3), abs=1e-14)
     assert found["varentropy_nats2"] == pytest.approx(3 / 16 * math.log(3) ** 2, abs=1e-14)
     assert found["surprisal_nats"] == pytest.approx(math.log(4), abs=1e-14)
@@ -161,17 +161,17 @@ def test_removed_tokens_do_no_harm_to_the_figures():
     """A distribution with one token left, at a very low temperature, in fp32: all figures finite, entropy exactly
     zero."""
     dist = Sampling(temperature=0.01, top_k=1, processors=[ban(*range(40))]).dist(logits(dtype=torch.float32), prefixes)
-    for name, column in dist.statistics(0, [45] * 6).items():
+    for name, column in dist.statistics([45] * 6).items():
         for value in column:
             if isinstance(value, float):
                 assert math.isfinite(value) or name == "p_sampled", name
-    assert dist.statistics(0, [45])["entropy_sampled_nats"] == [0.0]
+    assert dist.statistics([45])["entropy_sampled_nats"] == [0.0]
     assert all(dist.choose(row, 0, row) >= 40 for row in range(6))
 
 
 def test_extreme_logits_stay_finite():
     scores = torch.tensor([[3e38, -3e38, 0.0]])
-    found = Sampling(temperature=1.0).dist(scores, prefixes).statistics(0, [1])
+    found = Sampling(temperature=1.0).dist(scores, prefixes).statistics([1])
     assert found["entropy_raw_nats"] == [0.0] and found["rank"][0] > 1
     assert math.isfinite(found["varentropy_nats2"][0])
 
@@ -181,7 +181,7 @@ def test_greedy_takes_the_lowest_id_of_a_tie():
     scores[0, [7, 123, 280]] = 1.0
     dist = Sampling().dist(scores, prefixes)
     assert [dist.choose(row, 5, 9) for row in (0, 1)] == [7, 0]
-    found = dist.statistics(0, [7, 0])
+    found = dist.statistics([7, 0])
     assert (
         found["p_sampled"] == [1.0, 1.0] and found["keep_size"] == [1, 1] and found["entropy_sampled_nats"] == [0.0] * 2
     )

@@ -12,8 +12,8 @@ from tests.engine.test_adapter import PROMPT, TOLERANCE, build, close, stock
 from workbench.cache import PlainStore
 from workbench.cache.stack import Stack
 from workbench.decoders import Autoregressive
-from workbench.engine.adapter import wrap
 from workbench.engine.settings import Settings
+from workbench.models.adapter import wrap
 
 LAYERS = 2
 

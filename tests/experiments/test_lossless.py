@@ -9,7 +9,7 @@ import pytest
 import workbench as wb
 from tests.speculation.tiny import tiny_target
 from workbench.errors import BadInput
-from workbench.speculation.verifiers import rejection
+from workbench_kernels.verification import reference
 
 PROMPTS = [[0, 1, 2, 3, 4, 0, 1], [3, 3, 1]]
 QUICK = {"tokens": 12, "runs": 200, "progress": False}
@@ -50,7 +50,7 @@ def test_what_is_found_is_what_is_so(target, decoder, badge, holds):
 
 
 def test_a_decoder_without_its_residual_step_is_found_out(target, monkeypatch):
-    monkeypatch.setattr(rejection, "residual", lambda p, q: p)
+    monkeypatch.setattr(reference, "residual", lambda p, q: p)
     verdict = wb.lossless(drafting(verifier=wb.Rejection()), target, PROMPTS, **{**QUICK, "runs": 400})
     assert verdict.sampled == "lossy" and verdict.holds is False and "DOES NOT HOLD" in str(verdict)
 

@@ -97,7 +97,7 @@ REFUSED = {
     "seed": (lambda lm: wb.decode(lm, "a", seed=-1), "seed: expected an integer"),
     "cache": (lambda lm: wb.decode(lm, "a", cache="h20"), "unknown cache 'h20'; known: h2o"),
     "decoder": (lambda lm: wb.decode(lm, "a", "speculativ"), "did you mean 'speculative'"),
-    "parameter": (lambda lm: wb.Speculative(shape=wb.FixedLength(0)), r"expected a value in \[1, 64\], got 0"),
+    "parameter": (lambda lm: wb.Speculative(shape=wb.FixedLength(0)), r"expected an integer in \[1, 64\], got 0"),
     "vocabulary": (
         lambda lm: wb.decode(lm, "a", wb.Speculative(drafter=wb.DraftModel("toy-draft"))),
         "different vocabularies",

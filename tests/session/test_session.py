@@ -8,8 +8,8 @@ import torch
 import workbench as wb
 from tests.table import DECODERS
 from workbench import session as session_module
-from workbench.decoders import base
 from workbench.errors import BadInput
+from workbench.rounds import round as rounds
 
 PROMPT = [0, 1, 2, 3, 1, 2]
 TIMES = {"ms", "forwards"}
@@ -299,7 +299,7 @@ def test_a_failing_round_leaves_the_last_complete_one(toy, monkeypatch):
 
 def test_prompt_rows_log_the_distribution_at_every_prompt_token(toy, monkeypatch):
     """They equal what scoring the same tokens as new ones logs, over several chunks and with sampling settings."""
-    monkeypatch.setattr(base, "PREFILL_CHUNK", 3)
+    monkeypatch.setattr(rounds, "PREFILL_CHUNK", 3)
     prompt = [3, 1, 0, 1, 2, 0, 2, 2]
     options = {"temperature": 0.7, "top_k": 3}
     trace = wb.decode(toy, prompt, max_new_tokens=2, prompt_rows=True, **options)

@@ -130,7 +130,7 @@ def output_distribution(case: Instance, verify: Callable, monkeypatch) -> torch.
     """[V] * (depth + 1) distribution of the first depth + 1 tokens: rounds that emit fewer go on by the target's own
     distribution."""
     total = torch.zeros([case.vocab] * (case.depth + 1), dtype=torch.float64)
-    production_test = rejection.test_child
+    production_test = rejection.accept
     turn: dict[str, Choice] = {}
 
     def decided(p, q, token, u):
@@ -187,7 +187,7 @@ def output_distribution(case: Instance, verify: Callable, monkeypatch) -> torch.
         return path, dists[0]
 
     with monkeypatch.context() as patched:
-        patched.setattr(rejection, "test_child", decided)
+        patched.setattr(rejection, "accept", decided)
         patched.setattr(rejection, "sample", recorded)
         patched.setattr(kseq, "sample", recorded)
         patched.setattr(kseq, "kseq_node", decided_kseq)

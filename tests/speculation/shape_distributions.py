@@ -15,10 +15,10 @@ import torch
 from scipy import stats
 
 import workbench as wb
-from workbench.engine import noise
 from workbench.engine.distribution import Distribution, draw
 from workbench.speculation import DIST, DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
+from workbench_kernels.noise import reference as noise
 
 VOCAB, DEPTH, START, BLOCK = 4, 3, 3, 4096
 Distributions = dict[tuple[int, ...], torch.Tensor]
@@ -37,14 +37,14 @@ TARGET, DRAFT = dists(13, 1.0), dists(63, 1.3)  # draws often repeat, and are of
 
 def noise_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tables: dict[tuple, torch.Tensor] = {}
-    first = torch.arange(1, VOCAB + 1) * noise._signed(noise._GOLDEN)
+    first = torch.arange(1, VOCAB + 1) * noise.signed(noise.GOLDEN)
 
     def gumbel(seed, purpose, position, ids, branch=0):
         block, row = divmod(seed, BLOCK)
         if (block, purpose, position, branch) not in tables:
             seeds = range(block * BLOCK, (block + 1) * BLOCK)
-            keys = torch.tensor([noise._signed(noise._key(s, purpose, position, branch)) for s in seeds])
-            tables[block, purpose, position, branch] = noise._gumbel(keys[:, None] + first)
+            keys = torch.tensor([noise.signed(noise.position_key(s, purpose, position, branch)) for s in seeds])
+            tables[block, purpose, position, branch] = noise.gumbel_of(keys[:, None] + first)
         found = tables[block, purpose, position, branch][row]
         return found if len(ids) == VOCAB else found[ids]
 
@@ -76,11 +76,11 @@ def grown(
             builder.features |= {node: features(node) for node in nodes}
         return torch.stack([draft[texts(builder.tree, node)] for node in nodes])
 
-    settings = SimpleNamespace(sampling=wb.Sampling(temperature=temperature), seed=seed, level="default")
+    settings = SimpleNamespace(sampling=wb.Sampling(temperature=temperature), noise_seed=seed, level="default")
     target = SimpleNamespace(model=SimpleNamespace(vocab_size=VOCAB))
     state = SimpleNamespace(pending=0, tokens=[0] * max(1, start), memory={}, runners={"target": target})
     r = SimpleNamespace(settings=settings, dist=dist, step=SimpleNamespace(rows={}))
-    builder = make("test", state, r, depth, seeded, logits, features=features is not None)
+    builder = make("test", state, r, depth, seeded, logits, shape.needs)
     shape.grow(builder)
     return builder
 

@@ -11,9 +11,10 @@ from scipy import stats
 import workbench as wb
 from tests.engine.test_bytes import ledger, walk
 from tests.speculation.tiny import tiny_target
-from workbench.decoders.base import Round, held_bytes
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
+from workbench.rounds import Round
+from workbench.rounds.costs import held_bytes
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.drafters import fuse
 from workbench.speculation.drafters.fuse import graft
@@ -52,7 +53,7 @@ def test_text_is_that_of_plain_decoding_and_counters_add_up(name, sampling, tiny
     settings = SAMPLING[sampling]
     plain = wb.decode(tiny, PROMPT, max_new_tokens=500, **settings)
     drafter = pairs("tiny-fuse-draft")[name]
-    for shape in (None, wb.FixedTree((2, 2, 1)) if drafter.branches else wb.FixedLength(3)):
+    for shape in (None, wb.FixedTree((2, 2, 1)) if "branches" in drafter.gives else wb.FixedLength(3)):
         trace = wb.decode(tiny, PROMPT, wb.Speculative(drafter=drafter, shape=shape), max_new_tokens=500, **settings)
         assert trace.token_ids == plain.token_ids and len(plain.token_ids) == tiny.context - len(PROMPT)
         drafts, rounds = trace.drafts, trace.rounds[trace.rounds["mode"] != "prefill"]
@@ -125,7 +126,7 @@ def test_common_beginnings_are_told_once_and_name_both():
 
 
 def test_grafts_begin_with_likely_tokens_the_most_probable_first_and_keep_to_their_share():
-    dist = torch.tensor([0.05, 0.3, 0.1, 0.4, 0.15]).round()
+    dist = torch.tensor([0.05, 0.3, 0.1, 0.4, 0.15]).log()
     stem = tree_of([(0, 3)], "model", DIST, dist)
     other = tree_of([(0, 0), (1, 1), (0, 4), (3, 1), (0, 1), (5, 2)], "copy")
     tree, places = graft(stem, other, 3, likeliest=3)  # 3, 1 and 4 may begin; 0 may not

@@ -11,8 +11,8 @@ import workbench as wb
 from tests.engine.test_bytes import walk
 from tests.rounding import close, tolerance
 from tests.speculation.tiny import TERMS, tiny_heads, tiny_target
-from workbench.decoders.base import Round
 from workbench.errors import BadInput
+from workbench.rounds import Round
 from workbench.speculation import DIST
 from workbench.speculation.heads import weights
 from workbench.training import __main__ as command

@@ -13,8 +13,9 @@ import workbench as wb
 from tests.engine.test_bytes import ledger, walk
 from tests.rounding import tolerance
 from tests.speculation.tiny import TERMS, tiny_target
-from workbench.decoders.base import Round, held_bytes
 from workbench.engine.settings import Settings
+from workbench.rounds import Round
+from workbench.rounds.costs import held_bytes
 from workbench.speculation import DIST, POINT
 from workbench.speculation.drafters import aded
 
@@ -36,7 +37,7 @@ TABLES = ("recycling", "aded", "aded-best", "jacobi", "jacobi-last")  # the othe
 
 def arms(name: str) -> list[wb.Speculative]:
     """The drafter in its own shape, as a chain, and as a tree where it branches."""
-    shapes = [None, CHAIN, *([TREE] if DRAFTERS[name].branches else [])]
+    shapes = [None, CHAIN, *([TREE] if "branches" in DRAFTERS[name].gives else [])]
     return [wb.Speculative(drafter=DRAFTERS[name], shape=shape) for shape in shapes]
 
 
@@ -162,7 +163,7 @@ def test_a_windows_tokens_follow_the_rows_stored_with_them(toy):
         tree = decoder.drafter.propose(fork, r, CHAIN, 10, seeded=False)
         assert tree.kinds[1:] == [DIST] * 4
         for depth in (0, 1):
-            row = kept[depth].log_softmax(-1) if depth < len(kept) else torch.full((4,), 0.25).round()
+            row = kept[depth].log_softmax(-1) if depth < len(kept) else torch.full((4,), 0.25).log()
             assert torch.allclose(tree.rows[depth], row.to(tree.rows[depth].dtype), atol=1e-6)
             counts[depth][tree.tokens[depth + 1]] += 1
     for depth in (0, 1):

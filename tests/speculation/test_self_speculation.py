@@ -11,11 +11,12 @@ import workbench as wb
 from tests.engine.test_bytes import ledger, walk
 from tests.rounding import close
 from tests.speculation.tiny import TERMS, tiny_heads, tiny_target
-from workbench.decoders.base import Round
-from workbench.engine.adapter import wrap
 from workbench.errors import BadInput, Unsupported
+from workbench.experiments.skipping import per_layer
+from workbench.models.adapter import wrap
+from workbench.rounds import Round
 from workbench.speculation import DIST, DraftTree
-from workbench.speculation.drafters.layer_skip import evenly, per_layer
+from workbench.speculation.drafters.layer_skip import evenly
 
 PROMPT = [1, 4, 2, 0, 3, 3, 1]
 SEEDED = {"temperature": 0.8, "seed": 5}
@@ -81,7 +82,7 @@ def test_every_shape_and_verifier_on_a_random_llama(tiny, weights, name):
         (wb.Eagle2(max_nodes=6, width=2, depth=3), wb.Greedy(), {}),
         (wb.AdaptiveConfidence(4), wb.Rejection(), {}),
     ]
-    if drafter.has_exits:
+    if "exits" in drafter.gives:
         cases += [(wb.Del(4), wb.SeededMatch(), SEEDED), (wb.Del(4), wb.Rejection(), {})]
     for shape, verifier, settings in cases:
         trace = same_text(tiny, PROMPT, wb.Speculative(drafter, shape, verifier), 20, **settings)
@@ -110,7 +111,7 @@ def test_other_architectures(family):
         lm = wrap(transformers.GPTNeoXForCausalLM(config).eval())
     for drafter in (wb.Kangaroo(None, (1, 2)), wb.LayerSkip((1,))):
         for prompt in (PROMPT, [2]):
-            shape = wb.Del(3) if drafter.has_exits else TREE
+            shape = wb.Del(3) if "exits" in drafter.gives else TREE
             same_text(lm, prompt, wb.Speculative(drafter, shape), 24, ignore_eos=True, **SEEDED)
             same_text(lm, prompt, wb.Speculative(drafter, TREE), 24, ignore_eos=True)
 
@@ -224,7 +225,7 @@ def test_bytes_walk_at_every_round(tiny, weights, name):
     """Nothing is held that the ledger does not name; caches hold committed text only."""
     drafter = everyone(weights)[name]
     session = wb.Session(
-        tiny, PROMPT, wb.Speculative(drafter, wb.Del(4) if drafter.has_exits else TREE), max_new_tokens=30
+        tiny, PROMPT, wb.Speculative(drafter, wb.Del(4) if "exits" in drafter.gives else TREE), max_new_tokens=30
     )
     for _ in session:
         state = session.state
@@ -239,7 +240,7 @@ def test_bytes_walk_at_every_round(tiny, weights, name):
 def test_forks_rewinding_and_changes_of_drafter(tiny, weights, name, settings):
     """Both sides of a fork go on equal; a drafter that comes late drafts with what it has; one that left is no loss."""
     drafter = everyone(weights)[name]
-    decoder = wb.Speculative(drafter, wb.Del(4) if drafter.has_exits else TREE)
+    decoder = wb.Speculative(drafter, wb.Del(4) if "exits" in drafter.gives else TREE)
     plain = wb.decode(tiny, PROMPT, max_new_tokens=48, **settings).token_ids
     session = wb.Session(tiny, PROMPT, decoder, max_new_tokens=48, **settings)
     session.run(rounds=4)

@@ -18,7 +18,7 @@ from workbench.errors import BadInput
 from workbench.experiments.calibration import calibrate
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.acceptance import Acceptance
+from workbench.speculation.heads.modules import Acceptance
 from workbench.speculation.shapes.rsd_s import conditioned
 from workbench.speculation.shapes.sequoia import acceptance_by_rank, best_tree, calibrations, static_tree
 from workbench.speculation.tree_builder import TreeBuilder
@@ -127,7 +127,7 @@ def test_scores_of_a_beam_are_gumbel_draws_given_their_maximum():
     """−log(e^−top − e^−largest + e^−score), in extremes too."""
     for score, largest, top in ((-1.0, 0.5, 0.2), (0.5, 0.5, -3.0), (-40.0, 2.0, 1.0), (1.999, 2.0, 30.0)):
         exact = torch.tensor([score, largest, top], dtype=torch.float64).neg().exp()
-        expected = -(exact[2] - exact[1] + exact[0]).round().item()
+        expected = -(exact[2] - exact[1] + exact[0]).log().item()
         assert conditioned(score, largest, top) == pytest.approx(expected, abs=1e-6)
     assert conditioned(-float("inf"), 0.0, 0.0) == -float("inf")
 

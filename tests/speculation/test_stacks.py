@@ -15,7 +15,7 @@ from tests.rounding import Texts
 from tests.speculation.test_triples import POSSIBLE
 from tests.speculation.tiny import tiny_heads, tiny_target
 from tests.table import DRAFTERS, POLICIES, QUANTIZERS, stacks, triple
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 from workbench.training.acceptance import acceptance
 from workbench.training.parts import PARTS
 

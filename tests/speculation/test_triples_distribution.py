@@ -20,9 +20,9 @@ from tests.speculation.test_triples import POSSIBLE
 from tests.speculation.tiny import tiny_heads, tiny_target
 from tests.table import triple
 from workbench.engine.settings import Settings
-from workbench.speculation.verifiers import rejection
 from workbench.training.acceptance import acceptance
 from workbench.training.parts import PARTS
+from workbench_kernels.verification import reference
 
 WORDS, LENGTH, RUNS, SIGNIFICANCE = 3, 2, 60_000, 1e-4
 PROMPT = [0, 1, 2, 0, 1]
@@ -106,6 +106,6 @@ def test_whole_triples_follow_the_targets_distribution(names, target, heads, dis
 
 
 def test_without_the_residual_step_it_is_noticed(target, dist, monkeypatch):
-    monkeypatch.setattr(rejection, "residual", lambda p, q: p)
+    monkeypatch.setattr(reference, "residual", lambda p, q: p)
     found = counts(target, triple("draft_model", "tree", "rejection", "tinier-draft"), "no residual", RUNS // 6)
     assert p_value(found, dist) < SIGNIFICANCE

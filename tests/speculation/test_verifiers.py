@@ -17,13 +17,13 @@ from tests.speculation.enumerate_tree import (
     runs,
     target_distribution,
 )
-from workbench.engine import noise
 from workbench.engine.distribution import Distribution
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.verifiers import rejection
-from workbench_kernels.verification import reference_kseq
+from workbench_kernels.noise import reference as noise
+from workbench_kernels.verification import reference, reference_kseq
 
 BOUND = 1e-12
 
@@ -109,7 +109,7 @@ def test_the_controls_pass_without_a_fault(draws, points, monkeypatch):
 
 
 def test_without_the_residual_step_it_is_biased(monkeypatch):
-    monkeypatch.setattr(rejection, "residual", lambda p, q: p)
+    monkeypatch.setattr(reference, "residual", lambda p, q: p)
     assert worst(monkeypatch, verify, 1) > 0.01
 
 
@@ -191,7 +191,7 @@ def test_throwing_the_mismatch_away_is_biased(monkeypatch):
     def forgetful(dist: Distribution, tree: DraftTree):
         p = dist.probs(0)
         for child in tree.children(0):
-            accepted, _ = rejection.test_child(p, None, tree.tokens[child], 0.5)
+            accepted, _ = rejection.accept(p, None, tree.tokens[child], 0.5)
             if accepted:
                 last = dist.probs(child)
                 rejection.sample(last, 0, 6)
@@ -208,15 +208,15 @@ def test_throwing_the_mismatch_away_is_biased(monkeypatch):
 def test_the_test_is_strict():
     """u = 0⁺ with p(x) = 0 rejects; q(x) tiny never divides; equal distributions always accept, up to float noise."""
     p = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    assert not rejection.test_child(p, torch.tensor([1.0, 0.0], dtype=torch.float64), 0, 5e-324)[0]
-    assert not rejection.test_child(p, None, 0, 5e-324)[0]
-    assert rejection.test_child(p, None, 1, 1 - 2**-53)[0]
+    assert not rejection.accept(p, torch.tensor([1.0, 0.0], dtype=torch.float64), 0, 5e-324)[0]
+    assert not rejection.accept(p, None, 0, 5e-324)[0]
+    assert rejection.accept(p, None, 1, 1 - 2**-53)[0]
     tiny = torch.tensor([1e-300, 1.0], dtype=torch.float64)
-    assert rejection.test_child(p, tiny, 1, 0.999)[0]
+    assert rejection.accept(p, tiny, 1, 0.999)[0]
     dist = torch.rand(5000, dtype=torch.float64).softmax(-1)
     noisy = (dist.float() * (1 + 1e-7)).double()
     for u in (0.1, 0.9, 1 - 2**-53):
-        assert rejection.test_child(dist, noisy / noisy.sum(), 17, u)[0]
+        assert rejection.accept(dist, noisy / noisy.sum(), 17, u)[0]
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.05, 1.0])
@@ -331,7 +331,7 @@ def test_one_uniform_per_test_and_none_shared(monkeypatch):
     verify(Distribution(rows, rows, [()] * len(tree)), tree)
     assert len(asked) == len(set(asked)) > 0
     assert {key[1] for key in asked} == {"accept"}
-    assert {"target", "draft", "accept", "residual"} <= set(noise._PURPOSES)
+    assert {"target", "draft", "accept", "residual"} <= set(noise.PURPOSES)
 
 
 def test_greedy_needs_temperature_zero():

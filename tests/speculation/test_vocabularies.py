@@ -7,8 +7,8 @@ import torch
 
 import workbench as wb
 from tests.engine.small import PROMPT, random_model, words
-from workbench.engine.adapter import wrap
 from workbench.engine.vocabulary import known_only, widened
+from workbench.models.adapter import wrap
 
 WIDTHS = {"narrower": 56, "wider": 80}
 TARGET = 72  # its last ids are nobody's words

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import workbench as wb
-from workbench.engine.adapter import TransformersModel, wrap
+from workbench.models.adapter import TransformersModel, wrap
 from workbench.training.data import make_text
 from workbench.training.fit import Recipe, fit
 from workbench.training.parts import PARTS

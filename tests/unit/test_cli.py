@@ -128,12 +128,12 @@ def test_terminal_control_characters_of_the_text_are_escaped():
     [
         (["--decoder", "speculatve"], "unknown decoder 'speculatve'"),
         (["--decoder", "speculative", "--set", "shap.length=4"], "no parameter 'shap.length'"),
-        (["--decoder", "speculative", "--set", "shape.length=0"], "expected a value in [1, 64], got 0"),
+        (["--decoder", "speculative", "--set", "shape.length=0"], "expected an integer in [1, 64], got 0"),
         (["--decoder", "speculative", "--set", "shape.length=four"], "expected an integer in [1, 64], got 'four'"),
         (["--decoder", "speculative", "--set", "drafter=nobody"], "unknown drafter 'nobody'"),
         (["--set", "shape.length"], "expected name=value"),
         (["--temperature", "-1"], "temperature"),
-        (["--top-p", "1.5"], "expected a value in (0, 1], got 1.5"),
+        (["--top-p", "1.5"], "expected a number in (0, 1], got 1.5"),
         (["--top-k", "many"], "--top-k"),
         (["--seed", "-3"], "seed"),
         (["--level", "loud"], "level: expected one of off, default, full"),
@@ -196,7 +196,7 @@ def test_list_names_every_member(call, kind, names):
 
 def test_list_with_a_name_shows_parameters_bounds_and_defaults(call):
     shape = call("list", "shapes", "fixed")[1]
-    assert all(word in shape for word in ("length", "int in [1, 64]", "tokens", "default 4"))
+    assert all(word in shape for word in ("length", "an integer in [1, 64]", "tokens", "default 4"))
     decoder = call("list", "decoders", "speculative")[1]
     assert "one of aded, copyspec, draft_model" in decoder and "default seeded" in decoder
 

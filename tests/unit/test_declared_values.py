@@ -137,12 +137,12 @@ def plug_ins(tmp_path, monkeypatch):
         "shapes.family = plug_fine:Other\nshape.z_last = plug_fine:Other\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    before = dict(declare._registry["shape"])
-    monkeypatch.setattr(declare, "_outside_loaded", False)
-    monkeypatch.setattr(declare, "_broken", {})
+    before = dict(declare.registry.KNOWN["shape"])
+    monkeypatch.setattr(declare.plugins, "_loaded", False)
+    monkeypatch.setattr(declare.plugins, "_broken", {})
     yield
-    declare._registry["shape"].clear()
-    declare._registry["shape"].update(before)
+    declare.registry.KNOWN["shape"].clear()
+    declare.registry.KNOWN["shape"].update(before)
     for name in ("plug_fine", "plug_half", "plug_exits"):
         sys.modules.pop(name, None)
 

@@ -11,7 +11,7 @@ import workbench as wb
 from tests.another_cpu import another_cpu
 from tests.rounding import MARGIN, Act, Texts, close, first_difference, margins, tolerance
 from tests.speculation.tiny import tiny_target
-from workbench.engine.adapter import wrap
+from workbench.models.adapter import wrap
 
 PROMPT, LENGTH = [0, 1, 2, 3, 4, 2, 0, 1, 2, 3] * 3, 24
 HUNDREDTH = 1e-2 / torch.finfo(torch.float32).eps

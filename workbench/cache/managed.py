@@ -2,8 +2,8 @@
 
 Newest tokens lie in one rectangular run [Hk, n, D] per layer, as in the plain store. A policy alone leaves it at
 that: what stays is gathered into a shorter run, the positions of kept slots beside it. A quantizer moves older slots
-from the run to pages (`pages.py`). `room` says how many rows the next forward may hold; `begin` refuses more, since
-rows behind a maintenance must see the cache as it is after it.
+from the run to pages (`pages.py`). `rows_left` says how many rows the next forward may hold; `begin` refuses more,
+since rows behind a maintenance must see the cache as it is after it.
 
 Scores are those of committed rows: the attention mass of rows in flight is kept row by row until `commit` names the
 rows that stay. Every tensor here is replaced, never written in place, but for free slots of the run; so forks share.
@@ -18,7 +18,7 @@ import torch
 
 from workbench.cache.maintenance import Layer, maintain, tier_events
 from workbench.cache.pages import PagedSegment, page_out
-from workbench.cache.store import PlainStore, Segment
+from workbench.cache.store import MANY, PlainStore, Segment
 from workbench_kernels.pages import SLOTS
 
 if TYPE_CHECKING:
@@ -41,12 +41,10 @@ class ManagedStore(PlainStore):
         self._bits: dict[str, list] = {}
         self._evicted = [0] * layers
         self._fetched = [(0, 0)] * layers  # slots and bytes read from the host
-        self.maintained_ms = 0.0  # what maintenance took so far
 
     def rows_left(self, length: int) -> int:
-        """How many rows from a committed length on may go into one forward."""
         at = self.stack.next(length, self.prompt)
-        return 2**62 if at is None else at - length
+        return MANY if at is None else at - length
 
     def begin(
         self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
@@ -57,7 +55,7 @@ class ManagedStore(PlainStore):
             if self._next is not None and len(positions) and max(positions) >= self._next:
                 raise RuntimeError(
                     f"a row at position {max(positions)} would pass the cache's maintenance at {self._next} tokens;"
-                    " ask room() before a forward"
+                    " ask rows_left() before a forward"
                 )
         super().begin(positions, visible, layers)
         if self._scored:
@@ -67,7 +65,7 @@ class ManagedStore(PlainStore):
     def _scored(self) -> bool:
         """Whether the policy will read scores again."""
         policy = self.stack.policy
-        return policy is not None and policy.needs_mass and policy.next(self.length, self.prompt) is not None
+        return policy is not None and "mass" in policy.needs and policy.next(self.length, self.prompt) is not None
 
     def segments(self, layer: int, window: int | None = None) -> list[Segment]:
         found = super().segments(layer, window)
@@ -107,7 +105,6 @@ class ManagedStore(PlainStore):
         return self._masks[key]
 
     def add_mass(self, layer: int, mass: torch.Tensor) -> None:
-        """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
         expected = [len(self.watched), len(self._run.k[layer])]
         if mass.ndim != 3 or list(mass.shape[:2]) != expected:
             raise RuntimeError(f"layer {layer}: attention mass {list(mass.shape)}, expected {[*expected, 'slots']}")
@@ -172,12 +169,10 @@ class ManagedStore(PlainStore):
         return new
 
     def read_stats(self) -> tuple[int, int, int]:
-        """What a forward reads: raw slots, coded slots (both per KV head, the most of any layer), bytes of pages."""
         page_tables = [state.page_table for state in self._layers if state.page_table is not None]
         return self.held, max((s.live for s in page_tables), default=0), sum(s.bytes for s in page_tables)
 
     def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
-        """Events and rows of the bits table since the last call."""
         for layer, (slots, size) in enumerate(self._fetched):
             if slots:
                 self._events.append({"layer": layer, "op": "fetch", "destination": "device", "bytes": size})

@@ -35,7 +35,7 @@ def rotation_of(lm: Any) -> Rotation:
 
     Tried on the model: the keys of one token alone depend on its position by the rotation only.
     """
-    frequencies = getattr(lm, "rotary_frequencies", lambda: None)()
+    frequencies = lm.rotary_frequencies()
     refusal = f"positions='slot' needs keys that turn with position; those of {lm.name!r} do not: use positions='baked'"
     if frequencies is None:
         raise Unsupported(refusal)

@@ -36,7 +36,7 @@ class Stack(Declared):
             raise BadInput("Stack(): expected a policy, a quantizer or both; cache=None keeps every token as it is")
         if policy is None or quantizer is None:
             return
-        if policy.slot_positions:
+        if "slot_positions" in policy.needs:
             raise BadInput(f"{policy.declared_name} with positions='slot' turns keys as they are read; "
                            "that is not possible in sealed pages: use positions='baked'")  # fmt: skip
         if policy.newest < quantizer.residual:
@@ -61,12 +61,13 @@ class Stack(Declared):
         from workbench.cache.managed import ManagedStore
         from workbench.cache.rotation import rotation_of
 
-        if self.policy and self.policy.needs_mass and not getattr(lm, "gives_mass", False):
+        needs = self.policy.needs if self.policy else frozenset()
+        if "mass" in needs - lm.gives:
             raise Unsupported(f"{self.policy.declared_name} reads attention, which {lm.name!r} does not give")
         if self.quantizer:
             for layer in range(lm.layers):
                 self.quantizer.page(layer, lm.head_dim, lm.head_dim, lm.dtype)
-        rotation = rotation_of(lm) if self.policy and self.policy.slot_positions else None
+        rotation = rotation_of(lm) if "slot_positions" in needs else None
         return ManagedStore(lm.layers, self, prompt, rotation)
 
 

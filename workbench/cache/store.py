@@ -17,12 +17,13 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-__all__ = ["CacheStore", "PlainStore", "Segment"]
+__all__ = ["MANY", "CacheStore", "PlainStore", "Segment"]
 
+MANY = 2**62  # rows: no limit
 _SLOTS = 64  # capacity grows in multiples of this, and at least by half
 
 
@@ -38,18 +39,25 @@ class Segment:
     v: torch.Tensor
     mask: torch.Tensor | None = None
     causal: bool = False
+    page_table = None  # keys and values lie here as they are, not in coded pages
+
+    def dense(self, dtype: torch.dtype) -> "Segment":
+        """With keys and values as numbers: of pages, decoded."""
+        return self
 
 
 class CacheStore(Protocol):
     """What a decoder and the engine may ask of any store. One store holds one sequence for one model.
 
-    A store under a cache stack (`workbench.cache.managed`) offers more: `room(length)`, how many rows from a committed
-    length on may go into one forward; `reach()`, what a forward reads; `drain()`, what maintenance did.
+    The members with a body are the answers of a store that nobody maintains.
     """
 
     length: int  # committed tokens
     staged: int  # rows in flight, in all layers or in some
     behind: int  # of them, those that the layers of the open forward had staged before it
+    watched: Sequence[int] = ()  # rows of the open forward whose attention mass is wanted
+    implementation: str = "sdpa"  # what computed the attention last
+    maintained_ms: float = 0.0  # what maintenance took so far
 
     def begin(
         self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
@@ -61,6 +69,21 @@ class CacheStore(Protocol):
     def discard(self) -> None: ...
     def fork(self) -> "CacheStore": ...
     def ledger(self) -> dict[str, list]: ...
+
+    def add_mass(self, layer: int, mass: torch.Tensor) -> None:
+        """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
+
+    def rows_left(self, length: int) -> int:
+        """How many rows from a committed length on may go into one forward: up to the next maintenance."""
+        return MANY
+
+    def read_stats(self) -> tuple[int, int, int]:
+        """What a forward reads: raw slots, coded slots (both per KV head, the most of any layer), bytes of pages."""
+        return self.length, 0, 0
+
+    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
+        """Events and rows of the bits table of what maintenance did since the last call."""
+        return [], {}
 
 
 _claim = threading.Lock()
@@ -109,11 +132,8 @@ class _Run:
         return new
 
 
-class PlainStore:
+class PlainStore(CacheStore):
     """Every committed token in the model's own dtype, one rectangular run per layer."""
-
-    watched: Sequence[int] = ()  # rows of this forward whose attention mass is wanted
-    implementation = "sdpa"  # what computed the attention to this store
 
     def __init__(self, layers: int):
         self._run = _Run(layers)

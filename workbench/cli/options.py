@@ -27,28 +27,27 @@ def add_model(parser: Parser) -> None:
 
 
 def add_settings(parser: Parser) -> None:
-    from workbench.declare import describe
-    from workbench.engine.sampling import Sampling
+    """The options of a run, as they are declared; one that is not given is left to its default."""
+    from workbench.engine.settings import keywords
 
-    for entry in describe(Sampling):
-        kind = int if entry.kind == "int" else float
-        default = "off" if entry.default is None else entry.default
-        text = f"{entry.help}; {entry.bounds}, default {default}"
-        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, metavar="N", help=text)
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default 64, or as many as are forced")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all randomness, default 0")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end once the text contains this")
-    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
-    parser.add_argument("--level", default="default", help="off, default or full instrumentation")
+    for entry in keywords().values():
+        words = {"help": f"{entry.help}; {entry.facts}"}
+        if entry.kind == "bool":
+            words |= {"action": "store_true", "default": None}
+        elif entry.kind == "texts":
+            words |= {"action": "append", "metavar": "TEXT"}
+        else:
+            number = {"int": int, "float": float}.get(entry.kind)
+            words |= {"type": number or str, "metavar": "N" if number else "NAME"}
+        if entry.kind != "object":
+            parser.add_argument(f"--{entry.name.replace('_', '-')}", **words)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    from workbench.session import SAMPLING
+    from workbench.engine.settings import keywords
 
-    chosen = {name: getattr(args, name) for name in SAMPLING if getattr(args, name, None) is not None}
-    if args.max_new_tokens is not None:
-        chosen["max_new_tokens"] = args.max_new_tokens
-    return chosen | {name: getattr(args, name) for name in ("seed", "stop", "level", "ignore_eos")}
+    given = {name: getattr(args, name) for name, entry in keywords().items() if entry.kind != "object"}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def load_model(args: argparse.Namespace):

@@ -23,17 +23,22 @@ WIDEST_SLIDER = 64
 
 def shown_value(entry: Field, value: Any) -> Any:
     """A parameter's value as its control holds it."""
-    return ", ".join(map(str, value or ())) if entry.kind == "list" else "" if value is None and _text(entry) else value
+    if entry.kind in ("list", "texts"):
+        return ", ".join(map(str, value or ()))
+    return "" if value is None and _text(entry) else value
 
 
 def _text(entry: Field) -> bool:
-    return entry.kind in ("str", "list")
+    return entry.kind in ("str", "list", "texts")
 
 
-def control(entry: Field, models: Sequence[str] = (), anything: bool = True, **options: Any) -> gr.components.Component:
+def control(
+    entry: Field, models: Sequence[str] = (), anything: bool = True, widest: float = WIDEST_SLIDER, **options: Any
+) -> gr.components.Component:
     """The control of one parameter; an empty number means "off" where the parameter is optional.
 
     models: names offered where the parameter is a model's; `anything`: the owner sits there, who may set everything.
+    widest: the widest range that is a slider.
     """
     note = entry.help + (f" ({entry.unit})" if entry.unit else "")
     common = {"label": entry.name.replace("_", " "), "info": note, **options}
@@ -50,7 +55,7 @@ def control(entry: Field, models: Sequence[str] = (), anything: bool = True, **o
         return gr.Textbox(value, max_lines=1, **common)
     whole = entry.kind == "int"
     low, high = (entry.ge if entry.ge is not None else entry.gt), (entry.le if entry.le is not None else entry.lt)
-    if not entry.optional and low is not None and high is not None and high - low <= WIDEST_SLIDER:
+    if not entry.optional and low is not None and high is not None and high - low <= widest:
         step = 1 if whole else 0.01 if high - low <= 1 else 0.1
         return gr.Slider(low, high, value, step=step, **common)
     if entry.optional:

@@ -1,7 +1,7 @@
 """The form of a run: prompt, model, decoder, cache, sampling and limits, made from the declarations and read back."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from workbench.dashboard.controls import MemberControls, control
 from workbench.declare import describe, models
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
-from workbench.engine.settings import LEVELS
+from workbench.engine.settings import keywords
 from workbench.errors import BadInput
 from workbench.models.loading import companion, known_models, load, resolve_device, resolve_dtype
 from workbench.models.progress import Progress
@@ -101,28 +101,24 @@ class Form:
             self.policy = MemberControls("policy", "cache policy", None, "which tokens stay", **kept)
             kept = {"nothing": "as they are", **named}
             self.quantizer = MemberControls("quantizer", "cache quantizer", None, "how they are stored", **kept)
-        with gr.Accordion("Sampling", open=False):
-            self.sampling = {entry.name: control(entry) for entry in describe(Sampling)}
-        with gr.Accordion("Limits, seed, logging", open=False):
-            self.limits = {
-                "max_new_tokens": gr.Slider(1, MAX_NEW_TOKENS, 96, step=1, label="max new tokens"),
-                "seed": gr.Number(0, precision=0, label="seed", info="of all randomness"),
-                "stop": gr.Textbox("", label="stop", info="end once the new text contains this", max_lines=1),
-                "ignore_eos": gr.Checkbox(False, label="ignore the end-of-text token"),
-                "level": gr.Dropdown(list(LEVELS), value="default", label="level", info="how much is logged"),
-                "prompt_rows": gr.Checkbox(False, label="log the distributions at the prompt's tokens, too"),
-            }
+        drawn = {entry.name for entry in describe(Sampling)}
+        shown = {name: entry for name, entry in keywords().items() if entry.kind != "object"}
+        shown["max_new_tokens"] = replace(shown["max_new_tokens"], le=MAX_NEW_TOKENS)
+        self.settings = {}
+        for title, chosen in (("Sampling", drawn), ("Limits, seed, logging", set(shown) - drawn)):
+            with gr.Accordion(title, open=False):
+                entries = [entry for name, entry in shown.items() if name in chosen]
+                self.settings |= {entry.name: control(entry, widest=MAX_NEW_TOKENS) for entry in entries}
         self.families = (self.decoder, self.policy, self.quantizer)
         self.components = [self.prompt, self.kind, self.model, self.device, self.dtype]
-        self.components += [*self.sampling.values(), *self.limits.values()]
+        self.components += [*self.settings.values()]
         self.components += [component for family in self.families for component in family.components]
 
     def read(self, values: Sequence[Any]) -> Wanted:
         """What the controls' values ask for. Raises BadInput where one does not fit."""
         prompt, kind, model, device, dtype, *rest = values
-        names = (*self.sampling, *self.limits)
-        settings = dict(zip(names, rest, strict=False))
-        rest = rest[len(names) :]
+        settings = dict(zip(self.settings, rest, strict=False))
+        rest = rest[len(self.settings) :]
         if not isinstance(model, str):
             raise BadInput(f"model: expected a name, got {model!r}")
         if not self.anything and model not in self.models:
@@ -150,8 +146,7 @@ class Form:
 
     def values(self, prompt: str, decoder: Any, cache: Any, settings: Mapping[str, Any]) -> list[Any]:
         """The controls' values that ask for these, the first model and the defaults of everything else."""
-        plain = {**self.sampling, **self.limits}
-        rest = [settings.get(name, component.value) for name, component in plain.items()]
+        rest = [settings.get(name, component.value) for name, component in self.settings.items()]
         stack = (getattr(cache, "policy", None), getattr(cache, "quantizer", None))
         for family, member in zip(self.families, (decoder, *stack), strict=True):
             rest += family.values(member)

@@ -1,6 +1,5 @@
 """A run as the Python that makes it again."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +7,9 @@ import workbench as wb
 from workbench.declare import Declared, describe
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import encode_prompt
-from workbench.engine.settings import Settings
+from workbench.engine.settings import keywords
 from workbench.errors import BadInput
-from workbench.session import SAMPLING, Session
+from workbench.session import Session
 from workbench.trace import Trace
 
 __all__ = ["call", "of_session", "source"]
@@ -55,9 +54,8 @@ def call(
 
     where: further arguments of `workbench.load`.
     """
-    defaults = {f.name: f.default for f in dataclasses.fields(Settings)} | {"stop": (), "ignore_eos": False}
-    defaults |= {name: None for name in SAMPLING} | {"temperature": 0.0, "processors": (), "force": {}}
-    changed = {name: value for name, value in settings.items() if value != defaults[name] and value is not None}
+    known = keywords()
+    changed = {name: value for name, value in settings.items() if value != known[name].default and value is not None}
     lines = ["import workbench as wb"]
     lines += sorted({line for part in (decoder, *changed.values()) for line in _imports(part)})
     lines += [
@@ -76,15 +74,11 @@ def call(
 def of_session(session: Session) -> str:
     """The call that gives a session's text at once: of a branch, what came before it is forced."""
     settings = session.settings
-    named = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    eos = named.pop("eos_ids")
-    sampling = named.pop("sampling")
-    named["ignore_eos"] = not eos and bool(session.lm.eos_ids)
-    named |= {name: getattr(sampling, name) for name in SAMPLING}
+    ignored = not settings.eos_ids and bool(session.lm.eos_ids)
     origin = (session.trace.run.get("parent") or {}).get("round", 0)  # rounds before it were copied
     copied = sum(event["emitted"] for event in Trace(list(session.trace.log)).steps() if event["round"] < origin)
     before = dict(enumerate(session.trace.token_ids[:copied]))
-    named["force"] = {**before, **dict(settings.force)}
+    named = settings.options() | {"ignore_eos": ignored, "force": {**before, **settings.force}}
     prompt = session.prompt if _is_text(session) else session.prompt_ids
     return call(str(session.lm.name), prompt, session.decoder, named, _where(session.lm))
 

@@ -1,20 +1,5 @@
-"""One file per decoder. Importing this package registers them all."""
+"""One file per decoder; all of them stand in `workbench/members.py`."""
 
-from workbench.decoders.autoregressive import Autoregressive
-from workbench.decoders.base import Decoder, Round, Runner, State
-from workbench.decoders.entropy_adaptive import EntropyAdaptive
-from workbench.decoders.mirostat import Mirostat
-from workbench.decoders.pearl import Pearl
-from workbench.decoders.speculative import Speculative
+from workbench.members import room
 
-__all__ = [
-    "Autoregressive",
-    "Decoder",
-    "EntropyAdaptive",
-    "Runner",
-    "Mirostat",
-    "Pearl",
-    "Round",
-    "Speculative",
-    "State",
-]
+__getattr__ = room(__name__)

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 
 from workbench.declare import register
-from workbench.decoders.base import Decoder, Round, State
-from workbench.device.forward import DeviceTree
-from workbench.engine.distribution import Distribution
+from workbench.decoders.base import Decoder
 from workbench.engine.sampling import Sampling
-from workbench.engine.settings import Settings
-from workbench.speculation.tree import DraftTree
+from workbench.rounds import Round, State
 
 __all__ = ["Autoregressive"]
 
@@ -28,13 +25,5 @@ class Autoregressive(Decoder):
         return "exact" if sampling.greedy else "seeded"
 
     def decode_round(self, state: State, r: Round) -> None:
-        self.verify_and_commit(state, r, None, r.dist(r.advance("target").logits))
-
-    def device_tree(self, settings: Settings) -> DeviceTree:
-        return DeviceTree()
-
-    def verify_and_commit(self, state: State, r: Round, tree: DraftTree | None, dist: Distribution) -> None:
-        """Take the token. After a device round (`tree` is its root alone) the pending token's row is in flight."""
-        if tree is not None:
-            r.commit("target", [0])
+        dist = r.dist(r.advance("target").logits)
         r.append(dist, [0], [r.choose(dist, 0, len(state.tokens))], ["target"])

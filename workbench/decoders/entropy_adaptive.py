@@ -4,13 +4,14 @@ import math
 from dataclasses import dataclass
 
 from workbench.declare import register, setting
-from workbench.decoders.base import Decoder, Round, State
+from workbench.decoders.base import Decoder
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.engine.vocabulary import cut
 from workbench.models.loading import companion
+from workbench.rounds import Round, State
 
 __all__ = ["EntropyAdaptive"]
 

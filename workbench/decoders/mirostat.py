@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from workbench.declare import register, setting
-from workbench.decoders.base import Decoder, Round, State
+from workbench.decoders.base import Decoder
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
+from workbench.rounds import Round, State
 
 __all__ = ["Mirostat"]
 

@@ -10,12 +10,14 @@ import torch
 
 from workbench.cache import Stack, as_stack
 from workbench.declare import register, setting
-from workbench.decoders.base import PREFILL_CHUNK, Decoder, Round, State
+from workbench.decoders.base import Decoder
 from workbench.decoders.speculative import Speculative
 from workbench.engine.model import LanguageModel, Output
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
+from workbench.rounds import Round, State
+from workbench.rounds.round import extend
 from workbench.speculation.drafters import DraftModel
 from workbench.speculation.shapes import FixedLength
 from workbench.speculation.tree_builder import TreeBuilder
@@ -53,7 +55,7 @@ class Pearl(Decoder):
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", as_stack(self.cache))
         super().__post_init__()
-        if self.verifier.wants_hidden:
+        if "hidden" in self.verifier.needs:
             raise BadInput(
                 f"verifier {self.verifier.declared_name!r} reads the target's hidden states after every draft;"
                 " pearl tests one that the target has not read"
@@ -88,8 +90,7 @@ class Pearl(Decoder):
             lambda: aside.forward("target", read, range(root, root + pending + 1)),
             overlapping(state),
         )
-        for name, values in aside.step.forwards.items():
-            r.step.forwards.setdefault(name, []).extend(values)
+        extend(r.step.forwards, aside.step.forwards)
         target = aside.step.ms["target"]
         r.step.ms |= {"draft": draft, "target": r.step.ms.get("target", 0.0) + target}
         # 2. test the pending tokens and the first new one; no distribution is known after the latter
@@ -98,9 +99,9 @@ class Pearl(Decoder):
         tree, logits = builder.tree, torch.cat([out.logits, out.logits[-1:]]) if new else out.logits
         start = time.perf_counter()
         dist = r.dist(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(row)])
-        outcome = self.parts._verify(dist, tree, root + 1, r)
+        outcome = self.parts.verify(dist, tree, root + 1, r)
         r.record_time("verify", start)
-        # 3. emit and commit
+        # 3. append and commit
         passed = new > 0 and len(outcome.path) == len(tree) - 1
         tokens, sources = [tree.tokens[n] for n in outcome.path], [tree.drafters[n] for n in outcome.path]
         if not passed:
@@ -111,8 +112,6 @@ class Pearl(Decoder):
         if store.staged:
             agreed = min(root + 1 + min(kept, len(outcome.path)), len(state.tokens) - 1) - store.length
             r.commit("draft", range(min(agreed, store.staged)))
-        for node in outcome.path[kept:]:
-            outcome.fates[node] = "after_end"
         # 4. the new tokens behind the one that passed are pending
         state.memory.pop("pearl", None)
         if passed and not state.ended and (rest := range(pending + 2, len(drafted))):
@@ -123,7 +122,7 @@ class Pearl(Decoder):
                 "rows": torch.stack([drafted.rows[n - 1] for n in rest]),
                 "raw": torch.stack([drafted.raw[n - 1] for n in rest]),
             }
-        self.parts._record(r, dist, tree, outcome, kept)
+        self.parts.record(r, dist, tree, outcome, kept)
         r.step.figures = clock(draft, target) | {
             "verify": "post" if pending else "pre",
             "pending": pending,
@@ -135,8 +134,7 @@ class Pearl(Decoder):
         tokens, runner = state.tokens, state.runners["draft"]
         reach = runner.model.context - len(tokens)
         if reach > 0:
-            if len(tokens) - runner.store.length > min(PREFILL_CHUNK, runner.rows_left(runner.store.length)):
-                r.catch_up("draft", len(tokens) - 1)
+            r.approach("draft")
             reach = min(reach, runner.rows_left(runner.store.length) - (len(tokens) - 1 - runner.store.length))
         if not runner.reads(state.pending):
             reach = 0  # an id the draft does not have is not drafted on

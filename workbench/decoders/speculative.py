@@ -5,21 +5,20 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.cache import Stack
+from workbench.cache.stack import Stack
 from workbench.declare import register, setting
-from workbench.decoders.base import Decoder, Round, State
-from workbench.device.forward import DeviceTree
-from workbench.device.round import PackedDistribution
+from workbench.decoders.base import Decoder
 from workbench.engine.distribution import Distribution
-from workbench.engine.model import LanguageModel
+from workbench.engine.model import LanguageModel, require
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings, refuse_stateful
 from workbench.engine.text import token_text
 from workbench.errors import BadInput
+from workbench.rounds import Round, State
 from workbench.speculation.drafters import Drafter, DraftModel
-from workbench.speculation.shapes import DraftShape, FixedLength, FixedTree
+from workbench.speculation.shapes import DraftShape
 from workbench.speculation.tree import MAX_NODES, DraftTree
-from workbench.speculation.verifiers import Greedy, Outcome, Rejection, SeededMatch, Verifier
+from workbench.speculation.verifiers import Outcome, SeededMatch, Verifier
 
 __all__ = ["Speculative"]
 
@@ -59,6 +58,8 @@ class Speculative(Decoder):
         return {**super().caches(settings), **self.drafter.caches()}
 
     def check(self, lm: LanguageModel, settings: Settings) -> None:
+        for member, needs in ((self.verifier, self.verifier.needs & {"hidden"}), (self.drafter, self.drafter.needs)):
+            require(lm, f"{member.family} {member.declared_name!r}", needs)
         self.verifier.check(settings, lm)
         self.drafter.check(lm)
         self.shape.check(self.drafter, lm)
@@ -66,51 +67,45 @@ class Speculative(Decoder):
         refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device)
 
     def observer(self) -> Drafter | None:
-        drafter = self.drafter
-        return drafter if drafter.wants_hidden or drafter.wants_logits or drafter.wants_states else None
+        return self.drafter if self.drafter.needs else None
 
     def first(self, state: State) -> tuple[str, ...]:
-        return tuple(role for role, runner in state.runners.items() if getattr(runner.model, "reads_tokens", True))
+        return tuple(state.runners)
 
     def decode_round(self, state: State, r: Round) -> None:
         r.catch_up("target", len(state.tokens) - 1)
         root = len(state.tokens) - 1
         # 1. draft: depth is capped by the contexts and the cache's next maintenance, never by max_new_tokens
-        room = state.runners["target"].rows_left(root)
+        depth = min(state.context_left, state.runners["target"].rows_left(root), MAX_NODES + 1) - 1
         start = time.perf_counter()
-        tree = self.drafter.propose(
-            state, r, self.shape, max(0, min(state.context_left, room, MAX_NODES + 1) - 1), self.verifier.seeded
-        )
+        tree = self.drafter.propose(state, r, self.shape, max(0, depth), self.verifier.seeded)
         r.step.ms["draft"] = (time.perf_counter() - start) * 1000
         # 2. score every node in one forward
-        logits = self.drafter.score(state, r, tree, self.verifier.wants_hidden)
+        hidden = "hidden" in self.verifier.needs
+        logits = self.drafter.score(state, r, tree, hidden)
         start = time.perf_counter()
-        if self.verifier.wants_hidden:
+        if hidden:
             self.verifier.score_hidden(state.runners["target"].model, tree)
         dist = r.dist(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(row)])
         r.record_time("verify", start)
         self.verify_and_commit(state, r, tree, dist, logits)
 
-    def device_tree(self, settings: Settings) -> DeviceTree | str:
-        drafter, shape, verifier = self.drafter, self.shape, self.verifier
-        if not isinstance(drafter, DraftModel):
-            return f"drafter {drafter.declared_name} runs on the host"
-        if type(shape) not in (FixedLength, FixedTree):
-            return f"shape {shape.declared_name} decides on the host"
-        if type(verifier) not in (Greedy, SeededMatch, Rejection):
-            return f"verifier {verifier.declared_name} decides on the host"
-        branching = (1,) * shape.length if isinstance(shape, FixedLength) else tuple(shape.branching)
-        return DeviceTree(branching, drafter.declared_name, verifier.seeded)
-
     def verify_and_commit(
-        self, state: State, r: Round, tree: DraftTree, dist: Distribution, logits: torch.Tensor | None = None
+        self,
+        state: State,
+        r: Round,
+        tree: DraftTree,
+        dist: Distribution,
+        logits: torch.Tensor | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
-        """Verify the tree, emit what stands and commit its rows: the round once all distributions are known."""
+        """Verify the tree, append what stands and commit its rows: the round once all distributions are known, and
+        in a device round the outcome too."""
         root, start = len(state.tokens) - 1, time.perf_counter()
         # 3. verify
-        outcome = self._verify(dist, tree, root + 1, r)
+        outcome = outcome or self.verify(dist, tree, root + 1, r)
         r.record_time("verify", start)
-        # 4. emit and commit: the cache holds all but the last token
+        # 4. append and commit: the cache holds all but the last token
         path = outcome.path
         ends = next((i for i, n in enumerate(path) if tree.tokens[n] in r.settings.eos_ids), None)
         drafted = [tree.tokens[n] for n in path]
@@ -122,23 +117,21 @@ class Speculative(Decoder):
         r.commit("target", stays if tree.slots is None else [tree.slots[n] for n in stays])
         self.drafter.on_verified(state, r, tree, path[: kept - 1], logits)
         self.shape.observe(state.memory, tree, len(path))
-        for node in path[kept:]:
-            outcome.fates[node] = "after_end"
-        self._record(r, dist, tree, outcome, kept)
+        self.record(r, dist, tree, outcome, kept)
 
-    def _verify(self, dist: Distribution, tree: DraftTree, position: int, r: Round) -> Outcome:
-        def choose(row: int, place: int) -> int:
-            return r.choose(dist, row, place)
+    def verify(self, dist: Distribution, tree: DraftTree, position: int, r: Round) -> Outcome:
+        """The verifier's outcome; forced tokens are matched, as a plain decoder would take them."""
+        forced = any(r.forced(position + depth) is not None for depth in range(max(tree.depths) + 1))
+        verifier = SeededMatch() if forced else self.verifier
+        return verifier.verify(
+            dist, tree, position, r.settings.noise_seed, lambda row, place: r.choose(dist, row, place)
+        )
 
-        if isinstance(dist, PackedDistribution) and dist.outcome:
-            return dist.outcome
-        verifier = self.verifier
-        if any(r.forced(position + depth) is not None for depth in range(max(tree.depths) + 1)):
-            verifier = SeededMatch()  # forced tokens are matched, as a plain decoder would take them
-        return verifier.verify(dist, tree, position, r.settings.noise_seed, choose)
-
-    def _record(self, r: Round, dist: Distribution, tree: DraftTree, outcome: Outcome, kept: int) -> None:
+    def record(self, r: Round, dist: Distribution, tree: DraftTree, outcome: Outcome, kept: int) -> None:
+        """Note the tree and its outcome, of which `kept` tokens became text, in the round's step."""
         step = r.step
+        for node in outcome.path[kept:]:
+            outcome.fates[node] = "after_end"
         step.mode = "plain" if len(tree) == 1 else "chain" if tree.is_chain else "tree"
         step.drafted, step.accepted = len(tree) - 1, sum(fate == "accepted" for fate in outcome.fates[1:])
         step.bonus = kept > len(outcome.path) and outcome.source == "bonus"
@@ -146,44 +139,22 @@ class Speculative(Decoder):
         step.stop_reason = tree.stop_reason or ("budget" if len(tree) > 1 else None)
         if len(tree) == 1 or not r.logging:
             return
+        tokenizer = r.state.runners["target"].model.tokenizer
         columns = {
             "node": list(range(len(tree))),
             "parent": tree.parents,
             "token_id": tree.tokens,
             "kind": tree.kinds,
             "drafter": tree.drafters,
+            "depth": tree.depths,
+            "fate": outcome.fates,
+            "reason": outcome.reasons,
+            "rank": tree.ranks,
+            "q": tree.q,
+            "u": outcome.us,
+            **dist.compare(tree),
         }
-        columns |= {"depth": tree.depths, "fate": outcome.fates, "reason": outcome.reasons}
-        columns |= {"rank": tree.ranks, "q": tree.q, "u": outcome.us, **self._compare(dist, tree)}
         if any(outcome.lossy):
             columns["lossy"] = outcome.lossy
         step.drafts = {name: column[1:] for name, column in columns.items()}
-        tokenizer = r.state.runners["target"].model.tokenizer
         step.drafts["text"] = [token_text(tokenizer, token) for token in tree.tokens[1:]]
-
-    @staticmethod
-    def _compare(dist: Distribution, tree: DraftTree) -> dict[str, list]:
-        """Target against draft at every node's parent: p, entropies, total variation, KL(target ‖ draft).
-
-        At temperature 0, where the distribution sampled from is a point mass, p and the comparison are of the raw
-        distributions.
-        """
-        if isinstance(dist, PackedDistribution):
-            return dist.comparison
-        parents, tokens = tree.parents[1:], tree.tokens[1:]
-        target = (dist.raw if dist.greedy else dist.scores)[parents]
-        p = target.exp()
-        chosen = p.gather(-1, torch.tensor(tokens, device=p.device)[:, None])[:, 0]
-        raw = dist.raw[parents]
-        entropy = torch.special.entr(raw.exp()).sum(-1)
-        columns = {"p": [None, *chosen.tolist()], "entropy_target_nats": [None, *entropy.tolist()]}
-        if tree.raw:
-            rows = tree.raw if dist.greedy else tree.rows
-            draft = torch.stack([rows[n] for n in parents])
-            q = draft.exp()
-            own = torch.special.entr(torch.stack([tree.raw[n] for n in parents]).exp()).sum(-1)
-            kl = torch.where(p > 0, p * (target - draft), 0).sum(-1)
-            columns["entropy_draft_nats"] = [None, *own.tolist()]
-            columns["tv"] = [None, *(0.5 * (p - q).abs().sum(-1)).tolist()]
-            columns["kl_nats"] = [None, *kl.tolist()]
-        return columns

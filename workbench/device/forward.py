@@ -10,19 +10,18 @@ import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from workbench.device.graph import Replayed
+from workbench.device.model import DeviceModel
 from workbench.device.sampling import DeviceDistributions, DeviceSampling, fit
 from workbench.device.store import LiveRows, StaticRun
+from workbench.engine.distribution import divergences
 from workbench.engine.vocabulary import cut
+from workbench.speculation.tree import POINT, DraftTree
 from workbench_kernels import verification
-
-if TYPE_CHECKING:
-    from workbench.device.model import DeviceModel
 
 __all__ = ["DeviceRound", "DeviceTree", "to_host"]
 
@@ -49,14 +48,17 @@ class DeviceTree:
         return out
 
     @cached_property
-    def parents(self) -> list[int]:
-        """-1 for the root."""
-        pairs = zip(self.levels, self.branching, strict=False)
-        return [-1, *(node for level, factor in pairs for node in level for _ in range(factor))]
+    def form(self) -> DraftTree:
+        """Its nodes, which have no tokens yet."""
+        tree = DraftTree([0])
+        for level, factor in zip(self.levels, self.branching, strict=False):
+            for node in (node for node in level for _ in range(factor)):
+                tree.add(node, 0, POINT, None, self.drafter)
+        return tree
 
-    @cached_property
-    def depths(self) -> list[int]:
-        return [depth for depth, level in enumerate(self.levels) for _ in level]
+    @property
+    def parents(self) -> list[int]:
+        return self.form.parents
 
     @property
     def nodes(self) -> int:
@@ -70,17 +72,6 @@ class DeviceTree:
     @property
     def depth(self) -> int:
         return len(self.branching)
-
-    @property
-    def is_chain(self) -> bool:
-        return self.nodes == self.depth + 1
-
-    def ancestors(self) -> torch.Tensor:
-        """[n, n] bool: row i sees itself and its ancestors."""
-        seen = torch.eye(self.nodes, dtype=torch.bool)
-        for node, parent in enumerate(self.parents[1:], 1):
-            seen[node] |= seen[parent]
-        return seen
 
 
 class DeviceRound:
@@ -99,8 +90,8 @@ class DeviceRound:
         template: DeviceTree,
         sampling: DeviceSampling,
         figures: bool,
-        target: tuple["DeviceModel", StaticRun],
-        draft: tuple["DeviceModel", StaticRun] | None = None,
+        target: tuple[DeviceModel, StaticRun],
+        draft: tuple[DeviceModel, StaticRun] | None = None,
         implementation: str = "auto",
     ):
         self.template, self.sampling = template, sampling
@@ -111,10 +102,10 @@ class DeviceRound:
         pinned = device.type == "cuda"
         self._upload = torch.zeros(3, dtype=torch.int64, pin_memory=pinned)
         self._inputs = torch.zeros(3, dtype=torch.int64, device=device)  # root's position, token before it, its token
-        self._depths = torch.tensor(template.depths, device=device)
+        self._depths = torch.tensor(template.form.depths, device=device)
         self._parents = torch.tensor(template.parents, device=device)
         self._numbers = torch.arange(template.nodes, device=device)
-        seen = template.ancestors()
+        seen = template.form.ancestors()
         self._rows = LiveRows(run, seen, 0, implementation)
         self._draft_rows = []
         if draft:
@@ -169,7 +160,7 @@ class DeviceRound:
             path = self._walk(tokens, exists, choice)
         else:
             path, choice, fates = self._reject(root, tokens, exists, dists, proposals)
-        if not self.template.is_chain:
+        if not self.template.form.is_chain:
             self._commit(root, path)
         packed = {"finite": (sane & dists.finite)[None], "tokens": tokens, "choice": choice, "exists": exists}
         packed |= {"path": path, **fates}
@@ -234,9 +225,8 @@ class DeviceRound:
         )  # fmt: skip
         accepted = found.fates[0] == verification.FATES.index("accepted")
         follows = accepted & (self._parents == self._numbers[:, None])  # [row, the child that stands after it]
-        token = found.token.clamp(
-            0, self.model.vocab_size - 1
-        )  # a distribution of NaN gives none, and `finite` says so
+        # a distribution of NaN gives no token, and `finite` says so
+        token = found.token.clamp(0, self.model.vocab_size - 1)
         choice = torch.where(follows.any(1), (follows * tokens).sum(1), token)
         fates = {"source": found.source, "fates": found.fates[0], "reasons": found.reasons[0], "us": found.us[0]}
         return found.path[0, : template.depth].long(), choice, fates
@@ -253,18 +243,12 @@ class DeviceRound:
     def _compare(
         self, dists: DeviceDistributions, proposals: tuple[torch.Tensor, torch.Tensor], tokens: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Target against draft after every node with children, told for each child: see `Speculative._compare`."""
+        """Target against draft after every node with children, told for each child: see `Distribution.compare`."""
         fed, parents = self.template.expanded, self._parents[1:]
-        greedy = self.sampling.greedy
-        target, draft = (dists.raw if greedy else dists.scores)[:fed], proposals[0 if greedy else 1]
-        p, q = target.exp(), draft.exp()
-        facts = {
-            "entropy_target_nats": torch.special.entr(dists.raw[:fed].exp()).sum(-1),
-            "entropy_draft_nats": torch.special.entr(proposals[0].exp()).sum(-1),
-            "tv": 0.5 * (p - q).abs().sum(-1),
-            "kl_nats": (p * (target - draft)).masked_fill(p == 0, 0).sum(-1),
-        }
-        return {"p": p[parents, tokens[1:]], **{name: values[parents] for name, values in facts.items()}}
+        raw, target = (rows[:fed] for rows in (dists.raw, dists.raw if self.sampling.greedy else dists.scores))
+        facts = divergences(raw, target, proposals[0], proposals[0 if self.sampling.greedy else 1])
+        columns = {name: values[parents] for name, values in facts.items()}
+        return {"p": target[parents, tokens[1:]].exp(), **columns}
 
 
 def to_host(packed: torch.Tensor) -> np.ndarray:

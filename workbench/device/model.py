@@ -10,9 +10,9 @@ from transformers import AttentionInterface
 
 from workbench.device.fusion import fuse
 from workbench.device.store import LiveRows
-from workbench.engine.adapter import TransformersModel, _Cache
 from workbench.engine.model import kept
 from workbench.engine.structure import routed
+from workbench.models.adapter import TransformersModel, _Cache
 
 __all__ = ["DeviceModel"]
 

@@ -1,19 +1,18 @@
 """Next-token distributions on the device: what `Sampling` and `Distribution` compute, without one copy to the host on
 the way.
 
-The torch path repeats the formulas of `Sampling.distribution`, so that its numbers are the same; where Triton runs and
-at most one filter is set (the kernel does not tell which of several removed a token) the fused kernels take its place.
+The torch path is `Sampling.cut`. Where Triton runs and at most one filter is set (the kernel does not tell which of
+several removed a token), the fused kernels take its place.
 """
 
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 
 import torch
 
-from workbench.engine import noise
-from workbench.engine.distribution import TOP, figures
-from workbench.engine.sampling import Sampling, keep_top_k, keep_top_p, keep_typical
+from workbench.engine.distribution import figures
+from workbench.engine.sampling import Sampling, finite, wide
 from workbench_kernels import distribution
+from workbench_kernels.noise import reference as noise
 
 __all__ = ["DeviceDistributions", "DeviceSampling", "fit"]
 
@@ -23,15 +22,13 @@ class DeviceDistributions:
     """The distributions of R rows.
 
     raw, scores: [R, V] as in `Distribution`; removed: bool [R, filters], which filter removed something; finite: bool
-    [], every logit is finite; sample: what the fused kernel drew, or None.
+    [], every logit is finite.
     """
 
     raw: torch.Tensor
     scores: torch.Tensor
     removed: torch.Tensor
     finite: torch.Tensor
-    sample: distribution.Sample | None = None
-    logits: torch.Tensor | None = field(default=None, repr=False)
 
 
 class DeviceSampling:
@@ -44,10 +41,8 @@ class DeviceSampling:
         self.sampling, self.seed = sampling, seed
         self.greedy = sampling.greedy
         self._implementation = implementation
-        self.filters = [] if self.greedy else [name for name, _ in sampling._filters()]
-        self.sampled = (
-            not self.greedy and not sampling.plain
-        )  # the distribution sampled from is another than the raw one
+        self.filters = [] if self.greedy else sampling.filters
+        self.sampled = not self.greedy and not sampling.plain  # from another distribution than the raw one
 
     def chooses(self, logits: torch.Tensor) -> str:
         """`triton` or `torch`: what draws from rows of logits [R, V]."""
@@ -56,33 +51,16 @@ class DeviceSampling:
         return distribution.choose(logits, self._implementation).name
 
     def dists(self, logits: torch.Tensor) -> DeviceDistributions:
-        """logits [R, V] -> their distributions, as `Sampling.distribution` gives them."""
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        low, high = torch.aminmax(wide)
-        finite = torch.isfinite(low) & torch.isfinite(high)
-        raw = wide.log_softmax(-1)
-        removed = torch.zeros(len(raw), len(self.filters), dtype=torch.bool, device=raw.device)
-        if self.greedy:
-            return DeviceDistributions(raw, wide, removed, finite)
-        if not self.sampled:
-            return DeviceDistributions(raw, raw, removed, finite)
-        sampling = self.sampling
-        scores = (wide / sampling.temperature if sampling.temperature != 1 else wide).log_softmax(-1)
-        for number, name in enumerate(self.filters):
-            alive = scores > -torch.inf
-            kept = self._keep(name, scores) & alive
-            removed[:, number] = kept.sum(-1) < alive.sum(-1)
-            scores = scores.masked_fill(~kept, -torch.inf).log_softmax(-1)
-        return DeviceDistributions(raw, scores, removed, finite)
-
-    def _keep(self, name: str, logp: torch.Tensor) -> torch.Tensor:
-        if name == "top_k":
-            return keep_top_k(logp, self.sampling.top_k)
-        if name == "top_p":
-            return keep_top_p(logp, self.sampling.top_p)
-        if name == "typical_p":
-            return keep_typical(logp, self.sampling.typical_p)
-        return logp >= logp.amax(-1, keepdim=True) + _log(self.sampling.min_p, logp.dtype)
+        """logits [R, V] -> their distributions, as `Sampling.dist` gives them."""
+        logits = wide(logits)
+        sane, raw = finite(logits), logits.log_softmax(-1)
+        if self.sampled:
+            temperature = self.sampling.temperature
+            scores, removed = self.sampling.cut(logits / temperature if temperature != 1 else logits)
+        else:
+            scores = logits if self.greedy else raw
+            removed = torch.zeros(len(raw), len(self.filters), dtype=torch.bool, device=raw.device)
+        return DeviceDistributions(raw, scores, removed, sane)
 
     def decide(self, logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, DeviceDistributions]:
         """What plain decoding takes in each row, int64 [R], at int64 positions [R] on the device; and the
@@ -110,53 +88,27 @@ class DeviceSampling:
 
     def figures(self, dists: DeviceDistributions, ids: torch.Tensor) -> torch.Tensor:
         """The float64 table of `distribution.figures` for the tokens `ids` [R] that were taken."""
-        if dists.sample is None:
-            return figures(dists.raw, dists.scores if self.sampled else None, ids[:, None])
-        return _fused_figures(dists, ids[:, None], self.sampling.temperature if self.sampled else None)
+        return figures(dists.raw, dists.scores if self.sampled else None, ids[:, None])
 
     def _fused(self, logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, DeviceDistributions]:
         sampling, heat = self.sampling, self.sampling.temperature or 1.0
         found = distribution.sample(
             logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
-            self.seed, positions, min(TOP, logits.shape[-1]), "triton",
+            self.seed, positions, implementation="triton",
         )  # fmt: skip
-        wide = logits.float()
-        low, high = torch.aminmax(wide)
-        raw = wide - found.raw.lse[:, None]
-        scores, removed = wide if self.greedy else raw, raw.new_zeros(len(raw), len(self.filters), dtype=torch.bool)
+        logits = logits.float()
+        raw = logits - found.raw.lse[:, None]
+        scores, removed = logits if self.greedy else raw, raw.new_zeros(len(raw), len(self.filters), dtype=torch.bool)
         if self.sampled:
             edge, last = found.threshold[:, None], found.threshold_id[:, None]
-            ids = torch.arange(wide.shape[1], device=wide.device)
-            kept = (wide > edge) | ((wide == edge) & (ids <= last))
-            scores = (wide / heat - found.lse[:, None]).masked_fill(~kept, -torch.inf)
-            removed = removed | (found.kept < wide.shape[1])[:, None]
-        finite = torch.isfinite(low) & torch.isfinite(high)
-        return found.token.clamp_min(0), DeviceDistributions(raw, scores, removed, finite, found, wide)
-
-
-def _fused_figures(dists: DeviceDistributions, ids: torch.Tensor, temperature: float | None) -> torch.Tensor:
-    found, raw = dists.sample, dists.sample.raw
-    chosen = dists.logits.gather(-1, ids)
-    rank = (dists.logits > chosen).sum(-1, keepdim=True) + 1
-    lse = raw.lse[:, None]
-    parts = [raw.entropy[:, None], raw.varentropy[:, None], chosen - lse, rank, raw.top_values - lse, raw.top_ids]
-    if temperature is not None:
-        value, number = raw.top_values, raw.top_ids
-        edge, last = found.threshold[:, None], found.threshold_id[:, None]
-        kept = (value > edge) | ((value == edge) & (number <= last))
-        dist = found.lse[:, None]
-        best = (value / temperature - dist).masked_fill(~kept, -torch.inf)
-        parts += [found.entropy[:, None], found.kept[:, None], dists.scores.gather(-1, ids), best, number]
-    return torch.cat([part.double() for part in parts], -1)
+            ids = torch.arange(logits.shape[1], device=logits.device)
+            kept = (logits > edge) | ((logits == edge) & (ids <= last))
+            scores = (logits / heat - found.lse[:, None]).masked_fill(~kept, -torch.inf)
+            removed = removed | (found.kept < logits.shape[1])[:, None]
+        return found.token.clamp_min(0), DeviceDistributions(raw, scores, removed, finite(logits))
 
 
 def fit(rows: torch.Tensor, size: int) -> torch.Tensor:
     """Log-probabilities [R, V'] on a vocabulary that is as large or larger: ids that are lacking have none."""
     lacking = size - rows.shape[-1]
     return rows if not lacking else torch.cat([rows, rows.new_full((len(rows), lacking), -torch.inf)], -1)
-
-
-@lru_cache
-def _log(share: float, dtype: torch.dtype) -> float:
-    """The logarithm as that dtype computes it."""
-    return torch.log(torch.tensor(share, dtype=dtype)).item()

@@ -37,15 +37,13 @@ def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
     """Whether the kernels take these segments as they are: pages and a run, with no page elsewhere; or, where Triton is
     forced, a run alone."""
     run = segments[-1]
-    if (run.mask is not None and run.mask.ndim == 3) or hasattr(run, "page_table"):
+    if run.page_table or (run.mask is not None and run.mask.ndim == 3):
         return False
     if len(segments) == 1:
         forced = os.environ.get(VARIABLE) == "triton"
         return forced and segment_attention.choose(q, run.v).name == "triton"
-    if len(segments) != 2 or not hasattr(segments[0], "page_table"):
-        return False
     page_table = segments[0].page_table
-    if page_table.offloaded:
+    if len(segments) != 2 or not page_table or page_table.offloaded:
         return False
     form, arena = page_table.form, page_table.arenas[0].data
     return segment_attention.choose(q, arena=arena, dtypes=[form.dtype], sizes=[form.value_dim]).name == "triton"
@@ -56,44 +54,31 @@ def attend_in_place(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Pages and a run, each attended by its kernel and merged: what `attend` and, for `rows`, `column_mass` give."""
     *rest, run = segments
-    if not rest:
-        return _attend_run(q, run, scale, rows)
-    (pages,) = rest
-    page_table, form = pages.page_table, pages.page_table.form
-    queries = q[0].transpose(0, 1)
-    near = pages.window is None
-    where = None if near else torch.tensor(list(pages.queries), dtype=torch.int32, device=q.device)
-    coded = (queries, page_table.arenas[0].data.flatten(), page_table.table, page_table.count, scale)
-    facts = {"value_dim": form.value_dim, "group": form.group, "raw": form.dtype, "positions": where}
-    facts["window"] = pages.window
-    mask = "causal" if run.causal else run.mask
-    pairs = [
-        segment_attention.attend_pages(*coded, **facts),
-        segment_attention.attend_staged(queries, run.k, run.v, scale, mask),
-    ]
-    out, lse = segment_attention.merge(*zip(*pairs, strict=True))
-    out = out.to(q.dtype).transpose(0, 1)[None]
-    if not rows:
-        return out, None
-    of_pages = segment_attention.page_mass(*coded, lse, reduce="row", **facts).mass.flatten(2)
-    of_run = segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask, reduce="row").mass
-    group = q.shape[1] // run.k.shape[0]
-    return out, torch.cat([of_pages, of_run], -1)[list(rows)] / group
-
-
-def _attend_run(q: torch.Tensor, run: Segment, scale: float, rows: Sequence[int]):
     queries, mask = q[0].transpose(0, 1), "causal" if run.causal else run.mask
     out, lse = segment_attention.attend_staged(queries, run.k, run.v, scale, mask)
+    masses = []
+    for pages in rest:  # one at most: see `in_place`
+        table, form = pages.page_table, pages.page_table.form
+        where = None
+        if pages.window is not None:
+            where = torch.tensor(list(pages.queries), dtype=torch.int32, device=q.device)
+        coded = (queries, table.arenas[0].data.flatten(), table.table, table.count, scale)
+        facts = {"value_dim": form.value_dim, "group": form.group, "raw": form.dtype, "positions": where}
+        facts["window"] = pages.window
+        part, part_lse = segment_attention.attend_pages(*coded, **facts)
+        out, lse = segment_attention.merge((part, out), (part_lse, lse))
+        if rows:
+            masses.append(segment_attention.page_mass(*coded, lse, reduce="row", **facts).mass.flatten(2))
     out = out.to(q.dtype).transpose(0, 1)[None]
     if not rows:
         return out, None
-    mass = segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask, reduce="row").mass
-    return out, mass[list(rows)] / (q.shape[1] // run.k.shape[0])
+    masses.append(segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask, reduce="row").mass)
+    return out, torch.cat(masses, -1)[list(rows)] / (q.shape[1] // run.k.shape[0])
 
 
 def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:
-    """The segments as one, in q's dtype; segments with a `dense(dtype)` of their own (pages) are decoded by it."""
-    dense = [segment.dense(q.dtype) if hasattr(segment, "dense") else segment for segment in segments]
+    """The segments as one, in q's dtype, pages decoded."""
+    dense = [segment.dense(q.dtype) for segment in segments]
     if len(dense) == 1:
         return dense[0]
     k, v = (torch.cat([getattr(segment, name) for segment in dense], 1) for name in ("k", "v"))

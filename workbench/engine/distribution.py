@@ -3,13 +3,15 @@
 All entropies are in nats, in fp32 or wider; entr(p) = −p log p is 0 at p = 0, so cut tokens do no harm.
 """
 
+from collections.abc import Sequence
 from math import exp
+from typing import Any
 
 import torch
 
-from workbench.engine import noise
+from workbench_kernels.noise import reference as noise
 
-__all__ = ["TOP", "Distribution", "figures", "unpack"]
+__all__ = ["TOP", "Distribution", "divergences", "figures", "unpack"]
 
 TOP = 5
 
@@ -49,28 +51,47 @@ class Distribution:
         """The token a plain decoder takes: the argmax, or the seeded Gumbel-max draw of (seed, position)."""
         return self.best(row) if self.greedy else draw(self.scores[row], seed, "target", position)
 
-    def statistics(self, row: int, tokens: list[int]) -> dict[str, list]:
-        """Token columns for rows `row`, `row`+1, … with the token taken at each."""
-        rows = slice(row, row + len(tokens))
-        return self._columns(range(row, row + len(tokens)), rows, self.cut_by[rows], tokens)
-
-    def statistics_at(self, rows: list[int], tokens: list[int]) -> dict[str, list]:
-        """Token columns for any rows, with the token taken at each."""
-        if rows == list(range(rows[0], rows[0] + len(rows))):
-            return self.statistics(rows[0], tokens)
-        return self._columns(rows, rows, [self.cut_by[r] for r in rows], tokens)
-
-    def _columns(self, numbers, rows, cut_by, tokens) -> dict[str, list]:
-        raw, scores = self.raw[rows], self.scores[rows]
-        ids = torch.tensor(tokens, device=raw.device)[:, None]
+    def statistics(self, tokens: list[int], rows: Sequence[int] | None = None) -> dict[str, list]:
+        """Token columns of the tokens taken at rows (default: 0, 1, …)."""
+        rows = range(len(tokens)) if rows is None else rows
+        whole = list(rows) == list(range(len(self)))
+        raw, scores = (part if whole else part[list(rows)] for part in (self.raw, self.scores))
         sampled = not self.greedy and self.scores is not self.raw
+        ids = torch.tensor(tokens, device=raw.device)[:, None]
         table = figures(raw, scores if sampled else None, ids).tolist()  # the one copy to the host
-        columns = unpack(table, raw.shape[-1], cut_by, sampled)
-        if self.greedy:
-            columns["entropy_sampled_nats"] = [0.0] * len(tokens)
-            columns["p_sampled"] = [float(self.best(n) == t) for n, t in zip(numbers, tokens, strict=True)]
-            columns["keep_size"] = [1] * len(tokens)
-        return columns
+        best = [self.best(n) == t for n, t in zip(rows, tokens, strict=True)] if self.greedy else None
+        return unpack(table, raw.shape[-1], [self.cut_by[row] for row in rows], sampled, best)
+
+    def compare(self, tree: Any) -> dict[str, list]:
+        """Columns of the drafts table for a `DraftTree` of which row i follows node i, None for the root: p of each
+        node, and target against draft at its parent.
+
+        At temperature 0, where the distribution sampled from is a point mass, all are of the raw distributions.
+        """
+        parents, ids = tree.parents[1:], torch.tensor(tree.tokens[1:], device=self.raw.device)
+        raw = self.raw[parents]
+        target = raw if self.greedy else self.scores[parents]
+        columns = {"p": target.gather(-1, ids[:, None])[:, 0].exp()}
+        columns["entropy_target_nats"] = torch.special.entr(raw.exp()).sum(-1)
+        if tree.raw:
+            known = tree.raw if self.greedy else tree.rows
+            raw_draft, draft = (torch.stack([rows[n] for n in parents]) for rows in (tree.raw, known))
+            columns |= divergences(raw, target, raw_draft, draft)
+        return {name: [None, *values.tolist()] for name, values in columns.items()}
+
+
+def divergences(
+    raw: torch.Tensor, scores: torch.Tensor, raw_draft: torch.Tensor, draft: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Target against draft in R rows of log-probabilities [R, V]: entropies of the raw distributions; total variation
+    and KL(target ‖ draft) of those sampled from, each [R]."""
+    p, q = scores.exp(), draft.exp()
+    return {
+        "entropy_target_nats": torch.special.entr(raw.exp()).sum(-1),
+        "entropy_draft_nats": torch.special.entr(raw_draft.exp()).sum(-1),
+        "tv": 0.5 * (p - q).abs().sum(-1),
+        "kl_nats": (p * (scores - draft)).masked_fill(p == 0, 0).sum(-1),
+    }
 
 
 def figures(raw: torch.Tensor, scores: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
@@ -96,9 +117,11 @@ def figures(raw: torch.Tensor, scores: torch.Tensor | None, ids: torch.Tensor) -
     return torch.cat([part.double() for part in parts], -1)
 
 
-def unpack(table: list[list[float]], vocabulary: int, cut_by, sampled: bool) -> dict[str, list]:
+def unpack(
+    table: list[list[float]], vocabulary: int, cut_by, sampled: bool, best: list[bool] | None = None
+) -> dict[str, list]:
     """Token columns from the rows of `figures`; sampled: the table holds a distribution sampled from beside the raw
-    one."""
+    one; best: at temperature 0, whether each token is the argmax."""
     top = min(TOP, vocabulary)
     columns: dict[str, list] = {
         "entropy_raw_nats": [r[0] for r in table],
@@ -117,6 +140,10 @@ def unpack(table: list[list[float]], vocabulary: int, cut_by, sampled: bool) -> 
         columns["keep_size"] = [int(r[at + 1]) for r in table]
         columns["p_sampled"] = [exp(r[at + 2]) for r in table]
         columns["topk_sampled"] = [_candidates(r[at + 3 : at + 3 + top], r[at + 3 + top :]) for r in table]
+    elif best is not None:
+        columns["entropy_sampled_nats"] = [0.0] * len(table)
+        columns["p_sampled"] = [float(is_best) for is_best in best]
+        columns["keep_size"] = [1] * len(table)
     else:
         columns["entropy_sampled_nats"] = columns["entropy_raw_nats"]
         columns["p_sampled"] = columns["p_raw"]

@@ -1,16 +1,18 @@
 """`LanguageModel`: what a decoder may ask of any model, and what a forward pass gives back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from workbench.cache.store import CacheStore
+from workbench.errors import BadInput, Unsupported
 
-__all__ = ["LanguageModel", "Output", "facts", "fingerprint", "kept"]
+__all__ = ["LanguageModel", "Output", "chosen", "facts", "fingerprint", "kept", "require"]
 
 T = TypeVar("T")
+READ = {"hidden": "hidden states", "states": "the states between layers", "mass": "attention"}
 
 
 @dataclass(slots=True)
@@ -31,13 +33,17 @@ class LanguageModel(Protocol):
     `forward` runs R rows: `tokens` (ids, or hidden states [R, width] instead of embedded ids) at absolute `positions`
     (the number of tokens before each), stages their keys and values in `cache` and returns logits only for the rows
     asked for: "all", "last" or row numbers. `mask` is the visibility among staged rows that `CacheStore.begin` takes.
-    A model that can tell what rows look at sets `gives_mass` and calls the store's `observe` for its `watched` rows.
+    Where the store has `watched` rows, a model that gives "mass" hands what they look at to its `add_mass`.
     `layers` runs those decoder layers only, in that order (early exit, layer skipping); the others stage nothing, so
     such rows may be attended to by later forwards over the same layers, but are committed only once the others have
     staged them as well. Hidden states for layers that do not begin with 0 are what the layer before them gave on (the
     output's `exit`): layers 0..l-1, then l.. over their exit states at the same positions, is one ordinary forward.
+
+    gives: what a model has beside logits: "hidden", "exit", "states", "layers" and "mass"; asked for anything else
+    it raises BadInput. Other members have plain answers here.
     """
 
+    gives: frozenset[str] = frozenset()
     name: str
     key: tuple
     tokenizer: Any
@@ -60,10 +66,52 @@ class LanguageModel(Protocol):
         logits_at: str | Sequence[int] = "all",
         want: Sequence[str] = (),
     ) -> Output: ...
-    def embed(self, tokens: Sequence[int]) -> torch.Tensor: ...
     def head(self, hidden: torch.Tensor) -> torch.Tensor: ...  # the one way from final hidden states to logits
     def new_store(self) -> CacheStore: ...
+    def forward_flops(self, rows: int, context: int) -> int: ...  # multiply-adds counted twice
+    def kv_bytes(self) -> int: ...  # of one token's keys and values over all layers
     def describe(self) -> dict: ...
+
+    def embed(self, tokens: Sequence[int]) -> torch.Tensor:
+        raise Unsupported(f"{self.name!r} has no embeddings of tokens")
+
+    @property
+    def ids_read(self) -> int:
+        """Ids the model can be given."""
+        return self.vocab_size
+
+    def weights_read(self, rows: int) -> int:
+        """Bytes of the weights that a forward of some rows reads."""
+        return self.weight_bytes
+
+    def refresh(self) -> None:
+        """Look whether what the model wraps was changed since."""
+
+    def check_layers(self) -> None:
+        """Raise Unsupported where single layers cannot be run (`forward` with `layers`, "exit" or a number)."""
+        raise Unsupported(f"{self.name!r} runs all of its layers or none")
+
+    @property
+    def final_norm(self) -> torch.nn.Module:
+        """The norm between the last layer and the head. Raises Unsupported where there is none, or more than one."""
+        raise Unsupported(f"early exit: {self.name!r} shows no norm between its layers and its head")
+
+    def rotary_frequencies(self) -> torch.Tensor | None:
+        """[d] radians per token of the rotary embedding; None where there is none, or it changes with the length."""
+        return None
+
+
+def require(lm: LanguageModel, who: str, needs: Iterable[str | int]) -> None:
+    """Raise BadInput where a model does not give what `who` reads of it."""
+    for need in needs:
+        word = "states" if isinstance(need, int) else need
+        if word != "logits" and word not in lm.gives:
+            raise BadInput(f"{who} reads {READ.get(word, word)}, which {lm.name!r} does not give")
+
+
+def chosen(rows: torch.Tensor, logits_at: str | Sequence[int]) -> torch.Tensor:
+    """The rows [R, ...] that `logits_at` names: "all", "last" or numbers."""
+    return rows if logits_at == "all" else rows[-1:] if logits_at == "last" else rows[list(logits_at)]
 
 
 def kept(lm: LanguageModel, key: tuple, make: Callable[[], T]) -> T:
@@ -89,7 +137,7 @@ def facts(
         "kv_bits": model.dtype.itemsize * 8,
         "parameters": model.parameters,
         "weight_bytes": model.weight_bytes,
-        "row_bytes": model.weights_read(1) if hasattr(model, "weights_read") else model.weight_bytes,
+        "row_bytes": model.weights_read(1),
     }
 
 

@@ -1,21 +1,17 @@
 """Prompts as token ids: text, ids or chat messages; and one token given as id or text."""
 
-import operator
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from workbench.engine.model import LanguageModel
 from workbench.engine.text import Detokenizer, decode, reader_of, token_of, token_text
-from workbench.engine.vocabulary import ids_read
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
+from workbench.values import whole
 
 __all__ = ["Prompt", "encode_prompt", "encode_text", "need_tokenizer", "prompts_of", "single_token"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 KINDS = "text, token ids or chat messages"
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
 
 
 def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[list[int], str]:
@@ -23,7 +19,7 @@ def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[list[int], str]:
 
     Ids may be integers of any kind, in a list or an array, or what a tokenizer returns for one text.
 
-    Raises BadInput where it is none of these or empty, has ids outside the vocabulary, leaves no room for a new token,
+    Raises BadInput where it is none of these or empty, has ids outside the vocabulary, leaves no place for a new token,
     is chat that the tokenizer has no template for or whose template refuses it, or is text and there is no tokenizer.
     """
     if shape := tuple(getattr(prompt, "shape", ())):
@@ -51,7 +47,7 @@ def encode_text(lm: LanguageModel, text: str) -> list[int]:
     try:
         ids = list(lm.tokenizer.encode(text))
     except Exception as error:
-        raise BadInput(f"the tokenizer of {lm.name!r} cannot read the prompt: {_line(error)}; change it") from error
+        raise BadInput(f"the tokenizer of {lm.name!r} cannot read the prompt: {_said(error)}; change it") from error
     start = getattr(lm.tokenizer, "bos_token_id", None)
     if start is not None and ids[:2] == [start, start]:
         ids = ids[1:]  # the text brought its own beginning-of-sequence token
@@ -66,14 +62,14 @@ def prompts_of(given: Prompt | Iterable[Prompt]) -> list[Prompt]:
     given = list(given)
     first = given[0] if given else None
     message = isinstance(first, Mapping) and "input_ids" not in first
-    return [given] if message or _integer(first) is not None else given
+    return [given] if message or whole(first) is not None else given
 
 
 def need_tokenizer(lm: LanguageModel, what: str, text: Any) -> None:
     """Raise BadInput where a text was given and the model has no tokenizer to read it with."""
     if lm.tokenizer is None:
         raise BadInput(
-            f"{what}: {lm.name!r} has no tokenizer to read {_brief(text)} with; give the model one, or use token ids"
+            f"{what}: {lm.name!r} has no tokenizer to read {shown(text)} with; give the model one, or use token ids"
         )
 
 
@@ -86,24 +82,26 @@ def single_token(
     where the text is none or several tokens.
     """
     if isinstance(token, str):
-        need_tokenizer(lm, "token", token)
-        _readable("token", token)
-        state = Detokenizer(lm.tokenizer, prompt_ids)
-        for known in new[:at]:
-            state.push(known)
-        found = token_of(lm.tokenizer, token, state, new[at : at + 1])
-    else:
-        found = _integer(token)
-        if found is None:
-            raise BadInput(f"token: expected an id or text, got {_named(token)}")
-    if found is None:
-        ids = lm.tokenizer.encode(token, add_special_tokens=False)
-        parts = [token_text(lm.tokenizer, i) for i in ids]
-        parts = parts[1:] if "".join(parts[1:]) == token else parts  # without the space that goes before a text
-        count = f"is {len(parts)} tokens ({_brief(parts)})" if len(parts) > 1 else "is the text of no token here"
-        raise BadInput(f"{_brief(token)} {count}; expected exactly one: fork once for each, or give its id")
+        found = _token_of(lm, token, prompt_ids, new, at)
+    elif (found := whole(token)) is None:
+        raise BadInput(f"token: expected an id or text, got {_named(token)}")
     if not 0 <= found < lm.vocab_size:
-        raise BadInput(f"token id {_brief(found)}: expected one in [0, {lm.vocab_size})")
+        raise BadInput(f"token id {found}: expected one in [0, {lm.vocab_size})")
+    return found
+
+
+def _token_of(lm: LanguageModel, text: str, prompt_ids: Sequence[int], new: Sequence[int], at: int) -> int:
+    need_tokenizer(lm, "token", text)
+    _readable("token", text)
+    state = Detokenizer(lm.tokenizer, prompt_ids)
+    for known in new[:at]:
+        state.push(known)
+    found = token_of(lm.tokenizer, text, state, new[at : at + 1])
+    if found is None:
+        parts = [token_text(lm.tokenizer, i) for i in lm.tokenizer.encode(text, add_special_tokens=False)]
+        parts = parts[1:] if "".join(parts[1:]) == text else parts  # without the space that goes before a text
+        count = f"is {len(parts)} tokens ({shown(parts)})" if len(parts) > 1 else "is the text of no token here"
+        raise BadInput(f"{shown(text)} {count}; expected exactly one: fork once for each, or give its id")
     return found
 
 
@@ -113,8 +111,7 @@ def _plain(prompt: Any) -> str | Sequence:
         ids, mask = (_row(prompt.get(name)) for name in ("input_ids", "attention_mask"))
         padded = isinstance(ids, list) and isinstance(mask, list) and len(ids) == len(mask) and 0 in mask
         return _plain([token for token, seen in zip(ids, mask, strict=True) if seen] if padded else ids)
-    if hasattr(prompt, "tolist"):
-        prompt = _row(prompt)
+    prompt = _row(prompt) if hasattr(prompt, "tolist") else prompt
     if not isinstance(prompt, Sequence) and hasattr(prompt, "ids"):
         return _plain(prompt.ids)  # what the library tokenizers returns
     hint = ""
@@ -131,44 +128,33 @@ def _plain(prompt: Any) -> str | Sequence:
 
 def _row(ids: Any) -> Any:
     """An array as a list, one row of a batch of one as that row."""
-    if hasattr(ids, "tolist"):
-        try:
-            ids = ids.tolist()
-        except Exception as error:  # sparse, or on no device
-            raise BadInput(f"the prompt: expected {KINDS}, got {_named(ids)}: {_line(error)}") from error
-    return ids[0] if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], list) else ids
+    try:
+        batch = ids.tolist() if hasattr(ids, "tolist") else ids
+    except Exception as error:  # sparse, or on no device
+        raise BadInput(f"the prompt: expected {KINDS}, got {_named(ids)}: {_said(error)}") from error
+    return batch[0] if isinstance(batch, list) and len(batch) == 1 and isinstance(batch[0], list) else batch
 
 
 def _ids(lm: LanguageModel, given: Sequence) -> list[int]:
     _fits(lm, len(given))
-    ids = [_integer(token) for token in given]
+    ids = [whole(token) for token in given]
     if None in ids:
         at = ids.index(None)
         hint = "; give one prompt at a time" if isinstance(given[at], str | list | tuple) else ""
         raise BadInput(
-            f"prompt ids: expected integers in [0, {ids_read(lm)}), got {_brief(given[at])} at index {at}{hint}"
+            f"prompt ids: expected integers in [0, {lm.ids_read}), got {shown(given[at])} at index {at}{hint}"
         )
     return _known(lm, ids)
 
 
-def _integer(value: Any) -> int | None:
-    """An integer of any library as Python's; None for what is none, such as true, 1.0 or an array of several."""
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
-        return None
-    try:
-        return operator.index(value)
-    except Exception:  # of a library that raises its own
-        return None
-
-
 def _known(lm: LanguageModel, ids: list[int]) -> list[int]:
     """The ids, all of them such as the model reads. Raises BadInput for the first that is not."""
-    known = ids_read(lm)
+    known = lm.ids_read
     for at, token in enumerate(ids):
         if not 0 <= token < known:
             raise BadInput(
-                f"prompt ids: expected integers in [0, {known}), got {_brief(token)} at index {at}; if the tokenizer"
-                " gives it, resize the model's embeddings (resize_token_embeddings) or load the tokenizer that fits"
+                f"prompt ids: expected integers in [0, {known}), got {token} at index {at}; if the tokenizer gives it,"
+                " resize the model's embeddings (resize_token_embeddings) or load the tokenizer that fits"
             )
     return ids
 
@@ -176,27 +162,25 @@ def _known(lm: LanguageModel, ids: list[int]) -> list[int]:
 def _encode_chat(lm: LanguageModel, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise BadInput(
-                f"chat messages: expected a list of {{'role': text, 'content': text}}, got {_brief(message)}"
-            )
+            raise BadInput(f"chat messages: expected a list of {{'role': text, 'content': text}}, got {shown(message)}")
         content = message["content"]
         if not (content is None or isinstance(content, str | list | tuple)):
             raise BadInput(f"chat messages: expected 'content' to be text, got {_named(content)}")
     if not getattr(lm.tokenizer, "chat_template", None):
         raise BadInput(f"{lm.name!r} has no chat template; give the prompt as text")
-    options = {"add_generation_prompt": True}
+    templated = lm.tokenizer.apply_chat_template
     try:
-        text = lm.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+        text = templated(list(messages), tokenize=False, add_generation_prompt=True)
         if isinstance(text, str):
             _short(lm, text)
             _readable("chat messages", text)
-        ids = lm.tokenizer.apply_chat_template(list(messages), tokenize=True, **options)
+        ids = templated(list(messages), tokenize=True, add_generation_prompt=True)
         return _known(lm, list(ids["input_ids"] if isinstance(ids, Mapping) else ids))
     except BadInput:
         raise
     except Exception as error:  # a template is a program of the model's: it may raise anything
         raise BadInput(
-            f"the chat template of {lm.name!r} does not take these messages: {_line(error)}; change them, or give the"
+            f"the chat template of {lm.name!r} does not take these messages: {_said(error)}; change them, or give the"
             " prompt as text"
         ) from error
 
@@ -227,17 +211,8 @@ def _readable(what: str, text: str) -> None:
 
 
 def _named(value: Any) -> str:
-    return "None" if value is None else f"{type(value).__name__} {_brief(value)}"
+    return "None" if value is None else f"{type(value).__name__} {shown(value)}"
 
 
-def _brief(value: Any) -> str:
-    """A value in one line, cut where it is long."""
-    try:
-        return " ".join(_BRIEF.repr(value).split())
-    except Exception:  # a repr of somebody else's
-        return f"<{type(value).__name__}>"
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

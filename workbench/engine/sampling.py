@@ -10,7 +10,9 @@ Sources: top-p, "The Curious Case of Neural Text Degeneration"; min-p, "Turning 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -21,6 +23,18 @@ from workbench.errors import BadInput, NumericalError, WorkbenchError, shown
 __all__ = ["Sampling", "name_of", "processed"]
 
 COLDEST = 1e-30  # a temperature below it is 0: differences of logits over it overflow float32
+
+
+def _read_processors(given: object) -> tuple[Callable, ...]:
+    """The callables, in order; one alone needs no list."""
+    if given is None:
+        return ()
+    listed = isinstance(given, list | tuple)
+    for processor in given if listed else (given,):
+        if not callable(processor) or isinstance(processor, type):
+            wanted = "callables (input_ids, scores) -> scores, in a list"
+            raise BadInput(f"processors: expected {wanted}, got {shown(processor)}")
+    return tuple(given) if listed else (given,)
 
 
 @dataclass(frozen=True)
@@ -40,13 +54,18 @@ class Sampling(Declared):
     typical_p: float | None = setting(
         None, gt=0, le=1, help="keep tokens of about the expected surprise, up to this mass"
     )
-    processors: tuple[Callable, ...] = field(default=())
+    processors: tuple[Callable, ...] = setting(
+        (),
+        kind="object",
+        trust="owner",
+        read=_read_processors,
+        help="callables (input_ids, scores) -> scores, in order",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature < COLDEST:
             object.__setattr__(self, "temperature", 0.0)
-        object.__setattr__(self, "processors", _read_processors(self.processors))
 
     @property
     def greedy(self) -> bool:
@@ -57,9 +76,8 @@ class Sampling(Declared):
 
         Raises NumericalError where a logit is NaN or infinite.
         """
-        scores = logits if logits.dtype == torch.float64 else logits.float()
-        low, high = torch.aminmax(scores)
-        if not (torch.isfinite(low) & torch.isfinite(high)).item():
+        scores = wide(logits)
+        if not finite(scores).item():
             raise NumericalError("the model returned NaN or infinite logits; check its weights and dtype")
         raw = scores.log_softmax(-1)
         if self.processors:
@@ -68,7 +86,9 @@ class Sampling(Declared):
             return Distribution(raw, raw, [()] * len(raw))
         if self.greedy:
             return Distribution(raw, scores, [("greedy",)] * len(raw), greedy=True)
-        return Distribution(raw, *self._cut(self._heat(scores)))
+        heated = self._heat(scores)
+        logp, removed = self.cut(heated)
+        return Distribution(raw, logp, self._cut_by(heated, removed))
 
     @property
     def plain(self) -> bool:
@@ -103,50 +123,44 @@ class Sampling(Declared):
             return "ruled out every token"
         return "" if self.greedy or best < math.inf else "gave a token an infinite score"
 
-    def _filters(self) -> list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
-        chosen = []
-        if self.top_k is not None:
-            chosen.append(("top_k", lambda logp: keep_top_k(logp, self.top_k)))
-        if self.top_p is not None and self.top_p < 1:
-            chosen.append(("top_p", lambda logp: keep_top_p(logp, self.top_p)))
-        if self.min_p:
-            chosen.append(("min_p", lambda logp: keep_min_p(logp, self.min_p)))
-        if self.typical_p is not None and self.typical_p < 1:
-            chosen.append(("typical_p", lambda logp: keep_typical(logp, self.typical_p)))
-        return chosen
+    def _filters(self) -> list[tuple[str, Callable[[torch.Tensor, Any], torch.Tensor], Any]]:
+        """Name, rule and value of the filters that are set, in the order in which they act."""
+        chosen = ((name, keep, getattr(self, name), idle) for name, (keep, idle) in FILTERS.items())
+        return [(name, keep, value) for name, keep, value, idle in chosen if value is not None and value != idle]
 
-    def _cut(self, scores: torch.Tensor) -> tuple[torch.Tensor, list[tuple[str, ...]]]:
-        """Log-probabilities after the filters, and for each row the filters that removed something."""
+    def cut(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities [R, V] after the filters, and bool [R, filters], which of them removed something. Copies
+        nothing to the host."""
         logp = scores.log_softmax(-1)
-        cut_by: list[tuple[str, ...]] = [() for _ in range(len(logp))]
-        if self.processors:
-            cut = torch.isinf(logp).any(-1).tolist()
-            cut_by = [("processors",) if c else () for c in cut]
-        for name, keep in self._filters():
+        filters = self._filters()
+        removed = torch.zeros(len(logp), len(filters), dtype=torch.bool, device=logp.device)
+        for number, (_, keep, value) in enumerate(filters):
             alive = logp > -torch.inf
-            kept = keep(logp) & alive
-            for row, removed in enumerate((kept.sum(-1) < alive.sum(-1)).tolist()):
-                if removed:
-                    cut_by[row] += (name,)
+            kept = keep(logp, value) & alive
+            removed[:, number] = kept.sum(-1) < alive.sum(-1)
             logp = logp.masked_fill(~kept, -torch.inf).log_softmax(-1)
-        return logp, cut_by
+        return logp, removed
+
+    @property
+    def filters(self) -> list[str]:
+        """Names of the filters that are set, in the order in which they act."""
+        return [name for name, *_ in self._filters()]
+
+    def _cut_by(self, scores: torch.Tensor, removed: torch.Tensor) -> list[tuple[str, ...]]:
+        """For each row what removed tokens."""
+        ruled_out = scores.log_softmax(-1).isinf().any(-1).tolist() if self.processors else [False] * len(scores)
+        names = [("processors",) if first else () for first in ruled_out]
+        return [first + named(self.filters, row) for first, row in zip(names, removed.tolist(), strict=True)]
+
+
+def named(filters: Sequence[str], removed: Sequence[bool]) -> tuple[str, ...]:
+    """Those of the filters that removed something in a row."""
+    return tuple(name for name, removes in zip(filters, removed, strict=True) if removes)
 
 
 def name_of(processor: Callable) -> str:
     """What messages and traces call a processor."""
     return getattr(processor, "__name__", type(processor).__name__)
-
-
-def _read_processors(given: object) -> tuple[Callable, ...]:
-    """The callables, in order; one alone needs no list."""
-    if given is None:
-        return ()
-    listed = isinstance(given, list | tuple)
-    for processor in given if listed else (given,):
-        if not callable(processor) or isinstance(processor, type):
-            wanted = "callables (input_ids, scores) -> scores, in a list"
-            raise BadInput(f"processors: expected {wanted}, got {shown(processor)}")
-    return tuple(given) if listed else (given,)
 
 
 def processed(processor: Callable, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -171,6 +185,17 @@ def processed(processor: Callable, ids: torch.Tensor, scores: torch.Tensor) -> t
     return found.to(scores.dtype)
 
 
+def wide(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 or wider."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """bool []: every logit is finite; not copied to the host."""
+    low, high = torch.aminmax(logits)
+    return torch.isfinite(low) & torch.isfinite(high)
+
+
 def keep_top_k(logp: torch.Tensor, k: int) -> torch.Tensor:
     """True for the k largest entries of each row (all entries tied with the k-th are kept)."""
     return logp >= logp.topk(min(k, logp.shape[-1])).values[..., -1:]
@@ -188,7 +213,13 @@ def keep_top_p(logp: torch.Tensor, mass: float) -> torch.Tensor:
 def keep_min_p(logp: torch.Tensor, share: float) -> torch.Tensor:
     """True for entries with p ≥ share · max p."""
     best = logp.amax(-1, keepdim=True)
-    return logp >= best + torch.log(torch.tensor(share, dtype=logp.dtype, device=logp.device))
+    return logp >= best + _log(share, logp.dtype)
+
+
+@lru_cache
+def _log(share: float, dtype: torch.dtype) -> float:
+    """The logarithm as that dtype computes it."""
+    return torch.log(torch.tensor(share, dtype=dtype)).item()
 
 
 def keep_typical(logp: torch.Tensor, mass: float) -> torch.Tensor:
@@ -201,3 +232,11 @@ def keep_typical(logp: torch.Tensor, mass: float) -> torch.Tensor:
     kept = ordered.cumsum(-1) - ordered < mass
     kept[..., 0].fill_(True)
     return torch.zeros_like(kept).scatter(-1, index, kept)
+
+
+FILTERS = {  # name -> the rule, and the value at which it keeps all
+    "top_k": (keep_top_k, None),
+    "top_p": (keep_top_p, 1),
+    "min_p": (keep_min_p, 0),
+    "typical_p": (keep_typical, 1),
+}

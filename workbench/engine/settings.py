@@ -1,77 +1,40 @@
-"""What a run is asked to do, beside its decoder: sampling, seed, where to end, what to log."""
+"""What a run is asked to do, beside its decoder: sampling, seed, where to end, what to log.
+
+Each setting is declared once, here or in `Sampling`: the keywords of `decode` and `Session`, the options of the command
+line, the app's form and the reference page follow.
+"""
 
 import copy
 import pickle
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 
-from workbench.engine.noise import seed_of_sample
+from workbench.cache.stack import as_stack
+from workbench.declare import Declared, Field, describe, setting
+from workbench.engine.model import LanguageModel
+from workbench.engine.prompt import need_tokenizer
 from workbench.engine.sampling import Sampling, name_of
 from workbench.errors import BadInput, shown
 from workbench.values import items, whole
+from workbench_kernels.noise import seed_of_sample
 
-__all__ = ["LEVELS", "Settings", "holds", "read_force", "refuse_stateful"]
+__all__ = [
+    "LEVELS", "Settings", "holds", "keywords", "make_settings", "read_force", "refuse_stateful", "with_keywords",
+]  # fmt: skip
 
 LEVELS = ("off", "default", "full")
 MANY = 2**20  # ids in a list: more than any context
+SEEDS = {"ge": 0, "lt": 2**63, "read": whole}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of one run.
-
-    sample: which of the samples of that seed; each has draws of its own, and 0 is the run without the word.
-    stop: texts that end the run once the joined new text contains one; or callables (new ids) -> bool.
-    force: ids to score instead of sampling, by index of the new token (a list, or a mapping for some indices only).
-    prompt_rows: log the distribution at every token of the prompt as well, in the prefill.
-    level: `off` tokens only, `default` all but attention mass and kept rows, `full`.
-    eos_ids: ids that end the run; empty where end-of-text is ignored.
-    cache: the target's cache stack (`workbench.cache.Stack`); None keeps every token as it is.
-    """
-
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
-    sample: int = 0
-    max_new_tokens: int = 64
-    stop: tuple[str | Callable[[Sequence[int]], bool], ...] = ()
-    force: Mapping[int, int] = field(default_factory=dict)
-    level: str = "default"
-    prompt_rows: bool = False
-    eos_ids: frozenset[int] = frozenset()
-    cache: Any = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.sampling, Sampling):
-            raise BadInput(f"sampling: expected workbench.Sampling(…), got {shown(self.sampling)}")
-        if not isinstance(self.level, str) or self.level not in LEVELS:
-            raise BadInput(f"level: expected one of {', '.join(LEVELS)}, got {shown(self.level)}")
-        if not isinstance(self.prompt_rows, bool):
-            raise BadInput(f"prompt_rows: expected True or False, got {shown(self.prompt_rows)}")
-        read = {
-            "max_new_tokens": _integer("max_new_tokens", self.max_new_tokens, 1, "an integer of at least 1"),
-            "seed": _integer("seed", self.seed, 0, "an integer in [0, 2^63)", 2**63),
-            "sample": _integer("sample", self.sample, 0, "an integer in [0, 2^63)", 2**63),
-            "stop": _read_stop(self.stop),
-            "force": read_force(self.force),
-            "eos_ids": _read_eos(self.eos_ids),
-        }
-        for name, value in read.items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def noise_seed(self) -> int:
-        """The seed that every draw of this run takes: that of its sample."""
-        return seed_of_sample(self.seed, self.sample)
-
-
-def _integer(name: str, value: Any, least: int, wanted: str, below: int | None = None) -> int:
-    number = whole(value)
-    if number is None or number < least or (below is not None and number >= below):
-        raise BadInput(f"{name}: expected {wanted}, got {shown(value)}")
-    return number
+def _read_sampling(value: Any) -> Sampling:
+    if not isinstance(value, Sampling):
+        raise BadInput(f"sampling: expected workbench.Sampling(…), got {shown(value)}")
+    return value
 
 
 def _read_stop(stop: Any) -> tuple[str | Callable, ...]:
@@ -118,6 +81,103 @@ def read_force(force: Any, vocab_size: int | None = None, limit: int | None = No
             raise BadInput(f"force: token {index} lies beyond max_new_tokens={limit}; raise it, or force fewer")
         read[index] = number
     return read
+
+
+@dataclass(frozen=True)
+class Settings(Declared):
+    """Settings of one run."""
+
+    sampling: Sampling = setting(
+        factory=Sampling,
+        kind="object",
+        read=_read_sampling,
+        help="how the next token is drawn; its fields are keywords",
+    )
+    max_new_tokens: int = setting(
+        64, ge=1, read=whole, unit="tokens", help="most new tokens of the run; where ids are forced, by default so many"
+    )
+    stop: tuple[str | Callable[[Sequence[int]], bool], ...] = setting(
+        (),
+        kind="texts",
+        read=_read_stop,
+        help="the run ends once the new text contains this; in Python several, and callables (new ids) -> bool",
+    )
+    ignore_eos: bool = setting(False, help="go on after the end-of-text token")
+    seed: int = setting(0, **SEEDS, help="of all randomness")
+    sample: int = setting(0, **SEEDS, help="which sample of that seed; each has draws of its own")
+    level: str = setting(
+        "default",
+        choices=LEVELS,
+        help="what is logged: off, tokens only; default, all but attention mass and kept rows; full",
+    )
+    prompt_rows: bool = setting(False, help="log the distribution at every token of the prompt, too")
+    force: Mapping[int, int] = setting(
+        factory=dict, kind="object", read=read_force, help="ids to score instead of sampling: a list, or {index: id}"
+    )
+    cache: Any = setting(
+        None, kind="object", read=as_stack, help="a cache policy, a quantizer, a list of both in this order, or a name"
+    )
+    eos_ids: frozenset[int] = setting(
+        frozenset(), kind="object", read=_read_eos, help="ids that end the run; none where end-of-text is ignored"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ignore_eos:
+            object.__setattr__(self, "eos_ids", frozenset())
+
+    @property
+    def noise_seed(self) -> int:
+        """The seed that every draw of this run takes: that of its sample."""
+        return seed_of_sample(self.seed, self.sample)
+
+    def options(self) -> dict[str, Any]:
+        """The keywords that ask for these settings, with their values."""
+        own = {entry.name for entry in describe(Settings)}
+        return {name: getattr(self if name in own else self.sampling, name) for name in keywords()}
+
+
+@cache
+def keywords() -> dict[str, Field]:
+    """The keywords that `decode` and `Session` share, by name."""
+    entries = [*describe(Sampling), *describe(Settings)]
+    return {entry.name: entry for entry in entries if entry.name not in ("sampling", "eos_ids")}
+
+
+def with_keywords(documented: Any) -> Any:
+    """Decorator: put the keywords, as they are declared, in the place of KEYWORDS in a docstring."""
+    lines = [f"{entry.name}: {entry.help} ({entry.facts})" for entry in keywords().values()]
+    indent = documented.__doc__.partition("KEYWORDS")[0].rpartition("\n")[2]
+    documented.__doc__ = documented.__doc__.replace("KEYWORDS", f"\n{indent}".join(lines))
+    return documented
+
+
+def make_settings(lm: LanguageModel, base: Settings | None = None, **options: Any) -> Settings:
+    """`Settings` from the keywords that `decode` and `Session` share, on top of `base`.
+
+    Raises BadInput for an unknown keyword or a value out of bounds.
+    """
+    base = base or Settings(eos_ids=lm.eos_ids)
+    own, drawn = ({entry.name for entry in describe(cls)} for cls in (Settings, Sampling))
+    if unknown := set(options) - own - drawn:
+        raise BadInput(f"unknown setting {min(unknown)!r}; known: {', '.join(sorted(own | drawn))}")
+    if "ignore_eos" in options:
+        options["eos_ids"] = lm.eos_ids
+    elif "eos_ids" in options:
+        options["ignore_eos"] = False
+    forced = options.get("force")
+    if "force" in options:
+        options["force"] = read_force(forced, lm.vocab_size)
+        if not isinstance(forced, Mapping) and options["force"]:
+            options.setdefault("max_new_tokens", len(options["force"]))
+    chosen = {name: options.pop(name) for name in drawn & set(options)}
+    options["sampling"] = replace(_read_sampling(options.get("sampling", base.sampling)), **chosen)
+    settings = replace(base, **options)
+    read_force(forced, lm.vocab_size, settings.max_new_tokens)  # what was asked for here must be able to happen
+    for stop in settings.stop:
+        if isinstance(stop, str):
+            need_tokenizer(lm, "stop", stop)
+    return settings
 
 
 def holds(stop: Callable, new: Sequence[int]) -> bool:

@@ -3,7 +3,8 @@ the way from its hidden states to its logits, and whether any of this was change
 """
 
 import copy
-from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,7 +94,7 @@ def tail_of(model: nn.Module, count: int) -> nn.Module:
     ids = ids.to(model.device)
     wanted = whole(ids, use_cache=False).logits.flip(1)  # in another order: rows must not know of each other
     hidden = whole.base_model(ids, use_cache=False).last_hidden_state.flip(1)
-    for path in filter(None, dict.fromkeys(_before_the_head(whole, count))):
+    for path in filter(None, _before_the_head(whole, count)):
         tail = shallow_copy(model)
         owner, _, name = path.rpartition(".")
         setattr(tail.get_submodule(owner), name, _Given())
@@ -110,26 +111,22 @@ def tail_of(model: nn.Module, count: int) -> nn.Module:
     )
 
 
-def _before_the_head(model: nn.Module, count: int) -> Iterator[str]:
+def _before_the_head(model: nn.Module, count: int) -> list[str]:
     """Paths of the modules whose output the head may read."""
-    names = {id(module): path for path, module in model.named_modules()}
-    yield names[id(model.base_model)]
-    try:
-        yield names[id(layers_of(model, count)[0])]
-    except Unsupported:
-        return
+    with suppress(Unsupported):
+        read = {id(model.base_model), id(layers_of(model, count)[0])}
+        return [path for path, module in model.named_modules() if id(module) in read]
+    return [path for path, module in model.named_modules() if module is model.base_model]
 
 
 # -- changes ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Same:
     """Equal to itself alone; holds the object, so that no other one gets its identity."""
 
-    __slots__ = ("it",)
-
-    def __init__(self, it: Any):
-        self.it = it
+    it: Any
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.it is other.it
@@ -146,9 +143,9 @@ def picture(model: nn.Module) -> tuple:
     identity, dtype, device and shape; not their numbers, which a copy shares), its config and end tokens."""
     parts: list[Any] = [_mark(vars(model.config.get_text_config())), _mark(vars(model.config))]
     for path, module in model.named_modules():
-        facts = {name: value for name, value in vars(module).items() if name not in _APART and value is not None}
+        facts = vars(module).items()
+        settings = tuple((name, _mark(v)) for name, v in facts if name not in _APART and v is not None)
         hooks = (*module._forward_pre_hooks, *module._forward_hooks)
-        settings = tuple((name, _mark(value)) for name, value in facts.items())
         tensors = tuple(
             (name, _Same(tensor), tensor.dtype, tensor.device, tensor.shape)
             for table in (module._parameters, module._buffers)

@@ -14,6 +14,7 @@ that of the prompt; a token that completes a character holds it, those before it
 import codecs
 import copy
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from os.path import commonprefix
@@ -26,6 +27,7 @@ WINDOW, LEAST, MOST = 24, 6, 12  # tokens decoded anew for each token, where onl
 CHARACTER = 4  # bytes at most, and characters at most that a normalizer puts together as one (NFC)
 PLAIN = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that byte-level vocabularies write as they are
 OTHERS = sorted({*range(256)} - {*PLAIN})
+SEQUENCES = ("decoders", "normalizers", "pretokenizers")  # of steps, as `tokenizers` writes them
 ALPHABET = {chr(byte): byte for byte in PLAIN} | {chr(256 + n): byte for n, byte in enumerate(OTHERS)}
 
 
@@ -43,12 +45,7 @@ def token_text(tokenizer: Any, token: int) -> str:
 
 def reader_of(tokenizer: Any) -> "Reader":
     """The reader of a tokenizer, made once while it stays as it is."""
-    return _reader_of(tokenizer, len(tokenizer) if hasattr(tokenizer, "__len__") else 0)
-
-
-@lru_cache(maxsize=8)
-def _reader_of(tokenizer: Any, size: int) -> "Reader":
-    return Reader(tokenizer, size)
+    return _reader(tokenizer, len(tokenizer) if hasattr(tokenizer, "__len__") else 0)
 
 
 class Reader:
@@ -75,7 +72,15 @@ class Reader:
     def piece(self, token: int) -> bytes | str | None:
         """What a token stands for: its bytes, or else its text; None where there is no such token."""
         if token not in self._pieces:
-            self._pieces[token] = self._piece(token)
+            if self.kind == "whole":
+                found = self._beside(token)
+            elif (name := self.name(token)) is None:
+                found = None
+            elif self.kind == "bytes":
+                found = bytes(ALPHABET[c] for c in name) if all(c in ALPHABET for c in name) else name.encode()
+            else:
+                found = _byte(name) or self._beside(token)
+            self._pieces[token] = found
         return self._pieces[token]
 
     def text(self, token: int) -> str:
@@ -117,17 +122,6 @@ class Reader:
         share = CHARACTER if any(part["type"] == "NFC" for part in first) else 1
         return 1 / (share * max(map(len, names)))
 
-    def _piece(self, token: int) -> bytes | str | None:
-        if self.kind == "whole":
-            return self._beside(token)
-        name = self.name(token)
-        if name is None:
-            return None
-        if self.kind == "bytes":
-            return bytes(ALPHABET[c] for c in name) if all(c in ALPHABET for c in name) else name.encode()
-        byte = _byte(name)
-        return self._beside(token) if byte is None else byte
-
     def _beside(self, token: int) -> str:
         """What a token adds behind another one: at the start of a text its space may be dropped."""
         before, text = self._anchor
@@ -168,6 +162,9 @@ class Reader:
         return bool(before) and decode(self.tokenizer, before + sample) == text + "".join(map(self.piece, sample))
 
 
+_reader = lru_cache(maxsize=8)(Reader)
+
+
 class Detokenizer:
     """The text of new tokens one by one, behind those of a prompt; see the module. Costs as much for every token.
 
@@ -175,11 +172,8 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()):
-        if tokenizer is None:
-            self._way = None
-        else:
-            reader = reader_of(tokenizer)
-            self._way = (_Whole if reader.kind == "whole" else _Bytes)(reader, prompt_ids)
+        reader = None if tokenizer is None else reader_of(tokenizer)
+        self._way = reader and (_Whole if reader.kind == "whole" else _Bytes)(reader, prompt_ids)
         self._texts: tuple | None = None  # (those before, the last one): forks share what they have in common
         self._last = ""  # what the last token added
 
@@ -190,7 +184,7 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that this token adds; empty while a character is incomplete, and where there is no tokenizer."""
-        self._last = text = "" if self._way is None else self._way.add(token)
+        self._last = text = self._way.add(token) if self._way else ""
         if text:
             self._texts = (self._texts, text)
         return text
@@ -203,12 +197,12 @@ class Detokenizer:
     @property
     def rest(self) -> str:
         """What the last token's text lacks if the text ends here: U+FFFD for a character that is not complete."""
-        return "" if self._way is None else self._way.rest
+        return self._way.rest if self._way else ""
 
     @property
     def held(self) -> bytes:
         """The bytes that wait for their character, where they are known."""
-        return b"" if self._way is None else self._way.held
+        return self._way.held if self._way else b""
 
     def recent(self, count: int) -> str:
         """The last characters of the new text, at least `count` of them where there are so many."""
@@ -348,10 +342,9 @@ class _Whole:
         """Begin later, at a token from which on the text reads the same."""
         if now == self.given:
             for count in range(LEAST, MOST):
-                ids = self.ids[-count:]
-                text = decode(self.reader.tokenizer, ids)
+                text = decode(self.reader.tokenizer, self.ids[-count:])
                 if text and now.endswith(text):
-                    self.ids, self.given, self.limit = ids, text, WINDOW
+                    self.ids, self.given, self.limit = self.ids[-count:], text, WINDOW
                     return
         self.limit = 2 * len(self.ids)
 
@@ -369,14 +362,12 @@ def _parts(component: Any) -> list[dict] | None:
     if component is None:
         return []
     try:
-        queue, found = [json.loads(component.__getstate__())], []
+        parts = [json.loads(component.__getstate__())]
     except Exception:  # one that is written in Python
         return None
-    while queue:
-        part = queue.pop(0)
-        inner = next((part[key] for key in ("decoders", "normalizers", "pretokenizers") if key in part), None)
-        queue, found = ([*inner, *queue], found) if inner is not None else (queue, [*found, part])
-    return found
+    while key := next((key for key in SEQUENCES if any(key in part for part in parts)), None):
+        parts = [inner for part in parts for inner in part.get(key, [part])]
+    return parts
 
 
 def _keeps_text(part: dict) -> bool:
@@ -390,9 +381,5 @@ def _keeps_text(part: dict) -> bool:
 
 def _byte(name: str) -> bytes | None:
     """The byte that a piece such as <0x0A> stands for."""
-    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
-        try:
-            return bytes.fromhex(name[3:5])
-        except ValueError:
-            return None
-    return None
+    found = re.fullmatch("<0x([0-9A-Fa-f]{2})>", name)
+    return bytes.fromhex(found[1]) if found else None

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import torch
 
 from workbench.cache.store import CacheStore, PlainStore
-from workbench.engine.model import Output, facts
+from workbench.engine.model import LanguageModel, Output, chosen, facts, require
+from workbench.errors import Unsupported
 
 __all__ = ["ToyModel"]
 
 
-class ToyModel:
+class ToyModel(LanguageModel):
     """A table model over `vocab_size` tokens; `seed` chooses the table, `sharpness` how far it is from uniform.
 
     table: [V, V, V] float64 logits of the next token given the last two (a missing one counts as token 0).
@@ -50,7 +51,8 @@ class ToyModel:
         logits_at: str | Sequence[int] = "all",
         want: Sequence[str] = (),
     ) -> Output:
-        """See `LanguageModel`; hidden states are not offered."""
+        """See `LanguageModel`; it gives nothing but logits."""
+        require(self, "this forward", want)
         ids = torch.as_tensor(tokens, dtype=torch.float64).view(1, -1, 1)
         places = torch.as_tensor(list(positions), dtype=torch.float64).view(1, -1, 1)
         cache.begin(positions, mask)
@@ -65,13 +67,13 @@ class ToyModel:
         last = [(visible & (at == places[0] - back)).double() @ seen for back in (0, 1)]
         cache.end()
         logits = self.table[last[1].long(), last[0].long()]
-        return Output(logits if logits_at == "all" else logits[-1:] if logits_at == "last" else logits[list(logits_at)])
+        return Output(chosen(logits, logits_at))
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         return torch.as_tensor(tokens, dtype=torch.float64)[:, None]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError("a toy model has no hidden states")
+        raise Unsupported("a toy model has no hidden states")
 
     def dist(self, prefix: Sequence[int]) -> torch.Tensor:
         """[V] the exact next-token probabilities after a prefix: the reference for every guarantee."""

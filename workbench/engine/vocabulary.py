@@ -15,19 +15,14 @@ from workbench.errors import BadInput
 if TYPE_CHECKING:
     from workbench.engine.distribution import Distribution
 
-__all__ = ["cut", "ids_read", "known_only", "readable", "refuse_other_vocabulary", "widened"]
+__all__ = ["cut", "known_only", "readable", "refuse_other_vocabulary", "widened"]
 
 NEVER = -1e30  # the logit of an id that a draft does not have: finite, as processors expect, and of no probability
 
 
-def ids_read(lm: LanguageModel) -> int:
-    """Ids below this can be given to a model: the rows of its input embeddings."""
-    return getattr(lm, "ids_read", lm.vocab_size)
-
-
 def readable(lm: LanguageModel, tokens: Sequence[int]) -> list[int]:
     """Ids as a model reads them that may not know them all: those beyond its embeddings count as its last one."""
-    last = ids_read(lm) - 1
+    last = lm.ids_read - 1
     return [min(token, last) for token in tokens]
 
 

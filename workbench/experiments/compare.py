@@ -1,6 +1,6 @@
 """Several decoders on the same prompts, interleaved in one process, as one table."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any, NamedTuple
@@ -19,11 +19,7 @@ from workbench.values import whole
 
 __all__ = ["Arm", "Comparison", "compare", "gap"]
 
-SAME_DISTRIBUTION = (
-    "exact",
-    "distribution",
-    "seeded",
-)  # guarantees under which a decoder's distribution is the target's own
+SAME = ("exact", "distribution", "seeded")  # guarantees under which a decoder's distribution is the target's own
 COLUMNS = (
     "guarantee", "prompts", "tokens", "tokens_per_target_forward", "draft_acceptance_rate", "entropy_raw_nats",
     "cache_bytes", "bits_per_element", "repeated_4gram_share", "same_text", "ms_per_token", "speedup",
@@ -86,9 +82,7 @@ class Comparison:
             for name, arm in self.arms.items():
                 self.now = name
                 trace = yield from self._best(prompt, arm)
-                own = (
-                    arm.cache is None and trace.run["guarantee"] in SAME_DISTRIBUTION
-                )  # its distribution is the target's own
+                own = arm.cache is None and trace.run["guarantee"] in SAME
                 if not found:
                     forced, plain, base = trace.token_ids, own, {}
                 apart = 0.0 if self.gaps else None
@@ -103,7 +97,7 @@ class Comparison:
         return Session(self.lm, prompt, arm.decoder, **{**self.settings, "cache": arm.cache, **more})
 
     def _best(self, prompt: Prompt, arm: Arm) -> Generator[None, None, Trace]:
-        runs = []
+        runs: list[Trace] = []
         for _ in range(self.repeats):
             session = self._session(prompt, arm)
             yield from _decode(session)
@@ -119,7 +113,7 @@ class Comparison:
             seen[ids.shape[1]] = scores[0].double().log_softmax(-1).cpu()
             return scores
 
-        own = arm.decoder.guarantee(self._session(prompt, arm).settings.sampling) not in SAME_DISTRIBUTION
+        own = arm.decoder.guarantee(self._session(prompt, arm).settings.sampling) not in SAME
         scorer = Arm(arm.decoder if own else Autoregressive(), arm.cache)
         more = {"force": forced, "max_new_tokens": len(forced), "processors": (note,), "level": "off", "stop": ()}
         yield from _decode(self._session(prompt, scorer, **more, ignore_eos=True))
@@ -140,27 +134,28 @@ class Comparison:
             below = sum(s[denominator] or 0 for s in summaries)
             return sum(s[numerator] or 0 for s in summaries) / below if below else None
 
-        def average(values: list) -> float | None:
+        def average(values: Iterable) -> float | None:
             known = [value for value in values if value is not None]
             return mean(known) if known else None
 
+        first = traces[0].run
         times = [_decode_ms(trace) for trace in traces]
         ratios = [_decode_ms(base) / time if time else 1.0 for base, time in zip(baseline, times, strict=True)]
         gaps = [run.gap for run in runs]
         return {
             "arm": name,
-            "guarantee": traces[0].run["guarantee"],
-            "verified_by": "; ".join(traces[0].run.get("verified") or ()),
-            "cache": traces[0].run["cache"] is not None,
+            "guarantee": first["guarantee"],
+            "verified_by": "; ".join(first.get("verified") or ()),
+            "cache": first["cache"] is not None,
             "prompts": len(traces),
             "tokens": sum(s["tokens"] for s in summaries),
             "tokens_per_target_forward": pooled("tokens", "target_forwards"),
             "draft_acceptance_rate": pooled("num_accepted_tokens", "num_draft_tokens"),
-            "entropy_raw_nats": average([(s["entropy_raw_nats"] or {}).get("mean") for s in summaries]),
+            "entropy_raw_nats": average((s["entropy_raw_nats"] or {}).get("mean") for s in summaries),
             "cache_bytes": max((s["cache_bytes"] or {}).get("peak") or 0 for s in summaries),
-            "bits_per_element": average([s["bits_per_element"] for s in summaries]),
+            "bits_per_element": average(s["bits_per_element"] for s in summaries),
             "kl_nats": mean(gaps) if None not in gaps else None,
-            "repeated_4gram_share": average([s["repeated_4gram_share"] for s in summaries]),
+            "repeated_4gram_share": average(s["repeated_4gram_share"] for s in summaries),
             "same_text": mean(t.token_ids == b.token_ids for t, b in zip(traces, baseline, strict=True)),
             "ms_per_token": median(times),
             "speedup": median(ratios),
@@ -179,13 +174,10 @@ def compare(
 ) -> pd.DataFrame:
     """Decode every prompt under every arm, one after the other, and return a row per arm.
 
-    Parameters
-    ----------
     prompts: one prompt or several. arms: name -> decoder (None is plain decoding); the first is the baseline. An `Arm`
-        in place of a decoder brings a cache stack of its own.
-    repeats: runs of each prompt and arm; the fastest counts for the time.
-    gaps: score the baseline's text under every arm, too, which gives the column `kl_nats`.
-    settings: as for `workbench.decode`.
+    in place of a decoder brings a cache stack of its own. repeats: runs of each prompt and arm; the fastest counts for
+    the time. gaps: score the baseline's text under every arm, too, which gives the column `kl_nats`. settings: as for
+    `workbench.decode`.
 
     Columns: `guarantee`, `prompts`, `tokens`, `tokens_per_target_forward`, `draft_acceptance_rate`,
     `entropy_raw_nats`, `cache_bytes` (peak of a run), `bits_per_element`, `repeated_4gram_share`, `same_text` (share of

@@ -43,8 +43,7 @@ def p_value(statistic: float, degrees: int) -> float:
     """Chance that a chi-square of so many degrees of freedom is larger; 1 where there are none."""
     if degrees < 1:
         return 1.0
-    half = torch.tensor([degrees / 2, max(statistic, 0.0) / 2], dtype=torch.float64)
-    return float(torch.special.gammaincc(*half))
+    return float(torch.special.gammaincc(*torch.tensor([degrees, max(statistic, 0.0)], dtype=torch.float64) / 2))
 
 
 def detectable(runs: int, degrees: int, significance: float) -> float:
@@ -71,7 +70,7 @@ class Texts:
     """
 
     def __init__(self, dist: Callable[[Prefix], Distribution], length: int, runs: int, tie: float):
-        """distribution(prefix): plain decoding's after a prefix. tie: nats by which rounding may cut a token off."""
+        """dist(prefix): plain decoding's, the last row after it. tie: nats by which rounding may cut a token off."""
         self.cells: dict[Prefix, float] = {}
         self.found: Counter = Counter()
         self._same: dict[Prefix, Prefix] = {}  # tokens at the edge of the support -> the least likely one inside
@@ -82,10 +81,11 @@ class Texts:
                 self.cells[prefix] = mass
                 continue
             here = dist(prefix)
-            probs = here.probs(0)
+            last = len(here) - 1
+            probs = here.probs(last)
             inside = probs.nonzero()[:, 0].tolist()
             least = min(inside, key=probs.__getitem__)
-            self._same |= {(*prefix, token): (*prefix, least) for token in edge(here, 0, tie)}
+            self._same |= {(*prefix, token): (*prefix, least) for token in edge(here, last, tie)}
             queue += [((*prefix, token), mass * float(probs[token])) for token in inside]
 
     def add(self, text: Sequence[int]) -> None:
@@ -104,14 +104,11 @@ class Texts:
         tv = 0.5 * sum(abs(shares.get(cell, 0) - self.cells.get(cell, 0)) for cell in {*shares, *self.cells})
         kl = sum(s * math.log(s / self.cells[c]) if self.cells.get(c) else math.inf for c, s in shares.items())
         noise = 0.5 * sum(math.sqrt(2 * p * (1 - p) / (math.pi * n)) for p in self.cells.values())
-        seen, pooled = [], [0.0, 0.0]
-        for cell, p in self.cells.items():
-            if n * p < RARE:
-                pooled = [pooled[0] + found[cell], pooled[1] + n * p]
-            else:
-                seen.append((found[cell], n * p))
-        if pooled[1]:
-            seen.append(tuple(pooled))
+        pairs = [(found[cell], n * p) for cell, p in self.cells.items()]
+        seen = [pair for pair in pairs if pair[1] >= RARE]
+        rare = [pair for pair in pairs if pair[1] < RARE]
+        if wanted := sum(wanted for _, wanted in rare):
+            seen.append((sum(count for count, _ in rare), wanted))
         chance = p_value(sum((count - wanted) ** 2 / wanted for count, wanted in seen), len(seen) - 1)
         if any(cell not in self.cells for cell in found):
             chance = 0.0
@@ -143,13 +140,8 @@ class Places:
         taken = index.gather(1, places[:, None])[:, 0]
         if self._known is None:
             self._known = probs.sum(0).topk(min(KNOWN, probs.shape[1])).indices
-        self.runs.append(
-            [
-                _by_rank(ordered, places),
-                _among(probs, taken, self._known.expand(len(text), -1)),
-                _among(probs, taken, _before(self.prompt, text).to(taken.device)),
-            ]
-        )
+        known = (self._known.expand(len(text), -1), _before(self.prompt, text).to(taken.device))
+        self.runs.append([_by_rank(ordered, places), *(_among(probs, taken, ids) for ids in known)])
 
     def test(self, significance: float) -> Found:
         """The least p-value of all tests, times their number; of tv the largest at one place."""
@@ -188,9 +180,8 @@ def _before(prompt: list[int], text: Sequence[int]) -> torch.Tensor:
     rows = []
     for at in range(len(text)):
         last = [*prompt[-BACK:], *text[:at]][::-1][:BACK]
-        rows.append(
-            [token if token not in last[:i] else -1 for i, token in enumerate(last)] + [-1] * (BACK - len(last))
-        )
+        first = [token if token not in last[:i] else -1 for i, token in enumerate(last)]
+        rows.append(first + [-1] * (BACK - len(last)))
     return torch.tensor(rows)
 
 

@@ -6,8 +6,9 @@ depends on the text alone (`Drafter.by_text`); at level `full` a trace keeps it 
 contexts and the next maintenance of the cache end them, as in a run.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from statistics import mean, median
 from typing import Any
 
@@ -15,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.declare import from_dict
-from workbench.decoders.base import Round
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
+from workbench.rounds import Round
 from workbench.speculation.tree import MAX_NODES
 from workbench.speculation.tree_builder import BEST
 from workbench.trace import Trace
@@ -29,6 +30,7 @@ LONGEST = 16  # of the oracle's chains
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 THRESHOLDS = (0.2, 0.4, 0.6, 0.8)
 TREES = ((2, 1, 1), (2, 2, 1, 1), (3, 2, 1, 1), (4, 2, 2))
+COLUMNS = ("shape", "setting", "rounds", "drafted", "accepted", "tokens_per_target_forward", "modelled_speedup")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Costs:
     def step(self) -> float:
         return self.start + self.row if self.plain is None else self.plain
 
-    def decode_round(self, calls: int, rows: int) -> float:
+    def round(self, calls: int, rows: int) -> float:
         """A round of so many drafted levels, its nodes scored beside the pending token."""
         return calls * self.draft + self.start + self.row * (rows + 1)
 
@@ -68,21 +70,20 @@ class Costs:
         """On this machine: medians of forwards at a context; the target's over 1 to 32 rows, interleaved, and a line
         through them."""
         counts = (1, 2, 4, 8, 16, 32)
-        stores = {id(model): model.new_store() for model in (lm, draft)}
-        for model in (lm, draft):
-            model.forward([0] * context, range(context), stores[id(model)], logits_at="last")
-            stores[id(model)].commit(range(context))
-        times: dict[int, list[float]] = {count: [] for count in (0, *counts)}
+        runs = [(draft, draft.new_store(), 1), *((lm, lm.new_store(), count) for count in counts)]
+        times: list[list[float]] = [[] for _ in runs]
+        for model, store, _ in runs:
+            model.forward([0] * context, range(context), store, logits_at="last")
+            store.commit(range(context))
         for _ in range(repeats):
-            for count in times:
-                model = lm if count else draft
-                rows = max(count, 1)
+            for (model, store, rows), spent in zip(runs, times, strict=True):
                 start = Round._clock(model)
-                model.forward([0] * rows, range(context, context + rows), stores[id(model)])
-                times[count].append((Round._clock(model) - start) * 1000)
-                stores[id(model)].discard()
-        row, start = np.polyfit(counts, [median(times[count]) for count in counts], 1)
-        return cls(median(times[0]), float(start), float(row))
+                model.forward([0] * rows, range(context, context + rows), store)
+                spent.append((Round._clock(model) - start) * 1000)
+                store.discard()
+        drafting, *scoring = map(median, times)
+        row, start = np.polyfit(counts, scoring, 1)
+        return cls(drafting, float(start), float(row))
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,7 @@ class _Text:
 
     def run(self, start: int, length: int) -> int:
         """How many of the drafter's first choices in a row are the text's, at most `length`."""
-        end = start
-        while end < min(start + length, len(self.ranks)) and self.ranks[end] == 0:
-            end += 1
-        return end - start
+        return sum(1 for _ in takewhile(lambda rank: rank == 0, self.ranks[start : start + length]))
 
 
 Draft = tuple[int, int, int]  # levels, nodes, accepted
@@ -132,55 +130,45 @@ def headroom(
 
     Raises BadInput, with the reason, where replay would not be exact or the trace does not hold what it needs.
     """
-    trees = [tuple(branching) for branching in trees]
+    trees = list(map(tuple, trees))
     if any(width > BEST for branching in trees for width in branching):
         raise BadInput(f"headroom: trees={trees}: a trace keeps {BEST} proposals at a place; expected no wider trees")
     text = _text(trace)
-    if costs is None:
-        costs = Costs.of(trace)
-    plain = costs.step() * len(text.ranks)
+    costs = costs or Costs.of(trace)
+    plain, oracle = costs.step() * len(text.ranks), _oracle(text, costs)
+    left = iter(oracle)
+    shapes = [
+        *(("fixed", str(k), lambda text, at, k=k: _chain(text, at, k)) for k in lengths),
+        ("heuristic", "+2/−1 from 4", _heuristic()),
+        *(("confidence", f"{t:g}", _confidence(t)) for t in thresholds),
+        *(("tree", "×".join(map(str, b)), _tree(b)) for b in trees),
+        ("oracle", "best lengths", lambda text, at: _chain(text, at, next(left))),
+    ]
     rows = []
-    shapes = [("fixed", str(k), _fixed(k)) for k in lengths]
-    shapes += [("heuristic", "+2/−1 from 4", _heuristic())]
-    shapes += [("confidence", f"{t:g}", _confidence(t)) for t in thresholds]
-    shapes += [("tree", "×".join(map(str, b)), _tree(b)) for b in trees]
-    lengths_of_oracle = _oracle(text, costs)
-    shapes.append(("oracle", "best lengths", _scripted(lengths_of_oracle)))
     for shape, setting, draft in shapes:
         rounds = _replay(text, draft)
-        spent = sum(costs.round(calls, nodes) for calls, nodes, _ in rounds)
-        rows.append(
-            {
-                "shape": shape,
-                "setting": setting,
-                "rounds": len(rounds),
-                "drafted": sum(nodes for _, nodes, _ in rounds),
-                "accepted": sum(accepted for _, _, accepted in rounds),
-                "tokens_per_target_forward": len(text.ranks) / len(rounds),
-                "modelled_speedup": plain / spent,
-                "ms": spent,
-            }
-        )
-    table = pd.DataFrame(rows)
+        _, drafted, accepted = (sum(column) for column in zip(*rounds, strict=True))
+        spent = sum(costs.round(levels, nodes) for levels, nodes, _ in rounds)
+        counts = (len(rounds), drafted, accepted)
+        rows.append((shape, setting, *counts, len(text.ranks) / len(rounds), plain / spent, spent))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "ms"])
     best = plain - table["ms"].iloc[-1]
     table["oracle_share"] = (plain - table.pop("ms")) / best if best > 0 else float("nan")
-    table.attrs["oracle_lengths"] = lengths_of_oracle
-    table.attrs["note"] = _note(table, lengths_of_oracle)
+    table.attrs |= {"oracle_lengths": oracle, "note": _note(table, oracle)}
     return table
 
 
 def _note(table: pd.DataFrame, lengths: list[int]) -> str:
-    oracle, rest = table.iloc[-1], table.iloc[:-1]
-    best = rest.loc[rest["modelled_speedup"].idxmax()]
-    name = f"{best['shape']} {best['setting']}"
+    *rest, oracle = table["modelled_speedup"]
+    best = table.iloc[int(np.argmax(rest))]
     text = (
         f"An oracle would draft {mean(lengths):.1f} tokens a round (median {median(lengths):g}) and run at "
-        f"{oracle['modelled_speedup']:.2f} times plain decoding; the best shape here, {name}, at "
+        f"{oracle:.2f} times plain decoding; the best shape here, {best['shape']} {best['setting']}, at "
         f"{best['modelled_speedup']:.2f}"
     )
-    if oracle["modelled_speedup"] <= 1:
+    if oracle <= 1:
         return text + ". With these costs no choice of lengths pays: look at the drafter, not at its shape."
-    left = oracle["modelled_speedup"] / best["modelled_speedup"] - 1
+    left = oracle / best["modelled_speedup"] - 1
     if left < 0.1:
         return text + f". What is left is {left:.0%}: not worth chasing with another policy of lengths."
     return text + f". A better policy of lengths could gain up to {left:.0%} more."
@@ -188,7 +176,8 @@ def _note(table: pd.DataFrame, lengths: list[int]) -> str:
 
 def _text(trace: Trace) -> _Text:
     """Ranks and confidences along the committed text, from the kept rows of the draft."""
-    _refuse(trace)
+    for reason in _reasons(trace):
+        raise BadInput(f"headroom: {reason}")
     first, tokens = len(trace.run.get("prompt_ids") or ()), trace.token_ids
     accepted = _accepted(trace)
     known: dict[int, tuple[list[int], float]] = {}
@@ -215,36 +204,35 @@ def _text(trace: Trace) -> _Text:
     return _Text(ranks, sure, depth)
 
 
-def _refuse(trace: Trace) -> None:
-    """Raise BadInput where other drafts would not have met the same text, or the drafter not had the same
-    distributions."""
+def _reasons(trace: Trace) -> Iterator[str]:
+    """Why other drafts would not have met the same text, or the drafter not had the same distributions."""
     run = trace.run
     if run.get("level") != "full":
-        raise BadInput(f"headroom: the trace was recorded at level {run.get('level')!r}; record at level 'full'")
+        yield f"the trace was recorded at level {run.get('level')!r}; record at level 'full'"
     described = run.get("decoder") or {}
     if described.get("name") != "speculative":
-        raise BadInput(
-            f"headroom: holds no distributions of a drafter to replay: decoded by {described.get('name')!r}; expected a run of "
-            "'speculative'"
+        yield (
+            f"the trace holds no distributions of a drafter to replay: decoded by {described.get('name')!r}; expected a"
+            " run of 'speculative'"
         )
     decoder = _member(described)
     drafter, shape, verifier = decoder.drafter, decoder.shape, decoder.verifier
     sampled = (run.get("sampling") or {}).get("temperature")
     if (sampled and verifier.declared_name != "seeded") or run.get("guarantee") not in ("exact", "seeded"):
-        raise BadInput(
-            f"headroom: replays greedy and seeded runs, where the text does not depend on the drafts; this one was "
-            f"verified by {verifier.declared_name!r}; record with verifier='seeded'"
+        yield (
+            "replays greedy and seeded runs, where the text does not depend on the drafts; this one was verified by"
+            f" {verifier.declared_name!r}; record with verifier='seeded'"
         )
-    if not drafter.by_text or shape.needs_exits:
+    if not drafter.by_text or "exits" in shape.needs:
         why = "where a round begins" if not drafter.by_text else f"the exits that shape {shape.declared_name!r} chose"
-        raise BadInput(
-            f"headroom: what drafter {drafter.declared_name!r} proposes after a text depends on {why}, so this run "
-            "does not tell what other drafts would have been; decode with them and use wb.compare"
+        yield (
+            f"what drafter {drafter.declared_name!r} proposes after a text depends on {why}, so this run does not tell"
+            " what other drafts would have been; decode with them and use wb.compare"
         )
     if (run.get("parent") or {}).get("index"):
-        raise BadInput(
-            "headroom: the trace is a branch, whose first rounds may have been decoded in another way; record the run "
-            "from its beginning"
+        yield (
+            "the trace is a branch, whose first rounds may have been decoded in another way; record the run from its"
+            " beginning"
         )
 
 
@@ -296,15 +284,6 @@ def _chain(text: _Text, at: int, length: int) -> Draft:
     return length, length, text.run(at, length)
 
 
-def _fixed(length: int) -> Callable[[_Text, int], Draft]:
-    return lambda text, at: _chain(text, at, length)
-
-
-def _scripted(lengths: list[int]) -> Callable[[_Text, int], Draft]:
-    left = iter(lengths)
-    return lambda text, at: _chain(text, at, next(left))
-
-
 def _heuristic(length: int = 4, most: int = 20) -> Callable[[_Text, int], Draft]:
     """Two more after a round that accepted everything, else one less: the rule of transformers."""
 
@@ -333,12 +312,9 @@ def _tree(branching: tuple[int, ...]) -> Callable[[_Text, int], Draft]:
 
     def draft(text: _Text, at: int) -> Draft:
         levels = branching[: text.depth[at]]
-        accepted = 0
-        for width, rank in zip(levels, text.ranks[at:], strict=False):
-            if rank is None or rank >= width:
-                break
-            accepted += 1
-        return len(levels), sum(int(np.prod(levels[: depth + 1])) for depth in range(len(levels))), accepted
+        pairs = zip(levels, text.ranks[at:], strict=False)
+        inside = takewhile(lambda pair: pair[1] is not None and pair[1] < pair[0], pairs)
+        return len(levels), int(np.cumprod(levels, dtype=int).sum()), sum(1 for _ in inside)
 
     return draft
 

@@ -16,24 +16,29 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from workbench.decoders import Autoregressive, Decoder, State
-from workbench.decoders.base import Round
+from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output
-from workbench.engine.noise import gumbel
 from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
-from workbench.engine.settings import Settings
+from workbench.engine.settings import Settings, make_settings
 from workbench.errors import BadInput
 from workbench.experiments.counting import Found, Places, Texts
 from workbench.models.loading import load
-from workbench.session import check_decoder, make_settings
+from workbench.rounds import Round, State
+from workbench.session import check_decoder
 from workbench.training.prompts import held_out_prompts
+from workbench_kernels.noise import gumbel
 
 __all__ = ["Verdict", "lossless"]
 
 SIGNIFICANCE = 1e-4  # of a verdict: half of it for each of the two counts
 CERTAIN = 1e-8  # below it no second seeds are asked
 STRENGTH = {"lossy": 0, "distribution": 1, "seeded": 2, "exact": 2, "numeric": 2}
+HOLDS = {
+    True: "the guarantee holds",
+    False: "THE GUARANTEE DOES NOT HOLD",
+    None: "a distribution of its own: nothing to hold",
+}
 TIES = {torch.float64: 1e-9, torch.float32: 1e-3}  # nats between the best two; half precisions: two ulps of a logit
 HALF_TIE = 0.13
 BEGINNING = 64  # tokens of the first prompt that the counted runs go on from
@@ -91,8 +96,7 @@ class Verdict:
     @property
     def badge(self) -> str:
         """The weaker of the two findings, as the one word to show."""
-        found = [one for one in (self.greedy, self.sampled) if one is not None]
-        return min(found, key=lambda one: STRENGTH[one])
+        return min(filter(None, (self.greedy, self.sampled)), key=STRENGTH.__getitem__)
 
     def table(self) -> pd.DataFrame:
         """The figures, one per row."""
@@ -100,15 +104,11 @@ class Verdict:
         return pd.DataFrame({"value": [str(v) for v in facts.values()]}, index=list(facts))
 
     def __str__(self) -> str:
-        word = {
-            True: "the guarantee holds",
-            False: "THE GUARANTEE DOES NOT HOLD",
-            None: "a distribution of its own: nothing to hold",
-        }
-        lines = [f"{self.decoder}: {self.badge} ({word[self.holds]})"]
-        lines.append(f"  temperature 0: guarantees {self.guarantee_greedy}, found {self.greedy}: {self.greedy_note}")
-        lines.append(f"  sampling: guarantees {self.guarantee_sampled}, found {self.sampled}: {self.sampled_note}")
-        return "\n".join(lines)
+        return (
+            f"{self.decoder}: {self.badge} ({HOLDS[self.holds]})\n"
+            f"  temperature 0: guarantees {self.guarantee_greedy}, found {self.greedy}: {self.greedy_note}\n"
+            f"  sampling: guarantees {self.guarantee_sampled}, found {self.sampled}: {self.sampled_note}"
+        )
 
 
 def lossless(
@@ -204,10 +204,12 @@ def _compared(
         verdict = "numeric" if tie else "lossy"
         if not tie:
             break
-    texts = f"{len(prompts)} of {len(prompts)} texts of {settings.max_new_tokens} tokens equal plain decoding's"
-    texts += "" if settings.sampling.greedy else ", seed by seed"
-    sure = f" (95% sure that fewer than {min(1, 3 / max(1, equal)):.1%} of the tokens differ)"
-    return verdict, note or texts + sure, deepest
+    same = (
+        f"{len(prompts)} of {len(prompts)} texts of {settings.max_new_tokens} tokens equal plain decoding's"
+        f"{'' if settings.sampling.greedy else ', seed by seed'}"
+        f" (95% sure that fewer than {min(1, 3 / max(1, equal)):.1%} of the tokens differ)"
+    )
+    return verdict, note or same, deepest
 
 
 def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Settings) -> tuple[float, float]:
@@ -230,7 +232,7 @@ def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Set
 class _Read:
     """Keeps all logits of what the target reads outside of rounds (see `Drafter.observe`)."""
 
-    wants_hidden, wants_logits, wants_states = False, True, ()
+    needs = frozenset({"logits"})
 
     def __init__(self) -> None:
         self.logits: list[torch.Tensor] = []
@@ -268,7 +270,7 @@ def _counted(
     cut = replace(uncut, max_new_tokens=min(length, CUT), sampling=replace(sampling, top_k=width))
     n, tie = runs // 2, TIES.get(lm.dtype, HALF_TIE)
     narrow, wide = (_ready(Autoregressive(), lm, prompt, settings) for settings in (cut, uncut))
-    texts = Texts(lambda prefix: _last(_distributions(narrow, prefix)), cut.max_new_tokens, n, tie)
+    texts = Texts(lambda prefix: _distributions(narrow, prefix), cut.max_new_tokens, n, tie)
     places, one = Places(prompt, tie), SIGNIFICANCE / 2
 
     starts = [_ready(decoder, lm, prompt, settings) for settings in (cut, uncut)]
@@ -298,31 +300,16 @@ def _counted(
     return {
         "sampled": "distribution" if min(whole.p_value, ranks.p_value) > one else "lossy",
         "sampled_note": note,
-        "p_value": whole.p_value,
-        "tv": whole.tv,
-        "tv_noise": whole.noise,
-        "kl_nats": whole.kl,
-        "kl_noise": (whole.cells - 1) / (2 * n),
-        "runs": n,
-        "cells": whole.cells,
-        "length": cut.max_new_tokens,
-        "width": width,
-        "tv_detectable": whole.detectable,
-        "uncut_length": length,
-        "uncut_p_value": ranks.p_value,
-        "uncut_tv": ranks.tv,
-        "uncut_tv_detectable": ranks.detectable,
+        **{"runs": n, "cells": whole.cells, "length": cut.max_new_tokens, "width": width, "uncut_length": length},
+        **{"tv_noise": whole.noise, "kl_nats": whole.kl, "kl_noise": (whole.cells - 1) / (2 * n)},
+        **{"p_value": whole.p_value, "tv": whole.tv, "tv_detectable": whole.detectable},
+        **{"uncut_p_value": ranks.p_value, "uncut_tv": ranks.tv, "uncut_tv_detectable": ranks.detectable},
     }
 
 
 def _shows(found: Found) -> str:
-    if found.detectable >= 1:
-        return "too few runs to be sure of a difference"
-    return f"from {found.detectable:.2f} on it shows"
-
-
-def _last(dist: Distribution) -> Distribution:
-    return Distribution(dist.raw[-1:], dist.scores[-1:], dist.cut_by[-1:])
+    sure = found.detectable < 1
+    return f"from {found.detectable:.2f} on it shows" if sure else "too few runs to be sure of a difference"
 
 
 def _pairs(seeds: range, progress) -> Iterator[int]:

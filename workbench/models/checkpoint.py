@@ -5,7 +5,6 @@ Weights are `model.safetensors`, or the files that `model.safetensors.index.json
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -14,11 +13,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from workbench.errors import BadInput, Unsupported
-
-__all__ = [
-    "INDEX", "WEIGHTS", "Entry", "check_directory", "digest", "first_line", "mapped", "refuse_misfits",
-    "refuse_no_object", "some", "stamp",
-]  # fmt: skip
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")  # suffixes of what a model is loaded from
@@ -59,14 +53,10 @@ def check_directory(folder: Path, name: str | None = None) -> dict[str, Entry]:
         raise Unsupported(f"{name!r} holds an adapter beside the model; merge it into the weights and save them first")
     for file in OBJECTS:
         refuse_no_object(folder / file, name)
-    if (folder / WEIGHTS).is_file():
-        files = [WEIGHTS]
-    elif (folder / INDEX).is_file():
-        files = mapped(folder / INDEX, name)
-    else:
+    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
         _refuse_no_weights(folder, name)
     found: dict[str, Entry] = {}
-    for file in files:
+    for file in [WEIGHTS] if (folder / WEIGHTS).is_file() else mapped(folder / INDEX, name):
         if not (folder / file).is_file():
             raise BadInput(f"{name!r} is not whole: {INDEX} names {file!r}, which is missing")
         found |= _header(folder / file, name)
@@ -116,17 +106,14 @@ def _header(file: Path, name: str) -> dict[str, Entry]:
     from safetensors import safe_open
 
     try:
-        with safe_open(file, "pt"):
-            pass
-        with file.open("rb") as opened:
+        with safe_open(file, "pt"), file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             table = json.loads(opened.read(size))
     except Exception as error:  # whatever the library finds wrong with it
         raise BadInput(f"{name!r} is damaged: {file.name} cannot be read ({first_line(error)})") from None
     table.pop("__metadata__", None)
-    start = 8 + size
     return {
-        key: Entry(t["dtype"], tuple(t["shape"]), file, *(start + offset for offset in t["data_offsets"]))
+        key: Entry(t["dtype"], tuple(t["shape"]), file, *(8 + size + offset for offset in t["data_offsets"]))
         for key, t in table.items()
     }
 
@@ -153,14 +140,9 @@ def refuse_misfits(name: str, model: nn.Module, found: Mapping[str, Entry]) -> N
 
 def stamp(*folders: Path | None) -> tuple:
     """What changes when a file that a model is loaded from does: paths, sizes and times."""
-    found = []
-    for folder in filter(None, folders):
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(READ) and entry.is_file():
-                    facts = entry.stat()
-                    found.append((entry.path, facts.st_size, facts.st_mtime_ns, facts.st_ino))
-    return tuple(sorted(found))
+    files = [file for folder in filter(None, folders) for file in folder.iterdir() if file.suffix in READ]
+    facts = [(file, file.stat()) for file in files if file.is_file()]
+    return tuple(sorted((str(file), s.st_size, s.st_mtime_ns, s.st_ino) for file, s in facts))
 
 
 def digest(tensors: Mapping[str, Entry]) -> str:
@@ -171,10 +153,8 @@ def digest(tensors: Mapping[str, Entry]) -> str:
         total.update(f"{name} {entry.dtype} {list(entry.shape)}\n".encode())
         with entry.file.open("rb") as opened:
             opened.seek(entry.begin)
-            left = entry.end - entry.begin
-            while left and (piece := opened.read(min(left, _CHUNK))):
-                total.update(piece)
-                left -= len(piece)
+            for at in range(entry.begin, entry.end, _CHUNK):
+                total.update(opened.read(min(entry.end - at, _CHUNK)))
     return total.hexdigest()
 
 

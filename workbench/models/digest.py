@@ -54,10 +54,8 @@ class Digest:
         if now != self._mark:
             self._loaded, self._value, self._mark = False, None, now
         if self._value is None:
-            if self._loaded and self._facts == _facts(self._files):
-                self._value = _of_files(self._files, self._facts)
-            else:
-                self._value = _of_memory(model)
+            whole = self._loaded and self._facts == _facts(self._files)
+            self._value = _of_files(self._files, self._facts) if whole else _of_memory(model)
         return self._value
 
 

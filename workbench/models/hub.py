@@ -27,10 +27,10 @@ def reachable() -> bool:
         return True
     place = urlsplit(constants.ENDPOINT)
     try:
-        socket.create_connection((place.hostname, place.port or 443), PATIENCE).close()
+        with socket.create_connection((place.hostname, place.port or 443), PATIENCE):
+            return True
     except OSError:
         return False
-    return True
 
 
 def folder(name: str, options: dict[str, Any]) -> Path:
@@ -46,20 +46,16 @@ def weights(name: str, options: dict[str, Any], progress: Progress | None = None
         index = _file(name, INDEX, options, **_MAYBE)
         if index is None:
             raise Unsupported(f"{name!r} has no safetensors weights; pickle checkpoints are not read")
-        before, total = 0, _total(Path(index))
-        for file in mapped(Path(index), name):
-            before += Path(_file(name, file, options, **_bar(progress, before, total))).stat().st_size
+        files, before = mapped(Path(index), name), 0
+        metadata = json.loads(Path(index).read_bytes()).get("metadata")
+        total = metadata.get("total_size") if isinstance(metadata, dict) else None
+        for file in files:
+            bar = _bar(progress, before, total if type(total) is int else 0)
+            before += Path(_file(name, file, options, **bar)).stat().st_size
 
 
 def _bar(progress: Progress | None, *sizes: int) -> dict[str, Any]:
     return {} if progress is None else {"tqdm_class": download_bar(progress, *sizes)}
-
-
-def _total(index: Path) -> int:
-    """The bytes of all weights, as far as an index tells."""
-    metadata = json.loads(index.read_bytes()).get("metadata")
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return total if type(total) is int else 0
 
 
 def _file(name: str, file: str, options: dict[str, Any], **more: Any) -> str | None:

@@ -17,12 +17,12 @@ import torch
 
 from workbench.engine.model import LanguageModel
 from workbench.engine.vocabulary import refuse_other_vocabulary
-from workbench.errors import BadInput, Unsupported, WorkbenchError
+from workbench.errors import BadInput, Unsupported, WorkbenchError, shown
 from workbench.models import checkpoint, hub
 from workbench.models.progress import Progress, reading
 
 if TYPE_CHECKING:
-    from workbench.engine.adapter import TransformersModel
+    from workbench.models.adapter import TransformersModel
 
 __all__ = ["EMBEDDED", "Model", "as_model", "companion", "load", "register_model", "resolve_device", "resolve_dtype"]
 
@@ -32,6 +32,7 @@ EMBEDDED = {"embedded": "target", "embedded-draft": "draft"}
 Model = LanguageModel | torch.nn.Module | str
 """What a caller may pass as a model: a `LanguageModel`, a transformers model in memory, or a name for `load`."""
 
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 MOST_LAYERS = 2000  # that a config may ask for
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 _loaded: "dict[tuple, tuple[tuple, TransformersModel]]" = {}  # by all arguments: the stamp of the files, and the model
@@ -62,10 +63,9 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
         return torch.float32 if device.type == "cpu" else None
     if isinstance(dtype, torch.dtype):
         return dtype
-    names = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
-    if dtype not in names:
-        raise BadInput(f"unknown dtype {dtype!r}; expected one of {', '.join(names)}")
-    return names[dtype]
+    if dtype not in DTYPES:
+        raise BadInput(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    return getattr(torch, dtype)
 
 
 def load(
@@ -109,13 +109,12 @@ def load(
         if key not in _loaded:
             lm = _load(str(name), source, where, kind, revision, bool(trust_remote_code), reader, key, progress)
             _loaded[key] = (now if isinstance(source, Path) else _stamp(source, reader, revision), lm)
-        lm = _loaded[key][1]
-    return up_to_date(lm)
+        return _served(_loaded[key][1])
 
 
 def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer: Any) -> LanguageModel:
     """A model in memory is what it is: BadInput where something else is asked of it."""
-    lm = up_to_date(_registered[name])
+    lm = _served(_registered[name])
     asked = {"device": device and resolve_device(device), "dtype": dtype and resolve_dtype(dtype, lm.device)}
     other = [option for option, value in asked.items() if value is not None and value != getattr(lm, option)]
     other += [option for option, value in {"revision": revision, "tokenizer": tokenizer}.items() if value is not None]
@@ -129,10 +128,9 @@ def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer:
 
 def place_of(name: str | Path, what: str = "model") -> Path | str:
     """The local folder that a name means, or the name itself where it can be a hub id. Raises BadInput for others."""
-    shown = repr(str(name) if isinstance(name, Path) else name)
-    shown = shown if len(shown) < 200 else f"{shown[:80]}… ({len(shown)} characters)"
+    named = shown(str(name) if isinstance(name, Path) else name)
     if not isinstance(name, str | Path):
-        raise BadInput(f"{what}: expected a name or a directory, got {shown}")
+        raise BadInput(f"{what}: expected a name or a directory, got {named}")
     try:
         local = Path(name).expanduser()
         if str(name) and local.exists():
@@ -141,7 +139,7 @@ def place_of(name: str | Path, what: str = "model") -> Path | str:
         pass  # no path on this system
     if isinstance(name, Path) or not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
         wanted = "a folder with config.json and *.safetensors" if what == "model" else "a folder with its files"
-        raise BadInput(f"no {what} directory {shown}; expected {wanted}, or a hub id")
+        raise BadInput(f"no {what} directory {named}; expected {wanted}, or a hub id")
     return name
 
 
@@ -167,38 +165,28 @@ def register_model(name: str, model: Any, tokenizer: Any = None) -> LanguageMode
         raise BadInput(f"register_model: expected a name, got {name!r}")
     if name in EMBEDDED:
         raise BadInput(f"the name {name!r} belongs to an embedded model; choose another")
-    lm = _wrap(model, tokenizer) if isinstance(model, torch.nn.Module) else _protocol(model)
-    _registered[name] = lm
-    return lm
+    _registered[name] = _served(model, tokenizer)
+    return _registered[name]
 
 
 def as_model(given: Model) -> LanguageModel:
     """The language model meant, as it is now."""
-    if isinstance(given, str | Path):
-        return load(given)
-    return _wrap(given) if isinstance(given, torch.nn.Module) else up_to_date(_protocol(given))
+    return load(given) if isinstance(given, str | Path) else _served(given)
 
 
-def up_to_date(lm: LanguageModel) -> LanguageModel:
-    """A model, after it has looked whether what it wraps was changed since (`refresh`)."""
-    if hasattr(lm, "refresh"):
-        lm.refresh()
-    return lm
+def _served(given: Any, tokenizer: Any = None) -> LanguageModel:
+    """A model in memory, after it has looked whether what it wraps was changed since (`refresh`)."""
+    if isinstance(given, torch.nn.Module):
+        from workbench.models.adapter import wrap
 
-
-def _protocol(given: Any) -> LanguageModel:
+        return wrap(given, tokenizer)
     if not all(hasattr(given, name) for name in ("forward", "new_store", "vocab_size")):
         raise BadInput(
             f"expected a model, got {type(given).__name__}: a name, a directory, a transformers model or what"
             " workbench.load gives"
         )
+    given.refresh()
     return given
-
-
-def _wrap(model: torch.nn.Module, tokenizer: Any = None) -> LanguageModel:
-    from workbench.engine.adapter import wrap
-
-    return wrap(model, tokenizer)
 
 
 def known_models() -> list[str]:
@@ -218,7 +206,7 @@ def companion(lm: LanguageModel, name: str, progress: Progress | None = None) ->
 
 
 def _load(name, source, device, dtype, revision, trust_remote_code, reader, key, progress) -> "TransformersModel":
-    from workbench.engine.adapter import TransformersModel
+    from workbench.models.adapter import TransformersModel
 
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     if (isinstance(source, str) or isinstance(reader, str)) and not hub.reachable():
@@ -322,7 +310,7 @@ def _quiet(small: bool):
     """No report of what the loading finds, which is refused by name; no progress bar for what loads in a blink."""
     from transformers.utils import logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.set_verbosity_error()
     if small:
         logging.disable_progress_bar()
@@ -330,7 +318,7 @@ def _quiet(small: bool):
         yield
     finally:
         logging.set_verbosity(level)
-        if small and shown:
+        if small and bars:
             logging.enable_progress_bar()
 
 

@@ -11,7 +11,7 @@ from workbench.engine.structure import shallow_copy
 from workbench.errors import BadInput, Unsupported
 
 if TYPE_CHECKING:
-    from workbench.engine.adapter import TransformersModel
+    from workbench.models.adapter import TransformersModel
 
 __all__ = ["context_of", "eos_ids", "probe", "refuse_unserved"]
 

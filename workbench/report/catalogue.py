@@ -3,27 +3,19 @@
 import inspect
 import json
 
-from workbench import declare
+from workbench import declare, members
+from workbench.errors import BadInput
 
 __all__ = ["KINDS", "about", "listing"]
 
-FAMILIES = {
-    "decoders": "decoder",
-    "drafters": "drafter",
-    "shapes": "shape",
-    "verifiers": "verifier",
-    "policies": "policy",
-    "quantizers": "quantizer",
-}
-KINDS = (*FAMILIES, "models", "refusals")
+FAMILIES = {several: family for family, several in members.FAMILIES.items()}
+KINDS = (*FAMILIES, "settings", "models", "refusals")
 
 
 def listing(kind: str) -> str:
     """The names of one kind, a line each; those of installed packages included."""
-    if kind == "models":
-        return _models()
-    if kind == "refusals":
-        return _refusals()
+    if kind not in FAMILIES:
+        return {"settings": _settings, "models": _models, "refusals": _refusals}[kind]()
     found = [declare.get(FAMILIES[kind], name) for name in declare.names(FAMILIES[kind])]
     lines = [f"{cls.declared_name:18s} {_first_line(cls)}" for cls in found]
     return "\n".join([*lines, *_left_out(FAMILIES[kind])])
@@ -41,22 +33,25 @@ def _left_out(family: str) -> list[str]:
 
 def about(kind: str, name: str) -> str:
     """One member: what it does, and its parameters with bounds and defaults. Raises BadInput where it is unknown."""
-    if kind == "models":
-        return _models(name)
-    if kind == "refusals":
-        return _refusals(name)
+    if kind not in FAMILIES:
+        return {"settings": _settings, "models": _models, "refusals": _refusals}[kind](name)
     cls = declare.get(FAMILIES[kind], name)
-    entries = declare.describe(cls)
-    parameters = [f"  {entry.name:14s} {entry.help}\n  {'':14s} {_facts(entry)}" for entry in entries]
+    parameters = [_parameter(entry) for entry in declare.describe(cls)]
     return "\n".join([f"{name}\n", inspect.cleandoc(cls.__doc__ or ""), "", *(parameters or ["  no parameters"])])
 
 
-def _facts(entry: declare.Field) -> str:
-    default = f"default {getattr(entry.default, 'declared_name', entry.default)}"
-    if entry.kind == "member":
-        return f"one of {', '.join(declare.names(entry.family))}; {default}; its own parameters are {entry.name}.…"
-    wanted = f"one of {', '.join(map(str, entry.choices))}" if entry.choices else f"{entry.kind} {entry.bounds}".strip()
-    return "; ".join(filter(None, [wanted, entry.unit, default]))
+def _parameter(entry: declare.Field) -> str:
+    return f"  {entry.name:14s} {entry.help}\n  {'':14s} {entry.facts}"
+
+
+def _settings(chosen: str | None = None) -> str:
+    """What a run is asked to do beside its decoder: the keywords of `decode`, `Session` and the command line."""
+    from workbench.engine.settings import keywords
+
+    known = keywords()
+    if chosen is not None and chosen not in known:
+        raise BadInput(f"no setting is called {chosen!r}; known: {', '.join(known)}")
+    return "\n".join(_parameter(entry) for name, entry in known.items() if chosen in (None, name))
 
 
 def _first_line(cls: type) -> str:
@@ -65,7 +60,7 @@ def _first_line(cls: type) -> str:
 
 def _refusals(chosen: str | None = None) -> str:
     """What cannot go together and why: a line per drafter and shape, and per verifier; `chosen`: one member's alone."""
-    from workbench.speculation import refusals
+    from workbench.speculation.refusals import refusals
 
     lines = [
         f"{first:14s} {second:20s} {reason}" for first, second, reason in refusals() if chosen in (None, first, second)
@@ -74,7 +69,6 @@ def _refusals(chosen: str | None = None) -> str:
 
 
 def _models(chosen: str | None = None) -> str:
-    from workbench.errors import BadInput
     from workbench.models.loading import EMBEDDED, PRETRAINED, known_models
 
     if chosen is not None and chosen not in known_models():

@@ -1,17 +1,18 @@
 """The one type that drafters build, the target scores and verifiers walk. A chain is a tree.
 
-Node 0 is the root: the pending token, committed as text but not yet in the cache. Two distributions make every
+Node 0 is the root: the pending token, committed as text but not yet in the cache. Two kinds of nodes make every
 composition of drafter, shape and verifier lossless:
 
-1. Density distribution. A DIST node was drawn from exactly the row stored with it, and no decision to keep, drop,
-reorder or
-   merge it depended on its own value.
+1. A DIST node was drawn from exactly the row stored with it, and no decision to keep, drop, reorder or merge it
+   depended on its own value.
 2. Anything else (argmax, top-k, copies, pruned samples) is a POINT node: accepted with its target probability.
 """
 
 from dataclasses import dataclass, field
 
 import torch
+
+from workbench_kernels.verification.reference import children_of
 
 __all__ = ["DIST", "POINT", "DraftTree"]
 
@@ -68,15 +69,7 @@ class DraftTree:
 
     def children(self, node: int) -> list[int]:
         """In the order they are to be tested: DIST in draw order, then POINT; POINT copies of DIST tokens dropped."""
-        found = [i for i, parent in enumerate(self.parents) if parent == node]
-        drawn = [i for i in found if self.kinds[i] == DIST]
-        held = {self.tokens[i] for i in drawn}
-        rest = []
-        for i in found:
-            if self.kinds[i] == POINT and self.tokens[i] not in held:
-                held.add(self.tokens[i])
-                rest.append(i)
-        return drawn + rest
+        return children_of(node, self.tokens, self.parents, [kind == DIST for kind in self.kinds])
 
     def tests(self, node: int) -> list[int]:
         """`children`, with every one of several independent draws of a token where it was drawn."""

@@ -2,18 +2,14 @@
 that asks."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.engine import noise
-from workbench.engine.distribution import draw
+from workbench.engine.distribution import Distribution, draw
 from workbench.engine.vocabulary import known_only, widened
+from workbench.rounds import Round, State
 from workbench.speculation.tree import DIST, MAX_NODES, POINT, DraftTree
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
-    from workbench.engine.distribution import Distribution
+from workbench_kernels.noise import reference as noise
 
 __all__ = ["TreeBuilder"]
 
@@ -26,34 +22,32 @@ class TreeBuilder:
     """What a shape grows a tree with; one object per round.
 
     tree: the nodes so far. depth: the most levels. memory: the decoding state's, for figures that last longer than the
-    round. greedy: the run takes argmaxes. seeded: drafts should be what the target's own seeded noise would pick. fed:
-    nodes whose distributions are known, in the order they were read (-1: dropped since); the root is among them once it
-    was fed. features: node -> the drafter's hidden state [d] after it, for nodes below the root, where a shape reads
-    them.
+    round. greedy: the run takes argmaxes. seeded: drafts should be what the target's own seeded noise would pick.
+    expanded: nodes whose distributions are known, in the order they were read (-1: dropped since), the root included.
+    features: node -> the drafter's hidden state [d] after it, for nodes below the root, where a shape reads them.
     """
 
     def __init__(
         self,
         name: str,
-        state: "State",
-        r: "Round",
+        state: State,
+        r: Round,
         depth: int,
         seeded: bool,
         logits: Distributions | None = None,
-        confidence: bool = False,
-        features: bool = False,
+        needs: frozenset[str] = frozenset(),
     ):
-        """logits(growth, nodes) gives the drafter's logits [n, V] after nodes whose ancestors were all read before;
-        confidence: fill in `tree.confidence` as well; features: the drafter is to fill in `features`."""
+        """logits(builder, nodes) gives the drafter's logits [n, V'] after nodes whose ancestors were all read before;
+        needs: the shape's: `tree.confidence` is filled in here, `features` by the drafter."""
         self.name, self.state, self.round, self.depth, self.seeded = name, state, r, depth, seeded
         self.tree = DraftTree([state.pending])
         self.memory = state.memory
         self.greedy = r.settings.sampling.greedy
-        self.seed = noise.seed_of_sample(r.settings.seed, getattr(r.settings, "sample", 0))
+        self.seed = r.settings.noise_seed
         self.base = len(state.tokens) - 1  # absolute position of the root
         self.expanded: list[int] = []
-        self.features: dict[int, torch.Tensor] | None = {} if features else None
-        self._logits, self._confidence = logits, confidence
+        self.features: dict[int, torch.Tensor] | None = {} if "features" in needs else None
+        self._logits, self._confidence = logits, "confidence" in needs
         self._vocab = state.runners["target"].model.vocab_size
 
     def expand(self, nodes: Sequence[int]) -> None:
@@ -90,7 +84,7 @@ class TreeBuilder:
         best = [self._best(dist.scores[i], place, BEST) for i, place in enumerate(places)]
         self._keep(dist.raw[:, : logits.shape[-1]], [-1] * len(logits), list(places), best)
 
-    def _distribution(self, logits: torch.Tensor, prefixes: Callable[[int], Sequence[int]]) -> "Distribution":
+    def _distribution(self, logits: torch.Tensor, prefixes: Callable[[int], Sequence[int]]) -> Distribution:
         """The distributions of a drafter's logits [n, V'], on the target's vocabulary from the beginning: what is cut
         off or lacking must not count in any cut."""
         known = logits.shape[-1]
@@ -101,7 +95,8 @@ class TreeBuilder:
         self.round.keep_rows("draft", raw, {"position": places, "node": nodes, "best": best})
 
     def children(self, parent: int, count: int) -> list[int]:
-        """Append `count` more children of a fed node: the best ones at temperature 0, else draws without replacement.
+        """Append `count` more children of an expanded node: the best ones at temperature 0, else draws without
+        replacement.
 
         The draws are seeded: under `seeded` by the target's own noise at that position (POINT nodes), else by the
         drafter's (DIST nodes).
@@ -110,8 +105,8 @@ class TreeBuilder:
         return [self.add(parent, token) for token in self.best(parent, have + count)[have:]]
 
     def best(self, parent: int, count: int, branch: int = 0) -> list[int]:
-        """`count` tokens of the distribution after a fed node: the most probable, or draws in draw order; nothing is
-        appended.
+        """`count` tokens of the distribution after an expanded node: the most probable, or draws in draw order.
+        Nothing is appended.
 
         branch: draws of different branches are independent of each other. Whoever decides about one node by what was
         drawn at another of the same depth must use a branch for each (the parent's number will do), else the decision
@@ -131,9 +126,8 @@ class TreeBuilder:
         return noise.gumbel(self.seed, self.purpose, self.place(parent), ids, self.branch(branch))
 
     def estimate(self, node: int) -> torch.Tensor:
-        """[V] log-probabilities that the target goes on with each token after a fed node, as far as the drafter can
-        tell: its distribution, or where the noise that will pick the token is known (`seeded`), its distribution under
-        that noise."""
+        """[V] log-probabilities that the target goes on with each token after an expanded node, as far as the drafter
+        can tell: its distribution, under the noise that will pick the token where that is known (`seeded`)."""
         if self.greedy:
             return self.tree.raw[node]
         row = self.tree.rows[node]
@@ -144,8 +138,8 @@ class TreeBuilder:
         return (self.base + 1) * (MAX_NODES + 1) + node
 
     def keep(self, nodes: Sequence[int]) -> None:
-        """Drop all nodes but these and the root; nothing is fed any more. `nodes` hold the parents of their members;
-        where nodes are dropped for their own values, those that stay must be POINT."""
+        """Drop all nodes but these and the root; nothing is expanded any more. `nodes` hold the parents of their
+        members; where nodes are dropped for their own values, those that stay must be POINT."""
         old, tree = [0, *sorted(nodes)], self.tree
         new = {node: number for number, node in enumerate(old)}
         kept = self.tree = DraftTree([tree.tokens[0]], stop_reason=tree.stop_reason)
@@ -158,7 +152,7 @@ class TreeBuilder:
             held["node"] = [new.get(node, DROPPED) if node >= 0 else node for node in held["node"]]
 
     def branch(self, number: int) -> int:
-        """Coupled drafts all use the one noise that the target will use."""
+        """Seeded drafts all use the one noise that the target will use."""
         return 0 if self.seeded else number
 
     @property

@@ -1,6 +1,7 @@
-"""Training of the small parts that drafters, shapes and verifiers need, for any target: minutes on a CPU.
+"""Training of the embedded models, and of the small parts that drafters, shapes and verifiers need, for any target.
 
     python -m workbench.training medusa --target embedded --out DIR [--minutes 8]
 
-A part is a row of `parts.PARTS`. Text comes from `data`, the loop is in `fit`.
+A part is a row of `parts.PARTS`, a model a row of `target.STAGES`; text comes from `data` and `corpus`, and one loop,
+in `fit`, trains them all.
 """

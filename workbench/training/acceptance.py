@@ -12,11 +12,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from workbench.engine.adapter import TransformersModel
+from workbench.models.adapter import TransformersModel
 from workbench.models.loading import companion
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.acceptance import REJECTION, Acceptance
-from workbench.training.data import Batch
+from workbench.speculation.heads.modules import REJECTION, Acceptance
+from workbench.training.data import Batch, drawn, width_of
 from workbench.training.fit import Part, Recipe
 
 __all__ = ["ACCEPTANCE", "acceptance"]
@@ -29,13 +29,11 @@ def acceptance(draft: str = "embedded-draft", blocks: int = 1) -> Part:
 
     def shape(lm: TransformersModel) -> dict:
         model = companion(lm, draft)
-        width = model.model.get_input_embeddings().weight.shape[1]
-        return {"width": width, "blocks": blocks, "draft": draft, "probe": weights.probe(model)}
+        return {"width": width_of(model), "blocks": blocks, "draft": draft, "probe": weights.probe(model)}
 
     def chances(module: Acceptance, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Logits and labels of all proposals, flat."""
-        with torch.no_grad():
-            states, labels = proposals(companion(batch.lm, draft), batch, generator)
+        states, labels = proposals(companion(batch.lm, draft), batch, generator)
         return module(states.float()), labels
 
     def loss(module: Acceptance, batch: Batch, generator: torch.Generator) -> torch.Tensor:
@@ -55,14 +53,15 @@ def acceptance(draft: str = "embedded-draft", blocks: int = 1) -> Part:
     return Part(make=Acceptance, shape=shape, loss=loss, figures=figures, recipe=Recipe(tokens=400_000))
 
 
+@torch.no_grad()
 def proposals(draft: TransformersModel, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """The draft model's states [n, d] after its proposals in the mixture, and their labels [n]."""
     text = batch.tokens
     q = draft.model(text, use_cache=False).logits[:, :-1].float().log_softmax(-1)
     p = batch.dist[:, :-1]
-    noise = -torch.empty_like(q).exponential_(generator=generator).log()
+    sampled = drawn(q, generator)
     greedy = torch.rand(len(text), 1, generator=generator, device=text.device) < 0.5
-    proposed = torch.where(greedy, q.argmax(-1), (q + noise).argmax(-1))
+    proposed = torch.where(greedy, q.argmax(-1), sampled)
     ratio = (p - q).gather(-1, proposed[..., None])[..., 0].exp().clamp_max(1)
     labels = torch.where(greedy, (proposed == p.argmax(-1)).float(), ratio)
     mixed = torch.rand(proposed.shape, generator=generator, device=text.device) >= KEPT

@@ -21,7 +21,7 @@ third each at temperature 0, 0.8 and 1; the others are corpus text throughout (s
 Held-out windows are made the same way from modules that nobody was trained on.
 
 **Recipe.** `python -m workbench.training PART --target NAME --out DIR`: Muon on matrices, AdamW on
-everything else, bf16 products on a CPU. Losses: see `workbench/speculation/training/`.
+everything else, bf16 products on a CPU. Losses: see `workbench/training/`.
 
 | part | size | tokens seen | per step | rates (Muon, AdamW) |
 |---|---|---|---|---|

@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent.parent / "pretrained"
@@ -23,13 +24,8 @@ HELD_OUT = (
     "numbers", "sched", "shlex", "statistics", "string", "textwrap", "tomllib", "wave",
 )  # fmt: skip
 EXCLUDED = (
-    "site-packages/",
-    "pydoc_data/",
-    "lib2to3/tests/data/",
-    "test/bad",
-    "test/encoded_modules/",
-    "idlelib/Icons",
-)
+    "site-packages/", "pydoc_data/", "lib2to3/tests/data/", "test/bad", "test/encoded_modules/", "idlelib/Icons",
+)  # fmt: skip
 
 
 def split_of(path: str) -> str:
@@ -44,17 +40,16 @@ def scan(root: Path) -> list[tuple[str, str, str]]:
     rows = []
     for file in sorted(root.rglob("*.py")):
         path = file.relative_to(root).as_posix()
-        if path.startswith(EXCLUDED):
-            continue
         data = file.read_bytes()
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-        if not text.strip() or (path.startswith("encodings/") and "decoding_table" in text):
-            continue
-        rows.append((path, hashlib.sha256(data).hexdigest()[:16], split_of(path)))
+        table = path.startswith("encodings/") and b"decoding_table" in data
+        with suppress(UnicodeDecodeError):
+            if data.decode("utf-8").strip() and not table and not path.startswith(EXCLUDED):
+                rows.append((path, _digest(data), split_of(path)))
     return rows
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def library() -> Path:
@@ -72,7 +67,7 @@ def documents(split: str, strict: bool = True) -> list[str]:
         digest, where, path = line.split(maxsplit=2)
         file = library() / path
         data = file.read_bytes() if file.exists() else b""
-        if hashlib.sha256(data).hexdigest()[:16] != digest:
+        if _digest(data) != digest:
             differing.append(path)
         if where == split and data:
             texts.append(data.decode("utf-8", errors="replace"))
@@ -84,29 +79,23 @@ def documents(split: str, strict: bool = True) -> list[str]:
     return texts
 
 
-def held_out_prompts(limit: int = 120) -> list[dict]:
+def stubs(limit: int = 120) -> list[dict]:
     """Function stubs from held-out modules: the text before a function's body, with up to 40 lines of context."""
     rows = []
-    for path, _, split in scan(library()):
-        if split != "held-out":
-            continue
+    for path in (path for path, _, split in scan(library()) if split == "held-out"):
         text = (library() / path).read_text()
         lines = text.splitlines(keepends=True)
         for node in ast.walk(ast.parse(text)):
-            long_enough = isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 8
-            if long_enough and node.body[0].lineno > node.lineno:
-                first = node.body[0]
-                docstring = isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant)
-                cut = first.end_lineno if docstring else node.body[0].lineno - 1
-                start = max(0, node.lineno - 1 - 40)
-                prompt = "".join(lines[start:cut]).rstrip()  # a line break belongs to the token that indents
-                if 200 <= len(prompt) <= 4000:
-                    name = f"{path}:{node.lineno}:{node.name}"
-                    rows.append(
-                        {"id": name, "prompt": prompt, "reference": "\n" + "".join(lines[cut : node.end_lineno])}
-                    )
-    rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
-    return rows[:limit]
+            if not isinstance(node, ast.FunctionDef) or node.end_lineno - node.lineno < 8:
+                continue
+            first = node.body[0]
+            docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            cut = first.end_lineno if docstring else first.lineno - 1
+            prompt = "".join(lines[max(0, node.lineno - 41) : cut]).rstrip()  # a line break belongs to what indents
+            if first.lineno > node.lineno and 200 <= len(prompt) <= 4000:
+                body = "\n" + "".join(lines[cut : node.end_lineno])
+                rows.append({"id": f"{path}:{node.lineno}:{node.name}", "prompt": prompt, "reference": body})
+    return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())[:limit]
 
 
 def main() -> None:
@@ -114,7 +103,7 @@ def main() -> None:
     lines = [f"# Python {platform.python_version()} standard library"]
     lines += [f"{digest} {split} {path}" for path, digest, split in rows]
     LISTING.write_text("\n".join(lines) + "\n")
-    PROMPTS.write_text("".join(json.dumps(row) + "\n" for row in held_out_prompts()))
+    PROMPTS.write_text("".join(json.dumps(row) + "\n" for row in stubs()))
     print(f"{len(rows)} files listed, {sum(row[2] == 'held-out' for row in rows)} held out")
 
 

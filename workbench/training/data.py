@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from workbench.engine.adapter import TransformersModel
+from workbench.models.adapter import TransformersModel
 from workbench.training import corpus
 
-__all__ = ["Batch", "Text", "frozen", "make_text"]
+__all__ = ["Batch", "Text", "drawn", "frozen", "make_text", "width_of"]
 
 WINDOW, START = 256, 64  # tokens of a window; of the beginning that the target continues
 TEMPERATURES = (0.0, 0.8, 1.0)
@@ -36,11 +36,10 @@ class Text:
     def batch(self, step: int, tokens: int, seed: int = 0) -> np.ndarray:
         """[rows, T] of one training step: a function of the step alone, so that a resumed run is the same."""
         rows, count = max(1, tokens // self.train.shape[1]), len(self.train)
-        out = []
-        for row in range(step * rows, (step + 1) * rows):
-            epoch, place = divmod(row, count)
-            out.append(self.train[np.random.default_rng((seed, epoch)).permutation(count)[place]])
-        return np.stack(out)
+        places = (divmod(row, count) for row in range(step * rows, (step + 1) * rows))
+        return np.stack(
+            [self.train[np.random.default_rng((seed, epoch)).permutation(count)[at]] for epoch, at in places]
+        )
 
 
 class Batch:
@@ -68,7 +67,7 @@ class Batch:
     @torch.no_grad()
     def embedded(self) -> torch.Tensor:
         """[B, T, width] input embeddings of the tokens."""
-        return self.embed(self.tokens)
+        return self.lm.model.get_input_embeddings()(self.tokens)
 
     @cached_property
     @torch.no_grad()
@@ -77,7 +76,6 @@ class Batch:
         return self.head(self.hidden).float().log_softmax(-1)
 
     @cached_property
-    @torch.no_grad()
     def probs(self) -> torch.Tensor:
         """[B, T, V] the target's probabilities of the next token."""
         return self.dist.exp()
@@ -87,10 +85,6 @@ class Batch:
         """[B, T] the target's most probable next token."""
         return self.dist.argmax(-1)
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Ids -> the target's input embeddings."""
-        return self.lm.model.get_input_embeddings()(tokens)
-
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """States [..., width] -> the target's logits [..., V], scale and cap included; gradients pass to the states."""
         return self.lm.logits(hidden)
@@ -99,9 +93,19 @@ class Batch:
         """Mean, in nats, of the head over states [..., width] against probabilities [..., V]."""
         return F.cross_entropy(self.head(hidden).float().flatten(0, -2), probs.flatten(0, -2))
 
-    def divergence(self, hidden: torch.Tensor, dist: torch.Tensor) -> torch.Tensor:
-        """The same against log-probabilities."""
-        return self.cross_entropy(hidden, dist.exp())
+    def agreement(self, hidden: torch.Tensor, where: slice = slice(None)) -> float:
+        """Share of states [B, n, width] whose most probable token is the target's at the places `where`."""
+        return (self.head(hidden).argmax(-1) == self.best[:, where]).float().mean().item()
+
+
+def width_of(lm: TransformersModel) -> int:
+    """Of the target's hidden states."""
+    return lm.model.get_input_embeddings().weight.shape[1]
+
+
+def drawn(logits: torch.Tensor, generator: torch.Generator, heat: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """[..., V] -> [...] tokens at temperature `heat`; 0 is greedy."""
+    return (logits - heat * torch.empty_like(logits).exponential_(generator=generator).log()).argmax(-1)  # Gumbel
 
 
 @contextmanager
@@ -138,8 +142,7 @@ def make_text(
             return Text(kept["train"], kept["held_out"])
     window = min(window, lm.context)
     sizes = {"train": max(1, tokens // window), "held-out": held_out}
-    parts = {split: _windows(lm, split, count, window, min(start, window - 1), seed) for split, count in sizes.items()}
-    text = Text(parts["train"], parts["held-out"])
+    text = Text(*(_windows(lm, split, count, window, min(start, window - 1), seed) for split, count in sizes.items()))
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, train=text.train, held_out=text.held_out, facts=facts)
@@ -164,12 +167,11 @@ def _corpus(lm: TransformersModel, split: str, count: int, window: int, seed: in
         return np.random.default_rng(seed).integers(lm.vocab_size, size=(count, window))
     texts = corpus.documents(split, strict=False)
     random.Random(seed).shuffle(texts)
-    end = sorted(lm.eos_ids)[:1]
     ids: list[int] = []
     for text in texts:
         if len(ids) >= count * window:
             break
-        ids += [*lm.tokenizer.encode(text, add_special_tokens=False, verbose=False), *end]
+        ids += [*lm.tokenizer.encode(text, add_special_tokens=False, verbose=False), *sorted(lm.eos_ids)[:1]]
     count = min(count, len(ids) // window)
     rows = np.array(ids[: count * window], dtype=np.int64).reshape(count, window)
     return np.random.default_rng(seed).permutation(rows)
@@ -179,14 +181,11 @@ def _corpus(lm: TransformersModel, split: str, count: int, window: int, seed: in
 def continued(
     lm: TransformersModel, starts: np.ndarray, length: int, temperatures: Sequence[float], generator: torch.Generator
 ) -> np.ndarray:
-    """Beginnings [B, n] continued by the target to [B, length]; each row at its own temperature, 0 is greedy."""
-    ids = torch.as_tensor(np.asarray(starts, dtype=np.int64), device=lm.device)
-    heat = torch.tensor(temperatures, device=lm.device)[:, None]
-    cache, feed = None, ids
+    """Beginnings [B, n] continued by the target to [B, length]; each row at its own temperature."""
+    ids = feed = torch.as_tensor(np.asarray(starts, dtype=np.int64), device=lm.device)
+    heat, cache = torch.tensor(temperatures, device=lm.device)[:, None], None
     while ids.shape[1] < length:
         out = lm.model(feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, logits = out.past_key_values, out.logits[:, -1].float()
-        noise = -torch.empty_like(logits).exponential_(generator=generator).log()  # Gumbel
-        feed = (logits + heat * noise).argmax(-1, keepdim=True)
+        cache, feed = out.past_key_values, drawn(out.logits[:, -1].float(), generator, heat)[:, None]
         ids = torch.cat([ids, feed], 1)
     return ids.cpu().numpy()

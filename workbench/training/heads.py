@@ -4,15 +4,17 @@ All four learn from the target's own distribution after each token (soft labels)
 optimum is the same, with less noise. Their figures are top-1 agreement with the target by depth, along held-out text.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from workbench.engine.adapter import TransformersModel
-from workbench.speculation.heads.modules import Eagle, Hydra, Medusa
-from workbench.training.data import Batch
+from workbench.models.adapter import TransformersModel
+from workbench.speculation.heads.modules import EagleLayer, HydraHeads, MedusaHeads
+from workbench.training.data import Batch, width_of
 from workbench.training.fit import Part, Recipe
 
 __all__ = ["EAGLE", "FSPAD", "HYDRA", "MEDUSA"]
@@ -24,39 +26,49 @@ FEATURES = 0.5  # weight of EAGLE's feature loss beside the cross-entropy
 RECIPE = Recipe(tokens=800_000, batch=1024, muon_rate=0.02, adam_rate=4e-3)
 
 
-def width_of(lm: TransformersModel) -> int:
-    return lm.model.get_input_embeddings().weight.shape[1]
+def heads_shape(lm: TransformersModel) -> dict[str, Any]:
+    return {"width": width_of(lm), "heads": DEPTHS}
 
 
-def shifted(tokens: torch.Tensor, depth: int, length: int) -> torch.Tensor:
-    """[B, length, ...]: what lies `depth` places after each of the first `length`."""
-    return tokens[:, depth : depth + length]
+def medusa_states(module: MedusaHeads, batch: Batch) -> list[torch.Tensor]:
+    return list(module(batch.hidden[:, :-DEPTHS]))
 
 
-def medusa_states(module: Medusa, batch: Batch) -> list[torch.Tensor]:
-    length = batch.tokens.shape[1] - DEPTHS
-    return list(module(batch.hidden[:, :length]))
+def hydra_states(module: HydraHeads, batch: Batch) -> list[torch.Tensor]:
+    hidden = batch.hidden[:, :-DEPTHS]
+    windows = batch.embedded[:, 1:].unfold(1, DEPTHS, 1).transpose(-1, -2)  # [B, length, DEPTHS, width]
+    return [module(hidden, windows[:, :, : depth + 1]) for depth in range(DEPTHS)]
 
 
-def hydra_states(module: Hydra, batch: Batch) -> list[torch.Tensor]:
-    length = batch.tokens.shape[1] - DEPTHS
-    windows = batch.embedded[:, 1:].unfold(1, DEPTHS, 1).transpose(-1, -2)[:, :length]  # [B, length, DEPTHS, width]
-    return [module(batch.hidden[:, :length], windows[:, :, : depth + 1]) for depth in range(DEPTHS)]
+def ahead(states: list[torch.Tensor]) -> list[slice]:
+    """Per depth d, the places d + 1 tokens after each of the states."""
+    return [slice(depth + 1, depth + 1 + states[0].shape[1]) for depth in range(DEPTHS)]
 
 
-def heads_loss(states: list[torch.Tensor], batch: Batch) -> torch.Tensor:
-    length = states[0].shape[1]
-    losses = [batch.cross_entropy(state, shifted(batch.probs, d + 1, length)) for d, state in enumerate(states)]
+def heads_loss(states_of: Callable, module: torch.nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    states = states_of(module, batch)
+    losses = [batch.cross_entropy(s, batch.probs[:, at]) for s, at in zip(states, ahead(states), strict=True)]
     return sum(WEIGHT**d * loss for d, loss in enumerate(losses)) / sum(WEIGHT**d for d in range(DEPTHS))
 
 
-def heads_figures(states: list[torch.Tensor], batch: Batch) -> dict[str, float]:
-    length = states[0].shape[1]
-    hits = [(batch.head(s).argmax(-1) == shifted(batch.best, d + 1, length)) for d, s in enumerate(states)]
-    return {f"top-1 at depth {d + 1}": hit.float().mean().item() for d, hit in enumerate(hits)}
+def heads_figures(states_of: Callable, module: torch.nn.Module, batch: Batch) -> dict[str, float]:
+    states = states_of(module, batch)
+    pairs = enumerate(zip(states, ahead(states), strict=True), start=1)
+    return {f"top-1 at depth {depth}": batch.agreement(s, at) for depth, (s, at) in pairs}
 
 
-def eagle_loss(module: Eagle, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+def eagle_shape(sampling: bool, lm: TransformersModel) -> dict[str, Any]:
+    config = lm.model.config.get_text_config()
+    return {
+        "width": width_of(lm),
+        "heads": max(1, config.num_attention_heads),
+        "kv_heads": lm.kv_heads,
+        "inner": int(config.intermediate_size),
+        "sampling": sampling,
+    }
+
+
+def eagle_loss(module: EagleLayer, batch: Batch, generator: torch.Generator) -> torch.Tensor:
     """SmoothL1 of the features and cross-entropy with the target's distribution, at every depth of a short recursion;
     the true features are noised, and some windows begin without any (as after a change of drafters)."""
     true = batch.hidden
@@ -66,24 +78,20 @@ def eagle_loss(module: Eagle, batch: Batch, generator: torch.Generator) -> torch
     luck = torch.rand(rows, generator=generator, device=true.device)
     start = torch.where(luck < 0.1, luck * 10 * length / 2, 0)
     unknown = torch.arange(length, device=true.device) < start[:, None]
+    read = (true + noise).masked_fill(unknown[..., None], 0)
     total = torch.zeros((), device=true.device)
-    for depth, (features, states) in enumerate(
-        unrolled(module, batch, (true + noise).masked_fill(unknown[..., None], 0), PASSES)
-    ):
+    for depth, (features, states) in enumerate(unrolled(module, batch, read, PASSES)):
         drift = F.smooth_l1_loss(features[:, depth:] / scale, true[:, depth:] / scale)
         total = total + FEATURES * drift + batch.cross_entropy(states[:, depth:], batch.probs[:, depth:])
     return total / PASSES
 
 
-def eagle_figures(module: Eagle, batch: Batch) -> dict[str, float]:
-    found = {}
-    for depth, (_, states) in enumerate(unrolled(module, batch, batch.hidden, DEPTHS)):
-        hits = batch.head(states[:, depth:]).argmax(-1) == batch.best[:, depth:]
-        found[f"top-1 at depth {depth + 1}"] = hits.float().mean().item()
-    return found
+def eagle_figures(module: EagleLayer, batch: Batch) -> dict[str, float]:
+    found = enumerate(unrolled(module, batch, batch.hidden, DEPTHS))
+    return {f"top-1 at depth {d + 1}": batch.agreement(s[:, d:], slice(d, None)) for d, (_, s) in found}
 
 
-def unrolled(module: Eagle, batch: Batch, features: torch.Tensor, depths: int) -> list[tuple[torch.Tensor, ...]]:
+def unrolled(module: EagleLayer, batch: Batch, features: torch.Tensor, depths: int) -> list[tuple[torch.Tensor, ...]]:
     """Drafting from every place of the text at once: per depth d, 0 first, (features, states for the head) after each
     token, [B, T, width], where the features before the last d tokens are the module's own.
 
@@ -110,46 +118,11 @@ def unrolled(module: Eagle, batch: Batch, features: torch.Tensor, depths: int) -
     return found
 
 
-def eagle_shape(sampling: bool) -> Any:
-    def shape(lm: TransformersModel) -> dict[str, Any]:
-        width, heads = width_of(lm), max(1, lm.model.config.get_text_config().num_attention_heads)
-        inner = lm.model.config.get_text_config().intermediate_size
-        return {
-            "width": width,
-            "heads": heads,
-            "kv_heads": lm.kv_heads,
-            "inner": int(inner),
-            "sampling": sampling,
-        }
-
-    return shape
-
-
-def heads_shape(lm: TransformersModel) -> dict[str, Any]:
-    return {"width": width_of(lm), "heads": DEPTHS}
-
-
-MEDUSA = Part(
-    make=Medusa,
-    shape=heads_shape,
-    loss=lambda module, batch, generator: heads_loss(medusa_states(module, batch), batch),
-    figures=lambda module, batch: heads_figures(medusa_states(module, batch), batch),
-    recipe=RECIPE,
-)
-HYDRA = Part(
-    make=Hydra,
-    shape=heads_shape,
-    loss=lambda module, batch, generator: heads_loss(hydra_states(module, batch), batch),
-    figures=lambda module, batch: heads_figures(hydra_states(module, batch), batch),
-    recipe=RECIPE,
+MEDUSA, HYDRA = (
+    Part(make, heads_shape, partial(heads_loss, states), partial(heads_figures, states), RECIPE)
+    for make, states in ((MedusaHeads, medusa_states), (HydraHeads, hydra_states))
 )
 EAGLE, FSPAD = (
-    Part(
-        make=Eagle,
-        shape=eagle_shape(sampling),
-        loss=eagle_loss,
-        figures=eagle_figures,
-        recipe=replace(RECIPE, tokens=1_000_000),
-    )
+    Part(EagleLayer, partial(eagle_shape, sampling), eagle_loss, eagle_figures, replace(RECIPE, tokens=1_000_000))
     for sampling in (False, True)
 )

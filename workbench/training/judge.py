@@ -8,9 +8,8 @@ own at temperature 1.5, and the distribution at that place says what it is: soun
 import torch
 import torch.nn.functional as F
 
-from workbench.engine.adapter import TransformersModel
-from workbench.speculation.heads.judge import JudgeHead
-from workbench.training.data import Batch
+from workbench.speculation.heads.modules import JudgeHead
+from workbench.training.data import Batch, drawn, width_of
 from workbench.training.fit import Part, Recipe
 
 __all__ = ["JUDGE"]
@@ -20,18 +19,12 @@ HEAT = 1.5
 SOUND, MISTAKE = 0.3, 0.01
 
 
-def shape(lm: TransformersModel) -> dict:
-    return {"width": lm.model.get_input_embeddings().weight.shape[1]}
-
-
 @torch.no_grad()
 def planted(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """The target's states [n, width] after planted tokens that are plainly sound or mistaken, and labels [n]."""
     text = batch.tokens.clone()
     at = torch.arange(EVERY, text.shape[1], EVERY, device=text.device)
-    logits = batch.dist[:, at - 1] / HEAT
-    noise = -torch.empty_like(logits).exponential_(generator=generator).log()
-    text[:, at] = (logits + noise).argmax(-1)
+    text[:, at] = drawn(batch.dist[:, at - 1] / HEAT, generator)
     read = Batch(batch.lm, text)  # the distributions before the planted tokens are those of the planted text
     p = read.dist[:, at - 1].exp()
     chosen = p.gather(-1, text[:, at, None])[..., 0]
@@ -57,4 +50,4 @@ def figures(module: JudgeHead, batch: Batch) -> dict[str, float]:
     }
 
 
-JUDGE = Part(JudgeHead, shape, loss, figures, Recipe(tokens=300_000))
+JUDGE = Part(JudgeHead, lambda lm: {"width": width_of(lm)}, loss, figures, Recipe(tokens=300_000))

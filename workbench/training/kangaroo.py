@@ -7,17 +7,16 @@ from typing import Any
 
 import torch
 
-from workbench.engine.adapter import TransformersModel
-from workbench.speculation.heads.adapter import Adapters, final_norm
-from workbench.speculation.heads.modules import causal
-from workbench.training.data import Batch
+from workbench.models.adapter import TransformersModel
+from workbench.speculation.heads.modules import Adapters, causal
+from workbench.training.data import Batch, width_of
 from workbench.training.fit import Part, Recipe
 
 __all__ = ["KANGAROO"]
 
 
 def shape(lm: TransformersModel) -> dict[str, Any]:
-    width = lm.model.get_input_embeddings().weight.shape[1]
+    width = width_of(lm)
     exits = sorted({max(1, lm.layers // 4), max(1, lm.layers // 2)})
     heads = width // lm.head_dim
     return {"exits": exits, "width": width, "heads": heads, "kv_heads": min(lm.kv_heads, heads)}
@@ -31,19 +30,18 @@ def hidden(module: Adapters, batch: Batch) -> list[torch.Tensor]:
 
 
 def loss(module: Adapters, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    return sum(batch.divergence(states, batch.dist) for states in hidden(module, batch)) / len(module.exits)
+    return sum(batch.cross_entropy(states, batch.probs) for states in hidden(module, batch)) / len(module.exits)
 
 
 def figures(module: Adapters, batch: Batch) -> dict[str, float]:
     """Agreement of each exit's best token with the target's, and overlap of the two distributions; `bare`: without
     adapter."""
-    found, norm = {}, final_norm(batch.lm)
+    found, norm = {}, batch.lm.final_norm
     for exit, states in zip(module.exits, hidden(module, batch), strict=True):
-        bare = batch.head(norm(batch.states[exit])).argmax(-1) == batch.best
-        dist = batch.head(states).log_softmax(-1)
-        found[f"top-1 at exit {exit}"] = (dist.argmax(-1) == batch.best).float().mean().item()
-        found[f"overlap at exit {exit}"] = torch.minimum(dist, batch.dist).exp().sum(-1).mean().item()
-        found[f"bare top-1 at exit {exit}"] = bare.float().mean().item()
+        overlap = torch.minimum(batch.head(states).log_softmax(-1), batch.dist).exp().sum(-1)
+        found[f"top-1 at exit {exit}"] = batch.agreement(states)
+        found[f"overlap at exit {exit}"] = overlap.mean().item()
+        found[f"bare top-1 at exit {exit}"] = batch.agreement(norm(batch.states[exit]))
     return found
 
 

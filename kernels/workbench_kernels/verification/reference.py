@@ -4,7 +4,7 @@ import torch
 
 from workbench_kernels.noise import gumbel, uniform
 
-__all__ = ["draw", "log_weights", "verify"]
+__all__ = ["accept", "children_of", "draw", "log_weights", "verify", "without"]
 
 EMPTY = 1e-7  # a residual of less mass than this is float noise: the two distributions are the same
 ACCEPTED, REJECTED, SIBLING_WON, PARENT_REJECTED, PRUNED = range(1, 6)
@@ -36,7 +36,7 @@ def verify(scores: torch.Tensor, tree, proposals: torch.Tensor | None, mode: str
     columns = [column.tolist() for column in tree]
     for b in range(trees):
         tokens, parents, depths, kinds, rows, position = (column[b] for column in columns)
-        children = [_children(node, tokens, parents, kinds) for node in range(count)]
+        children = [children_of(node, tokens, parents, kinds) for node in range(count)]
         tested = {child for found in children for child in found}
         for node in range(count):
             if parents[node] >= 0:
@@ -67,8 +67,8 @@ def verify(scores: torch.Tensor, tree, proposals: torch.Tensor | None, mode: str
     return tuple(part.to(device) for part in (path, length, token, source, fates, reasons, us, ratios))
 
 
-def _children(node: int, tokens: list[int], parents: list[int], kinds: list[int]) -> list[int]:
-    """In test order: DIST in draw order, then POINT; POINT copies of tokens held already are dropped."""
+def children_of(node: int, tokens: list[int], parents: list[int], kinds: list[int] | list[bool]) -> list[int]:
+    """In test order: DIST (a true kind) in draw order, then POINT; POINT copies of tokens held already are dropped."""
     found = [i for i, parent in enumerate(parents) if parent == node]
     order = [i for i in found if kinds[i]]
     held = {tokens[i] for i in order}
@@ -79,27 +79,46 @@ def _children(node: int, tokens: list[int], parents: list[int], kinds: list[int]
     return order
 
 
+def accept(p: torch.Tensor, q: torch.Tensor | None, token: int, u: float) -> tuple[bool, torch.Tensor]:
+    """One acceptance test with uniform `u`: (accepted, the distribution that remains to be matched).
+
+    p, q: [V] float64; q None for a POINT child. If rejecting would leave no mass, p equals q there: accept.
+    """
+    if (u if q is None else u * q[token]) < p[token]:
+        return True, p
+    if q is None:
+        rest = p.clone()
+        rest[token] = 0
+    else:
+        rest = residual(p, q)
+    mass = rest.sum()
+    return (True, p) if mass < EMPTY else (False, rest / mass)
+
+
+def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """(p − q)+, not normalised."""
+    return (p - q).clamp_min(0)
+
+
+def without(logq: torch.Tensor, token: int) -> torch.Tensor:
+    """The proposal of the next sibling, as logits: the drawn token removed, however little is left."""
+    rest = logq.clone()
+    rest[token] = -torch.inf
+    return rest
+
+
 def _test(p, logq, children, tokens, kinds, seed, place, us, ratios) -> tuple[int | None, torch.Tensor]:
     """(place of the accepted child among the children or None, what is left of p)."""
     for turn, child in enumerate(children):
         token = tokens[child]
         q = logq.softmax(-1) if kinds[child] else None
-        u = uniform(seed, "accept", place, turn)
-        us[child] = u
+        us[child] = u = uniform(seed, "accept", place, turn)
         ratios[child] = p[token] / (1.0 if q is None else q[token])
-        if u * (1.0 if q is None else q[token]) < p[token]:
+        accepted, p = accept(p, q, token, u)
+        if accepted:
             return turn, p
-        if q is None:
-            rest = p.clone()
-            rest[token] = 0
-        else:
-            rest = (p - q).clamp_min(0)
-            logq = logq.clone()
-            logq[token] = -torch.inf
-        mass = rest.sum()
-        if mass < EMPTY:
-            return turn, p
-        p = rest / mass
+        if q is not None:
+            logq = without(logq, token)
     return None, p
 
 

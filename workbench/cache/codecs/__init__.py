@@ -1,7 +1,5 @@
 """Quantizers: in how many bits a sealed page is stored. One file per quantizer."""
 
-from workbench.cache.codecs.base import Quantizer
-from workbench.cache.codecs.kivi import KIVI
-from workbench.cache.codecs.paged import Paged
+from workbench.members import room
 
-__all__ = ["KIVI", "Paged", "Quantizer"]
+__getattr__ = room(__name__)

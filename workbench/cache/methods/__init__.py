@@ -1,8 +1,5 @@
 """Cache policies: which tokens stay. One file per policy."""
 
-from workbench.cache.methods.base import CachePolicy
-from workbench.cache.methods.h2o import H2O
-from workbench.cache.methods.snapkv import SnapKV
-from workbench.cache.methods.streaming import StreamingLLM
+from workbench.members import room
 
-__all__ = ["H2O", "CachePolicy", "SnapKV", "StreamingLLM"]
+__getattr__ = room(__name__)

@@ -18,8 +18,8 @@ class CachePolicy(Declared):
     """
 
     family = "policy"
-    needs_mass: ClassVar[bool] = False  # reads the attention that each key received
-    slot_positions: ClassVar[bool] = False  # keys are read at their place in the cache, not in the text
+    # "mass": reads the attention that each key received; "slot_positions": keys are read at their place in the cache
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def next(self, length: int, prompt: int) -> int | None:
         """The first committed length above `length` at which the policy acts; None if never again."""
@@ -27,7 +27,7 @@ class CachePolicy(Declared):
 
     def watches(self, position: int, prompt: int) -> bool:
         """Whether the attention of the row at a position counts; `prompt`: tokens of the prompt."""
-        return self.needs_mass
+        return "mass" in self.needs
 
     @property
     def newest(self) -> int:

@@ -29,7 +29,7 @@ class H2O(CachePolicy):
     recent: int | None = setting(None, ge=1, unit="tokens", help="newest tokens always kept; half the budget if unset")
     interval: int = setting(32, ge=1, le=4096, unit="tokens", help="committed tokens between two maintenances")
 
-    needs_mass = True
+    needs = frozenset({"mass"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,7 +31,7 @@ class SnapKV(CachePolicy):
     kernel: int = setting(5, ge=1, le=63, unit="slots", help="neighbours pooled; odd")
     pooling: str = setting("mean", choices=("mean", "max"), help="how neighbours are pooled")
 
-    needs_mass = True
+    needs = frozenset({"mass"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,8 +33,8 @@ class StreamingLLM(CachePolicy):
         return self.window
 
     @property
-    def slot_positions(self) -> bool:
-        return self.positions == "slot"
+    def needs(self) -> frozenset[str]:
+        return frozenset({"slot_positions"} if self.positions == "slot" else ())
 
     def keep(self, positions: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
         heads, n = positions.shape

@@ -5,21 +5,19 @@ from dataclasses import dataclass
 from functools import cache
 from heapq import heappop, heappush
 from math import inf, log, sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.drafters.corpus import look_again, trigrams
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["ADED"]
 
@@ -85,7 +83,7 @@ class ADED(Drafter):
     simulations: int = setting(64, ge=1, le=1000, help="search 'mcts': descents each round (theirs: 150)")
     depth: int = setting(3, ge=1, le=8, unit="tokens", help="search 'mcts': levels searched")
 
-    wants_logits = True
+    needs = frozenset({"logits"})
 
     def default_shape(self) -> DraftShape:
         return FixedTree((2, 1, 1, 1))
@@ -95,23 +93,23 @@ class ADED(Drafter):
             look_again(self.corpus, lm.tokenizer)
             trigrams(self.corpus, lm.tokenizer, self.megabytes, self.width)
 
-    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: State, r: Round, start: int, out: Output) -> None:
         tokens = state.tokens[start : start + len(out.logits)]
         before = [state.tokens[start - 1] if start else -1, *tokens[:-1]]
         self._learn(state, before, tokens, out.logits)
 
-    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+    def propose(self, state: State, r: Round, shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         weights, tokens = self._weights(state), state.tokens
         before, last = tokens[-2] if len(tokens) > 1 else -1, tokens[-1]
-        width, most = (None, shape.budget) if shape.branches else (1, min(depth, shape.budget))
+        width, most = (None, shape.budget) if "branches" in shape.needs else (1, min(depth, shape.budget))
         if self.search == "best":
             paths = best_first(weights, before, last, most, min(depth, self.levels), self.min_prob, width)
         else:
             paths = by_visits(weights, before, last, most, min(depth, self.depth), self.simulations, width)
-        return self.trie(state, shape, paths if shape.branches else paths[-1:], depth)
+        return self.trie(state, shape, paths if "branches" in shape.needs else paths[-1:], depth)
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         if logits is None:
             return
@@ -121,7 +119,7 @@ class ADED(Drafter):
         above = [tree.tokens[parent] if parent >= 0 else before for parent in tree.parents]
         self._learn(state, [above[n] for n in order], [tree.tokens[n] for n in order], logits[order])
 
-    def _learn(self, state: "State", before: list[int], tokens: list[int], logits: torch.Tensor) -> None:
+    def _learn(self, state: State, before: list[int], tokens: list[int], logits: torch.Tensor) -> None:
         """Note the target's distributions [n, V] after pairs of tokens, and after the second alone; of equal pairs the
         last."""
         logits = logits.float()
@@ -135,7 +133,7 @@ class ADED(Drafter):
             table.put(keys, successors, weights)
         state.memory[NAME] = tuple(table)
 
-    def _weights(self, state: "State") -> Weights:
+    def _weights(self, state: State) -> Weights:
         table = _Table(*state.memory[NAME]) if NAME in state.memory else _Table.empty(1, self.width)
         corpus = None
         if self.corpus:

@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from workbench.declare import register, setting
 from workbench.engine.text import Detokenizer
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["InputGuided", "realign"]
 
@@ -41,12 +39,12 @@ class InputGuided(Drafter):
     )
     end: str = setting("", trust="visitor", help="mark in the prompt before which the source ends (empty: at its end)")
 
-    branches = False
+    gives = frozenset()
 
     def default_shape(self) -> DraftShape:
         return FixedLength(16)
 
-    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+    def propose(self, state: State, r: Round, shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         memory = self._memory(state)
         place, length = memory["place"], len(state.tokens)
         if memory["length"] != length or not memory["aligned"]:
@@ -59,21 +57,21 @@ class InputGuided(Drafter):
         return self.chain(state, shape, ahead, depth)
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         memory = state.memory[NAME]
         place, (start, stop) = memory["place"] + len(path), memory["source"]
         follows = memory["aligned"] and start + place < stop and state.tokens[start + place] == state.tokens[-1]
         state.memory[NAME] = memory | {"place": place + follows, "aligned": follows, "length": len(state.tokens)}
 
-    def _memory(self, state: "State") -> dict[str, Any]:
+    def _memory(self, state: State) -> dict[str, Any]:
         """source: where it begins and ends in the prompt; place: what is drafted next; aligned: the output follows the
         source there; length: of the text this was noted for."""
         if NAME in state.memory:
             return state.memory[NAME]
         return {"source": self._source(state), "place": 0, "aligned": False, "length": -1}
 
-    def _source(self, state: "State") -> tuple[int, int]:
+    def _source(self, state: State) -> tuple[int, int]:
         """The tokens of the prompt that lie between the marks; all of them where a mark is not there."""
         tokenizer, count = state.runners["target"].model.tokenizer, state.prompt_length
         if tokenizer is None or not (self.begin or self.end):

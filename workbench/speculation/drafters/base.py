@@ -1,23 +1,21 @@
 """What a drafter does: propose a tree, and settle its own caches once the outcome is known."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 
+from workbench.cache.stack import Stack
 from workbench.declare import Declared
 from workbench.engine.model import LanguageModel, Output
-from workbench.engine.vocabulary import ids_read
+from workbench.rounds import Round, State
+from workbench.speculation.capabilities import unmet
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import POINT, DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-if TYPE_CHECKING:
-    from workbench.cache import Stack
-    from workbench.decoders.base import Round, State
-
-__all__ = ["Drafter", "RowDrafter", "check_layers"]
+__all__ = ["Drafter", "RowDrafter"]
 
 
 class Drafter(Declared):
@@ -25,33 +23,21 @@ class Drafter(Declared):
     drafter's name (values are replaced, never changed in place; tensors and arrays there are counted as its table)."""
 
     family = "drafter"
-    has_rows = False  # gives a distribution with every node: confidence and DIST nodes are possible
-    has_features = False  # gives its hidden state after every node below the root
-    branches = True  # can draft several children of one node
-    wants_hidden = False  # the target's final states: of all tokens in `observe`, as `tree.hidden` in `on_verified`
-    wants_logits = False  # the target's logits of all prompt tokens in `observe`
-    wants_states: tuple[int, ...] = ()  # the target's states behind so many layers, as `out.states` in `observe`
-    has_exits = False  # a shape may choose the layer it drafts from
-    by_text = False  # its distribution after a text depends on the text alone, not on where a round began, and all are recorded
+    # what shapes and verifiers may ask for: "rows" (a distribution with every node, so that DIST nodes are possible),
+    # "confidence", "features" (its hidden state after every node below the root), "exits" (a shape may choose the
+    # layer it drafts from), "branches" (several children of one node)
+    gives: ClassVar[frozenset[str]] = frozenset({"branches"})
+    # what it reads of the target: in `observe`, of all tokens, "hidden" (its final states, and as `tree.hidden` in
+    # `on_verified`), "logits", and numbers of layers, for the states behind so many
+    needs: ClassVar[frozenset] = frozenset()
+    by_text = False  # its distribution after a text depends on the text alone, not on where a round began
 
     def default_shape(self) -> DraftShape:
         return FixedLength(4)
 
     def refuses(self, shape: DraftShape) -> str | None:
         """Why this drafter cannot follow a shape, or None."""
-        if shape.needs_confidence and not self.has_rows:
-            return f"shape {shape.declared_name!r} reads the drafter's confidence, and {self.declared_name!r} has none"
-        if shape.needs_rows and not self.has_rows:
-            return (
-                f"shape {shape.declared_name!r} reads the drafter's distributions, and {self.declared_name!r} has none"
-            )
-        if shape.needs_features and not self.has_features:
-            return f"shape {shape.declared_name!r} reads a draft's hidden states, and {self.declared_name!r} gives none"
-        if shape.needs_exits and not self.has_exits:
-            return f"shape {shape.declared_name!r} chooses exit layers, and {self.declared_name!r} has none"
-        if shape.branches and not self.branches:
-            return f"shape {shape.declared_name!r} branches, and {self.declared_name!r} drafts one chain"
-        return None
+        return unmet(shape, self)
 
     def check(self, lm: LanguageModel) -> None:
         """Raise BadInput where the drafter does not fit the target; before any work."""
@@ -66,7 +52,7 @@ class Drafter(Declared):
 
     def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
         """The target has read the tokens from `start` on outside a round (the prompt, as a rule), with these logits
-        (of all rows where `wants_logits`) and hidden states (where `wants_hidden`)."""
+        and hidden states as far as it `needs` them."""
 
     def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         """A tree of at most `depth` levels below the pending token.
@@ -91,7 +77,7 @@ class Drafter(Declared):
     def trie(self, state: "State", shape: DraftShape, paths: Sequence[Sequence[int]], depth: int) -> DraftTree:
         """Proposed continuations, the best first, as a tree of POINT nodes with common beginnings told once: at most
         the shape's budget of nodes; a shape that does not branch takes the best alone."""
-        if not shape.branches:
+        if "branches" not in shape.needs:
             return self.chain(state, shape, paths[0] if paths else [], depth)
         tree, known = DraftTree([state.pending]), {}
         for path in paths:
@@ -111,7 +97,7 @@ class Drafter(Declared):
         root = len(state.tokens) - 1
         mask = None if tree.is_chain else tree.ancestors()
         positions = [root + depth for depth in tree.depths]
-        want = ("hidden",) if hidden or self.wants_hidden else ()
+        want = ("hidden",) if hidden or "hidden" in self.needs else ()
         out = r.forward("target", tree.tokens, positions, mask, want=want)
         tree.hidden = out.hidden
         return out.logits
@@ -126,13 +112,11 @@ class Drafter(Declared):
 class RowDrafter(Drafter):
     """Base of drafters that know a distribution after every node: the shape grows the tree, the drafter reads nodes."""
 
-    has_rows = True
+    gives = frozenset({"rows", "confidence", "branches"})
 
     def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         depth = min(depth, self.max_depth(state))
-        builder = TreeBuilder(
-            self.declared_name, state, r, depth, seeded, self.logits, shape.needs_confidence, shape.needs_features
-        )
+        builder = TreeBuilder(self.declared_name, state, r, depth, seeded, self.logits, shape.needs)
         shape.grow(builder)
         self.drafted(state, builder)
         return builder.tree
@@ -142,7 +126,7 @@ class RowDrafter(Drafter):
         return 2**30
 
     def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
-        """Logits [n, V'] after nodes that were not read before (`growth.fed` were); the root may be among them."""
+        """Logits [n, V'] after nodes that were not read before (`builder.expanded` were); maybe the root."""
         raise NotImplementedError
 
     def drafted(self, state: "State", builder: TreeBuilder) -> None:
@@ -152,11 +136,5 @@ class RowDrafter(Drafter):
 def within(state: "State", tokens: Sequence[int]) -> Sequence[int]:
     """A proposed text as far as the target has its tokens: a tokenizer may know more."""
     lm = state.runners["target"].model
-    limit = min(lm.vocab_size, ids_read(lm))
+    limit = min(lm.vocab_size, lm.ids_read)
     return next((tokens[:place] for place, token in enumerate(tokens) if token >= limit), tokens)
-
-
-def check_layers(lm: LanguageModel) -> None:
-    """For a drafter's `check`: raise Unsupported where the target cannot run some of its layers only."""
-    if hasattr(lm, "check_layers"):
-        lm.check_layers()

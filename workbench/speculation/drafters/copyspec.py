@@ -1,18 +1,15 @@
 """Copy what followed the last occurrence of the current ending."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.declare import register, setting
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["CopySpec", "find_copy"]
 
@@ -32,12 +29,12 @@ class CopySpec(Drafter):
     ngram: int = setting(3, ge=1, le=32, unit="tokens", help="length of the ending that must have occurred before")
     occurrence: str = setting("latest", choices=("latest", "first"), help="which earlier occurrence to copy from")
 
-    branches = False
+    gives = frozenset()
 
     def default_shape(self) -> DraftShape:
         return FixedLength(10)
 
-    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+    def propose(self, state: State, r: Round, shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         copied = find_copy(state.tokens, self.ngram, min(depth, shape.budget), self.occurrence)
         return self.chain(state, shape, copied, depth)
 

@@ -1,7 +1,6 @@
 """A separate, smaller model drafts."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -9,12 +8,10 @@ from workbench.cache import Stack, as_stack
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
 from workbench.models.loading import companion
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["DraftModel"]
 
@@ -33,7 +30,7 @@ class DraftModel(RowDrafter):
     model: str = setting("embedded-draft", model=True, help="the draft model: name, hub id or directory")
     cache: Stack | None = setting(None, family="cache", help="the draft's cache stack (default: every token as it is)")
 
-    has_features = True
+    gives = RowDrafter.gives | {"features"}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", as_stack(self.cache))
@@ -49,7 +46,7 @@ class DraftModel(RowDrafter):
     def caches(self) -> dict[str, Stack | None]:
         return {"draft": self.cache}
 
-    def max_depth(self, state: "State") -> int:
+    def max_depth(self, state: State) -> int:
         runner = state.runners["draft"]
         if not runner.reads(state.pending):
             return 0  # an id the draft does not have is not drafted on
@@ -71,11 +68,11 @@ class DraftModel(RowDrafter):
         builder.features |= zip(nodes, out.hidden, strict=True)
         return out.logits
 
-    def drafted(self, state: "State", builder: TreeBuilder) -> None:
+    def drafted(self, state: State, builder: TreeBuilder) -> None:
         state.memory["expanded"] = tuple(builder.expanded[1:])
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         fed = state.memory.pop("expanded")
         r.commit("draft", [fed.index(node) for node in path if node in fed])

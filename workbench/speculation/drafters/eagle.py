@@ -1,22 +1,19 @@
 """One decoder layer that guesses the target's next features, and reads its own guesses."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.heads import modules, weights
-from workbench.speculation.heads.feature_model import FeatureModel
+from workbench.speculation.heads.model import HeadModel
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["Eagle"]
 
@@ -45,20 +42,21 @@ class Eagle(RowDrafter):
         "embedded", trust="owner", help="a trained layer: 'embedded', or a directory or file made by the training"
     )
 
-    wants_hidden = True
+    needs = frozenset({"hidden"})
 
     def default_shape(self) -> DraftShape:
         return FixedLength(3)
 
-    def model(self, lm: LanguageModel) -> FeatureModel:
+    def model(self, lm: LanguageModel) -> HeadModel:
         """The layer for a target; raises BadInput where there is none."""
-        module = weights.load(self.variant, modules.Eagle, self.weights, lm)
+        module = weights.load(self.variant, modules.EagleLayer, self.weights, lm)
 
         def blank(tokens) -> torch.Tensor:
             embedded = lm.embed(tokens)
             return torch.cat([torch.zeros_like(embedded), embedded], -1)
 
-        return weights.kept(lm, ("runner", module), lambda: FeatureModel(self.variant, module, lm, blank))
+        parts = {"layer": module}
+        return weights.kept(lm, ("runner", module), lambda: HeadModel(self.variant, lm, module, parts, blank))
 
     def check(self, lm: LanguageModel) -> None:
         self.model(lm)
@@ -66,7 +64,7 @@ class Eagle(RowDrafter):
     def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         return {"draft": self.model(lm)}
 
-    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: State, r: Round, start: int, out: Output) -> None:
         """The tokens read, with the target's features before them, go into the layer's own cache."""
         self._learn(state, start, out.hidden)
         runner, end = state.runners["draft"], start + len(out.hidden)
@@ -76,7 +74,7 @@ class Eagle(RowDrafter):
             runner.store.commit(range(end - first))
             state.memory[self.declared_name] = (end - 1, out.hidden[-1:].clone())
 
-    def max_depth(self, state: "State") -> int:
+    def max_depth(self, state: State) -> int:
         return state.runners["draft"].model.context - len(state.tokens)
 
     def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
@@ -98,15 +96,15 @@ class Eagle(RowDrafter):
         builder.features |= zip(nodes, out.hidden, strict=True)
         return out.logits
 
-    def drafted(self, state: "State", builder: TreeBuilder) -> None:
+    def drafted(self, state: State, builder: TreeBuilder) -> None:
         state.runners["draft"].store.discard()
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         self._learn(state, len(state.tokens) - 2 - len(path), tree.hidden[[0, *path]])
 
-    def _learn(self, state: "State", start: int, features: torch.Tensor) -> None:
+    def _learn(self, state: State, start: int, features: torch.Tensor) -> None:
         """Keep the target's features after the tokens from `start` on, and those before that are still to be read."""
         first, known = state.memory.get(self.declared_name, (start, features[:0]))
         needed = max(first, state.runners["draft"].store.length - 1)
@@ -116,7 +114,7 @@ class Eagle(RowDrafter):
             first, known = start, features.clone()
         state.memory[self.declared_name] = (first, known)
 
-    def _rows(self, state: "State", end: int) -> torch.Tensor:
+    def _rows(self, state: State, end: int) -> torch.Tensor:
         """[n, 2·width] what the layer reads for the tokens from the end of its cache up to `end`."""
         runner = state.runners["draft"]
         start = runner.store.length

@@ -1,7 +1,6 @@
 """Two drafters at once: their trees become one."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -9,14 +8,12 @@ from workbench.cache import Stack
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
 from workbench.errors import BadInput
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.drafters.copyspec import CopySpec
 from workbench.speculation.drafters.draft_model import DraftModel
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES, POINT, DraftTree
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["Fuse", "graft"]
 
@@ -63,18 +60,14 @@ class Fuse(Drafter):
     def parts(self) -> tuple[Drafter, Drafter]:
         return self.first, self.second
 
-    has_rows = property(lambda self: self.first.has_rows)
-    has_features = property(lambda self: self.first.has_features)
-    branches = property(lambda self: self.first.branches)
-    wants_hidden = property(lambda self: any(part.wants_hidden for part in self.parts))
-    wants_logits = property(lambda self: any(part.wants_logits for part in self.parts))
-    wants_states = property(lambda self: tuple(sorted({s for part in self.parts for s in part.wants_states})))
+    gives = property(lambda self: self.first.gives)
+    needs = property(lambda self: self.first.needs | self.second.needs)
 
     def default_shape(self) -> DraftShape:
         return self.first.default_shape()
 
     def refuses(self, shape: DraftShape) -> str | None:
-        if shape.independent:
+        if "independent" in shape.gives:
             return f"shape {shape.declared_name!r} needs the draws of one drafter alone; {NAME!r} adds another's"
         if type(shape) is type(self.second_shape) and type(shape).observe is not DraftShape.observe:
             return f"two shapes {shape.declared_name!r} would learn in one memory"
@@ -94,12 +87,12 @@ class Fuse(Drafter):
     def caches(self) -> dict[str, Stack | None]:
         return self.first.caches() | self.second.caches()
 
-    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: State, r: Round, start: int, out: Output) -> None:
         for part in self.parts:
-            if part.wants_hidden or part.wants_logits or part.wants_states:
+            if part.needs:
                 part.observe(state, r, start, out)
 
-    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+    def propose(self, state: State, r: Round, shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         ours = self.first.propose(state, r, shape, depth, seeded)
         silent = self.mode == "first" and len(ours) > 1
         theirs = self.second.propose(state, r, self.second_shape, 0 if silent else depth, seeded)
@@ -114,7 +107,7 @@ class Fuse(Drafter):
         return tree
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         *below, proposed = state.memory[NAME]
         state.memory[NAME] = tuple(below)

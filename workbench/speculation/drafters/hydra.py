@@ -34,8 +34,8 @@ class Hydra(HeadDrafter):
     def default_shape(self) -> DraftShape:
         return FixedTree((4, 1, 1))
 
-    def module(self, lm: LanguageModel) -> modules.Hydra:
-        return weights.load("hydra", modules.Hydra, self.weights, lm)
+    def module(self, lm: LanguageModel) -> modules.HydraHeads:
+        return weights.load("hydra", modules.HydraHeads, self.weights, lm)
 
     def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
         tree, lm = builder.tree, builder.state.runners["target"].model

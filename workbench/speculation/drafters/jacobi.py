@@ -1,19 +1,16 @@
 """Draft from the distributions that the target's own last pass gave for the positions ahead."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from workbench.declare import register, setting
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["Jacobi"]
 
@@ -41,7 +38,7 @@ class Jacobi(RowDrafter):
         "uniform", choices=("uniform", "last"), help="the distribution of positions that no pass has seen"
     )
 
-    branches = False
+    gives = frozenset()
 
     def default_shape(self) -> DraftShape:
         return FixedLength(8)
@@ -56,7 +53,7 @@ class Jacobi(RowDrafter):
         return rows[[min(builder.tree.depths[node], len(rows) - 1) for node in nodes]]
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         if logits is not None:
             state.memory[NAME] = (len(state.tokens), logits[len(path) + 1 :].clone())

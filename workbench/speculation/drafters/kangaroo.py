@@ -1,7 +1,6 @@
 """The target's own first layers draft, and verification goes on from where they stopped."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -9,16 +8,15 @@ from workbench.declare import register, setting
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel, Output, kept
 from workbench.errors import BadInput
-from workbench.speculation.drafters.base import RowDrafter, check_layers
+from workbench.rounds import Round, State
+from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.adapter import AdapterModel, Adapters, check_exits
+from workbench.speculation.heads.model import HeadModel
+from workbench.speculation.heads.modules import Adapters
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.confidence import ConfidenceStop
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["Kangaroo"]
 
@@ -64,7 +62,7 @@ class Kangaroo(RowDrafter):
     )
     exits: tuple[int, ...] = setting((2,), ge=1, help="numbers of layers to draft from; the shape may choose")
 
-    has_exits = True
+    gives = RowDrafter.gives | {"exits"}
     by_text = True  # of one exit
 
     def __post_init__(self) -> None:
@@ -73,8 +71,8 @@ class Kangaroo(RowDrafter):
             raise BadInput(f"Kangaroo(exits={list(self.exits)}): expected one or more different numbers of layers")
 
     @property
-    def wants_states(self) -> tuple[int, ...]:
-        return self.exits if self.weights else ()
+    def needs(self) -> frozenset:
+        return frozenset(self.exits if self.weights else ())
 
     def default_shape(self) -> DraftShape:
         return ConfidenceStop(6, 0.6)
@@ -84,9 +82,9 @@ class Kangaroo(RowDrafter):
             raise BadInput(
                 f"Kangaroo(exits={list(self.exits)}): {lm.name!r} has {lm.layers} layers; exit before the last"
             )
-        check_layers(lm)
+        lm.check_layers()
         if self.weights is None:
-            check_exits(lm)
+            _ = lm.final_norm  # found, or refused
 
     def runners(self, lm: LanguageModel) -> dict[str, LanguageModel]:
         if self.weights is None:
@@ -96,19 +94,21 @@ class Kangaroo(RowDrafter):
             raise BadInput(
                 f"Kangaroo: no adapter behind {missing[0]} layers; {self.weights!r} has {list(module.exits)}"
             )
-        name = f"{lm.name} adapters"
-        return {"draft": kept(lm, ("runner", module, self.exits), lambda: AdapterModel(lm, module, self.exits, name))}
+        name, parts = f"{lm.name} adapters", module.behind(self.exits)
+        return {"draft": kept(lm, ("runner", module, self.exits), lambda: HeadModel(name, lm, module, parts))}
 
-    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: State, r: Round, start: int, out: Output) -> None:
         runner = state.runners["draft"]
         positions = range(start, start + len(out.states[self.exits[0]]))
         for layer, exit in enumerate(self.exits):
             r.forward("draft", out.states[exit], positions, None, (), "prefill", layers=(layer,))
         runner.store.commit(range(len(positions)))
 
-    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
-        chosen = shape.exit(state.memory) if shape.needs_exits else None
-        early = state.memory["kangaroo"] = _Early(chosen if chosen in self.exits else self.exits[0], shape.needs_exits)
+    def propose(self, state: State, r: Round, shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+        chosen = shape.exit(state.memory) if "exits" in shape.needs else None
+        early = state.memory["kangaroo"] = _Early(
+            chosen if chosen in self.exits else self.exits[0], "exits" in shape.needs
+        )
         r.step.figures = {"exit_layer": early.exit}
         return super().propose(state, r, shape, depth, seeded)
 
@@ -122,18 +122,18 @@ class Kangaroo(RowDrafter):
         return builder.round.forward("draft", states, positions, mask, layers=layer).logits
 
     def _early(
-        self, r: "Round", early: _Early, tokens: list[int], positions: list[int], mask: torch.Tensor | None
+        self, r: Round, early: _Early, tokens: list[int], positions: list[int], mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Run rows through the first layers only; what they gave on, [R, width]."""
         out = r.forward("target", tokens, positions, mask, (), "draft", self.exits, range(early.exit))
         early.add(out.states)
         return out.states[early.exit]
 
-    def drafted(self, state: "State", builder: TreeBuilder) -> None:
+    def drafted(self, state: State, builder: TreeBuilder) -> None:
         early = state.memory["kangaroo"]
         early.expanded, early.builder = builder.expanded, builder
 
-    def score(self, state: "State", r: "Round", tree: DraftTree, hidden: bool) -> torch.Tensor:
+    def score(self, state: State, r: Round, tree: DraftTree, hidden: bool) -> torch.Tensor:
         early, runner, root = state.memory["kangaroo"], state.runners["target"], len(state.tokens) - 1
         want = (*(("hidden",) if hidden else ()), *self.exits)
         order = [*early.expanded, *(node for node in range(len(tree)) if node not in early.expanded)]
@@ -163,7 +163,7 @@ class Kangaroo(RowDrafter):
         return out.logits[tree.slots]
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         early, stays = state.memory.pop("kangaroo"), [0, *path]
         unread = [row for row, node in enumerate(stays) if node not in early.expanded and r.settings.level == "full"]
@@ -184,7 +184,7 @@ class Kangaroo(RowDrafter):
         if early.watch:
             self._compare(state, r, found, logits[stays])
 
-    def _compare(self, state: "State", r: "Round", found: dict[int, torch.Tensor], logits: torch.Tensor) -> None:
+    def _compare(self, state: State, r: Round, found: dict[int, torch.Tensor], logits: torch.Tensor) -> None:
         """Tell the shape how the distributions of all exits compare with the target's at the nodes that became text:
         only at those, for what is drafted next must not depend on nodes that nobody tested."""
         start = len(state.tokens) - len(logits)

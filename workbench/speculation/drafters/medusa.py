@@ -1,21 +1,18 @@
 """Heads that each guess one token further ahead from the target's last hidden state."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.heads import modules, weights
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["HeadDrafter", "Medusa"]
 
@@ -27,7 +24,7 @@ class HeadDrafter(RowDrafter):
     nothing, and know it in the next round.
     """
 
-    wants_hidden = True
+    needs = frozenset({"hidden"})
 
     def module(self, lm: LanguageModel) -> torch.nn.Module:
         """The trained heads for a target; raises BadInput where there are none."""
@@ -36,23 +33,23 @@ class HeadDrafter(RowDrafter):
     def check(self, lm: LanguageModel) -> None:
         self.module(lm)
 
-    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: State, r: Round, start: int, out: Output) -> None:
         self._note(state, start + len(out.hidden), out.hidden[-1])
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         self._note(state, len(state.tokens) - 1, tree.hidden[path[-1] if path else 0])
 
-    def _note(self, state: "State", length: int, hidden: torch.Tensor) -> None:
+    def _note(self, state: State, length: int, hidden: torch.Tensor) -> None:
         state.memory[self.declared_name] = (length, hidden.clone())
 
-    def hidden(self, state: "State") -> torch.Tensor | None:
+    def hidden(self, state: State) -> torch.Tensor | None:
         """[width] the target's state before the pending token."""
         length, hidden = state.memory.get(self.declared_name, (None, None))
         return hidden if length == len(state.tokens) - 1 else None
 
-    def max_depth(self, state: "State") -> int:
+    def max_depth(self, state: State) -> int:
         return 0 if self.hidden(state) is None else len(self.module(state.runners["target"].model).heads)
 
 
@@ -77,8 +74,8 @@ class Medusa(HeadDrafter):
     def default_shape(self) -> DraftShape:
         return FixedTree((6, 1))
 
-    def module(self, lm: LanguageModel) -> modules.Medusa:
-        return weights.load("medusa", modules.Medusa, self.weights, lm)
+    def module(self, lm: LanguageModel) -> modules.MedusaHeads:
+        return weights.load("medusa", modules.MedusaHeads, self.weights, lm)
 
     def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
         lm, depths = builder.state.runners["target"].model, [builder.tree.depths[node] for node in nodes]

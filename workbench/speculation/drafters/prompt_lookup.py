@@ -1,17 +1,14 @@
 """Copy what followed an earlier occurrence of the current ending, tried from long endings to short ones."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from workbench.declare import register, setting
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.drafters.copyspec import find_copy
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["PromptLookup"]
 
@@ -30,12 +27,12 @@ class PromptLookup(Drafter):
     ngram: int = setting(3, ge=1, le=32, unit="tokens", help="longest ending looked up")
     occurrence: str = setting("first", choices=("first", "latest"), help="which earlier occurrence to copy from")
 
-    branches = False
+    gives = frozenset()
 
     def default_shape(self) -> DraftShape:
         return FixedLength(10)
 
-    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+    def propose(self, state: State, r: Round, shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         length, copied = min(depth, shape.budget), []
         for ngram in range(self.ngram, 0, -1):
             copied = copied or find_copy(state.tokens, ngram, length, self.occurrence)

@@ -1,21 +1,18 @@
 """Recycle what the target found likely after every token it has seen."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from workbench.declare import register, setting
 from workbench.engine.model import Output
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.shapes.sequoia import Sequoia, calibrations
 from workbench.speculation.tree import POINT, DraftTree
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["TokenRecycling"]
 
@@ -38,15 +35,15 @@ class TokenRecycling(Drafter):
 
     width: int = setting(8, ge=1, le=32, unit="tokens", help="successors kept for each token")
 
-    wants_logits = True
+    needs = frozenset({"logits"})
 
     def default_shape(self) -> DraftShape:
         return Sequoia(16, 6, NAME) if NAME in calibrations() else FixedTree((4, 2, 1))
 
-    def observe(self, state: "State", r: "Round", start: int, out: Output) -> None:
+    def observe(self, state: State, r: Round, start: int, out: Output) -> None:
         self._learn(state, state.tokens[start : start + len(out.logits)], out.logits)
 
-    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+    def propose(self, state: State, r: Round, shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         tree, table = DraftTree([state.pending]), state.memory.get(NAME)
         grown = 0
         while table is not None and len(tree) > grown:
@@ -61,14 +58,14 @@ class TokenRecycling(Drafter):
         return tree
 
     def on_verified(
-        self, state: "State", r: "Round", tree: DraftTree, path: list[int], logits: torch.Tensor | None
+        self, state: State, r: Round, tree: DraftTree, path: list[int], logits: torch.Tensor | None
     ) -> None:
         if logits is not None:
             stood = {0, *path}
             order = sorted(range(len(tree)), key=lambda node: (node in stood, node))
             self._learn(state, [tree.tokens[node] for node in order], logits[order])
 
-    def _learn(self, state: "State", tokens: list[int], logits: torch.Tensor) -> None:
+    def _learn(self, state: State, tokens: list[int], logits: torch.Tensor) -> None:
         """Overwrite the rows of tokens with the successors that logits [n, V] give; the last of a token stays."""
         best = logits.topk(min(self.width, logits.shape[-1])).indices.cpu().numpy()
         shape = max(logits.shape[-1], state.runners["target"].model.vocab_size), best.shape[1]

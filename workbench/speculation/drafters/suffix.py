@@ -3,21 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
+from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import Drafter
 from workbench.speculation.drafters.corpus import ORDER, look_again, suffix_index
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
-
-if TYPE_CHECKING:
-    from workbench.decoders.base import Round, State
 
 __all__ = ["SuffixRetrieval", "longest_match", "paths_by_count"]
 
@@ -56,7 +53,7 @@ class SuffixRetrieval(Drafter):
             look_again(self.corpus, lm.tokenizer)
             suffix_index(self.corpus, lm.tokenizer, self.megabytes)
 
-    def propose(self, state: "State", r: "Round", shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
+    def propose(self, state: State, r: Round, shape: DraftShape, depth: int, seeded: bool) -> DraftTree:
         tokens, index = state.tokens, None
         length, ends = longest_match(tokens, self.longest)
         if self.corpus:
@@ -74,8 +71,8 @@ class SuffixRetrieval(Drafter):
             runs = index.following(chosen, ahead)
         if length == best:
             runs += [tokens[end : end + ahead] for end in ends[: -self.matches - 1 : -1]]  # the latest first
-        paths = paths_by_count(runs, shape.budget, shape.branches)
-        return self.trie(state, shape, paths if shape.branches else paths[-1:], depth)
+        paths = paths_by_count(runs, shape.budget, "branches" in shape.needs)
+        return self.trie(state, shape, paths if "branches" in shape.needs else paths[-1:], depth)
 
 
 def longest_match(tokens: Sequence[int], most: int) -> tuple[int, list[int]]:

@@ -1,16 +1,21 @@
-"""The trained modules of Medusa, Hydra, EAGLE and FSPAD: small networks over the target's hidden states.
+"""The trained modules of drafters, shapes and verifiers: small networks over a model's hidden states.
 
 None of them holds a vocabulary: what they give is a state for the target's own head, and token embeddings are the
 target's own.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Attention", "Block", "Eagle", "Hydra", "Medusa", "Norm", "causal"]
+__all__ = [
+    "REJECTION", "Acceptance", "Adapters", "EagleLayer", "HydraHeads", "JudgeHead", "MedusaHeads", "causal",
+]  # fmt: skip
+
+REJECTION = 6.0  # weight of rejections in an acceptance head's training: it moves its logits down by its logarithm
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -37,7 +42,7 @@ class Residual(nn.Module):
         return self.out(F.silu(self.into(x)))
 
 
-class Medusa(nn.Module):
+class MedusaHeads(nn.Module):
     """One head per depth over the target's state. [..., width] -> [heads, ..., width]."""
 
     def __init__(self, width: int, heads: int = 4):
@@ -48,7 +53,7 @@ class Medusa(nn.Module):
         return torch.stack([hidden + head(hidden) for head in self.heads])
 
 
-class Hydra(nn.Module):
+class HydraHeads(nn.Module):
     """One head per depth that also reads the tokens up to it."""
 
     def __init__(self, width: int, heads: int = 4):
@@ -114,7 +119,7 @@ class Block(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
-class Eagle(nn.Module):
+class EagleLayer(nn.Module):
     """A feature and the token after it -> one decoder layer -> the next feature, and the state the head reads.
 
     sampling: FSPAD. The pair is widened to 4·width, gated by the token, and projected back, so that the token picks
@@ -149,3 +154,76 @@ class Eagle(nn.Module):
         x = self.narrow(self.widen(pairs) * self.gate(token).sigmoid()) if self.sampling else self.fuse(pairs)
         x = self.norm(self.block(x, positions, attend))
         return x, x + self.branch(x) if self.sampling else x
+
+
+class Adapter(nn.Module):
+    """One exit: states [B, R, width] behind the first layers -> what the target's head reads, [B, R, width].
+
+    RMSNorm, attention with keys and values of its own, a residual, RMSNorm (no MLP). The residual is taken of the
+    normed states (theirs: of the states; the last norm hides the difference in scale). Source: "Kangaroo: Lossless
+    Self-Speculative Decoding via Double Early Exiting" (https://arxiv.org/abs/2404.18911;
+    https://github.com/Equationliu/Kangaroo).
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int):
+        super().__init__()
+        self.before = nn.RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads, kv_heads)
+        self.after = nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, states: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        states = self.before(states)
+        return self.after(states + self.attention(states, positions, attend))
+
+
+class Adapters(nn.Module):
+    """The adapters of several exits: `exits[i]` layers of the target come before `adapters[i]`."""
+
+    def __init__(self, exits: Sequence[int], width: int, heads: int, kv_heads: int):
+        super().__init__()
+        self.exits = tuple(exits)
+        self.adapters = nn.ModuleList(Adapter(width, heads, kv_heads) for _ in self.exits)
+
+    def behind(self, exits: Sequence[int]) -> dict[int, Adapter]:
+        """Exit -> its adapter, for some of them."""
+        return {exit: self.adapters[self.exits.index(exit)] for exit in exits}
+
+
+class Acceptance(nn.Module):
+    """Residual SiLU blocks and a linear layer: states [..., width] -> logits [...] of being accepted.
+
+    draft, probe: name of the draft model whose states it reads, and what tells it from others (`weights.probe`).
+
+    Source: "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths" (https://arxiv.org/abs/2405.19715;
+    https://github.com/Kaffaljidhmah2/SpecDec_pp).
+    """
+
+    def __init__(self, width: int, blocks: int = 1, draft: str = "", probe: Sequence[float] = ()):
+        super().__init__()
+        self.draft, self.probe = draft, tuple(probe)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            states = states + F.silu(block(states))
+        return self.out(states)[..., 0]
+
+    def chance(self, state: torch.Tensor) -> float:
+        """The probability for one state [width], the weighting undone."""
+        return torch.sigmoid(self(state) + math.log(REJECTION)).item()
+
+
+class JudgeHead(nn.Module):
+    """One linear layer: final hidden states [..., width] -> logits [...] of being a sound continuation.
+
+    Source: "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment"
+    (https://arxiv.org/abs/2501.19309).
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.out(states)[..., 0]

@@ -5,8 +5,8 @@ with a probe: a few numbers of its hidden state after a fixed text, which tell i
 """
 
 import json
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,15 +35,10 @@ def probe(lm: LanguageModel) -> list[float]:
 
     def read() -> list[float]:
         ids = [(7 * i + 3) % lm.vocab_size for i in range(8)]
-        hidden = lm.forward(ids, range(8), lm.new_store(), logits_at="last", want=("hidden",)).hidden
-        return [] if hidden is None else _spread(hidden[-1])
+        state = lm.forward(ids, range(8), lm.new_store(), logits_at="last", want=("hidden",)).hidden[-1].float()
+        return [round(value, 5) for value in state[:: max(1, len(state) // NUMBERS)][:NUMBERS].tolist()]
 
-    return kept(lm, ("probe",), read)
-
-
-def _spread(state: torch.Tensor) -> list[float]:
-    step = max(1, len(state) // NUMBERS)
-    return [round(value, 5) for value in state.float()[::step][:NUMBERS].tolist()]
+    return kept(lm, ("probe",), read) if "hidden" in lm.gives else []
 
 
 def save(
@@ -59,8 +54,7 @@ def save(
         "facts": json.dumps(facts),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.half().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, file, metadata)
+    save_file({name: t.half().cpu().contiguous() for name, t in module.state_dict().items()}, file, metadata)
     return file
 
 
@@ -77,12 +71,9 @@ def load(kind: str, make: Callable[..., Module], weights: str, lm: LanguageModel
     make: its class. Raises BadInput, naming the command that trains one, where the file is missing, holds another
     kind of part, or belongs to another target.
     """
-    file = find(kind, weights).absolute()
-    try:
-        stat = os.stat(file)
-        made = (stat.st_mtime_ns, stat.st_size)
-    except (OSError, ValueError):
-        made = ()
+    file, made = find(kind, weights).absolute(), ()
+    with suppress(OSError, ValueError):
+        made = (file.stat().st_mtime_ns, file.stat().st_size)
     return kept(lm, (kind, file, made), lambda: _load(kind, make, weights, file, lm))
 
 

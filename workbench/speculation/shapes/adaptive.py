@@ -28,7 +28,7 @@ class AdaptiveConfidence(DraftShape):
     goal: float = setting(0.9, ge=0, le=1, help="acceptance to hold")
     step: float = setting(0.01, ge=0, le=1, help="change of the threshold in a round, before smoothing")
 
-    needs_confidence = True
+    needs = frozenset({"confidence"})
 
     @property
     def budget(self) -> int:

@@ -1,14 +1,11 @@
 """What a draft shape decides: which nodes get how many children next."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from workbench.declare import Declared
+from workbench.engine.model import LanguageModel
 from workbench.speculation.tree import DraftTree
-
-if TYPE_CHECKING:
-    from workbench.engine.model import LanguageModel
-    from workbench.speculation.drafters import Drafter
-    from workbench.speculation.tree_builder import TreeBuilder
+from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["DraftShape"]
 
@@ -23,14 +20,12 @@ class DraftShape(Declared):
     """
 
     family = "shape"
-    needs_rows = False  # reads the drafter's distributions (`DraftTree.rows`), which only drafters with `has_rows` give
-    needs_confidence = False  # reads `DraftTree.confidence`
-    needs_features = False  # reads `TreeBuilder.features`, which only drafters with `has_features` give
-    needs_exits = False  # chooses the target's layer to draft from, which only early-exit drafters can follow
-    branches = False  # may ask for several children of one node
-    independent = False  # siblings are independent draws (`DraftTree.draws`)
+    # of the drafter: "rows" (`DraftTree.rows`), "confidence" (`DraftTree.confidence`), "features"
+    # (`TreeBuilder.features`), "exits" (follows the shape's choice of a layer), "branches" (several children of a node)
+    needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset()  # "independent": siblings are independent draws (`DraftTree.draws`)
 
-    def check(self, drafter: "Drafter", lm: "LanguageModel") -> None:
+    def check(self, drafter: Declared, lm: "LanguageModel") -> None:
         """Raise BadInput where the shape does not fit the target and the drafter; before any work."""
 
     def ask(self, tree: DraftTree, memory: dict[str, Any]) -> list[tuple[int, int]]:
@@ -38,7 +33,7 @@ class DraftShape(Declared):
         raise NotImplementedError
 
     def grow(self, builder: "TreeBuilder") -> None:
-        """Grow the round's tree: feed the nodes asked about, append their children, until nothing is asked."""
+        """Grow the round's tree: expand the nodes asked about, append their children, until nothing is asked."""
         tree = builder.tree
         while asked := [(n, m) for n, m in self.ask(tree, builder.memory) if tree.depths[n] < builder.depth]:
             builder.expand([parent for parent, _ in asked])

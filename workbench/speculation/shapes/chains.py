@@ -1,15 +1,12 @@
 """Several chains, drawn independently of each other."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES
-
-if TYPE_CHECKING:
-    from workbench.speculation.tree_builder import TreeBuilder
+from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["IndependentChains"]
 
@@ -30,9 +27,7 @@ class IndependentChains(DraftShape):
     count: int = setting(2, ge=1, le=16, help="chains")
     length: int = setting(4, ge=1, le=32, unit="tokens", help="tokens of a chain")
 
-    needs_rows = True
-    branches = True
-    independent = True
+    needs, gives = frozenset({"rows", "branches"}), frozenset({"independent"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +38,7 @@ class IndependentChains(DraftShape):
     def budget(self) -> int:
         return self.count * self.length
 
-    def grow(self, builder: "TreeBuilder") -> None:
+    def grow(self, builder: TreeBuilder) -> None:
         tree, drawn = builder.tree, not (builder.greedy or builder.seeded)
         ends, known = [0] * (self.count if drawn else 1), {}
         for _ in range(min(self.length, builder.depth)):

@@ -21,7 +21,7 @@ class ConfidenceStop(DraftShape):
     max_length: int = setting(6, ge=1, le=64, unit="tokens", help="tokens drafted at most")
     threshold: float = setting(0.6, ge=0, le=1, help="stop once the drafter's largest probability falls below this")
 
-    needs_confidence = True
+    needs = frozenset({"confidence"})
 
     @property
     def budget(self) -> int:

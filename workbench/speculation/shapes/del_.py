@@ -32,8 +32,7 @@ class Del(DraftShape):
         0.0, ge=0, unit="layers", help="cost of a draft beyond its layers: adapter, head and drawing (0: the paper's)"
     )
 
-    needs_confidence = True
-    needs_exits = True
+    needs = frozenset({"confidence", "exits"})
 
     @property
     def budget(self) -> int:

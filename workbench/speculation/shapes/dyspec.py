@@ -2,14 +2,11 @@
 
 import heapq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from workbench.declare import register, setting
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES
-
-if TYPE_CHECKING:
-    from workbench.speculation.tree_builder import TreeBuilder
+from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["DySpec"]
 
@@ -34,14 +31,13 @@ class DySpec(DraftShape):
     max_nodes: int = setting(12, ge=1, le=MAX_NODES - 1, unit="tokens", help="tokens drafted at most")
     threshold: float = setting(0.1, ge=0, le=1, help="least estimated probability that a slot is filled for")
 
-    needs_rows = True
-    branches = True
+    needs = frozenset({"rows", "branches"})
 
     @property
     def budget(self) -> int:
         return self.max_nodes
 
-    def grow(self, builder: "TreeBuilder") -> None:
+    def grow(self, builder: TreeBuilder) -> None:
         tree, known = builder.tree, builder.greedy or builder.seeded
         slots = [(-1.0, 0)] if builder.depth > 0 else []  # (−worth, parent): at most one slot for a parent at a time
         offers: dict[int, list[tuple[int, float]]] = {}  # fed parent -> its children in draw order, the next one last
@@ -67,7 +63,7 @@ class DySpec(DraftShape):
             if tree.depths[child] < builder.depth:
                 heapq.heappush(slots, (-worth[child], child))
 
-    def _children(self, builder: "TreeBuilder", node: int) -> list[tuple[int, float]]:
+    def _children(self, builder: TreeBuilder, node: int) -> list[tuple[int, float]]:
         """(token, estimated probability), the next to be drawn last."""
         dist, count = builder.estimate(node), self.max_nodes + 1 - len(builder.tree)
         if builder.greedy or builder.seeded:

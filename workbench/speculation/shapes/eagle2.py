@@ -1,14 +1,11 @@
 """Expand the likeliest branches, then keep the best of all that was generated."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from workbench.declare import register, setting
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES, POINT
-
-if TYPE_CHECKING:
-    from workbench.speculation.tree_builder import TreeBuilder
+from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["Eagle2"]
 
@@ -29,14 +26,13 @@ class Eagle2(DraftShape):
     width: int = setting(10, ge=1, le=32, help="nodes expanded at a level, and children of each")
     depth: int = setting(7, ge=1, le=32, unit="tokens", help="levels")
 
-    needs_rows = True
-    branches = True
+    needs = frozenset({"rows", "branches"})
 
     @property
     def budget(self) -> int:
         return self.max_nodes
 
-    def grow(self, builder: "TreeBuilder") -> None:
+    def grow(self, builder: TreeBuilder) -> None:
         tree, level = builder.tree, {0: 0.0}  # fed next: node -> log-probability of its path
         generated: list[tuple[float, int, int]] = []  # (log-probability, parent, token), parents before their children
         node_of: dict[tuple[int, int], int] = {}

@@ -38,7 +38,7 @@ class FixedTree(DraftShape):
 
     branching: tuple[int, ...] = setting((2, 2, 1, 1), ge=1, le=16, help="children of each node, by depth")
 
-    branches = True
+    needs = frozenset({"branches"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 from math import exp, expm1, inf, log, log1p
-from typing import TYPE_CHECKING
 
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES
-
-if TYPE_CHECKING:
-    from workbench.speculation.tree_builder import TreeBuilder
+from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["StochasticBeam"]
 
@@ -32,8 +29,7 @@ class StochasticBeam(DraftShape):
     width: int = setting(3, ge=1, le=16, unit="tokens", help="nodes of a level")
     depth: int = setting(4, ge=1, le=32, unit="tokens", help="levels")
 
-    needs_rows = True
-    branches = True
+    needs = frozenset({"rows", "branches"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +40,7 @@ class StochasticBeam(DraftShape):
     def budget(self) -> int:
         return self.width * self.depth
 
-    def grow(self, builder: "TreeBuilder") -> None:
+    def grow(self, builder: TreeBuilder) -> None:
         beam = {0: (0.0, 0.0)}  # node -> (log-probability of its path, perturbed)
         for _ in range(min(self.depth, builder.depth)):
             builder.expand(list(beam))
@@ -56,7 +52,7 @@ class StochasticBeam(DraftShape):
             found.sort(key=lambda child: -child[0])  # siblings in decreasing score
             beam = {builder.add(parent, token): (path, score) for score, path, parent, token in found[: self.width]}
 
-    def _children(self, builder: "TreeBuilder", node: int, before: float, top: float) -> list[tuple[int, float, float]]:
+    def _children(self, builder: TreeBuilder, node: int, before: float, top: float) -> list[tuple[int, float, float]]:
         """(token, log-probability of the path, perturbed) of the node's best children, the best first."""
         dist = builder.estimate(node)
         if builder.greedy or builder.seeded:

@@ -38,7 +38,7 @@ class Sequoia(DraftShape):
         "draft_model", trust="visitor", help="name of the measured probabilities in calibration.json"
     )
 
-    branches = True
+    needs = frozenset({"branches"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,20 +1,16 @@
 """A trained head tells how likely each drafted token is to be accepted."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.declare import register, setting
+from workbench.declare import Declared, register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.acceptance import Acceptance
+from workbench.speculation.heads.modules import Acceptance
 from workbench.speculation.shapes.base import DraftShape
-
-if TYPE_CHECKING:
-    from workbench.speculation.drafters import Drafter
-    from workbench.speculation.tree_builder import TreeBuilder
+from workbench.speculation.tree_builder import TreeBuilder
 
 __all__ = ["SpecDec"]
 
@@ -41,8 +37,7 @@ class SpecDec(DraftShape):
         "embedded", trust="owner", help="the head: embedded, or a folder or file that training wrote"
     )
 
-    needs_rows = True
-    needs_features = True
+    needs = frozenset({"rows", "features"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +48,7 @@ class SpecDec(DraftShape):
     def budget(self) -> int:
         return self.max_length
 
-    def check(self, drafter: "Drafter", lm: LanguageModel) -> None:
+    def check(self, drafter: Declared, lm: LanguageModel) -> None:
         head, draft = self._head(lm), drafter.runners(lm)["draft"]
         ours, theirs = torch.tensor(weights.probe(draft)), torch.tensor(head.probe)
         if ours.shape != theirs.shape or (ours - theirs).norm() > weights.CLOSE * theirs.norm():
@@ -65,7 +60,7 @@ class SpecDec(DraftShape):
     def _head(self, lm: LanguageModel) -> Acceptance:
         return weights.load("acceptance", Acceptance, self.weights, lm)
 
-    def grow(self, builder: "TreeBuilder") -> None:
+    def grow(self, builder: TreeBuilder) -> None:
         tree, passes = builder.tree, 1.0
         head = self._head(builder.state.runners["target"].model)
         for node in range(min(self.max_length, builder.depth)):

@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from workbench.declare import Declared
 from workbench.engine.distribution import Distribution
+from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
+from workbench.speculation.capabilities import unmet
+from workbench.speculation.drafters.base import Drafter
+from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import DraftTree
-
-if TYPE_CHECKING:
-    from workbench.engine.model import LanguageModel
-    from workbench.speculation.drafters import Drafter
-    from workbench.speculation.shapes import DraftShape
 
 __all__ = ["Outcome", "Verifier"]
 
@@ -42,21 +41,27 @@ class Verifier(Declared):
     """Base of all verifiers."""
 
     family = "verifier"
-    seeded = False  # compares with the target's own seeded choice, so drafters may use the same noise
-    wants_hidden = False  # reads `DraftTree.hidden`
+    # "hidden": `DraftTree.hidden`; "rows" of the drafter; "independent" draws of the shape
+    needs: ClassVar[frozenset[str]] = frozenset()
+    # "seeded": compares with the target's own seeded choice, so drafters may use the same noise
+    gives: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def seeded(self) -> bool:
+        return "seeded" in self.gives
 
     def guarantee(self, sampling: Sampling) -> str:
         raise NotImplementedError
 
     def refuses(self, drafter: "Drafter", shape: "DraftShape") -> str | None:
         """Why this verifier cannot judge what a drafter drafts in a shape, or None."""
-        return None
+        return unmet(self, drafter) or unmet(self, shape)
 
     def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
         """Raise BadInput where the sampling settings, or the target, do not fit."""
 
     def score_hidden(self, lm: "LanguageModel", tree: DraftTree) -> None:
-        """Where `wants_hidden`: look at `tree.hidden` before the walk."""
+        """Where it needs "hidden": look at `tree.hidden` before the walk."""
 
     def verify(
         self, dist: Distribution, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int | None]

@@ -1,20 +1,17 @@
 """Judge decoding: a trained head may let a draft stand that the exact test rejects. Lossy."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from workbench.declare import register, setting
+from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.judge import JudgeHead
+from workbench.speculation.heads.modules import JudgeHead
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.rejection import Rejection
-
-if TYPE_CHECKING:
-    from workbench.engine.model import LanguageModel
 
 __all__ = ["Judge"]
 
@@ -27,8 +24,8 @@ class Judge(Rejection):
     The head looks at the target's final hidden state at the draft's own node: not how likely the token was, but what
     the model makes of it. What only the head accepted is marked `lossy`; at threshold 1 this is rejection sampling.
     Inspired by "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment"
-    (https://arxiv.org/abs/2501.19309), reconstructed from the abstract: threshold, training data and labels are ours; see
-    `workbench.training.judge`. In a tree the first draft that the head finds sound stands before its later
+    (https://arxiv.org/abs/2501.19309), reconstructed from the abstract: threshold, training data and labels are
+    ours; see `workbench.training.judge`. In a tree the first draft that the head finds sound stands before its later
     siblings are tested.
     """
 
@@ -37,21 +34,21 @@ class Judge(Rejection):
         "embedded", trust="owner", help="the head: that of the embedded target, or a file or directory of weights"
     )
 
-    wants_hidden = True
+    needs = frozenset({"hidden"})
     reason = "judge"
 
     def guarantee(self, sampling: Sampling) -> str:
         return super().guarantee(sampling) if self.threshold == 1 else "lossy"
 
-    def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
+    def check(self, settings: Settings, lm: LanguageModel | None = None) -> None:
         if lm is not None:
             self._head(lm)
 
-    def score_hidden(self, lm: "LanguageModel", tree: DraftTree) -> None:
+    def score_hidden(self, lm: LanguageModel, tree: DraftTree) -> None:
         tree.sound = torch.sigmoid(self._head(lm)(tree.hidden).float()).tolist()
 
     def rescues(self, tree: DraftTree, child: int) -> bool:
         return tree.sound[child] > self.threshold
 
-    def _head(self, lm: "LanguageModel") -> JudgeHead:
+    def _head(self, lm: LanguageModel) -> JudgeHead:
         return weights.load("judge", JudgeHead, self.weights, lm)

@@ -3,21 +3,16 @@ test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from workbench.declare import register
-from workbench.engine import noise
 from workbench.engine.distribution import Distribution
 from workbench.engine.sampling import Sampling
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
 from workbench.speculation.verifiers.match import descend
 from workbench.speculation.verifiers.rejection import sample
+from workbench_kernels.noise import reference as noise
 from workbench_kernels.verification import kseq_node
-
-if TYPE_CHECKING:
-    from workbench.speculation.drafters import Drafter
-    from workbench.speculation.shapes import DraftShape
 
 __all__ = ["KSeq"]
 
@@ -34,15 +29,10 @@ class KSeq(Verifier):
     checked by exact enumeration).
     """
 
+    needs = frozenset({"rows", "independent"})
+
     def guarantee(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "distribution"
-
-    def refuses(self, drafter: "Drafter", shape: "DraftShape") -> str | None:
-        if not drafter.has_rows:
-            return f"verifier 'kseq' reads the drafter's distributions, and {drafter.declared_name!r} has none"
-        if not shape.independent:
-            return f"verifier 'kseq' needs independent chains; shape {shape.declared_name!r} does not draw them"
-        return None
 
     def verify(
         self, dist: Distribution, tree: DraftTree, position: int, seed: int, choose: Callable[[int, int], int]

@@ -6,18 +6,15 @@ The token that no child equals is the output itself: throwing it away and drawin
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from workbench.declare import register
 from workbench.engine.distribution import Distribution, draw
+from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
-
-if TYPE_CHECKING:
-    from workbench.engine.model import LanguageModel
 
 __all__ = ["Greedy", "SeededMatch", "PointMatch"]
 
@@ -32,7 +29,7 @@ class SeededMatch(Verifier):
     Communication and Drafter-Invariant Speculative Decoding" (https://arxiv.org/abs/2408.07978).
     """
 
-    seeded = True
+    gives = frozenset({"seeded"})
 
     def guarantee(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "seeded"
@@ -54,7 +51,7 @@ class Greedy(SeededMatch):
     def guarantee(self, sampling: Sampling) -> str:
         return "exact"
 
-    def check(self, settings: Settings, lm: "LanguageModel | None" = None) -> None:
+    def check(self, settings: Settings, lm: LanguageModel | None = None) -> None:
         if not settings.sampling.greedy:
             raise BadInput(
                 f"verifier 'greedy' needs temperature 0, got {settings.sampling.temperature}; "

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from workbench.declare import register
-from workbench.engine import noise
-from workbench.engine.distribution import Distribution
+from workbench.engine.distribution import Distribution, draw
 from workbench.engine.sampling import Sampling
 from workbench.speculation.tree import DIST, DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
+from workbench_kernels.noise import reference as noise
+from workbench_kernels.verification.reference import accept, without
 
-__all__ = ["Rejection", "residual", "test_child"]
-
-EMPTY = 1e-7  # a residual of less mass than this is float noise: the two distributions are the same
+__all__ = ["Rejection"]
 
 
 @register("verifier", "rejection")
@@ -55,18 +54,18 @@ class Rejection(Verifier):
             p, logq = dist.probs(node), tree.rows.get(node)
             children, independent = tree.tests(node), node in tree.draws
             won = None
-            for draw, child in enumerate(children):
+            for turn, child in enumerate(children):
                 token = tree.tokens[child]
                 if won is not None:
                     if fates[child] == "parent_rejected":
                         fates[child] = "sibling_won"
                     continue
-                us[child] = noise.uniform(seed, "accept", place, draw)
+                us[child] = noise.uniform(seed, "accept", place, turn)
                 if tree.kinds[child] == DIST:
-                    accepted, p = test_child(p, logq.double().softmax(-1), token, us[child])
+                    accepted, p = accept(p, logq.double().softmax(-1), token, us[child])
                     logq = logq if independent else without(logq, token)
                 else:
-                    accepted, p = test_child(p, None, token, us[child])
+                    accepted, p = accept(p, None, token, us[child])
                 if not accepted and self.rescues(tree, child):
                     accepted = lossy[child] = True
                 if accepted:
@@ -81,43 +80,6 @@ class Rejection(Verifier):
             node = won
 
 
-def without(logq: torch.Tensor, token: int) -> torch.Tensor:
-    """The proposal distribution of the next sibling, as logits: the drawn token removed, however little is left."""
-    rest = logq.clone()
-    rest[token] = -torch.inf
-    return rest
-
-
-def test_child(p: torch.Tensor, q: torch.Tensor | None, token: int, u: float) -> tuple[bool, torch.Tensor]:
-    """One acceptance test with uniform `u`: (accepted, the distribution that remains to be matched).
-
-    p, q: [V] float64; q None for a POINT child. If rejecting would leave no mass, p equals q there: accept.
-    """
-    if q is None:
-        if u < p[token]:
-            return True, p
-        rest = p.clone()
-        rest[token] = 0
-    else:
-        if u * q[token] < p[token]:
-            return True, p
-        rest = residual(p, q)
-    mass = rest.sum()
-    if mass < EMPTY:
-        return True, p
-    return False, rest / mass
-
-
-def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """(p − q)+, not normalised."""
-    return (p - q).clamp_min(0)
-
-
 def sample(p: torch.Tensor, seed: int, position: int) -> int:
     """A seeded draw from a distribution [V]; every position draws from a residual at most once."""
-    support = p.nonzero()[:, 0]
-    perturbed = p[support].log() + noise.gumbel(seed, "residual", position, support)
-    return int(support[perturbed.argmax()])
-
-
-test_child.__test__ = False  # not a test, whatever collects it
+    return draw(p.log(), seed, "residual", position)

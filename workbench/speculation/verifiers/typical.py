@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from workbench.declare import register, setting
-from workbench.engine import noise
 from workbench.engine.distribution import Distribution
 from workbench.engine.sampling import Sampling
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
 from workbench.speculation.verifiers.match import descend
+from workbench_kernels.noise import reference as noise
 
 __all__ = ["Typical"]
 

@@ -24,7 +24,7 @@ from transformers.cache_utils import CacheLayerMixin
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
 from workbench.engine.costs import costs_of
-from workbench.engine.model import Output, facts, kept
+from workbench.engine.model import LanguageModel, Output, chosen, facts, kept
 from workbench.engine.structure import final_norm, layers_of, picture, routed, shallow_copy, tail_of
 from workbench.errors import BadInput, Unsupported
 from workbench.models.checkpoint import Entry
@@ -121,14 +121,14 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
 AttentionInterface.register(IMPLEMENTATION, _attention)
 
 
-class TransformersModel:
+class TransformersModel(LanguageModel):
     """A `transformers` causal LM behind the `LanguageModel` protocol; `model` and `tokenizer` are the user's own.
 
     All that is remembered about the model is made in `_adopt`, and made anew by `refresh` where the model was changed.
     files: the tensors it was loaded from, by name; None for a model made in memory.
     """
 
-    gives_mass = True  # tells a store what its watched rows look at
+    gives = frozenset({"hidden", "exit", "states", "layers", "mass"})
 
     def __init__(
         self,
@@ -204,7 +204,6 @@ class TransformersModel:
         return PlainStore(self.layers)
 
     def rotary_frequencies(self) -> torch.Tensor | None:
-        """[d] radians per token of the rotary embedding; None where there is none, or it changes with the length."""
         rotary = getattr(self._engine.base_model, "rotary_emb", None)
         found = getattr(rotary, "inv_freq", None)
         return None if "dynamic" in (kind := getattr(rotary, "rope_type", "")) or kind == "longrope" else found
@@ -249,7 +248,7 @@ class TransformersModel:
                     resumed = "inputs_embeds" in inputs and order[0] > 0
                     behind = {n: run[order.index(n - 1)] for n in numbers if n - 1 in order}
                     behind |= {"exit": run[-1]} if "exit" in want else {}
-                    with _replaced(run[0], tokens if resumed else None), _caught(behind) as states:
+                    with _hooked(run[0], tokens if resumed else None, behind) as states:
                         out = self._run(inputs, logits_at, want)
                     out.exit = states.pop("exit", None)
                     out.states = states
@@ -261,8 +260,7 @@ class TransformersModel:
     def _run(self, inputs: dict[str, Any], logits_at: str | Sequence[int], want: Sequence[str | int]) -> Output:
         if "hidden" in want:
             states = self._engine.base_model(**inputs).last_hidden_state[0]
-            rows = states if logits_at == "all" else states[-1:] if logits_at == "last" else states[list(logits_at)]
-            return Output(self.head(rows), states)
+            return Output(self.head(chosen(states, logits_at)), states)
         keep: Any = {"all": 0, "last": 1}.get(logits_at) if isinstance(logits_at, str) else None
         if keep is None:
             keep = torch.as_tensor(list(logits_at), dtype=torch.long, device=self.device)
@@ -320,7 +318,6 @@ class TransformersModel:
         return norm
 
     def check_layers(self) -> None:
-        """Raise Unsupported where single layers cannot be run (`forward` with `layers`, "exit" or a number)."""
         layers_of(self.model, self.layers)
 
     def forward_flops(self, rows: int, context: int) -> int:
@@ -328,11 +325,9 @@ class TransformersModel:
         return self.costs.flops(rows, context)
 
     def weights_read(self, rows: int) -> int:
-        """Bytes of the weights that a forward of some rows reads."""
         return self.costs.weight_bytes(rows)
 
     def kv_bytes(self) -> int:
-        """Bytes of one token's keys and values over all layers, in the model's dtype."""
         return self.costs.kv_bytes(self.dtype.itemsize)
 
     def describe(self) -> dict:
@@ -346,10 +341,12 @@ class TransformersModel:
 
 
 @contextmanager
-def _replaced(layer: torch.nn.Module, states: torch.Tensor | None) -> Iterator[None]:
-    """While open, a decoder layer reads these states [R, width], not what the model made of its input embeddings."""
-
-    given = [] if states is None else [states[None]]
+def _hooked(
+    first: torch.nn.Module, states: torch.Tensor | None, layers: dict[Any, torch.nn.Module]
+) -> Iterator[dict[Any, torch.Tensor]]:
+    """While open, the first decoder layer reads these states [R, width], if any, not what the model made of its input
+    embeddings; the table gets what `layers` give on, [R, width] under each one's key."""
+    given, hooks, found = [] if states is None else [states[None]], [], {}
 
     def replace(module, args, kwargs):
         if not given:  # a hook that an interrupt has left behind
@@ -358,31 +355,17 @@ def _replaced(layer: torch.nn.Module, states: torch.Tensor | None) -> Iterator[N
             return args, kwargs | {"hidden_states": given[0]}
         return (given[0], *args[1:]), kwargs
 
-    hook = None
-    try:
-        if given:
-            hook = layer.register_forward_pre_hook(replace, with_kwargs=True)
-        yield
-    finally:
-        given.clear()
-        if hook is not None:
-            hook.remove()
-
-
-@contextmanager
-def _caught(layers: dict[Any, torch.nn.Module]) -> Iterator[dict[Any, torch.Tensor]]:
-    """While open, the table gets what decoder layers give on, [R, width] under each one's key."""
-    found: dict[Any, torch.Tensor] = {}
-
     def catch(key, module, args, output):
         found[key] = (output if isinstance(output, torch.Tensor) else output[0])[0]
 
-    hooks: list = []
     try:
+        if given:
+            hooks.append(first.register_forward_pre_hook(replace, with_kwargs=True))
         for key, layer in layers.items():
             hooks.append(layer.register_forward_hook(partial(catch, key)))
         yield found
     finally:
+        given.clear()
         for hook in hooks:
             hook.remove()
 

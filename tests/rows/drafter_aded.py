@@ -1,0 +1,3 @@
+"""Its trees come from counts."""
+
+GIVES = {"branches"}

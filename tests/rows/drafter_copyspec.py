@@ -1,0 +1,4 @@
+"""Copies one text."""
+
+SETTINGS = {"ngram": 1}
+GIVES = set()

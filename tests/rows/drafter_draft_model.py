@@ -1,0 +1,3 @@
+"""A whole model, whose states can be read."""
+
+GIVES = {"confidence", "distributions", "branches", "alone", "hidden"}

@@ -1,0 +1,4 @@
+"""Copies one text."""
+
+SETTINGS = {"align": 1}
+GIVES = set()

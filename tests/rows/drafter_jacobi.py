@@ -1,0 +1,3 @@
+"""Guesses one chain."""
+
+GIVES = {"confidence", "distributions", "alone"}

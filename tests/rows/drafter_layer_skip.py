@@ -1,0 +1,3 @@
+"""One of two layers is left out."""
+
+SETTINGS = {"skip": (1,)}

@@ -1,0 +1,4 @@
+"""Its trees come from texts."""
+
+SETTINGS = {"shortest": 1}
+GIVES = {"branches"}

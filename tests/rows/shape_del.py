@@ -1,0 +1,4 @@
+"""A short chain."""
+
+SETTINGS = {"max_length": 4}
+NEEDS = ("confidence", "exits")

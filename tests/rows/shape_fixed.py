@@ -1,0 +1,3 @@
+"""A short chain."""
+
+SETTINGS = {"length": 3}

@@ -1,0 +1,3 @@
+"""Its acceptance head reads the draft."""
+
+NEEDS = ("distributions", "hidden")

@@ -1,0 +1,3 @@
+"""Lossy below 1."""
+
+SETTINGS = {"threshold": 1.0}

@@ -1,0 +1,4 @@
+"""It verifies independent chains alone."""
+
+SHAPES = ("chains",)
+REASON = "needs independent chains"

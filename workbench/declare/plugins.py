@@ -1,0 +1,62 @@
+"""Members of other packages (entry points). One that cannot be loaded is named, and hides nothing else."""
+
+import dataclasses
+import threading
+import warnings
+from importlib.metadata import EntryPoint, entry_points
+
+from workbench.declare.fields import Declared, describe, make
+from workbench.declare.registry import FAMILIES, KNOWN, register
+from workbench.errors import BadInput, shown
+
+__all__ = ["broken", "load"]
+
+GROUP = "decoding_workbench"
+
+_lock = threading.RLock()  # held while they are loaded
+_loaded = _loading = False
+_broken: dict[str, str] = {}  # entry point -> why it could not be loaded
+
+
+def load() -> None:
+    """Register what the entry points name, once; warns of each that is left out."""
+    global _loaded, _loading
+    if _loaded:
+        return
+    with _lock:
+        if _loaded or _loading:  # by another thread meanwhile; asked for by a plug-in as it is loaded
+            return
+        _loading = True
+        try:
+            for entry in entry_points(group=GROUP):
+                _load(entry)
+            _loaded = True
+        finally:
+            _loading = False
+    for name, reason in _broken.items():
+        warnings.warn(f"the plug-in {name!r} is left out: {reason}", stacklevel=3)
+
+
+def _load(entry: EntryPoint) -> None:
+    """Register what an entry point names. One that fails is noted, and leaves nothing behind."""
+    family, _, name = entry.name.partition(".")
+    before = {known: dict(members) for known, members in KNOWN.items()}
+    try:
+        if family not in KNOWN or not name:
+            raise BadInput(f"expected family.name, with a family of {', '.join(FAMILIES)}")
+        cls = entry.load()
+        if not (isinstance(cls, type) and issubclass(cls, Declared) and dataclasses.is_dataclass(cls)):
+            raise BadInput(f"expected a dataclass that derives from workbench.declare.Declared, got {shown(cls)}")
+        describe(cls)
+        register(family, name)(cls)
+        make(cls)  # front-ends start from the defaults
+    except (Exception, SystemExit) as error:
+        KNOWN.update(before)
+        reason = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
+        _broken[entry.name] = f"{entry.value} could not be loaded: {' '.join(reason.split())}"
+
+
+def broken() -> dict[str, str]:
+    """The plug-ins (entry points) that could not be loaded, by name, and why."""
+    load()
+    return dict(_broken)

@@ -1,0 +1,131 @@
+"""The one list of members, and of the other names that the package offers: what is not here is nowhere.
+
+From it come the exports of `workbench` and of its rooms, the stub `__init__.pyi`, the registry, the catalogue, the
+reference page, the app's forms and the tables of the tests. A new member is its own file and one line of MEMBERS.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from workbench import aliases
+
+__all__ = ["EXPORTS", "FAMILIES", "MEMBERS", "PUBLIC", "room"]
+
+FAMILIES = {  # each family, and what several of its members are called
+    "decoder": "decoders",
+    "drafter": "drafters",
+    "shape": "shapes",
+    "verifier": "verifiers",
+    "policy": "policies",
+    "quantizer": "quantizers",
+    "cache": "caches",
+}
+
+MEMBERS = (  # family, name, module, class
+    ("decoder", "autoregressive", "workbench.decoders.autoregressive", "Autoregressive"),
+    ("decoder", "entropy_adaptive", "workbench.decoders.entropy_adaptive", "EntropyAdaptive"),
+    ("decoder", "mirostat", "workbench.decoders.mirostat", "Mirostat"),
+    ("decoder", "pearl", "workbench.decoders.pearl", "Pearl"),
+    ("decoder", "speculative", "workbench.decoders.speculative", "Speculative"),
+    ("drafter", "aded", "workbench.speculation.drafters.aded", "ADED"),
+    ("drafter", "copyspec", "workbench.speculation.drafters.copyspec", "CopySpec"),
+    ("drafter", "draft_model", "workbench.speculation.drafters.draft_model", "DraftModel"),
+    ("drafter", "eagle", "workbench.speculation.drafters.eagle", "Eagle"),
+    ("drafter", "fuse", "workbench.speculation.drafters.fuse", "Fuse"),
+    ("drafter", "hydra", "workbench.speculation.drafters.hydra", "Hydra"),
+    ("drafter", "input_guided", "workbench.speculation.drafters.aggressive", "InputGuided"),
+    ("drafter", "jacobi", "workbench.speculation.drafters.jacobi", "Jacobi"),
+    ("drafter", "kangaroo", "workbench.speculation.drafters.kangaroo", "Kangaroo"),
+    ("drafter", "layer_skip", "workbench.speculation.drafters.layer_skip", "LayerSkip"),
+    ("drafter", "medusa", "workbench.speculation.drafters.medusa", "Medusa"),
+    ("drafter", "prompt_lookup", "workbench.speculation.drafters.prompt_lookup", "PromptLookup"),
+    ("drafter", "recycling", "workbench.speculation.drafters.recycling", "TokenRecycling"),
+    ("drafter", "suffix", "workbench.speculation.drafters.suffix", "SuffixRetrieval"),
+    ("shape", "adaptive_confidence", "workbench.speculation.shapes.adaptive", "AdaptiveConfidence"),
+    ("shape", "chains", "workbench.speculation.shapes.chains", "IndependentChains"),
+    ("shape", "confidence", "workbench.speculation.shapes.confidence", "ConfidenceStop"),
+    ("shape", "del", "workbench.speculation.shapes.del_", "Del"),
+    ("shape", "dyspec", "workbench.speculation.shapes.dyspec", "DySpec"),
+    ("shape", "eagle2", "workbench.speculation.shapes.eagle2", "Eagle2"),
+    ("shape", "fixed", "workbench.speculation.shapes.fixed", "FixedLength"),
+    ("shape", "heuristic", "workbench.speculation.shapes.heuristic", "HeuristicLength"),
+    ("shape", "rsd_s", "workbench.speculation.shapes.rsd_s", "StochasticBeam"),
+    ("shape", "sequoia", "workbench.speculation.shapes.sequoia", "Sequoia"),
+    ("shape", "specdec", "workbench.speculation.shapes.specdec", "SpecDec"),
+    ("shape", "tree", "workbench.speculation.shapes.fixed", "FixedTree"),
+    ("verifier", "greedy", "workbench.speculation.verifiers.match", "Greedy"),
+    ("verifier", "judge", "workbench.speculation.verifiers.judge", "Judge"),
+    ("verifier", "kseq", "workbench.speculation.verifiers.kseq", "KSeq"),
+    ("verifier", "point", "workbench.speculation.verifiers.match", "PointMatch"),
+    ("verifier", "rejection", "workbench.speculation.verifiers.rejection", "Rejection"),
+    ("verifier", "seeded", "workbench.speculation.verifiers.match", "SeededMatch"),
+    ("verifier", "typical", "workbench.speculation.verifiers.typical", "Typical"),
+    ("policy", "streaming", "workbench.cache.methods.streaming", "StreamingLLM"),
+    ("policy", "h2o", "workbench.cache.methods.h2o", "H2O"),
+    ("policy", "snapkv", "workbench.cache.methods.snapkv", "SnapKV"),
+    ("quantizer", "paged", "workbench.cache.codecs.paged", "Paged"),
+    ("quantizer", "kivi", "workbench.cache.codecs.kivi", "KIVI"),
+    ("cache", "stack", "workbench.cache.stack", "Stack"),
+)
+
+OTHERS = {  # what `workbench` offers beside the members, by module
+    "workbench.api": ("custom_generate", "decode"),
+    "workbench.cache.codecs.base": ("Quantizer",),
+    "workbench.cache.methods.base": ("CachePolicy",),
+    "workbench.decoders.base": ("Decoder",),
+    "workbench.engine.sampling": ("Sampling",),
+    "workbench.engine.toy": ("ToyModel",),
+    "workbench.errors": ("BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError"),
+    "workbench.experiments.compare": ("Arm", "compare"),
+    "workbench.experiments.headroom": ("Costs", "headroom"),
+    "workbench.experiments.lossless": ("Verdict", "lossless"),
+    "workbench.experiments.skipping": ("search_skip",),
+    "workbench.models.loading": ("load", "register_model"),
+    "workbench.report.capsule": ("open_capsule", "write_capsule"),
+    "workbench.report.doctor": ("doctor",),
+    "workbench.session": ("Session",),
+    "workbench.speculation.drafters.base": ("Drafter", "RowDrafter"),
+    "workbench.speculation.shapes.base": ("DraftShape",),
+    "workbench.speculation.tree": ("DraftTree",),
+    "workbench.speculation.verifiers.base": ("Verifier",),
+    "workbench.trace": ("Trace",),
+    "workbench.training.prompts": ("held_out_prompts",),
+    "workbench.widgets": ("SessionWidget", "TraceWidget"),
+}
+
+INNER = {  # what the rooms offer besides to those who extend them, by module
+    "workbench.cache.stack": ("as_stack",),
+    "workbench.cache.store": ("CacheStore", "PlainStore", "Segment"),
+    "workbench.rounds.round": ("Round",),
+    "workbench.rounds.state": ("Runner", "State"),
+    "workbench.speculation.tree": ("DIST", "POINT"),
+    "workbench.speculation.verifiers.base": ("Outcome",),
+}
+
+
+def _by_name(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    return {name: module for module, found in table.items() for name in found}
+
+
+EXPORTS = dict(sorted(({cls: module for _, _, module, cls in MEMBERS} | _by_name(OTHERS)).items()))  # name -> module
+PUBLIC = EXPORTS | _by_name(INNER)
+
+
+def room(package: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a package: what is public in its modules, imported when it is first used."""
+    public = EXPORTS if package == "workbench" else PUBLIC
+    inside = {name: module for name, module in public.items() if module.startswith(f"{package}.")}
+
+    def __getattr__(name: str) -> Any:
+        if name == "__all__" and package != "workbench":
+            return sorted(inside)
+        current = name if name in inside else aliases.name(package, name, public)
+        if current is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(public[current]), current)
+        if name in inside:
+            setattr(import_module(package), name, value)
+        return value
+
+    return __getattr__

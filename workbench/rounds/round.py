@@ -1,0 +1,254 @@
+"""One round: its forwards, the distributions of their logits, the tokens it appends, and its record."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from workbench.cache.store import CacheStore
+from workbench.engine.distribution import Distribution
+from workbench.engine.model import LanguageModel, Output
+from workbench.engine.settings import holds
+from workbench.engine.text import Detokenizer
+from workbench.engine.vocabulary import readable
+from workbench.rounds.costs import Reads, forward_costs, held_bytes
+from workbench.rounds.state import State
+from workbench.trace.records import Step
+
+__all__ = ["PREFILL_CHUNK", "Observer", "Round"]
+
+PREFILL_CHUNK = 512
+
+
+class Observer(Protocol):
+    """Who is told what the target reads outside of rounds (see `Drafter.observe`): what it `needs` of that, `hidden`,
+    `logits` and numbers of layers."""
+
+    needs: frozenset
+
+    def observe(self, state: State, r: "Round", start: int, out: Output) -> None: ...
+
+
+class Round:
+    """Runs one round's forwards and keeps its record; ends as a `Step`."""
+
+    def __init__(self, state: State, mode: str, observer: Observer | None = None):
+        self.state, self.observer = state, observer
+        self.settings = state.settings
+        self.step = Step(mode)
+        self.logging = state.settings.level != "off"
+        self._start = time.perf_counter()
+
+    # -- forwards -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        role: str,
+        tokens: Sequence[int] | torch.Tensor,
+        positions: Sequence[int],
+        mask: torch.Tensor | None = None,
+        logits_at: str | Sequence[int] = "all",
+        phase: str | None = None,
+        want: Sequence[str | int] = (),
+        layers: Sequence[int] | None = None,
+    ) -> Output:
+        """A timed forward of one runner; `phase` defaults to the role's own, the rest is the model's."""
+        runner, rows = self.state.runners[role], len(positions)
+        model, store = runner.model, runner.store
+        if role != "target" and not isinstance(tokens, torch.Tensor):
+            tokens = readable(model, tokens)
+        reads = Reads(*store.read_stats())
+        start = self._clock(model)
+        out = model.forward(tokens, positions, store, mask, layers, logits_at, want)
+        wall = (self._clock(model) - start) * 1000
+        reads = reads._replace(raw=reads.raw + store.staged - rows)
+        ran = None if layers is None else len(layers)
+        self.record_forward(role, rows, reads, wall, store.implementation, phase, ran)
+        return out
+
+    def record_forward(
+        self,
+        role: str,
+        rows: int,
+        reads: Reads,
+        wall: float | None,
+        implementation: str,
+        phase: str | None = None,
+        layers_run: int | None = None,
+    ) -> None:
+        """Record a forward of `rows` rows. wall: its time in ms, None where it cannot be told from that of its round.
+        layers_run: of the model's layers, all for None."""
+        phase = phase or role
+        if wall is not None:
+            key = "draft" if phase == "draft" else "target"
+            self.step.ms[key] = self.step.ms.get(key, 0.0) + wall
+        entry: dict[str, Any] = {"phase": phase, "model": role, "rows": rows}
+        if self.logging:
+            entry |= forward_costs(self.state.runners[role].model, rows, reads, layers_run)
+            entry |= {"wall_ms": wall, "implementation": implementation}
+        extend(self.step.forwards, {name: [value] for name, value in entry.items()})
+
+    @staticmethod
+    def _clock(model: LanguageModel) -> float:
+        if model.device.type == "cuda":
+            torch.cuda.current_stream(model.device).synchronize()  # waiting for all streams breaks captures off
+        return time.perf_counter()
+
+    def prefill(self, roles: Sequence[str]) -> None:
+        """Read all but the last token into the caches of these roles, as far as their contexts hold the text."""
+        for role in filter(self.state.fits, roles):
+            self.catch_up(role, len(self.state.tokens) - 1)
+        if prompt := self.step.prompt:
+            text = Detokenizer(self.state.runners["target"].model.tokenizer, self.state.tokens[:1])
+            prompt["text"] = [text.push(token) for token in prompt["token_id"]]
+            prompt["text"][-1] += text.rest
+
+    def catch_up(self, role: str, upto: int) -> None:
+        """Feed a runner the tokens it has not seen, up to `upto` of them in its cache, in chunks."""
+        runner, target = self.state.runners[role], role == "target"
+        observer = self.observer if target else None
+        needs = observer.needs if observer else frozenset()
+        asked = target and self.settings.prompt_rows and self.logging and self.step.mode == "prefill"
+        rows = "all" if asked or "logits" in needs else "last"
+        want = [need for need in needs if need == "hidden" or isinstance(need, int)]
+        while (start := runner.store.length) < upto:
+            end = min(upto, start + self._chunk(role))
+            out = self.forward(role, self.state.tokens[start:end], range(start, end), None, rows, "prefill", want)
+            if asked:
+                began = time.perf_counter()
+                self._keep_prompt(out.logits, start, end)
+                self.record_time("recording", began)
+            self._commit(runner.store, range(end - start))
+            if observer:
+                observer.observe(self.state, self, start, out)
+
+    def _chunk(self, role: str) -> int:
+        runner = self.state.runners[role]
+        return min(PREFILL_CHUNK, runner.rows_left(runner.store.length))
+
+    def _keep_prompt(self, logits: torch.Tensor, start: int, end: int) -> None:
+        """Log the distributions after the prompt tokens start..end-1 with the tokens that came."""
+        prompt = self.state.tokens
+        dist = self.dist(logits, lambda row: prompt[: start + row + 1])
+        ids = prompt[start + 1 : end + 1]
+        extend(self.step.prompt, {"token_id": ids} | dist.statistics(ids))
+
+    def approach(self, role: str) -> None:
+        """Where one forward cannot hold all that a runner has not read, feed it all but the pending token."""
+        if len(self.state.tokens) - self.state.runners[role].store.length > self._chunk(role):
+            self.catch_up(role, len(self.state.tokens) - 1)
+
+    def advance(self, role: str, logits_at: str = "last") -> Output:
+        """Feed a runner all tokens up to the pending one, commit them, and return the last row's logits, or all."""
+        self.approach(role)
+        tokens, start = self.state.tokens, self.state.runners[role].store.length
+        out = self.forward(role, tokens[start:], range(start, len(tokens)), logits_at=logits_at)
+        self.commit(role, range(len(tokens) - start))
+        return out
+
+    # -- tokens -------------------------------------------------------------------------------------------------
+
+    def dist(self, logits: torch.Tensor, prefixes=None) -> Distribution:
+        """The distributions of rows of logits; `prefixes(i)` are the ids before row i's draw (default: all tokens)."""
+        return self.settings.sampling.dist(logits, prefixes or (lambda row: self.state.tokens))
+
+    def forced(self, position: int) -> int | None:
+        """The id the user put at an absolute position, if any."""
+        return self.settings.force.get(position - self.state.prompt_length)
+
+    def choose(self, dist: Distribution, row: int, position: int) -> int:
+        """What plain decoding takes at an absolute position: forced, argmax, or the seeded draw."""
+        forced = self.forced(position)
+        return dist.choose(row, self.settings.noise_seed, position) if forced is None else forced
+
+    def append(
+        self, dist: Distribution, rows: list[int], tokens: list[int], sources: list[str], model: str = "target"
+    ) -> int:
+        """Append tokens to the text, up to where the run ends; token i was drawn from row `rows[i]` of `dist`.
+
+        Returns how many were kept.
+        """
+        state, step, kept = self.state, self.step, 0
+        for token in tokens:
+            if self.forced(len(state.tokens)) is not None:
+                step.decisions.append({"controller": "user", "action": "force", "position": len(state.tokens)})
+            state.tokens.append(token)
+            step.texts.append(state.text.push(token))
+            kept += 1
+            state.ended = self._ending()
+            if state.ended:
+                break
+        start = time.perf_counter()
+        step.tokens = {"token_id": tokens[:kept], "source": sources[:kept], "model": [model] * kept}
+        if self.logging:
+            step.tokens |= dist.statistics(tokens[:kept], rows[:kept])
+        step.emitted = kept
+        if self.settings.level == "full":
+            places = range(len(state.tokens) - kept, len(state.tokens))
+            self.keep_rows("target", dist.raw[rows[:kept]], {"position": list(places)})
+        self.record_time("recording", start)
+        return kept
+
+    def _ending(self) -> str | None:
+        state, settings = self.state, self.settings
+        if state.tokens[-1] in settings.eos_ids and self.forced(len(state.tokens) - 1) is None:
+            return "eos"
+        for entry in settings.stop:
+            if holds(entry, state.new_tokens) if callable(entry) else state.text.completes(entry):
+                return "stop"
+        count = len(state.tokens) - state.prompt_length
+        return "length" if count >= settings.max_new_tokens or state.context_left <= 0 else None
+
+    def keep_rows(self, role: str, raw: torch.Tensor, columns: dict[str, list], top: int = 64) -> None:
+        """Level `full`: keep rows of log-probabilities [n, V], the largest ones and the mass of the rest.
+
+        columns: what else is known of each row: `position`, that of the token it predicts; for a draft also `node`
+        (−1 where it read committed text only) and `best`, what it would propose there, in order.
+        """
+        best = raw.topk(min(top, raw.shape[-1]))
+        tail = (1 - best.values.exp().sum(-1)).clamp_min(0)
+        kept = {"ids": best.indices.tolist(), "logp": [[round(v, 5) for v in row] for row in best.values.tolist()]}
+        extend(self.step.rows.setdefault(role, {}), kept | {"tail_mass": tail.tolist(), **columns})
+
+    # -- the end of the round -----------------------------------------------------------------------------------
+
+    def commit(self, role: str, rows: Sequence[int]) -> None:
+        """Keep a runner's staged rows; the rest is dropped."""
+        start, before = time.perf_counter(), self.step.ms.get("cache", 0.0)
+        self._commit(self.state.runners[role].store, rows)
+        self.record_time("commit", start + (self.step.ms.get("cache", 0.0) - before) / 1000)
+
+    def _commit(self, store: CacheStore, rows: Sequence[int]) -> None:
+        """Commit, and record what the cache's maintenance took of the time."""
+        before = store.maintained_ms
+        store.commit(rows)
+        if spent := store.maintained_ms - before:
+            self.step.ms["cache"] = self.step.ms.get("cache", 0.0) + spent
+
+    def record_time(self, phase: str, start: float) -> None:
+        """Add the time since `start` to that of a phase."""
+        self.step.ms[phase] = self.step.ms.get(phase, 0.0) + (time.perf_counter() - start) * 1000
+
+    def finish(self) -> Step:
+        """The record, with the ledgers of all runners and what their caches dropped, quantised and fetched."""
+        step, state, start = self.step, self.state, time.perf_counter()
+        if self.logging:
+            step.cache = {role: runner.store.ledger() for role, runner in state.runners.items()}
+            if held := held_bytes(state.memory):
+                step.cache["memory"] = {"live_slots": [0], "logical_length": [0], "table": [held]}
+        for role, runner in state.runners.items():
+            events, bits = runner.store.drain()
+            step.cache_events += [{"model": role, **event} for event in events]
+            extend(step.bits, bits | {"model": [role] * len(bits["model"])} if bits else {})
+        self.record_time("recording", start)
+        step.context, step.rest = len(state.tokens), state.text.rest
+        step.ms["total"] = (time.perf_counter() - self._start) * 1000
+        state.rounds += 1
+        return step
+
+
+def extend(columns: dict[str, list], more: dict[str, list]) -> None:
+    """Append rows to columns."""
+    for name, values in more.items():
+        columns.setdefault(name, []).extend(values)
