@@ -8,37 +8,21 @@ written as that value, and of a draft that is a chain `parent` and `depth` were 
 from collections.abc import Callable
 from typing import Any
 
-from workbench.trace.forms import Damaged
+from workbench.aliases import MEMBERS, PARAMETERS, RUN, VALUES
+from workbench.trace.forms import DEEPEST, Damaged
 from workbench.trace.schema import KEYS, SCHEMA
 
 __all__ = ["current", "current_run"]
 
 Event = dict[str, Any]
-GUARANTEES = {"seed": "seeded", "own_law": "own"}
 OPS = {"seal": "quantize", "retier": "offload"}
-MEMBERS = {"verifier": {"keyed": "seeded"}}
-PARAMETERS = {
-    ("decoder", "entropy_adaptive"): {"tau": "threshold"},
-    ("drafter", "aded"): {"least": "min_prob"},
-    ("drafter", "copyspec"): {"gram": "ngram"},
-    ("drafter", "prompt_lookup"): {"gram": "ngram"},
-    ("shape", "adaptive_confidence"): {"most": "max_length"},
-    ("shape", "confidence"): {"most": "max_length"},
-    ("shape", "del"): {"most": "max_length"},
-    ("shape", "dyspec"): {"nodes": "max_nodes"},
-    ("shape", "eagle2"): {"nodes": "max_nodes"},
-    ("shape", "heuristic"): {"most": "max_length"},
-    ("shape", "sequoia"): {"nodes": "max_nodes"},
-    ("shape", "specdec"): {"least": "min_length", "most": "max_length"},
-}
 
 
 def current_run(run: Event) -> Event:
     """A run event of schema 1 as one of today."""
-    names = {"claim": "guarantee", "rounds": "body"}
+    names = {**RUN, "rounds": "body"}
     run = {names.get(name, name): value for name, value in run.items()} | {"schema": SCHEMA}
-    if "guarantee" in run:
-        run["guarantee"] = _named(run["guarantee"], GUARANTEES)
+    run |= {name: _named(run[name], words) for name, words in VALUES.items() if name in run}
     if isinstance(body := run.get("body"), dict):
         bodies = {"host": "stock", "device": "fast" if str(run.get("device")).startswith("cpu") else "graph"}
         run["body"] = {"name": _named(body.get("implementation"), bodies), "reason": body.get("reason")}
@@ -49,14 +33,14 @@ def _named(name: Any, names: dict[str, str]) -> Any:
     return names.get(name, name) if isinstance(name, str) else name
 
 
-def _declared(value: Any) -> Any:
+def _declared(value: Any, depth: int = DEEPEST) -> Any:
     """A declared thing, and those inside of it, with the names of today."""
-    if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
+    if not depth or not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
         return value
     family, name = str(value.get("family")), value.get("name")
     names = PARAMETERS.get((family, str(name)), {})
-    settings = {names.get(key, key): _declared(inner) for key, inner in value["settings"].items()}
-    return value | {"name": _named(name, MEMBERS.get(family, {})), "settings": settings}
+    settings = {names.get(key, key): _declared(inner, depth - 1) for key, inner in value["settings"].items()}
+    return value | {"name": MEMBERS.get((family, str(name)), name), "settings": settings}
 
 
 def current(event: Any, layers: dict[str, int], pay: Callable[[int], None]) -> Any:
