@@ -97,6 +97,11 @@ class RoundIndex:
 
 
 def _after(before: Reached, place: int, event: Event) -> Reached:
-    counts = (event.get(name) or 0 for name in ("emitted", "drafted", "accepted"))
+    counts = (_number(event.get(name)) for name in ("emitted", "drafted", "accepted"))
     tokens, drafted, accepted = (total + count for total, count in zip(before[1:4], counts, strict=True))
-    return Reached(place, tokens, drafted, accepted, before.ms + (event.get("ms", {}).get("total") or 0))
+    return Reached(place, tokens, drafted, accepted, before.ms + _number(event.get("ms", {}).get("total")))
+
+
+def _number(value: Any) -> float:
+    """A number as it is; 0 for what a damaged file may hold instead."""
+    return value if isinstance(value, (int, float)) else 0
