@@ -44,8 +44,8 @@ def server(pipe: Connection) -> None:
 
     import workbench as wb
     from workbench.dashboard import launch, serve
-    from workbench.dashboard.run import Branch, Worker
-    from workbench.dashboard.visit import VISITS
+    from workbench.dashboard.jobs import Worker
+    from workbench.dashboard.visits import VISITS, Branch
     from workbench.session import Session
 
     over, spent = [0.0], {}  # processor time of the runs that are over, and of every thread that decodes

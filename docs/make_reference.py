@@ -3,7 +3,7 @@
 import inspect
 from pathlib import Path
 
-from workbench import aliases, conditions, declare, members
+from workbench import aliases, conditions, declare, members, web
 from workbench.engine.settings import keywords
 from workbench.trace import schema
 
@@ -115,7 +115,17 @@ def stub() -> str:
     return "\n".join([*head, *lines, "", "__version__: str"]) + "\n"
 
 
-PAGES = {"docs/reference.md": reference, "docs/migrating.md": migrating, "workbench/__init__.pyi": stub}
+def words() -> str:
+    """The glossary that the package carries, for its tooltips."""
+    return (web.FOLDER / "glossary.md").read_text(encoding="utf-8")
+
+
+PAGES = {
+    "docs/reference.md": reference,
+    "docs/migrating.md": migrating,
+    "docs/glossary.md": words,
+    "workbench/__init__.pyi": stub,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -1,19 +1,18 @@
-"""Conditions on a row of the trace, such as `entropy > 3 and not bonus`: a small language of its own, never `eval`.
+"""Conditions on a row of the trace, such as `entropy > 3 and not bonus`: read with Python's parser, never run.
 
-    condition := and ("or" and)*        and := not ("and" not)*        not := "not" not | "(" condition ")" | test
-    test      := value (("<" | "<=" | ">" | ">=" | "==" | "!=") value)?
-    value     := number | 'text' | "text" | true | false | column | alias       (in texts \\n \\t \\r \\\\ \\' \\")
-
-A value alone must be a column: it holds where the column is there and is not false, 0 or empty. A comparison with a
-missing value does not hold, whichever way it asks, `!=` included.
+A condition is made of `and`, `or`, `not`, parentheses, columns and comparisons (`< <= > >= == !=`) of a column, a
+number, a quoted text, true or false. A column alone holds where it is there and is not false, 0 or empty. A comparison
+with a missing value does not hold, whichever way it asks, `!=` included.
 """
 
+import ast
 import difflib
 import math
 import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from workbench.errors import BadInput, shown
@@ -34,32 +33,21 @@ ALIASES = {
     "bits": "bits_per_element",
     "ms": "total_ms",
 }
-OPERATORS = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
+COMPARE = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+COMPARE |= {ast.Eq: operator.eq, ast.NotEq: operator.ne}
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
-MAX_LENGTH = 1000
-MAX_DEPTH = 50
+MAX_LENGTH, MAX_DEPTH = 1000, 50
+NO_VALUE, NO_END = "expected a column, a number or a quoted text", "expected 'and', 'or' or the end"
+TOO_DEEP = f"more than {MAX_DEPTH} levels of 'not' and parentheses"
 
 _KINDS = {
     **dict.fromkeys(("int", "id", "float"), "number"),
     **dict.fromkeys(("text", "name", "short"), "text"),
     "bool": "true or false",
 }
-_PIECE = re.compile(
-    r"""\s*(?:
-      (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
-    | (?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
-    | (?P<name>[A-Za-z_]\w*)
-    | (?P<sign><=|>=|==|!=|<|>|\(|\))
-    )""",
-    re.VERBOSE,
-)
+_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*["]""", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.])", re.ASCII)
+_WORDS = re.compile(rf"(?:{_TEXT.pattern}|{_NUMBER.pattern}|[A-Za-z_]\w*|[<>=!]=|[<>()\s])*", re.ASCII | re.DOTALL)
 
 Row = Mapping[str, Any]
 
@@ -95,128 +83,86 @@ def parse(text: str) -> Condition:
         raise BadInput(f"condition: expected text such as 'entropy > 3 and rank > 1', got {shown(text)}")
     if len(text) > MAX_LENGTH:
         raise BadInput(f"condition: expected at most {MAX_LENGTH} characters, got {len(text)}; pass a callable instead")
-    parser = _Parser(text)
-    holds = parser.either(0)
-    if parser.piece is not None:
-        parser.fail("expected 'and', 'or' or the end")
-    return Condition(text.strip(), frozenset(parser.names), holds)
+    reader = _Reader(text.strip())
+    holds = reader.holds(reader.tree())
+    return Condition(reader.text, frozenset(reader.names), holds)
 
 
-@dataclass(frozen=True)
-class _Value:
-    """One side of a comparison: `read` gives its value in a row."""
-
-    read: Callable[[Row], Any]
-    kind: str
-    place: int
-    is_column: bool
-
-
-class _Parser:
-    """Recursive descent over the pieces of one text, one method for each line of the grammar."""
+class _Reader:
+    """Python's parser gives the structure of a text; nodes that are not listed here are refused."""
 
     def __init__(self, text: str):
-        self.source = text
-        self.known = columns()
+        self.text, self.known = text, columns()
         self.names: set[str] = set()
-        self.end = 0
-        self.advance()
 
-    def advance(self) -> None:
-        """Move to the next piece; `piece` is None at the end of the text."""
-        match = _PIECE.match(self.source, self.end)
-        rest = self.source[self.end :]
-        self.place = self.end + len(rest) - len(rest.lstrip())
-        if match is None:
-            self.piece, self.kind = None, ""
-            if rest.strip():
-                self.fail("cannot read this")
-            return
-        self.kind, self.piece, self.end = match.lastgroup, match[match.lastgroup], match.end()
+    def fail(self, what: str, place: int, hint: str = "") -> NoReturn:
+        marked = f"{self.text[max(place - 40, 0) : place]}^{self.text[place : place + 40]}"
+        raise BadInput(f"condition: {what} at character {place + 1}: {' '.join(marked.split())}{hint}")
 
-    def takes(self, piece: str) -> bool:
-        """Whether the current piece is this word or sign; if so, move on."""
-        if self.kind not in ("name", "sign") or self.piece != piece:
-            return False
-        self.advance()
-        return True
+    def tree(self) -> ast.expr:
+        """The syntax tree; its offsets are those of the text."""
+        read = _WORDS.match(self.text).end()
+        if read < len(self.text):
+            self.fail("cannot read this", read)
+        masked = _TEXT.sub(lambda found: f"'{'x' * (len(found[0]) - 2)}'", self.text)
+        code = re.sub(r"\b0(?=\d)", "1", re.sub(r"\s", " ", masked))
+        levels = accumulate({"(": 1, ")": -1}.get(sign, 0) for sign in code)
+        if deep := [place for place, level in enumerate(levels) if level > MAX_DEPTH]:
+            self.fail(TOO_DEEP, deep[0])
+        try:
+            return ast.parse(code, mode="eval").body
+        except SyntaxError as error:
+            place = error.offset - 1 if error.offset else len(code)
+            after_value = re.match(r"(?!and\b|or\b)[\w']", code[place:])
+            expected = NO_END if after_value else NO_VALUE
+            self.fail(error.msg if "'" in error.msg else expected, place)
 
-    def fail(self, what: str, place: int | None = None, hint: str = "") -> NoReturn:
-        place = self.place if place is None else place
-        start = max(place - 40, 0)
-        shown = " ".join(f"{self.source[start:place]}^{self.source[place : place + 40]}".split())
-        raise BadInput(f"condition: {what} at character {place + 1}: {shown}{hint}")
-
-    def either(self, depth: int) -> Callable[[Row], bool]:
-        parts = [self.both(depth)]
-        while self.takes("or"):
-            parts.append(self.both(depth))
-        return parts[0] if len(parts) == 1 else lambda row: any(part(row) for part in parts)
-
-    def both(self, depth: int) -> Callable[[Row], bool]:
-        parts = [self.negated(depth)]
-        while self.takes("and"):
-            parts.append(self.negated(depth))
-        return parts[0] if len(parts) == 1 else lambda row: all(part(row) for part in parts)
-
-    def negated(self, depth: int) -> Callable[[Row], bool]:
+    def holds(self, node: ast.expr, depth: int = 0) -> Callable[[Row], bool]:
         if depth > MAX_DEPTH:
-            self.fail(f"more than {MAX_DEPTH} levels of 'not' and parentheses")
-        if self.takes("not"):
-            inner = self.negated(depth + 1)
-            return lambda row: not inner(row)
-        if self.takes("("):
-            inner = self.either(depth + 1)
-            if not self.takes(")"):
-                self.fail("expected ')'")
-            return inner
-        return self.test()
+            self.fail(TOO_DEEP, node.col_offset)
+        match node:
+            case ast.BoolOp():
+                every = all if isinstance(node.op, ast.And) else any
+                parts = [self.holds(part, depth) for part in node.values]
+                return lambda row: every(part(row) for part in parts)
+            case ast.UnaryOp(op=ast.Not()):
+                inner = self.holds(node.operand, depth + 1)
+                return lambda row: not inner(row)
+            case ast.Compare(ops=[op], comparators=[right]) if type(op) in COMPARE:
+                (kind, a), (other, b) = self.value(node.left), self.value(right)
+                if kind != other:
+                    self.fail(f"this is {other} and is compared with {kind}", right.col_offset)
+                return lambda row: _compare(COMPARE[type(op)], a(row), b(row))
+            case ast.Compare():
+                self.fail("expected one comparison, and another after 'and'", node.comparators[0].end_col_offset)
+            case ast.Name() if node.id.lower() not in ("true", "false"):
+                read = self.value(node)[1]
+                return lambda row: not _missing(read(row)) and bool(read(row))
+        self.fail("expected a comparison (< <= > >= == !=)", node.end_col_offset)
 
-    def test(self) -> Callable[[Row], bool]:
-        left = self.value()
-        if self.kind != "sign" or self.piece not in OPERATORS:
-            if not left.is_column:
-                self.fail("expected a comparison (< <= > >= == !=)")
-            return lambda row: not _missing(left.read(row)) and bool(left.read(row))
-        compare = OPERATORS[self.piece]
-        self.advance()
-        right = self.value()
-        if left.kind != right.kind:
-            self.fail(f"this is {right.kind} and is compared with {left.kind}", right.place)
-        return lambda row: _compare(compare, left.read(row), right.read(row))
-
-    def value(self) -> _Value:
-        piece, kind, place = self.piece, self.kind, self.place
-        if kind == "name" and piece.lower() in ("true", "false"):
-            value, kind = piece.lower() == "true", "true or false"
-        elif kind == "number":
-            value = float(piece) if re.search("[.eE]", piece) else int(piece)
-        elif kind == "text":
-            value = self.unescape(piece[1:-1], place)
-        elif kind == "name" and piece not in ("and", "or", "not"):
-            return self.column(piece, place)
-        else:
-            self.fail("expected a column, a number or a quoted text")
-        self.advance()
-        return _Value(lambda row: value, kind, place, is_column=False)
-
-    def unescape(self, text: str, place: int) -> str:
-        def plain(match: re.Match) -> str:
-            if match[1] not in ESCAPES:
-                self.fail(f"unknown escape {match[0]} in the text", place)
-            return ESCAPES[match[1]]
-
-        return re.sub(r"\\(.)", plain, text, flags=re.DOTALL)
-
-    def column(self, piece: str, place: int) -> _Value:
-        name = ALIASES.get(piece, piece)
+    def value(self, node: ast.expr) -> tuple[str, Callable[[Row], Any]]:
+        """The kind of a column, a number, a text or a truth value, and what reads it in a row."""
+        place = node.col_offset
+        word = self.text[place : node.end_col_offset]
+        if _NUMBER.fullmatch(word):
+            number = float(word) if re.search("[.eE]", word) else int(word)
+            return "number", lambda row: number
+        if _TEXT.fullmatch(word):
+            if odd := re.search(r"\\[^ntr\\'\"]", word.replace("\\\\", "")):
+                self.fail(f"unknown escape {odd[0]} in the text", place)
+            text = re.sub(r"\\(.)", lambda escape: ESCAPES[escape[1]], word[1:-1])
+            return "text", lambda row: text
+        if not word.isidentifier():
+            self.fail(NO_VALUE, place)
+        if word.lower() in ("true", "false"):
+            return "true or false", lambda row: word.lower() == "true"
+        name = ALIASES.get(word, word)
         if name not in self.known:
-            close = difflib.get_close_matches(piece, [*self.known, *ALIASES], n=1)
+            close = difflib.get_close_matches(word, [*self.known, *ALIASES], n=1)
             meant = f" (did you mean {close[0]!r}?)" if close else ""
-            self.fail(f"unknown name {piece[:40]!r}{meant}", hint=f"; aliases: {', '.join(ALIASES)}")
+            self.fail(f"unknown name {word[:40]!r}{meant}", place, f"; aliases: {', '.join(ALIASES)}")
         self.names.add(name)
-        self.advance()
-        return _Value(lambda row: row.get(name), self.known[name], place, is_column=True)
+        return self.known[name], lambda row: row.get(name)
 
 
 def _compare(compare: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:

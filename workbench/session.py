@@ -14,20 +14,23 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from workbench import conditions
+from workbench.cursor import Cursor
 from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.settings import Settings, make_settings, with_keywords
+from workbench.engine.text import token_text
 from workbench.errors import BadInput, shown
 from workbench.models.loading import Model, as_model
 from workbench.provenance import run_event
 from workbench.rounds import State
 from workbench.trace import Recorder, Trace
 from workbench.trace.tables import expand, final, rest
-from workbench.values import bounded, one_of
+from workbench.values import bounded
 
 __all__ = ["Session"]
 
@@ -37,7 +40,7 @@ Until = str | Callable[[Mapping[str, Any]], bool]
 
 
 @with_keywords
-class Session:
+class Session(Cursor):
     """Decoding one prompt under one decoder, at the reader's pace.
 
     Parameters
@@ -72,6 +75,7 @@ class Session:
         self._begin(state, Recorder(run, out, self.settings.level, overwrite=overwrite), parent=None)
 
     def _begin(self, state: State, recorder: Recorder, parent: "Session | None") -> None:
+        Cursor.__init__(self)
         self.parent = parent
         self._recorder = recorder
         self._origin = self.rounds  # rounds copied from the parent
@@ -81,7 +85,6 @@ class Session:
         self._snapshots: dict[int, State] = {}
         self._stride = 1
         self._cursor = self.length
-        self._lock = threading.RLock()
         self._pause = threading.Event()
 
     # -- what there is ------------------------------------------------------------------------------------------
@@ -108,24 +111,24 @@ class Session:
         return "".join(texts)
 
     @property
+    def reader(self) -> Callable[[int], str] | None:
+        """What gives the text of a token id; None where the model has no tokenizer."""
+        tokenizer = getattr(self.lm, "tokenizer", None)
+        return None if tokenizer is None else partial(token_text, tokenizer)
+
+    @property
+    def prompt_again(self) -> Prompt:
+        """What gives this prompt's ids again: the prompt itself where it does, else the ids."""
+        try:
+            same = encode_prompt(self.lm, self.prompt)[0] == self.prompt_ids
+        except BadInput:
+            same = False
+        return self.prompt if same else self.prompt_ids
+
+    @property
     def unfinished(self) -> str:
         """What the end of the run adds to the last token's text, where the cursor is there: a character cut short."""
         return rest(final(self._recorder)) if self._cursor == self.length else ""
-
-    @property
-    def cursor(self) -> int:
-        """How many new tokens lie before the cursor."""
-        return self._cursor
-
-    @property
-    def length(self) -> int:
-        """New tokens recorded."""
-        return self.trace.index.last.tokens
-
-    @property
-    def rounds(self) -> int:
-        """Rounds recorded, the prefill included."""
-        return len(self.trace.index)
 
     @property
     def ended(self) -> str | None:
@@ -137,10 +140,6 @@ class Session:
         """The state at the tip; treat it as read-only."""
         return self._tips[self.rounds]
 
-    def round_at(self, index: int) -> int:
-        """The round that produced (or, at the tip, will produce) new token `index`."""
-        return self.trace.index.at(bounded("round_at", index, 0, what="a token number"))
-
     def __repr__(self) -> str:
         where = f", at {self._cursor}" if self._cursor < self.length else ""
         ended = f", ended: {self.ended}" if self.ended else ""
@@ -148,21 +147,11 @@ class Session:
 
     # -- forward ------------------------------------------------------------------------------------------------
 
-    def step(self, by: str = "round") -> dict[str, Any] | None:
-        """One round (or one token) forward: over the record where the cursor is behind, else computed.
-
-        Returns the round's event, or None at the end of the run. Ctrl-C, bad numbers and lack of memory leave the
-        session at the end of the last complete round.
-        """
-        one_of("by", by, "round", "token")
-        with self._lock:
-            number = self._ahead()
-            if number is not None:
-                self._cursor = self._cursor + 1 if by == "token" else self.trace.index[number].tokens
-                return expand(self.trace.index.event(number), final(self._recorder))
-
     def _ahead(self) -> int | None:
-        """The round that holds the token at the cursor, computed where need be; None at the end of the run."""
+        """The round that holds the token at the cursor, computed where need be; None at the end of the run.
+
+        Ctrl-C, bad numbers and lack of memory leave the session at the end of the last complete round.
+        """
         if self._cursor >= self.length and not self._compute():
             return None
         return self.round_at(self._cursor)
@@ -229,27 +218,8 @@ class Session:
 
     # -- back and sideways --------------------------------------------------------------------------------------
 
-    def back(self, steps: int = 1, by: str = "round") -> int:
-        """Move the cursor back by rounds or tokens; returns the new cursor. Nothing recorded is lost."""
-        one_of("by", by, "round", "token")
-        steps = bounded("back", steps, 0, what="a number of steps")
-        with self._lock:
-            target = self._cursor
-            if by == "token":
-                return self.jump(max(target - steps, 0))
-            while steps and target:
-                target = self.trace.index.start(self.round_at(target - 1))
-                steps -= 1
-            return self.jump(target)
-
-    def jump(self, to: int) -> int:
-        """Put the cursor behind the first `to` new tokens (0 to `length`); returns it."""
-        with self._lock:
-            to = bounded("jump", to, 0, self.length, "a token number")
-            if to != self._cursor:
-                self._recorder.mark("cursor", {"index": to})
-                self._cursor = to
-            return to
+    def _moved(self, to: int) -> None:
+        self._recorder.mark("cursor", {"index": to})
 
     def replay(self) -> Iterator[dict[str, Any]]:
         """The recorded rounds from the start, the cursor moving along; nothing is computed."""

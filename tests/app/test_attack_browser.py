@@ -12,7 +12,7 @@ from tests.app.conftest import free_port
 from workbench.dashboard import serve
 from workbench.dashboard.security import Rules
 from workbench.dashboard.uploads import UPLOADS
-from workbench.dashboard.visit import VISITS
+from workbench.dashboard.visits import VISITS
 
 from gradio.blocks import Blocks  # isort: skip
 

@@ -9,7 +9,7 @@ import workbench as wb
 from tests.app.test_transport import refused
 from tests.app.visitor import PROMPT
 from workbench.dashboard import share
-from workbench.dashboard.visit import MAX_BRANCHES, VISITS, Visit
+from workbench.dashboard.visits import MAX_BRANCHES, VISITS, Visit
 from workbench.trace import Trace
 
 

@@ -11,7 +11,7 @@ import torch
 import workbench as wb
 from tests.app.test_transport import refused
 from tests.app.visitor import PROMPT
-from workbench.dashboard.trial import BASELINE
+from workbench.dashboard.experiments import BASELINE
 from workbench.experiments.compare import Arm, Comparison, gap
 
 PLAIN = wb.Autoregressive()

@@ -5,9 +5,10 @@ import time
 import gradio as gr
 from gradio.state_holder import StateHolder
 
-from workbench.dashboard.pages import Pages
+from workbench.cursor import Replay
+from workbench.dashboard.limits import Pages
 from workbench.dashboard.serve import forget_gone
-from workbench.dashboard.visit import VISITS, Branch, Replay, Visit
+from workbench.dashboard.visits import VISITS, Branch, Visit
 from workbench.trace import Trace
 
 

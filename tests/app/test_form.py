@@ -11,7 +11,7 @@ from workbench.dashboard import python
 from workbench.dashboard.controls import _nests
 from workbench.dashboard.figures import FIGURES
 from workbench.dashboard.presets import presets
-from workbench.dashboard.visit import VISITS
+from workbench.dashboard.visits import VISITS
 
 
 def test_every_declared_parameter_has_a_control_with_its_help(app):
@@ -91,7 +91,7 @@ def test_the_form_takes_a_cache_stack(visitor):
     stack = VISITS[visitor.name].branch.run.settings.cache
     assert stack.policy.budget == 64 and stack.quantizer.declared_name == "kivi"
     visitor.fire("pick", {"index": 55})  # its round brings the committed length to 64
-    assert "Events: seal" in visitor.get("phases")
+    assert "Events: quantize" in visitor.get("phases")
     visitor.fire("pick", {"index": 54})
     assert "No maintenance was due." in visitor.get("phases")
     visitor.fire("copy")
@@ -119,7 +119,7 @@ def test_text_of_model_and_prompt_is_inert(visitor):
     visitor.set("right", 1)
     for html in (*visitor.fire("beside"), visitor.get("phases"), visitor.status):
         assert "<img" not in str(html) and "</script" not in str(html)
-    from workbench.dashboard.inspector import inert, shown
+    from workbench.dashboard.html import inert, shown
 
     for safe in (inert(hostile), shown(hostile)):
         assert not set("<>{}$`") & set(safe)
@@ -147,7 +147,7 @@ def test_every_event_of_the_app_is_private_and_named(app):
 
 
 def test_the_module_becomes_a_function_body():
-    from workbench.dashboard.token_view import script
+    from workbench.dashboard.screen import script
 
     code = script()
     assert "export" not in code and "import " not in code and "function mount(" in code

@@ -11,8 +11,8 @@ import pytest
 
 import workbench.dashboard  # noqa: F401  (before gradio: it switches the analytics off)
 from workbench.cli import main
-from workbench.dashboard import pages as limits
-from workbench.dashboard.pages import Pages
+from workbench.dashboard import limits
+from workbench.dashboard.limits import Pages
 from workbench.dashboard.security import INLINE, POLICY, Gate, Rules
 from workbench.dashboard.serve import rules_of
 

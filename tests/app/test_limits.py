@@ -10,11 +10,11 @@ import pytest
 
 import workbench as wb
 from tests.app.test_transport import refused
-from workbench.dashboard import meter, opening, trial, uploads
-from workbench.dashboard import run as runs
-from workbench.dashboard.intake import FILE, MAX_INT, UNFIT, sound
-from workbench.dashboard.uploads import MAX_TRACE, ROUTES, UPLOADS, Uploads
-from workbench.dashboard.visit import VISITS
+from workbench.dashboard import experiments, limits, opening, uploads
+from workbench.dashboard.jobs import Worker
+from workbench.dashboard.limits import Turn
+from workbench.dashboard.uploads import FILE, MAX_INT, MAX_TRACE, ROUTES, UNFIT, UPLOADS, Uploads, sound
+from workbench.dashboard.visits import VISITS
 from workbench.errors import BadInput, BadTrace
 
 from starlette.applications import Starlette  # isort: skip
@@ -24,8 +24,8 @@ from starlette.testclient import TestClient  # isort: skip
 @pytest.fixture
 def turns(monkeypatch):
     """One turn for the whole process, and nobody's time spent."""
-    monkeypatch.setattr(runs, "_turns", threading.BoundedSemaphore(1))
-    monkeypatch.setattr(runs, "_spent", type(runs._spent)(runs._spent.default_factory))
+    monkeypatch.setattr(limits, "_turns", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(limits, "_spent", type(limits._spent)(limits._spent.default_factory))
 
 
 def until(holds) -> None:
@@ -47,63 +47,66 @@ class Endless:
 
 def test_a_paced_run_gives_its_turn_back_while_it_rests(turns):
     """Sixteen runs at one step a second once kept every other visitor out."""
-    worker = runs.Worker(Endless(), "round", pace=3600.0)
+    worker = Worker(Endless(), "round", pace=3600.0)
     worker.start()
     until(lambda: worker.branch.steps and worker.turn._since is None)
-    runs.take_turn()  # the only one there is; refused where the resting run still has it
+    turn = Turn()
+    turn.take()  # the only one there is; refused where the resting run still has it
     with pytest.raises(BadInput):
-        runs.take_turn()
+        Turn().take()
     worker.stop()
     assert not worker.is_alive() and worker.error == ""
-    runs.give_turn()
+    turn.give()
     with pytest.raises(ValueError, match="too many times"):
-        runs.give_turn()  # the worker gave its own once
+        limits._turns.release()  # the worker gave its own once
 
 
 def test_a_rested_run_waits_for_a_turn_and_a_pause_ends_the_wait(turns, monkeypatch):
-    monkeypatch.setattr(runs, "RETRY_S", 0.001)
-    worker = runs.Worker(Endless(), "round", pace=0.001)
+    monkeypatch.setattr(limits, "RETRY_S", 0.001)
+    worker = Worker(Endless(), "round", pace=0.001)
     worker.start()
-    until(lambda: worker.turn._since is None and runs._turns.acquire(blocking=False))
+    until(lambda: worker.turn._since is None and limits._turns.acquire(blocking=False))
     before = worker.branch.steps
     time.sleep(0.05)
     assert worker.branch.steps <= before + 1 and worker.is_alive()
-    runs._turns.release()
+    limits._turns.release()
     until(lambda: worker.branch.steps > before + 3)  # it goes on
-    until(lambda: worker.turn._since is None and runs._turns.acquire(blocking=False))
+    until(lambda: worker.turn._since is None and limits._turns.acquire(blocking=False))
     worker.stop()
     assert not worker.is_alive() and worker.error == ""
-    runs._turns.release()
+    limits._turns.release()
 
 
 def test_a_visitor_has_a_part_of_the_turns_and_the_owner_all(turns, monkeypatch):
-    monkeypatch.setattr(runs, "_turns", threading.BoundedSemaphore(runs.MOST))
-    for _ in range(runs.EACH):
-        runs.take_turn("greedy")
+    monkeypatch.setattr(limits, "_turns", threading.BoundedSemaphore(limits.MOST))
+    for _ in range(limits.EACH):
+        Turn("greedy").take()
     with pytest.raises(BadInput, match="runs of yours are being decoded"):
-        runs.take_turn("greedy")
-    runs.take_turn("honest")
-    for _ in range(runs.MOST - runs.EACH - 1):
-        runs.take_turn()
+        Turn("greedy").take()
+    Turn("honest").take()
+    for _ in range(limits.MOST - limits.EACH - 1):
+        Turn().take()
     with pytest.raises(BadInput, match="the most at once; try again in a moment"):
-        runs.take_turn()
+        Turn().take()
 
 
 def test_a_run_and_a_visitor_have_so_much_time(turns, monkeypatch):
-    monkeypatch.setattr(runs, "RUN_S", 0.0)
-    worker = runs.Worker(Endless(), "round", pace=0.0, who="somebody")
+    monkeypatch.setattr(limits, "RUN_S", 0.0)
+    worker = Worker(Endless(), "round", pace=0.0, who="somebody")
     worker.start()
     worker.join(60)
-    assert worker.error == runs.LONG and worker.branch.steps == 1
-    monkeypatch.setattr(runs, "VISITOR_S", 0.0)
+    assert worker.error == limits.LONG and worker.branch.steps == 1
+    monkeypatch.setattr(limits, "VISITOR_S", 0.0)
     with pytest.raises(BadInput, match="your runs took"):
-        runs.take_turn("somebody")
-    runs.take_turn("another")
-    runs.give_turn("another")
-    monkeypatch.setattr(runs, "WINDOW_S", -120.0)  # as if that was long ago
-    runs.take_turn("somebody")
-    runs.give_turn("somebody")
-    owner = runs.Turn("")  # whose own machine it is
+        Turn("somebody").take()
+    another = Turn("another")
+    another.take()
+    another.give()
+    monkeypatch.setattr(limits, "WINDOW_S", -120.0)  # as if that was long ago
+    somebody = Turn("somebody")
+    somebody.take()
+    somebody.give()
+    owner = Turn("")  # whose own machine it is
     owner.take()
     assert owner.over is False
     owner.give()
@@ -118,13 +121,13 @@ def test_what_a_page_decodes_is_its_visitor_s(visitor):
 
 
 def test_a_comparison_and_a_measurement_end_when_their_time_is_over(turns, monkeypatch):
-    monkeypatch.setattr(runs, "RUN_S", 0.0)
-    monkeypatch.setattr(trial, "Comparison", lambda *values, **named: iter(range(100)))
-    compared = trial.Trial(None, [], {}, "somebody")
+    monkeypatch.setattr(limits, "RUN_S", 0.0)
+    monkeypatch.setattr(experiments, "Comparison", lambda *values, **named: iter(range(100)))
+    compared = experiments.Compared(None, [], {}, "somebody")
     compared.start()
     compared.join(60)
-    assert compared.error == runs.LONG and next(compared.comparison) == 1
-    measured = meter.Meter(None, None, "", "somebody")
+    assert compared.error == limits.LONG and next(compared.comparison) == 1
+    measured = experiments.Measured(None, None, "", "somebody")
     assert measured.counted(1, 100) is False
     measured.turn.take()
     assert measured.counted(1, 100) is True

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.app.test_server import ask
-from workbench.dashboard.live import NOTHING, REST, answer
-from workbench.dashboard.visit import VISITS
+from workbench.dashboard.serve import NOTHING, REST, answer
+from workbench.dashboard.visits import VISITS
 
 
 def look(visitor, **other) -> str:

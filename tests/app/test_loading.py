@@ -11,7 +11,7 @@ import pytest
 import workbench as wb
 from workbench.dashboard import loading
 from workbench.dashboard.form import Form, Wanted
-from workbench.dashboard.visit import Visit
+from workbench.dashboard.visits import Visit
 from workbench.errors import BadInput
 from workbench.models.progress import Cancelled
 
@@ -55,7 +55,7 @@ def test_a_loading_is_told_in_bytes_and_can_be_cancelled():
     with pytest.raises(gr.Error, match="the loading of some/model was stopped"):
         rest.extend(shown)
     assert ended and lines(rest[-1]) == ""
-    assert not visit.loading.is_alive() and visit.message == "the loading of some/model was stopped"
+    assert visit.jobs["loading"].over and visit.message == "the loading of some/model was stopped"
 
 
 def test_the_line_goes_away_before_an_error_is_said():

@@ -56,7 +56,7 @@ def test_a_taken_port_is_refused_in_one_line(capsys):
 def test_a_closed_page_frees_its_runs(open_page):
     import time
 
-    from workbench.dashboard.visit import VISITS
+    from workbench.dashboard.visits import VISITS
 
     page = open_page()
     page.click("#start")

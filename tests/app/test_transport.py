@@ -7,10 +7,11 @@ import pytest
 
 import workbench as wb
 from tests.app.visitor import PROMPT, Visitor
-from workbench.dashboard import run as runs
+from workbench.dashboard import limits
 from workbench.dashboard.form import MAX_NEW_TOKENS, MAX_PROMPT
-from workbench.dashboard.run import PHASES, Worker
-from workbench.dashboard.visit import VISITS, forget_idle
+from workbench.dashboard.html import PHASES
+from workbench.dashboard.jobs import Worker
+from workbench.dashboard.visits import BY, VISITS, forget_idle
 from workbench.trace import Trace
 
 
@@ -120,7 +121,7 @@ def test_the_page_is_sent_only_what_it_lacks(visitor):
     assert '"since":0' in whole
 
 
-@pytest.mark.parametrize("by", runs.BY)
+@pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("decoder", ["autoregressive", "speculative"])
 def test_a_breakpoint_stops_right_after_its_token(visitor, by, decoder):
     visitor.start(decoder=decoder)
@@ -164,11 +165,12 @@ def test_more_runs_at_once_than_the_limit_are_refused(visitor, monkeypatch):
     import threading
 
     visitor.start(tokens=4)
-    monkeypatch.setattr(runs, "_turns", threading.BoundedSemaphore(1))
-    runs.take_turn()
+    monkeypatch.setattr(limits, "_turns", threading.BoundedSemaphore(1))
+    turn = limits.Turn()
+    turn.take()
     assert "the most at once; try again in a moment" in refused(visitor, "play")
     assert visitor.fire("tick") and not visitor.playing
-    runs.give_turn()
+    turn.give()
     visitor.fire("play")
     visitor.watch()
 
@@ -184,11 +186,11 @@ def test_a_run_that_fails_does_not_take_the_visit_down(visitor, monkeypatch):
 
     visitor.start(tokens=6).step()
     with monkeypatch.context() as patch:
-        patch.setattr(Autoregressive, "round", broken)
+        patch.setattr(Autoregressive, "decode_round", broken)
         assert refused(visitor, "step") == "the model returned NaN"
         visitor.fire("play")
         assert visitor.watch().status == "the model returned NaN"
-        patch.setattr(Autoregressive, "round", bug)
+        patch.setattr(Autoregressive, "decode_round", bug)
         visitor.fire("play")
         assert visitor.watch().status == "unexpected TypeError: no such thing"
     visitor.fire("back")
@@ -211,7 +213,7 @@ def test_two_visitors_do_not_mix(app):
 
 
 def test_a_closed_page_lets_go_of_its_runs_even_while_they_play(app):
-    from workbench.dashboard.page_load import closed
+    from workbench.dashboard.app import closed
 
     leaving = Visitor(app, "leaving").start(tokens=400)
     leaving.fire("play")

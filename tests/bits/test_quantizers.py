@@ -139,7 +139,7 @@ def test_the_trace_says_which_tokens_are_how_wide(small):
 
 @torch.inference_mode()
 def test_values_that_no_half_step_can_hold_end_the_run_by_name(small):
-    """Beyond ±65504 steps would be infinite: refused at the seal, with the layer, instead of spoiling a channel."""
+    """Beyond ±65504 steps would be infinite: refused with the layer, instead of spoiling a channel."""
     for cache, refused in ((wb.KIVI(bits=8, residual=0), True), (wb.Paged(residual=0), False)):
         store = as_stack(cache).new_store(small, 50)
         store.begin(range(32))

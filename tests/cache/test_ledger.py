@@ -55,7 +55,7 @@ def test_what_each_kind_holds(small):
     assert found["payload"] == 48 * 2 * 2 * 16 * 4 and found["position"] == 48 * 2 * 4 and found["score"] == 48 * 2 * 8
     assert (found["live_slots"], found["logical_length"]) == (48, 96)
     found = {kind: column[0] for kind, column in kivi.ledger().items() if column[0]}
-    pages = 2 * 2  # 64 sealed tokens, two heads
+    pages = 2 * 2  # 64 quantized tokens, two heads
     assert found["payload"] == 32 * 2 * 2 * 16 * 4 + pages * 32 * 2 * 16 * 4 // 8
     assert found["scale"] == found["zero"] == pages * (2 * 16 + 32 * 2) and found["header"] == pages * 16
     assert found["position"] == pages * 32 * 4 and found["table"] == pages * 4 + 2 * 4

@@ -138,7 +138,16 @@ def call(capsys):
 
 def test_run_takes_a_cache_and_its_parameters(call, tmp_path):
     out = str(tmp_path / "run.wb")
-    settings = ["--set", "cache.budget=80", "--set", "cache.kivi.bits=8", "--set", "gram=2", "--set", "cache.recent=40"]
+    settings = [
+        "--set",
+        "cache.budget=80",
+        "--set",
+        "cache.kivi.bits=8",
+        "--set",
+        "ngram=2",
+        "--set",
+        "cache.recent=40",
+    ]
     code, text, _ = call(
         "run", "def a(b):", "--cache", "h2o", "--cache", "kivi", *settings[:4], *settings[6:],
         "--max-new-tokens", "6", "--out", out, "--quiet",

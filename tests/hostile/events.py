@@ -14,11 +14,11 @@ from gradio.state_holder import SessionState  # isort: skip
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
-from workbench.dashboard import build_app, meter, run, trial
-from workbench.dashboard.pages import Pages
+from workbench.dashboard import build_app, experiments, jobs
+from workbench.dashboard.limits import Pages
 from workbench.dashboard.security import Gate, Rules
 from workbench.dashboard.uploads import ROUTES, UPLOADS
-from workbench.dashboard.visit import VISITS
+from workbench.dashboard.visits import VISITS
 from workbench.errors import BadInput
 
 __all__ = ["CORPORA"]
@@ -93,7 +93,7 @@ def fire(event: tuple[str, list, Any]) -> None:
     """Nothing decodes for long: workers, comparisons and measurements are made, and not started."""
     here, (name, wrong, data) = page(), event
     still = patch.object
-    with still(run.Worker, "start"), still(trial.Trial, "start"), still(meter.Meter, "start"):
+    with still(jobs.Worker, "start"), still(experiments.Compared, "start"), still(experiments.Measured, "start"):
         try:
             here.fire(name, wrong, data)
         except gr.Error as error:
@@ -101,7 +101,7 @@ def fire(event: tuple[str, list, Any]) -> None:
             raise BadInput(error.message) from None
         finally:
             visit = VISITS["hostile"]
-            visit.worker = visit.trial = visit.meter = None
+            visit.worker, visit.jobs = None, {}
             if not 0 < len(visit.branches) < 8:
                 visit.close()
                 here.begin()

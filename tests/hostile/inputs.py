@@ -43,7 +43,8 @@ NUMBERS = [
 OBJECTS = [
     None, False, b"", b"ab", bytearray(b"a"), object, int, Unprintable(), len, str.upper, np.int64(2), np.float32(0.5),
     np.bool_(True), np.array(1), np.array([1, 2]), np.eye(2), np.array("a"), torch.tensor(1), torch.tensor([1, 2]),
-    torch.tensor(0.5), torch.ones(2, 2), range(3), range(10**12), frozenset({1}), wb.SeededMatch(), wb.SeededMatch, wb.H2O(),
+    torch.tensor(0.5), torch.ones(2, 2), range(3), range(10**12), frozenset({1}), wb.SeededMatch(), wb.SeededMatch,
+    wb.H2O(),
     Ellipsis, NotImplemented, memoryview(b"ab"), slice(3),
 ]  # fmt: skip
 TEXTS = ["", " ", "\n", "\x00", "\ud800", "\ufffd", "é" * 50, "a" * 300, "None", "nan", "1e999", "0x10", "-0", "true",

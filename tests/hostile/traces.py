@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench import cli, views, web
-from workbench.dashboard import inspector, phases
-from workbench.dashboard.run import Branch, Replay
+from workbench.cursor import Replay
+from workbench.dashboard import html
+from workbench.dashboard.visits import Branch
 from workbench.errors import BadInput
 from workbench.experiments.headroom import headroom
 from workbench.report import headline
@@ -109,12 +110,12 @@ def _replay(trace: Trace, folder: Path) -> None:
         for _ in range(12):
             if not branch.advance(by, lambda row: False)[0]:
                 break
-            phases.phases(trace, branch.round, branch.phase)
+            html.phases(trace, branch.round, branch.phase)
             for index in range(min(branch.run.cursor, 12)):
-                inspector.candidates(trace, index, lambda token: f"id {token}")
+                html.candidates(trace, index, lambda token: f"id {token}")
         for _ in range(3):
             branch.retreat(by)
-    inspector.figures(trace)
+    html.figures(trace)
 
 
 def _command(*words: str) -> Use:

@@ -49,22 +49,22 @@ def same_draw(got: distribution.Sample, want: distribution.Sample) -> None:
 @pytest.mark.parametrize("make", [logits, tied])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_reference_takes_the_tokens_of_the_engine(name, make):
-    """Token, kept set and entropy of `Sampling.law`, over 150 rows for each setting."""
+    """Token, kept set and entropy of `Sampling.distribution`, over 150 rows for each setting."""
     rows = make(150, 97, sum(map(ord, name)))
     settings = {"temperature": 1.0, **SETTINGS[name]}
-    law = wb.Sampling(**settings).law(rows, lambda row: [])
+    dist = wb.Sampling(**settings).dist(rows, lambda row: [])
     got = distribution.sample(rows, **settings, seed=11, positions=torch.arange(150) * 3)
     assert got.raw.implementation == "torch"
-    assert got.token.tolist() == [law.choose(row, 11, row * 3) for row in range(150)]
-    columns = law.statistics(0, got.token.tolist())
+    assert got.token.tolist() == [dist.choose(row, 11, row * 3) for row in range(150)]
+    columns = dist.statistics(0, got.token.tolist())
     assert got.kept.tolist() == columns["keep_size"]
     assert_close("p", got.p, torch.tensor(columns["p_sampled"]), TOLERANCE)
     assert_close("entropy", got.entropy, torch.tensor(columns["entropy_sampled_nats"]), TOLERANCE)
-    if not law.greedy and name not in ("plain", "hot"):
+    if not dist.greedy and name not in ("plain", "hot"):
         ids = torch.arange(97)
         edge = got.threshold[:, None]
         kept = (rows > edge) | ((rows == edge) & (ids <= got.threshold_id[:, None]))
-        assert torch.equal(kept, law.scores > -torch.inf)
+        assert torch.equal(kept, dist.scores > -torch.inf)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -10,13 +10,13 @@ from tests.kernels.aot import compile_all
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.faults import Allocations, broken, entry
 from tests.kernels.interpreter import needs_interpreter
-from workbench.engine.distribution import Law
+from workbench.engine.distribution import Distribution
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench_kernels import distribution, verification
 from workbench_kernels.verification import FATES, REASONS, SOURCES
 
 NODES = 8
-MEMBERS = {"greedy": wb.Greedy(), "seeded": wb.Keyed(), "rejection": wb.Rejection()}
+MEMBERS = {"greedy": wb.Greedy(), "seeded": wb.SeededMatch(), "rejection": wb.Rejection()}
 
 
 class Case:
@@ -71,11 +71,11 @@ class Case:
         return {name: tensor.to(device) for name, tensor in (named | self.columns).items()}
 
 
-def agree(got: verification.Outcome, case: Case, mode: str, distributions: list[Law]) -> int:
+def agree(got: verification.Outcome, case: Case, mode: str, distributions: list[Distribution]) -> int:
     """Compare with the workbench's verifiers; returns how many nodes were accepted."""
-    for b, (tree, law) in enumerate(zip(case.trees, distributions, strict=True)):
+    for b, (tree, dist) in enumerate(zip(case.trees, distributions, strict=True)):
         n, position = len(tree), int(case.positions[b])
-        want = MEMBERS[mode].verify(law, tree, position, case.seed, lambda row, at: law.choose(row, case.seed, at))  # noqa: B023
+        want = MEMBERS[mode].verify(dist, tree, position, case.seed, lambda row, at: dist.choose(row, case.seed, at))  # noqa: B023
         name = f"tree {b} of {case.seed}"
         length = int(got.length[b])
         assert got.path[b, :length].tolist() == want.path, name
@@ -90,9 +90,9 @@ def agree(got: verification.Outcome, case: Case, mode: str, distributions: list[
     return int(got.length.sum())
 
 
-def plain_distributions(case: Case, greedy: bool = False) -> list[Law]:
+def plain_distributions(case: Case, greedy: bool = False) -> list[Distribution]:
     scores = case.logits.log_softmax(-1)
-    return [Law(row, row, [()] * NODES, greedy=greedy) for row in scores]
+    return [Distribution(row, row, [()] * NODES, greedy=greedy) for row in scores]
 
 
 def plain(case: Case, mode: str, implementation: str, device: str = "cpu", **more) -> verification.Outcome:
@@ -172,7 +172,7 @@ def test_logits_with_thresholds_are_what_they_stand_for(mode, vocab, device):
         **case.arguments(device), mode=mode, seed=6, temperature=0.8, threshold=cut.threshold.view(2, NODES),
         threshold_id=cut.threshold_id.view(2, NODES), implementation="triton",
     )  # fmt: skip
-    distributions = [wb.Sampling(**SAMPLING).law(rows, lambda row: []) for rows in case.logits]
+    distributions = [wb.Sampling(**SAMPLING).dist(rows, lambda row: []) for rows in case.logits]
     agree(got, case, mode, distributions)
     assert int(cut.kept.max()) < vocab
 
@@ -184,7 +184,7 @@ def test_at_temperature_zero_all_modes_are_greedy(mode, device):
     case.logits = case.logits.float().clamp_min(-9).round()
     arguments = case.arguments(device) | {"temperature": 0.0, "mode": mode, "seed": 31}
     got = verification.verify(**arguments, implementation="triton")
-    distributions = [Law(rows.log_softmax(-1), rows, [()] * NODES, greedy=True) for rows in case.logits]
+    distributions = [Distribution(rows.log_softmax(-1), rows, [()] * NODES, greedy=True) for rows in case.logits]
     agree(got, case, mode, distributions)
     same(got, verification.verify(**arguments, implementation="torch"))
 
@@ -205,7 +205,9 @@ def test_siblings_drawn_from_almost_nothing(device):
             torch.tensor([3], device=device), "rejection", seed, row[None].to(device),
             torch.tensor([[0, -1, -1, -1]], device=device), implementation="triton",
         )  # fmt: skip
-        want = wb.Rejection().verify(Law(target.expand(4, 4), target.expand(4, 4), [()] * 4), tree, 3, seed, None)
+        want = wb.Rejection().verify(
+            Distribution(target.expand(4, 4), target.expand(4, 4), [()] * 4), tree, 3, seed, None
+        )
         assert got.path[0, : int(got.length)].tolist() == want.path and int(got.token) == want.token
         assert got.ratios[0][1:].nan_to_num(1.0).isfinite().all()
         seen.add(tuple(want.path))

@@ -38,7 +38,8 @@ def test_names_that_two_methods_share_say_which_one_they_are():
         ("aded", "theirs: 24 to 64"), ("medusa", "theirs: 63 in four"),
         ("hydra", "embeddings of tokens are normalised"),
         ("eagle", "embedding and the layer's input are normalised"), ("eagle", "the extra branch alone"),
-        ("kangaroo", "adds to the normalised state"), ("adaptive_confidence", "theirs: where `max_length` were drafted"),
+        ("kangaroo", "adds to the normalised state"),
+        ("adaptive_confidence", "theirs: where `max_length` were drafted"),
         ("specdec", "drafts are longer than theirs"), ("pearl", "the clock leaves out"), ("mirostat", "on by default"),
     ],
 )  # fmt: skip

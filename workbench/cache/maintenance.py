@@ -1,4 +1,4 @@
-"""One maintenance of a managed store: first the policy chooses what stays, then the quantizer seals what is old enough.
+"""One maintenance of a managed store: first the policy chooses what stays, then what is old enough is quantized.
 
 Everything is computed beside the present state and handed back whole, so that running out of memory changes nothing.
 """
@@ -275,7 +275,7 @@ class _Work:
 
 
 def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> list[dict[str, Any]]:
-    """An `offload` or `fetch` event for every KV head and tier that positions moved to; bytes: their share of pages."""
+    """An `offload` or `fetch` event per KV head and tier that positions moved to; bytes: a share of their pages."""
     events: list[dict[str, Any]] = []
     if new is None or not (new.offloaded or (old is not None and old.offloaded)):
         return events

@@ -1,4 +1,4 @@
-"""A cache under a stack: tokens are dropped and sealed at fixed committed lengths, and at no other time.
+"""A cache under a stack: tokens are dropped and quantized at fixed committed lengths, and at no other time.
 
 Newest tokens lie in one rectangular run [Hk, n, D] per layer, as in the plain store. A policy alone leaves it at
 that: what stays is gathered into a shorter run, the positions of kept slots beside it. A quantizer moves older slots

@@ -1,4 +1,4 @@
-"""A bag of pages: where sealed tokens of one layer lie, shared between forks.
+"""A bag of pages: where quantized tokens of one layer lie, shared between forks.
 
 An `Arena` is one tensor of pages of one format. A `Page` in it is never written again; it lives as long as some
 `PageTable` names it (Python's reference count is the page's), then its place returns to the free list. A `PageTable` is

@@ -18,7 +18,7 @@ __all__ = ["Stack", "as_stack", "stack_of"]
 @register("cache", "stack")
 @dataclass(frozen=True)
 class Stack(Declared):
-    """First the policy drops tokens, then the quantizer seals what stays.
+    """First the policy drops tokens, then the quantizer stores what stays in fewer bits.
 
     Both act at fixed committed lengths only. No forward may reach beyond the next of them, so that the text does not
     depend on how many tokens a forward held: speculative output under a stack is plain output under that stack.
@@ -38,7 +38,7 @@ class Stack(Declared):
             return
         if "slot_positions" in policy.needs:
             raise BadInput(f"{policy.declared_name} with positions='slot' turns keys as they are read; "
-                           "that is not possible in sealed pages: use positions='baked'")  # fmt: skip
+                           "that is not possible in quantized pages: use positions='baked'")  # fmt: skip
         if policy.newest < quantizer.residual:
             raise BadInput(f"{policy.declared_name} keeps its newest {policy.newest} tokens only, and "
                            f"{quantizer.declared_name} holds back {quantizer.residual}: lower residual")  # fmt: skip

@@ -1,19 +1,142 @@
-"""The commands, one entry each, and their parser."""
+"""The commands, one entry each: what they add to their parser, and what they do. All but the longest are here."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from workbench import __version__
-from workbench.cli.compare import add_compare, compare_arms
-from workbench.cli.frontends import add_app, add_lab, app, lab
-from workbench.cli.installed import add_doctor, add_list, doctor, list_members
-from workbench.cli.options import Parser
-from workbench.cli.recorded import add_capsule, add_replay, add_show, capsule, replay_run, show
+from workbench.cli import lab
+from workbench.cli.experiments import add_compare, add_verify, compare_arms, verify
+from workbench.cli.options import Parser, print_json
 from workbench.cli.run import add_run, run
-from workbench.cli.verify import add_verify, verify
+from workbench.errors import BadInput
 
 __all__ = ["COMMANDS", "parser_for"]
+
+TABLES = ("tokens", "rounds", "drafts", "forwards", "cache", "bits", "events")
+
+
+def add_show(parser: Parser) -> None:
+    parser.add_argument("trace", help="a trace file such as run.wb")
+    parser.add_argument("--table", choices=TABLES, help="print one table")
+    parser.add_argument("--rows", type=int, default=40, metavar="N", help="rows of the table (default 40; 0 shows all)")
+    parser.add_argument("--parquet", metavar="DIR", help="write every table as a Parquet file into a folder")
+    parser.add_argument("--perfetto", metavar="FILE", help="write the timeline for ui.perfetto.dev, e.g. out.json")
+    parser.add_argument("--json", action="store_true", help="print the run's settings and all figures as JSON")
+
+
+def show(args: argparse.Namespace) -> int:
+    """The main figures of a trace, its text, and a table."""
+    from workbench.report.headline import headline
+    from workbench.report.terminal import escaped, table
+    from workbench.trace import Trace
+
+    if args.rows < 0:
+        raise BadInput(f"--rows: expected 0 or more, got {args.rows}")
+    trace = Trace.load(args.trace)
+    for line in trace.dropped:
+        print(f"dropped from {args.trace}: {escaped(line)}", file=sys.stderr)
+    if args.parquet:
+        trace.to_parquet(args.parquet)
+    if args.perfetto:
+        trace.to_perfetto(args.perfetto)
+    if args.json:
+        print_json({"run": trace.run, "summary": trace.summary(), "dropped": trace.dropped})
+    elif args.table:
+        print(table(args.table, getattr(trace, args.table), args.rows))
+    else:
+        print("\n".join(f"{name:>23}  {escaped(value)}" for name, value in headline(trace).items()))
+        print(f"\n{escaped(trace.text)}\n\n{table('rounds', trace.rounds, args.rows)}")
+    return 0
+
+
+def add_replay(parser: Parser) -> None:
+    parser.add_argument("trace", help="a trace file such as run.wb")
+    parser.add_argument("--by", choices=("round", "token"), default="round", help="a line each, or the text as it grew")
+    parser.add_argument("--speed", type=float, metavar="X", help="times its own pace (inf: at once)")
+
+
+def replay_run(args: argparse.Namespace) -> int:
+    """A recorded run again, without the model."""
+    from workbench.report.terminal import replay
+    from workbench.trace import Trace
+
+    speed = args.speed if args.speed is not None else 1.0 if sys.stdout.isatty() else float("inf")
+    if not speed > 0:
+        raise BadInput(f"--speed: expected a number above 0, got {speed:g}")
+    replay(Trace.load(args.trace), sys.stdout, args.by, speed)
+    return 0
+
+
+def add_capsule(parser: Parser) -> None:
+    from workbench.report.capsule import add_options
+
+    add_options(parser)
+
+
+def capsule(args: argparse.Namespace) -> int:
+    from workbench.report.capsule import convert
+
+    print(convert(args.trace, args.out, args.title, args.overwrite))
+    return 0
+
+
+def add_list(parser: Parser) -> None:
+    from workbench.report.catalogue import KINDS
+
+    parser.add_argument("what", choices=KINDS)
+    parser.add_argument("name", nargs="?", help="show the parameters of this one")
+
+
+def list_members(args: argparse.Namespace) -> int:
+    """Names with a line each; with a name, its parameters with bounds and defaults."""
+    from workbench.report.catalogue import about, listing
+
+    print(about(args.what, args.name) if args.name else listing(args.what))
+    return 0
+
+
+def add_doctor(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--quick", action="store_true", help="leave out the self-tests of the kernels")
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Versions, devices, and what each operation runs here; exit code 1 where a self-test fails."""
+    from workbench.report import doctor
+
+    found = doctor.doctor(args.quick)
+    if args.json:
+        print_json(found)
+    else:
+        print(doctor.report(found))
+    return 0 if found["passed"] else 1
+
+
+def add_app(parser: Parser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine only)")
+    parser.add_argument("--port", type=int, default=7860, help="default 7860")
+    parser.add_argument("--model", action="append", default=[], help="a model to offer (repeatable)")
+    parser.add_argument("--device", default=None, help="where models run: cpu (default), cuda, cuda:1 or auto")
+    parser.add_argument("--dtype", default=None, help="float32, bfloat16, ... (default: float32 on a CPU)")
+    browser = argparse.BooleanOptionalAction
+    parser.add_argument("--browser", action=browser, default=None, help="open a browser")
+    own = "what visitors have to know (default: a random one beyond this machine)"
+    parser.add_argument("--token", metavar="TEXT", default=None, help=own)
+    parser.add_argument("--no-token", dest="token", action="store_const", const="", help="let everyone in")
+    frame = "let pages of that origin show the app in a frame (repeatable)"
+    parser.add_argument("--allow-frame", metavar="ORIGIN", action="append", default=[], help=frame)
+
+
+def app(args: argparse.Namespace) -> int:
+    """The app, until Ctrl-C."""
+    from workbench.dashboard import launch
+
+    safety = {"token": args.token, "allow_frame": args.allow_frame}
+    where = {"device": args.device, "dtype": args.dtype}
+    launch(host=args.host, port=args.port, models=args.model, browser=args.browser, **where, **safety)
+    return 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +160,7 @@ COMMANDS = {
     "verify": Command("is a decoder lossless? what it guarantees against what it does", add_verify, verify),
     "doctor": Command("what is installed, what runs where, and self-tests of the kernels", add_doctor, doctor),
     "app": Command("open the app", add_app, app),
-    "lab": Command("open the tutorial notebooks in JupyterLab", add_lab, lab),
+    "lab": Command("open the tutorial notebooks in JupyterLab", lab.add_options, lab.lab),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["add_options", "command", "notebooks", "start"]
+__all__ = ["add_options", "command", "lab", "notebooks", "start"]
 
 PACKAGE = Path(__file__).parent.parent
 NOTIFICATIONS = "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
@@ -81,6 +81,10 @@ def start(folder: Path | None = None, port: int = 8888, browser: bool = True) ->
                 return process.wait()
             except KeyboardInterrupt:
                 continue
+
+
+def lab(args: argparse.Namespace) -> int:
+    return start(folder=args.folder, port=args.port, browser=args.browser)
 
 
 if __name__ == "__main__":

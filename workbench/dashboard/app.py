@@ -6,19 +6,20 @@ from typing import Any
 
 import gradio as gr
 
-from workbench.dashboard import branches, comparing, figures, guard, loading, meter, page_load, share, sides, transport
-from workbench.dashboard import panel as page
+from workbench.dashboard import branches, experiments, figures, loading, share, transport, visits
+from workbench.dashboard import screen as page
 from workbench.dashboard.form import KINDS, Form
-from workbench.dashboard.intake import Blocks
+from workbench.dashboard.html import block, button, inert
+from workbench.dashboard.limits import client_of
 from workbench.dashboard.presets import presets
-from workbench.dashboard.token_view import trace_view
+from workbench.dashboard.uploads import Blocks
+from workbench.dashboard.visits import VISITS, Visit
 from workbench.training.prompts import held_out_prompts
 
 __all__ = ["build_app"]
 
 EXAMPLES = ("def fibonacci(n):", 'class Stack:\n    """A last-in, first-out collection."""\n\n    def __init__')
 SHORT = 1500  # characters of the longest held-out prompt offered
-STILL = {"padding": False, "apply_default_css": False, "js_on_load": None}
 COMMON = {"show_progress": "hidden", "api_visibility": "private"}
 FEW, MANY = {"concurrency_limit": 4}, {"concurrency_limit": 16}
 THEME_OF_PAGE = "() => document.body.classList.contains('dark') ? 'dark' : 'light'"
@@ -47,16 +48,9 @@ def build_app(models: Sequence[str] = (), anything: bool = True, device: str = "
             with gr.Column(scale=4, min_width=320, elem_id="main"):
                 form = _prompt(parts, models, anything, device, dtype)
                 with gr.Tabs(overflow_behavior="wrap", elem_id="tabs"):
-                    with gr.Tab("Decode", render_children=True):
-                        _decode(parts)
-                    with gr.Tab("Side by side", render_children=True):
-                        sides.panel(parts)
-                    with gr.Tab("Compare", render_children=True):
-                        comparing.panel(parts)
-                    with gr.Tab("Lossless?", render_children=True):
-                        meter.panel(parts)
-                    with gr.Tab("Share", render_children=True):
-                        share.panel(parts)
+                    for name, draw in TABS.items():
+                        with gr.Tab(name, render_children=True):
+                            draw(parts)
             with gr.Column(scale=1, min_width=290, elem_id="settings"):
                 form.draw()
         _wire(app, visit, parts, form)
@@ -69,25 +63,23 @@ def _prompt(parts: dict[str, Any], *options: Any) -> Form:
             prompt = gr.Textbox(EXAMPLES[0], label="prompt", lines=3, max_lines=7, elem_id="prompt")
             kind = gr.Radio(list(KINDS), value=KINDS[0], label="given as", show_label=False, elem_id="kind")
         with gr.Column(scale=2, min_width=220):
-            parts["preset"] = gr.Dropdown(
-                [*presets()], value=None, label="preset: a run that teaches", elem_id="preset"
-            )
+            label = "preset: a run that teaches"
+            parts["preset"] = gr.Dropdown([*presets()], value=None, label=label, elem_id="preset")
             parts["examples"] = gr.Dropdown(examples(), value=EXAMPLES[0], label="or a prompt", elem_id="examples")
             with gr.Row():
-                small = {"min_width": 90, "interactive": False, "size": "md"}
-                parts["go"] = gr.Button("Run", variant="primary", elem_id="go", **small)
-                parts["start"] = gr.Button("Start paused", elem_id="start", **small)
+                button(parts, "go", "Run", 90, interactive=False, size="md", variant="primary")
+                button(parts, "start", "Start paused", 90, interactive=False, size="md")
             loading.panel(parts)
-    parts["look"] = gr.HTML("", elem_id="look", **STILL)
+    parts["look"] = block("look")
     return Form(prompt, kind, *options)
 
 
 def _decode(parts: dict[str, Any]) -> None:
     transport.panel(parts)
-    parts["view"] = trace_view()
-    parts["figures"] = gr.HTML("", elem_id="figures", **STILL)
+    parts["view"] = page.trace_view()
+    parts["figures"] = block("figures")
     with gr.Accordion("The round, phase by phase", open=True, elem_id="round"):
-        parts["phases"] = gr.HTML("", elem_id="phases", **STILL)
+        parts["phases"] = block("phases")
     with gr.Row(elem_id="below"):
         with gr.Column(scale=4, min_width=300):
             branches.panel(parts)
@@ -95,86 +87,119 @@ def _decode(parts: dict[str, Any]) -> None:
             figures.panel(parts)
 
 
+TABS = {
+    "Decode": _decode,
+    "Side by side": branches.sides,
+    "Compare": experiments.comparing,
+    "Lossless?": experiments.measuring,
+    "Share": share.panel,
+}
+
+
+def opened(limited: bool, theme: str | None, request: gr.Request) -> tuple:
+    """A page was opened: a visit of its own. limited: its visitor shares the app with others."""
+    client = client_of(getattr(request.request, "scope", {})) if limited else ""
+    visit = Visit(request.session_hash or "", client, theme=theme if theme in ("light", "dark") else None)
+    VISITS[visit.name] = visit
+    ready = gr.update(interactive=True)
+    return visit, ready, ready, *page.panel(visit)
+
+
+def closed(request: gr.Request) -> None:
+    """A page was closed: let go of its runs."""
+    visit = VISITS.pop(request.session_hash or "", None)
+    if visit is not None:
+        visit.close()
+
+
+def preset(form: Form, name: str | None) -> list[Any]:
+    """What to look at, and the form's values."""
+    chosen = presets().get(name or "")
+    if chosen is None:
+        return [""] + [gr.skip()] * len(form.components)
+    values = form.values(chosen.prompt, chosen.decoder, chosen.cache, chosen.settings)
+    return [f'<p class="wb-look"><b>{inert(name)}.</b> {inert(chosen.look)}</p>', *values]
+
+
 def _wire(app: gr.Blocks, visit: gr.State, parts: dict[str, Any], form: Form) -> None:
     panel = [parts[name] for name in page.PANEL]
+    settings, pace = form.components, ["by", "speed", "until"]
+    latest = {**MANY, "trigger_mode": "always_last"}
 
-    def on(event, handler, inputs=(), outputs=panel, limit=FEW, status="status", **more):
-        """Wire an event to a handler of the visit; after an error, say so in a status line."""
-        names = [parts[one] if isinstance(one, str) else one for one in inputs]
-        done = event(handler, [visit, *names], outputs, **{**COMMON, **limit, **more})
-        done.failure(guard.failed, visit, parts[status], queue=False, **COMMON)
+    def on(name, event, handler, inputs=(), outputs=panel, status="status", **more):
+        """Wire an event of the app to a handler of the visit; after an error, say so in a status line."""
+        named = [parts[one] if isinstance(one, str) else one for one in inputs]
+        done = event(handler, [visit, *named], outputs, **{**COMMON, **FEW, "api_name": name, **more})
+        done.failure(visits.failed, visit, parts[status], queue=False, **COMMON)
         return done
 
-    def with_form(handler, given: int = 0):
-        """The handler with the form before the values of its controls."""
-        return lambda visit, *values: handler(visit, *_place(values, given, form))
+    def press(name, handler, inputs=(), **more):
+        """Wire a button, or a timer, of that name."""
+        part = parts[name]
+        return on(name, part.tick if isinstance(part, gr.Timer) else part.click, handler, inputs, **more)
 
-    ready = [parts["go"], parts["start"]]
-    load = {"js": THEME_OF_PAGE, **COMMON, **MANY}
-    app.load(page_load.loader(not form.anything), parts["theme"], [visit, *ready, *panel], **load)
-    app.unload(page_load.closed)
-    parts["examples"].change(str, parts["examples"], form.prompt, queue=False, **COMMON)
-    chosen = partial(page_load.preset, form)
-    parts["preset"].input(chosen, parts["preset"], [parts["look"], *form.components], api_name="preset", **COMMON)
+    def formed(handler, *given):
+        """A handler that takes the form before the values of its controls, and its inputs; `given` come before it."""
+        place = len(given)
+        return lambda visit, *values: handler(visit, *values[:place], form, *values[place:]), [*given, *settings]
 
-    pace, settings = ["by", "speed", "until"], form.components
-
-    def loaded(name: str, status: str = "status"):
-        """The event of a button whose run needs the form's models, once they are in memory."""
+    def decodes(name, handler, *given, status="status", **more):
+        """Wire a button whose run needs the form's models: they are loaded first."""
 
         def wait(visit, *values):
             yield from loading.wait(visit, form, *values)
 
-        waited = {"outputs": loading.outputs(parts), "status": status, "limit": MANY, "trigger_mode": "once"}
-        return on(parts[name].click, wait, settings, api_name=f"load_{name}", **waited).success
+        waited = {"outputs": loading.outputs(parts), "status": status, "trigger_mode": "once", **MANY}
+        loaded = on(f"load_{name}", parts[name].click, wait, settings, **waited)
+        on(name, loaded.success, *formed(handler, *given), status=status, **more)
 
-    on(loaded("start"), with_form(transport.start), settings, api_name="start")
-    on(loaded("go"), with_form(transport.go, 3), [*pace, *settings], api_name="go")
+    ready, limited = [parts["go"], parts["start"]], not form.anything
+    load = {"js": THEME_OF_PAGE, "api_name": "loaded", **COMMON, **MANY}
+
+    def loaded(theme: str | None, request: gr.Request) -> tuple:
+        return opened(limited, theme, request)
+
+    app.load(loaded, parts["theme"], [visit, *ready, *panel], **load)
+    app.unload(closed)
+    parts["examples"].change(str, parts["examples"], form.prompt, queue=False, **COMMON)
+    chosen = partial(preset, form)
+    parts["preset"].input(chosen, parts["preset"], [parts["look"], *settings], api_name="preset", **COMMON)
     parts["cancel"].click(loading.stop, visit, None, queue=False, api_name="cancel", **COMMON)
-    on(parts["step"].click, transport.step, ["by"], api_name="step")
-    on(parts["back"].click, transport.back, ["by"], api_name="back")
-    on(parts["play"].click, transport.play, pace, api_name="play")
-    on(parts["pause"].click, transport.pause, limit=MANY, api_name="pause")
-    on(parts["view"].rest, transport.tick, limit=MANY, trigger_mode="always_last", api_name="tick")
-    on(parts["view"].pick, transport.pick, limit=MANY, trigger_mode="always_last", api_name="pick")
-    on(
-        parts["view"].lost,
-        transport.lost,
-        outputs=parts["view"],
-        limit=MANY,
-        trigger_mode="always_last",
-        api_name="lost",
-    )
-    figure = [parts["plot"], parts["plot2"], parts["words"]]
-    on(parts["figure"].input, figures.choose, ["figure"], figure, api_name="figure")
 
-    on(parts["branches"].input, branches.choose, ["branches"], api_name="branch")
-    on(parts["forget"].click, branches.forget, api_name="forget")
-    on(parts["fork"].click, branches.fork, ["candidates", "typed"], api_name="fork")
-    on(parts["resettle"].click, with_form(branches.resettle), settings, api_name="resettle")
+    decodes("start", transport.start)
+    decodes("go", transport.go, *pace)
+    press("step", transport.step, ["by"])
+    press("back", partial(transport.step, forward=False), ["by"])
+    press("play", transport.play, pace)
+    press("pause", transport.pause, **MANY)
+    on("tick", parts["view"].rest, transport.tick, **latest)
+    on("pick", parts["view"].pick, transport.pick, **latest)
+    on("lost", parts["view"].lost, transport.lost, outputs=parts["view"], **latest)
+    plots = [parts["plot"], parts["plot2"], parts["words"]]
+    on("figure", parts["figure"].input, figures.choose, ["figure"], plots)
+
+    on("branch", parts["branches"].input, branches.choose, ["branches"])
+    press("forget", branches.forget)
+    press("fork", branches.fork, ["candidates", "typed"])
+    press("resettle", *formed(branches.resettle))
     both = [parts["both"], parts["diff"], parts["diff_words"]]
-    on(parts["beside"].click, sides.show, ["left", "right"], both, api_name="beside")
+    press("beside", branches.side_by_side, ["left", "right"], outputs=both)
 
-    compared = {"outputs": comparing.outputs(parts), "status": "progress"}
-    on(parts["add"].click, with_form(comparing.add, 1), ["arms", *settings], parts["arms"], api_name="add")
-    arms = ["arms", "prompts", *settings]
-    on(loaded("compare", "progress"), with_form(comparing.start, 2), arms, api_name="compare", **compared)
-    on(parts["stop"].click, comparing.stop, limit=MANY, api_name="stop", **compared)
-    on(parts["beat"].tick, comparing.tick, limit=MANY, api_name="beat", **compared)
+    press("add", *formed(experiments.add, "arms"), outputs=parts["arms"])
+    for kind, start, given in (
+        ("compare", experiments.compare, ["arms", "prompts"]),
+        ("measure", experiments.measure, ["counted"]),
+    ):
+        said, *_, stop, timer = experiments.OUTPUTS[kind]
+        shown = {"outputs": experiments.outputs(parts, kind), "status": said}
+        decodes(kind, start, *given, **shown)
+        press(stop, partial(experiments.stop, kind=kind), **shown, **MANY)
+        press(timer, partial(experiments.tick, kind=kind), **shown, **MANY)
 
-    measured = {"outputs": meter.outputs(parts), "status": "verdict"}
-    on(loaded("measure", "verdict"), with_form(meter.start, 1), ["counted", *settings], api_name="measure", **measured)
-    on(parts["enough"].click, meter.stop, limit=MANY, api_name="enough", **measured)
-    on(parts["pulse"].tick, meter.tick, limit=MANY, api_name="pulse", **measured)
-
-    on(parts["open"].upload, share.open_upload, ["open"], preprocess=False, api_name="open")
-    on(parts["copy"].click, with_form(share.copy), settings, parts["code"], api_name="copy")
+    on("open", parts["open"].upload, share.open_upload, ["open"], preprocess=False)
+    press("copy", *formed(share.copy), outputs=parts["code"])
     files = {name: (partial(share.download, kind=name), [parts["saved"], parts["status"]]) for name in share.KINDS}
-    files |= {name: (partial(comparing.export, kind=name), parts["saved"]) for name in ("csv", "json")}
+    files |= {name: (partial(experiments.export, kind=name), parts["saved"]) for name in ("csv", "json")}
     for name, (handler, outputs) in files.items():
-        made = on(parts[name].click, handler, outputs=outputs, api_name=name)
+        made = press(name, handler, outputs=outputs)
         made.success(None, parts["saved"], None, js=share.DOWNLOAD, **COMMON)
-
-
-def _place(values: tuple, given: int, form: Form) -> tuple:
-    return (*values[:given], form, *values[given:])

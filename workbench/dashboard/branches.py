@@ -1,52 +1,45 @@
-"""Sideways: branch off with another token or other settings, choose a run, forget one."""
+"""Several runs: branch off with another token or other settings, choose a run, forget one, two side by side."""
 
 from typing import Any
 
 import gradio as gr
 
-from workbench.dashboard import panel as page
+from workbench import views
+from workbench.dashboard import screen as page
+from workbench.dashboard.figures import words
 from workbench.dashboard.form import Form
-from workbench.dashboard.guard import guarded
-from workbench.dashboard.run import Branch, Replay, Worker
-from workbench.dashboard.visit import Visit
+from workbench.dashboard.html import block, button, inert, shown, table
+from workbench.dashboard.jobs import Worker
+from workbench.dashboard.transport import set_to_work
+from workbench.dashboard.visits import Branch, Visit, guarded
 from workbench.errors import BadInput
+from workbench.report.headline import headline
 from workbench.session import Session
 
-__all__ = ["choose", "forget", "fork", "panel", "resettle"]
+__all__ = ["choose", "forget", "fork", "panel", "resettle", "side_by_side", "sides"]
+
+BEFORE, AFTER = 400, 200  # tokens shown before and after the place where two runs part
 
 
 def panel(parts: dict[str, Any]) -> None:
     """The list of runs, and the controls of a branch."""
     with gr.Row(elem_id="runs"):
         parts["branches"] = gr.Dropdown([], label="runs and branches", scale=4, min_width=200, elem_id="branches")
-        small = {"size": "sm", "interactive": False, "scale": 1, "min_width": 80}
-        parts["forget"] = gr.Button("Forget", elem_id="forget", **small)
+        button(parts, "forget", "Forget", scale=1, interactive=False)
     with gr.Accordion("Branch before the token at the cursor", open=True, elem_id="forking"):
-        parts["candidates"] = gr.Radio(
-            [],
-            label="take a candidate (p of the raw distribution → of the distribution sampled from)",
-            elem_id="candidate",
-        )
+        label = "take a candidate (p of the raw distribution → of the distribution sampled from)"
+        parts["candidates"] = gr.Radio([], label=label, elem_id="candidate")
         with gr.Row():
-            parts["typed"] = gr.Textbox(
-                "", label="or type one token", max_lines=1, scale=2, min_width=130, elem_id="typed"
-            )
-            parts["fork"] = gr.Button("Branch here", elem_id="fork", **small)
-        wide = {"size": "sm", "interactive": False, "elem_id": "resettle"}
-        parts["resettle"] = gr.Button("Go on after it with the settings as they are now", **wide)
-
-
-def _live(visit: Visit) -> Session:
-    run = visit.branch.run
-    if isinstance(run, Replay):
-        raise BadInput("an opened trace has no model behind it; press Start to run and branch")
-    return run
+            typed = {"label": "or type one token", "max_lines": 1, "scale": 2, "min_width": 130}
+            parts["typed"] = gr.Textbox("", elem_id="typed", **typed)
+            button(parts, "fork", "Branch here", scale=1, interactive=False)
+        button(parts, "resettle", "Go on after it with the settings as they are now", None, interactive=False)
 
 
 @guarded
 def fork(visit: Visit, candidate: int | None, typed: str) -> tuple:
     """Branch off before the token at the cursor, with another token there."""
-    run, before = _live(visit), visit.playing
+    run = _live(visit)
     worker = visit.halt()
     at, token = visit.focus, typed or candidate
     if at is None:
@@ -55,46 +48,40 @@ def fork(visit: Visit, candidate: int | None, typed: str) -> tuple:
         raise BadInput("choose a candidate or type one token: a branch needs something new")
     made = run.fork(at=at, token=token)
     text = visit.text_of(token) if isinstance(token, int) else token
-    _add(visit, made, f"before token {at}: {text!r}")
-    visit.branch.advance("round")
-    page.say(visit, f"Branched off before token {at}.")
-    return _on(visit, worker if before else None)
+    return _look(visit, made, f"before token {at}: {text!r}", f"Branched off before token {at}.", worker)
 
 
 @guarded
 def resettle(visit: Visit, form: Form, *values: Any) -> tuple:
     """Branch off behind the token at the cursor, with the settings of the form; a run that was going goes on."""
-    run, before = _live(visit), visit.playing
+    run = _live(visit)
     wanted = form.read(values)
     if not wanted.is_of(run.lm):
         raise BadInput(f"this run is one of {run.lm.name}; for another model, device or dtype press Start")
     worker = visit.halt()
     at = run.cursor if visit.selected is None else visit.focus + 1
     made = run.fork(at=at, decoder=wanted.decoder, **wanted.settings)
-    stack = wanted.settings["cache"]
-    names = [wanted.decoder.declared_name, *(m.declared_name for m in (stack.policy, stack.quantizer) if m)] if stack \
-        else [wanted.decoder.declared_name]  # fmt: skip
-    _add(visit, made, f"from token {at}: {', '.join(names)}")
-    visit.branch.advance("round")
-    page.say(visit, f"Goes on from token {at} with the new settings.")
-    return _on(visit, worker if before else None)
+    names = ", ".join([wanted.decoder.declared_name, *wanted.cached])
+    return _look(visit, made, f"from token {at}: {names}", f"Goes on from token {at} with the new settings.", worker)
 
 
-def _add(visit: Visit, made: Session, what: str) -> None:
+def _live(visit: Visit) -> Session:
+    run = visit.branch.run
+    if not isinstance(run, Session):
+        raise BadInput("an opened trace has no model behind it; press Start to run and branch")
+    return run
+
+
+def _look(visit: Visit, made: Session, what: str, said: str, worker: Worker | None) -> tuple:
+    """The page on a new branch, one round on; where a worker was at the run before, another one goes on here."""
     parent = visit.branch.label.split(":")[0]
     visit.add(Branch(f"{visit.runs + 1}: branch of {parent} {what}", made))
     visit.runs += 1
-
-
-def _on(visit: Visit, worker: Worker | None) -> tuple:
-    """The page; where a worker was at it, another one goes on in the branch."""
-    if worker is not None and not visit.branch.done:
-        again = Worker(visit.branch, worker.by, worker.pace, worker.holds, visit.client)
-        visit.worker = again
-        shown = page.panel(visit)
-        again.start()
-        return shown
-    return page.panel(visit)
+    visit.branch.advance("round")
+    page.say(visit, said)
+    if worker is None or visit.branch.done:
+        return page.panel(visit)
+    return set_to_work(visit, Worker(visit.branch, worker.by, worker.pace, worker.holds, visit.client))
 
 
 @guarded
@@ -115,3 +102,54 @@ def forget(visit: Visit) -> tuple:
     visit.look(max(0, len(visit.branches) - 1))
     visit.message = f"Forgot {gone.label}." if gone else visit.message
     return page.panel(visit)
+
+
+def sides(parts: dict[str, Any]) -> None:
+    """Two choices of a run, both texts, the figure, its words and its table."""
+    with gr.Row():
+        for side, label in (("left", "a"), ("right", "b")):
+            parts[side] = gr.Dropdown([], label=f"run {label}", scale=2, min_width=200, elem_id=side)
+        button(parts, "beside", "Show side by side", 120, variant="primary")
+    parts["both"] = block("both", '<p class="wb-empty">Choose two runs or branches.</p>')
+    parts["diff"] = gr.Plot(show_label=False, visible=False, elem_id="diff")
+    parts["diff_words"] = block("diff-words")
+
+
+@guarded
+def side_by_side(visit: Visit, left: int | None, right: int | None) -> tuple:
+    """Both texts with the first difference marked, and the figure."""
+    known = range(len(visit.branches))
+    if left not in known or right not in known:
+        raise BadInput("choose two runs or branches to see side by side; a step or an opened trace makes one")
+    a, b = visit.branches[left], visit.branches[right]
+    diff, drawn = views.branch_diff(a.trace, b.trace, theme=visit.theme)
+    parts = "The texts are the same." if diff.index is None else f"They part at token {diff.index}: {diff.cause}."
+    columns = "".join(_side(one, name, diff) for one, name in ((a, "a"), (b, "b")))
+    said = f'<p class="wb-verdict"><b>{inert(parts)}</b> {inert(diff.detail)}</p>'
+    rows = [(inert(name), inert(old), inert(new)) for name, (old, new) in diff.settings.items()]
+    settings = table(("setting", "a", "b"), rows, "what was set differently") if rows else ""
+    html = f'{said}<div class="wb-sides">{columns}</div>{_facts(a, b)}{settings}'
+    return html, gr.update(value=drawn, visible=True), words(drawn)
+
+
+def _side(branch: Branch, name: str, diff: Any) -> str:
+    tokens = diff.tokens
+    texts = [text for text in tokens[f"text_{name}"] if isinstance(text, str)]
+    at = len(texts) if diff.index is None else min(diff.index, len(texts))
+    start = max(0, at - BEFORE)
+    before, after = "".join(texts[start:at]), "".join(texts[at + 1 : at + AFTER])
+    first = f'<mark aria-label="first difference">▸{shown(texts[at])}</mark>' if at < len(texts) else ""
+    if diff.index is not None and at >= len(texts):
+        first = "<mark>▸ended here</mark>"
+    lead = "…" if start else ""
+    return (
+        f'<section aria-label="run {name}"><h4>{name} · {inert(branch.label)}</h4>'
+        f'<pre><span class="wb-same">{lead}{inert(before)}</span>{first}{inert(after)}</pre></section>'
+    )
+
+
+def _facts(a: Branch, b: Branch) -> str:
+    """The main figures of both runs."""
+    both = [headline(one.trace) for one in (a, b)]
+    rows = [(inert(name), inert(both[0][name]), inert(both[1][name])) for name in both[0]]
+    return table(("figure", "a", "b"), rows, "both runs")

@@ -8,13 +8,12 @@ import gradio as gr
 import plotly.graph_objects as go
 
 from workbench import views
-from workbench.dashboard.guard import guarded
-from workbench.dashboard.inspector import inert, number, table
-from workbench.dashboard.visit import Visit
+from workbench.dashboard.html import block, inert, number, table
+from workbench.dashboard.visits import Visit, guarded
 from workbench.errors import WorkbenchError
 from workbench.experiments.headroom import headroom
 from workbench.trace import Trace
-from workbench.views.figure import blank, figure
+from workbench.views.figure import figure
 
 __all__ = ["FIGURES", "choose", "drawn", "panel", "words"]
 
@@ -46,8 +45,7 @@ def _made(name: str, trace: Trace, round: int | None, theme: str | None) -> list
         return FIGURES[name](trace, round, theme)
     except WorkbenchError as why:
         line = " ".join(str(why).split())
-        said = blank("<br>".join(textwrap.wrap(inert(line), 60)))
-        return [figure(name, trace.id, [], line, theme, annotations=[said])]
+        return [figure(name, trace.id, [], line, theme, "<br>".join(textwrap.wrap(inert(line), 60)))]
 
 
 def panel(parts: dict[str, Any]) -> None:
@@ -56,7 +54,7 @@ def panel(parts: dict[str, Any]) -> None:
     parts["figure"] = gr.Dropdown(names, value=names[0], label="figure", elem_id="figure")
     parts["plot"] = gr.Plot(show_label=False, elem_id="plot")
     parts["plot2"] = gr.Plot(show_label=False, visible=False, elem_id="plot2")
-    parts["words"] = gr.HTML("", elem_id="words", padding=False, apply_default_css=False, js_on_load=None)
+    parts["words"] = block("words")
 
 
 def drawn(visit: Visit) -> list[Any]:

@@ -7,10 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from workbench.cache import as_stack
+import workbench as wb
 from workbench.dashboard.controls import MemberControls, control
 from workbench.declare import describe, models
-from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import keywords
 from workbench.errors import BadInput
@@ -38,7 +37,13 @@ class Wanted:
     decoder: Any
     settings: dict[str, Any]
 
-    def load(self, progress: Progress | None = None) -> LanguageModel:
+    @property
+    def cached(self) -> list[str]:
+        """The names of the cache's members."""
+        stack = self.settings["cache"]
+        return [member.declared_name for member in (stack.policy, stack.quantizer) if member] if stack else []
+
+    def load(self, progress: Progress | None = None) -> Any:
         """The model."""
         from transformers.utils.logging import disable_progress_bar
 
@@ -51,7 +56,7 @@ class Wanted:
         for name in models(self.decoder) if self.decoder is not None else ():
             companion(lm, name, partial(tell, name))
 
-    def is_of(self, lm: LanguageModel) -> bool:
+    def is_of(self, lm: Any) -> bool:
         """Whether a model in memory is the one meant."""
         device = resolve_device(self.where.get("device"))
         dtype = resolve_dtype(self.where.get("dtype"), device)
@@ -137,8 +142,7 @@ class Form:
             members.append(family.read(rest[: len(family.components)]))
             rest = rest[len(family.components) :]
         decoder, *stack = members
-        stack = [member for member in stack if member is not None]
-        settings["cache"] = as_stack(stack) if stack else None
+        settings["cache"] = wb.Stack(*stack) if any(stack) else None
         given = [{"role": "user", "content": prompt}] if kind == "chat message" else prompt
         chosen = (("device", device, "cpu"), ("dtype", dtype, "auto"))
         where = {name: value for name, value, usual in chosen if value and value != usual}

@@ -1,16 +1,14 @@
 """Models that a page waits for: how far their loading is, and a way to stop it."""
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from workbench.dashboard.form import Form, Wanted
-from workbench.dashboard.guard import LOADING
-from workbench.dashboard.inspector import inert
-from workbench.dashboard.run import one_line
-from workbench.dashboard.visit import Visit
+from workbench.dashboard.html import block, button, inert, line
+from workbench.dashboard.jobs import Job
+from workbench.dashboard.visits import LOADING, Visit
 from workbench.errors import BadInput
 from workbench.models.progress import Cancelled
 
@@ -19,24 +17,15 @@ __all__ = ["Loading", "outputs", "panel", "stop", "wait"]
 QUICK_S, BEAT_S = 0.3, 0.4  # what needs no word; between two looks
 
 
-class Loading(threading.Thread):
-    """The models that a run needs, on their way into memory. line: how far; error: the line that says why not."""
+class Loading(Job):
+    """The models that a run needs, on their way into memory. line: how far."""
 
     def __init__(self, wanted: Wanted):
-        super().__init__(daemon=True, name=f"loading {wanted.model}")
-        self.wanted, self.error = wanted, ""
-        self.line = f"loading {wanted.model} …"
-        self._halt = threading.Event()
+        super().__init__(f"loading {wanted.model}", who=None)
+        self.wanted, self.line = wanted, f"loading {wanted.model} …"
 
-    def run(self) -> None:
-        try:
-            self.wanted.load_all(self._tell)
-        except Exception as error:  # noqa: BLE001  (a model that cannot be loaded is said, and harms nothing else)
-            self.error = one_line(error)
-
-    def stop(self) -> None:
-        """End it at the next bytes."""
-        self._halt.set()
+    def work(self) -> None:
+        self.wanted.load_all(self._tell)
 
     def _tell(self, name: str, step: str, done: int, total: int) -> None:
         if self._halt.is_set():
@@ -48,10 +37,8 @@ class Loading(threading.Thread):
 
 def panel(parts: dict[str, Any]) -> None:
     """The line that says how far it is, and the button that stops it; both hidden while nothing is loaded."""
-    live = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
-    plain = {"apply_default_css": False, "padding": False, "visible": False}
-    parts["loading"] = gr.HTML("", js_on_load=live, elem_id="loading", **plain)
-    parts["cancel"] = gr.Button("Cancel", size="sm", min_width=90, visible=False, elem_id="cancel")
+    parts["loading"] = block("loading", live=True, visible=False)
+    button(parts, "cancel", "Cancel", 90, visible=False)
 
 
 def outputs(parts: dict[str, Any]) -> list[Any]:
@@ -69,12 +56,12 @@ def wait(visit: Visit | None, form: Form, *values: Any) -> Iterator[tuple]:
         yield _shown("")
         return
     with visit.lock:
-        if visit.loading is not None and visit.loading.is_alive():
+        if "loading" in visit.jobs and not visit.jobs["loading"].over:
             raise gr.Error("a model is being loaded already; cancel that first", print_exception=False)
-        loading = visit.loading = Loading(wanted)
+        loading = visit.jobs["loading"] = Loading(wanted)
         loading.start()
     loading.join(QUICK_S)
-    while loading.is_alive():
+    while not loading.over:
         visit.hear()
         yield _shown(loading.line)
         loading.join(BEAT_S)
@@ -86,10 +73,9 @@ def wait(visit: Visit | None, form: Form, *values: Any) -> Iterator[tuple]:
 
 def stop(visit: Visit | None) -> None:
     """Stop what the page waits for."""
-    if visit is not None and visit.loading is not None:
-        visit.loading.stop()
+    if visit is not None and "loading" in visit.jobs:
+        visit.jobs["loading"].stop()
 
 
-def _shown(line: str) -> tuple:
-    said = f'<p class="wb-progress">{inert(line)}</p>' if line else ""
-    return gr.update(value=said, visible=bool(line)), gr.update(visible=bool(line))
+def _shown(text: str) -> tuple:
+    return gr.update(value=line(text) if text else "", visible=bool(text)), gr.update(visible=bool(text))

@@ -4,10 +4,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from workbench.cache import H2O, as_stack
-from workbench.cache.codecs import KIVI
-from workbench.decoders import Speculative
-from workbench.speculation import ConfidenceStop, CopySpec, DraftModel, FixedLength
+from workbench import H2O, KIVI, ConfidenceStop, CopySpec, DraftModel, FixedLength, Speculative, Stack
 from workbench.training.prompts import held_out_prompts
 
 __all__ = ["Preset", "presets"]
@@ -71,7 +68,7 @@ def presets() -> dict[str, Preset]:
             Speculative(drafter=DraftModel()),
             "A long prompt under a cache that keeps 256 slots per head and stores old ones in 4 bits: the cache map"
             " shows what stays, the ledger what it saves, and the text may differ from the full cache's.",
-            cache=as_stack([H2O(budget=256), KIVI(bits=4)]),
+            cache=Stack(H2O(budget=256), KIVI(bits=4)),
             settings={"max_new_tokens": 96},
         ),
         "draft gone wrong": Preset(

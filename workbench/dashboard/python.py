@@ -5,10 +5,7 @@ from typing import Any
 
 import workbench as wb
 from workbench.declare import Declared, describe
-from workbench.engine.model import LanguageModel
-from workbench.engine.prompt import encode_prompt
 from workbench.engine.settings import keywords
-from workbench.errors import BadInput
 from workbench.session import Session
 from workbench.trace import Trace
 
@@ -79,20 +76,11 @@ def of_session(session: Session) -> str:
     copied = sum(event["emitted"] for event in Trace(list(session.trace.log)).steps() if event["round"] < origin)
     before = dict(enumerate(session.trace.token_ids[:copied]))
     named = settings.options() | {"ignore_eos": ignored, "force": {**before, **settings.force}}
-    prompt = session.prompt if _is_text(session) else session.prompt_ids
-    return call(str(session.lm.name), prompt, session.decoder, named, _where(session.lm))
+    return call(str(session.lm.name), session.prompt_again, session.decoder, named, _where(session.lm))
 
 
-def _where(lm: LanguageModel) -> dict[str, str]:
+def _where(lm: Any) -> dict[str, str]:
     """What `workbench.load` has to be told for a model to lie where this one does."""
     device, dtype = str(lm.device), str(lm.dtype).removeprefix("torch.")
     where = {"device": device} if device != "cpu" else {}
     return where | ({"dtype": dtype} if where or dtype != "float32" else {})
-
-
-def _is_text(session: Session) -> bool:
-    """Whether the prompt's text gives its ids again."""
-    try:
-        return encode_prompt(session.lm, session.prompt)[0] == session.prompt_ids
-    except BadInput:
-        return False

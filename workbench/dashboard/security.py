@@ -16,14 +16,13 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from workbench.dashboard.pages import Pages, Rate, Refused, client_of
+from workbench.dashboard.limits import Pages, Rate, Refused, client_of
 from workbench.errors import BadInput
 
 __all__ = ["Gate", "Rules"]
@@ -39,6 +38,7 @@ EVENTS, UPLOAD = (f"{API}queue/join", f"{API}run/predict"), f"{API}upload"
 WRITES = (*EVENTS, UPLOAD)
 PASSED_ON = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what a proxy tells
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a page
+SENT = ("data", "event_data", "fn_index", "trigger_id", "session_hash")  # what Gradio's page sends of an event
 MAX_BODY = 1_000_000  # bytes of an event
 INLINE = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 POLICY = {  # beside it: the hash of every inline script, and who may frame the app
@@ -72,11 +72,8 @@ class Rules:
     def __post_init__(self) -> None:
         for origin in self.frames:
             parts = urlsplit(origin)
-            if (
-                parts.scheme not in ("http", "https")
-                or not parts.netloc
-                or origin != f"{parts.scheme}://{parts.netloc}"
-            ):
+            web = parts.scheme in ("http", "https") and bool(parts.netloc)
+            if not web or origin != f"{parts.scheme}://{parts.netloc}":
                 raise BadInput(f"--allow-frame: expected an origin such as https://example.org, got {origin!r}")
         if not re.fullmatch(r"[A-Za-z0-9._~-]*", self.token):
             raise BadInput("--token: expected letters, digits and . _ ~ - alone")
@@ -139,7 +136,7 @@ class Gate:
             send = self._check_token(scope, headers, send)
         if path in EVENTS:
             receive = _replay(self._event(await _body(receive), client_of(scope)), receive)
-            send = _no_server_error(send)
+            send = _with_headers(send, {}, {500: 400})  # so Gradio answers what its page cannot have sent
         elif path == f"{API}queue/data":
             self._page(parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0])
         elif path.startswith(f"{API}heartbeat/"):
@@ -186,7 +183,13 @@ class Gate:
 
     def _event(self, body: bytes, client: str) -> bytes:
         """An event's body with what Gradio needs of it and nothing else. Raises Refused where it is none."""
-        event = _object(body)
+        try:
+            sent = json.loads(body)
+        except (ValueError, RecursionError):
+            sent = None
+        if not isinstance(sent, dict):
+            raise Refused(400, "expected a JSON object")
+        event = {name: sent[name] for name in SENT if name in sent}
         number, data = event.get("fn_index"), event.get("data")
         if type(number) is not int or number not in self.fns:
             raise Refused(400, "fn_index: expected the number of an event of this app; reload the page")
@@ -195,7 +198,10 @@ class Gate:
         if type(event.get("trigger_id")) is not int:
             event["trigger_id"] = None
         self.pages.hear(self._page(event.get("session_hash")), client)
-        return _written(event)
+        try:
+            return json.dumps(event, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError):
+            raise Refused(400, "expected text that is valid Unicode") from None
 
     def _page(self, name: object) -> str:
         if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -242,24 +248,14 @@ def _cookie(headers: Headers, name: str) -> str:
     return found.value if found else ""
 
 
-def _with_headers(send: Send, more: Mapping[str, str]) -> Send:
-    """`send` that adds headers and takes those away with which Gradio would let other origins read."""
+def _with_headers(send: Send, more: Mapping[str, str], other: Mapping[int, int] = {}) -> Send:
+    """`send` with these headers, without those with which Gradio would let other origins read, and another status."""
 
     async def out(message: Message) -> None:
         if message["type"] == "http.response.start":
             kept = [(name, value) for name, value in message["headers"] if not name.startswith(b"access-control-")]
             message["headers"] = kept + [(name.lower().encode(), value.encode()) for name, value in more.items()]
-        await send(message)
-
-    return out
-
-
-def _no_server_error(send: Send) -> Send:
-    """`send` that calls a refused event bad input: Gradio answers what its page cannot have sent with status 500."""
-
-    async def out(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 500:
-            message["status"] = 400
+            message["status"] = other.get(message["status"], message["status"])
         await send(message)
 
     return out
@@ -274,25 +270,6 @@ async def _body(receive: Receive) -> bytes:
         if len(body) > MAX_BODY:
             raise Refused(413, f"the request is larger than {MAX_BODY // 1_000_000} MB")
     return body
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    """The JSON object in an event's body, what Gradio's page sends of it. Raises Refused where there is none."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise Refused(400, "expected a JSON object")
-    known = ("data", "event_data", "fn_index", "trigger_id", "session_hash")
-    return {name: found[name] for name in known if name in found}
-
-
-def _written(event: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(event, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError):
-        raise Refused(400, "expected text that is valid Unicode") from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -14,37 +14,26 @@ from gradio.route_utils import CustomCORSMiddleware
 from gradio.state_holder import StateHolder
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from workbench.dashboard import live, uploads
+from workbench.dashboard import screen, uploads
 from workbench.dashboard.app import build_app
-from workbench.dashboard.pages import Pages
+from workbench.dashboard.limits import Pages
 from workbench.dashboard.security import LOOPBACK, Gate, Rules
-from workbench.dashboard.token_view import WEB
-from workbench.dashboard.visit import VISITS, forget_idle
+from workbench.dashboard.visits import VISITS, Visit, forget_idle
 from workbench.errors import BadInput
 from workbench.models.loading import load, resolve_device, resolve_dtype
+from workbench.web import FOLDER, script
 
-__all__ = ["launch", "rules_of"]
+__all__ = ["NOTHING", "REST", "answer", "launch", "rules_of"]
 
 SWEEP_S = 30.0  # between two looks for idle pages
 CLOSED_S = 60.0  # after the last word from a page that nothing holds open
 SESSIONS = 512  # pages of which Gradio remembers the settings, more than a megabyte each
+NOTHING, REST = "{}", '{"rest":true}'  # answers to a page that watches a run
 PASSED_ON = ("SPACE_ID", "GRADIO_ROOT_PATH")  # variables that say that others are led here, whatever the address
-KEYS = """() => {
-  if (location.search.includes('token=')) history.replaceState(null, '', location.pathname);
-  const press = (id) => document.querySelector(`#${id}:not([disabled])`)?.click();
-  const by = (name) => document.querySelector(`#by input[value=${name}]`)?.click();
-  const keys = {
-    n: () => press('step'), b: () => press('back'), r: () => press('play'), p: () => press('pause'),
-    1: () => by('phase'), 2: () => by('round'), 3: () => by('token'),
-  };
-  document.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-    const typing = 'input:not([type=radio]):not([type=checkbox]), textarea, select, [contenteditable]';
-    if (event.target.closest(typing)) return;
-    keys[event.key.toLowerCase()]?.();
-  });
-}"""
 THEME = gr.themes.Default(
     primary_hue="blue",
     secondary_hue="blue",
@@ -83,12 +72,13 @@ def launch(
     app, pages = build_app(models, rules.owner, device or "cpu", dtype or "auto"), Pages(limited=not rules.owner)
     app.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     gate = Middleware(Gate, rules=rules, fns=app.fns, pages=pages)
-    inside = {"routes": [*live.ROUTES, *uploads.ROUTES], "middleware": [gate], "lifespan": _no_foreign_origins}
+    inside = {"routes": [LIVE, *uploads.ROUTES], "middleware": [gate], "lifespan": _no_foreign_origins}
     _, url, _ = app.launch(
         server_name=host, server_port=port, inbrowser=False, share=False,
         quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
-        enable_monitoring=False, max_file_size=uploads.MAX_TRACE, theme=THEME, css_paths=[WEB / "app.css"], js=KEYS,
-        state_session_capacity=SESSIONS, app_kwargs=inside, _frontend=False,  # no self-check, which waits 3 s at most
+        enable_monitoring=False, max_file_size=uploads.MAX_TRACE, theme=THEME, css_paths=[FOLDER / "app.css"],
+        js=script("keys.js"), state_session_capacity=SESSIONS, app_kwargs=inside,
+        _frontend=False,  # no self-check, which waits 3 s at most
     )  # fmt: skip
     address = f"{url}?token={rules.token}" if rules.token else url
     threading.Thread(target=_sweep, args=(app, pages), daemon=True, name="idle pages").start()
@@ -158,3 +148,42 @@ def _check_port(host: str, port: int) -> None:
 def _display() -> bool:
     """Whether there is a screen to open a browser on."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def answer(visit: Visit | None, run: str, rounds: int, cursor: int, phase: str) -> str:
+    """The JSON text for a page that has drawn this run up to that many rounds, the cursor and the phase there.
+
+    `NOTHING` where there is nothing new, or the visit is busy; `REST` where the page should fire its `tick` event: the
+    run is no longer decoded, or it is looked at phase by phase. Else what the trace view draws.
+    """
+    if visit is None:
+        return REST
+    if not visit.lock.acquire(blocking=False):  # this is the server's one event loop
+        return NOTHING
+    try:
+        visit.hear()
+        if visit.worker is None or not visit.worker.is_alive():
+            return REST
+        branch = visit.branch
+        mine = branch.run.trace.id == run
+        place = (str(branch.reached), "" if branch.phase is None else str(branch.phase))
+        if mine and rounds >= branch.run.rounds and place == (str(cursor), phase):
+            return NOTHING
+        return REST if branch.phase is not None else screen.view(visit, rounds if mine else 0)
+    finally:
+        visit.lock.release()
+
+
+async def _live(request: Request) -> Response:
+    """Beside Gradio's routes, since an event of Gradio costs some 10 ms of processor time whatever it carries."""
+    asked = request.query_params
+    try:
+        rounds, cursor = int(asked.get("rounds", 0)), int(asked.get("cursor", -1))
+    except ValueError:
+        return Response("rounds and cursor: expected whole numbers", status_code=400)
+    visit = VISITS.get(request.path_params["page"])
+    text = answer(visit, asked.get("run", ""), max(rounds, 0), cursor, asked.get("phase", ""))
+    return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+LIVE = Route("/live/{page}", _live)

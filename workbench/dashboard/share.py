@@ -6,17 +6,18 @@ from typing import Any
 
 import gradio as gr
 
-from workbench.dashboard import panel as page
+from workbench.cursor import Replay
 from workbench.dashboard import python
+from workbench.dashboard import screen as page
 from workbench.dashboard.form import Form
-from workbench.dashboard.guard import guarded
+from workbench.dashboard.html import button, inert
 from workbench.dashboard.opening import open_file
-from workbench.dashboard.run import Branch, Replay
 from workbench.dashboard.uploads import UPLOADS
-from workbench.dashboard.visit import Visit
+from workbench.dashboard.visits import Branch, Visit, guarded
 from workbench.errors import BadInput
 from workbench.report.capsule import capsule_of
 from workbench.trace import perfetto, storage
+from workbench.web import script
 
 __all__ = ["DOWNLOAD", "copy", "download", "open_trace", "open_upload", "panel"]
 
@@ -26,13 +27,7 @@ KINDS = {
     "capsule": (".html", "text/html"),
     "perfetto": (".json", "application/json"),
 }
-DOWNLOAD = """(text) => {
-  const file = JSON.parse(text), link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([file.text], {type: file.type}));
-  link.download = file.name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}"""
+DOWNLOAD = script("download.js")
 
 
 def panel(parts: dict[str, Any]) -> None:
@@ -42,10 +37,9 @@ def panel(parts: dict[str, Any]) -> None:
             ("save", "Save the trace"), ("capsule", "Save a capsule (one offline page)"),
             ("perfetto", "Save the timeline (Perfetto)"),
         ):  # fmt: skip
-            parts[name] = gr.Button(label, size="sm", interactive=False, min_width=140, elem_id=name)
-        parts["open"] = gr.UploadButton(
-            "Open a trace or a capsule", file_types=list(ENDINGS), size="sm", min_width=140, elem_id="open"
-        )
+            button(parts, name, label, 140, interactive=False)
+        small = {"size": "sm", "min_width": 140, "elem_id": "open"}
+        parts["open"] = gr.UploadButton("Open a trace or a capsule", file_types=list(ENDINGS), **small)
     parts["code"] = gr.Textbox(
         "", label="the run looked at, as Python", lines=8, max_lines=24, buttons=["copy"], interactive=False,
         elem_id="code",
@@ -70,7 +64,7 @@ def download(visit: Visit, kind: str) -> tuple[str, str]:
         text = b"".join(map(storage.encode, events)).decode()
     name = f"{trace.id or 'run'}{ending}"
     visit.message = f"Saved {name}: {len(trace.token_ids)} tokens."
-    return as_file(name, text, mime), page.inspector.inert(visit.message)
+    return as_file(name, text, mime), inert(visit.message)
 
 
 @guarded

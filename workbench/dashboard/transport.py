@@ -1,19 +1,20 @@
 """Forward and back: the row of buttons, and what they do."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from workbench import conditions
-from workbench.dashboard import panel as page
+from workbench.dashboard import screen as page
 from workbench.dashboard.form import Form
-from workbench.dashboard.guard import guarded
-from workbench.dashboard.run import BY, Branch, Worker
-from workbench.dashboard.visit import Visit
+from workbench.dashboard.html import block, button
+from workbench.dashboard.jobs import Worker
+from workbench.dashboard.visits import BY, Branch, Visit, guarded
 from workbench.errors import BadInput
 from workbench.session import Session
 
-__all__ = ["SPEEDS", "back", "go", "lost", "panel", "pause", "pick", "play", "start", "step", "tick"]
+__all__ = ["SPEEDS", "go", "lost", "panel", "pause", "pick", "play", "set_to_work", "start", "step", "tick"]
 
 SPEEDS = {"1 step / s": 1.0, "3 steps / s": 0.33, "10 steps / s": 0.1, "full speed": 0.0}  # seconds a step
 BUTTONS = {
@@ -27,16 +28,14 @@ def panel(parts: dict[str, Any]) -> None:
     """The row of buttons, how they step, and the status line."""
     with gr.Row(elem_id="transport"):
         for name, (label, variant) in BUTTONS.items():
-            place = {"size": "sm", "min_width": 76, "scale": 1, "elem_id": name}
-            parts[name] = gr.Button(label, interactive=False, variant=variant, **place)
+            button(parts, name, label, 76, scale=1, interactive=False, variant=variant)
         small = {"scale": 1, "min_width": 130}
         parts["by"] = gr.Radio(list(BY), value="round", label="step by", min_width=270, scale=3, elem_id="by")
         parts["speed"] = gr.Dropdown(list(SPEEDS), value="full speed", label="speed", elem_id="speed", **small)
         until = {"label": "stop where", "placeholder": "entropy > 3", "max_lines": 1, "elem_id": "until"}
         parts["until"] = gr.Textbox("", **until, **small)
-    live = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
-    parts["status"] = gr.HTML("", js_on_load=live, apply_default_css=False, padding=False, elem_id="status")
-    gr.HTML(f"<p>{KEYS}</p>", js_on_load=None, apply_default_css=False, padding=False, elem_id="keys")
+    parts["status"] = block("status", live=True)
+    block("keys", f"<p>{KEYS}</p>")
 
 
 @guarded
@@ -49,9 +48,7 @@ def start(visit: Visit, form: Form, *values: Any) -> tuple:
 @guarded
 def go(visit: Visit, by: str, speed: str, until: str, form: Form, *values: Any) -> tuple:
     """Open a run with what the form says, and decode it."""
-    _condition(until)
-    _open(visit, form, values)
-    return _play(visit, by, speed, until)
+    return _play(visit, by, speed, until, lambda: _open(visit, form, values))
 
 
 def _open(visit: Visit, form: Form, values: tuple) -> None:
@@ -66,19 +63,10 @@ def _open(visit: Visit, form: Form, values: tuple) -> None:
 
 
 @guarded
-def step(visit: Visit, by: str) -> tuple:
-    """One phase, round or token on from where the reader looks."""
+def step(visit: Visit, by: str, forward: bool = True) -> tuple:
+    """One phase, round or token on, or back, from where the reader looks; nothing recorded is lost."""
     visit.settle()
-    visit.branch.advance(_by(by))
-    page.say(visit)
-    return page.panel(visit)
-
-
-@guarded
-def back(visit: Visit, by: str) -> tuple:
-    """One phase, round or token back; nothing recorded is lost."""
-    visit.settle()
-    visit.branch.retreat(_by(by))
+    (visit.branch.advance if forward else visit.branch.retreat)(_by(by))
     page.say(visit)
     return page.panel(visit)
 
@@ -89,23 +77,24 @@ def _by(by: str) -> str:
     return by
 
 
-def _condition(until: str) -> conditions.Condition | None:
-    return conditions.parse(until) if (until or "").strip() else None
-
-
 @guarded
 def play(visit: Visit, by: str, speed: str, until: str) -> tuple:
     """Decode on from where the reader looks, until the end, the condition or a pause."""
-    _condition(until)
-    visit.settle()
-    return _play(visit, by, speed, until)
+    return _play(visit, by, speed, until, visit.settle)
 
 
-def _play(visit: Visit, by: str, speed: str, until: str) -> tuple:
+def _play(visit: Visit, by: str, speed: str, until: str, ready: Callable[[], None]) -> tuple:
+    condition = conditions.parse(until) if (until or "").strip() else None
+    ready()
     if speed not in SPEEDS:
         raise BadInput(f"speed: expected one of {', '.join(SPEEDS)}, got {speed!r}")
-    worker = Worker(visit.branch, _by(by), SPEEDS[speed], _condition(until), visit.client)
-    visit.message, visit.worker = "Running. Pause stops it.", worker
+    visit.message = "Running. Pause stops it."
+    return set_to_work(visit, Worker(visit.branch, _by(by), SPEEDS[speed], condition, visit.client))
+
+
+def set_to_work(visit: Visit, worker: Worker) -> tuple:
+    """The page as the worker finds it, and the worker begun."""
+    visit.worker = worker
     shown = page.panel(visit)
     try:
         worker.start()

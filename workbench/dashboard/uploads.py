@@ -1,4 +1,4 @@
-"""Files that visitors hand in to be opened: one at a time, few and small, gone as soon as they were read.
+"""What visitors hand in: files to be opened, few and small, gone as soon as they were read; and values of controls.
 
 The route takes the place of Gradio's own, which keeps what it is sent for an hour, and the rest of an upload that broke
 off for good.
@@ -9,10 +9,12 @@ import logging
 import shutil
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
+import gradio as gr
 from gradio.utils import get_upload_folder
 from gradio_client.utils import strip_invalid_filename_characters
 from starlette.exceptions import HTTPException
@@ -20,47 +22,41 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from workbench.dashboard.limits import Refused, client_of
 from workbench.dashboard.opening import MAX_TRACE
-from workbench.dashboard.pages import Refused, client_of
 
-__all__ = ["MAX_TRACE", "ROUTES", "UPLOADS", "Uploads"]
+__all__ = ["MAX_TRACE", "ROUTES", "UPLOADS", "Blocks", "Uploads", "sound"]
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a form that is none is the visitor's to hear of
 FORM = 64_000  # bytes of a form around it
+UNFIT = "the page sent a value that does not fit its control; reload the page"
+FILE = "a file: expected one that was just handed in; addresses and paths are not read"
+WIDE = (gr.CheckboxGroup, gr.UploadButton)  # controls whose value is more than one text, number or choice
+MAX_DEPTH, MAX_INT = 8, 2**53  # of lists and objects within each other; of whole numbers, as browsers have them
 MOST, WAITING_S = 4, 60.0  # files of a visitor that were not opened yet, and how long they may wait for it
-
-
-@dataclass
-class Upload:
-    """client: whose it is; size: bytes, those that are still to come included."""
-
-    client: str
-    size: int
-    at: float = field(default_factory=time.monotonic)
 
 
 class Uploads:
     """The files handed in and not yet opened, each in a folder of its own whose name nobody can guess."""
 
     def __init__(self):
-        self._files: dict[str, Upload] = {}
+        self._files: dict[str, tuple[str, int, float]] = {}  # folder -> whose, bytes with those to come, and since when
         self._lock = threading.Lock()
 
     def make_room(self, client: str, size: int) -> Path:
         """A folder for a file of at most `size` bytes. Raises Refused where its visitor has handed in too much."""
         if size > MAX_TRACE + FORM:
-            raise Refused(
-                413, f"the file is larger than {MAX_TRACE // 1_000_000} MB; read it with workbench.Trace.load"
-            )
+            most = f"{MAX_TRACE // 1_000_000} MB"
+            raise Refused(413, f"the file is larger than {most}; read it with workbench.Trace.load")
         self.forget(WAITING_S)
         with self._lock:
-            mine = [one.size for one in self._files.values() if one.client == client]
+            mine = [held for whose, held, _ in self._files.values() if whose == client]
             if len(mine) >= MOST or sum(mine) + size > 2 * (MAX_TRACE + FORM):
                 raise Refused(429, "too many files were handed in and not opened; try again in a minute")
             root = Path(get_upload_folder())
             root.mkdir(parents=True, exist_ok=True)
             folder = mkdtemp(dir=root)
-            self._files[folder] = Upload(client, size)
+            self._files[folder] = (client, size, time.monotonic())
         return Path(folder)
 
     def holds(self, path: object) -> bool:
@@ -76,7 +72,7 @@ class Uploads:
     def forget(self, older: float) -> None:
         """Delete the files that have waited longer than that many seconds."""
         now = time.monotonic()
-        for folder in [folder for folder, one in list(self._files.items()) if now - one.at > older]:
+        for folder in [folder for folder, (*_, at) in list(self._files.items()) if now - at > older]:
             self.drop(folder)
 
 
@@ -119,3 +115,47 @@ async def _refused(request: Request, no: Refused) -> Response:
 
 
 ROUTES = [Route("/gradio_api/upload", _upload, methods=["POST"])]
+
+
+def sound(value: Any) -> Any:
+    """The value, files without their addresses.
+
+    Raises gr.Error for a file that was not handed in, without a look-up of any kind; and for what no page sends: text
+    that is not Unicode, whole numbers beyond a browser's, objects nested deeply.
+    """
+    for part, depth in _parts(value):
+        if depth > MAX_DEPTH or (isinstance(part, int) and abs(part) > MAX_INT):
+            raise gr.Error(UNFIT, print_exception=False)
+        if isinstance(part, str) and any("\ud800" <= letter <= "\udfff" for letter in part):
+            raise gr.Error(UNFIT, print_exception=False)
+        if isinstance(part, dict) and {"path", "url"} & set(part):
+            if not UPLOADS.holds(part.get("path")):
+                raise gr.Error(FILE, print_exception=False)
+            part.pop("url", None)
+    return value
+
+
+def _parts(value: Any) -> Iterator[tuple[Any, int]]:
+    """A value and all that lies in it, each with its depth."""
+    waiting = [(value, 0)]
+    while waiting:
+        part, depth = waiting.pop()
+        yield part, depth
+        inner = [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else ()
+        waiting += [(one, depth + 1) for one in inner]
+
+
+class Blocks(gr.Blocks):
+    """Blocks that look at what a page sends; no exception of Gradio's reaches a visitor, but its own refusals do."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
+        try:
+            for block, value in zip(block_fn.inputs, inputs, strict=False):
+                if isinstance(sound(value), list | dict) and not isinstance(block, WIDE):
+                    raise gr.Error(UNFIT, print_exception=False)
+            return await super().preprocess_data(block_fn, inputs, *rest, **more)
+        except gr.Error as error:
+            line = " ".join(str(error.message).split())
+            raise gr.Error(line[:500], print_exception=False) from None
+        except Exception:  # noqa: BLE001  (a value that its control cannot take: the page never sends one)
+            raise gr.Error(UNFIT, print_exception=False) from None

@@ -107,7 +107,7 @@ _TOKENS = (
     Column("layers_run", "int", "layers", "layers that ran for it"),
     Column("ffn_skipped", "int", "layers", "of them without their feed-forward part"),
     Column("attribution", "any", "", "what else it is traced back to"),
-    Column("target_forwards", "int", "forwards", "those of its round for the round's first token, 0 for others"),
+    Column("target_forwards", "int", "forwards", "of its round (a prefill too) for the first token, else 0"),
     Column("decision", "short", "", "action a controller took in the token's round"),
 )  # fmt: skip
 
@@ -231,9 +231,7 @@ _CACHE = (
     Column("tier", "name", "", "device or host", default="device"),
     Column("simulated", "bool", "", "the bytes are those of a format that is imitated, not stored", default=False),
     Column("bits_nominal", "float", "bits", "width of an element as declared"),
-    Column(
-        "bits_effective", "float", "bits", "8 × bytes over live elements; free slots and rows in flight not counted"
-    ),
+    Column("bits_effective", "float", "bits", "8 × bytes over live elements, free slots and staged rows left out"),
 )
 
 _BITS = (
@@ -421,7 +419,7 @@ ABOUT = """A trace is UTF-8 JSON lines, gzipped or not: the `run` event first, t
 
 In a round, the columns of a table are lists of one length; columns without values and the round's number are left out,
 and so are appended widths (`bits`). Over layers, a column whose values are all equal is written as that one value, and
-zero kinds and counts, the tier `device`, the width of the model's own dtype and a `logical_length` that is that of
+zero kinds and counts, the tier `device`, the width of the model's own dtype and a `logical_length` equal to
 `live_slots` are left out. Floats carry six significant digits, times four, top-k probabilities three."""
 
 

@@ -1,6 +1,6 @@
 """How much of what was drafted was accepted, by position, drafter and entropy; how far the two distributions differ."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from workbench.errors import BadInput, shown
 from workbench.trace import Trace
 from workbench.trace.summary import behind
-from workbench.views.figure import blank, figure, inert
+from workbench.views.figure import figure, inert
 from workbench.views.palette import PALETTE
 
 __all__ = ["acceptance", "acceptance_length", "divergence"]
@@ -22,6 +22,10 @@ TITLES = {
     "drafter": "drafter",
     "entropy": "entropy of the draft's distribution (nats)",
 }
+DISTANCES = (
+    ("tv", "total variation", "y", "diamond", "entropy_raw"),
+    ("kl_nats", "KL divergence", "y2", "circle", "entropy_sampled"),
+)
 HATCH = {"size": 6, "solidity": 0.2, "fillmode": "overlay"}
 Traces = Trace | Sequence[Trace]
 
@@ -67,17 +71,13 @@ def acceptance(traces: Traces, by: str = "position", theme: str | None = None) -
         hovertemplate="%{x}: %{y:.1%} of %{customdata[0]} drafted<extra></extra>",
     )  # fmt: skip
     counted = {"tickformat": "d", "dtick": 1} if by == "position" else {"type": "category"}
-    axes = {
-        "xaxis": {"title": {"text": TITLES[by]}, **counted},
-        "yaxis": {"title": {"text": "accepted (share)"}, "range": [0, 1.05], "tickformat": ".0%"},
-    }
+    up = {"title": "accepted (share)", "range": [0, 1.05], "tickformat": ".0%"}
     words = f"Accepted share by {by}: {int(accepted.sum())} of {int(drafted.sum())} drafted tokens were accepted"
     if order:
-        words += ", of those tested " + ", ".join(
-            f"{s:.0%} at {x}" for s, x in zip(share, across, strict=True) if s is not None
-        )
-    notes = {} if order else {"annotations": [blank("no drafted tokens recorded")]}
-    return figure("acceptance", name, [bars, points], f"{words}.", theme, **axes, **notes)
+        tested = (f"{s:.0%} at {x}" for s, x in zip(share, across, strict=True) if s is not None)
+        words += f", of those tested {', '.join(tested)}"
+    note, across = "" if order else "no drafted tokens recorded", {"title": TITLES[by], **counted}
+    return figure("acceptance", name, [bars, points], f"{words}.", theme, note, xaxis=across, yaxis=up)
 
 
 def _groups(drafts: pd.DataFrame, by: str) -> pd.Series:
@@ -124,17 +124,15 @@ def acceptance_length(traces: Traces, theme: str | None = None) -> go.Figure:
         marker={"symbol": "line-ew-open", "size": 18, "color": PALETTE["signal"]["reference"], "line": {"width": 2}},
         hovertemplate="%{y:.3f} tokens, with the target's<extra>one request</extra>", showlegend=len(found) > 1,
     )  # fmt: skip
-    axes = {
-        "xaxis": {"title": {"text": "mean over"}, "type": "category"},
-        "yaxis": {"title": {"text": "acceptance length (tokens per draft)"}, "rangemode": "tozero"},
-    }
+    across = {"title": "mean over", "type": "category"}
+    up = {"title": "acceptance length (tokens per draft)", "rangemode": "tozero"}
     words = "No drafts were made."
     if drafts:
         (whole, each), (alone, each_alone) = values
         words = f"Mean acceptance length over {drafts} drafts of {len(found)} requests: pooled {whole:.2f} tokens"
         words += f", per request {each:.2f}; without the target's token {alone:.2f} and {each_alone:.2f}."
-    notes = {} if drafts else {"annotations": [blank("no drafts were made")]}
-    return figure("acceptance_length", name, [*bars, points], words, theme, barmode="group", **axes, **notes)
+    note, drawn = "" if drafts else "no drafts were made", [*bars, points]
+    return figure("acceptance_length", name, drawn, words, theme, note, barmode="group", xaxis=across, yaxis=up)
 
 
 def divergence(traces: Traces, theme: str | None = None) -> go.Figure:
@@ -146,11 +144,7 @@ def divergence(traces: Traces, theme: str | None = None) -> go.Figure:
     """
     _, name, drafts = _pooled(traces)
     drawn, found = [], {}
-    kinds = (
-        ("tv", "total variation", "y", "diamond", "entropy_raw"),
-        ("kl_nats", "KL divergence", "y2", "circle", "entropy_sampled"),
-    )
-    for column, label, axis, symbol, color in kinds:
+    for column, label, axis, symbol, color in DISTANCES:
         known = drafts[drafts[column].notna() & drafts["depth"].notna()] if column in drafts else drafts.iloc[:0]
         parts = [(int(depth), mine[column]) for depth, mine in known.groupby("depth")]
         means = [float(part.mean()) for _, part in parts]
@@ -165,14 +159,15 @@ def divergence(traces: Traces, theme: str | None = None) -> go.Figure:
             )
         )  # fmt: skip
     axes = {
-        "xaxis": {"title": {"text": TITLES["position"]}, "tickformat": "d", "dtick": 1, "anchor": "y2"},
-        "yaxis": {"title": {"text": "total variation"}, "domain": [0.54, 1], "range": [0, 1]},
-        "yaxis2": {"title": {"text": "KL divergence (nats)"}, "domain": [0, 0.46], "rangemode": "tozero"},
+        "xaxis": {"title": TITLES["position"], "tickformat": "d", "dtick": 1, "anchor": "y2"},
+        "yaxis": {"title": "total variation", "domain": [0.54, 1], "range": [0, 1]},
+        "yaxis2": {"title": "KL divergence (nats)", "domain": [0, 0.46], "rangemode": "tozero"},
     }
-    words = "; ".join(f"{label} {_range(means)}" for label, means in found.items() if means)
+    ends = "{0:.3g} at the first to {1:.3g} at the last position"
+    words = "; ".join(f"{label} {ends.format(means[0], means[-1])}" for label, means in found.items() if means)
     words = f"Draft against target by position, means: {words}." if words else "No divergences were recorded."
-    notes = {} if any(found.values()) else {"annotations": [blank("no divergences recorded")]}
-    return figure("divergence", name, drawn, words, theme, height=440, **axes, **notes)
+    note = "" if any(found.values()) else "no divergences recorded"
+    return figure("divergence", name, drawn, words, theme, note, height=440, **axes)
 
 
 def _bars(means: list[float], low: list[float], high: list[float]) -> dict[str, Any]:
@@ -180,8 +175,3 @@ def _bars(means: list[float], low: list[float], high: list[float]) -> dict[str, 
     above = [max(h - m, 0.0) for h, m in zip(high, means, strict=True)]
     below = [max(m - b, 0.0) for b, m in zip(low, means, strict=True)]
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1}
-
-
-def _range(values: Iterable[float]) -> str:
-    values = list(values)
-    return f"{values[0]:.3g} at the first to {values[-1]:.3g} at the last position"

@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
-from workbench.views.figure import blank, figure
+from workbench.views.figure import figure
 from workbench.views.palette import SEQUENTIAL
 from workbench.views.slots import last_round, replay, too_many
 
@@ -31,16 +31,16 @@ def bit_map(trace: Trace, round: int | None = None, model: str = "target", theme
             x=(step * np.arange(mean.shape[1])).tolist(), y=list(range(mean.shape[0])),
             z=[[None if np.isnan(value) else float(value) for value in row] for row in mean], name=name,
             zmin=0, zmax=top, colorscale=_scale(top), yaxis=axis, showscale=axis == "y",
-            colorbar={"title": {"text": "bits"}, "tickvals": ticks[-5:]},
+            colorbar={"title": "bits", "tickvals": ticks[-5:]},
             hovertemplate=f"{name} of layer %{{y}}, position %{{x}}: %{{z:.2f}} bits<extra></extra>",
         )
         for (name, mean), axis in zip(means.items(), ("y", "y2"), strict=True)
     ]  # fmt: skip
     layers = {"autorange": "reversed", "tickformat": "d"} | ({"dtick": 1} if len(means["keys"]) <= 16 else {})
     axes = {
-        "xaxis": {"title": {"text": "position (tokens)"}, "anchor": "y2"},
-        "yaxis": {"title": {"text": "layer (keys)"}, "domain": [0.53, 1], **layers},
-        "yaxis2": {"title": {"text": "layer (values)"}, "domain": [0, 0.47], **layers},
+        "xaxis": {"title": "position (tokens)", "anchor": "y2"},
+        "yaxis": {"title": "layer (keys)", "domain": [0.53, 1], **layers},
+        "yaxis2": {"title": "layer (values)", "domain": [0, 0.47], **layers},
         "showlegend": False,
     }
     known = {name: mean[np.isfinite(mean)] for name, mean in means.items()}
@@ -49,8 +49,8 @@ def bit_map(trace: Trace, round: int | None = None, model: str = "target", theme
         or "none recorded"
     )
     none = too_many(trace, round, model) or "no bits recorded"
-    notes = {} if any(found.size for found in known.values()) else {"annotations": [blank(none)]}
-    return figure("bit_map", trace.id, drawn, words + ".", theme, **axes, **notes)
+    note = "" if any(found.size for found in known.values()) else none
+    return figure("bit_map", trace.id, drawn, words + ".", theme, note, **axes)
 
 
 def _mean(widths: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
-from workbench.views.figure import blank, figure, inert, ink, numbers, shown
+from workbench.views.figure import figure, inert, ink, numbers, shown
 from workbench.views.palette import PALETTE
 
 __all__ = ["CAUSES", "BranchDiff", "branch_diff"]
@@ -140,14 +140,14 @@ def _draw(a: Trace, b: Trace, diff: BranchDiff, theme: str | None) -> go.Figure:
                 x=across, y=["a", "b"], z=present, text=[text["a"], text["b"]], texttemplate="%{text}", yaxis="y2",
                 name="tokens", zmin=0, zmax=1, showscale=False, xgap=2, ygap=2,
                 colorscale=[[0, "rgba(128,128,128,0.12)"], [1, "rgba(213,94,0,0.30)"]],
-                textfont={"color": ink(theme), "size": 11}, colorbar={"title": {"text": "differs (1 = yes)"}},
+                textfont={"color": ink(theme), "size": 11}, colorbar={"title": "differs (1 = yes)"},
                 hovertemplate="%{y} %{x}: %{text}<extra></extra>",
             )
         )  # fmt: skip
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": "token index"}, "anchor": "y2", "tickformat": "d"},
-        "yaxis": {"title": {"text": "entropy, raw distribution (nats)"}, "domain": [0.34, 1], "rangemode": "tozero"},
-        "yaxis2": {"title": {"text": "run"}, "domain": [0, 0.24], "type": "category", "autorange": "reversed"},
+        "xaxis": {"title": "token index", "anchor": "y2", "tickformat": "d"},
+        "yaxis": {"title": "entropy, raw distribution (nats)", "domain": [0.34, 1], "rangemode": "tozero"},
+        "yaxis2": {"title": "run", "domain": [0, 0.24], "type": "category", "autorange": "reversed"},
         "height": 440,
     }
     if diff.index is not None:
@@ -157,10 +157,9 @@ def _draw(a: Trace, b: Trace, diff: BranchDiff, theme: str | None) -> go.Figure:
         x = diff.index - 0.5
         ends = {"xref": "x", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1}
         layout["shapes"] = [{"type": "line", "line": line, **ends}]
-        note = {"text": f"first difference: {diff.cause}", "x": x, "y": 1, "yref": "paper", "xanchor": "left",
+        first = {"text": f"first difference: {diff.cause}", "x": x, "y": 1, "yref": "paper", "xanchor": "left",
                 "yanchor": "top", "showarrow": False, "xshift": 4, "hovertext": inert(diff.detail)}  # fmt: skip
-        layout["annotations"] = [note]
-    elif not across:
-        layout["annotations"] = [blank("no tokens yet")]
+        layout["annotations"] = [first]
+    note = "" if across else "no tokens yet"
     where = "" if diff.index is None else f"The runs part at token {diff.index}: {diff.cause}. "
-    return figure("branch_diff", f"{a.id}:{b.id}", drawn, where + diff.detail, theme, **layout)
+    return figure("branch_diff", f"{a.id}:{b.id}", drawn, where + diff.detail, theme, note, **layout)

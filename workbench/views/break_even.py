@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.summary import layer_shares
-from workbench.views.figure import blank, figure
+from workbench.views.figure import figure
 from workbench.views.palette import PALETTE
 
 __all__ = ["BreakEven", "break_even", "break_even_numbers"]
@@ -158,20 +158,11 @@ def break_even(trace: Trace, baseline: Trace | None = None, theme: str | None = 
         drawn.append(go.Scatter(x=[0, longest], y=[1, 1], **even))
     top = max([1.0, *(max(y for y in one.y) for one in drawn)])
     axes = {
-        "xaxis": {"title": {"text": "drafted tokens per round"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "speed-up over plain decoding (times)"}, "range": [0, 1.15 * top]},
+        "xaxis": {"title": "drafted tokens per round", "rangemode": "tozero"},
+        "yaxis": {"title": "speed-up over plain decoding (times)", "range": [0, 1.15 * top]},
     }
-    if not drawn:
-        return figure(
-            "break_even",
-            trace.id,
-            drawn,
-            found.why,
-            theme,
-            annotations=[blank("<br>".join(textwrap.wrap(found.why, 34)))],
-            **axes,
-        )
-    return figure("break_even", trace.id, drawn, _costs(found), theme, **axes)
+    words, note = (_costs(found), "") if drawn else (found.why, "<br>".join(textwrap.wrap(found.why, 34)))
+    return figure("break_even", trace.id, drawn, words, theme, note, **axes)
 
 
 def _point(x: float, y: float, name: str, color: str, symbol: str) -> go.Scatter:

@@ -5,10 +5,10 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.schema import CACHE_KINDS
-from workbench.views.figure import blank, figure, inert, numbers, unit_of
+from workbench.views.figure import figure, inert, numbers, unit_of
 from workbench.views.palette import PALETTE, SEQUENTIAL, colours
 
-__all__ = ["by_kind", "cache_footprint", "ledger_over_time"]
+__all__ = ["by_kind", "cache_footprint", "ledger_over_time", "stacked"]
 
 
 def by_kind(cache: pd.DataFrame) -> pd.DataFrame:
@@ -17,16 +17,19 @@ def by_kind(cache: pd.DataFrame) -> pd.DataFrame:
     return totals.loc[:, (totals > 0).any()]
 
 
-def _stack(kinds: pd.DataFrame, scale: float, unit: str, axis: str) -> list[go.Scatter]:
-    """Bytes over rounds, the kinds on top of each other."""
-    chosen = colours("kind", list(kinds.columns))
+def stacked(
+    parts: pd.DataFrame, scale: float, unit: str, axis: str, shape: str = "hv", of: str = "kind", name: str = ""
+) -> list[go.Scatter]:
+    """Bytes over the index, the columns on top of each other. of: the palette's group of their colours."""
+    chosen = colours(of, [str(part) for part in parts.columns])
+    hover = f"{'round ' if shape == 'hv' else ''}%{{x}}: %{{y:.2f}} {unit}<extra>%{{fullData.name}}</extra>"
     return [
         go.Scatter(
-            x=kinds.index.tolist(), y=(kinds[kind] / scale).tolist(), name=kind, mode="lines+markers", yaxis=axis,
-            stackgroup="kind", marker={"size": 3}, line={"shape": "hv", "width": 1, "color": chosen[kind]},
-            hovertemplate=f"round %{{x}}: %{{y:.2f}} {unit}<extra>%{{fullData.name}}</extra>",
+            x=parts.index.tolist(), y=numbers(parts[part] / scale), name=name + inert(str(part)), mode="lines+markers",
+            yaxis=axis, stackgroup=of, marker={"size": 3}, hovertemplate=hover,
+            line={"shape": shape, "width": 1, "color": chosen[str(part)]},
         )
-        for kind in kinds.columns
+        for part in parts.columns
     ]  # fmt: skip
 
 
@@ -51,17 +54,16 @@ def ledger_over_time(trace: Trace, theme: str | None = None) -> go.Figure:
         ) if len(part)
     ]  # fmt: skip
     axes = {
-        "xaxis": {"title": {"text": "round"}, "tickformat": "d"},
-        "yaxis": {"title": {"text": f"keys and values ({unit})"}, "rangemode": "tozero"},
+        "xaxis": {"title": "round", "tickformat": "d"},
+        "yaxis": {"title": f"keys and values ({unit})", "rangemode": "tozero"},
     }
     words = "No cache was recorded."
     if len(totals):
         words = f"Bytes of keys and values over {len(totals)} rounds: {totals.iloc[-1] / scale:.3g} {unit} at the end"
         words += f", {rounds['host_bytes'].iloc[-1] / scale:.3g} {unit} of it on the host" if len(device) else ""
         words += f"; the plain cache would take {plain.iloc[-1] / scale:.3g} {unit}." if len(plain) else "."
-    notes = {} if len(totals) else {"annotations": [blank("no cache recorded")]}
-    drawn = [*_stack(kinds, scale, unit, "y"), *lines]
-    return figure("ledger_over_time", trace.id, drawn, words, theme, **axes, **notes)
+    note, drawn = "" if len(totals) else "no cache recorded", [*stacked(kinds, scale, unit, "y"), *lines]
+    return figure("ledger_over_time", trace.id, drawn, words, theme, note, **axes)
 
 
 def cache_footprint(trace: Trace, theme: str | None = None) -> go.Figure:
@@ -78,15 +80,14 @@ def cache_footprint(trace: Trace, theme: str | None = None) -> go.Figure:
     heat = go.Heatmap(
         x=[int(number) for number in grid.columns], y=[inert(row) for row in order],
         z=(grid / scale).to_numpy().tolist(), zmin=0, zmax=largest / scale or 1, colorscale=SEQUENTIAL, yaxis="y",
-        name="bytes by layer", colorbar={"title": {"text": unit}, "len": 0.55, "y": 0.75},
+        name="bytes by layer", colorbar={"title": unit, "len": 0.55, "y": 0.75},
         hovertemplate=f"round %{{x}}, %{{y}}: %{{z:.2f}} {unit}<extra></extra>",
     )  # fmt: skip
     axes = {
-        "xaxis": {"title": {"text": "round"}, "anchor": "y2"},
-        "yaxis": {"title": {"text": "model, layer"}, "domain": [0.52, 1], "type": "category", "autorange": "reversed"},
-        "yaxis2": {"title": {"text": f"all layers ({total_unit})"}, "domain": [0, 0.42], "rangemode": "tozero"},
+        "xaxis": {"title": "round", "anchor": "y2"},
+        "yaxis": {"title": "model, layer", "domain": [0.52, 1], "type": "category", "autorange": "reversed"},
+        "yaxis2": {"title": f"all layers ({total_unit})", "domain": [0, 0.42], "rangemode": "tozero"},
     }
     words = f"Bytes of keys and values by layer and by kind; together at most {total / total_scale:.3g} {total_unit}."
-    notes = {} if len(cache) else {"annotations": [blank("no cache recorded")]}
-    drawn = [heat, *_stack(kinds, total_scale, total_unit, "y2")]
-    return figure("cache_footprint", trace.id, drawn, words, theme, height=520, **axes, **notes)
+    note, drawn = "" if len(cache) else "no cache recorded", [heat, *stacked(kinds, total_scale, total_unit, "y2")]
+    return figure("cache_footprint", trace.id, drawn, words, theme, note, height=520, **axes)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.errors import BadInput
 from workbench.trace import Trace
-from workbench.views.figure import blank, figure, ink
+from workbench.views.figure import figure, ink
 from workbench.views.palette import PALETTE, SEQUENTIAL
 from workbench.views.slots import HOST, INTO, KEPT, STATES, Slots, last_round, replay, too_many
 
@@ -50,17 +50,17 @@ def cache_map(
     else:
         drawn, title = _each(slots, layers, heads, theme)
     axes = {
-        "xaxis": {"title": {"text": "position (tokens)"}},
-        "yaxis": {"title": {"text": title}, "type": "category", "autorange": "reversed"},
+        "xaxis": {"title": "position (tokens)"},
+        "yaxis": {"title": title, "type": "category", "autorange": "reversed"},
         "showlegend": False,
     }
     counts = {name: int((slots.state == code).sum()) for code, name in enumerate(STATES) if code}
     many = too_many(trace, round, model)
     known = ", ".join(f"{n} {name}" for name, n in counts.items() if n) or many or "nothing recorded"
     words = f"Cache of the {model} after round {number}, slots by state: {known}."
-    notes = {} if drawn else {"annotations": [blank(many or "no cache recorded")]}
+    note = "" if drawn else many or "no cache recorded"
     height = min(900, max(260, 130 + 16 * (len(drawn[-1].y) if drawn else 0)))
-    return figure("cache_map", trace.id, drawn, words, theme, height=height, **axes, **notes)
+    return figure("cache_map", trace.id, drawn, words, theme, note, height=height, **axes)
 
 
 def _rows(n: int, chosen: int | None, name: str) -> list[int]:
@@ -127,7 +127,7 @@ def _common(positions: int, layers: list[int], heads: list[int], marks: dict[str
         "x": np.arange(positions, dtype=np.int16), "y": [f"{layer} · {head}" for layer in layers for head in heads],
         "zmin": 0.5, "zmax": len(names) + 0.5, "colorscale": _steps([_tint(name) for name in names]), "ygap": 1,
         "colorbar": {
-            "title": {"text": "state"}, "tickvals": list(range(1, len(names) + 1)), "thickness": 14,
+            "title": "state", "tickvals": list(range(1, len(names) + 1)), "thickness": 14,
             "ticktext": [" ".join(filter(None, (marks.get(name), name))) for name in names],
         },
     }  # fmt: skip
@@ -174,7 +174,7 @@ def _shares(slots: Slots, layers: list[int], heads: list[int]) -> tuple[list[go.
     heat = go.Heatmap(
         x=starts.astype(np.int32), y=[str(row) for row in (heads if by_head else layers)], z=share, zmin=0, zmax=1,
         xgap=0, colorscale=SEQUENTIAL, name="share of slots held",
-        colorbar={"title": {"text": "share held"}, "tickformat": ".0%"}, customdata=facts,
+        colorbar={"title": "share held", "tickformat": ".0%"}, customdata=facts,
         hovertemplate=f"%{{y}}, {where}: %{{z:.0%}} held<br>{said}<extra></extra>",
     )  # fmt: skip
     return [heat], f"head of layer {layers[0]}" if by_head else "layer"

@@ -16,7 +16,7 @@ from workbench.errors import shown as shown_value
 from workbench.trace.forms import writable
 from workbench.views.palette import PAGES
 
-__all__ = ["as_table", "blank", "description", "figure", "ink", "inert", "numbers", "shown", "unit_of"]
+__all__ = ["as_table", "description", "figure", "ink", "inert", "numbers", "shown", "unit_of", "visible"]
 
 CLEAR = "rgba(0,0,0,0)"
 
@@ -45,11 +45,12 @@ def _template(theme: str | None) -> dict[str, Any]:
 
 
 def figure(
-    name: str, run_id: str, traces: Iterable[Any], description: str, theme: str | None = None, **layout: Any
+    name: str, run_id: str, traces: Iterable[Any], description: str, theme: str | None = None, note: str = "", **layout
 ) -> go.Figure:
     """A figure in the common look; zoom is kept while the same view of the same run is drawn again.
 
-    description: what the figure shows in one sentence, for those who cannot see it; kept in `layout.meta`.
+    description: what the figure shows in one sentence, for those who cannot see it; kept in `layout.meta`. note: HTML
+    that stands in the place of what there is not.
     """
     common = {
         "template": _template(theme),
@@ -59,6 +60,9 @@ def figure(
         "showlegend": True,
         "meta": {"view": name, "description": inert(description)},
     }
+    if note:
+        middle = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        common["annotations"] = [{"text": note, "showarrow": False, "font": {"size": 14}, **middle}]
     return go.Figure(data=list(traces), layout={**common, **layout})
 
 
@@ -103,19 +107,6 @@ def _plain(value: Any) -> Any:
     return html.unescape(value.replace("<br>", " ")) if isinstance(value, str) else value
 
 
-def blank(note: str) -> dict[str, Any]:
-    """The annotation of a figure that has nothing to draw: it says so."""
-    return {
-        "text": note,
-        "showarrow": False,
-        "xref": "paper",
-        "yref": "paper",
-        "x": 0.5,
-        "y": 0.5,
-        "font": {"size": 14},
-    }
-
-
 def inert(text: str | None) -> str:
     """Text in which nothing is taken for markup or a formula."""
     return html.escape(writable(text or "")).replace("$", "&#36;")
@@ -125,10 +116,12 @@ def shown(text: Any, limit: int = 40) -> str:
     """Model text as an inert label: white space visible, long text cut."""
     if not isinstance(text, str):
         return ""
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    for mark, visible in (("\n", "⏎"), ("\r", "␍"), ("\t", "⇥"), (" ", "␣")):
-        text = text.replace(mark, visible)
-    return inert(text)
+    return inert(visible(text if len(text) <= limit else text[: limit - 1] + "…"))
+
+
+def visible(text: str) -> str:
+    """Text with marks in the place of white space."""
+    return text.translate({10: "⏎", 13: "␍", 9: "⇥", 32: "␣"})
 
 
 def numbers(column: Iterable[Any]) -> list[Any]:

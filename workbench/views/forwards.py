@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.perfetto import spans
-from workbench.views.figure import blank, figure, inert
+from workbench.views.figure import figure, inert
 from workbench.views.palette import colour
 
 __all__ = ["forwards_timeline"]
@@ -43,8 +43,8 @@ def forwards_timeline(trace: Trace, theme: str | None = None) -> go.Figure:
             )
         )  # fmt: skip
     axes = {
-        "xaxis": {"title": {"text": "time since the start (ms)"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "phase, model"}, "type": "category", "autorange": "reversed"},
+        "xaxis": {"title": "time since the start (ms)", "rangemode": "tozero"},
+        "yaxis": {"title": "phase, model", "type": "category", "autorange": "reversed"},
         "showlegend": False,
     }
     words = "No forward passes were recorded."
@@ -52,6 +52,5 @@ def forwards_timeline(trace: Trace, theme: str | None = None) -> go.Figure:
         words = f"{len(passes)} forward passes, {passes['wall_ms'].sum():.4g} ms in all"
         by_phase = passes.groupby("phase", sort=False)["wall_ms"].sum()
         words += ": " + ", ".join(f"{phase} {ms:.4g} ms" for phase, ms in by_phase.items()) + "."
-    notes = {} if bars else {"annotations": [blank("no forward passes recorded")]}
-    height = 120 + 34 * max(len(bars), 4)
-    return figure("forwards_timeline", trace.id, bars, words, theme, barmode="overlay", height=height, **axes, **notes)
+    note, height = "" if bars else "no forward passes recorded", 120 + 34 * max(len(bars), 4)
+    return figure("forwards_timeline", trace.id, bars, words, theme, note, barmode="overlay", height=height, **axes)

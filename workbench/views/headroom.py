@@ -35,9 +35,9 @@ def headroom(table: pd.DataFrame, theme: str | None = None) -> go.Figure:
 
     best = float(oracle["modelled_speedup"])
     axes = {
-        "xaxis": {"title": {"text": "draft shape"}, "type": "category", "tickangle": -45},
+        "xaxis": {"title": "draft shape", "type": "category", "tickangle": -45},
         "yaxis": {
-            "title": {"text": "modelled speed-up (times)"},
+            "title": "modelled speed-up (times)",
             "range": [0, 1.15 * max(best, 1.0, *shapes["modelled_speedup"])],
         },
     }

@@ -3,7 +3,7 @@
 Every colour reaches a contrast of 3:1 on a white page and on a dark one, so that a figure reads wherever it is put.
 """
 
-__all__ = ["PAGES", "PALETTE", "SEQUENTIAL", "as_dict", "colour", "colours"]
+__all__ = ["PAGES", "PALETTE", "SEQUENTIAL", "colour", "colours"]
 
 _PURPLE, _ORANGE, _SKY, _GREEN = "#8a63d2", "#c27c00", "#3d9ad6", "#009e73"
 _YELLOW, _BLUE, _RED, _PINK, _GREY = "#938a00", "#0072b2", "#d55e00", "#c56b9c", "#8a8a8a"
@@ -54,8 +54,3 @@ def colours(group: str, names: list[str]) -> dict[str, str]:
     free = [c for c in _REST if c not in {known[name] for name in names if name in known}] or list(_REST)
     others = [name for name in names if name not in known]
     return {n: known[n] if n in known else free[others.index(n) % len(free)] for n in names}
-
-
-def as_dict() -> dict[str, dict[str, str]]:
-    """The palette as plain data, for the token view in the browser."""
-    return {group: dict(names) for group, names in PALETTE.items()}

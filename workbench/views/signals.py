@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.summary import behind_the_end
-from workbench.views.cache import by_kind
-from workbench.views.figure import blank, figure, inert, ink, numbers, shown, unit_of
+from workbench.views.cache import by_kind, stacked
+from workbench.views.figure import figure, inert, ink, numbers, shown, unit_of
 from workbench.views.palette import PALETTE, colours
 
 __all__ = ["entropy", "signals"]
@@ -38,18 +38,16 @@ def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -
     ]
     widest = joined["bits_per_element"].max()
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": "token index"}, "anchor": "y4", "range": _span(len(tokens)), "showspikes": True},
+        "xaxis": {"title": "token index", "anchor": "y4", "range": _span(len(tokens)), "showspikes": True},
         "height": 640,
         "hovermode": "closest",
     }
     for axis, domain, title in ROWS:
         title = f"{title} ({unit})" if axis == "y3" else title
-        layout[axis.replace("y", "yaxis")] = {"domain": domain, "title": {"text": title}, "rangemode": "tozero"}
+        layout[axis.replace("y", "yaxis")] = {"domain": domain, "title": title, "rangemode": "tozero"}
     highest = tokens[["entropy_raw_nats", "entropy_sampled_nats"]].max(axis=None)
     layout["yaxis"]["range"] = [0, 1.1 * highest if highest > 0 else 1]
     layout["yaxis4"]["range"] = [0, 1.15 * widest if widest > 0 else 32]
-    if not len(tokens):
-        layout["annotations"] = [blank("no tokens yet")]
     if cursor is not None:
         line = {"color": ink(theme), "width": 1, "dash": "dot"}
         ends = {"x0": cursor, "x1": cursor, "xref": "x", "y0": 0, "y1": 1, "yref": "paper"}
@@ -59,7 +57,7 @@ def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -
     accepted = int(rounds["accepted"].sum())
     words += f", {accepted} of {drafted} drafted tokens accepted" if drafted else ", nothing drafted"
     words += f", {_mean(joined['bits_per_element'], 'bits per element of the cache')}."
-    return figure("signals", trace.id, traces, words, theme, **layout)
+    return figure("signals", trace.id, traces, words, theme, "" if len(tokens) else "no tokens yet", **layout)
 
 
 def entropy(trace: Trace, theme: str | None = None) -> go.Figure:
@@ -72,13 +70,15 @@ def entropy(trace: Trace, theme: str | None = None) -> go.Figure:
         customdata=_labels(tokens), hovertemplate="%{x} %{customdata}<br>surprisal %{y:.3f} nats<extra></extra>",
     )  # fmt: skip
     axes = {
-        "xaxis": {"title": {"text": "token index"}, "range": _span(len(tokens))},
-        "yaxis": {"title": {"text": "nats"}, "rangemode": "tozero"},
+        "xaxis": {"title": "token index", "range": _span(len(tokens))},
+        "yaxis": {"title": "nats", "rangemode": "tozero"},
     }
-    notes = {"annotations": [blank("no entropies recorded")]} if tokens["entropy_raw_nats"].isna().all() else {}
-    words = f"Entropy and surprisal of {len(tokens)} tokens: {_mean(tokens['entropy_raw_nats'], 'nats, raw law')}"
-    words += f", {_mean(tokens['entropy_sampled_nats'], 'nats, sampled law')}."
-    return figure("entropy", trace.id, [*_entropy(tokens), chosen], words, theme, **axes, **notes)
+    note = "no entropies recorded" if tokens["entropy_raw_nats"].isna().all() else ""
+    words = (
+        f"Entropy and surprisal of {len(tokens)} tokens: {_mean(tokens['entropy_raw_nats'], 'nats, raw distribution')}"
+    )
+    words += f", {_mean(tokens['entropy_sampled_nats'], 'nats, sampled distribution')}."
+    return figure("entropy", trace.id, [*_entropy(tokens), chosen], words, theme, note, **axes)
 
 
 def _mean(column: pd.Series, what: str) -> str:
@@ -94,20 +94,16 @@ def _labels(tokens: pd.DataFrame) -> list[str]:
 
 
 def _entropy(tokens: pd.DataFrame) -> list[go.Scatter]:
-    labels, lines = _labels(tokens), []
-    for column, name, dash in (
-        ("entropy_raw", "raw distribution", "solid"),
-        ("entropy_sampled", "sampled distribution", "dot"),
-    ):
-        lines.append(
-            go.Scatter(
-                x=tokens["index"].tolist(), y=numbers(tokens[f"{column}_nats"]), name=f"entropy, {name}",
-                mode="lines+markers", line={"color": PALETTE["signal"][column], "dash": dash, "width": 1.5},
-                marker={"size": 4}, customdata=labels, yaxis="y",
-                hovertemplate="%{x} %{customdata}<br>%{y:.3f} nats<extra>" + name + "</extra>",
-            )
-        )  # fmt: skip
-    return lines
+    kinds = (("entropy_raw", "raw distribution", "solid"), ("entropy_sampled", "sampled distribution", "dot"))
+    return [
+        go.Scatter(
+            x=tokens["index"].tolist(), y=numbers(tokens[f"{column}_nats"]), name=f"entropy, {name}",
+            mode="lines+markers", line={"color": PALETTE["signal"][column], "dash": dash, "width": 1.5},
+            marker={"size": 4}, customdata=_labels(tokens), yaxis="y",
+            hovertemplate="%{x} %{customdata}<br>%{y:.3f} nats<extra>" + name + "</extra>",
+        )
+        for column, name, dash in kinds
+    ]  # fmt: skip
 
 
 def _step(joined: pd.DataFrame, column: str, name: str, color: str, axis: str, **line: Any) -> go.Scatter:
@@ -126,14 +122,13 @@ def _acceptance(tokens: pd.DataFrame, joined: pd.DataFrame) -> list[go.Scatter]:
         _step(joined, "drafted", "drafted in the round", PALETTE["signal"]["drafted"], "y2", dash="dot"),
         _step(joined, "accepted", "accepted in the round", PALETTE["signal"]["accepted"], "y2"),
     ]
-    chosen = colours("source", list(dict.fromkeys(sources)))
-    for source, color in chosen.items():
-        mine = sources == source
+    for source, color in colours("source", list(dict.fromkeys(sources))).items():
+        mine = tokens[sources == source]
         traces.append(
             go.Scatter(
-                x=tokens["index"][mine].tolist(), y=place[mine].tolist(), name=f"from {inert(source)}", mode="markers",
+                x=mine["index"].tolist(), y=place[mine.index].tolist(), name=f"from {inert(source)}", mode="markers",
                 yaxis="y2", marker={"color": color, "size": 7, "symbol": SYMBOLS.get(source, "circle")},
-                customdata=_labels(tokens[mine]), hovertemplate="%{x} %{customdata}<extra>%{fullData.name}</extra>",
+                customdata=_labels(mine), hovertemplate="%{x} %{customdata}<extra>%{fullData.name}</extra>",
             )
         )  # fmt: skip
     return traces
@@ -147,15 +142,6 @@ def _cache(trace: Trace, tokens: pd.DataFrame) -> tuple[str, list[go.Scatter]]:
         parts = parts.reindex(columns=list(dict.fromkeys(cache["model"])))
     else:
         parts, group = by_kind(cache), "kind"
-    at_token = parts.reindex(tokens["round"].to_numpy())
+    at_token = parts.reindex(tokens["round"].to_numpy()).set_index(tokens["index"].to_numpy())
     scale, unit = unit_of(at_token.sum(axis=1).max() if len(at_token) else 0)
-    chosen = colours(group, [str(name) for name in parts.columns])
-    return unit, [
-        go.Scatter(
-            x=tokens["index"].tolist(), y=numbers(at_token[name] / scale), name=f"cache, {inert(str(name))}",
-            mode="lines+markers", yaxis="y3", stackgroup="cache", marker={"size": 3},
-            line={"shape": "hvh", "width": 1, "color": chosen[str(name)]},
-            hovertemplate=f"%{{x}}: %{{y:.2f}} {unit}<extra>%{{fullData.name}}</extra>",
-        )
-        for name in parts.columns
-    ]  # fmt: skip
+    return unit, stacked(at_token, scale, unit, "y3", "hvh", group, "cache, ")

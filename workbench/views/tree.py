@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.schema import SOURCES
-from workbench.views.figure import blank, figure, inert, ink, shown
+from workbench.views.figure import figure, inert, ink, shown
 from workbench.views.palette import PALETTE, colour
 from workbench.views.slots import last_round
 
@@ -61,11 +61,11 @@ def draft_tree(trace: Trace, round: int | None = None, theme: str | None = None)
     leaves = max(heights.values()) + 1
     axes = {
         "xaxis": {
-            "title": {"text": "depth in the draft (tokens)"}, "dtick": 1, "zeroline": False,
+            "title": "depth in the draft (tokens)", "dtick": 1, "zeroline": False,
             "range": [-0.5, max(depths.values()) + 0.6],
         },
         "yaxis": {
-            "title": {"text": "branch"}, "showticklabels": False, "showgrid": False, "zeroline": False,
+            "title": "branch", "showticklabels": False, "showgrid": False, "zeroline": False,
             "range": [leaves - 0.2, -0.8],
         },
         "height": min(900, max(260, 200 + 58 * int(leaves))),
@@ -83,11 +83,8 @@ def _nothing(trace: Trace, number: int, theme: str | None) -> go.Figure:
     if drafted:
         note = f"round {number} drafted {drafted} tokens; this trace does not record them (level off)"
     hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "range": [0, 1]}
-    axes = {
-        "xaxis": {"title": {"text": "depth in the draft (tokens)"}, **hidden},
-        "yaxis": {"title": {"text": "branch"}, **hidden},
-    }
-    return figure("draft_tree", trace.id, [], f"{note}.", theme, height=260, annotations=[blank(note)], **axes)
+    axes = {"xaxis": {"title": "depth in the draft (tokens)", **hidden}, "yaxis": {"title": "branch", **hidden}}
+    return figure("draft_tree", trace.id, [], f"{note}.", theme, note, height=260, **axes)
 
 
 def _added(trace: Trace, number: int) -> dict[str, Any] | None:
@@ -131,6 +128,12 @@ def _edges(pairs: list[tuple], name: str, color: str, width: int) -> go.Scatter:
     )  # fmt: skip
 
 
+def _marks(spots: list[tuple], name: str, texts: list[str], where: str = "top center", **more: Any) -> go.Scatter:
+    """Marks with texts at (depth, height)."""
+    x, y = ([spot[axis] for spot in spots] for axis in (0, 1))
+    return go.Scatter(x=x, y=y, mode="markers+text", name=name, text=texts, textposition=where, **more)
+
+
 def _nodes(nodes: pd.DataFrame, fate: str, places: dict[int, tuple], limit: int) -> go.Scatter:
     columns = ("token_id", "text", "p", "q", "reason", "drafter", "kind", "rank", "u")
     labels, facts = [], []
@@ -139,16 +142,15 @@ def _nodes(nodes: pd.DataFrame, fate: str, places: dict[int, tuple], limit: int)
         labels.append(shown(text, limit) or name)
         parts = [name, _number(p), _number(q), inert(fate), *map(inert, (reason, drafter, kind)), _number(rank)]
         facts.append([*parts, _number(u)])
-    return go.Scatter(
-        x=[places[int(node)][0] for node in nodes["node"]], y=[places[int(node)][1] for node in nodes["node"]],
-        mode="markers+text", name=inert(fate), text=labels, textposition="top center", customdata=facts,
-        meta=list(COLUMNS),
-        hovertemplate="%{customdata[0]}   rank %{customdata[7]}<br>p = %{customdata[1]}, q = %{customdata[2]},"
-        " u = %{customdata[8]}<br>%{customdata[5]} %{customdata[6]}<br>%{customdata[4]}<extra>" + inert(fate)
-        + "</extra>",
-        marker={"color": colour("fate", fate), "size": 13, "symbol": SYMBOLS.get(fate, "hexagon-open"),
-                "line": {"width": 2, "color": colour("fate", fate)}},
-    )  # fmt: skip
+    color = colour("fate", fate)
+    symbol = {"symbol": SYMBOLS.get(fate, "hexagon-open"), "line": {"width": 2, "color": color}}
+    hover = (
+        "%{customdata[0]}   rank %{customdata[7]}<br>p = %{customdata[1]}, q = %{customdata[2]}, u = %{customdata[8]}"
+        f"<br>%{{customdata[5]}} %{{customdata[6]}}<br>%{{customdata[4]}}<extra>{inert(fate)}</extra>"
+    )
+    facts = {"customdata": facts, "meta": list(COLUMNS), "hovertemplate": hover}
+    spots = [places[int(node)] for node in nodes["node"]]
+    return _marks(spots, inert(fate), labels, marker={"color": color, "size": 13, **symbol}, **facts)
 
 
 def _number(value: float) -> str:
@@ -162,29 +164,21 @@ def _short(value: float) -> str:
 def _written(nodes: pd.DataFrame, places: dict[int, tuple]) -> go.Scatter:
     """p and q under every node that has them."""
     known = nodes[nodes["p"].notna() | nodes["q"].notna()]
-    return go.Scatter(
-        x=[places[int(node)][0] for node in known["node"]], y=[places[int(node)][1] for node in known["node"]],
-        mode="markers+text", name="p and q", textposition="bottom center", textfont={"size": 10}, hoverinfo="skip",
-        text=[f"p {_short(p)}<br>q {_short(q)}" for p, q in zip(known["p"], known["q"], strict=True)],
-        marker={"size": 13, "opacity": 0}, showlegend=False,
-    )  # fmt: skip
+    texts = [f"p {_short(p)}<br>q {_short(q)}" for p, q in zip(known["p"], known["q"], strict=True)]
+    look = {"textfont": {"size": 10}, "marker": {"size": 13, "opacity": 0}, "hoverinfo": "skip", "showlegend": False}
+    return _marks([places[int(node)] for node in known["node"]], "p and q", texts, "bottom center", **look)
 
 
 def _pending(trace: Trace, number: int, place: tuple, limit: int, color: str) -> go.Scatter:
     before = trace.tokens["text"][trace.tokens["round"] < number]
     text = (shown(before.iloc[-1], limit) if len(before) else "") or "pending"
-    return go.Scatter(
-        x=[place[0]], y=[place[1]], mode="markers+text", name="pending token", text=[text], textposition="top center",
-        marker={"color": color, "size": 10, "symbol": "square"}, hovertemplate="%{text}<extra>pending token</extra>",
-    )  # fmt: skip
+    marker, hover = {"color": color, "size": 10, "symbol": "square"}, "%{text}<extra>pending token</extra>"
+    return _marks([place], "pending token", [text], marker=marker, hovertemplate=hover)
 
 
 def _bonus(token: dict[str, Any], place: tuple, limit: int) -> go.Scatter:
-    source = token["source"]
-    return go.Scatter(
-        x=[place[0]], y=[place[1]], mode="markers+text", name=f"{source} token", textposition="top center",
-        text=[shown(token["text"], limit) or f"id {token['token_id']}"], meta=["p"],
-        customdata=[[_number(token["p_sampled"])]],
-        marker={"color": colour("source", source), "size": 16, "symbol": "star"},
-        hovertemplate="%{text}<br>p = %{customdata[0]}<extra>" + f"{source} token, from the target</extra>",
-    )  # fmt: skip
+    source, text = token["source"], shown(token["text"], limit) or f"id {token['token_id']}"
+    hover = f"%{{text}}<br>p = %{{customdata[0]}}<extra>{source} token, from the target</extra>"
+    facts = {"meta": ["p"], "customdata": [[_number(token["p_sampled"])]], "hovertemplate": hover}
+    marker = {"color": colour("source", source), "size": 16, "symbol": "star"}
+    return _marks([place], f"{source} token", [text], marker=marker, **facts)

@@ -5,7 +5,7 @@ import { button, fateOf, node, shown, visible } from "./common.js";
 const FACTS = [
   ["p_raw", "p, raw distribution", ""], ["p_sampled", "p, sampled distribution", ""], ["rank", "rank", ""],
   ["surprisal_nats", "surprisal", "nats"], ["entropy_raw_nats", "entropy, raw", "nats"],
-  ["entropy_sampled_nats", "entropy, sampled", "nats"], ["margin", "margin p1 − p2", ""],
+  ["entropy_sampled_nats", "entropy, sampled", "nats"], ["margin", "margin", ""],
   ["keep_size", "tokens left", ""], ["cut_by", "cut by", ""], ["decision", "decision", ""],
 ];
 const OF_ROUND = [
@@ -55,6 +55,7 @@ export function inspector(held) {
       if (value === null) return;
       const item = node("div");
       item.append(node("dt", "", label), node("dd", "", shown(value, unit)));
+      item.title = WORDS[label] ?? "";
       list.append(item);
     };
     for (const [name, label, unit] of FACTS) add(held.token(name, i), label, unit);

@@ -2,11 +2,9 @@
 
 import asyncio
 import time
-from functools import partial
 from typing import Any
 
 from workbench import web
-from workbench.engine.text import token_text
 from workbench.session import Session
 from workbench.widgets.trace import TraceWidget
 
@@ -96,8 +94,7 @@ class SessionWidget(TraceWidget):
 
     def _payload(self, since: int) -> dict[str, Any]:
         session = self._session
-        tokenizer = getattr(session.lm, "tokenizer", None)
-        data = web.payload(self._trace, since, None if tokenizer is None else partial(token_text, tokenizer))
+        data = web.payload(self._trace, since, session.reader)
         status = {"running": self._running, "ended": session.ended, "message": self._message}
         return {**data, "cursor": session.cursor, "selected": None, "follow": True, "status": status}
 

@@ -10,41 +10,6 @@ from workbench.trace import Trace
 
 __all__ = ["TraceWidget"]
 
-# Joins a widget's model to the module. A view that lacks rounds, as every new one does, asks for all of them.
-RENDER = """
-function render({ model, el }) {
-  const tell = (name) => (i) => {
-    model.set(name, i);
-    model.save_changes();
-  };
-  const onAction = model.get("live") ? (name) => model.send({ act: name }) : undefined;
-  const view = mount(el, { onCursor: tell("cursor"), onPick: tell("picked"), onAction });
-  const take = (delta) => {
-    if (!view.update(delta)) model.send({ act: "all" });
-  };
-  const changed = () => take(JSON.parse(model.get("delta")));
-  const moved = () => view.setCursor(model.get("cursor"));
-  const told = (content) => take(JSON.parse(content.all));
-  const quiet = (event) => { // JupyterLab would take arrows and Enter for its own, before they get here
-    const chord = event.ctrlKey || event.metaKey || event.altKey;
-    if (el.contains(event.target)) event.target.toggleAttribute("data-lm-suppress-shortcuts", !chord);
-  };
-  window.addEventListener("keydown", quiet, true);
-  model.on("change:delta", changed);
-  model.on("change:cursor", moved);
-  model.on("msg:custom", told);
-  model.send({ act: "all" });
-  return () => {
-    model.off("change:delta", changed);
-    model.off("change:cursor", moved);
-    model.off("msg:custom", told);
-    window.removeEventListener("keydown", quiet, true);
-    view.destroy();
-  };
-}
-export default { render };
-"""
-
 
 class TraceWidget(anywidget.AnyWidget):
     """Token view, timeline, inspector and transport over a recorded trace; stepping happens in the browser.
@@ -58,7 +23,7 @@ class TraceWidget(anywidget.AnyWidget):
     Saved without a kernel, the notebook shows the text with underlines and shades, without a script.
     """
 
-    _esm = web.module() + RENDER
+    _esm = web.module() + web.script("widget.js")
     _css = web.css()
     delta = traitlets.Unicode("", help="JSON of the rounds last added; see workbench.web.data").tag(sync=True)
     live = traitlets.Bool(False, help="whether there are buttons that decode").tag(sync=True)
@@ -83,9 +48,7 @@ class TraceWidget(anywidget.AnyWidget):
         super().close()
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self._trace!r})" if self._trace is not None else f"{type(self).__name__}(closed)"
-        )
+        return f"{type(self).__name__}({'closed' if self._trace is None else repr(self._trace)})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = super()._repr_mimebundle_(**kwargs)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.traces import exercise, honest, uses
-from workbench.dashboard.run import Replay
+from workbench.cursor import Replay
 from workbench.trace import Trace, schema
 from workbench.trace.door import CELLS, FREE, NAMED, Door
 from workbench.views.slots import last_round
@@ -260,7 +260,7 @@ def test_tokens_without_texts_are_tokens_all_the_same(tmp_path):
 
 def test_a_row_is_found_where_rounds_before_it_are_lost(tmp_path):
     """The app counts the tokens that are there; the numbers in a damaged file go on as if none were lost."""
-    from workbench.dashboard.run import Branch, Replay
+    from workbench.dashboard.visits import Branch
 
     trace = loaded(tmp_path, ROUND, {**ROUND, "round": 3, "index": 3, "tokens": {"token_id": [7], "text": ["b"]}})
     branch = Branch("damaged", Replay(trace))

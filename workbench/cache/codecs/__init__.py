@@ -1,4 +1,4 @@
-"""Quantizers: in how many bits a sealed page is stored. One file per quantizer."""
+"""Quantizers: in how many bits a page is stored. One file per quantizer."""
 
 from workbench.members import room
 

@@ -12,7 +12,7 @@ __all__ = ["Quantizer"]
 
 
 class Quantizer(Declared):
-    """Base of all quantizers. Tokens older than the newest `residual` are sealed into pages of 32 slots (see
+    """Base of all quantizers. Tokens older than the newest `residual` are quantized into pages of 32 slots (see
     `workbench_kernels.pages`). Eviction clears slots there; pages that lost half of them are packed anew with others,
     which rounds their tokens once more.
 
@@ -45,7 +45,7 @@ class Quantizer(Declared):
             raise Unsupported(f"{self.declared_name}: {error}") from None
 
     def next(self, length: int) -> int:
-        """The first committed length above `length` at which pages are sealed."""
+        """The first committed length above `length` at which pages are quantized."""
         return length - length % self.interval + self.interval
 
     def nominal(self, layer: int, head_dim: int, value_dim: int, dtype: torch.dtype) -> float:

@@ -17,7 +17,7 @@ __all__ = ["CopySpec", "find_copy"]
 @register("drafter", "copyspec")
 @dataclass(frozen=True)
 class CopySpec(Drafter):
-    """If the last `gram` tokens occurred before, draft what followed them there; else draft nothing.
+    """If the last `ngram` tokens occurred before, draft what followed them there; else draft nothing.
 
     Costs no forward pass and keeps no memory: the copy is a function of the tokens alone. Nodes are POINT. Source:
     "CopySpec: Accelerating LLMs with Speculative Copy-and-Paste Without Compromising Quality"
@@ -40,11 +40,11 @@ class CopySpec(Drafter):
 
 
 def find_copy(tokens: list[int], ngram: int, length: int, occurrence: str = "latest") -> list[int]:
-    """What followed an earlier occurrence of the last `gram` tokens, at most `length` tokens.
+    """What followed an earlier occurrence of the last `ngram` tokens, at most `length` tokens.
 
-    >>> find_copy([1, 2, 3, 4, 9, 1, 2, 3], gram=3, length=2)
+    >>> find_copy([1, 2, 3, 4, 9, 1, 2, 3], ngram=3, length=2)
     [4, 9]
-    >>> find_copy([5, 5, 5, 5], gram=2, length=3)
+    >>> find_copy([5, 5, 5, 5], ngram=2, length=3)
     [5]
     """
     if len(tokens) <= ngram:

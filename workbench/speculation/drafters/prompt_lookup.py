@@ -16,7 +16,7 @@ __all__ = ["PromptLookup"]
 @register("drafter", "prompt_lookup")
 @dataclass(frozen=True)
 class PromptLookup(Drafter):
-    """Look the last `gram` tokens up in the text so far, then the last `gram` − 1, … 1; draft what followed them.
+    """Look the last `ngram` tokens up in the text so far, then the last `ngram` − 1, … 1; draft what followed them.
 
     Costs no forward pass and keeps no memory. Nodes are POINT. Source: "Prompt Lookup Decoding"
     (https://github.com/apoorvumang/prompt-lookup-decoding; the same rule in transformers' `prompt_lookup_num_tokens`,

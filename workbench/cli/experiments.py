@@ -1,25 +1,16 @@
-"""`workbench compare`: decoders side by side on the same prompts."""
+"""`workbench compare | verify`: decoders side by side on the same prompts, and the losslessness meter."""
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
-from workbench.cli import preparing
-from workbench.cli.options import (
-    Parser,
-    add_cache,
-    add_model,
-    add_settings,
-    cache_of,
-    load_model,
-    pairs,
-    print_json,
-    settings_of,
-)
+from workbench.cli import options, preparing
+from workbench.cli.options import Parser, add_cache, add_model, cache_of, pairs, print_json
 from workbench.errors import BadInput
 
-__all__ = ["add_compare", "compare_arms"]
+__all__ = ["add_compare", "add_verify", "compare_arms", "verify"]
 
 
 def add_compare(parser: Parser) -> None:
@@ -33,7 +24,7 @@ def add_compare(parser: Parser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="of the cache: cache.budget=128"
     )
-    add_settings(parser)
+    options.add_settings(parser)
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
@@ -48,13 +39,13 @@ def compare_arms(args: argparse.Namespace) -> int:
     if not prompts or not arms:
         raise BadInput("compare: expected at least one prompt (or --held-out N) and one --arm name=decoder")
     values = pairs(args.set)
-    settings = settings_of(args) | {"cache": cache_of(args, values)}
+    settings = options.settings_of(args) | {"cache": cache_of(args, values)}
     if values:
         raise BadInput(
             f"compare --set {next(iter(values))}: expected a parameter of the cache, such as cache.budget=128"
         )
     progress = sys.stderr.isatty()
-    lm = load_model(args)
+    lm = options.load_model(args)
     found = compare(lm, prompts, arms, repeats=args.repeats, progress=progress, **settings)
     if args.json:
         print_json(json.loads(found.to_json(orient="index")))
@@ -79,3 +70,33 @@ def arm_of(text: str) -> tuple[str, Any]:
         else:
             joined[-1] += f",{piece}"
     return name, build("decoder", first, pairs(joined))
+
+
+def add_verify(parser: Parser) -> None:
+    add_model(parser)
+    parser.add_argument("--decoder", default="speculative", help="a name from `workbench list decoders`")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of it")
+    add_cache(parser)
+    parser.add_argument("--prompt", action="append", help="a text to decode from (several: give it again)")
+    parser.add_argument("--tokens", type=int, default=48, help="length of the compared texts (default 48)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="of the sampled texts (default 0.8)")
+    parser.add_argument("--runs", type=int, default=2000, help="short runs to count where seeds differ (default 2000)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def verify(args: argparse.Namespace) -> int:
+    """What a decoder guarantees and what it does; exit code 1 where the guarantee does not hold."""
+    with preparing():
+        from workbench.declare import build
+        from workbench.experiments import lossless
+
+    values = pairs(args.set)
+    stack = cache_of(args, values)
+    decoder = build("decoder", args.decoder, values)
+    how = {"tokens": args.tokens, "temperature": args.temperature, "runs": args.runs, "progress": sys.stderr.isatty()}
+    found = lossless(decoder, options.load_model(args), args.prompt, cache=stack, **how)
+    if args.json:
+        print_json({**asdict(found), "badge": found.badge, "holds": found.holds})
+    else:
+        print(found)
+    return 1 if found.holds is False else 0

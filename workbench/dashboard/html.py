@@ -1,20 +1,105 @@
-"""One round, phase by phase: what was drafted, verified, accepted and committed, and what became of the cache."""
+"""HTML in which all text is inert: tables, a run's figures as tiles, what might stand in a token's place, and a round
+phase by phase."""
 
+import html
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import gradio as gr
 import pandas as pd
 
-from workbench.dashboard.inspector import inert, number, shown, table
-from workbench.dashboard.run import PHASES
-from workbench.report.headline import size
+from workbench.report.headline import headline, size
 from workbench.trace import Trace
+from workbench.views.figure import visible
 from workbench.views.palette import colour
 
-__all__ = ["NOTHING", "phases"]
+__all__ = [
+    "NOTHING",
+    "PHASES",
+    "block",
+    "button",
+    "candidates",
+    "figures",
+    "inert",
+    "line",
+    "number",
+    "phases",
+    "shown",
+    "table",
+]
 
+PHASES = ("draft", "verify", "accept", "commit", "cache")  # views of one recorded round, in the order of its work
 NOTHING = '<p class="wb-empty">No round yet. A step decodes one.</p>'
 SHOWN = 24  # nodes or tokens listed in a phase
+LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
+Reader = Callable[[int], str]
+
+
+def block(elem_id: str, value: str = "", live: bool = False, **more: Any) -> gr.HTML:
+    """A place for HTML on the page; `live` has its changes read out."""
+    script = LIVE if live else None
+    return gr.HTML(value, elem_id=elem_id, padding=False, apply_default_css=False, js_on_load=script, **more)
+
+
+def button(parts: dict[str, Any], name: str, label: str, width: int | None = 80, **more: Any) -> None:
+    """A small button, its name the part's."""
+    parts[name] = gr.Button(label, elem_id=name, min_width=width, **{"size": "sm", **more})
+
+
+def line(text: str) -> str:
+    """A line that says how far something is."""
+    return f'<p class="wb-progress">{inert(text)}</p>'
+
+
+def inert(text: Any) -> str:
+    """Text in which nothing is markup, for the browser or for a template."""
+    safe = html.escape(str(text))
+    return safe.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;").replace("`", "&#96;")
+
+
+def shown(text: str) -> str:
+    """A token as one inert word, white space visible."""
+    return inert(visible(text)) or "◦"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A value in a cell; "–" where there is none."""
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.{digits}g}"
+    return inert(value)
+
+
+def table(head: Iterable[str], rows: Iterable[Sequence[str]], caption: str = "", name: str = "wb-rows") -> str:
+    """A table of inert cells under inert headings."""
+    top = "".join(f'<th scope="col">{inert(one)}</th>' for one in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    about = f"<caption>{inert(caption)}</caption>" if caption else ""
+    return f'<div class="wb-scroll" tabindex="0"><table class="{name}">{about}<tr>{top}</tr>{body}</table></div>'
+
+
+def figures(trace: Trace) -> str:
+    """The run's main figures as a row of tiles."""
+    facts = {name: text for name, text in headline(trace).items() if name != "end"}  # the status line says how it ended
+    tiles = (f"<div><dt>{inert(name)}</dt><dd>{inert(text)}</dd></div>" for name, text in facts.items())
+    return f'<dl class="wb-figures">{"".join(tiles)}</dl>'
+
+
+def candidates(trace: Trace, index: int, text_of: Reader) -> list[tuple[str, int]]:
+    """(label, id) of the most likely tokens at a place, best first: p under the raw distribution and under the one
+    sampled from, what was taken, and what was cut."""
+    row = trace.tokens.iloc[index]
+    ids, dist = row["topk_raw"] or [[], []]
+    kept = dict(zip(*row["topk_sampled"], strict=True)) if row["topk_sampled"] else None
+    found = []
+    for place, (token, p) in enumerate(zip(ids, dist, strict=True)):
+        sampled = f" → {kept[token]:.3g}" if kept and token in kept else ""
+        cut = f", cut by {row['cut_by']}" if kept is not None and token not in kept and row["cut_by"] else ""
+        mark = ", taken" if token == row["token_id"] else ""
+        found.append((f"{place + 1}. {text_of(int(token))!r}  p {p:.3g}{sampled}{mark}{cut}", int(token)))
+    return found
 
 
 def phases(trace: Trace, round: int | None, phase: int | None) -> str:
@@ -60,9 +145,8 @@ def _draft(trace: Trace, row: Any, drafts: pd.DataFrame, **_: Any) -> str:
         (number(n.node), number(n.parent), f"<code>{shown(n.text or '')}</code>", number(n.q))
         for n in drafts.head(SHOWN).itertuples()
     ]
-    said = (
-        f"<p>{inert(drafts['drafter'].iloc[0] or 'unknown')} proposed {len(drafts)}, {number(row['depth'])} deep.</p>"
-    )
+    drafter = inert(drafts["drafter"].iloc[0] or "unknown")
+    said = f"<p>{drafter} proposed {len(drafts)}, {number(row['depth'])} deep.</p>"
     return said + table(("node", "after", "token", "q"), rows)
 
 

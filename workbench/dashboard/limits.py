@@ -1,5 +1,6 @@
-"""Who is there: the pages that are open, and how much each visitor may open and ask for. Times are monotonic."""
+"""What each visitor may open, ask for and have decoded at once. Times are monotonic."""
 
+import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
@@ -7,10 +8,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Pages", "Rate", "Refused", "client_of"]
+from workbench.errors import BadInput
+
+__all__ = ["LONG", "Pages", "Rate", "Refused", "Turn", "client_of"]
 
 MOST_PAGES = 24  # open pages of a visitor
 EVENTS, EVENTS_S = 200, 10.0  # events of a visitor in so many seconds
+MOST, EACH = 16, 4  # runs decoded at once in this process, and of one visitor
+RUN_S = 600.0  # seconds that one run of a visitor may be decoded without another press
+VISITOR_S, WINDOW_S = 1800.0, 3600.0  # seconds that all runs of a visitor may be decoded, in any so many
+RETRY_S = 0.1  # between two tries to have a turn again
+LONG = f"stopped after {RUN_S / 60:g} minutes of decoding; what was recorded is kept"
+
+_turns = threading.BoundedSemaphore(MOST)
+_lock = threading.Lock()
+_held: Counter[str] = Counter()  # of each visitor
+_spent: defaultdict[str, Counter[int]] = defaultdict(Counter)  # seconds that each visitor's runs took, by the minute
 
 
 class Refused(Exception):
@@ -38,9 +51,8 @@ class Rate:
         """Whether one more is allowed; it is counted then."""
         now = time.monotonic()
         if len(self._times) > 10_000:  # of many addresses, those that asked lately are enough
-            self._times = defaultdict(
-                deque, {one: seen for one, seen in self._times.items() if now - seen[-1] < self.window}
-            )
+            lately = {one: seen for one, seen in self._times.items() if now - seen[-1] < self.window}
+            self._times = defaultdict(deque, lately)
         seen = self._times[who]
         while seen and now - seen[0] > self.window:
             seen.popleft()
@@ -101,3 +113,59 @@ class Pages:
                 raise Refused(429, f"{MOST_PAGES} pages are open from here, the most there can be; close one")
             self._pages[name] = Page(client)
         return self._pages[name]
+
+
+class Turn:
+    """A run's place among those that are decoded at once: taken, given back while it rests, and timed.
+
+    who: the visitor; "" is the owner, who shares with nobody.
+    """
+
+    def __init__(self, who: str = ""):
+        self.who = who
+        self._since: float | None = None  # when it was taken; None where it is not
+        self._used = 0.0
+
+    def take(self) -> None:
+        """Raises BadInput where too many runs are being decoded already, or too many of this visitor's."""
+        who, now = self.who, time.monotonic()
+        with _lock:
+            recent = {minute: spent for minute, spent in _spent[who].items() if minute >= (now - WINDOW_S) / 60}
+            _spent[who] = Counter(recent)
+            if who and _held[who] >= EACH:
+                raise BadInput(f"{EACH} runs of yours are being decoded, the most at once; pause one")
+            if who and _spent[who].total() > VISITOR_S:
+                long = f"{VISITOR_S / 60:g} minutes of the last {WINDOW_S / 60:g}"
+                raise BadInput(f"your runs took {long}; try again later")
+            if not _turns.acquire(blocking=False):
+                raise BadInput(f"{MOST} runs are being decoded, the most at once; try again in a moment")
+            _held[who] += 1
+        self._since = now
+
+    def give(self) -> None:
+        """Let others have it."""
+        if self._since is None:
+            return
+        now = time.monotonic()
+        seconds, self._since = now - self._since, None
+        self._used += seconds
+        with _lock:
+            _turns.release()
+            _held[self.who] -= 1
+            _spent[self.who][int(now / 60)] += seconds
+
+    def rest(self, seconds: float, halt: threading.Event) -> None:
+        """Give it back for so long, or until `halt` is set, and take it again as soon as there is one."""
+        self.give()
+        halt.wait(seconds)
+        while not halt.is_set():
+            try:
+                return self.take()
+            except BadInput:
+                halt.wait(RETRY_S)
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has been decoded for as long as a visitor's may be."""
+        now = time.monotonic() - self._since if self._since is not None else 0.0
+        return bool(self.who) and self._used + now > RUN_S

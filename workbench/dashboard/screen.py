@@ -1,0 +1,139 @@
+"""What the page shows of a visit: one update per part, in the order of `PANEL`; and the view of its trace."""
+
+import json
+from functools import cache
+from itertools import count
+from typing import Any
+
+import gradio as gr
+
+from workbench import web
+from workbench.dashboard import figures, html, python
+from workbench.dashboard.html import NOTHING, PHASES, phases
+from workbench.dashboard.visits import Visit
+
+__all__ = ["PANEL", "beat", "panel", "say", "script", "trace_view", "view"]
+
+PANEL = (
+    "view", "status", "figures", "phases", "candidates", "plot", "plot2", "words", "branches", "left", "right", "code",
+    "step", "back", "play", "pause", "fork", "resettle", "forget", "save", "capsule", "perfetto",
+)  # fmt: skip
+VIEW = {
+    "parts": ("transport", "tokens", "timeline", "inspector", "table"),
+    "settled": 150,  # ms that the cursor rests on a token before the server hears of it
+    "beat": 150,  # ms between two looks at a run that is being decoded
+    "away": 1000,  # where the server did not answer
+}
+
+_turns = count()
+
+
+@cache
+def script() -> str:
+    """The module of `workbench.web` and what joins it to the page, as the body of a function."""
+    options = json.dumps({**VIEW, "css": web.css()})
+    code = web.module(export=False) + web.script("app.js")
+    return f"{code}connect({{ element, props, trigger, watch }}, {options});\n"
+
+
+def trace_view() -> gr.HTML:
+    """The component; its value is what `view` returns. Its `pick` event carries the index of a token."""
+    template = {"html_template": "", "js_on_load": script()}
+    return gr.HTML("", elem_id="view", apply_default_css=False, padding=False, **template)
+
+
+def panel(visit: Visit) -> tuple:
+    """All updates. The view is sent what the page does not hold yet."""
+    parts = _filled(visit) if visit.branches else _empty(visit)
+    return tuple(parts[name] for name in PANEL)
+
+
+def beat(visit: Visit) -> tuple:
+    """The updates while a worker decodes: little, since they come often."""
+    branch = visit.branch
+    parts = {"view": view(visit)}
+    if branch.phase is not None:
+        parts["phases"] = phases(branch.run.trace, visit.round, branch.phase)
+    return tuple(parts.get(name, gr.skip()) for name in PANEL)
+
+
+def view(visit: Visit, since: int | None = None) -> str:
+    """The JSON text for the trace view: `workbench.web.payload` from round `since` on, by default what the page lacks.
+
+    Given, `since` is what the page has asked for, and all that it is known to hold until it is heard of again. Beside
+    it, where the visitor is: `cursor`, tokens before the run's; `selected`, the token inspected; `follow`, scroll to
+    it; `phase`, the one shown; `live`, the page's name while its run is decoded. Every text is another one (`turn`), so
+    that the page, whose cursor may have moved since, takes notice of it.
+    """
+    branch, run = visit.branch, visit.branch.run
+    mine, sent = visit.sent
+    rounds = run.rounds if since is None else since  # before the payload: what a worker adds by then is sent twice
+    if since is None:
+        since = sent if mine is run else 0
+    place = {
+        "cursor": branch.reached,
+        "selected": visit.focus,
+        "follow": visit.selected is None,
+        "phase": branch.phase,
+        "live": visit.name if visit.playing else None,
+        "turn": next(_turns),
+    }
+    text = web.to_json({**web.payload(run.trace, since, visit.reader), **place})
+    visit.sent = (run, rounds)
+    return text
+
+
+def say(visit: Visit, text: str = "") -> None:
+    """Put what just happened, and the place, into the status line."""
+    run = visit.branch.run
+    over = f" Ended: {run.ended}." if visit.branch.done else ""
+    behind = f" of {run.length} recorded" if run.cursor < run.length else ""
+    branch = visit.branch
+    phase = "" if branch.phase is None else f" Round {branch.round}, {PHASES[branch.phase]}."
+    visit.message = f"{text} Token {branch.reached}{behind}.{phase}{over}".strip()
+
+
+def _empty(visit: Visit) -> dict[str, Any]:
+    idle, none = gr.update(interactive=False), gr.update(choices=[], value=None)
+    visit.sent = (None, 0)
+    return {
+        **dict.fromkeys(PANEL, idle),
+        **dict.fromkeys(("candidates", "branches", "left", "right"), none),
+        **{"view": "", "figures": "", "phases": NOTHING, "code": "", "status": html.inert(visit.message)},
+        **_plots(visit),
+    }
+
+
+def _filled(visit: Visit) -> dict[str, Any]:
+    branch, run, playing = visit.branch, visit.branch.run, visit.playing
+    trace, live = branch.trace, branch.live
+    labels = [(one.label, number) for number, one in enumerate(visit.branches)]
+    ready = {
+        "step": not branch.done and not playing, "play": not branch.done and not playing,
+        "back": run.cursor > 0 and not playing, "pause": playing, "forget": not playing, "save": True,
+        "fork": live and run.length > 0, "resettle": live,
+        "capsule": run.length and not playing, "perfetto": run.length and not playing,
+    }  # fmt: skip
+    return {
+        "view": view(visit),
+        "status": html.inert(visit.message),
+        "figures": html.figures(trace),
+        "phases": phases(trace, visit.round, branch.phase),
+        "candidates": _candidates(visit),
+        "branches": gr.update(choices=labels, value=visit.current),
+        "left": gr.update(choices=labels, value=0),
+        "right": gr.update(choices=labels, value=visit.current or len(labels) - 1),
+        "code": python.of_session(run) if live else "# an opened trace: see its settings in the capsule",
+        **{name: gr.update(interactive=bool(may)) for name, may in ready.items()},
+        **_plots(visit),
+    }
+
+
+def _plots(visit: Visit) -> dict[str, Any]:
+    return dict(zip(("plot", "plot2", "words"), figures.drawn(visit), strict=True))
+
+
+def _candidates(visit: Visit) -> Any:
+    if visit.focus is None:
+        return gr.update(choices=[], value=None)
+    return gr.update(choices=html.candidates(visit.branch.trace, visit.focus, visit.text_of), value=None)
