@@ -8,7 +8,7 @@ import pytest
 
 import workbench as wb
 from tests.hostile.traces import exercise, uses
-from workbench.dashboard.run import Replay
+from workbench.cursor import Replay
 from workbench.trace import Trace, schema
 from workbench.trace.schema_1 import current, current_run
 
