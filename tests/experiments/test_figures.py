@@ -95,5 +95,5 @@ def test_break_even_takes_no_part_of_the_model_for_a_plain_step(target):
                       max_new_tokens=10)  # fmt: skip
     passes = trace.forwards
     scoring = passes[passes["phase"] == "target"]
-    assert set(scoring["share"]) == {0.75} and set(passes["share"][passes["phase"] == "draft"]) == {0.25}
+    assert set(scoring["layers_run"]) == {3} and set(passes["layers_run"][passes["phase"] == "draft"]) == {1}
     assert break_even_numbers(trace).plain_ms is None or break_even_numbers(trace).extrapolated

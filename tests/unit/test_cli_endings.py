@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from workbench import cli
-from workbench.cli import commands, main, preparing
+from workbench.cli import commands, main
+from workbench.cli.preparing import preparing
 from workbench.trace import Trace, files
 
 RUN = ["run", "def f(x):", "--max-new-tokens", "6", "--quiet", "--out"]

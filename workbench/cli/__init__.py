@@ -8,16 +8,14 @@ code, ours or a plug-in's, is one line and its place; with WORKBENCH_TRACEBACK i
 """
 
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
+from workbench.cli.preparing import preparing
 from workbench.errors import WorkbenchError, shown
 
-__all__ = ["main", "preparing"]
+__all__ = ["main"]
 
 STARVED = ("failed to map segment", "annot allocate memory", "an't allocate memory", "can't start new thread")
 VARIABLE = "WORKBENCH_TRACEBACK"
@@ -58,31 +56,6 @@ def fault(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{frame.filename}:{frame.lineno}"
     return f"fault in {place}: {type(error).__name__}: {error} (please report it; {VARIABLE}=1 shows all of it)"
-
-
-@contextmanager
-def preparing() -> Iterator[None]:
-    """While open, Ctrl-C ends it with KeyboardInterrupt, even where a library under import swallows that or fails."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came = []
-
-    def note(*seen) -> None:
-        came.append(seen)
-        if callable(before):
-            before(*seen)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    except Exception:
-        if not came:
-            raise
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-    if came and callable(before):
-        raise KeyboardInterrupt
 
 
 def behind(error: BaseException | None) -> Iterator[BaseException]:

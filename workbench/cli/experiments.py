@@ -6,8 +6,9 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from workbench.cli import options, preparing
+from workbench.cli import options
 from workbench.cli.options import Parser, add_cache, add_model, cache_of, pairs, print_json
+from workbench.cli.preparing import preparing
 from workbench.errors import BadInput
 
 __all__ = ["add_compare", "add_verify", "compare_arms", "verify"]

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from workbench.cli import preparing
+from workbench.cli.preparing import preparing
 from workbench.errors import BadInput
 
 __all__ = [

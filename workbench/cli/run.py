@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from workbench.cli import preparing
 from workbench.cli.options import (
     Parser,
     add_cache,
@@ -17,6 +16,7 @@ from workbench.cli.options import (
     print_json,
     settings_of,
 )
+from workbench.cli.preparing import preparing
 from workbench.errors import BadInput, shown
 
 __all__ = ["add_run", "run"]

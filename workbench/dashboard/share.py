@@ -1,8 +1,6 @@
-"""Out and in: traces, capsules and timelines as files, the run as Python."""
+"""Import and export: traces, capsules and timelines as files, the run as Python."""
 
-import gzip
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from workbench.dashboard.uploads import UPLOADS
 from workbench.dashboard.visits import Branch, Visit, guarded
 from workbench.errors import BadInput
 from workbench.report.capsule import capsule_of
+from workbench.trace import perfetto, storage
 from workbench.web import script
 
 __all__ = ["DOWNLOAD", "copy", "download", "open_trace", "open_upload", "panel"]
@@ -61,11 +60,8 @@ def download(visit: Visit, kind: str) -> tuple[str, str]:
     if kind == "capsule":
         text = capsule_of(trace, text_of=visit.reader)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "run"
-            (trace.save if kind == "save" else trace.to_perfetto)(path)
-            data = path.read_bytes()
-        text = (gzip.decompress(data) if kind == "save" else data).decode()  # the page holds files as text
+        events = trace.log if kind == "save" else [perfetto.events(trace)]
+        text = b"".join(map(storage.encode, events)).decode()
     name = f"{trace.id or 'run'}{ending}"
     visit.message = f"Saved {name}: {len(trace.token_ids)} tokens."
     return as_file(name, text, mime), inert(visit.message)

@@ -186,12 +186,9 @@ class Door:
         """Columns over layers: lists, or the one value that all layers have."""
         kept = {}
         for name, values in packed.items():
-            where = f"cache.{role}.{name}"
-            if type(values) is list:
-                kept[name] = self._column(LAYERS.get(name), values, flags, where)
-            else:
-                one = [short(values, flags, where)]
-                kept[name] = self._column(LAYERS.get(name), one, flags, where)[0]
+            where, many = f"cache.{role}.{name}", type(values) is list
+            found = self._column(LAYERS.get(name), values if many else [short(values, flags, where)], flags, where)
+            kept[name] = found if many else found[0]
         return kept
 
     def _claimed(self, caches: Any) -> str:

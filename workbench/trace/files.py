@@ -157,11 +157,11 @@ class RunFile:
 
     def _extend(self, lines: bytes, at: int, last: bool) -> None:
         self._file.lock()
-        size = self._file.size()
+        size = os.fstat(self._file.fd).st_size
         start = min(at, size)
         try:
             if size > start:  # what an interrupted call has left
-                self._file.cut(start)
+                os.ftruncate(self._file.fd, start)
             self._file.write(lines)
             if last or time.monotonic() - self._synced > SYNC_S:
                 self._file.sync()
@@ -169,7 +169,7 @@ class RunFile:
                 self._synced = time.monotonic()
         except BaseException:
             with suppress(OSError):
-                self._file.cut(start)
+                os.ftruncate(self._file.fd, start)
             raise
 
     def close(self) -> None:
@@ -197,12 +197,6 @@ class _File:
     def write(self, content: bytes) -> None:
         while content:
             content = content[os.write(self.fd, content) :]
-
-    def size(self) -> int:
-        return os.fstat(self.fd).st_size
-
-    def cut(self, size: int) -> None:
-        os.ftruncate(self.fd, size)
 
     def sync(self) -> None:
         _sync(self.fd)

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.trace.schema import ENTRIES, NAMES, ROWS, SHORT, Column
 
-__all__ = ["SCALARS", "Damaged", "check", "plain", "run_length", "short", "values_of", "writable"]
+__all__ = ["DEEPEST", "SCALARS", "Damaged", "check", "plain", "run_length", "short", "values_of", "writable"]
 
 WHOLE, ID = 2**53, 2**31  # ends of what is a whole number, and a token id
 LARGEST = 1e30  # a float of a column beyond this counts as infinite, so that sums and squares stay finite

@@ -36,10 +36,34 @@ class Recorder(Sequence):
         BadInput where it cannot be written, is being written, or exists already, unless `overwrite`: the old file is
         then replaced once there is a round to put in its place.
     level: `off` keeps tokens, sources, counts and times; `default` all but kept rows; `full` everything.
+    copied: events of another run that this one goes on from.
     """
 
-    def __init__(self, run: Event, out: str | Path | None = None, level: str = "default", overwrite: bool = False):
-        self._start(run, [], out, level, overwrite)
+    def __init__(
+        self,
+        run: Event,
+        out: str | Path | None = None,
+        level: str = "default",
+        overwrite: bool = False,
+        copied: Sequence[Event] = (),
+    ):
+        if level not in LEVELS:
+            raise BadInput(f"level: expected one of {', '.join(LEVELS)}, got {level!r}")
+        self.level = level
+        head = {"type": "run", "schema": SCHEMA, "time": datetime.now(UTC).isoformat(), "level": level}
+        head |= clean(run, "run", [])
+        head.setdefault("id", hashlib.sha256(storage.encode(head)).hexdigest()[:12])
+        self._log: list[Event] = []
+        self._trace = Trace(self._log)
+        self._sizes = {0: 0}  # events in the log -> bytes in the file that hold them
+        self._written = 0.0  # ms that the last round took on its way to the file
+        self._file = None if out is None else RunFile(out, overwrite)
+        try:
+            self._append(head, *copied)
+        except BaseException:
+            if self._file is not None:
+                self._file.remove()
+            raise
 
     @classmethod
     def branch(
@@ -61,28 +85,7 @@ class Recorder(Sequence):
         kept = [e for e in parent.log if e["type"] in ("round", "cache", "decision", "rows") and e["round"] < rounds]
         copied = sum(e.get("emitted", 0) for e in kept)
         place = {"trace": parent.id, "round": rounds, "index": copied if index is None else index}
-        recorder = cls.__new__(cls)
-        recorder._start({**run, "parent": place}, kept, out, level, overwrite)
-        return recorder
-
-    def _start(self, run: Event, copied: list[Event], out: str | Path | None, level: str, overwrite: bool) -> None:
-        if level not in LEVELS:
-            raise BadInput(f"level: expected one of {', '.join(LEVELS)}, got {level!r}")
-        self.level = level
-        head = {"type": "run", "schema": SCHEMA, "time": datetime.now(UTC).isoformat(), "level": level}
-        head |= clean(run, "run", [])
-        head.setdefault("id", hashlib.sha256(storage.encode(head)).hexdigest()[:12])
-        self._log: list[Event] = []
-        self._trace = Trace(self._log)
-        self._sizes = {0: 0}  # events in the log -> bytes in the file that hold them
-        self._written = 0.0  # ms that the last round took on its way to the file
-        self._file = None if out is None else RunFile(out, overwrite)
-        try:
-            self._append(head, *copied)
-        except BaseException:
-            if self._file is not None:
-                self._file.remove()
-            raise
+        return cls({**run, "parent": place}, out, level, overwrite, kept)
 
     def round(self, step: Step, ended: str | None = None) -> Event:
         """Record one round, the events raised in it and, where the run `ended` with it, its end; returns the event.

@@ -8,37 +8,21 @@ written as that value, and of a draft that is a chain `parent` and `depth` were 
 from collections.abc import Callable
 from typing import Any
 
-from workbench.trace.forms import Damaged
+from workbench.aliases import MEMBERS, PARAMETERS, RUN, VALUES
+from workbench.trace.forms import DEEPEST, Damaged
 from workbench.trace.schema import KEYS, SCHEMA
 
 __all__ = ["current", "current_run"]
 
 Event = dict[str, Any]
-GUARANTEES = {"seed": "seeded", "own_law": "own"}
 OPS = {"seal": "quantize", "retier": "offload"}
-MEMBERS = {"verifier": {"keyed": "seeded"}}
-PARAMETERS = {
-    ("decoder", "entropy_adaptive"): {"tau": "threshold"},
-    ("drafter", "aded"): {"least": "min_prob"},
-    ("drafter", "copyspec"): {"gram": "ngram"},
-    ("drafter", "prompt_lookup"): {"gram": "ngram"},
-    ("shape", "adaptive_confidence"): {"most": "max_length"},
-    ("shape", "confidence"): {"most": "max_length"},
-    ("shape", "del"): {"most": "max_length"},
-    ("shape", "dyspec"): {"nodes": "max_nodes"},
-    ("shape", "eagle2"): {"nodes": "max_nodes"},
-    ("shape", "heuristic"): {"most": "max_length"},
-    ("shape", "sequoia"): {"nodes": "max_nodes"},
-    ("shape", "specdec"): {"least": "min_length", "most": "max_length"},
-}
 
 
 def current_run(run: Event) -> Event:
     """A run event of schema 1 as one of today."""
-    names = {"claim": "guarantee", "rounds": "body"}
+    names = {**RUN, "rounds": "body"}
     run = {names.get(name, name): value for name, value in run.items()} | {"schema": SCHEMA}
-    if "guarantee" in run:
-        run["guarantee"] = _named(run["guarantee"], GUARANTEES)
+    run |= {name: _named(run[name], words) for name, words in VALUES.items() if name in run}
     if isinstance(body := run.get("body"), dict):
         bodies = {"host": "stock", "device": "fast" if str(run.get("device")).startswith("cpu") else "graph"}
         run["body"] = {"name": _named(body.get("implementation"), bodies), "reason": body.get("reason")}
@@ -49,14 +33,14 @@ def _named(name: Any, names: dict[str, str]) -> Any:
     return names.get(name, name) if isinstance(name, str) else name
 
 
-def _declared(value: Any) -> Any:
+def _declared(value: Any, depth: int = DEEPEST) -> Any:
     """A declared thing, and those inside of it, with the names of today."""
-    if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
+    if not depth or not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
         return value
     family, name = str(value.get("family")), value.get("name")
     names = PARAMETERS.get((family, str(name)), {})
-    settings = {names.get(key, key): _declared(inner) for key, inner in value["settings"].items()}
-    return value | {"name": _named(name, MEMBERS.get(family, {})), "settings": settings}
+    settings = {names.get(key, key): _declared(inner, depth - 1) for key, inner in value["settings"].items()}
+    return value | {"name": MEMBERS.get((family, str(name)), name), "settings": settings}
 
 
 def current(event: Any, layers: dict[str, int], pay: Callable[[int], None]) -> Any:
@@ -68,15 +52,14 @@ def current(event: Any, layers: dict[str, int], pay: Callable[[int], None]) -> A
         back = event.get("op") == "retier" and event.get("destination") == "device"
         event |= {"op": "fetch" if back else _named(event.get("op"), OPS)}
     elif kind == "round":
-        for name in ("tokens", "prompt", "drafts", "forwards", "bits"):
-            if event.get(name):
-                try:
-                    event = event | {name: _listed(name, event[name], pay)}
-                except Damaged as why:
-                    raise Damaged(f"round {event.get('round')} has damaged {name}: {why}") from None
+        for name in filter(event.get, ("tokens", "prompt", "drafts", "forwards", "bits")):
+            try:
+                event = event | {name: _listed(name, event[name], pay)}
+            except Damaged as why:
+                raise Damaged(f"round {event.get('round')} has damaged {name}: {why}") from None
         passes, bits = event.get("forwards") or {}, event.get("bits") or {}
         if "share" in passes:
-            of = zip(passes.pop("share"), passes.get("model", ()), strict=False)
+            of = zip(passes.pop("share"), map(str, passes.get("model", ())), strict=False)
             passes["layers_run"] = [_part(share, layers.get(role)) for share, role in of]
         if "kind" in bits:
             bits["codec"] = bits.pop("kind")
@@ -85,34 +68,34 @@ def current(event: Any, layers: dict[str, int], pay: Callable[[int], None]) -> A
     return event
 
 
-def _part(share: Any, layers: Any) -> int | None:
-    return round(share * layers) if isinstance(share, float) and 0 <= share <= 1 and isinstance(layers, int) else None
+def _part(share: Any, layers: int | None) -> int | None:
+    return round(share * layers) if layers and isinstance(share, float) and 0 <= share <= 1 else None
 
 
 def _listed(group: str, packed: Any, pay: Callable[[int], None]) -> dict[str, list]:
-    if not isinstance(packed, dict) or not isinstance(packed.get(KEYS[group]), list):
+    if not isinstance(packed, dict) or not isinstance(key := packed.get(KEYS[group]), list):
         raise Damaged(f"{KEYS[group]} is missing")
-    runs = packed.get("runs")
-    if runs is not None and (not isinstance(runs, list) or set(map(type, runs)) != {int} or min(runs) < 1):
+    runs = packed.get("runs") or [1] * len(key)
+    if not isinstance(runs, list) or set(map(type, runs)) - {int} or min(runs, default=1) < 1:
         raise Damaged("runs are no counts")
-    n = sum(runs) if runs else len(packed[KEYS[group]])
-    columns = {}
+    n, columns = sum(runs), {}
     for name, values in packed.items():
         if name in ("runs", "chain"):
             continue
-        if not isinstance(values, list):
-            if name == "text" and values is not None:
-                raise Damaged("text is no list")
-            values, counts = [values], [n]
+        counts = [n]
+        if isinstance(values, list):
+            counts = runs if len(values) == len(runs) else [1] * len(values)
+        elif name == "text" and values is not None:
+            raise Damaged("text is no list")
         else:
-            counts = runs if runs and len(values) == len(runs) else [1] * len(values)
+            values = [values]
         if sum(counts) != n:
             raise Damaged(f"{name} is of unequal length")
-        pay(sum(count * (1 + len(str(value)) // 8) for value, count in zip(values, counts, strict=True) if count > 1))
-        columns[name] = [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+        pairs = list(zip(values, counts, strict=True))
+        pay(sum(count * (1 + len(str(value)) // 8) for value, count in pairs if count > 1))
+        columns[name] = [value for value, count in pairs for _ in range(count)]
     if packed.get("chain") is True and group == "drafts":
-        nodes = columns["node"]
-        if not set(map(type, nodes)) <= {int}:
-            raise Damaged("the nodes are no numbers from 1, each once")
-        columns |= {"depth": list(nodes), "parent": [node - 1 for node in nodes]}
+        if set(map(type, columns["node"])) - {int}:
+            raise Damaged("the nodes are no numbers")
+        columns |= {"depth": list(columns["node"]), "parent": [node - 1 for node in columns["node"]]}
     return columns

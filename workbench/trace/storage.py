@@ -123,7 +123,8 @@ def _events(lines: Iterable[bytes], path: Path, damage: str = "") -> tuple[list[
     first = next(lines, b"")
     run = _parse(first)
     if not isinstance(run, dict) or run.get("type") != "run":
-        raise BadTrace(f"{path} is not a trace: expected JSON lines that start with a run event, as trace.save writes")
+        wanted = "expected lines that start with a run event, as trace.save writes, or a page that trace.capsule wrote"
+        raise BadTrace(f"{path} is not a trace: {wanted}")
     version = run.get("schema")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BadTrace(f"{path} names no schema version; expected a whole number from 1 to {SCHEMA} in its first line")

@@ -59,11 +59,9 @@ def _last(column: pd.Series, kind: type) -> Any:
 
 
 def _spread(column: pd.Series) -> dict[str, float | None]:
-    known = column.dropna()
-    found = {"mean": float(known.mean()) if len(known) else None}
-    for share in (0.05, 0.25, 0.5, 0.75, 0.95):
-        found[f"q{100 * share:02.0f}"] = float(known.quantile(share)) if len(known) else None
-    return found
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    found = {"mean": column.mean(), **{f"q{100 * share:02.0f}": column.quantile(share) for share in shares}}
+    return {name: None if pd.isna(value) else float(value) for name, value in found.items()}
 
 
 def _acceptance(rounds: pd.DataFrame, drafts: pd.DataFrame) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 import workbench as wb
 from tests.hostile.traces import exercise, uses
-from workbench.dashboard.run import Replay
+from workbench.cursor import Replay
 from workbench.trace import Trace, schema
 from workbench.trace.schema_1 import current, current_run
 
@@ -114,6 +114,9 @@ def test_old_words_have_one_place():
     settings = run["decoder"]["settings"]
     assert settings["shape"]["settings"] == {"min_length": 2, "max_length": 5, "later": [1]}
     assert settings["verifier"]["name"] == "seeded"
+    for _ in range(900):  # deeper than Python goes: left for the door, which refuses it
+        decoder = {"family": "decoder", "name": "x", "settings": {"inner": decoder}}
+    assert current_run({"schema": 1, "decoder": decoder})["decoder"]["name"] == "x"
     for op, to, now in (("seal", None, "quantize"), ("retier", "host", "offload"), ("retier", "device", "fetch")):
         event = {"type": "cache", "round": 0, "op": op, "destination": to, "score": 2}
         assert current(event, {}, lambda cells: None) == {

@@ -81,7 +81,7 @@ def test_a_cut_or_damaged_gzip_member_keeps_what_is_before(made_up, tmp_path, mo
 
 
 def test_a_gzipped_trace_holds_at_most_so_many_times_its_own_bytes(made_up, tmp_path):
-    """A bomb is refused in one line, at the cost of its bytes; an honest trace that shrinks as much is saved plain."""
+    """A bomb is refused in one line, at the cost of its bytes; an honest trace that shrinks as much is saved larger."""
     lines = b"".join(map(storage.encode, made_up.record([(4, 2)]).trace.log))
     path = tmp_path / "run.wb"
     for bomb in (gzip.compress(lines + b"\0" * 50_000_000), b"".join([gzip.compress(lines[:9] * 1_000_000)] * 9)):
