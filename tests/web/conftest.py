@@ -31,10 +31,6 @@ def hostile(lm):
     log[0]["decoder"] = {"name": HOSTILE, "settings": {HOSTILE: HOSTILE}}
     for event in log:
         if event["type"] == "round" and event["emitted"]:
-<<<<<<< HEAD
             own = [HOSTILE] * event["emitted"]
             event["tokens"] = {**event["tokens"], "text": own, "source": own}
-=======
-            event["tokens"] = {**event["tokens"], **dict.fromkeys(("text", "source"), [HOSTILE] * event["emitted"])}
->>>>>>> h-trace2
     return wb.Trace(log)
