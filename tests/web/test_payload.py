@@ -121,15 +121,19 @@ def test_a_delta_costs_its_own_rounds_only(tree, monkeypatch):
 
 
 def test_what_a_trace_says_of_ids_is_read_on_from_where_it_was(toy):
-    session = wb.Session(toy, [0, 1], max_new_tokens=6)
-    session.step()
-    web.payload(session.trace)
-    for step in range(1, 4):
-        before = len(session.trace.log)
-        session.step()
-        assert sent._heard[session.trace][0] == before
-        assert web.payload(session.trace, step)["names"]
-        assert sent._heard[session.trace][0] == len(session.trace.log) > before
+    class Log(list):
+        def __getitem__(self, place):
+            found = super().__getitem__(place)
+            read.append(len(found) if isinstance(place, slice) else 0)
+            return found
+
+    events, read = wb.decode(toy, [0, 1], max_new_tokens=12, ignore_eos=True).log, []
+    trace = Trace(Log(events[:9]))
+    assert web.payload(trace)["names"] and max(read) >= 8
+    for event in events[9:-1]:
+        read.clear()
+        trace.log.append(event)
+        assert web.payload(trace, event["round"])["names"] and max(read) <= 1
 
 
 def test_the_distributions_at_the_prompt_are_columns_like_those_of_the_tokens(lm):
