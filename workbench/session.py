@@ -188,7 +188,7 @@ class Session(Cursor):
         until: a condition on the columns of the tokens and rounds tables, such as `"entropy > 3 and rank > 1"`, or a
             callable on such a row (a mapping). The cursor stops right after the token that fulfils it.
 
-        Returns the row that fulfilled the condition, else None. Ctrl-C pauses, and is raised on.
+        Returns the row that fulfilled the condition, else None. Ctrl-C pauses the run and is raised again.
         """
         holds = until if until is None or callable(until) else conditions.parse(until)
         if TEXTS & getattr(holds, "names", frozenset()):

@@ -1,4 +1,4 @@
-"""Sideways and out: branches, side by side, traces, capsules, timelines."""
+"""Branching, import and export: branches, side by side, traces, capsules, timelines."""
 
 import json
 

@@ -86,7 +86,7 @@ class ManagedStore(PlainStore):
         return found
 
     def _at_slots(self, segment: Segment) -> Segment:
-        """Sinks turned to right before the window: rows keep their positions, and all distances are those of slots."""
+        """Sink keys re-rotated to just before the window, so that distances are those of cache slots."""
         sinks = self.stack.policy.sinks
         rotated = self.rotation.rotation(segment.k[:, :sinks], self.length - self.held)
         return replace(segment, k=torch.cat([rotated, segment.k[:, sinks:]], 1))
@@ -117,7 +117,7 @@ class ManagedStore(PlainStore):
             raise RuntimeError(
                 f"{len(rows)} rows committed at length {self.length} pass the maintenance at {self._next}"
             )
-        scores: list[torch.Tensor] = []  # all of them before anything is changed: memory may run out
+        scores: list[torch.Tensor] = []  # computed first, so that running out of memory changes nothing
         if self._scored and rows:
             facts = zip(self._layers, self._mass, self._run.k, strict=True)
             scores = [state.scored(seen, rows, self.held, k) for state, seen, k in facts]

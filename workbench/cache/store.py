@@ -153,7 +153,7 @@ class PlainStore(CacheStore):
 
         visible: [R, staged rows before + R] bool, what each row sees of the staged rows, itself included; None means
         a chain: everything staged before, and the rows of this forward in order. Only rows that these layers have
-        staged count: those in flight in other layers alone are the ones that this forward comes to.
+        staged are visible. Rows staged in other layers alone must lie at the positions that this forward fills.
 
         Raises RuntimeError where the layers have staged different numbers of rows, or rows in flight that this
         forward comes to lie at other positions.
@@ -249,7 +249,7 @@ class PlainStore(CacheStore):
             for tensors in (run.k, run.v):
                 for tensor in tensors:
                     tensor[:, base : base + len(rows)] = tensor[:, index]
-        if len(rows):  # else nothing of ours may lie in this run: another branch's frontier stays
+        if len(rows):  # else the buffer may be another branch's: its frontier stays
             self.length += len(rows)
             self.held += len(rows)
             run.frontier = self.held

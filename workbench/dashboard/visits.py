@@ -144,7 +144,7 @@ class Visit:
 
     @property
     def playing(self) -> bool:
-        """Whether a worker is at it, or has ended and was not yet taken notice of."""
+        """True while a worker is running, or has finished and was not yet collected."""
         return self.worker is not None
 
     @property

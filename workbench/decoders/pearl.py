@@ -60,7 +60,7 @@ class Pearl(Decoder):
                 f"verifier {self.verifier.declared_name!r} reads the target's hidden states after every draft;"
                 " pearl tests one that the target has not read"
             )
-        # the same parts as an ordinary round: what does not go together is refused, verification and record are its
+        # reuses Speculative for compatibility checks, verification and logging
         parts = Speculative(DraftModel(self.model, self.cache), FixedLength(self.length), self.verifier)
         object.__setattr__(self, "parts", parts)
 

@@ -92,7 +92,7 @@ class Round:
     @staticmethod
     def _clock(model: LanguageModel) -> float:
         if model.device.type == "cuda":
-            torch.cuda.current_stream(model.device).synchronize()  # waiting for all streams breaks captures off
+            torch.cuda.current_stream(model.device).synchronize()  # a device-wide wait would abort a graph capture
         return time.perf_counter()
 
     def prefill(self, roles: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ class Round:
             prompt["text"][-1] += text.rest
 
     def catch_up(self, role: str, upto: int) -> None:
-        """Feed a runner the tokens it has not seen, up to `upto` of them in its cache, in chunks."""
+        """Prefill a runner's cache in chunks until it holds `upto` tokens."""
         runner, target = self.state.runners[role], role == "target"
         observer = self.observer if target else None
         needs = observer.needs if observer else frozenset()

@@ -14,7 +14,7 @@ from workbench_kernels.noise import reference as noise
 __all__ = ["TreeBuilder"]
 
 BEST = 8  # proposals after each row that level `full` keeps, in the order they would be drafted
-DROPPED = MAX_NODES + 1  # the node number of such rows whose node did not stay in the tree
+DROPPED = MAX_NODES + 1  # node number recorded for rows whose node was pruned
 Distributions = Callable[["TreeBuilder", list[int]], torch.Tensor]
 
 

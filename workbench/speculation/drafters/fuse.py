@@ -102,7 +102,7 @@ class Fuse(Drafter):
         tree, places = graft(stem, other, max(1, int(self.share * budget)), self.likeliest)
         whole = list(range(len(stem)))
         pairs = (ours, places if swap else whole), (theirs, whole if swap else places)
-        # a stack: drafters that are fused themselves have put theirs below, the first's lowest
+        # pending proposals as a stack: nested Fuse drafters pushed theirs first
         state.memory[NAME] = (*state.memory.get(NAME, ()), pairs)
         return tree
 

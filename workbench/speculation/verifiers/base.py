@@ -75,7 +75,7 @@ class Verifier(Declared):
 
 
 def untested(tree: DraftTree) -> tuple[list[str], list[str | None], list[float | None]]:
-    """Fates before the walk: nobody below a node that is not accepted is ever tested, nor is a sibling's double."""
+    """Fates before the walk: descendants of a rejected node and duplicate siblings are never tested."""
     n = len(tree)
     fates = ["parent_rejected"] * n
     if len(set(zip(tree.parents, tree.tokens, strict=True))) < n:
