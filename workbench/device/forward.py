@@ -130,7 +130,7 @@ class DeviceRound:
         self._upload[0], self._upload[1], self._upload[2] = root, before, pending
         self._inputs.copy_(self._upload, non_blocking=True)
         with ExitStack() as locks:
-            for model in sorted({self.model, self.draft_model} - {None}, key=id):  # one order of locks, against deadlock
+            for model in sorted({self.model, self.draft_model} - {None}, key=id):  # in one order: no deadlock
                 locks.enter_context(model.lock)
             packed = self.replayed()
         host = to_host(packed)

@@ -31,7 +31,8 @@ class Replayed:
     On a GPU the first call warms it up on a side stream and captures it, with a memory pool of its own; later calls
     replay the graph, which is one launch. The function must be safe to repeat, copy nothing to the host and make no
     tensor from host data. A function that synchronises with the device cannot be captured: it runs eagerly, as does one
-    whose capture fails. `reason` says why. On a CPU it runs eagerly. A method is held weakly: its object may own this without a cycle, and takes the graph with it.
+    whose capture fails. `reason` says why. On a CPU it runs eagerly. A method is held weakly, since its object may own
+    this one.
 
     Attributes
     ----------
