@@ -194,7 +194,8 @@ def _parse(line: bytes) -> Any:
         return None
 
 
-PACKED_AS = {"topk": lambda pair: {"ids": pair[0], "p": pair[1]}, "text": writable}  # cells in Parquet, by type
+PACKED_AS = {"topk": lambda pair: {"ids": pair[0], "p": pair[1]}}  # cells in Parquet, by type of column
+PACKED_AS |= dict.fromkeys(("text", "short", "name"), writable)
 
 
 def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:

@@ -162,10 +162,13 @@ def test_lone_surrogates_of_a_prompt_reach_parquet_figures_and_capsules_as_marks
     recorder = made_up.record([(4, 2)], prompt_text="a\udc80b")
     event = recorder.trace.log[-1]
     event["tokens"]["text"][0] = "x\udc80"
+    event["tokens"]["cut_by"] = ["y\ud800", *event["tokens"]["text"][1:]]  # short texts, too
     trace = recorder.trace
     trace.to_parquet(tmp_path)
-    assert Trace.tables_from_parquet(tmp_path)["tokens"]["text"].iloc[0] == "x?"
-    assert Trace.load(trace.capsule(tmp_path / "run.html")).text == trace.text
+    back = Trace.tables_from_parquet(tmp_path)
+    assert back["tokens"]["text"].iloc[0] == "x?" and back["tokens"]["cut_by"].iloc[0] == "y?"
+    again = Trace.load(trace.capsule(tmp_path / "run.html"))
+    assert again.text == trace.text and not again.dropped
     assert "x?" in views.signals(trace).to_json() and "x?" in trace._repr_mimebundle_()["text/html"]
 
 
