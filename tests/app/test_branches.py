@@ -10,7 +10,7 @@ from tests.app.test_transport import refused
 from tests.app.visitor import PROMPT
 from workbench.dashboard import share
 from workbench.dashboard.visits import MAX_BRANCHES, VISITS, Visit
-from workbench.trace import Trace
+from workbench.trace import Trace, storage
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +141,7 @@ def test_files_that_are_no_traces_are_refused(tmp_path, content, line):
 
 
 def test_what_a_damaged_trace_lost_is_named(tmp_path, plain):
-    plain.save(tmp_path / "cut.wb")
-    (tmp_path / "cut.wb").write_bytes((tmp_path / "cut.wb").read_bytes()[:-10])
+    (tmp_path / "cut.wb").write_bytes(b"".join(map(storage.encode, plain.log))[:-10])
     visit = Visit()
     share.open_trace(visit, str(tmp_path / "cut.wb"))
     assert f"Dropped: line {len(plain.log)}: cut off" in visit.message

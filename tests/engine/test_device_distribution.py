@@ -73,10 +73,10 @@ def once(monkeypatch):
         key = ("attention", staged, *(tensor.numpy().tobytes() for tensor in tensors))
         return remembered("attention", key, lambda: attend(q, k, v, base, words, staged, scale))
 
-    def distribution_once(logits, *settings):
+    def distribution_once(logits, *settings, implementation):
         """Under rejection the sampler gives the distribution alone: what it draws is not used, so it is spoilt here."""
         key = "distribution", logits.numpy().tobytes()
-        dist = remembered("distribution", key, lambda: sample(logits, *settings))
+        dist = remembered("distribution", key, lambda: sample(logits, *settings, implementation=implementation))
         return dist._replace(token=torch.zeros_like(dist.token))
 
     monkeypatch.setattr(live, "attend_live", attend_once)

@@ -56,7 +56,7 @@ def test_the_reference_takes_the_tokens_of_the_engine(name, make):
     got = distribution.sample(rows, **settings, seed=11, positions=torch.arange(150) * 3)
     assert got.raw.implementation == "torch"
     assert got.token.tolist() == [dist.choose(row, 11, row * 3) for row in range(150)]
-    columns = dist.statistics(0, got.token.tolist())
+    columns = dist.statistics(got.token.tolist())
     assert got.kept.tolist() == columns["keep_size"]
     assert_close("p", got.p, torch.tensor(columns["p_sampled"]), TOLERANCE)
     assert_close("entropy", got.entropy, torch.tensor(columns["entropy_sampled_nats"]), TOLERANCE)
