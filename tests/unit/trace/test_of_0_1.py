@@ -139,3 +139,15 @@ def test_columns_of_schema_1_become_full_lists():
         "node": [1, 2], "drafter": ["d"] * 2, "text": [None] * 2, "depth": [1, 2], "parent": [0, 1],
     }  # fmt: skip
     assert sum(paid) > 0
+
+
+@pytest.mark.parametrize("group", ["tokens", "forwards"])
+def test_a_mark_of_chains_means_nothing_outside_of_drafts(group, tmp_path):
+    """It left out `parent` and `depth` of nodes; a group that has no nodes cannot be read by it."""
+    events = [json.loads(line) for line in (FOLDER / "chain-keyed.wb").read_text(encoding="utf-8").splitlines()]
+    for event in events:
+        if event.get(group):
+            event[group]["chain"] = True
+    (tmp_path / "run.wb").write_text("\n".join(map(json.dumps, events)), encoding="utf-8")
+    trace = Trace.load(tmp_path / "run.wb")
+    assert not trace.dropped and trace.log == Trace.load(FOLDER / "chain-keyed.wb").log
