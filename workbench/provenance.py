@@ -9,7 +9,9 @@ import torch
 from workbench.declare import flatten, to_dict
 from workbench.decoders import Decoder
 from workbench.engine.sampling import name_of
+from workbench.errors import BadInput, shown
 from workbench.rounds import State
+from workbench.trace.schema import GUARANTEES
 
 __all__ = ["run_event", "versions"]
 
@@ -35,16 +37,20 @@ def device_name(device: torch.device) -> str:
 
 
 def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
-    """The content of a `run` event for a state at its start."""
+    """The content of a `run` event for a state at its start. Raises BadInput for a guarantee that there is not."""
     settings, lm = state.settings, state.runners["target"].model
     sampling = settings.sampling
+    promised = decoder.guarantee(sampling)
+    if promised not in GUARANTEES:
+        known = ", ".join(GUARANTEES)
+        raise BadInput(f"{decoder.declared_name}: guarantee(…) answered {shown(promised)}; expected one of {known}")
     return {
         "versions": versions(),
         "device": device_name(lm.device),
         "body": {"name": state.strategy.name, "reason": state.strategy.reason},
         "models": [{"role": role, **runner.model.describe()} for role, runner in state.runners.items()],
         "decoder": to_dict(decoder),
-        "guarantee": decoder.guarantee(sampling),
+        "guarantee": promised,
         "verified": list(decoder.verified),
         "cache": to_dict(settings.cache) if settings.cache else None,
         "sampling": flatten(sampling) | {"processors": [name_of(processor) for processor in sampling.processors]},

@@ -163,3 +163,12 @@ def test_the_bound_is_the_difference_that_shows_in_19_of_20_tests():
     power = 1 - NormalDist(2 * bound * 1000**0.5).cdf(threshold)
     assert 0.95 <= power < 0.99 and p_value(threshold**2, 1) == pytest.approx(1e-4)
     assert detectable(4000, 1, 1e-4) == pytest.approx(bound / 2) and detectable(1000, 50, 1e-4) > bound
+
+
+def test_a_guarantee_that_there_is_not_is_refused_before_any_work():
+    class Old(Plain):
+        def guarantee(self, sampling):
+            return "seed"
+
+    with pytest.raises(wb.BadInput, match="answered 'seed'; expected one of exact, seeded, "):
+        wb.decode(TOY, [0, 1], Old(), max_new_tokens=1)

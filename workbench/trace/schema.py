@@ -7,11 +7,12 @@ Units: nats, milliseconds, bytes, probabilities in 0..1, positions in tokens fro
 from dataclasses import dataclass, replace
 
 __all__ = [
-    "CACHE_COUNTS", "CACHE_KINDS", "COUNTS", "DERIVED", "ENTRIES", "EVENTS", "FATES", "KEYS", "LEVELS", "MODES",
-    "NAMES", "OPS", "PHASES", "ROWS", "SCHEMA", "SHORT", "SOURCES", "TABLES", "Column", "markdown",
+    "CACHE_COUNTS", "CACHE_KINDS", "COUNTS", "DERIVED", "ENTRIES", "EVENTS", "FATES", "GUARANTEES", "KEYS", "LEVELS",
+    "MODES", "NAMES", "OPS", "PHASES", "ROWS", "SCHEMA", "SHORT", "SOURCES", "TABLES", "Column", "markdown",
 ]  # fmt: skip
 
 SCHEMA = 2
+GUARANTEES = ("exact", "seeded", "distribution", "own", "lossy")
 LEVELS = ("off", "default", "full")
 MODES = ("prefill", "plain", "chain", "tree", "jacobi", "branch", "search", "diffusion")
 SOURCES = ("target", "bonus", "residual", "forced", "user")
@@ -367,7 +368,7 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("body", "mapping", "", "who runs its rounds (name: stock, fast or graph), and why (reason)"),
         Column("models", "mappings", "", f"per model: {', '.join(c.name for c in ENTRIES['models'])}"),
         Column("decoder", "declared", "", "the decoder with all its settings"),
-        Column("guarantee", "short", "", "exact, distribution, seeded, own or lossy"),
+        Column("guarantee", "short", "", ", ".join(GUARANTEES)),
         Column("verified", "texts", "", "what has verified the guarantee"),
         Column("cache", "declared", "", "the cache stack, null for the plain one"),
         Column("constraint", "declared", "", "what text may be written, null where any"),
