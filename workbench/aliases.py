@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from types import CodeType
 from typing import Any
 
 __all__ = ["Renamed", "install", "member", "name", "parameters", "refuse_old", "renamed", "tell"]
@@ -180,6 +181,11 @@ class _Moved(MetaPathFinder, Loader):
 
     def exec_module(self, module: Any) -> None:
         module.__spec__ = module.__spec__.loader_state[1]  # its own again
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """What `python -m` of an old name runs."""
+        own = self.find_spec(fullname).loader_state[1]
+        return own.loader.get_code(own.name)
 
 
 def install() -> None:

@@ -1,6 +1,8 @@
 """Names of version 0.1: they work, in Python, on the command line and in files, and warn once with the new name."""
 
 import importlib
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -140,3 +142,17 @@ def test_a_plug_in_of_0_1_is_left_out_and_says_why(monkeypatch):
         assert "mine" not in declare.names("decoder")
     with pytest.raises(BadInput, match="docs/migrating.md"):
         declare.get("decoder", "mine")
+
+
+def test_commands_of_old_modules_still_run():
+    """`python -m` asks the importer of a name for its code."""
+    command = [sys.executable, "-m", "workbench.speculation.training", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+
+
+def test_sessions_import_without_transformers_and_docstrings():
+    """The app serves its page before transformers is there; -OO leaves out what keywords are written into."""
+    code = "import sys, workbench.session; sys.exit('transformers' in sys.modules)"
+    for flags in ([], ["-OO"]):
+        assert subprocess.run([sys.executable, *flags, "-c", code], check=False).returncode == 0, flags

@@ -27,7 +27,7 @@ class Layer:
     """What a managed store knows of one layer beside its run: columns are the slots of pages, then those of the run.
 
     kept: int32 [Hk, m] positions of the first m slots of the run (tokens behind them follow on), None where nothing was
-    evicted; scores: float64 [Hk, columns] or None; page table: the pages or None; before: pages of tokens before that
+    evicted; scores: float64 [Hk, columns] or None; page_table: the pages or None; before: pages of tokens before that
     position lie on the host.
     """
 

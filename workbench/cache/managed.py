@@ -29,7 +29,7 @@ __all__ = ["ManagedStore"]
 
 
 class ManagedStore(PlainStore):
-    """The store of a `Stack`. prompt: tokens of the prompt; turn: how keys turn, where they are read at their slots."""
+    """The store of a `Stack`. prompt: tokens of the prompt; rotation: how keys read at their slots turn."""
 
     def __init__(self, layers: int, stack: "Stack", prompt: int, rotation: "Rotation | None" = None):
         super().__init__(layers)

@@ -10,18 +10,21 @@ import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from workbench.device.graph import Replayed
-from workbench.device.model import DeviceModel
 from workbench.device.sampling import DeviceDistributions, DeviceSampling, fit
 from workbench.device.store import LiveRows, StaticRun
 from workbench.engine.distribution import divergences
 from workbench.engine.vocabulary import cut
 from workbench.speculation.tree import POINT, DraftTree
 from workbench_kernels import verification
+
+if TYPE_CHECKING:
+    from workbench.device.model import DeviceModel
 
 __all__ = ["DeviceRound", "DeviceTree", "to_host"]
 
@@ -90,8 +93,8 @@ class DeviceRound:
         template: DeviceTree,
         sampling: DeviceSampling,
         figures: bool,
-        target: tuple[DeviceModel, StaticRun],
-        draft: tuple[DeviceModel, StaticRun] | None = None,
+        target: "tuple[DeviceModel, StaticRun]",
+        draft: "tuple[DeviceModel, StaticRun] | None" = None,
         implementation: str = "auto",
     ):
         self.template, self.sampling = template, sampling

@@ -9,6 +9,7 @@ appends and commits what came back as the decoder would after forwards of its ow
 import os
 import time
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,6 @@ import torch
 
 from workbench.declare import Declared
 from workbench.device.forward import DeviceRound, DeviceTree
-from workbench.device.model import DeviceModel
 from workbench.device.sampling import DeviceSampling
 from workbench.device.store import StaticRun, StaticStore
 from workbench.engine.distribution import unpack
@@ -107,7 +107,14 @@ def _refusal(tree: DeviceTree, decoder: Declared, settings: Settings, models: di
         return "the models are on several devices"
     if max(tree.branching, default=0) > min(lm.vocab_size for lm in models.values()):
         return "the tree asks for more children than there are tokens"
-    return next((reason for lm in models.values() if (reason := DeviceModel.refuses(lm))), None)
+    return _unfit(models.values())
+
+
+def _unfit(models: Iterable[LanguageModel]) -> str | None:
+    """Why one of these models cannot run on the device, or None."""
+    from workbench.device.model import DeviceModel  # which imports transformers
+
+    return next((reason for lm in models if (reason := DeviceModel.refuses(lm))), None)
 
 
 def _rejects(device: torch.device) -> bool:
@@ -136,6 +143,8 @@ def run_round(decoder: Declared, state: State, r: Round) -> bool:
     """
     tree = state.strategy.tree
     if tree is None or obstacle(state, tree):
+        return False
+    if _unfit(runner.model for runner in state.runners.values()):  # changed since the run's start
         return False
     root = len(state.tokens) - 1
     runners = {role: state.runners[role] for role in ("target", "draft")[: 2 if tree.depth else 1]}
@@ -191,6 +200,8 @@ def _conclude(decoder: Declared, state: State, r: Round, round_: DeviceRound, fo
 
 def _round_of(tree: DeviceTree, settings: Settings, runners: dict, runs: dict) -> DeviceRound:
     """The round for these runs; made once, it lives as long as the target's run whose addresses it holds."""
+    from workbench.device.model import DeviceModel
+
     figures = settings.level != "off"
     drafts = weakref.ref(runs["draft"]) if "draft" in runs else None
     key = (tree, settings.sampling, settings.noise_seed, figures, drafts)

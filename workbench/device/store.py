@@ -87,7 +87,7 @@ class StaticStore(PlainStore):
         self.staged, self._landed = staged, list(rows)
 
     def commit(self, rows: Sequence[int]) -> None:
-        """As the plain store; after `land`, rows must be the first of those that were put in place."""
+        """As the plain store; after `commit_written`, rows must be the first of those that were put in place."""
         if self._landed is None:
             return super().commit(rows)
         if list(rows) != self._landed[: len(rows)]:

@@ -146,6 +146,8 @@ def keywords() -> dict[str, Field]:
 
 def with_keywords(documented: Any) -> Any:
     """Decorator: put the keywords, as they are declared, in the place of KEYWORDS in a docstring."""
+    if not documented.__doc__:  # python -OO
+        return documented
     lines = [f"{entry.name}: {entry.help} ({entry.facts})" for entry in keywords().values()]
     indent = documented.__doc__.partition("KEYWORDS")[0].rpartition("\n")[2]
     documented.__doc__ = documented.__doc__.replace("KEYWORDS", f"\n{indent}".join(lines))

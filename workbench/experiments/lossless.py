@@ -52,7 +52,7 @@ class Verdict:
     """What `lossless` found; `str()` is the report.
 
     greedy: `exact`, `numeric` (texts part only at near-ties) or `lossy`; `greedy_note` tells where they part. sampled:
-    `seed`, `distribution` or `lossy`, None where the decoder refuses to sample. guarantee_greedy, guarantee_sampled:
+    `seeded`, `distribution` or `lossy`, None where the decoder refuses to sample. guarantee_greedy, guarantee_sampled:
     what the decoder itself says.
 
     Of the counted runs (None where seeds decided): runs, how many, once cut and as many uncut. Cut to the `width`

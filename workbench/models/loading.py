@@ -1,7 +1,7 @@
 """Loading models: the embedded pair, a hub id, a local directory; safetensors only, no remote code unless asked for.
 
 A model is what its files say: weights that are missing, unexpected or of another size are refused by name. Loaded
-models live in one cache seeded by all arguments of `load`, as long as the files stay as they are, and are shared.
+models live in one cache, one for all arguments of `load`, as long as the files stay as they are, and are shared.
 transformers is imported with the first model, which lets the app serve its page some seconds earlier.
 """
 
@@ -180,7 +180,7 @@ def _served(given: Any, tokenizer: Any = None) -> LanguageModel:
         from workbench.models.adapter import wrap
 
         return wrap(given, tokenizer)
-    if not all(hasattr(given, name) for name in ("forward", "new_store", "vocab_size")):
+    if not all(hasattr(given, name) for name in ("forward", "new_store", "vocab_size", "refresh", "gives")):
         raise BadInput(
             f"expected a model, got {type(given).__name__}: a name, a directory, a transformers model or what"
             " workbench.load gives"

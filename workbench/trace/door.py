@@ -24,7 +24,7 @@ FIELDS = {kind: {c.name: c for c in columns} for kind, columns in EVENTS.items()
 REQUIRED = {kind: [(c.name, SCALARS[c.type][0]) for c in of.values() if c.required] for kind, of in FIELDS.items()}
 GROUPS = {name: {c.name: c for c in TABLES["tokens" if name == "prompt" else name]} for name in KEYS}
 NEEDED = {name: [c.name for c in of.values() if c.required and c.name not in DERIVED] for name, of in GROUPS.items()}
-NEEDED |= {"prompt": ["token_id", "text"], "canvas": ["position"]}
+NEEDED |= {"prompt": ["token_id", "text"], "canvas": ["position"], "forwards": ["phase"]}
 LAYERS = {c.name: c for c in TABLES["cache"]}
 
 
@@ -175,7 +175,7 @@ class Door:
 
     def _column(self, column: Column | None, values: list, flags: list[str], where: str) -> list:
         if column is None:
-            self._few([where.rpartition(".")[2]])
+            self._few([where.partition(".")[2]])
             return plain(values, flags, where)
         values = values_of(column, values, flags, where)
         if column.type == "name":

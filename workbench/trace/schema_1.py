@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.aliases import MEMBERS, PARAMETERS, RUN, VALUES
 from workbench.trace.forms import DEEPEST, Damaged
-from workbench.trace.schema import KEYS, SCHEMA
+from workbench.trace.schema import KEYS, SCHEMA, TABLES
 
 __all__ = ["current", "current_run"]
 
@@ -59,7 +59,8 @@ def current(event: Any, layers: dict[str, int], pay: Callable[[int], None]) -> A
                 raise Damaged(f"round {event.get('round')} has damaged {name}: {why}") from None
         passes, bits = event.get("forwards") or {}, event.get("bits") or {}
         if "share" in passes:
-            of = zip(passes.pop("share"), map(str, passes.get("model", ())), strict=False)
+            shares = passes.pop("share")
+            of = zip(shares, map(str, passes.get("model") or [None] * len(shares)), strict=True)
             passes["layers_run"] = [_part(share, layers.get(role)) for share, role in of]
         if "kind" in bits:
             bits["codec"] = bits.pop("kind")
@@ -79,6 +80,8 @@ def _listed(group: str, packed: Any, pay: Callable[[int], None]) -> dict[str, li
     if not isinstance(runs, list) or set(map(type, runs)) - {int} or min(runs, default=1) < 1:
         raise Damaged("runs are no counts")
     n, columns = sum(runs), {}
+    if n > len(key):
+        pay(n * len(TABLES["tokens" if group == "prompt" else group]))
     for name, values in packed.items():
         if name in ("runs", "chain"):
             continue

@@ -32,6 +32,7 @@ DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 PACKED = 256  # cells of tables for a byte of a Parquet file
 MEMBER = 2**20  # bytes of lines in a gzip member
 SWELL = 16  # how many times its own size a gzipped trace may have
+OF_PAGE = 8  # the same of the page of a capsule; 0.1 wrote single members that may shrink more
 
 
 def encode(event: dict[str, Any]) -> bytes:
@@ -71,14 +72,16 @@ def read(path: str | Path, limit: int | None = None) -> tuple[list[dict[str, Any
     path = Path(path)
     with _opened(path) as file:
         begins = _begin(file)
-        if limit is not None and begins != GZIP and path.stat().st_size > limit:
+        if limit is not None and path.stat().st_size > limit * (2 if begins == GZIP else 1):
             raise BadInput(f"{path} has more than {limit:,} bytes, the most that a trace may have here")
         if begins == b"{":
             return _events(file, path)
         if begins not in (b"<", GZIP):
             return _events((), path)
-        content = file.read() if begins == GZIP else _unwrap(file.read(), path)
-        lines, damage = _unpack(content, path, limit)
+        whole = file.read()
+        content = whole if begins == GZIP else _unwrap(whole, path)
+        most = SWELL * len(content) if begins == GZIP else max(SWELL * len(content), OF_PAGE * len(whole))
+        lines, damage = _unpack(content, path, most if limit is None else min(most, limit))
         return _events(lines, path, damage)
 
 
@@ -158,12 +161,11 @@ def _unwrap(page: bytes, path: Path) -> bytes:
     return content
 
 
-def _unpack(content: bytes, path: Path, limit: int | None) -> tuple[BinaryIO, str]:
+def _unpack(content: bytes, path: Path, most: int) -> tuple[BinaryIO, str]:
     """The lines of gzip members, and what is wrong behind them: what a cut-off or damaged one has before is kept.
 
-    A trace is never `SWELL` times as large as its members; what claims to be is refused.
+    most: bytes that they may have; what claims to be more is refused.
     """
-    most = SWELL * len(content) if limit is None else min(SWELL * len(content), limit)
     stream, pieces, left, damage = gzip.GzipFile(fileobj=io.BytesIO(content)), [], most, ""
     try:
         while left >= 0 and (piece := stream.read1(2**16)):

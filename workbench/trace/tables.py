@@ -42,7 +42,7 @@ def expand(event: Event, last: Event | None = None) -> Event:
 
     last: the log's `final` round; where it is this one, its last text is whole.
     """
-    whole = {**event, **{group: dict(event.get(group, ())) for group in KEYS}}
+    whole = {**event, **{group: {name: [*values] for name, values in event.get(group, {}).items()} for group in KEYS}}
     if tokens := whole["tokens"]:
         tokens["text"] = _texts(event, tokens, last)
     return whole

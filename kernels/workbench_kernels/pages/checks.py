@@ -88,6 +88,8 @@ def destination(what, out, form: PageFormat, offsets, n: int, device, names="out
         out = torch.zeros(n, form.bytes, dtype=torch.uint8, device=device)
     where, offsets = rows_as_arena(what, out, form, offsets)
     check_names(what, where, offsets, shape=(n,))
+    if where.device != torch.device(device):
+        raise ValueError(f"{what}: expected pages to write on {device}, got {where.device}")
     return out, where, offsets
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.hostile.traces import exercise, honest, uses
 from workbench.cursor import Replay
+from workbench.session import Session
 from workbench.trace import Trace, schema
 from workbench.trace.door import CELLS, FREE, NAMED, Door
 from workbench.views.slots import last_round
@@ -268,3 +269,28 @@ def test_a_row_is_found_where_rounds_before_it_are_lost(tmp_path):
     while branch.advance("round", lambda row: seen.append((row["index"], row["text"])))[0]:
         pass
     assert seen == [(0, "a"), (3, "b")]
+
+
+def test_what_a_step_hands_out_is_not_the_record(toy):
+    one = Session(toy, [0, 1], max_new_tokens=4)
+    one.step()
+    one.step()["tokens"]["token_id"].append(99)
+    assert 99 not in one.trace.token_ids and len(one.trace.token_ids) == one.length
+
+
+def test_forwards_need_their_phase(made_up, tmp_path):
+    log = json.loads(json.dumps(made_up.record([(4, 2)]).trace.log))
+    for event in log:
+        if event["type"] == "round":
+            event["forwards"] = {"rows": []}
+    (tmp_path / "run.wb").write_text("\n".join(map(json.dumps, log)))
+    trace = Trace.load(tmp_path / "run.wb")
+    assert "phase is missing" in trace.dropped[0] and trace.forwards.empty and trace.tokens.empty
+
+
+def test_columns_of_dotted_names_are_counted(made_up, tmp_path):
+    log = json.loads(json.dumps(made_up.record([(4, 2)]).trace.log))
+    event = next(event for event in log if event.get("tokens"))
+    event["tokens"] |= {f"a{number}.x": [1] * event["emitted"] for number in range(500)}
+    (tmp_path / "run.wb").write_text("\n".join(map(json.dumps, log)))
+    assert "different names" in Trace.load(tmp_path / "run.wb").dropped[0]

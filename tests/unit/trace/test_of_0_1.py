@@ -151,3 +151,22 @@ def test_a_mark_of_chains_means_nothing_outside_of_drafts(group, tmp_path):
     (tmp_path / "run.wb").write_text("\n".join(map(json.dumps, events)), encoding="utf-8")
     trace = Trace.load(tmp_path / "run.wb")
     assert not trace.dropped and trace.log == Trace.load(FOLDER / "chain-keyed.wb").log
+
+
+def rounds(tmp_path, **groups) -> Trace:
+    """A run of 0.1 with one round of these groups."""
+    round_ = {"type": "round", "round": 0, "index": 0, "mode": "plain", "emitted": 0, "ms": {}, **groups}
+    events = [{"type": "run", "schema": 1, "prompt_ids": [1], "models": []}, round_]
+    (tmp_path / "run.wb").write_text("\n".join(map(json.dumps, events)), encoding="utf-8")
+    return Trace.load(tmp_path / "run.wb")
+
+
+def test_repeated_rows_cost_all_columns_of_their_table(tmp_path):
+    """Each repeated row is a row of the table, however few columns the file writes."""
+    trace = rounds(tmp_path, forwards={"phase": ["draft"], "runs": [300_000]})
+    assert trace.dropped and trace.forwards.empty
+
+
+def test_shares_without_models_keep_their_round(tmp_path):
+    trace = rounds(tmp_path, forwards={"phase": ["draft", "target"], "share": [0.5, 1.0]})
+    assert not trace.dropped and len(trace.forwards) == 2

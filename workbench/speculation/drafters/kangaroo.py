@@ -23,14 +23,14 @@ __all__ = ["Kangaroo"]
 
 @dataclass
 class _Early:
-    """A round's early half. exit: the layers that draft; watch: the shape asks how all exits fare. fed: nodes in the
+    """Early half. exit: the layers that draft; watch: the shape asks how all exits fare. expanded: nodes in the
     order they were read; states: exit -> the residual stream [n, width] behind it, in the order of the staged rows;
-    growth: what the tree grew with."""
+    builder: what the tree grew with."""
 
     exit: int
     watch: bool
     builder: TreeBuilder | None = None
-    fed: list[int] = field(default_factory=list)
+    expanded: list[int] = field(default_factory=list)
     states: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def add(self, states: dict[int, torch.Tensor]) -> None:

@@ -90,7 +90,7 @@ def _values(chances: tuple[float, ...], most: int, depth: int) -> tuple[list[np.
 
 @cache
 def static_tree(chances: tuple[float, ...], nodes: int, depth: int) -> Template:
-    """The tree of at most `max_nodes` nodes below the root, where chances[b] is the probability that child b (from 0)
+    """The tree of at most `nodes` nodes below the root, where chances[b] is the probability that child b (from 0)
     is the first of its siblings to be accepted."""
     values, splits = _values(chances, nodes + 1, depth)
     template: Template = {}
