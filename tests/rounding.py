@@ -11,8 +11,8 @@ from unittest import mock
 
 import torch
 
-from workbench.cache import maintenance
-from workbench.cache.methods import H2O, SnapKV
+from workbench.cache import apply
+from workbench.cache.plan import CacheMethod
 from workbench.engine.distribution import Distribution
 from workbench_kernels.noise import reference as noise
 
@@ -86,24 +86,25 @@ def decisions() -> Iterator[list[Act]]:
         acts.append(Act("token", [torch.tensor(token)], margin=best[0] - best[1] if len(best) > 1 else math.inf))
         return token
 
-    def keep(policy, positions, scores):
-        chosen = honest[type(policy)](policy, positions, scores)
-        acts.append(Act("slots", [] if chosen is None else [chosen], [] if scores is None else [scores]))
-        return chosen
+    def checked(method, view, budget):
+        plan = honest[CacheMethod](method, view, budget)
+        if view.stats:
+            made = [] if plan is None or plan.keep is None else [plan.keep]
+            acts.append(Act("slots", made, list(view.stats.values())))
+        return plan
 
     def pack(k, v, *rest, **options):
         rows = honest["pack"](k, v, *rest, **options)
-        acts.append(Act("page", list(maintenance.unpack(rows, rest[2])[:2]), [k, v]))
+        acts.append(Act("page", list(apply.unpack(rows, rest[2])[:2]), [k, v]))
         return rows
 
-    honest = {Distribution: Distribution.choose, H2O: H2O.keep, SnapKV: SnapKV.keep, "pack": maintenance.pack}
+    honest = {Distribution: Distribution.choose, CacheMethod: CacheMethod.checked, "pack": apply.pack}
     honest["gumbel"] = noise.gumbel
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(Distribution, "choose", choose))
         stack.enter_context(mock.patch.object(noise, "gumbel", gumbel))
-        stack.enter_context(mock.patch.object(maintenance, "pack", pack))
-        for policy in (H2O, SnapKV):
-            stack.enter_context(mock.patch.object(policy, "keep", keep))
+        stack.enter_context(mock.patch.object(apply, "pack", pack))
+        stack.enter_context(mock.patch.object(CacheMethod, "checked", checked))
         yield acts
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["Renamed", "install", "member", "name", "parameters", "refuse_old", "renamed", "tell"]
 
-NAMES = {"Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round"}  # of `workbench` and its rooms
+NAMES = {"CachePolicy": "CacheMethod", "Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round"}  # of `workbench` and its rooms
 
 HOMES = {  # names that have another room now, by the old one
     "workbench.decoders": ("Round", "Runner", "State"),
@@ -60,7 +60,7 @@ METHODS = {  # what classes of packages outside define, by their base; one that 
         "independent": "gives",
     },
     "Verifier": {"claim": "guarantee", "appraise": "score_hidden", "wants_hidden": "needs", "coupled": "gives"},
-    "CachePolicy": {"needs_mass": "needs", "slot_positions": "needs"},
+    "CacheMethod": {"needs_mass": "needs", "slot_positions": "needs", "keep": "plan"},
 }
 ARGUMENTS = {"log": "r", "growth": "builder", "coupled": "seeded"}  # of those methods
 
@@ -72,6 +72,9 @@ MOVED = (  # modules that kept their names: from, to, which
 )
 MODULES = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for name in names.split()} | {
     "workbench.bits": "workbench.cache.codecs",  # a package, and all that lies below it
+    "workbench.cache.maintenance": "workbench.cache.apply",
+    "workbench.cache.methods.base": "workbench.cache.plan",
+    "workbench.cache.policies.base": "workbench.cache.plan",
     "workbench.cache.policies": "workbench.cache.methods",
     "workbench.cache.static": "workbench.device.store",
     "workbench.catalog": "workbench.report.catalogue",

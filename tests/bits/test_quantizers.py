@@ -114,7 +114,7 @@ def test_half_dead_pages_are_packed_together(small):
     for state in store._layers:
         for row in state.page_table.pages:
             assert sum(page.live for page in row) == 64 and len(row) <= 4
-        assert state.scores.shape == (2, state.page_table.slots)
+        assert state.mass.shape == (2, state.page_table.slots)
     events, bits = store.drain()
     ops = {event["op"] for event in events}
     assert {"evict", "quantize", "requantize"} <= ops

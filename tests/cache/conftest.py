@@ -67,7 +67,7 @@ def live_positions(store, layer: int) -> list[list[int]]:
     run = state.positions(store.held, store.length, store._run.k[layer].device).expand(heads, -1)
     found = run.tolist()
     if state.page_table is not None:
-        _, _, where, live = state.page_table.decode()
+        where, live = state.page_table.places()
         found = [sorted(w[m].tolist()) + row for w, m, row in zip(where, live, found, strict=True)]
     return found
 
@@ -77,7 +77,7 @@ def contents(store) -> list[torch.Tensor]:
     out = []
     for layer, state in enumerate(store._layers):
         out += [x[layer][:, : store.held].clone() for x in (store._run.k, store._run.v)]
-        out += [tensor.clone() for tensor in (state.kept, state.scores) if tensor is not None]
+        out += [tensor.clone() for tensor in (state.kept, state.mass) if tensor is not None]
         if state.page_table is not None:
             out += [state.page_table.rows().clone(), state.page_table.count.clone()]
     return out

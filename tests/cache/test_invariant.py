@@ -12,7 +12,7 @@ from tests.rounding import Texts
 from tests.table import DECODERS, POLICIES, QUANTIZERS, stacks
 from workbench import declare
 from workbench.cache import PlainStore
-from workbench.cache.maintenance import Layer
+from workbench.cache.apply import Layer
 
 LENGTH = 40
 STACKS = dict(stacks())
@@ -114,8 +114,8 @@ def test_the_mass_of_rejected_rows_would_break_it(small, monkeypatch):
         def __contains__(self, row) -> bool:
             return True
 
-    honest = Layer.scored
-    monkeypatch.setattr(Layer, "scored", lambda self, seen, rows, *rest: honest(self, seen, Everything(rows), *rest))
+    honest = Layer.folded
+    monkeypatch.setattr(Layer, "folded", lambda self, seen, rows, *rest: honest(self, seen, Everything(rows), *rest))
     with pytest.raises(AssertionError):
         for name in ("h2o", "h2o+kivi4", "h2o+kivi2"):
             for decoder in LOSSLESS:

@@ -11,7 +11,7 @@ import workbench as wb
 from tests.cache.conftest import PROMPT, TERMS, contents, feed
 from tests.rounding import close
 from tests.table import stacks
-from workbench.cache import maintenance, pages
+from workbench.cache import apply, pages
 from workbench.cache.pages import Arena, PendingPage, page_out
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place
 from workbench_kernels.pages import SLOTS, PageFormat, pack, unpack
@@ -231,7 +231,7 @@ def test_running_out_of_memory_in_maintenance_changes_nothing(small, monkeypatch
     for start, end in ((0, 95), (95, 96), (96, 101)):
         feed(small, usual, TEXT[start:end])
     feed(small, store, TEXT[:95])
-    honest, calls = getattr(maintenance, where), []
+    honest, calls = getattr(apply, where), []
 
     def full(*_, **__):
         calls.append(1)
@@ -241,7 +241,7 @@ def test_running_out_of_memory_in_maintenance_changes_nothing(small, monkeypatch
         if where == "_Run":
             patch.setattr(honest, "of", full)
         else:
-            patch.setattr(maintenance, where, full)
+            patch.setattr(apply, where, full)
         with pytest.raises(MemoryError):
             feed(small, store, TEXT[95:96])
         assert calls and store.length == 96 and store.staged == 0
@@ -261,7 +261,7 @@ def test_a_session_goes_on_after_running_out_of_memory(small, monkeypatch):
         raise MemoryError("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(maintenance, "page_out", full)
+        patch.setattr(apply, "page_out", full)
         with pytest.raises(MemoryError):
             session.run()
     session.run()

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.cache.maintenance import Layer, maintain, tier_events
+from workbench.cache.apply import Layer, maintain, packed, tier_events
 from workbench.cache.pages import PagedSegment, page_out
 from workbench.cache.store import MANY, PlainStore, Segment
-from workbench_kernels.pages import SLOTS
+from workbench_kernels.pages import SLOTS, unpack
 
 if TYPE_CHECKING:
     from workbench.cache.rotation import Rotation
@@ -39,11 +39,11 @@ class ManagedStore(PlainStore):
         self._mass: list[list[tuple[list[int], torch.Tensor]]] = [[] for _ in range(layers)]
         self._events: list[dict[str, Any]] = []
         self._bits: dict[str, list] = {}
-        self._evicted = [0] * layers
+        self._evicted, self._merged = [0] * layers, [0] * layers  # slots per KV head since the last `drain`
         self._fetched = [(0, 0)] * layers  # slots and bytes read from the host
 
     def rows_left(self, length: int) -> int:
-        at = self.stack.next(length, self.prompt)
+        at = self.stack.limit(length, self.prompt)
         return MANY if at is None else at - length
 
     def begin(
@@ -52,9 +52,10 @@ class ManagedStore(PlainStore):
         if self._next is not None:
             if self.length >= self._next:
                 self._maintain()  # the last commit ran out of memory before it could
-            if self._next is not None and len(positions) and max(positions) >= self._next:
+            limit = self._next if visible is not None else self.stack.limit(self.length, self.prompt)
+            if limit is not None and len(positions) and max(positions) >= limit:
                 raise RuntimeError(
-                    f"a row at position {max(positions)} would pass the cache's maintenance at {self._next} tokens;"
+                    f"a row at position {max(positions)} would pass the cache's maintenance at {limit} tokens;"
                     " ask rows_left() before a forward"
                 )
         super().begin(positions, visible, layers)
@@ -71,6 +72,8 @@ class ManagedStore(PlainStore):
         found = super().segments(layer, window)
         if self.rotation is not None and self.length > self.held:
             found = [self._at_slots(found[0])]
+        if self._next is not None and self._rows and self._seen[-1] >= self._next:
+            found = self._quantized_ahead(layer, found[0], window)
         page_table = self._layers[layer].page_table
         if page_table is not None:
             seen = self._seen
@@ -90,6 +93,25 @@ class ManagedStore(PlainStore):
         sinks = self.stack.policy.sinks
         rotated = self.rotation.rotation(segment.k[:, :sinks], self.length - self.held)
         return replace(segment, k=torch.cat([rotated, segment.k[:, sinks:]], 1))
+
+    def _quantized_ahead(self, layer: int, run: Segment, window: int | None) -> list[Segment]:
+        """The run in two versions, for rows of a prompt that pass boundaries: each row reads what is quantized before it
+        from pages, the rest as it is."""
+        first, device = self.length - self.held, run.k.device
+        rows = torch.tensor(self._seen[-self._rows :], device=device)
+        coded = rows - rows % SLOTS - self.stack.storage.residual - first  # slots of the run, for each row
+        count = int(coded.max())
+        if count <= 0:
+            return [run]
+        window = None if window is None or max(self._seen) < window else window
+        mask = self._mask(window, device, layer)
+        old = torch.arange(mask.shape[-1], device=device) < coded[:, None]
+        k, v = (x[:, :count].unflatten(1, (-1, SLOTS)).flatten(0, 1) for x in (run.k, run.v))
+        form = self.stack.storage.page(layer, k.shape[2], v.shape[2], run.k.dtype)
+        where = torch.zeros(len(k), SLOTS, dtype=torch.long, device=device)
+        pages = packed(layer, k, v, where, torch.full((len(k),), SLOTS, device=device), form)
+        k, v = (x.unflatten(0, (len(run.k), -1)).flatten(1, 2).to(run.k.dtype) for x in unpack(pages, form)[:2])
+        return [Segment(k, v, (mask & old)[..., :count]), Segment(run.k, run.v, mask & ~old)]
 
     def _mask(self, window: int | None, device: torch.device, layer: int) -> torch.Tensor:
         kept = self._layers[layer].kept
@@ -113,18 +135,17 @@ class ManagedStore(PlainStore):
     def commit(self, rows: Sequence[int]) -> None:
         rows = list(rows)
         self._refuse_partial(rows)
-        if self._next is not None and self.length + len(rows) > self._next:
-            raise RuntimeError(
-                f"{len(rows)} rows committed at length {self.length} pass the maintenance at {self._next}"
-            )
+        limit = self.stack.limit(self.length, self.prompt)
+        if limit is not None and self.length + len(rows) > limit:
+            raise RuntimeError(f"{len(rows)} rows committed at length {self.length} pass the maintenance at {limit}")
         scores: list[torch.Tensor] = []  # computed first, so that running out of memory changes nothing
         if self._scored and rows:
             facts = zip(self._layers, self._mass, self._run.k, strict=True)
-            scores = [state.scored(seen, rows, self.held, k) for state, seen, k in facts]
+            scores = [state.folded(seen, rows, self.held, k) for state, seen, k in facts]
         super().commit(rows)
         for state, new in zip(self._layers, scores, strict=False):
-            state.scores = new
-        if self.length == self._next:
+            state.mass = new
+        if self._next is not None and self.length >= self._next:
             self._maintain()
 
     def discard(self) -> None:
@@ -141,11 +162,12 @@ class ManagedStore(PlainStore):
         self._next = self.stack.next(self.length, self.prompt)
         if not self._scored:
             for state in self._layers:
-                state.scores = None
+                state.mass = None
         self._events += done.events
         for name, values in done.bits.items():
             self._bits.setdefault(name, []).extend(values)
         self._evicted = [a + b for a, b in zip(self._evicted, done.evicted, strict=True)]
+        self._merged = [a + b for a, b in zip(self._merged, done.merged, strict=True)]
         self.maintained_ms += (time.perf_counter() - start) * 1000
 
     def retier(self, before: int) -> None:
@@ -170,7 +192,7 @@ class ManagedStore(PlainStore):
 
     def read_stats(self) -> tuple[int, int, int]:
         page_tables = [state.page_table for state in self._layers if state.page_table is not None]
-        return self.held, max((s.live for s in page_tables), default=0), sum(s.bytes for s in page_tables)
+        return self.held, max((max(table.live) for table in page_tables), default=0), sum(table.bytes for table in page_tables)
 
     def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
         for layer, (slots, size) in enumerate(self._fetched):
@@ -178,25 +200,26 @@ class ManagedStore(PlainStore):
                 self._events.append({"layer": layer, "op": "fetch", "destination": "device", "bytes": size})
         found = self._events, self._bits
         self._events, self._bits = [], {}
-        self._evicted, self._fetched = [0] * len(self._layers), [(0, 0)] * len(self._layers)
+        self._evicted, self._merged = [0] * len(self._layers), [0] * len(self._layers)
+        self._fetched = [(0, 0)] * len(self._layers)
         return found
 
     def ledger(self) -> dict[str, list]:
         columns = super().ledger()
         n = len(self._layers)
         columns |= {kind: [0] * n for kind in ("scale", "zero", "position", "header", "table", "score", "dead")}
-        columns |= {"host_bytes": [0] * n, "evicted": list(self._evicted)}
+        columns |= {"host_bytes": [0] * n, "evicted": list(self._evicted), "merged": list(self._merged)}
         columns["fetched"] = [slots for slots, _ in self._fetched]
         for layer, state in enumerate(self._layers):
             for kind, size in state.ledger().items():
                 columns[kind][layer] += size
             if state.page_table is not None:
-                columns["live_slots"][layer] += state.page_table.live
+                columns["live_slots"][layer] += round(sum(state.page_table.live) / len(state.page_table.live))
                 columns["host_bytes"][layer] = state.page_table.host_bytes
-        if self.stack.quantizer:
+        if self.stack.storage:
             facts = zip(self._run.k, self._run.v, range(n), strict=True)
             columns["bits_nominal"] = [
-                None if k is None else self.stack.quantizer.nominal(layer, k.shape[2], v.shape[2], k.dtype)
+                None if k is None else self.stack.storage.nominal(layer, k.shape[2], v.shape[2], k.dtype)
                 for k, v, layer in facts
             ]
         return columns

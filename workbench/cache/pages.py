@@ -1,4 +1,4 @@
-"""A bag of pages: where quantized tokens of one layer lie, shared between forks.
+"""Pages: where quantized tokens of one layer lie, shared between forks.
 
 An `Arena` is one tensor of pages of one format. A `Page` in it is never written again; it lives as long as some
 `PageTable` names it (Python's reference count is the page's), then its place returns to the free list. A `PageTable` is
@@ -15,10 +15,12 @@ import torch
 
 from workbench.cache.store import Segment
 from workbench_kernels.pages import ALIGN, SLOTS, PageFormat, ledger, unpack
+from workbench_kernels.pages.layout import HEADER
 
-__all__ = ["Arena", "PendingPage", "Page", "PagedSegment", "PageTable", "page_out", "with_live"]
+__all__ = ["Arena", "Page", "PageTable", "PagedSegment", "PendingPage", "page_out", "with_live"]
 
 LIVE_MASK = 4  # bytes at the start of a page
+FACTS = HEADER + 4 * SLOTS  # bytes of the header and the positions
 
 
 class Arena:
@@ -65,52 +67,68 @@ class PendingPage:
 
 class PageTable:
     """The pages of one layer: `pages[head]`, and for the kernels `table` int32 [Hk, P] (offsets in an arena in units of
-    ALIGN bytes) and `count` int32 [Hk]."""
+    ALIGN bytes) and `count` int32 [Hk]. Heads may have different numbers of pages and of live slots."""
 
     def __init__(self, pages: Sequence[Sequence[Page]], form: PageFormat, device: torch.device):
         self.pages, self.form = [list(row) for row in pages], form
-        width = max(map(len, self.pages))
-        unit = form.bytes // ALIGN
+        width, unit = max(map(len, self.pages)), form.bytes // ALIGN
         padded = [[page.place * unit for page in row] + [0] * (width - len(row)) for row in self.pages]
         self.table = torch.tensor(padded, dtype=torch.int32, device=device).view(len(self.pages), width)
         self.count = torch.tensor([len(row) for row in self.pages], dtype=torch.int32, device=device)
-        flat = [(h * width + i, page) for h, row in enumerate(self.pages) for i, page in enumerate(row)]
-        arenas = {id(page.arena): page.arena for _, page in flat}
-        self.arenas = list(arenas.values())
-        self._inside = [[at for at, page in flat if page.arena is arena] for arena in self.arenas]
+        flat = [page for row in self.pages for page in row]
+        self.arenas = list({id(page.arena): page.arena for page in flat}.values())
         self.bytes = len(flat) * form.bytes
         self.slots = width * SLOTS  # per KV head, dead and missing ones included
-        self.live = sum(page.live for _, page in flat) // len(self.pages)  # per KV head, alike in all
-        self.whole = self.live == self.slots
-        self.offloaded = sum(page.arena.host for _, page in flat)  # pages on the host
+        self.live = [sum([page.live for page in row]) for row in self.pages]  # per KV head
+        self.whole = sum(self.live) == self.slots * len(self.pages)
+        self.offloaded = sum([page.arena.host for page in flat])  # pages on the host
         self.host_bytes = sum(arena.data.nbytes for arena in self.arenas if arena.host)
-        self._kinds = self._count([page for _, page in flat])
+        self._uses = Counter([(page.live, page.used) for page in flat])
 
-    def rows(self) -> torch.Tensor:
-        """All pages, uint8 [Hk, P, form.bytes], on the device; what stands for a missing page is not live."""
-        heads, width = self.table.shape
-        place = self.table.flatten().long() * ALIGN // self.form.bytes
-        if len(self.arenas) == 1 and len(self._inside[0]) == heads * width:
-            (arena,) = self.arenas
-            return arena.data[place.to(arena.data.device)].to(place.device).view(heads, width, -1)
-        found = self.table.new_zeros(heads * width, self.form.bytes, dtype=torch.uint8)
-        for arena, inside in zip(self.arenas, self._inside, strict=True):
-            found[inside] = arena.data[place[inside].to(arena.data.device)].to(place.device)
-        return found.view(heads, width, -1)
+    def rows(self, pages: torch.Tensor | None = None, size: int | None = None) -> torch.Tensor:
+        """The first `size` bytes of pages, uint8 [n, size], on the device; zeros for a missing page.
+
+        pages: int64 [n], numbered head by head; all Hk · P of them where None.
+        """
+        device, width = self.table.device, self.table.shape[1]
+        places = self.table.flatten().long() * ALIGN // self.form.bytes
+        if len(self.arenas) == 1 and len(self.pages) * width * self.form.bytes == self.bytes:
+            data, places = self.arenas[0].data[:, :size], places if pages is None else places[pages]
+            return data[places.to(data.device)].to(device)
+        numbers = range(len(places)) if pages is None else pages.tolist()
+        found = torch.zeros(len(numbers), size or self.form.bytes, dtype=torch.uint8, device=device)
+        homes = [self._arena(number, width) for number in numbers]
+        for arena in self.arenas:
+            inside = [i for i, home in enumerate(homes) if home is arena]
+            here = places[[numbers[i] for i in inside]].to(arena.data.device)
+            found[inside] = arena.data[here, :size].to(device)
+        return found
+
+    def _arena(self, number: int, width: int) -> Arena | None:
+        row, at = self.pages[number // width], number % width
+        return row[at].arena if at < len(row) else None
 
     def decode(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """k [Hk, slots, D], v [Hk, slots, Dv], positions int64 [Hk, slots], live bool [Hk, slots]."""
-        rows = self.rows()
-        heads = len(rows)
-        return tuple(part.unflatten(0, (heads, -1)).flatten(1, 2) for part in unpack(rows.flatten(0, 1), self.form))
+        return tuple(part.view(len(self.pages), self.slots, *part.shape[2:]) for part in unpack(self.rows(), self.form))
+
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions int64 [Hk, slots] and live bool [Hk, slots], without decoding anything."""
+        facts = self.rows(size=FACTS)
+        bits = facts[:, :LIVE_MASK, None] >> torch.arange(8, device=facts.device, dtype=torch.uint8) & 1
+        where = facts[:, HEADER:].contiguous().view(torch.int32).long()
+        return where.view(len(self.pages), -1), bits.bool().view(len(self.pages), -1)
+
+    def read(self, head: torch.Tensor, slot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [..., D] and values [..., Dv] of single slots; head, slot: int64 [...]. Only their pages are decoded."""
+        page, entry = (head * self.table.shape[1] + slot // SLOTS).unique(return_inverse=True)
+        k, v, _, _ = unpack(self.rows(page), self.form)
+        return k[entry, slot % SLOTS], v[entry, slot % SLOTS]
 
     def ledger(self) -> dict[str, int]:
         """Bytes by kind, arenas included: what this page table does not name in them is `pad`."""
-        return dict(self._kinds)
-
-    def _count(self, each: Sequence[Page]) -> dict[str, int]:
-        kinds: Counter = Counter(table=self.table.nbytes + self.count.nbytes)
-        for (live, used), times in Counter((page.live, page.used) for page in each).items():
+        kinds = Counter(table=self.table.nbytes + self.count.nbytes)
+        for (live, used), times in self._uses.items():
             kinds.update({kind: times * size for kind, size in ledger(self.form, live, used).items()})
         kinds["pad"] += sum(arena.data.nbytes for arena in self.arenas) - self.bytes
         return dict(kinds)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.cache.codecs.base import Quantizer
-from workbench.cache.methods.base import CachePolicy
+from workbench.cache.codecs.paged import Paged
+from workbench.cache.plan import CacheMethod
 from workbench.declare import Declared, build, describe, get, names, register, setting
 from workbench.errors import BadInput, Unsupported, shown
+from workbench_kernels.pages import SLOTS
 
 if TYPE_CHECKING:
     from workbench.cache.managed import ManagedStore
@@ -24,8 +26,12 @@ class Stack(Declared):
     depend on how many tokens a forward held: speculative output under a stack is plain output under that stack.
     """
 
-    policy: CachePolicy | None = setting(None, family="policy", help="which tokens stay (default: all)")
+    policy: CacheMethod | None = setting(None, family="policy", help="which tokens stay (default: all)")
     quantizer: Quantizer | None = setting(None, family="quantizer", help="how they are stored (default: as they are)")
+    during_prompt: bool = setting(True, help="act while the prompt goes in, not only from its end on")
+    requantize: str = setting(
+        "sparse", choices=("sparse", "never"), help="whether pages that lost half their slots are quantized anew"
+    )
 
     def __post_init__(self) -> None:
         if getattr(self.policy, "family", "") == "quantizer" or getattr(self.quantizer, "family", "") == "policy":
@@ -43,15 +49,49 @@ class Stack(Declared):
             raise BadInput(f"{policy.declared_name} keeps its newest {policy.newest} tokens only, and "
                            f"{quantizer.declared_name} holds back {quantizer.residual}: lower residual")  # fmt: skip
 
+    @property
+    def storage(self) -> Quantizer | None:
+        """How older tokens are stored in pages: as the quantizer says, or as they are where heads keep different
+        numbers of slots; None without pages."""
+        if self.quantizer is None and self.policy.ragged:
+            return Paged(residual=min(self.policy.newest // SLOTS, 1) * SLOTS)
+        return self.quantizer
+
+    def residual(self, length: int) -> int:
+        """How many of the newest tokens stay out of the pages at a boundary."""
+        held, rest = self.storage.residual, length % SLOTS
+        if self.policy is None:
+            return held + rest
+        if not self.during_prompt:  # the prompt ends anywhere: pages stay full where the policy keeps enough
+            held = max(held, min(held + rest, self.policy.newest))
+        return held
+
     def next(self, length: int, prompt: int) -> int | None:
         """The first committed length above `length` at which a member acts; None if never again."""
-        found = [(self.policy, self.policy.next(length, prompt))] if self.policy else []
-        found += [(self.quantizer, self.quantizer.next(length))] if self.quantizer else []
-        for member, at in found:
-            if at is not None and (not isinstance(at, int) or at <= length):
-                raise BadInput(f"{member.family} {member.declared_name}: next({length}) answered {at!r}; expected a "
-                               "later committed length, or None if it never acts again")  # fmt: skip
-        return min((at for _, at in found if at is not None), default=None)
+        found = [self._method_next(length, prompt)] if self.policy else []
+        found += [self._start(self.storage.next(length), length, prompt)] if self.storage else []
+        return min((at for at in found if at is not None), default=None)
+
+    def limit(self, length: int, prompt: int) -> int | None:
+        """The committed length that no chain of rows from `length` on may pass: the next boundary, or the prompt's end
+        where nothing but quantizing is due before: rows behind a boundary then read its pages as they are staged."""
+        at = self.next(length, prompt)
+        return max(at, prompt) if self.policy is None and at is not None and length < prompt else at
+
+    def acts(self, length: int, prompt: int) -> bool:
+        """Whether the policy acts at this committed length."""
+        return self.policy is not None and self._method_next(length - 1, prompt) == length
+
+    def _method_next(self, length: int, prompt: int) -> int | None:
+        at = self.policy.next(length, prompt)
+        if at is not None and (not isinstance(at, int) or at <= length):
+            raise BadInput(f"policy {self.policy.declared_name}: next({length}) answered {at!r}; expected a later "
+                           "committed length, or None if it never acts again")  # fmt: skip
+        return self._start(at, length, prompt)
+
+    def _start(self, at: int | None, length: int, prompt: int) -> int | None:
+        """A boundary inside the prompt is put off to its end, unless the stack acts during the prompt."""
+        return at if at is None or self.during_prompt or length >= prompt else max(at, prompt)
 
     def new_store(self, lm: Any, prompt: int) -> "ManagedStore":
         """An empty cache of one sequence for a model; `prompt`: tokens of its prompt.
@@ -64,9 +104,9 @@ class Stack(Declared):
         needs = self.policy.needs if self.policy else frozenset()
         if "mass" in needs - lm.gives:
             raise Unsupported(f"{self.policy.declared_name} reads attention, which {lm.name!r} does not give")
-        if self.quantizer:
+        if self.storage:
             for layer in range(lm.layers):
-                self.quantizer.page(layer, lm.head_dim, lm.head_dim, lm.dtype)
+                self.storage.page(layer, lm.head_dim, lm.head_dim, lm.dtype)
         rotation = rotation_of(lm) if "slot_positions" in needs else None
         return ManagedStore(lm.layers, self, prompt, rotation)
 

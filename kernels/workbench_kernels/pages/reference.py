@@ -116,12 +116,14 @@ def unpack(page: torch.Tensor, form: PageFormat) -> tuple[torch.Tensor, torch.Te
         step, zero = (
             page[:, scales : scales + 4 * count].contiguous().view(torch.float16).float().view(n, 2, -1).unbind(1)
         )
-        if gain_at == 5:
-            step, zero = step[:, None, :], zero[:, None, :]
-        else:
-            step, zero = (t.view(n, SLOTS, -1).repeat_interleave(form.group, -1) for t in (step, zero))
-        gain = page[:, gain_at].float().view(n, 1, 1)
-        out.append(unplanar(body.view(n, SLOTS, -1), bits).float() * gain * step + zero)
+        step = step * page[:, gain_at].float()[:, None]
+        codes_of = body.view(n, SLOTS, -1)
+        x = step.new_empty(n, SLOTS, 8 // bits, codes_of.shape[2])
+        for i in range(8 // bits):
+            x[:, :, i] = (codes_of >> (i * bits)) & (2**bits - 1)
+        shape = (n, 1, -1, 1) if gain_at == 5 else (n, SLOTS, -1, 1)  # a step per channel, or per slot and group
+        x = x.view(n, SLOTS, count if gain_at == 5 else count // SLOTS, -1)
+        out.append(x.mul_(step.view(shape)).add_(zero.view(shape)).view(n, SLOTS, width))
     return out[0], out[1], places, live
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.cache.methods.base import CachePolicy, heaviest, with_newest
+from workbench.cache.plan import CacheMethod, LayerView
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 
@@ -13,7 +13,7 @@ __all__ = ["H2O"]
 
 @register("policy", "h2o")
 @dataclass(frozen=True)
-class H2O(CachePolicy):
+class H2O(CacheMethod):
     """Keep the newest tokens, and of the others those that received most attention: `budget` slots per KV head.
 
     The score of a slot is the attention probability it got from every committed row since it came, its own included,
@@ -40,8 +40,5 @@ class H2O(CachePolicy):
     def newest(self) -> int:
         return self.budget // 2 if self.recent is None else self.recent
 
-    def keep(self, positions: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
-        n = positions.shape[1]
-        if n <= self.budget:
-            return None
-        return with_newest(heaviest(scores[:, : n - self.newest], self.budget - self.newest), n, self.newest)
+    def importance(self, view: LayerView) -> torch.Tensor:
+        return view.stats["mass"]

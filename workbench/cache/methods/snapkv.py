@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from workbench.cache.methods.base import CachePolicy, heaviest, with_newest
+from workbench.cache.plan import CacheMethod, LayerView
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 
@@ -14,7 +14,7 @@ __all__ = ["SnapKV"]
 
 @register("policy", "snapkv")
 @dataclass(frozen=True)
-class SnapKV(CachePolicy):
+class SnapKV(CacheMethod):
     """Compress the prompt, once it is in, to its last `window` tokens and what they attend to most.
 
     `budget` slots per KV head stay. Tokens written after that are all kept: the cache grows by one a token.
@@ -50,11 +50,7 @@ class SnapKV(CachePolicy):
     def newest(self) -> int:
         return self.window
 
-    def keep(self, positions: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
-        n = positions.shape[1]
-        if n <= self.budget:
-            return None
-        older = scores[None, :, : n - self.window]
+    def importance(self, view: LayerView) -> torch.Tensor:
+        older = view.stats["mass"][None, :, : -self.window]
         pool = F.avg_pool1d if self.pooling == "mean" else F.max_pool1d
-        pooled = pool(older, self.kernel, stride=1, padding=self.kernel // 2)[0]
-        return with_newest(heaviest(pooled, self.budget - self.window), n, self.window)
+        return F.pad(pool(older, self.kernel, stride=1, padding=self.kernel // 2)[0], (0, self.window))

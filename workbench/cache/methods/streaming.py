@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.cache.methods.base import CachePolicy, with_newest
+from workbench.cache.plan import CacheMethod, LayerView
 from workbench.declare import register, setting
 
 __all__ = ["StreamingLLM"]
@@ -12,7 +12,7 @@ __all__ = ["StreamingLLM"]
 
 @register("policy", "streaming")
 @dataclass(frozen=True)
-class StreamingLLM(CachePolicy):
+class StreamingLLM(CacheMethod):
     """Keep the first `sinks` tokens and the last `window`; what lies between is gone.
 
     `positions="slot"` reads every key at its place in the cache, as in the paper: the sinks' stored keys are turned,
@@ -36,8 +36,9 @@ class StreamingLLM(CachePolicy):
     def needs(self) -> frozenset[str]:
         return frozenset({"slot_positions"} if self.positions == "slot" else ())
 
-    def keep(self, positions: torch.Tensor, scores: torch.Tensor | None) -> torch.Tensor | None:
-        heads, n = positions.shape
-        if n <= self.sinks + self.window:
-            return None
-        return with_newest(torch.arange(self.sinks, device=positions.device).expand(heads, -1), n, self.window)
+    @property
+    def budget(self) -> int:
+        return self.sinks + self.window
+
+    def importance(self, view: LayerView) -> torch.Tensor:
+        return -view.positions.double()

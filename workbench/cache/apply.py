@@ -1,0 +1,463 @@
+"""One maintenance of a managed store: plans are asked for and checked, then done, and what was done is logged.
+
+First the method's plans are carried out (slots dropped, merged), then what is old enough is quantized. Everything is
+computed beside the present state and handed back whole, so that running out of memory changes nothing. The cost follows
+what is done: pages that no plan names are neither read nor decoded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.cache.pages import Page, PageTable, PendingPage, page_out, with_live
+from workbench.cache.plan import CacheMethod, LayerView, Merge
+from workbench.cache.store import _Run
+from workbench.errors import NumericalError
+from workbench_kernels.pages import GAINS, SLOTS, PageFormat, pack, unpack
+
+if TYPE_CHECKING:
+    from workbench.cache.managed import ManagedStore
+
+__all__ = ["Layer", "Outcome", "maintain", "packed", "tier_events"]
+
+SPARSE = SLOTS // 2  # pages with at most this many live slots are packed anew with others
+CHUNK = 32  # capacity of a run, in slots, is a multiple of this
+NOWHERE = 2**31 - 1  # position of what holds nothing, behind all others
+
+
+class Layer:
+    """What a managed store knows of one layer beside its run: columns are the slots of pages, then those of the run.
+
+    kept: int32 [Hk, m] positions of the first m slots of the run (tokens behind them follow on), None where nothing was
+    evicted; mass: float64 [Hk, columns] or None; page_table: the pages or None; before: pages of tokens before that
+    position lie on the host.
+    """
+
+    __slots__ = ("before", "kept", "mass", "page_table")
+
+    def __init__(self, kept=None, mass=None, page_table: PageTable | None = None, before: int = 0):
+        self.kept, self.mass, self.page_table, self.before = kept, mass, page_table, before
+
+    def fork(self) -> "Layer":
+        return Layer(self.kept, self.mass, self.page_table, self.before)
+
+    @property
+    def slots(self) -> int:
+        """Columns that lie in pages."""
+        return self.page_table.slots if self.page_table else 0
+
+    def positions(self, held: int, length: int, device: torch.device) -> torch.Tensor:
+        """Of the run's slots: [Hk, held], or [1, held] where heads are alike."""
+        if self.kept is None:
+            return torch.arange(length - held, length, device=device)[None]
+        tail = torch.arange(length - held + self.kept.shape[1], length, device=device)
+        return torch.cat([self.kept, tail.expand(len(self.kept), -1)], 1)
+
+    def folded(
+        self, seen: Sequence[tuple[list[int], torch.Tensor]], rows: list[int], held: int, k: torch.Tensor
+    ) -> torch.Tensor:
+        """The mass with the attention of the committed rows added, and a column for each of them behind.
+
+        seen: row numbers and mass [rows, Hk, n] of every forward of the round.
+        """
+        base = held + self.slots
+        width = max([base + max(rows) + 1, *(mass.shape[2] for _, mass in seen)])
+        added = torch.zeros(len(k), width, dtype=torch.float64, device=k.device)
+        for numbers, mass in seen:
+            inside = [i for i, number in enumerate(numbers) if number in rows]
+            added[:, : mass.shape[2]] += mass[inside].double().sum(0)
+        old = added[:, :base] if self.mass is None else added[:, :base] + self.mass
+        return torch.cat([old, added[:, [base + row for row in rows]]], 1)
+
+    def ledger(self) -> dict[str, int]:
+        kinds = self.page_table.ledger() if self.page_table else {}
+        for kind, tensor in (("position", self.kept), ("score", self.mass)):
+            kinds[kind] = kinds.get(kind, 0) + (0 if tensor is None else tensor.nbytes)
+        return kinds
+
+
+@dataclass
+class Outcome:
+    """The state after a maintenance, and what was done: `cache` events, rows of the bits table, counts per layer."""
+
+    run: _Run
+    layers: list[Layer]
+    held: int
+    events: list[dict[str, Any]] = field(default_factory=list)
+    bits: dict[str, list] = field(default_factory=dict)
+    evicted: list[int] = field(default_factory=list)
+    merged: list[int] = field(default_factory=list)
+
+
+def maintain(store: "ManagedStore") -> Outcome:
+    """The state of a store whose committed length is a boundary of its stack."""
+    stack, length, run = store.stack, store.length, store._run
+    out = Outcome(run, [], store.held)
+    work = []
+    for layer, state in enumerate(store._layers):
+        k, v = (x[layer][:, : store.held] for x in (run.k, run.v))
+        work.append(_Work(layer, state, k, v, length, out))
+    if stack.acts(length, store.prompt):
+        views = [each.view(len(work), store.prompt) for each in work]
+        budgets = stack.policy.budgets(views)
+        plans = [stack.policy.checked(*pair) for pair in zip(views, budgets, strict=True)]
+        for each, plan in zip(work, plans, strict=True):
+            if plan is not None:
+                each.do(plan, stack.policy)
+    for each in work:
+        if stack.storage is not None:
+            each.quantize(stack)
+        elif each.gone is not None:
+            each.thin()
+        out.layers.append(each.state)
+        out.evicted.append(0 if each.gone is None else round(int(each.gone.sum()) / each.heads))
+        out.merged.append(each.merged)
+        out.events += each.events
+    out.events = _together(_together(out.events, "head", work[0].heads), "layer", len(work))
+    if any(each.changed for each in work):
+        keys, values = [each.k for each in work], [each.v for each in work]
+        out.held = keys[0].shape[1]
+        room = min(store.rows_left(length), CHUNK)
+        out.run = _Run.of(keys, values, -(-(out.held + room) // CHUNK) * CHUNK)
+    return out
+
+
+class _Work:
+    """One layer under maintenance. Columns: the slots of its pages, then those of its run."""
+
+    def __init__(self, layer: int, state: Layer, k: torch.Tensor, v: torch.Tensor, length: int, out: Outcome):
+        self.layer, self.state, self.k, self.v, self.length, self.out = layer, state.fork(), k, v, length, out
+        self.heads, self.held = k.shape[:2]
+        self.old, self.slots = state.page_table, state.slots
+        self.events: list[dict[str, Any]] = []
+        self.changed = False  # the run is another one
+        self.where = self.live = None  # positions and what lives, [Hk, columns]; read once a plan needs them
+        self.gone: torch.Tensor | None = None  # columns evicted now, None for none
+        self.loose: torch.Tensor | None = None  # columns of pages that merging changed
+        self.merged = 0  # slots added to others, per KV head
+        self._new: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # column of a head, merged k and v
+
+    def look(self) -> None:
+        """Find out where the slots are."""
+        if self.where is not None:
+            return
+        self.where = self.state.positions(self.held, self.length, self.k.device).expand(self.heads, -1).long()
+        self.live = torch.ones_like(self.where, dtype=torch.bool)
+        if self.old is not None:
+            where, live = self.old.places()
+            self.where, self.live = torch.cat([where, self.where], 1), torch.cat([live, self.live], 1)
+
+    def view(self, layers: int, prompt: int) -> LayerView:
+        """The live slots in order of their positions, for a method to look at."""
+        self.look()
+        n = int(self.live.sum(-1).max())
+        order = self.where.masked_fill(~self.live, -1).argsort(dim=-1, stable=True)[:, self.live.shape[1] - n :]
+        live = self.live.gather(1, order)
+        stats = {}
+        if self.state.mass is not None:
+            stats["mass"] = self.state.mass.gather(1, order).masked_fill(~live, 0)
+        self.order = order
+        positions = self.where.gather(1, order).masked_fill(~live, -1)
+        head = torch.arange(self.heads, device=order.device)[:, None]
+
+        def read(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.read(head.expand_as(slots), order.gather(1, slots))
+
+        return LayerView(self.layer, layers, self.length, prompt, positions, live, stats, read)
+
+    def read(self, head: torch.Tensor, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys [..., D] and values [..., Dv] of columns, in float32 (float64 for float64), what is merged as merged."""
+        wide = torch.promote_types(self.k.dtype, torch.float32)
+        at = (column - self.slots).clamp_min(0)
+        k, v = (x[head, at].to(wide) if self.held else x.new_empty(*at.shape, x.shape[2], dtype=wide)
+                for x in (self.k, self.v))  # fmt: skip
+        if self.old is not None and (coded := column < self.slots).any():
+            k[coded], v[coded] = (x.to(wide) for x in self.old.read(head[coded], column[coded]))
+        if self._new is not None:
+            names, new_k, new_v = self._new
+            name = head * (self.slots + self.held) + column
+            at = torch.searchsorted(names, name).clamp_max(len(names) - 1)
+            new = names[at] == name
+            k[new], v[new] = new_k[at[new]], new_v[at[new]]
+        return k, v
+
+    # -- a plan ---------------------------------------------------------------------------------------------------
+
+    def do(self, plan: Any, method: CacheMethod) -> None:
+        """Note what a checked plan drops, and merge."""
+        keep = self.live.gather(1, self.order) if plan.keep is None else plan.keep
+        if plan.merge is not None:
+            self.merge(plan.merge, method.declared_name)
+        self.gone = self.live & ~torch.zeros_like(self.live).scatter(1, self.order, keep)
+        if not self.gone.any():
+            self.gone = None
+            return
+        freed = 0 if self.old is not None else self.k[0, 0].nbytes + self.v[0, 0].nbytes
+        for head, (places, gone) in enumerate(zip(self.where, self.gone, strict=True)):
+            if len(dropped := places[gone].sort().values):
+                self._event("evict", head, dropped, bytes=freed * len(dropped), reason=method.declared_name)
+
+    def merge(self, merge: Merge, reason: str) -> None:
+        """Compute the merged slots; those of the run are written to a copy of it, those of pages leave their pages."""
+        valid = merge.source >= 0
+        head, pair = valid.nonzero(as_tuple=True)
+        if not len(head):
+            return
+        source, target = (self.order[head, x[head, pair]] for x in (merge.source, merge.target))
+        columns = self.slots + self.held
+        names, into = (head * columns + target).unique(return_inverse=True)
+        at_head, at = names // columns, names % columns
+        itself, other = source == target, source != target
+        mixed = []
+        sources, targets = self.read(head[other], source[other]), self.read(at_head, at)
+        for x, y, weight in zip(sources, targets, (merge.weight_k, merge.weight_v), strict=True):
+            weight = weight[head, pair].to(x.dtype)
+            own = torch.ones(len(names), dtype=x.dtype, device=x.device)
+            own[into[itself]] = weight[itself]
+            mixed.append((own[:, None] * y).index_add(0, into[other], weight[other, None] * x))
+        if self.state.mass is not None:
+            mass = self.state.mass.clone().flatten()
+            mass.scatter_reduce_(0, names[into[other]], mass[(head * columns + source)[other]], "amax")
+            self.state.mass = mass.view(self.heads, columns)
+        in_run = at >= self.slots
+        if in_run.any():
+            self.k, self.v, self.changed = self.k.clone(), self.v.clone(), True
+            for x, new in zip((self.k, self.v), mixed, strict=True):
+                x[at_head[in_run], at[in_run] - self.slots] = new[in_run].to(x.dtype)
+        self._new = (names, *mixed)
+        self.loose = torch.zeros_like(self.live)
+        self.loose[at_head[~in_run], at[~in_run]] = True
+        self.merged = round(int(other.sum()) / self.heads)
+        for number in head[other].unique().tolist():
+            mine = other & (head == number)
+            self._event("merge", number, self.where[number, source[mine]].sort().values, bytes=0, reason=reason)
+
+    def thin(self) -> None:
+        """Without pages: gather what stays into a shorter run."""
+        index = (self.live & ~self.gone).nonzero()[:, 1].view(self.heads, -1)
+        self.k, self.v = (x.gather(1, index[..., None].expand(-1, -1, x.shape[2])) for x in (self.k, self.v))
+        self.state.kept = self.where.gather(1, index).int()
+        self.changed = True
+        if self.state.mass is not None:
+            self.state.mass = self.state.mass.gather(1, index)
+
+    # -- pages ------------------------------------------------------------------------------------------------------
+
+    def quantize(self, stack: Any) -> None:
+        """Move what is older than the residual window to pages, and clear evicted slots there."""
+        codec, held = stack.storage, self.held
+        fresh = held - min(stack.residual(self.length), held)
+        before = self.state.before
+        if codec.on_device is not None:
+            before = max(before, self.length - codec.on_device)
+        if not fresh and self.gone is None and self.loose is None and before == self.state.before:
+            return
+        form = codec.page(self.layer, self.k.shape[2], self.v.shape[2], self.k.dtype)
+        sparse = stack.requantize == "sparse" or not {form.bits_k, form.bits_v} & GAINS.keys()
+        kept, stayed, again = self._old_pages(fresh, sparse)
+        head, columns, used = self._groups(fresh, again)
+        pages = self._pack(head, columns, used, form)
+        entries = [list(row) for row in kept]
+        for number, page in zip(head.tolist(), pages, strict=True):
+            entries[number].append(page)
+        arenas = self.old.arenas if self.old else []
+        self.state.before = before
+        self.state.page_table = page_out(entries, form, self.k.device, arenas, before) if any(entries) else None
+        self.events += tier_events(self.layer, self.old, self.state.page_table)
+        if self.state.mass is not None:
+            self._reorder_mass(stayed, head, columns, used, fresh)
+        if fresh:
+            self.k, self.v, self.changed = self.k[:, fresh:], self.v[:, fresh:], True
+
+    def _old_pages(
+        self, fresh: int, sparse: bool
+    ) -> tuple[list[list[Page | PendingPage]], list[list[int]], list[list[int]]]:
+        """By head: the pages that stay, their numbers, and those of the pages whose slots are packed anew (`sparse`
+        ones, where that saves a page)."""
+        kept: list[list[Page | PendingPage]] = [[] for _ in range(self.heads)]
+        stayed: list[list[int]] = [[] for _ in range(self.heads)]
+        again: list[list[int]] = [[] for _ in range(self.heads)]
+        leaving = [fresh] * self.heads
+        if self.gone is not None or self.loose is not None:
+            stay = self.live if self.gone is None else self.live & ~self.gone
+            leaving = stay[:, self.slots : self.slots + fresh].sum(-1).tolist()
+            stay = stay[:, : self.slots]
+            if self.loose is not None:
+                loose = self.loose[:, : self.slots] & stay
+                leaving = [a + b for a, b in zip(leaving, loose.sum(-1).tolist(), strict=True)]
+                stay = stay & ~loose
+            stay = stay.unflatten(-1, (-1, SLOTS))
+            counts, newest = stay.sum(-1).tolist(), None
+        for head in range(self.heads if self.old is not None else 0):
+            pages = self.old.pages[head]
+            touched = self.gone is not None or self.loose is not None
+            left = counts[head][: len(pages)] if touched else [page.live for page in pages]
+            few = [p for p, count in enumerate(left) if 0 < count <= SPARSE] if sparse else []
+            together = -(-(leaving[head] + sum(left[p] for p in few)) // SLOTS)
+            if together < len(few) + -(-leaving[head] // SLOTS):
+                again[head] = few
+            for p, page in enumerate(pages):
+                if not left[p] or p in again[head]:
+                    continue
+                if left[p] < page.live:
+                    if newest is None:
+                        newest = self.where[:, : self.slots].view_as(stay).masked_fill(~stay, -1).amax(-1).tolist()
+                    row = with_live(page.row[None].to(stay.device), stay[head, p : p + 1])[0]
+                    page = PendingPage(row, left[p], page.used, newest[head][p])
+                kept[head].append(page)
+                stayed[head].append(p)
+        return kept, stayed, again
+
+    def _groups(self, fresh: int, again: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What goes into new pages: their heads [G], columns [G, SLOTS] in order of positions, and used slots [G]."""
+        device = self.k.device
+        if self.gone is None and self.loose is None and not any(again):
+            whole = -(-fresh // SLOTS)
+            at = (torch.arange(whole * SLOTS, device=device) + self.slots).clamp_max(self.slots + fresh - 1)
+            used = torch.full((whole,), SLOTS, device=device)
+            used[-1:] = fresh - (whole - 1) * SLOTS
+            head = torch.arange(self.heads, device=device).repeat_interleave(whole)
+            columns = at.view(-1, SLOTS).repeat(self.heads, 1)
+            first = torch.arange(SLOTS, device=device) < used.repeat(self.heads)[:, None]
+            return head, torch.where(first, columns, columns[:, :1]), used.repeat(self.heads)
+        self.look()
+        chosen = torch.zeros_like(self.live)
+        chosen[:, self.slots : self.slots + fresh] = True
+        for head, pages in enumerate(again):
+            for page in pages:
+                chosen[head, page * SLOTS : (page + 1) * SLOTS] = True
+        if self.loose is not None:
+            chosen |= self.loose
+        chosen &= self.live if self.gone is None else self.live & ~self.gone
+        counts = chosen.sum(-1)
+        width = -(-int(counts.max()) // SLOTS) * SLOTS
+        order = self.where.masked_fill(~chosen, NOWHERE).argsort(dim=-1, stable=True)
+        order = torch.nn.functional.pad(order, (0, max(0, width - order.shape[1])))[:, :width]
+        order = order.unflatten(-1, (-1, SLOTS))
+        used = (counts[:, None] - torch.arange(0, width, SLOTS, device=device)).clamp(0, SLOTS)
+        head, group = (used > 0).nonzero(as_tuple=True)
+        columns, used = order[head, group], used[head, group]
+        first = torch.arange(SLOTS, device=device) < used[:, None]
+        return head, torch.where(first, columns, columns[:, :1]), used
+
+    def _pack(self, head: torch.Tensor, columns: torch.Tensor, used: torch.Tensor, form: PageFormat) -> list:
+        """New pages of columns [G, SLOTS]."""
+        if not len(head):
+            return []
+        k, v = self.read(head[:, None].expand_as(columns), columns)
+        where = self._places(head, columns)
+        rows = packed(self.layer, k, v, where, used, form)
+        self._log_quantize(head, columns, used, where, form, k, v, unpack(rows, form))
+        counts, newest = used.tolist(), where.amax(-1).tolist()
+        return [PendingPage(row, n, n, top) for row, n, top in zip(rows, counts, newest, strict=True)]
+
+    def _places(self, head: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Positions of columns; those of a plain run follow from the length."""
+        if self.where is None and self.state.kept is None:
+            return columns - self.slots + self.length - self.held
+        self.look()
+        return self.where[head[:, None], columns]
+
+    def _log_quantize(self, head, columns, used, where, form: PageFormat, k, v, found) -> None:
+        """Errors per page, an event per head for what became or stayed coded, and the widths of what is new."""
+        widths = form.stored(form.bits_k), form.stored(form.bits_v)
+        live = found[3][..., None]
+        errors = [
+            (((x - y) * live).double().square().sum((1, 2)) / (live.sum((1, 2)) * x.shape[2])).sqrt().tolist()
+            for x, y in zip((k, v), found[:2], strict=True)
+        ]
+        there = found[3]
+        again = there & (columns < self.slots)
+        if self.loose is not None:
+            again &= ~self.loose[head[:, None], columns]  # a merged slot is a new one
+        new = there & ~again
+        for number in dict.fromkeys(head.tolist()):
+            mine = head == number
+            for op, part in (("quantize", new), ("requantize", again)):
+                if len(places := where[mine][part[mine]].sort().values):
+                    size = len(places) * form.bytes // SLOTS
+                    self._event(op, number, places, bits=sum(widths) / 2, bytes=size)
+        for group, (number, *errs) in enumerate(zip(head.tolist(), *errors, strict=True)):
+            for start, count in runs_of(where[group][new[group]]):  # the others keep their width
+                row = {"model": None, "layer": self.layer, "head": number, "start": start, "length": count,
+                       "bits_k": widths[0], "bits_v": widths[1], "codec": "page", "reason": "quantize",
+                       "err_rms_k": errs[0], "err_rms_v": errs[1]}  # fmt: skip
+                for name, value in row.items():
+                    self.out.bits.setdefault(name, []).append(value)
+
+    def _reorder_mass(self, stayed: list[list[int]], head, columns, used, fresh: int) -> None:
+        """The mass in the order of the new pages and the shorter run."""
+        table = self.state.page_table
+        start = self.slots + fresh
+        if table is None:
+            self.state.mass = self.state.mass[:, start:]
+            return
+        device = self.k.device
+        inside = torch.arange(SLOTS, device=device)
+        source = torch.full((self.heads, table.slots // SLOTS, SLOTS), -1, dtype=torch.long, device=device)
+        for number, pages in enumerate(stayed):
+            source[number, : len(pages)] = torch.tensor(pages, dtype=torch.long, device=device)[:, None] * SLOTS + inside
+            mine = torch.where(inside < used[:, None], columns, -1)[head == number]
+            source[number, len(pages) : len(pages) + len(mine)] = mine
+        source = source.view(self.heads, -1)
+        moved = self.state.mass.gather(1, source.clamp_min(0)).masked_fill(source < 0, 0)
+        self.state.mass = torch.cat([moved, self.state.mass[:, start:]], 1)
+
+    def _event(self, op: str, head: int, places: torch.Tensor, **facts: Any) -> None:
+        self.events.append({"layer": self.layer, "head": head, "op": op, "positions": runs_of(places), **facts})
+
+
+def packed(layer: int, k, v, where: torch.Tensor, used: torch.Tensor, form: PageFormat) -> torch.Tensor:
+    """Pages uint8 [n, form.bytes] of k [n, SLOTS, D] and v. Raises NumericalError where they cannot hold the values."""
+    try:
+        return pack(k, v, where, used, form)
+    except ValueError as error:
+        raise NumericalError(f"layer {layer} cannot be quantized: {error}") from None
+
+
+def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> list[dict[str, Any]]:
+    """An `offload` or `fetch` event per KV head and tier that positions moved to; bytes: a share of their pages."""
+    events: list[dict[str, Any]] = []
+    if new is None or not (new.offloaded or (old is not None and old.offloaded)):
+        return events
+    for head in range(len(new.pages)):
+        was, now = ({} if page_table is None else homes_of(page_table, head) for page_table in (old, new))
+        for op, tier, host in (("offload", "host", True), ("fetch", "device", False)):
+            moved = sorted(at for at, home in now.items() if home == host and was.get(at, False) != host)
+            if moved:
+                size = len(moved) * new.form.bytes // SLOTS
+                events.append({"layer": layer, "head": head, "op": op, "destination": tier,
+                               "positions": runs_of(torch.tensor(moved)), "bytes": size})  # fmt: skip
+    return events
+
+
+def homes_of(page_table: PageTable, head: int) -> dict[int, bool]:
+    """Whether a head's positions lie on the host."""
+    where, live = (part[head].unflatten(0, (-1, SLOTS)) for part in page_table.places())
+    return {at: page.arena.host for i, page in enumerate(page_table.pages[head]) for at in where[i][live[i]].tolist()}
+
+
+def runs_of(places: torch.Tensor) -> list[list[int]]:
+    """Increasing positions as runs [start, length]."""
+    if not len(places):
+        return []
+    ends = torch.cat([(places.diff() != 1).nonzero()[:, 0] + 1, torch.tensor([len(places)], device=places.device)])
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    return torch.stack([places[starts], ends - starts], 1).tolist()
+
+
+def _together(events: list[dict[str, Any]], name: str, count: int) -> list[dict[str, Any]]:
+    """Where `count` events differ only in `name` (head or layer) and in bytes: one without it, bytes added up."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        key = repr({k: v for k, v in event.items() if k not in (name, "bytes")}) if name in event else repr(event)
+        alike.setdefault(key, []).append(event)
+    joined = []
+    for group in alike.values():
+        if name in group[0] and len(group) == count:
+            total = sum(event["bytes"] for event in group)
+            group = [{k: v for k, v in group[0].items() if k != name} | {"bytes": total}]
+        joined += group
+    return joined
