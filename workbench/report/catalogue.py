@@ -2,13 +2,14 @@
 
 import inspect
 import json
+from typing import Any
 
 from workbench import declare, members
 from workbench.errors import BadInput
 
 __all__ = ["KINDS", "about", "listing"]
 
-FAMILIES = {several: family for family, several in members.FAMILIES.items()}
+FAMILIES = {several: family for family, several in (members.FAMILIES | members.FUNCTIONS).items()}
 KINDS = (*FAMILIES, "settings", "models", "refusals")
 
 
@@ -16,8 +17,8 @@ def listing(kind: str) -> str:
     """The names of one kind, a line each; those of installed packages included."""
     if kind not in FAMILIES:
         return {"settings": _settings, "models": _models, "refusals": _refusals}[kind]()
-    found = [declare.get(FAMILIES[kind], name) for name in declare.names(FAMILIES[kind])]
-    lines = [f"{cls.declared_name:18s} {_first_line(cls)}" for cls in found]
+    found = {name: declare.get(FAMILIES[kind], name) for name in declare.names(FAMILIES[kind])}
+    lines = [f"{name:18s} {_first_line(member)}" for name, member in found.items()]
     return "\n".join([*lines, *_left_out(FAMILIES[kind])])
 
 
@@ -26,7 +27,7 @@ def _left_out(family: str) -> list[str]:
     lines = []
     for name, reason in declare.broken().items():
         head, _, member = name.partition(".")
-        if head == family or head not in declare.FAMILIES:
+        if head == family or head not in FAMILIES.values():
             lines.append(f"{member or name:18s} a plug-in that is left out: {reason}")
     return lines
 
@@ -35,9 +36,12 @@ def about(kind: str, name: str) -> str:
     """One member: what it does, and its parameters with bounds and defaults. Raises BadInput where it is unknown."""
     if kind not in FAMILIES:
         return {"settings": _settings, "models": _models, "refusals": _refusals}[kind](name)
-    cls = declare.get(FAMILIES[kind], name)
-    parameters = [_parameter(entry) for entry in declare.describe(cls)]
-    return "\n".join([f"{name}\n", inspect.cleandoc(cls.__doc__ or ""), "", *(parameters or ["  no parameters"])])
+    member = declare.get(FAMILIES[kind], name)
+    if FAMILIES[kind] in members.FUNCTIONS:
+        parameters = [f"  {name}{inspect.signature(member)}"]
+    else:
+        parameters = [_parameter(entry) for entry in declare.describe(member)] or ["  no parameters"]
+    return "\n".join([f"{name}\n", inspect.cleandoc(member.__doc__ or ""), "", *parameters])
 
 
 def _parameter(entry: declare.Field) -> str:
@@ -54,8 +58,8 @@ def _settings(chosen: str | None = None) -> str:
     return "\n".join(_parameter(entry) for name, entry in known.items() if chosen in (None, name))
 
 
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().split("\n")[0]
+def _first_line(member: Any) -> str:
+    return (member.__doc__ or "").strip().split("\n")[0]
 
 
 def _refusals(chosen: str | None = None) -> str:
