@@ -25,6 +25,7 @@ FAMILIES = {  # each family of declared classes, and what several of its members
 
 FUNCTIONS = {  # families of functions, whose members are called and not declared
     "view": "views",  # from a trace to a figure; the app offers those that `workbench.views.figure.offered` names
+    "recipe": "recipes",  # to a `Part` or a `Stage`, which `python -m workbench.training` trains by its name
 }
 
 MEMBERS = (  # family, name, module, class or function
@@ -86,6 +87,16 @@ MEMBERS = (  # family, name, module, class or function
     ("view", "entropy", "workbench.views.signals", "entropy"),
     ("view", "signals", "workbench.views.signals", "signals"),
     ("view", "branch_diff", "workbench.views.branch", "branch_diff"),
+    ("recipe", "acceptance", "workbench.training.acceptance", "acceptance"),
+    ("recipe", "eagle", "workbench.training.eagle", "eagle"),
+    ("recipe", "fspad", "workbench.training.eagle", "fspad"),
+    ("recipe", "hydra", "workbench.training.heads", "hydra"),
+    ("recipe", "judge", "workbench.training.judge", "judge"),
+    ("recipe", "kangaroo", "workbench.training.kangaroo", "kangaroo"),
+    ("recipe", "medusa", "workbench.training.heads", "medusa"),
+    ("recipe", "target", "workbench.training.target", "target"),
+    ("recipe", "target-long", "workbench.training.target", "target_long"),
+    ("recipe", "draft", "workbench.training.draft", "draft"),
 )
 
 OTHERS = {  # what `workbench` offers beside the members, by module
