@@ -73,6 +73,7 @@ MEMBERS = (  # family, name, module, class or function
     ("quantizer", "paged", "workbench.cache.codecs.paged", "Paged"),
     ("quantizer", "kivi", "workbench.cache.codecs.kivi", "KIVI"),
     ("cache", "stack", "workbench.cache.stack", "Stack"),
+    # views in the order in which the app offers them
     ("view", "draft_tree", "workbench.views.tree", "draft_tree"),
     ("view", "cache_map", "workbench.views.cache_map", "cache_map"),
     ("view", "ledger_over_time", "workbench.views.cache", "ledger_over_time"),
