@@ -42,14 +42,14 @@ def block(elem_id: str, value: str = "", live: bool = False, **more: Any) -> gr.
     return gr.HTML(value, elem_id=elem_id, padding=False, apply_default_css=False, js_on_load=script, **more)
 
 
-def button(parts: dict[str, Any], name: str, label: str, width: int | None = 80, **more: Any) -> None:
-    """A small button, its name the part's."""
-    parts[name] = gr.Button(label, elem_id=name, min_width=width, **{"size": "sm", **more})
+def button(name: str, label: str, width: int | None = 80, **more: Any) -> None:
+    """A small button."""
+    gr.Button(label, elem_id=name, min_width=width, **{"size": "sm", **more})
 
 
-def line(text: str) -> str:
-    """A line that says how far something is."""
-    return f'<p class="wb-progress">{inert(text)}</p>'
+def line(text: str, bar: str = "") -> str:
+    """A line that says how far something is; `bar` is HTML before it."""
+    return f'<p class="wb-progress">{bar}{inert(text)}</p>'
 
 
 def inert(text: Any) -> str:

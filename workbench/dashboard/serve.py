@@ -22,7 +22,7 @@ from workbench.dashboard import screen, uploads
 from workbench.dashboard.app import build_app
 from workbench.dashboard.limits import Pages
 from workbench.dashboard.security import LOOPBACK, Gate, Rules
-from workbench.dashboard.visits import VISITS, Visit, forget_idle
+from workbench.dashboard.visits import VISITS, Visit, forget_idle, leave
 from workbench.errors import BadInput
 from workbench.models.loading import load, resolve_device, resolve_dtype
 from workbench.web import FOLDER, script
@@ -126,9 +126,7 @@ def forget_gone(pages: Pages, holder: StateHolder, older: float) -> None:
     That is the settings of every component, more than a megabyte a page, and without this for good.
     """
     for name in pages.gone(older):
-        visit = VISITS.pop(name, None)
-        if visit is not None:
-            visit.close()
+        leave(name)
         holder.session_data.pop(name, None)
         holder.time_last_used.pop(name, None)
 

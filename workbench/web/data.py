@@ -103,7 +103,7 @@ def payload(trace: Trace, since: int = 0, text_of: Reader | None = None) -> dict
     data |= {} if since else _head(trace)
     dists = [found["tokens"], *(part for part in (data.get("prompt"),) if isinstance(part, dict))]
     sources = dict.fromkeys(source or "unknown" for part in dists for source in part.get("source", ()))
-    data["names"] = _names(dists, text_of or _reader(trace))
+    data["names"] = _names(dists, text_of or reader(trace))
     data["colours"] = {"source": colours("source", list(sources))} | ({} if since else {"fate": PALETTE["fate"]})
     return data
 
@@ -214,8 +214,8 @@ def _names(parts: Iterable[Columns], text_of: Reader) -> dict[str, str]:
     return {str(token): text_of(token) for token in sorted({int(token) for ids, _ in dists for token in ids})}
 
 
-def _reader(trace: Trace) -> Reader:
-    """Texts of an embedded model's ids; of any other's those that the trace itself has, else the number."""
+def reader(trace: Trace) -> Reader:
+    """The texts of an embedded model's ids; of any other's those that the trace itself has, else the number."""
     if tables.model(trace.run, "target").get("name") in EMBEDDED:
         return _text
     known = _known(trace)
