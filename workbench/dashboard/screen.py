@@ -9,7 +9,7 @@ import gradio as gr
 
 from workbench import web
 from workbench.dashboard import figures, html, python
-from workbench.dashboard.html import NOTHING, PHASES, phases
+from workbench.dashboard.html import PHASES, phases
 from workbench.dashboard.visits import Visit
 
 __all__ = ["PANEL", "beat", "panel", "say", "script", "trace_view", "view"]
@@ -96,7 +96,13 @@ def _empty(visit: Visit) -> dict[str, Any]:
     return {
         **dict.fromkeys(PANEL, idle),
         **dict.fromkeys(("candidate", "branches", "left", "right"), none),
-        **{"view": "", "figures": "", "phases": NOTHING, "code": "", "status": html.inert(visit.message)},
+        **{
+            "view": "",
+            "figures": "",
+            "phases": phases(None, None, None),
+            "code": "",
+            "status": html.inert(visit.message),
+        },
     }
 
 
