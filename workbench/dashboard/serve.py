@@ -5,6 +5,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -88,7 +89,8 @@ def launch(
     if not rules.owner:
         who = "anyone with this token" if rules.token else "anyone"
         print(f"{who} who can reach this machine can use it", file=sys.stderr)
-    if _display() if browser is None else browser:
+    screened = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if screened if browser is None else browser:
         webbrowser.open(address)
     if wait:
         app.block_thread()
@@ -112,9 +114,8 @@ async def _no_foreign_origins(server: Starlette) -> AsyncIterator[None]:
 
 def _sweep(app: gr.Blocks, pages: Pages) -> None:
     """Let go of the runs of idle pages, and of all that closed ones left, for as long as the app is served."""
-    pause = threading.Event()
     while app.is_running:
-        pause.wait(SWEEP_S)
+        time.sleep(SWEEP_S)
         forget_idle()
         forget_gone(pages, app.state_holder, CLOSED_S)
         uploads.UPLOADS.forget(uploads.WAITING_S)
@@ -141,11 +142,6 @@ def _check_port(host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from None
-
-
-def _display() -> bool:
-    """Whether there is a screen to open a browser on."""
-    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def answer(visit: Visit | None, run: str, rounds: int, cursor: int, phase: str) -> str:

@@ -12,6 +12,7 @@ from workbench.dashboard.jobs import Worker
 from workbench.dashboard.visits import BY, Visit, guarded
 from workbench.errors import BadInput
 from workbench.session import Session
+from workbench.values import one_of
 
 __all__ = ["SPEEDS", "go", "lost", "panel", "pause", "pick", "play", "set_to_work", "start", "step", "tick"]
 
@@ -60,16 +61,11 @@ def _open(visit: Visit, values: tuple) -> None:
 @guarded
 def step(visit: Visit, by: str, forward: bool = True) -> tuple:
     """One phase, round or token on, or back, from where the reader looks; nothing recorded is lost."""
+    one_of("step by", by, *BY)
     visit.settle()
-    (visit.branch.advance if forward else visit.branch.retreat)(_by(by))
+    (visit.branch.advance if forward else visit.branch.retreat)(by)
     page.say(visit)
     return page.panel(visit)
-
-
-def _by(by: str) -> str:
-    if by not in BY:
-        raise BadInput(f"step by: expected one of {', '.join(BY)}, got {by!r}")
-    return by
 
 
 @guarded
@@ -80,11 +76,11 @@ def play(visit: Visit, by: str, speed: str, until: str) -> tuple:
 
 def _play(visit: Visit, by: str, speed: str, until: str, ready: Callable[[], None]) -> tuple:
     condition = conditions.parse(until) if (until or "").strip() else None
+    one_of("step by", by, *BY)
+    one_of("speed", speed, *SPEEDS)
     ready()
-    if speed not in SPEEDS:
-        raise BadInput(f"speed: expected one of {', '.join(SPEEDS)}, got {speed!r}")
     visit.message = "Running. Pause stops it."
-    return set_to_work(visit, Worker(visit.branch, _by(by), SPEEDS[speed], condition, visit.client))
+    return set_to_work(visit, Worker(visit.branch, by, SPEEDS[speed], condition, visit.client))
 
 
 def set_to_work(visit: Visit, worker: Worker) -> tuple:
