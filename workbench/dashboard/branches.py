@@ -86,7 +86,7 @@ def choose(visit: Visit, number: int | None) -> tuple:
     """Look at another run."""
     if isinstance(number, int) and 0 <= number < len(visit.branches) and number != visit.current:
         visit.halt()
-        visit.look(number)
+        visit.current, visit.selected = number, None
         page.say(visit, f"Looking at {visit.branch.label}.")
     return page.panel(visit)
 
@@ -96,7 +96,7 @@ def forget(visit: Visit) -> tuple:
     """Let go of the run looked at."""
     visit.halt()
     gone = visit.branches.pop(visit.current) if visit.branches else None
-    visit.look(max(0, len(visit.branches) - 1))
+    visit.current, visit.selected = max(0, len(visit.branches) - 1), None
     visit.message = f"Forgot {gone.label}." if gone else visit.message
     return page.panel(visit)
 

@@ -91,19 +91,10 @@ def say(visit: Visit, text: str = "") -> None:
 
 
 def _empty(visit: Visit) -> dict[str, Any]:
-    idle, none = gr.update(interactive=False), gr.update(choices=[], value=None)
     visit.sent = (None, 0)
-    return {
-        **dict.fromkeys(PANEL, idle),
-        **dict.fromkeys(("candidate", "branches", "left", "right"), none),
-        **{
-            "view": "",
-            "figures": "",
-            "phases": phases(None, None, None),
-            "code": "",
-            "status": html.inert(visit.message),
-        },
-    }
+    parts = dict.fromkeys(PANEL, gr.update(interactive=False)) | dict.fromkeys(("view", "figures", "code"), "")
+    parts |= dict.fromkeys(("candidate", "branches", "left", "right"), gr.update(choices=[], value=None))
+    return parts | {"phases": phases(None, None, None), "status": html.inert(visit.message)}
 
 
 def _filled(visit: Visit) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import secrets
 import socket
 import traceback
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -71,16 +71,14 @@ class Rules:
 
     def __post_init__(self) -> None:
         for origin in self.frames:
-            parts = urlsplit(origin)
-            web = parts.scheme in ("http", "https") and bool(parts.netloc)
-            if not web or origin != f"{parts.scheme}://{parts.netloc}":
+            if not re.fullmatch(r"https?://[^/?#\s]+", origin):
                 raise BadInput(f"--allow-frame: expected an origin such as https://example.org, got {origin!r}")
         if not re.fullmatch(r"[A-Za-z0-9._~-]*", self.token):
             raise BadInput("--token: expected letters, digits and . _ ~ - alone")
 
     def answers_to(self, host: str) -> bool:
         """Whether a Host header names this app; a name from elsewhere may be a rebound one."""
-        name = (urlsplit(f"//{host}").hostname or "").lower()
+        name = urlsplit(f"//{host}").hostname or ""
         if self.owner:
             return name in LOOPBACK
         if self.token or name in (*LOOPBACK, self.host.lower(), socket.gethostname().lower()):
@@ -148,9 +146,10 @@ class Gate:
             return await self.app(scope, checked, send)
         if path == f"{API}queue/data":
             self._page(request.query_params.get("session_hash"))
-        beats = path.startswith(f"{API}heartbeat/")
-        with self.pages.beating(self._page(path.rpartition("/")[2]), client_of(scope)) if beats else nullcontext():
-            await self.app(scope, receive, send)
+        elif path.startswith(f"{API}heartbeat/"):
+            with self.pages.beating(self._page(path.rpartition("/")[2]), client_of(scope)):
+                return await self.app(scope, receive, send)
+        await self.app(scope, receive, send)
 
     def _check_origin(self, request: Request) -> None:
         """Raise HTTPException for another name, a page of another origin, and what a proxy passes on to the owner."""
@@ -181,9 +180,8 @@ class Gate:
             return _with_headers(send, {"Set-Cookie": cookie}) if asked and request.scope["path"] == "/" else send
         if any(given) and not self.wrong.allows(client_of(request.scope)):
             raise HTTPException(429, "too many wrong tokens; try again in a minute")
-        raise HTTPException(
-            401, "a token is needed: open the address with ?token=… that the app printed when it started"
-        )
+        line = "a token is needed: open the address with ?token=… that the app printed when it started"
+        raise HTTPException(401, line)
 
     def _event(self, body: bytes, client: str) -> bytes:
         """An event's body with what Gradio needs of it and nothing else. Raises HTTPException where it is none."""

@@ -35,15 +35,9 @@ CLOSED_S = 60.0  # after the last word from a page that nothing holds open
 SESSIONS = 512  # pages of which Gradio remembers the settings, more than a megabyte each
 NOTHING, REST = "{}", '{"rest":true}'  # answers to a page that watches a run
 PASSED_ON = ("SPACE_ID", "GRADIO_ROOT_PATH")  # variables that say that others are led here, whatever the address
-THEME = gr.themes.Default(
-    primary_hue="blue",
-    secondary_hue="blue",
-    neutral_hue="slate",
-    spacing_size="sm",
-    text_size="sm",
-    font=["system-ui", "sans-serif"],
-    font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-)
+HUES = {"primary_hue": "blue", "secondary_hue": "blue", "neutral_hue": "slate"}
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
+THEME = gr.themes.Default(**HUES, **FONTS, spacing_size="sm", text_size="sm")
 
 
 def launch(
@@ -67,9 +61,8 @@ def launch(
     resolve_dtype(dtype, resolve_device(device))
     rules = rules_of(host, token, allow_frame)
     _check_port(host, port)
-    own = {name: os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")}
-    for name, value in own.items():  # the server's check of itself must not go through a proxy
-        os.environ[name] = ",".join(filter(None, [value, "localhost", "127.0.0.1"]))
+    for name in ("NO_PROXY", "no_proxy"):  # the server's check of itself must not go through a proxy
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"]))
     app, pages = build_app(models, rules.owner, device or "cpu", dtype or "auto"), Pages(limited=not rules.owner)
     app.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     gate = Middleware(Gate, rules=rules, fns=app.fns, pages=pages)

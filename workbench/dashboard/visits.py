@@ -76,12 +76,12 @@ class Branch:
         if self.run.step("token" if by == "token" else "round") is None:
             return False, False
         self.phase = 0 if by == "phase" else None
-        index = self.run.trace.index
-        for place in range(before, self.run.cursor) if holds is not None else ():
-            number = index.at(place)
-            if holds(self.run.trace.rows_of(number)[place - index.start(number)]):
-                self.run.jump(place + 1)
-                return True, True
+        if holds is not None and self.run.cursor > before:
+            trace, number = self.run.trace, self.run.trace.index.at(before)
+            for place, row in enumerate(trace.rows_of(number), trace.index.start(number)):
+                if before <= place < self.run.cursor and holds(row):
+                    self.run.jump(place + 1)
+                    return True, True
         return True, False
 
     def retreat(self, by: str) -> None:
@@ -143,9 +143,8 @@ class Visit:
         if not self.branches:
             return None
         run = self.branch.run
-        if self.selected is not None and self.selected < run.length:
-            return self.selected
-        return run.cursor - 1 if run.cursor else None
+        picked = self.selected is not None and self.selected < run.length
+        return self.selected if picked else run.cursor - 1 if run.cursor else None
 
     @property
     def round(self) -> int | None:
@@ -176,16 +175,12 @@ class Visit:
         self.halt()
         self.runs += 1
         self.branches.append(Branch(f"{self.runs}: {name}", run))
-        self.look(len(self.branches) - 1)
+        self.current, self.selected = len(self.branches) - 1, None
 
     def check_limit(self) -> None:
         """Raises BadInput where no further run may be opened."""
         if len(self.branches) >= MAX_BRANCHES:
             raise BadInput(f"{MAX_BRANCHES} runs and branches are open, the most there can be; press Forget on one")
-
-    def look(self, number: int) -> None:
-        """Look at another branch."""
-        self.current, self.selected = number, None
 
     def close(self) -> None:
         """Let go of all runs and their caches."""
@@ -195,7 +190,9 @@ class Visit:
             self.halt()
             self.branches, self.current, self.selected, self.drawn = [], 0, None, None
             self.jobs = {}
-        _give_back()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+        if trim is not None:  # glibc keeps what threads have freed, run after run
+            trim(0)
 
     @property
     def reader(self) -> Callable[[int], str] | None:
@@ -206,13 +203,6 @@ class Visit:
         """The text of a token id: the tokenizer's, or what the trace knows about it."""
         run = self.branch.run
         return ((run.reader if self.branch.live else None) or reader(run.trace))(token)
-
-
-def _give_back() -> None:
-    """Return freed memory to the system: glibc keeps what threads have freed, run after run."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 VISITS: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()
