@@ -214,17 +214,13 @@ class Gate:
         """`send` with the steady headers; the page itself has the hashes of its inline scripts."""
         if scope["path"] != "/":
             return _with_headers(send, {**STEADY, **self._policy(())})
-        first: list[Message] = []
-        page: list[bytes] = []
+        held: list[Message] = []
 
         async def dressed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                first.append(message)
-                return
-            page.append(message.get("body", b""))
-            if not message.get("more_body"):
-                whole = b"".join(page)
-                await _with_headers(send, {**STEADY, **self._policy(INLINE.findall(whole))})(first[0])
+            held.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                whole = b"".join(one.get("body", b"") for one in held)
+                await _with_headers(send, {**STEADY, **self._policy(INLINE.findall(whole))})(held[0])
                 await send({"type": "http.response.body", "body": whole})
 
         return dressed
