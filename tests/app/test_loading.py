@@ -100,12 +100,9 @@ def test_device_and_dtype_are_those_of_the_form():
     from workbench.dashboard import python
 
     with gr.Blocks():
-        forms = [
+        owner, visitor = [
             Form(gr.Textbox("x"), gr.Radio(["text"]), ["embedded"], own, "cpu", "bfloat16") for own in (True, False)
         ]
-        for form in forms:
-            form.draw()
-    owner, visitor = forms
     values = [component.value for component in owner.components]
     values[1] = "text"
     assert owner.read(values).where == visitor.read(values).where == {"dtype": "bfloat16"}

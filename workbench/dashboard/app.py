@@ -38,13 +38,13 @@ def build_app(models: Sequence[str] = (), anything: bool = True, device: str = "
         gr.HTML("<h1>decoding workbench</h1><p>adaptive decoding, token by token</p>", elem_id="head", padding=False)
         with gr.Row(elem_id="page"):
             with gr.Column(scale=4, min_width=320, elem_id="main"):
-                form = Form(*_prompt(), models, anything, device, dtype)
+                prompt, kind = _prompt()
                 with gr.Tabs(overflow_behavior="wrap", elem_id="tabs"):
                     for name, draw in TABS.items():
                         with gr.Tab(name, render_children=True):
                             draw()
             with gr.Column(scale=1, min_width=290, elem_id="settings"):
-                form.draw()
+                form = Form(prompt, kind, models, anything, device, dtype)
         _wire(app, form)
     return app
 

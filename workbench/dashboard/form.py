@@ -66,7 +66,7 @@ class Wanted:
 
 
 class Form:
-    """The controls of a run. The caller places and gives `prompt` and `kind`; `draw` makes the others.
+    """The controls of a run. The caller places and gives `prompt` and `kind`; the others are drawn here.
 
     `components` are Gradio components in the order in which `read` expects, and `values` gives, their values.
     anything: the owner sits there: files, and models that are not offered, may be named. Without it, what the
@@ -82,12 +82,10 @@ class Form:
         device: str = "cpu",
         dtype: str = "auto",
     ):
-        self.prompt, self.kind, self.anything = prompt, kind, anything
+        self.prompt, self.anything = prompt, anything
         self.first = {"device": device, "dtype": dtype}
-        self.models = list(dict.fromkeys([*models, *known_models()]))
-
-    def draw(self) -> None:
-        known, where = self.models, []
+        self.models = known = list(dict.fromkeys([*models, *known_models()]))
+        where = []
         named = {"models": known, "anything": self.anything}
         with gr.Accordion("Model and decoder", open=True):
             about = "embedded, a hub id or a local directory" if self.anything else None
@@ -97,15 +95,14 @@ class Form:
             offered = (("device", "where it runs", ("cpu", "auto", *gpus)), ("dtype", "of its weights", DTYPES))
             with gr.Row():
                 for name, about, usual in offered:
-                    choices, first = dict.fromkeys([*usual, self.first[name]]), self.first[name]
+                    choices = list(dict.fromkeys([*usual, self.first[name]]))
                     near = {"info": about, "min_width": 110, "interactive": self.anything, "elem_id": name}
-                    where.append(gr.Dropdown(list(choices), value=first, label=name, **near))
+                    where.append(gr.Dropdown(choices, value=self.first[name], label=name, **near))
             decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
         with gr.Accordion("Cache", open=True):
-            named["nothing"] = "all stay"
-            policy = MemberControls("policy", "cache policy", None, "which tokens stay", **named)
-            named["nothing"] = "as they are"
-            quantizer = MemberControls("quantizer", "cache quantizer", None, "how they are stored", **named)
+            policy = MemberControls("policy", "cache policy", None, "which tokens stay", nothing="all stay", **named)
+            about = "how they are stored"
+            quantizer = MemberControls("quantizer", "cache quantizer", None, about, nothing="as they are", **named)
         self.families = (decoder, policy, quantizer)
         drawn = {entry.name for entry in describe(Sampling)}
         shown = {name: entry for name, entry in keywords().items() if entry.kind != "object"}
@@ -116,7 +113,7 @@ class Form:
             with gr.Accordion(title, open=False):
                 entries = [entry for name, entry in shown.items() if name in chosen]
                 self.settings |= {entry.name: control(entry, **widest.get(entry.name, {})) for entry in entries}
-        self.components = [self.prompt, self.kind, *where, *self.settings.values()]
+        self.components = [prompt, kind, *where, *self.settings.values()]
         self.components += [component for family in self.families for component in family.components]
 
     def read(self, values: Sequence[Any]) -> Wanted:
