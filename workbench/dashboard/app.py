@@ -118,14 +118,13 @@ def _wire(app: gr.Blocks, form: Form) -> None:
     """Join the parts of the page, each known by its element id, to the handlers of a visit."""
     visit = gr.State(None)
     parts = {one.elem_id: one for one in app.blocks.values() if one.elem_id}
-    panel = [parts[name] for name in page.PANEL]
     settings, pace = form.components, ["by", "speed", "until"]
     latest = {**MANY, "trigger_mode": "always_last"}
 
     def named(some):
         return [parts[one] if isinstance(one, str) else one for one in some]
 
-    def on(name, handler, inputs=(), outputs=panel, status="status", event=None, **more):
+    def on(name, handler, inputs=(), outputs=page.PANEL, status="status", event=None, **more):
         """Wire an event, by default the press of the button of that name; after an error, say so in a status line."""
         inputs, outputs = map(named, ([visit, *inputs], outputs))
         more = {**COMMON, **FEW, "api_name": name, **more}
@@ -143,7 +142,7 @@ def _wire(app: gr.Blocks, form: Form) -> None:
         return opened(form, theme, request)
 
     load = {"js": THEME_OF_PAGE, "api_name": "loaded", **COMMON, **MANY}
-    app.load(begin, parts["theme"], [visit, parts["go"], parts["start"], *panel], **load)
+    app.load(begin, parts["theme"], named([visit, "go", "start", *page.PANEL]), **load)
     app.unload(closed)
     parts["examples"].change(str, parts["examples"], form.prompt, queue=False, **COMMON)
     chosen = partial(preset, form)
@@ -169,9 +168,8 @@ def _wire(app: gr.Blocks, form: Form) -> None:
     on("beside", branches.side_by_side, ["left", "right"], ["both", "diff", "diff-words"])
 
     on("add", experiments.add, ["arms", *settings], ["arms"])
-    for kind, given, stop, beat in (
-        ("compare", ["arms", "prompts"], "stop", "beat"), ("measure", ["counted"], "enough", "pulse"),
-    ):  # fmt: skip
+    kinds = (("compare", ["arms", "prompts"], "stop", "beat"), ("measure", ["counted"], "enough", "pulse"))
+    for kind, given, stop, beat in kinds:
         timer = gr.Timer(experiments.BEAT_S, active=False)
         shown = {"outputs": [*experiments.OUTPUTS[kind], timer], "status": experiments.OUTPUTS[kind][0]}
         decodes(kind, partial(experiments.start, kind=kind), given, **shown)

@@ -1,8 +1,7 @@
 """Controls made from declarations: a dropdown per family, and one control per declared parameter of every member.
 
 All members' controls are built once; choosing a member shows its group. A member made of others of its own family is
-offered at the top, not within such a member. A decoder, drafter, policy or quantizer of
-another package appears here with no edit.
+offered at the top, not within such a member. A member of another package appears here with no edit.
 """
 
 from collections.abc import Sequence

@@ -111,12 +111,12 @@ class Gate:
         """Serve a request that is let in, or say in one line why it is not, or that something failed."""
         began = False
 
-        async def answer(message: Message) -> None:
+        async def noted(message: Message) -> None:
             nonlocal began
             began = True
             await send(message)
 
-        out = self._dressed(scope, answer)
+        out = self._dressed(scope, noted)
         try:
             await self._serve(Request(scope), receive, out)
         except HTTPException as no:
