@@ -45,7 +45,7 @@ def fork(visit: Visit, candidate: int | None, typed: str) -> tuple:
     if token is None:
         raise BadInput("choose a candidate or type one token: a branch needs something new")
     made = run.fork(at=at, token=token)
-    text = visit.text_of(token) if isinstance(token, int) else token
+    text = visit.reader(token) if isinstance(token, int) else token
     return _look(visit, made, f"before token {at}: {text!r}", f"Branched off before token {at}.", worker)
 
 

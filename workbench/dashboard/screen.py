@@ -101,7 +101,7 @@ def _filled(visit: Visit) -> dict[str, Any]:
     branch, run, playing = visit.branch, visit.branch.run, visit.worker is not None
     trace, live = branch.trace, branch.live
     labels = [(one.label, number) for number, one in enumerate(visit.branches)]
-    taken = [] if visit.focus is None else html.candidates(trace, visit.focus, visit.text_of)
+    taken = [] if visit.focus is None else html.candidates(trace, visit.focus, visit.reader)
     ready = {"save": True, "pause": playing, "resettle": live, "fork": live and run.length > 0}
     rested = {"forget": True, "back": run.cursor > 0, **dict.fromkeys(("step", "play"), not branch.done)}
     rested |= dict.fromkeys(("capsule", "perfetto"), run.length > 0)

@@ -110,8 +110,8 @@ def _rest(visit: Visit, text: str = "") -> None:
     worker = visit.halt()
     if worker is not None and worker.error:
         visit.message = worker.error
-        return
-    page.say(visit, f"Stopped where {worker.until}." if worker is not None and worker.found else text)
+    else:
+        page.say(visit, f"Stopped where {worker.until}." if worker is not None and worker.found else text)
 
 
 @guarded

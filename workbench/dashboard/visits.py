@@ -18,7 +18,7 @@ from workbench.dashboard.html import PHASES, inert
 from workbench.errors import BadInput, WorkbenchError
 from workbench.session import Session
 from workbench.trace import Trace
-from workbench.web.data import EMBEDDED, reader
+from workbench.web import data
 
 __all__ = ["BY", "VISITS", "Branch", "Holds", "Visit", "failed", "forget_idle", "guarded", "one_line"]
 
@@ -195,14 +195,10 @@ class Visit:
             trim(0)
 
     @property
-    def reader(self) -> Callable[[int], str] | None:
-        """What reads token ids for the view; None where the view knows the tokenizer, or nobody does."""
-        return self.text_of if self.branch.live and self.branch.run.lm.name not in EMBEDDED else None
-
-    def text_of(self, token: int) -> str:
-        """The text of a token id: the tokenizer's, or what the trace knows about it."""
+    def reader(self) -> Callable[[int], str]:
+        """What gives the text of a token id: the run's tokenizer, or what the trace knows about it."""
         run = self.branch.run
-        return ((run.reader if self.branch.live else None) or reader(run.trace))(token)
+        return (run.reader if self.branch.live else None) or data.reader(run.trace)
 
 
 VISITS: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()
