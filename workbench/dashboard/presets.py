@@ -9,7 +9,7 @@ from workbench.training.prompts import held_out_prompts
 
 __all__ = ["Preset", "presets"]
 
-EDIT = '''class Circle:
+CIRCLE = '''class Circle:
     """A circle around the origin."""
 
     def __init__(self, radius):
@@ -22,13 +22,8 @@ EDIT = '''class Circle:
         self.radius = self.radius * factor
 
 
-class Disc:
-    """A circle around the origin."""
-
-    def __init__(self, radius):
-        self.radius = radius
-
-    def area(self):'''
+'''
+EDIT = CIRCLE + CIRCLE.replace("Circle", "Disc").partition("\n        return")[0]
 PROSE = "Dear aunt Agatha, thank you for the marmalade. The weather in Trieste"
 
 
