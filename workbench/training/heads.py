@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from workbench.models.adapter import TransformersModel
-from workbench.speculation.heads.modules import EagleLayer, HydraHeads, MedusaHeads
+from workbench.speculation.drafters.eagle import EagleLayer
+from workbench.speculation.drafters.hydra import HydraHeads
+from workbench.speculation.drafters.medusa import MedusaHeads
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import Part, Recipe
 
