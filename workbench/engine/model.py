@@ -10,7 +10,7 @@ import torch
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["ForwardRequest", "LanguageModel", "Output", "facts", "fingerprint", "kept", "require"]
+__all__ = ["ForwardRequest", "LanguageModel", "Output", "facts", "kept", "require"]
 
 T = TypeVar("T")
 READ = {"hidden": "hidden states", "states": "the states between layers", "mass": "attention"}
@@ -147,12 +147,14 @@ def kept(lm: LanguageModel, key: tuple, make: Callable[[], T]) -> T:
 def facts(
     model: LanguageModel, architecture: str, shapes: dict[str, tuple], digest: str | None = None
 ) -> dict[str, Any]:
-    """What a trace records of a model: its `describe`. shapes: of its weights, by name; digest: of their numbers."""
+    """What a trace records of a model: its `describe`. shapes: of its weights, by name, with their dtypes; their
+    fingerprint tells architectures and sizes apart. digest: of their numbers."""
+    text = "\n".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
     names = ("layers", "kv_heads", "head_dim", "vocab_size", "context")
     return {
         "name": model.name,
         "architecture": architecture,
-        "fingerprint": fingerprint(shapes),
+        "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:12],
         "digest": digest,
         "dtype": str(model.dtype).removeprefix("torch."),
         **{name: getattr(model, name) for name in names},
@@ -161,9 +163,3 @@ def facts(
         "weight_bytes": model.weight_bytes,
         "row_bytes": model.weights_read(1),
     }
-
-
-def fingerprint(shapes: dict[str, tuple]) -> str:
-    """Twelve hex digits over names, shapes and dtypes of the weights: tells architectures and sizes apart."""
-    text = "\n".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 
@@ -93,7 +92,7 @@ class Sampling(Declared):
     @property
     def plain(self) -> bool:
         """True where the distribution sampled from is the raw distribution itself."""
-        return self.temperature == 1 and not self.processors and not self._filters()
+        return self.temperature == 1 and not self.processors and not self.filters
 
     def _heat(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores over the temperature; where that overflows, their distances from the largest over it."""
@@ -123,28 +122,22 @@ class Sampling(Declared):
             return "ruled out every token"
         return "" if self.greedy or best < math.inf else "gave a token an infinite score"
 
-    def _filters(self) -> list[tuple[str, Callable[[torch.Tensor, Any], torch.Tensor], Any]]:
-        """Name, rule and value of the filters that are set, in the order in which they act."""
-        chosen = ((name, keep, getattr(self, name), idle) for name, (keep, idle) in FILTERS.items())
-        return [(name, keep, value) for name, keep, value, idle in chosen if value is not None and value != idle]
+    @property
+    def filters(self) -> list[str]:
+        """Names of the filters that are set, in the order in which they act."""
+        return [name for name, (_, idle) in FILTERS.items() if getattr(self, name) not in (None, idle)]
 
     def cut(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [R, V] after the filters, and bool [R, filters], which of them removed something. Copies
         nothing to the host."""
-        logp = scores.log_softmax(-1)
-        filters = self._filters()
+        logp, filters = scores.log_softmax(-1), self.filters
         removed = torch.zeros(len(logp), len(filters), dtype=torch.bool, device=logp.device)
-        for number, (_, keep, value) in enumerate(filters):
+        for number, name in enumerate(filters):
             alive = logp > -torch.inf
-            kept = keep(logp, value) & alive
+            kept = FILTERS[name][0](logp, getattr(self, name)) & alive
             removed[:, number] = kept.sum(-1) < alive.sum(-1)
             logp = logp.masked_fill(~kept, -torch.inf).log_softmax(-1)
         return logp, removed
-
-    @property
-    def filters(self) -> list[str]:
-        """Names of the filters that are set, in the order in which they act."""
-        return [name for name, *_ in self._filters()]
 
     def _cut_by(self, scores: torch.Tensor, removed: torch.Tensor) -> list[tuple[str, ...]]:
         """For each row what removed tokens."""

@@ -41,31 +41,25 @@ _UNSERVED = {
 }
 
 
-class _Handle:
-    """Stands for the keys and values of one layer between `Cache.update` and the attention function."""
-
-    __slots__ = ("cache", "layer", "widths", "window")
-
-    def __init__(self, cache: "_Cache", layer: int):
-        self.cache, self.layer = cache, layer
-        self.window: int | None = None  # sliding window the layer last asked for
-        self.widths = (0, 0, 0)  # KV heads, width of their keys, width of their values
-
-
-class _Layer(CacheLayerMixin):
-    """One layer's face towards transformers: it only reports lengths."""
+class _Handle(CacheLayerMixin):
+    """One layer of the cache, as transformers sees it: stages keys and values in the store, reports lengths, and stands
+    for keys and values both between `Cache.update` and the attention function."""
 
     is_sliding = False
 
-    def __init__(self, cache: "_Cache"):
+    def __init__(self, cache: "_Cache", layer: int):
         super().__init__()
-        self.cache = cache
+        self.cache, self.layer = cache, layer
+        self.window: int | None = None  # sliding window the layer last asked for
+        self.widths = (0, 0, 0)  # KV heads, width of their keys, width of their values
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args: Any, **kwargs: Any):
-        raise RuntimeError("keys are staged by _Cache.update")
+        self.cache.store.stage(self.layer, key_states[0], value_states[0])
+        self.widths = (key_states.shape[1], key_states.shape[-1], value_states.shape[-1])
+        return self, self
 
     def get_seq_length(self, *args: Any) -> int:
         return self.cache.store.length + self.cache.store.behind
@@ -81,18 +75,11 @@ class _Layer(CacheLayerMixin):
 
 
 class _Cache(Cache):
-    """The cache object a model's forward passes are given: stages into the store of the moment, returns handles."""
+    """The cache object a model's forward passes are given; `store` is that of the moment."""
 
     def __init__(self, layers: int):
-        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+        super().__init__(layers=[_Handle(self, layer) for layer in range(layers)])
         self.store: CacheStore | None = None
-        self.handles = [_Handle(self, layer) for layer in range(layers)]
-
-    def update(self, key_states, value_states, layer_idx: int, *args: Any, **kwargs: Any):
-        self.store.stage(layer_idx, key_states[0], value_states[0])
-        handle = self.handles[layer_idx]
-        handle.widths = (key_states.shape[1], key_states.shape[-1], value_states.shape[-1])
-        return handle, handle
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **kwargs):
@@ -172,8 +159,8 @@ class TransformersModel(LanguageModel):
         self._cache = _Cache(self.layers)
         _ = self.eos_ids  # that they are ids
         probe(self)
-        self.costs = costs_of(model, [handle.widths for handle in self._cache.handles])
-        self.kv_heads, keys, values = self._cache.handles[0].widths
+        self.costs = costs_of(model, [handle.widths for handle in self._cache.layers])
+        self.kv_heads, keys, values = self._cache.layers[0].widths
         self.head_dim: int = keys
         self._picture = seen
 

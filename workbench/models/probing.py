@@ -102,6 +102,6 @@ def refuse_hidden_windows(lm: "TransformersModel", what: str) -> None:
     config = lm.model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or (["sliding_attention"] if window else []) * lm.layers
-    for handle, kind in zip(lm._cache.handles, kinds, strict=False):
+    for handle, kind in zip(lm._cache.layers, kinds, strict=False):
         if kind == "sliding_attention" and handle.window is None and (window or 0) < lm.context:
             raise Unsupported(f"{what} does not pass its sliding window to the attention function; it is not served")

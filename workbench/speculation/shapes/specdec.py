@@ -77,8 +77,7 @@ class SpecDec(DraftShape):
 
     def check(self, drafter: Declared, lm: LanguageModel) -> None:
         head, draft = self._head(lm), drafter.runners(lm)["draft"]
-        ours, theirs = torch.tensor(weights.probe(draft)), torch.tensor(head.probe)
-        if ours.shape != theirs.shape or (ours - theirs).norm() > weights.CLOSE * theirs.norm():
+        if not weights.alike(weights.probe(draft), head.probe):
             raise BadInput(
                 f"SpecDec(weights={self.weights!r}): this head reads the states of {head.draft!r}, not of"
                 f" {draft.name!r}; train one for it (workbench.training.acceptance)"
