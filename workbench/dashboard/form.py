@@ -10,11 +10,9 @@ import gradio as gr
 import workbench as wb
 from workbench.dashboard.controls import MemberControls, control
 from workbench.declare import describe, models
-from workbench.engine.sampling import Sampling
-from workbench.engine.settings import keywords
 from workbench.errors import BadInput
-from workbench.models.loading import companion, known_models, load, resolve_device, resolve_dtype
-from workbench.models.progress import Progress
+from workbench.models.loading import Progress, companion, known_models, load, resolve_device, resolve_dtype
+from workbench.session import keywords
 
 __all__ = ["Form", "Wanted"]
 
@@ -106,7 +104,7 @@ class Form:
             self.policy = MemberControls("policy", "cache policy", None, "which tokens stay", **kept)
             kept = {"nothing": "as they are", **named}
             self.quantizer = MemberControls("quantizer", "cache quantizer", None, "how they are stored", **kept)
-        drawn = {entry.name for entry in describe(Sampling)}
+        drawn = {entry.name for entry in describe(wb.Sampling)}
         shown = {name: entry for name, entry in keywords().items() if entry.kind != "object"}
         shown["max_new_tokens"] = replace(shown["max_new_tokens"], le=MAX_NEW_TOKENS)
         widest = {"max_new_tokens": {"widest": MAX_NEW_TOKENS}}
