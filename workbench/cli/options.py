@@ -28,7 +28,7 @@ def add_model(parser: Parser) -> None:
 
 def add_settings(parser: Parser) -> None:
     """The options of a run, as they are declared; one that is not given is left to its default."""
-    from workbench.session import keywords
+    from workbench.engine.settings import keywords
 
     for entry in keywords().values():
         words = {"help": f"{entry.help}; {entry.facts}"}
@@ -44,7 +44,7 @@ def add_settings(parser: Parser) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    from workbench.session import keywords
+    from workbench.engine.settings import keywords
 
     given = {name: getattr(args, name) for name, entry in keywords().items() if entry.kind != "object"}
     return {name: value for name, value in given.items() if value is not None}

@@ -112,13 +112,13 @@ class TreeBuilder:
     def _best(self, row: torch.Tensor, place: int, count: int, branch: int = 0) -> list[int]:
         if self.greedy:
             return [int(row.argmax())] if count == 1 else row.topk(min(count, len(row))).indices.tolist()
-        drawn = draw(row, self.seed, self.purpose, place, count, self._branch(branch))
+        drawn = draw(row, self.seed, self.purpose, place, count, self.branch(branch))
         return [drawn] if count == 1 else drawn
 
     def gumbel(self, parent: int, branch: int = 0) -> torch.Tensor:
         """[V] the noise that `best` adds to the log-probabilities of the distribution after a node."""
         ids = torch.arange(self._vocab, device=self.tree.rows[parent].device)
-        return noise.gumbel(self.seed, self.purpose, self.place(parent), ids, self._branch(branch))
+        return noise.gumbel(self.seed, self.purpose, self.place(parent), ids, self.branch(branch))
 
     def estimate(self, node: int) -> torch.Tensor:
         """[V] log-probabilities that the target goes on with each token after an expanded node, as far as the drafter
@@ -146,7 +146,7 @@ class TreeBuilder:
         if held := self.round.step.rows.get("draft"):
             held["node"] = [new.get(node, DROPPED) if node >= 0 else node for node in held["node"]]
 
-    def _branch(self, number: int) -> int:
+    def branch(self, number: int) -> int:
         """Seeded drafts all use the one noise that the target will use."""
         return 0 if self.seeded else number
 
