@@ -151,9 +151,8 @@ class TransformersModel(LanguageModel):
         seen = picture(model)
         self.context = context_of(config)
         self.layers: int = config.num_hidden_layers
-        tensors = {id(p): p for p in model.parameters()}
-        self.parameters = sum(p.numel() for p in tensors.values())
-        self.weight_bytes = sum(p.nbytes for p in tensors.values())
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.weight_bytes = sum(p.nbytes for p in model.parameters())
         self._engine = routed(model, IMPLEMENTATION)
         self._lock = threading.Lock()
         self._cache = _Cache(self.layers)
@@ -294,12 +293,12 @@ class TransformersModel(LanguageModel):
         between them."""
         return kept(self, ("norm",), self._find_norm)
 
+    @torch.inference_mode()
     def _find_norm(self) -> torch.nn.Module:
         norm = final_norm(self.model, self.layers)
         ids = [(7 * i + 3) % self.ids_read for i in range(6)]
         out = self.forward(ids, range(6), self.new_store(), logits_at=(), want=("exit", "hidden"))
-        with torch.inference_mode():
-            normed = norm(out.exit)
+        normed = norm(out.exit)
         if normed.shape != out.hidden.shape or not torch.allclose(normed, out.hidden, rtol=1e-2, atol=1e-3):
             raise Unsupported(f"early exit: {type(self.model).__name__} has more than a norm between layers and head")
         return norm

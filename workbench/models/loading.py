@@ -119,13 +119,12 @@ def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer:
     """A model in memory is what it is: BadInput where something else is asked of it."""
     lm = _served(_registered[name])
     asked = {"device": device and resolve_device(device), "dtype": dtype and resolve_dtype(dtype, lm.device)}
-    other = [option for option, value in asked.items() if value is not None and value != getattr(lm, option)]
-    other += [option for option, value in {"revision": revision, "tokenizer": tokenizer}.items() if value is not None]
-    if other:
-        raise BadInput(
-            f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {other[0]}"
-            " cannot be chosen for it; change the model, or register another"
-        )
+    for option, value in {**asked, "revision": revision, "tokenizer": tokenizer}.items():
+        if value is not None and (option not in asked or value != getattr(lm, option)):
+            raise BadInput(
+                f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {option}"
+                " cannot be chosen for it; change the model, or register another"
+            )
     return lm
 
 
