@@ -196,11 +196,7 @@ def keep_top_k(logp: torch.Tensor, k: int) -> torch.Tensor:
 
 def keep_top_p(logp: torch.Tensor, mass: float) -> torch.Tensor:
     """True for the smallest set of largest entries whose probabilities reach `mass`; at least one."""
-    ordered, index = logp.sort(descending=True, stable=True)
-    probs = ordered.exp().double()
-    kept = probs.cumsum(-1) - probs < mass
-    kept[..., 0].fill_(True)
-    return torch.zeros_like(kept).scatter(-1, index, kept)
+    return _up_to(mass, logp.exp(), logp.argsort(descending=True, stable=True))
 
 
 def keep_min_p(logp: torch.Tensor, share: float) -> torch.Tensor:
@@ -220,11 +216,15 @@ def keep_typical(logp: torch.Tensor, mass: float) -> torch.Tensor:
     probs = logp.exp()
     entropy = torch.special.entr(probs).sum(-1, keepdim=True)
     distance = (-logp - entropy).abs().masked_fill(probs == 0, torch.inf)
-    index = distance.argsort(stable=True)
-    ordered = probs.gather(-1, index).double()
+    return _up_to(mass, probs, distance.argsort(stable=True))
+
+
+def _up_to(mass: float, probs: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """True for the first entries of each row, in that order, whose probabilities reach `mass`; at least one."""
+    ordered = probs.gather(-1, order).double()
     kept = ordered.cumsum(-1) - ordered < mass
     kept[..., 0].fill_(True)
-    return torch.zeros_like(kept).scatter(-1, index, kept)
+    return torch.zeros_like(kept).scatter(-1, order, kept)
 
 
 FILTERS = {  # name -> the rule, and the value at which it keeps all
