@@ -79,6 +79,8 @@ class LanguageModel(Protocol):
     vocab_size: int
     context: int
     layers: int
+    kv_heads: int
+    head_dim: int
     device: torch.device
     dtype: torch.dtype
     eos_ids: frozenset[int]
@@ -88,7 +90,6 @@ class LanguageModel(Protocol):
     def _forward(self, request: ForwardRequest) -> Output: ...
     def head(self, hidden: torch.Tensor) -> torch.Tensor: ...  # the one way from final hidden states to logits
     def forward_flops(self, rows: int, context: int) -> int: ...  # multiply-adds counted twice
-    def kv_bytes(self) -> int: ...  # of one token's keys and values over all layers
     def describe(self) -> dict: ...
 
     @torch.inference_mode()
@@ -106,6 +107,10 @@ class LanguageModel(Protocol):
     def ids_read(self) -> int:
         """Ids the model can be given."""
         return self.vocab_size
+
+    def kv_bytes(self) -> int:
+        """Bytes of one token's keys and values over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def weights_read(self, rows: int) -> int:
         """Bytes of the weights that a forward of some rows reads."""

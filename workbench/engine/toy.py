@@ -69,9 +69,6 @@ class ToyModel(LanguageModel):
     def forward_flops(self, rows: int, context: int) -> int:
         return rows * context
 
-    def kv_bytes(self) -> int:
-        return 16
-
     def describe(self) -> dict:
         digest = hashlib.sha256(self.table.numpy()).hexdigest()
         return facts(self, "ToyModel", {"table": tuple(self.table.shape)}, digest)

@@ -169,15 +169,14 @@ class Kangaroo(RowDrafter):
     def score(self, state: State, r: Round, tree: DraftTree, hidden: bool) -> torch.Tensor:
         early, runner, root = state.memory["kangaroo"], state.runners["target"], len(state.tokens) - 1
         want = (*(("hidden",) if hidden else ()), *self.exits)
-        order = [*early.expanded, *(node for node in range(len(tree)) if node not in early.expanded)]
-        if (
-            not early.expanded or -1 in early.expanded
-        ):  # nothing was read, or also what the shape dropped since: the tree anew
+        natural = list(range(len(tree)))
+        order = [*early.expanded, *(node for node in natural if node not in early.expanded)]
+        # nothing was read, or also what the shape dropped since: the tree anew
+        if not early.expanded or -1 in early.expanded:
             runner.store.discard()
-            early.states, order = {}, list(range(len(tree)))
+            early.states, order = {}, natural
         positions = [root + tree.depths[node] for node in order]
-        natural = order == list(range(len(tree)))
-        mask = None if natural and tree.is_chain else tree.ancestors()[order][:, order]
+        mask = None if order == natural and tree.is_chain else tree.ancestors()[order][:, order]
         tokens = [tree.tokens[node] for node in order]
         if not early.states:
             out = r.forward("target", tokens, positions, mask, want=want)
@@ -189,9 +188,9 @@ class Kangaroo(RowDrafter):
             out = r.forward("target", early.states[early.exit], positions, mask, want=want, layers=rest)
         early.add(out.states)
         tree.hidden = out.hidden
-        if natural:
+        if order == natural:
             return out.logits
-        tree.slots = [order.index(node) for node in range(len(tree))]
+        tree.slots = [order.index(node) for node in natural]
         tree.hidden = None if out.hidden is None else out.hidden[tree.slots]
         return out.logits[tree.slots]
 

@@ -75,9 +75,6 @@ class HeadModel(LanguageModel):
         head = 2 * self.attention.out.out_features * self.vocab_size
         return rows * (2 * self.parameters + self.layers * (head + scores))
 
-    def kv_bytes(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
-
     def describe(self) -> dict[str, Any]:
         """The facts that a trace records."""
         shapes = {name: (*p.shape, str(p.dtype)) for name, p in self._weights.items()}
