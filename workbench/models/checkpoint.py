@@ -6,6 +6,7 @@ Weights are `model.safetensors`, or the files that `model.safetensors.index.json
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,13 +85,10 @@ def refuse_no_object(file: Path, name: str) -> None:
 
 def mapped(index: Path, name: str) -> list[str]:
     """The files an index names, in order. Raises where one is no safetensors file of the same folder."""
-    try:
-        table = json.loads(index.read_bytes())["weight_map"]
-        files = sorted(set(table.values()))
-        plain = bool(files) and all(isinstance(file, str) for file in files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        plain = False
-    if not plain:
+    files: list[str] = []
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        files = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    if not files or not all(isinstance(file, str) for file in files):
         raise BadInput(f"{name!r} is damaged: {INDEX} holds no weight_map of names to files")
     for file in files:
         if not file.endswith(".safetensors"):
