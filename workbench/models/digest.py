@@ -70,16 +70,19 @@ def _facts(files: Mapping[str, Entry]) -> tuple:
 
 def _of_files(files: Mapping[str, Entry], facts: tuple) -> str:
     if facts not in _known:
-        base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-        name = hashlib.sha256(repr(facts).encode()).hexdigest()
-        kept = Path(base) / "decoding-workbench" / "digests" / name
         large = sum(size for _, size, *_ in facts) > LARGE
-        found = kept.read_text() if large and kept.is_file() else ""
+        kept = _folder() / hashlib.sha256(repr(facts).encode()).hexdigest() if large else None
+        found = kept.read_text() if kept and kept.is_file() else ""
         _known[facts] = found if len(found) == 64 else checkpoint.digest(files)
-        if large and found != _known[facts]:
+        if kept and found != _known[facts]:
             with suppress(BadInput):  # a folder that cannot be written costs the next process the time
-                write_whole(made_folder(kept.parent) / name, _known[facts].encode())
+                write_whole(made_folder(kept.parent) / kept.name, _known[facts].encode())
     return _known[facts]
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(base) / "decoding-workbench" / "digests"
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
