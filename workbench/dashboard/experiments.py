@@ -18,7 +18,6 @@ from workbench.errors import BadInput
 from workbench.experiments.compare import Arm, Comparison
 from workbench.experiments.lossless import Verdict, lossless
 from workbench.report.headline import size
-from workbench.training.prompts import held_out_prompts
 
 __all__ = ["BASELINE", "add", "compare", "comparing", "export", "measure", "measuring", "outputs", "stop", "tick"]
 
@@ -182,7 +181,7 @@ def compare(visit: Visit, chosen: list[str], held_out: int, form: Form, *values:
     if not 0 <= held_out <= MAX_PROMPTS:
         raise BadInput(f"held-out prompts: expected at most {MAX_PROMPTS}, got {held_out}")
     wanted = form.read(values)
-    prompts = [wanted.prompt, *(row["prompt"] for row in held_out_prompts(int(held_out)))]
+    prompts = [wanted.prompt, *(row["prompt"] for row in wb.held_out_prompts(int(held_out)))]
     return _begun(visit, "compare", Compared(wanted.load(), prompts, arms, visit.client, **wanted.settings))
 
 

@@ -9,8 +9,7 @@ from workbench.dashboard.form import Form, Wanted
 from workbench.dashboard.html import block, button, inert, line
 from workbench.dashboard.jobs import Job
 from workbench.dashboard.visits import LOADING, Visit
-from workbench.errors import BadInput
-from workbench.models.progress import Cancelled
+from workbench.errors import BadInput, Cancelled
 
 __all__ = ["Loading", "outputs", "panel", "stop", "wait"]
 
