@@ -94,7 +94,8 @@ class LanguageModel(Protocol):
 
     @torch.inference_mode()
     def forward(self, *request: Any, **options: Any) -> Output:
-        """Run the rows of a `ForwardRequest`, whose fields these are: stages them, and returns the logits asked for."""
+        """`forward(tokens, positions, cache, …)`: run the rows of a `ForwardRequest`, whose fields are the arguments;
+        they are staged, and the logits asked for returned."""
         return self._forward(ForwardRequest(*request, **options))
 
     def new_store(self) -> CacheStore:
