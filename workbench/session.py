@@ -23,6 +23,7 @@ from workbench.cursor import Cursor
 from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.settings import Settings, make_settings, with_keywords
+from workbench.engine.settings import keywords as keywords
 from workbench.engine.text import token_text
 from workbench.errors import BadInput, shown
 from workbench.models.loading import Model, as_model

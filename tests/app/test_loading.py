@@ -12,8 +12,7 @@ import workbench as wb
 from workbench.dashboard import loading
 from workbench.dashboard.form import Form, Wanted
 from workbench.dashboard.visits import Visit
-from workbench.errors import BadInput
-from workbench.models.progress import Cancelled
+from workbench.errors import BadInput, Cancelled
 
 
 class Asked:

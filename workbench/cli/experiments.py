@@ -29,8 +29,8 @@ def add_compare(parser: options.Parser) -> None:
 def compare_arms(args: argparse.Namespace) -> int:
     """Decoders side by side on the same prompts."""
     with preparing():
+        from workbench import held_out_prompts
         from workbench.experiments.compare import compare
-        from workbench.training.prompts import held_out_prompts
 
     prompts = args.prompts + [row["prompt"] for row in held_out_prompts(max(args.held_out, 0))]
     arms = dict(arm_of(text) for text in args.arm)

@@ -55,7 +55,7 @@ def load_model(args: argparse.Namespace):
     with preparing():
         from transformers.utils.logging import disable_progress_bar
 
-        from workbench.models.loading import load
+        from workbench import load
 
         disable_progress_bar()
         return load(args.model, device=args.device, dtype=args.dtype)

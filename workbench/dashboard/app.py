@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from workbench import held_out_prompts
 from workbench.dashboard import branches, experiments, figures, loading, share, transport, visits
 from workbench.dashboard import screen as page
 from workbench.dashboard.form import KINDS, Form
@@ -14,7 +15,6 @@ from workbench.dashboard.limits import client_of
 from workbench.dashboard.presets import presets
 from workbench.dashboard.uploads import Blocks
 from workbench.dashboard.visits import VISITS, Visit
-from workbench.training.prompts import held_out_prompts
 
 __all__ = ["build_app"]
 

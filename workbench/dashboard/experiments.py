@@ -17,7 +17,6 @@ from workbench.errors import BadInput
 from workbench.experiments.compare import Arm, Comparison
 from workbench.experiments.lossless import Verdict, lossless
 from workbench.report.headline import size
-from workbench.training.prompts import held_out_prompts
 
 __all__ = ["BASELINE", "add", "comparing", "export", "measuring", "start", "stop", "tick"]
 
@@ -180,7 +179,7 @@ def _compared(visit: Visit, chosen: list[str], held_out: int, *values: Any) -> C
     if not 0 <= held_out <= MAX_PROMPTS:
         raise BadInput(f"held-out prompts: expected at most {MAX_PROMPTS}, got {held_out}")
     wanted = visit.form.read(values)
-    prompts = [wanted.prompt, *(row["prompt"] for row in held_out_prompts(int(held_out)))]
+    prompts = [wanted.prompt, *(row["prompt"] for row in wb.held_out_prompts(int(held_out)))]
     return Compared(wanted.load(), prompts, arms, visit.client, **wanted.settings)
 
 

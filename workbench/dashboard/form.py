@@ -12,11 +12,9 @@ import torch
 import workbench as wb
 from workbench.dashboard.controls import MemberControls, control
 from workbench.declare import describe, models
-from workbench.engine.sampling import Sampling
-from workbench.engine.settings import keywords
 from workbench.errors import BadInput
-from workbench.models.loading import companion, known_models, load, resolve_device, resolve_dtype
-from workbench.models.progress import Progress
+from workbench.models.loading import Progress, companion, known_models, load, resolve_device, resolve_dtype
+from workbench.session import keywords
 
 __all__ = ["Form", "Wanted"]
 
@@ -104,7 +102,7 @@ class Form:
             about = "how they are stored"
             quantizer = MemberControls("quantizer", "cache quantizer", None, about, nothing="as they are", **named)
         self.families = (decoder, policy, quantizer)
-        drawn = {entry.name for entry in describe(Sampling)}
+        drawn = {entry.name for entry in describe(wb.Sampling)}
         shown = {name: entry for name, entry in keywords().items() if entry.kind != "object"}
         shown["max_new_tokens"] = replace(shown["max_new_tokens"], le=MAX_NEW_TOKENS)
         widest = {"max_new_tokens": {"widest": MAX_NEW_TOKENS}}

@@ -9,8 +9,7 @@ from workbench.dashboard.form import Wanted
 from workbench.dashboard.html import block, button, inert, line
 from workbench.dashboard.jobs import Job
 from workbench.dashboard.visits import Visit, guarded
-from workbench.errors import BadInput
-from workbench.models.progress import Cancelled
+from workbench.errors import BadInput, Cancelled
 
 __all__ = ["Loading", "panel", "stop", "wait"]
 

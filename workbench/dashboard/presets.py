@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import workbench as wb
 from workbench import H2O, KIVI, ConfidenceStop, CopySpec, DraftModel, FixedLength, Speculative, Stack
-from workbench.training.prompts import held_out_prompts
 
 __all__ = ["Preset", "presets"]
 
@@ -41,7 +41,7 @@ class Preset:
 @cache
 def presets() -> dict[str, Preset]:
     """Name -> preset."""
-    held_out = {row["id"]: row["prompt"] for row in held_out_prompts()}
+    held_out = {row["id"]: row["prompt"] for row in wb.held_out_prompts()}
     long = "\n\n".join(list(held_out.values())[:2])
     return {
         "uncertain code": Preset(

@@ -5,8 +5,7 @@ from typing import Any
 
 import workbench as wb
 from workbench.declare import Declared, describe
-from workbench.engine.settings import keywords
-from workbench.session import Session
+from workbench.session import Session, keywords
 
 __all__ = ["call", "of_session", "source"]
 

@@ -64,7 +64,7 @@ class DeviceModel:
 
 
 def _reason(lm: TransformersModel) -> str | None:
-    if any(handle.window is not None and handle.window < lm.context for handle in lm._cache.handles):
+    if any(handle.window is not None and handle.window < lm.context for handle in lm._cache.layers):
         return "the model slides a window over its keys"
     if {p.device for p in lm.model.parameters()} != {lm.device}:
         return "the model's weights lie on several devices"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from workbench.models.adapter import TransformersModel
 from workbench.models.loading import companion
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.modules import REJECTION, Acceptance
+from workbench.speculation.shapes.specdec import REJECTION, Acceptance
 from workbench.training.data import Batch, drawn, width_of
 from workbench.training.fit import Part, Recipe
 

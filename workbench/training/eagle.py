@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from workbench.models.adapter import TransformersModel
-from workbench.speculation.heads.modules import EagleLayer
+from workbench.speculation.drafters.eagle import EagleLayer
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import HEADS, Part
 

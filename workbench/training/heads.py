@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from workbench.speculation.heads.modules import HydraHeads, MedusaHeads
+from workbench.speculation.drafters.hydra import HydraHeads
+from workbench.speculation.drafters.medusa import MedusaHeads
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import HEADS, Part
 

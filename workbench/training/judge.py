@@ -8,7 +8,7 @@ own at temperature 1.5, and the distribution at that place says what it is: soun
 import torch
 import torch.nn.functional as F
 
-from workbench.speculation.heads.modules import JudgeHead
+from workbench.speculation.verifiers.judge import JudgeHead
 from workbench.training.data import Batch, drawn, width_of
 from workbench.training.fit import Part, Recipe
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from workbench.models.adapter import TransformersModel
-from workbench.speculation.heads.modules import Adapters, causal
+from workbench.speculation.drafters.kangaroo import Adapters
+from workbench.speculation.heads.modules import causal
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import Part, Recipe
 
