@@ -13,6 +13,7 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,12 +23,13 @@ from workbench.errors import BadInput, BadTrace
 from workbench.trace import tables
 from workbench.trace.door import FREE, Door
 from workbench.trace.files import made_folder, write_whole
-from workbench.trace.forms import writable
+from workbench.trace.forms import Damaged, writable
 from workbench.trace.schema import SCHEMA, TABLES
 
 __all__ = ["encode", "is_capsule", "packed", "read", "read_tables", "write", "write_tables"]
 
 BOM, GZIP = b"\xef\xbb\xbf", b"\x1f\x8b"  # what some editors put before UTF-8; how gzip begins
+BATCH = 64  # lines of a file that are checked together
 DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 PACKED = 256  # cells of tables for a byte of a Parquet file
 MEMBER = 2**20  # bytes of lines in a gzip member
@@ -122,7 +124,7 @@ def _begin(file: BinaryIO) -> bytes:
 
 def _events(lines: Iterable[bytes], path: Path, damage: str = "") -> tuple[list[dict[str, Any]], list[str]]:
     """damage: what is wrong behind the lines."""
-    lines, number = iter(lines), 1
+    lines = iter(lines)
     first = next(lines, b"")
     run = _parse(first)
     if not isinstance(run, dict) or run.get("type") != "run":
@@ -136,18 +138,23 @@ def _events(lines: Iterable[bytes], path: Path, damage: str = "") -> tuple[list[
         raise BadTrace(f"{path} has schema {version}; this version reads up to {SCHEMA}; upgrade decoding-workbench")
     door = Door()
     door.run(run, len(first))
+    events = _numbered(lines, damage)
+    while several := list(islice(events, BATCH)):
+        door.enter(*several)
+    return door.log, door.dropped
+
+
+def _numbered(lines: Iterable[bytes], damage: str) -> Iterator[tuple[Any, int, int]]:
+    """What the lines behind the first one hold, or the `Damaged` that says why that is nothing; bytes and number."""
+    number = 1
     for number, line in enumerate(lines, start=2):
         event = _parse(line)
-        if event is not None:
-            door.enter(event, len(line), number)
-        elif not line.endswith(b"\n"):  # only the last line of a file
-            door.note(number, damage or "cut off")
-            damage = ""
-        elif not line.isspace():
-            door.note(number, "not an event")
+        if event is None and not line.endswith(b"\n"):  # only the last line of a file
+            event, damage = Damaged(damage or "cut off"), ""
+        if event is not None or not line.isspace():
+            yield Damaged("not an event") if event is None else event, len(line), number
     if damage:
-        door.note(number + 1, damage)
-    return door.log, door.dropped
+        yield Damaged(damage), 0, number + 1
 
 
 def _unwrap(page: bytes, path: Path) -> bytes:

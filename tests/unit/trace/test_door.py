@@ -82,7 +82,7 @@ def test_every_declared_column_is_checked_by_its_type(group, column):
         event[column.name] = wrong
     else:
         event = {"type": group, "round": 0, "reason": "x", column.name: wrong}
-    door.enter(event, 10_000, 2)
+    door.enter((event, 10_000, 2))
     assert len(door.log) == 1 and column.name in door.dropped[0]
 
 
@@ -90,8 +90,8 @@ def test_a_round_that_is_as_declared_comes_in():
     """The control of the test above: without the wrong value its events stay."""
     door = Door()
     door.run(RUN, 100)
-    door.enter(json.loads(json.dumps(ROUND)), 100, 2)
-    door.enter({"type": "end", "reason": "length"}, 30, 3)
+    door.enter((json.loads(json.dumps(ROUND)), 100, 2))
+    door.enter(({"type": "end", "reason": "length"}, 30, 3))
     assert len(door.log) == 3 and not door.dropped
 
 
