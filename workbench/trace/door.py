@@ -6,11 +6,10 @@ plain JSON. And it costs what its bytes allow: the tables of a file have at most
 its bytes, however many layers, heads or positions it claims.
 """
 
-from collections import defaultdict
 from typing import Any
 
 from workbench.trace import schema_1
-from workbench.trace.forms import ANY, LAYERS, SCALARS, Damaged, Found, check, finite, writable
+from workbench.trace.forms import ANY, LAYERS, SCALARS, Damaged, Found, by_name, check, finite, writable
 from workbench.trace.schema import EVENTS, NAMES, TABLES, Column
 
 __all__ = ["Door"]
@@ -196,10 +195,7 @@ class Door:
 
 def _check(events: list[Event], known: dict[str, Column], found: Found) -> None:
     """Check events of one kind, field by field; one of a later version, of which nothing is known, is kept as it is."""
-    fields = defaultdict(list)
-    for event in events:
-        for name, value in event.items():
-            fields[name].append(value)
+    fields = by_name(events, ())
     del fields["type"]
     for name, values in fields.items():
         try:

@@ -12,7 +12,9 @@ from typing import Any
 
 from workbench.trace.schema import DERIVED, ENTRIES, KEYS, NAMES, ROWS, SHORT, TABLES, Column
 
-__all__ = ["ANY", "DEEPEST", "LAYERS", "SCALARS", "Damaged", "Found", "check", "finite", "run_length", "writable"]
+__all__ = [
+    "ANY", "DEEPEST", "LAYERS", "SCALARS", "Damaged", "Found", "by_name", "check", "finite", "run_length", "writable",
+]  # fmt: skip
 
 Path = tuple[str, ...]
 WHOLE, ID = 2**53, 2**31  # ends of what is a whole number, and a token id
@@ -29,11 +31,13 @@ ANY = Column("", "any", "", "")
 FLOAT = Column("", "float", "", "")
 INT, TOKEN, FINITE, TEXT = (Column("", kind, "", "", required=True) for kind in ("int", "id", "finite", "text"))
 INSIDE = {name: {c.name: c for c in columns} for name, columns in ENTRIES.items()}
-GROUPS = {name: {c.name: c for c in TABLES["tokens" if name == "prompt" else name]} for name in KEYS}
+LAYERS = {c.name: c for c in TABLES["cache"]}
+GROUPS = {name: TABLES["tokens" if name == "prompt" else name] for name in KEYS} | {"target": ROWS, "draft": ROWS}
+GROUPS = {name: {c.name: c for c in columns} for name, columns in GROUPS.items()}
 NEEDED = {name: [c.name for c in of.values() if c.required and c.name not in DERIVED] for name, of in GROUPS.items()}
 NEEDED |= {"prompt": ["token_id", "text"], "canvas": ["position"], "forwards": ["phase"]}
-OF_ROWS = {c.name: c for c in ROWS}
-LAYERS = {c.name: c for c in TABLES["cache"]}
+ROW = NEEDED["target"] = ["position", "ids", "logp"]
+NEEDED["draft"] = [*ROW, "node", "best"]
 
 
 class Damaged(Exception):
@@ -124,18 +128,26 @@ def _any(values: list, path: Path, found: Found, depth: int = DEEPEST) -> None:
             _any(value if kind is list else value.values(), path, found, depth - 1)
 
 
-def _mapping(values: list, path: Path, found: Found) -> None:
-    """Their declared entries by their types, the others plain."""
+def by_name(values: list, path: Path) -> dict[str, list]:
+    """What mappings hold under each of their names."""
     whole = defaultdict(list)
     for value in values:
         if type(value) is not dict:
             raise Damaged("is no mapping", path)
-        for key, item in value.items():
-            whole[key].append(item)
-    known = INSIDE.get(path[-1], {})
-    for key, items in whole.items():
-        check(known.get(key, ANY), items, (*path, key) if key in known else path, found)
-    found.names.update(whole)
+        for name, item in value.items():
+            whole[name].append(item)
+    return whole
+
+
+def _fields(whole: dict[str, list], known: dict[str, Column], path: Path, found: Found) -> None:
+    """Values by name: those that are declared by their types, the others plain."""
+    found.names.update(whole.keys() - known.keys())
+    for name, values in whole.items():
+        check(known.get(name, ANY), values, (*path, name), found)
+
+
+def _mapping(values: list, path: Path, found: Found) -> None:
+    _fields(by_name(values, path), INSIDE.get(path[-1], {}), path, found)
 
 
 def _mappings(values: list, path: Path, found: Found) -> None:
@@ -160,62 +172,40 @@ def _declared(values: list, path: Path, found: Found) -> None:
 
 def _columns(values: list, path: Path, found: Found) -> None:
     """Columns of a table, lists of one length."""
-    _group(values, GROUPS[path[-1]], NEEDED[path[-1]], KEYS[path[-1]], path, found)
-
-
-def _group(values: list, known: dict[str, Column], needed: list[str], key: str, path: Path, found: Found) -> None:
-    whole = defaultdict(list)
+    needed, whole = NEEDED[path[-1]], defaultdict(list)
     for columns in values:
         if type(columns) is not dict:
             raise Damaged("no columns")
         for name in needed if columns else ():
             if type(columns.get(name)) is not list:
                 raise Damaged(f"{name} is {'no list' if name in columns else 'missing'}")
-        n = len(columns.get(key, ()))
         for name, cells in columns.items():
             if type(cells) is not list:
                 raise Damaged(f"{name} is no list")
-            if len(cells) != n:
+            if len(cells) != len(columns[needed[0]]):
                 raise Damaged(f"{name} is of unequal length")
             whole[name] += cells
-    _checked(whole, known, path, found)
-
-
-def _checked(whole: dict[str, list], known: dict[str, Column], path: Path, found: Found) -> None:
-    found.names.update(whole.keys() - known.keys())
-    for name, cells in whole.items():
-        check(known.get(name, ANY), cells, (*path, name), found)
+    _fields(whole, GROUPS[path[-1]], path, found)
 
 
 def _layers(values: list, path: Path, found: Found) -> None:
     """Columns over layers by role: lists, or the one value that all layers have."""
-    wholes = defaultdict(lambda: defaultdict(list))
-    for value in values:
-        if type(value) is not dict:
-            raise Damaged("no mapping of roles")
-        for role, packed in value.items():
-            if type(packed) is not dict:
-                raise Damaged(f"{role} has no columns")
-            for name, cells in packed.items():
-                if type(cells) is dict or (type(cells) is str and len(cells) > SHORT):
-                    what = f"is no number and no text of at most {SHORT} characters"
-                    raise Damaged(what, (*path, role, name))
-                whole = wholes[role][name]
-                whole += cells if type(cells) is list else [cells]
-    found.names.update(wholes)
-    for role, whole in wholes.items():
-        _checked(whole, LAYERS, (*path, role), found)
+    roles = by_name(values, path)
+    found.names.update(roles)
+    for role, several in roles.items():
+        whole = by_name(several, (*path, role))
+        for name, cells in whole.items():
+            if any(type(cell) is dict or (type(cell) is str and len(cell) > SHORT) for cell in cells):
+                raise Damaged(f"is no number and no text of at most {SHORT} characters", (*path, role, name))
+            whole[name] = [value for cell in cells for value in (cell if type(cell) is list else [cell])]
+        _fields(whole, LAYERS, (*path, role), found)
 
 
 def _rows(values: list, path: Path, found: Found) -> None:
     """The kept rows of a model, columns of `ROWS`."""
-    needed = [c.name for c in ROWS if c.required or (path[-1] == "draft" and c.name in ("node", "best"))]
-    if not all(values):
-        raise Damaged("is no mapping of columns", path)
-    _group(values, OF_ROWS, needed, "position", path, found)
-    for rows in values:
-        if [*map(len, rows["ids"])] != [*map(len, rows["logp"])]:
-            raise Damaged("lacks log-probabilities", path)
+    _columns(values, path, found)
+    if not all(rows and [*map(len, rows["ids"])] == [*map(len, rows["logp"])] for rows in values):
+        raise Damaged("lacks log-probabilities", path)
 
 
 def _floats(values: list, path: Path, found: Found) -> None:
