@@ -11,6 +11,7 @@ from typing import Any
 from workbench.trace import schema_1
 from workbench.trace.forms import ANY, LAYERS, SCALARS, Damaged, Found, by_name, check, finite, writable
 from workbench.trace.schema import EVENTS, NAMES, TABLES, Column
+from workbench.trace.tables import model
 
 __all__ = ["Door"]
 
@@ -35,8 +36,6 @@ class Door:
         self._more = 0  # how many others
         self._spare = FREE  # cells that the bytes so far allow, and no table has taken
         self._old = False  # the file is of schema 1
-        self._models: list[Event] = []
-        self._prompt = 0
         self._last: Event = {}  # the last round let in
         self._round, self._index = -1, 0  # its number, and the index of the next token
         self._sizes: dict[str, tuple[int, int]] = {}  # role -> layers and heads of its cache, where the run says so
@@ -70,7 +69,6 @@ class Door:
         for path, largest in found.flags.items():
             self.note(1, f"{'.'.join(path)} is not finite; null instead")
             kept = finite(kept, largest, path)
-        self._models, self._prompt = kept.get("models") or [], len(kept.get("prompt_ids") or ())
         self.log.append(kept)
 
     def enter(self, *lines: tuple[Any, int, int]) -> None:
@@ -120,7 +118,7 @@ class Door:
         if isinstance(event, Damaged):
             raise event
         if self._old:
-            layers = {one.get("role"): one.get("layers") for one in self._models}
+            layers = {one.get("role"): one.get("layers") for one in self.log[0].get("models") or ()}
             event = schema_1.current(event, layers, self._pay)
         if type(event) is not dict or type(event.get("type")) is not str:
             raise Damaged("not an event")
@@ -146,7 +144,7 @@ class Door:
         nodes, prompt = event.get("drafts", {}).get("node", ()), event.get("prompt")
         if len(set(nodes)) < len(nodes):
             raise Damaged(f"round {number} has damaged drafts: a node comes twice")
-        if prompt and len(prompt["token_id"]) + 1 != self._prompt:
+        if prompt and len(prompt["token_id"]) + 1 != len(self.log[0].get("prompt_ids") or ()):
             raise Damaged(f"round {number} has damaged prompt: not one for every token of the prompt but the first")
         self._round, self._index = number, index + emitted
 
@@ -168,7 +166,7 @@ class Door:
 
     def _size_of(self, role: str, packed: Event) -> tuple[int, int]:
         """Layers and KV heads of a model's cache: as the run says, else as many as there are values."""
-        facts = next((one for one in self._models if role in (one.get("role"), one.get("name"))), {})
+        facts = model(self.log[0], role)
         n = facts.get("layers") or max((len(values) for values in packed.values() if type(values) is list), default=1)
         each = facts.get("kv_heads") or 1
         if type(each) is list and len(each) != n:

@@ -12,7 +12,7 @@ import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,14 +76,12 @@ def read(path: str | Path, limit: int | None = None) -> tuple[list[dict[str, Any
         begins = _begin(file)
         if limit is not None and path.stat().st_size > limit * (2 if begins == GZIP else 1):
             raise BadInput(f"{path} has more than {limit:,} bytes, the most that a trace may have here")
-        if begins == b"{":
-            return _events(file, path)
-        if begins not in (b"<", GZIP):
-            return _events((), path)
-        whole = file.read()
-        content = whole if begins == GZIP else _unwrap(whole, path)
-        most = SWELL * len(content) if begins == GZIP else max(SWELL * len(content), OF_PAGE * len(whole))
-        lines, damage = _unpack(content, path, most if limit is None else min(most, limit))
+        lines, damage = file if begins == b"{" else (), ""
+        if begins in (b"<", GZIP):
+            whole = file.read()
+            content = whole if begins == GZIP else _unwrap(whole, path)
+            most = SWELL * len(content) if begins == GZIP else max(SWELL * len(content), OF_PAGE * len(whole))
+            lines, damage = _unpack(content, path, most if limit is None else min(most, limit))
         return _events(lines, path, damage)
 
 
@@ -158,14 +156,17 @@ def _numbered(lines: Iterable[bytes], damage: str) -> Iterator[tuple[Any, int, i
 
 
 def _unwrap(page: bytes, path: Path) -> bytes:
-    """The gzipped trace inside a capsule, however a browser wrote the page again."""
-    try:
-        content = base64.b64decode(b"".join(_script(page).split()), validate=True)
-    except ValueError:
-        content = b""
-    if not content.startswith(GZIP):
-        raise BadTrace(f"{path} holds no readable trace: expected an HTML file that trace.capsule wrote")
-    return content
+    """The gzipped trace inside a capsule, however a browser wrote the page again. Costs in proportion to the page."""
+    for tag in re.finditer(rb"<script\b([^<>]{0,1000})>", page, re.IGNORECASE):
+        if re.search(rb"\bid\s*=\s*[\"']?workbench-trace(?![\w-])", tag[1], re.IGNORECASE):
+            end = re.compile(rb"</script", re.IGNORECASE).search(page, tag.end())
+            packed = page[tag.end() : end.start() if end else len(page)]
+            with suppress(ValueError):
+                content = base64.b64decode(b"".join(packed.split()), validate=True)
+                if content.startswith(GZIP):
+                    return content
+            break
+    raise BadTrace(f"{path} holds no readable trace: expected an HTML file that trace.capsule wrote")
 
 
 def _unpack(content: bytes, path: Path, most: int) -> tuple[BinaryIO, str]:
@@ -187,15 +188,6 @@ def _unpack(content: bytes, path: Path, most: int) -> tuple[BinaryIO, str]:
     return io.BytesIO(b"".join(pieces)), damage
 
 
-def _script(page: bytes) -> bytes:
-    """The content of the element that holds the trace. Costs in proportion to the page."""
-    for tag in re.finditer(rb"<script\b([^<>]{0,1000})>", page, re.IGNORECASE):
-        if re.search(rb"\bid\s*=\s*[\"']?workbench-trace(?![\w-])", tag[1], re.IGNORECASE):
-            end = re.compile(rb"</script", re.IGNORECASE).search(page, tag.end())
-            return page[tag.end() : end.start() if end else len(page)]
-    raise ValueError
-
-
 def _parse(line: bytes) -> Any:
     try:
         return DECODER.decode(line.decode())
@@ -204,7 +196,7 @@ def _parse(line: bytes) -> Any:
 
 
 PACKED_AS = {"topk": lambda pair: {"ids": pair[0], "p": pair[1]}}  # cells in Parquet, by type of column
-PACKED_AS |= dict.fromkeys(("text", "short", "name"), writable)
+PACKED_AS |= dict.fromkeys(("text", "short", "name"), writable) | dict.fromkeys(("runs", "place", "any"), json.dumps)
 
 
 def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
@@ -219,7 +211,7 @@ def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
     for name, frame in frames.items():
         frame = frame.copy()
         for column in TABLES[name]:
-            if pack := json.dumps if column.is_json else PACKED_AS.get(column.type):
+            if pack := PACKED_AS.get(column.type):
                 cells = [None if cell is None else pack(cell) for cell in frame[column.name]]
                 frame[column.name] = pd.Series(cells, index=frame.index, dtype=object)
         out = pa.BufferOutputStream()
@@ -231,13 +223,10 @@ def _arrow_schema(name: str) -> Any:
     """The columns of a table as they are in its Parquet file."""
     import pyarrow as pa
 
-    topk = pa.struct([("ids", pa.list_(pa.int64())), ("p", pa.list_(pa.float64()))])
     types = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
-    fields = [
-        pa.field(c.name, topk if c.type == "topk" else types.get(c.dtype, pa.string()), nullable=not c.required)
-        for c in TABLES[name]
-    ]
-    return pa.schema(fields)
+    topk = pa.struct([("ids", pa.list_(pa.int64())), ("p", pa.list_(pa.float64()))])
+    kinds = [(c, topk if c.type == "topk" else types.get(c.dtype, pa.string())) for c in TABLES[name]]
+    return pa.schema([pa.field(c.name, kind, nullable=not c.required) for c, kind in kinds])
 
 
 def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
