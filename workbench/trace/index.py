@@ -98,7 +98,5 @@ class RoundIndex:
 
 def _after(before: Reached, place: int, event: Event) -> Reached:
     counts = (*map(event.get, ("emitted", "drafted", "accepted")), event.get("ms", {}).get("total"))
-    numbers = (
-        count if isinstance(count, (int, float)) else 0 for count in counts
-    )  # 0 for what a damaged file may hold
+    numbers = (count if isinstance(count, (int, float)) else 0 for count in counts)  # 0 for what is damaged
     return Reached(place, *map(sum, zip(before[1:], numbers, strict=True)))

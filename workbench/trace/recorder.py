@@ -172,16 +172,13 @@ class Recorder(Sequence):
         self._file = None
 
     def _append(self, *events: Event) -> None:
-        if self._file is not None and not (self._file.waits and self._roundless(events)):
+        begun = len(self._trace.index) or any(event["type"] == "round" for event in events)
+        if self._file is not None and (begun or not self._file.waits):  # an older file goes when there is a round
             size = self._sizes.get(len(self._log), 0)
             lines = b"".join(map(storage.encode, events if size else (*self._log, *events)))
             self._sizes = {len(self._log): size, len(self._log) + len(events): size + len(lines)}
             self._file.put(lines, size, last=events[-1]["type"] == "end")
         self._log.extend(events)  # one step, on which all else that is known of the run depends
-
-    def _roundless(self, events: Sequence[Event]) -> bool:
-        """Whether there is nothing yet to put in the place of an older file."""
-        return not len(self._trace.index) and all(event["type"] != "round" for event in events)
 
     def __len__(self) -> int:
         return len(self._log)
