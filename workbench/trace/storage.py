@@ -204,9 +204,6 @@ def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
 
     Every file is written all or nothing. Raises BadInput where that is impossible.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder = made_folder(folder)
     for name, frame in frames.items():
         frame = frame.copy()
@@ -214,9 +211,8 @@ def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
             if pack := PACKED_AS.get(column.type):
                 cells = [None if cell is None else pack(cell) for cell in frame[column.name]]
                 frame[column.name] = pd.Series(cells, index=frame.index, dtype=object)
-        out = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pandas(frame, schema=_arrow_schema(name), preserve_index=False), out)
-        write_whole(folder / f"{name}.parquet", out.getvalue().to_pybytes())
+        content = frame.to_parquet(engine="pyarrow", index=False, schema=_arrow_schema(name))
+        write_whole(folder / f"{name}.parquet", content)
 
 
 def _arrow_schema(name: str) -> Any:
