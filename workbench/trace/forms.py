@@ -36,8 +36,7 @@ GROUPS = {name: TABLES["tokens" if name == "prompt" else name] for name in KEYS}
 GROUPS = {name: {c.name: c for c in columns} for name, columns in GROUPS.items()}
 NEEDED = {name: [c.name for c in of.values() if c.required and c.name not in DERIVED] for name, of in GROUPS.items()}
 NEEDED |= {"prompt": ["token_id", "text"], "canvas": ["position"], "forwards": ["phase"]}
-ROW = NEEDED["target"] = ["position", "ids", "logp"]
-NEEDED["draft"] = [*ROW, "node", "best"]
+NEEDED |= {"target": ["position", "ids", "logp"], "draft": ["position", "ids", "logp", "node", "best"]}
 
 
 class Damaged(Exception):
