@@ -39,8 +39,7 @@ class Door:
         self._last: Event = {}  # the last round let in
         self._round, self._index = -1, 0  # its number, and the index of the next token
         self._sizes: dict[str, tuple[int, int]] = {}  # role -> layers and heads of its cache, where the run says so
-        self._layers = 0  # of all caches
-        self._cached = 0  # rounds with a cache
+        self._layers = 0  # of all caches, counted again in every round
         self._names: frozenset[str] = frozenset()
 
     @property
@@ -150,17 +149,17 @@ class Door:
 
     def _claimed(self, caches: Event) -> str:
         """What columns over layers by role claim, where that is more than the bytes allow."""
-        heads = 0
+        layers, heads = self._layers, 0
         for role, packed in caches.items():
             n, many = self._sizes.get(role) or self._size_of(role, packed)
             for name, values in packed.items():
                 if type(values) is list and len(values) != n and name in LAYERS:
                     raise Damaged(f"round {self._round} has damaged cache: {role}.{name} is not over {n} layers")
-            heads += many
+            layers, heads = layers + n, heads + many
         cells = heads * len(TABLES["bits"])
-        if cells > self._spare or (self._cached + 1) * self._layers * len(LAYERS) > self._spare:
+        if cells > self._spare or layers * len(LAYERS) > self._spare:
             return "more layers and heads than the file's bytes allow"
-        self._cached += 1
+        self._layers = layers
         self._spare -= cells
         return ""
 
@@ -172,7 +171,6 @@ class Door:
         if type(each) is list and len(each) != n:
             raise Damaged(f"round {self._round} has damaged cache: {role} has {len(each)} layers or {n}")
         size = n, sum(each) if type(each) is list else n * each
-        self._layers += n
         if facts.get("layers"):
             self._sizes = {**self._sizes, role: size}
         return size
