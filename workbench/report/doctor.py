@@ -155,8 +155,8 @@ def _selftests(device: str, quick: bool) -> dict[str, dict[str, Any]]:
     for name in OPERATIONS:
         row = rows.get(name, {"passed": False, "message": end})
         figures = {column: row.get(column, empty[column]) for column in ("error", "tolerance", "message")}
-        result = {"selftest": "pass" if row["passed"] else "FAIL", "where": device if name == "attention" else kernel}
-        found[name] = empty | figures | result
+        where = device if name == "attention" else kernel
+        found[name] = {"selftest": "pass" if row["passed"] else "FAIL", "where": where} | figures
     return found
 
 

@@ -67,9 +67,10 @@ def rest(last: Event | None) -> str:
     return (last or {}).get("rest") or ""
 
 
-def model(run: Event, role: str) -> dict[str, Any]:
+def model(run: Event, role: Any) -> dict[str, Any]:
     """What the run says about the model of that role (or name); an empty mapping where it says nothing."""
-    return next((one for one in run.get("models") or () if role in (one.get("role"), one.get("name"))), {})
+    models = run.get("models") or () if isinstance(role, str) else ()
+    return next((one for one in models if role in (one.get("role"), one.get("name"))), {})
 
 
 def is_target(run: Event, phase: str, role: str | None) -> bool:
@@ -78,7 +79,7 @@ def is_target(run: Event, phase: str, role: str | None) -> bool:
 
 
 def _drafts(run: Event, role: str | None) -> bool:
-    return role is not None and model(run, role).get("role", role) == "draft"
+    return model(run, role).get("role", role) == "draft"
 
 
 def _passes(event: Event) -> Iterator[tuple]:
