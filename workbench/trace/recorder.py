@@ -74,7 +74,6 @@ class Recorder(Sequence):
         out: str | Path | None = None,
         level: str = "default",
         index: int | None = None,
-        overwrite: bool = False,
     ) -> "Recorder":
         """A new log that continues `parent` from before its round number `rounds`.
 
@@ -85,7 +84,7 @@ class Recorder(Sequence):
         kept = [e for e in parent.log if e["type"] in ("round", "cache", "decision", "rows") and e["round"] < rounds]
         copied = sum(e.get("emitted", 0) for e in kept)
         place = {"trace": parent.id, "round": rounds, "index": copied if index is None else index}
-        return cls({**run, "parent": place}, out, level, overwrite, kept)
+        return cls({**run, "parent": place}, out, level, copied=kept)
 
     def round(self, step: Step, ended: str | None = None) -> Event:
         """Record one round, the events raised in it and, where the run `ended` with it, its end; returns the event.
