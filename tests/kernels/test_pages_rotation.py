@@ -146,7 +146,7 @@ def test_the_kernel_stays_within_its_tensors(device):
     origin, target = places(2, 33).to(device), places(2, 33, seed=1).to(device)
     kernel_rotation.rotate_kernel[(2, 2)](
         out.inside, k.inside, origin, target, inv_freq.inside, 33 * 80, 80, 33, 33, 33,
-        **kernel_rotation.shape(80, inv_freq.inside),
+        CHANNELS=kernel_rotation.Channels.of(80, inv_freq.inside),
     )  # fmt: skip
     want = reference.rotate(k.inside, origin, target, inv_freq.inside)
     assert_close("keys", out.inside, want, 2e-6)
@@ -158,10 +158,10 @@ def test_the_kernel_stays_within_its_tensors(device):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("pair < HALF)[None", "pair < HALF - 1)[None"),
-        ("row * in_stride + HALF + pair", "row * in_stride + HALF - 1 + pair"),
+        ("pair < channels.half)[None", "pair < channels.half - 1)[None"),
+        ("in_stride + channels.half + pair", "in_stride + channels.half - 1 + pair"),
         ("there = key < n_keys", "there = key < n_keys - 1"),
-        ("rest = 2 * HALF + tl", "rest = 2 * HALF + 1 + tl"),
+        ("rest = 2 * channels.half + tl", "rest = 2 * channels.half + 1 + tl"),
         ("x * cos - y * sin", "x * cos + y * sin"),
     ],
     ids=["last-frequency", "partner", "last-key", "rest", "sign"],
