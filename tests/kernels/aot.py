@@ -20,7 +20,13 @@ def named(values):
 
 def compile_both(module, name, signature, constexprs, options):
     kernel = getattr(importlib.import_module(module), name)
-    signature, constexprs = named(signature), named(constexprs)
+    constexprs = named(constexprs)
+    for argument, types in signature.items():
+        for place, field in enumerate(types if isinstance(types, dict) else ()):
+            if types[field] is None:
+                types[field] = "constexpr"
+                constexprs[kernel.arg_names.index(argument), place] = None
+    signature = named(signature)
     for arch in (80, 90):
         source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -48,9 +54,9 @@ def compiler() -> subprocess.Popen:
 def compile_all(*kernels: tuple[str, str, dict, dict, dict]) -> str:
     """Compile kernels (module, name, signature, constexprs, options) for sm80 and sm90: a line for each of both.
 
-    signature: argument name -> Triton type ("*fp32", "i32", "constexpr", …; a dict by field for a named tuple), all
-    arguments; constexprs: name -> value; options: e.g. {"num_warps": 4}. Named tuples serve for dicts. Raises
-    AssertionError with the compiler's words where one does not compile.
+    signature: argument name -> Triton type ("*fp32", "i32", "constexpr", …; a dict by field, or a named tuple, for a
+    named tuple, in which None is None), all arguments; constexprs: name -> value; options: e.g. {"num_warps": 4}.
+    Raises AssertionError with the compiler's words where one does not compile.
     """
     process = compiler()
     process.stdin.write(json.dumps([[_as_dicts(part) for part in kernel] for kernel in kernels]) + "\n")

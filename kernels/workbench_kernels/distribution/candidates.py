@@ -22,8 +22,6 @@ from workbench_kernels.distribution import reference
 from workbench_kernels.distribution.kernel import disordered, ordered, store_draw
 from workbench_kernels.noise.kernel import gumbel, position_key, seeded_best
 
-__all__ = ["gather_fwd_kernel", "launch", "select_fwd_kernel"]
-
 ID_BITS = tl.constexpr(24)
 LAST_ID = tl.constexpr(2**24 - 1)
 NO_KEY = tl.constexpr(-(2**62))

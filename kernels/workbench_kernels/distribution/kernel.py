@@ -21,8 +21,6 @@ from workbench_kernels.distribution import reference
 from workbench_kernels.noise import launch_key
 from workbench_kernels.noise.kernel import position_key, seeded_best
 
-__all__ = ["Draw", "Figures", "Rules", "combine_fwd_kernel", "launch", "partial_fwd_kernel"]
-
 GROUP = 64  # columns per group maximum
 NOTHING = tl.constexpr(-2139095041)  # ordered(-inf)
 PARTS = tl.constexpr(8)  # numbers a split leaves: m, s, a, b, s and a at the temperature, tokens alive, 1 if bad

@@ -7,8 +7,6 @@ import torch
 
 from workbench_kernels.noise import gumbel
 
-__all__ = ["log32", "sample", "statistics", "top_k"]
-
 
 def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """logits [R, V] -> log-sum-exp, entropy, varentropy, argmax, each [R]. See the public function."""

@@ -7,11 +7,6 @@ import torch
 from workbench_kernels.dispatch import Choice, decide, refuse_dtypes
 from workbench_kernels.pages.layout import ALIGN, GAINS, RAW, SLOTS, PageFormat
 
-__all__ = [
-    "backend", "check_arena", "check_finite", "check_frequencies", "check_names", "check_rows", "check_stored",
-    "choose", "destination", "raw_dtypes", "rows_as_arena",
-]  # fmt: skip
-
 HALF_RANGE = torch.finfo(torch.float16).max
 
 

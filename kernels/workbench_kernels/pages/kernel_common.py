@@ -8,8 +8,6 @@ import triton.language as tl
 
 from workbench_kernels.pages.layout import ALIGN, GAINS, SLOTS, PageFormat
 
-__all__ = ["SLOT_COUNT", "Arena", "Rows", "Side", "copy", "copy_rows", "integers", "row_at", "sides", "views", "warps"]
-
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SLOT_COUNT = tl.constexpr(SLOTS)
 BLOCK = tl.constexpr(1024)

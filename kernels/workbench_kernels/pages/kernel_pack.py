@@ -7,8 +7,6 @@ from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.kernel_common import SLOT_COUNT, integers, sides, views, warps
 from workbench_kernels.pages.layout import PageFormat
 
-__all__ = ["pack"]
-
 
 @triton.jit
 def floor_half(x):

@@ -8,8 +8,6 @@ from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.kernel_common import SLOT_COUNT, copy, row_at, sides, views, warps
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
-__all__ = ["demote", "read"]
-
 
 @triton.jit
 def read_rows(out_ptr, rows_ptr, halves_ptr, offset, slot, row, inside, side: tl.constexpr):

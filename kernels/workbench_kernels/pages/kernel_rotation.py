@@ -10,8 +10,6 @@ from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.kernel_common import SLOT_COUNT, copy, sides, views
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
-__all__ = ["Channels", "rotate", "rotate_pages"]
-
 
 class Channels(NamedTuple):
     """Constants: a row's channels, pairs that turn, both tiles, of pairs and of the channels that are copied."""

@@ -11,8 +11,6 @@ from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.kernel_common import SLOT_COUNT, copy_rows, integers, row_at, sides, views
 from workbench_kernels.pages.layout import PageFormat
 
-__all__ = ["evict", "merge", "move", "scatter"]
-
 ENTRIES = tl.constexpr(16)  # of a program that copies rows
 EVICTED = tl.constexpr(256)  # entries of a program that clears bits
 

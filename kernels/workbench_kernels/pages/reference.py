@@ -8,11 +8,6 @@ import torch
 
 from workbench_kernels.pages.layout import ALIGN, GAINS, HEADER, SLOTS, PageFormat, header
 
-__all__ = [
-    "demote", "evict", "fetch", "gather", "merge", "move", "pack", "put", "regroup", "rotate", "rotate_pages",
-    "scatter", "unpack",
-]  # fmt: skip
-
 USED = 9  # byte of the header
 
 

@@ -15,8 +15,6 @@ from workbench_kernels.dispatch import Choice
 from workbench_kernels.pages import ALIGN, RAW, SLOTS, PageFormat
 from workbench_kernels.pages.layout import HEADER
 
-__all__ = ["MIXED", "OPERATIONS", "Call", "Operation"]
-
 MIXED = ((RAW, RAW), (16, 8), (8, 4), (4, 2), (2, 16))  # widths of keys and values, page by page
 ROUNDING = 2e-5  # float32 sums of another order; the kernel tests hold the kernels to the same figure
 
@@ -142,9 +140,7 @@ def attend_in_run(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70, 
 
     def run(how: str) -> tuple[torch.Tensor, ...]:
         if how == "triton":
-            from workbench_kernels.segment_attention.live import attend_live
-
-            return attend_live(t["q"], t["k"], t["v"], base, words, rows, size**-0.5)
+            return segment_attention.attend_live(t["q"], t["k"], t["v"], base, words, rows, size**-0.5)
         return segment_attention.attend(t["q"], t["live_k"], t["live_v"], size**-0.5, t["mask"])
 
     return Call(run, segment_attention.choose(t["q"], t["v"]), t)

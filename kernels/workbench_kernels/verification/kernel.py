@@ -25,8 +25,6 @@ from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.noise import launch_key
 from workbench_kernels.noise.kernel import position_key, seeded_best, uniform
 
-__all__ = ["Target", "Tree", "Walk", "choice_fwd_kernel", "order_fwd_kernel", "verify", "walk_fwd_kernel"]
-
 EMPTY = tl.constexpr(1e-7)
 NO_ID = tl.constexpr(2147483647)
 CHUNK = tl.constexpr(16)  # nodes compared with all others at once

@@ -11,8 +11,6 @@ residual is what the output needs to follow p.
 
 import torch
 
-__all__ = ["kseq_node", "kseq_rho"]
-
 BITS = 24  # rho* is found on 2^24 steps of [1, k], rounded up: any rho above it is exact too
 SLACK = 1e-14  # of a sum over the vocabulary, where the two sides of the equation are the same number
 EMPTY = 1e-12  # a residual of less mass is float noise: p itself serves

@@ -13,8 +13,6 @@ import triton.language as tl
 from workbench_kernels.noise.kernel import position_key, seeded_best
 from workbench_kernels.verification.kernel import NO_ID, Target, Tree, Walk, present, target_tile
 
-__all__ = ["State", "draw", "final_fwd_kernel", "last_fwd_kernel", "normalise_fwd_kernel", "round_fwd_kernel", "run"]
-
 
 class State(NamedTuple):
     """What the launches of one verification share."""
