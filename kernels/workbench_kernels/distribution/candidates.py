@@ -17,6 +17,7 @@ still cut right, by one program that reads its whole row at every step.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.distribution import reference
 from workbench_kernels.distribution.kernel import disordered, ordered, store_draw
@@ -182,9 +183,8 @@ def select_fwd_kernel(
 
 
 def launch(
-    logits: torch.Tensor, rules, key: int, positions: torch.Tensor | None, figures, block: int,
-    top: tuple[torch.Tensor, torch.Tensor], drawn,
-) -> None:  # fmt: skip
+    logits: Tensor, rules, key: int, positions: Tensor | None, figures, block: int, top: tuple[Tensor, Tensor], drawn
+) -> None:
     """Fill the top candidates and the draw, from what `kernel.launch` has found of logits [R, V]."""
     rows, cols = logits.shape
     keys = torch.empty(rows, cols, dtype=torch.int64, device=logits.device)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.distribution import reference
@@ -200,25 +201,25 @@ def combine_fwd_kernel(
 class Figures(NamedTuple):
     """Each [R], float32 but for argmax (int64) and mass (float64)."""
 
-    lse: torch.Tensor
-    entropy: torch.Tensor
-    varentropy: torch.Tensor
-    argmax: torch.Tensor
-    best: torch.Tensor  # the largest logit, NaN where the row is no distribution
-    floor: torch.Tensor  # the logits that may count are at least this; GROUPED or FILTERED
-    mass: torch.Tensor  # Σ e^((x - best) / temperature)
+    lse: Tensor
+    entropy: Tensor
+    varentropy: Tensor
+    argmax: Tensor
+    best: Tensor  # the largest logit, NaN where the row is no distribution
+    floor: Tensor  # the logits that may count are at least this; GROUPED or FILTERED
+    mass: Tensor  # Σ e^((x - best) / temperature)
 
 
 class Draw(NamedTuple):
     """Each [R], float32 but for token, kept and threshold_id (int64); see `Sample`."""
 
-    token: torch.Tensor
-    p: torch.Tensor
-    kept: torch.Tensor
-    lse: torch.Tensor
-    entropy: torch.Tensor
-    threshold: torch.Tensor
-    threshold_id: torch.Tensor
+    token: Tensor
+    p: Tensor
+    kept: Tensor
+    lse: Tensor
+    entropy: Tensor
+    threshold: Tensor
+    threshold_id: Tensor
 
 
 class Rules(NamedTuple):
@@ -237,9 +238,7 @@ class Rules(NamedTuple):
 
 
 @on_its_device
-def launch(
-    logits: torch.Tensor, rules: Rules, seed: int = 0, positions: torch.Tensor | None = None
-) -> tuple[torch.Tensor, ...]:
+def launch(logits: Tensor, rules: Rules, seed: int = 0, positions: Tensor | None = None) -> tuple[Tensor, ...]:
     """Statistics and top candidates of logits [R, V], then what `Draw` holds, where it is wanted.
 
     Two launches, four with candidates or filters. Rows may be strided, columns must lie side by side.
@@ -252,7 +251,7 @@ def launch(
     splits = triton.cdiv(cols, block)
     groups = splits * block // GROUP
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     lse, entropy, varentropy, best, floor = (empty(rows) for _ in range(5))

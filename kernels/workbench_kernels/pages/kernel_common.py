@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.pages.layout import ALIGN, GAINS, SLOTS, PageFormat
 
@@ -16,16 +17,16 @@ BLOCK = tl.constexpr(1024)
 class Arena(NamedTuple):
     """The same bytes as several dtypes. Pages and their sections start at multiples of 16: one offset serves all."""
 
-    words: torch.Tensor  # int32
-    halves: torch.Tensor  # float16
-    k: torch.Tensor  # rows of keys, uint8 for codes
-    v: torch.Tensor
+    words: Tensor  # int32
+    halves: Tensor  # float16
+    k: Tensor  # rows of keys, uint8 for codes
+    v: Tensor
 
 
 class Rows(NamedTuple):
     """Rows [n, m, channels] and their strides; channels lie side by side."""
 
-    data: torch.Tensor
+    data: Tensor
     outer: int
     inner: int
 
@@ -61,7 +62,7 @@ def sides(form: PageFormat) -> dict[str, Side]:
     return found
 
 
-def views(arena: torch.Tensor, form: PageFormat, floats: bool = False) -> Arena:
+def views(arena: Tensor, form: PageFormat, floats: bool = False) -> Arena:
     """floats: rows that are no codes in their own dtype, else as bit patterns."""
     kinds = [form.element(bits) for bits in (form.bits_k, form.bits_v)]
     if not floats:
@@ -69,7 +70,7 @@ def views(arena: torch.Tensor, form: PageFormat, floats: bool = False) -> Arena:
     return Arena(arena.view(torch.int32), arena.view(torch.float16), *(arena.view(kind) for kind in kinds))
 
 
-def integers(x: torch.Tensor, form: PageFormat, bits: int) -> Rows:
+def integers(x: Tensor, form: PageFormat, bits: int) -> Rows:
     """x as the kernels read it: floats that will be coded, or the bit patterns that a page stores."""
     if bits not in GAINS:
         x = x.to(form.element(bits))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.kernel_common import SLOT_COUNT, copy, sides, views
@@ -20,7 +21,7 @@ class Channels(NamedTuple):
     rest_block: int
 
     @classmethod
-    def of(cls, size: int, inv_freq: torch.Tensor) -> "Channels":
+    def of(cls, size: int, inv_freq: Tensor) -> "Channels":
         half = len(inv_freq)
         return cls(size, half, *(triton.next_power_of_2(n) for n in (half, max(size - 2 * half, 1))))
 
@@ -102,7 +103,7 @@ def rotate_pages_kernel(
 
 
 @on_its_device
-def rotate(k: torch.Tensor, origin: torch.Tensor, target: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+def rotate(k: Tensor, origin: Tensor, target: Tensor, inv_freq: Tensor) -> Tensor:
     """See the public function; grid (blocks of 32 keys, heads)."""
     heads, keys, size = k.shape
     k, origin, target = (t if t.stride(-1) == 1 else t.contiguous() for t in (k, origin, target))

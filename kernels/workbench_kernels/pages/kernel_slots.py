@@ -6,6 +6,7 @@ Entries of one page lie in several programs, so headers change by atomic operati
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.pages.kernel_common import SLOT_COUNT, copy_rows, integers, row_at, sides, views
@@ -181,7 +182,7 @@ def merge(arena, offsets, slots, weights, to_offsets, to_slots, own, form: PageF
 
 
 @on_its_device
-def evict(arena: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor) -> None:
+def evict(arena: Tensor, offsets: Tensor, slots: Tensor) -> None:
     """See the public function; one program for 256 entries."""
     if entries := offsets.numel():
         lists = (offsets.contiguous(), slots.contiguous())

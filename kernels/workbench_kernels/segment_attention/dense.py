@@ -8,9 +8,9 @@ these belong to; long segments are split along the keys and merged.
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.segment_attention import scores as ops
 from workbench_kernels.segment_attention.merging import launch
@@ -20,8 +20,8 @@ from workbench_kernels.segment_attention.tiles import STAGES, plan, split_count
 class Keys(NamedTuple):
     """k [Hk, n, D] and v [Hk, n, Dv], which statistics do not read, and the strides of heads and rows."""
 
-    k: torch.Tensor
-    v: torch.Tensor
+    k: Tensor
+    v: Tensor
     k_head_stride: int
     k_row_stride: int
     v_head_stride: int
@@ -88,7 +88,7 @@ def attend_dense(q, k, v, scale, mask=None, splits=None, base=None, staged=None,
     """
     q, k, v = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (q, k, v))
     head_dim, (kv_heads, n, value_dim) = q.shape[2], v.shape
-    words = mask.contiguous() if isinstance(mask, torch.Tensor) else None
+    words = mask.contiguous() if isinstance(mask, Tensor) else None
     planned = plan(q, kv_heads, head_dim, value_dim)
     block_keys = 32 if max(head_dim, value_dim) * q.itemsize > 256 else 64
     splits = splits or split_count(-(-n // block_keys), planned.blocks * kv_heads, q.device)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.segment_attention import scores as ops
 from workbench_kernels.segment_attention.checks import PageOptions
@@ -23,12 +24,12 @@ RAW_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16
 class Pages(NamedTuple):
     """Where the pages are and what else decides about their slots; see the public function."""
 
-    arena: torch.Tensor  # [bytes] uint8
-    table: torch.Tensor  # [Hk, P] int32, in units of 16 bytes
-    count: torch.Tensor  # [Hk] int32
-    bias: torch.Tensor | None  # [pages, SLOTS] float32
-    numbers: torch.Tensor | None  # [Hk, P] int32
-    positions: torch.Tensor | None  # [R] int32
+    arena: Tensor  # [bytes] uint8
+    table: Tensor  # [Hk, P] int32, in units of 16 bytes
+    count: Tensor  # [Hk] int32
+    bias: Tensor | None  # [pages, SLOTS] float32
+    numbers: Tensor | None  # [Hk, P] int32
+    positions: Tensor | None  # [R] int32
     n_pages: int  # P
     window: int
 
@@ -101,8 +102,8 @@ def paged_attention_kernel(
 
 
 def attend_pages(
-    q: torch.Tensor, arena, table, count, scale: float, options: PageOptions, splits: int | None = None, **mass
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: Tensor, arena, table, count, scale: float, options: PageOptions, splits: int | None = None, **mass
+) -> tuple[Tensor, Tensor]:
     """Launch; see the public functions. splits overrides the number of runs. mass: what `launch` takes for mass and
     entropy in place of the output."""
     if q.stride(2) != 1:

@@ -7,15 +7,15 @@ mass of each slot over the tile's rows and heads, and each row's share of the en
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 class Queries(NamedTuple):
     """data [R, H, D] and its strides; the number of rows, R."""
 
-    data: torch.Tensor
+    data: Tensor
     row_stride: int
     head_stride: int
     n_rows: int
@@ -24,9 +24,9 @@ class Queries(NamedTuple):
 class Results(NamedTuple):
     """What a launch writes, in float32, and the merged log-sum-exp that its statistics need."""
 
-    out: torch.Tensor  # [splits, R, H, Dv]; of statistics the mass, see `store_mass`
-    lse: torch.Tensor  # [splits, R, H]; of statistics the entropy
-    merged: torch.Tensor | None  # [R, H]; None for attention
+    out: Tensor  # [splits, R, H, Dv]; of statistics the mass, see `store_mass`
+    lse: Tensor  # [splits, R, H]; of statistics the entropy
+    merged: Tensor | None  # [R, H]; None for attention
 
 
 @triton.jit

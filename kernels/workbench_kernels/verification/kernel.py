@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.noise import launch_key
@@ -213,45 +214,45 @@ def walk_fwd_kernel(
 class Tree(NamedTuple):
     """Columns over the nodes of B trees, each [B, N] int32 and contiguous; positions [B] int64."""
 
-    tokens: torch.Tensor
-    parents: torch.Tensor
-    depths: torch.Tensor
-    kinds: torch.Tensor
-    rows: torch.Tensor
-    positions: torch.Tensor
+    tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    kinds: Tensor
+    rows: Tensor
+    positions: Tensor
 
 
 class Target(NamedTuple):
     """The target's distributions: logits [B, N, V], the stride of their rows, the temperature that divides them, and
     the last kept token of each row, [B, N], or None."""
 
-    logits: torch.Tensor
+    logits: Tensor
     row_stride: int
     temperature: float
-    threshold: torch.Tensor | None
-    threshold_id: torch.Tensor | None
+    threshold: Tensor | None
+    threshold_id: Tensor | None
 
 
 class Walk(NamedTuple):
     """What a walk gives. Each [B, N] or [B]; int32, but token is int64, us and ratios float64."""
 
-    path: torch.Tensor  # -1 behind the path
-    length: torch.Tensor
-    token: torch.Tensor  # not of a rejection
-    source: torch.Tensor
-    fates: torch.Tensor
-    reasons: torch.Tensor
-    us: torch.Tensor
-    ratios: torch.Tensor
-    stop: torch.Tensor  # the node the walk ended at
-    rounds: torch.Tensor  # how many of its children were rejected
+    path: Tensor  # -1 behind the path
+    length: Tensor
+    token: Tensor  # not of a rejection
+    source: Tensor
+    fates: Tensor
+    reasons: Tensor
+    us: Tensor
+    ratios: Tensor
+    stop: Tensor  # the node the walk ended at
+    rounds: Tensor  # how many of its children were rejected
 
 
 @on_its_device
 def verify(
-    logits: torch.Tensor, temperature: float, threshold, threshold_id, tree: tuple[torch.Tensor, ...],
-    proposals: torch.Tensor | None, mode: str, seed: int, width: int,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    logits: Tensor, temperature: float, threshold, threshold_id, tree: tuple[Tensor, ...], proposals: Tensor | None,
+    mode: str, seed: int, width: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Path, length, token, source, fates, reasons, us, ratios. width: the largest number of siblings, at least 1."""
     trees, count, cols = logits.shape
     if logits.stride(2) != 1 or logits.stride(0) != count * logits.stride(1):
@@ -265,7 +266,7 @@ def verify(
     sizes = {"BLOCK_NODES": max(triton.next_power_of_2(count), CHUNK.value)}
     wide = {"BLOCK_SPLITS": triton.next_power_of_2(splits)}
 
-    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     path, fates, reasons, ranks = (empty(trees, count) for _ in range(4))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.noise.kernel import position_key, seeded_best
 from workbench_kernels.verification.kernel import NO_ID, Target, Tree, Walk, present, target_tile
@@ -17,15 +18,15 @@ from workbench_kernels.verification.kernel import NO_ID, Target, Tree, Walk, pre
 class State(NamedTuple):
     """What the launches of one verification share."""
 
-    children: torch.Tensor  # [B, N, width] int32
+    children: Tensor  # [B, N, width] int32
     width: int
-    proposals: torch.Tensor  # [M, V]
+    proposals: Tensor  # [M, V]
     row_stride: int  # of the proposals
-    p_parts: torch.Tensor  # [B, N, 2, splits] float64: largest logit and sum of the target's row after a node
-    q_parts: torch.Tensor  # the same, of the proposal that a DIST node is tested against
-    p: torch.Tensor  # [B, N] float64, of a child's token when it is its turn
-    q: torch.Tensor
-    mass: torch.Tensor  # [B, N, splits] float64: what rejecting a child leaves
+    p_parts: Tensor  # [B, N, 2, splits] float64: largest logit and sum of the target's row after a node
+    q_parts: Tensor  # the same, of the proposal that a DIST node is tested against
+    p: Tensor  # [B, N] float64, of a child's token when it is its turn
+    q: Tensor
+    mass: Tensor  # [B, N, splits] float64: what rejecting a child leaves
 
 
 @triton.jit
