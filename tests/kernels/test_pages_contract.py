@@ -130,19 +130,21 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     kept = {"arena": patterns, "k": Rows("*i16", "i32", "i32"), "v": Rows("*i16", "i32", "i32")}
     turn, frequencies = {"CHANNELS": Channels(128, 48, 64, 32)}, {"inv_freq_ptr": "*fp32"}
     dense = {"arena": codes, "k_ptr": "*bf16", "v_ptr": "*bf16", "positions_ptr": "*i64", "live_ptr": "*u8"}
-    rows = Rows("*bf16", "i32", "i32")
+    rows, weighted = Rows("*bf16", "i32", "i32"), ["*i32", "*i32", "*fp32"]
+    moved = {"source": ["*i32", "*i32"], "target": ["*i32", "*i32"]}
+    merged = {"arena": floats, "sources": weighted, "targets": weighted}
     done = compile_all(
-        signature("pack.pack_kernel", coded | {"GROUPS": 4, "MEMBERS": 32}, {"arena": codes, "k": rows, "v": rows}),
-        signature("pack.pack_kernel", stored | {"GROUPS": 4, "MEMBERS": 32}, kept),
+        signature("pack.pack_kernel", coded, {"arena": codes, "k": rows, "v": rows}),
+        signature("pack.pack_kernel", stored, kept),
         signature("read.read_kernel", coded, dense),
         signature("read.read_kernel", coded | {"slots_ptr": None}, dense),
         signature("read.demote_kernel", smaller, {"out": codes, "arena": codes}),
         signature("slots.scatter_kernel", stored, kept),
-        signature("slots.move_kernel", stored, kept | {"sides": ["*fp32", "*fp32"]}),
-        signature("slots.move_kernel", stored | {"numbers_ptr": None, "to_numbers_ptr": None}, kept | {"sides": []}),
+        signature("slots.move_kernel", stored, kept | moved | {"sides": ["*fp32", "*fp32"]}),
         signature(
-            "slots.merge_kernel", stored | {"BLOCK": 8}, {"arena": floats, "weights_ptr": "*fp32", "own_ptr": "*fp32"}
+            "slots.move_kernel", stored | {"numbers_ptr": None, "to_numbers_ptr": None}, kept | moved | {"sides": []}
         ),
+        signature("slots.merge_kernel", stored | {"BLOCK": 8}, merged),
         signature("slots.evict_kernel", {}, {}),
         signature("rotation.rotate_kernel", turn, frequencies | {"out_ptr": "*bf16", "k_ptr": "*bf16"}),
         signature("rotation.rotate_pages_kernel", stored | turn, frequencies | {"out": floats, "arena": floats}),

@@ -344,7 +344,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     types["tree"] = kernel.Tree(*[ints] * 5, longs, "i32")
     types["walk"] = kernel.Walk(ints, ints, longs, *[ints] * 3, doubles, doubles, ints, ints)
     types["state"] = rejection.State(ints, "i32", "*fp32", "i64", *[doubles] * 5)
-    tiles, nodes = {"TILES": kernel.Tiles(2048, 64, True)}, {"BLOCK_NODES": 64}
+    tiles, nodes = {"TILES": kernel.Tiles(2048, 64, True)}, {"NODES": 64}
     done = compile_all(
         entry(kernel, "order_fwd_kernel", types, nodes),
         entry(kernel, "choice_fwd_kernel", types, {"SEEDED": True} | tiles, 8),

@@ -24,6 +24,8 @@ __all__ = [
     "ledger", "merge", "move", "pack", "rotate", "rotate_pages", "scatter", "unpack",
 ]  # fmt: skip
 
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+
 
 def blank(arena: Tensor, offsets: Tensor, form: PageFormat, birth: int = 0) -> None:
     """Open pages [n] for `scatter`: a header without live slots. Everything else in them stays as it is."""
@@ -73,19 +75,14 @@ def pack(
 def unpack(
     pages: Tensor, form: PageFormat, offsets: Tensor | None = None, dtype: torch.dtype | None = None, *,
     implementation: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Rows:  # fmt: skip
     """Dense rows of pages, of live and dead slots alike.
 
     pages: uint8 [n, form.bytes], or an arena with offsets [n]; dtype: float32 (None; float64 for RAW float64),
     float16 or bfloat16. Returns k [n, SLOTS, D], v [n, SLOTS, Dv], positions int64 [n, SLOTS], live bool [n, SLOTS].
     """
     arena, offsets = rows_as_arena("unpack", pages, form, offsets)
-    asked = () if dtype is None else (dtype,)
-    kernel = backend("read", arena.device, *checks.raw_dtypes(form), *asked, implementation=implementation)
-    if kernel is not None:
-        return kernel.read(arena, form, offsets, None, dtype or torch.float32)
-    k, v, positions, live = reference.unpack(reference.fetch(arena, offsets, form), form)
-    return k.to(dtype or k.dtype), v.to(dtype or v.dtype), positions, live
+    return _read(arena, form, offsets, None, dtype, implementation)
 
 
 def demote(
@@ -121,7 +118,7 @@ def demote(
 def gather(
     arena: Tensor, form: PageFormat, offsets: Tensor, slots: Tensor, dtype: torch.dtype | None = None, *,
     implementation: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Rows:  # fmt: skip
     """Dense rows of slots anywhere in pages of one kind; zeros where an offset is below 0.
 
     offsets, slots: int [...]; dtype as for `unpack`. Returns k [..., D], v [..., Dv], positions int64 [...] and live
@@ -129,11 +126,19 @@ def gather(
     """
     check_arena("gather", arena)
     check_names("gather", arena, offsets, slots)
+    return _read(arena, form, offsets, slots, dtype, implementation)
+
+
+def _read(arena, form, offsets, slots, dtype, implementation) -> Rows:
+    """Dense rows of slots, or of whole pages."""
     asked = () if dtype is None else (dtype,)
     kernel = backend("read", arena.device, *checks.raw_dtypes(form), *asked, implementation=implementation)
     if kernel is not None:
         return kernel.read(arena, form, offsets, slots, dtype or torch.float32)
-    k, v, positions, live = reference.gather(arena, offsets, slots, form)
+    if slots is None:
+        k, v, positions, live = reference.unpack(reference.fetch(arena, offsets, form), form)
+    else:
+        k, v, positions, live = reference.gather(arena, offsets, slots, form)
     return k.to(dtype or k.dtype), v.to(dtype or v.dtype), positions, live
 
 

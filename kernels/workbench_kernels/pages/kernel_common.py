@@ -45,6 +45,8 @@ class Side(NamedTuple):
     scale: int  # first step, in halves
     word: int  # first word
     end: int  # word behind the last
+    groups: int  # of a slot, padded
+    members: int  # of a group, padded
 
 
 def sides(form: PageFormat) -> dict[str, Side]:
@@ -58,7 +60,8 @@ def sides(form: PageFormat) -> dict[str, Side]:
         item = form.element(bits).itemsize
         row = (end - start) // (SLOTS * item)
         place = (ALIGN // item, start // item, scale // 2, start // 4, end // 4)
-        found[name] = Side(size, bits, GAINS.get(bits, 0), group, row, triton.next_power_of_2(row), *place)
+        padded = (triton.next_power_of_2(n) for n in (size // (group or size), group or size))
+        found[name] = Side(size, bits, GAINS.get(bits, 0), group, row, triton.next_power_of_2(row), *place, *padded)
     return found
 
 

@@ -75,16 +75,14 @@ def pack_keys(rows_ptr, scale_ptr, x_ptr, stride, used, side: tl.constexpr):
 
 
 @triton.jit
-def pack_values(
-    rows_ptr, scale_ptr, x_ptr, stride, used, side: tl.constexpr, GROUPS: tl.constexpr, MEMBERS: tl.constexpr
-):
+def pack_values(rows_ptr, scale_ptr, x_ptr, stride, used, side: tl.constexpr):
     """One step per slot and group. A group may reach over two planar parts: steps first, then codes from them."""
     PARTS: tl.constexpr = 8 // side.bits
     BLOCK: tl.constexpr = side.block
     COUNT: tl.constexpr = side.size // side.group
     slots = tl.arange(0, SLOT_COUNT)
-    group = tl.arange(0, GROUPS)
-    member = tl.arange(0, MEMBERS)
+    group = tl.arange(0, side.groups)
+    member = tl.arange(0, side.members)
     channel = group[:, None] * side.group + member[None, :]
     inside = (group < COUNT)[:, None] & (member < side.group)[None, :]
     live = slots < used
@@ -113,19 +111,11 @@ def pack_values(
 
 
 @triton.jit(do_not_specialize=["birth"])
-def pack_kernel(
-    arena,  # `Arena`
-    k,  # `Rows` [n_pages, SLOTS, D]; bit patterns where the width is no code
-    v,  # `Rows` [n_pages, SLOTS, Dv]
-    positions_ptr,  # [n_pages, SLOTS]
-    used_ptr,  # [n_pages]
-    offsets_ptr,  # [n_pages] in units of 16 bytes
-    birth,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    GROUPS: tl.constexpr,  # of a slot's values, padded
-    MEMBERS: tl.constexpr,  # of a group, padded
-):
+def pack_kernel(arena, k, v, positions_ptr, used_ptr, offsets_ptr, birth, K: tl.constexpr, V: tl.constexpr):
+    """k [n_pages, SLOTS, D], v [n_pages, SLOTS, Dv]: `Rows`, bit patterns where the width is no code.
+
+    positions: [n_pages, SLOTS]; used, offsets: [n_pages].
+    """
     page = tl.program_id(0).to(tl.int64)
     offset = tl.load(offsets_ptr + page).to(tl.int64)
     used = tl.load(used_ptr + page).to(tl.int32)
@@ -148,7 +138,7 @@ def pack_kernel(
         rows_ptr = arena.v + offset * V.unit + V.start
         v_ptr = v.data + page * v.outer
         if V.gain:
-            pack_values(rows_ptr, arena.halves + offset * 8 + V.scale, v_ptr, v.inner, used, V, GROUPS, MEMBERS)
+            pack_values(rows_ptr, arena.halves + offset * 8 + V.scale, v_ptr, v.inner, used, V)
         else:
             pack_stored(rows_ptr, v_ptr, v.inner, used, V)
 
@@ -160,6 +150,4 @@ def pack(k, v, positions, used, form: PageFormat, arena, offsets, birth: int = 0
         return
     rows = integers(k, form, form.bits_k), integers(v, form, form.bits_v)
     lists = (t.contiguous() for t in (positions, used, offsets))
-    groups, members = (triton.next_power_of_2(n) for n in (form.value_dim // form.group, form.group))
-    constants = {**sides(form), "GROUPS": groups, "MEMBERS": members, "num_warps": warps(form)}
-    pack_kernel[(len(k), 2)](views(arena, form), *rows, *lists, birth, **constants)
+    pack_kernel[(len(k), 2)](views(arena, form), *rows, *lists, birth, **sides(form), num_warps=warps(form))

@@ -38,17 +38,12 @@ def read_rows(out_ptr, rows_ptr, halves_ptr, offset, slot, row, inside, side: tl
 
 @triton.jit(do_not_specialize=["n_rows"])
 def read_kernel(
-    k_ptr,  # [n_rows, D]
-    v_ptr,  # [n_rows, Dv]
-    positions_ptr,  # [n_rows] int64
-    live_ptr,  # [n_rows] uint8
-    arena,  # `Arena`
-    offsets_ptr,  # [n_pages], or [n_rows] where the rows lie anywhere; below 0: no row, read as zeros
-    slots_ptr,  # [n_rows] where the rows lie anywhere, else None
-    n_rows,
-    K: tl.constexpr,
-    V: tl.constexpr,
+    k_ptr, v_ptr, positions_ptr, live_ptr, arena, offsets_ptr, slots_ptr, n_rows, K: tl.constexpr, V: tl.constexpr
 ):
+    """Rows out: k [n_rows, D], v [n_rows, Dv], positions int64 and live uint8 [n_rows].
+
+    offsets: [n_pages] with slots None, or [n_rows] with slots [n_rows]; rows of an offset below 0 are zeros.
+    """
     program = tl.program_id(0).to(tl.int64)
     row = program * SLOT_COUNT + tl.arange(0, SLOT_COUNT)
     inside = row < n_rows
@@ -93,15 +88,9 @@ def demote_rows(out_words_ptr, out_ptr, words_ptr, rows_ptr, side: tl.constexpr,
 
 @triton.jit
 def demote_kernel(
-    out,  # `Arena` of the smaller pages
-    arena,  # `Arena`
-    out_offsets_ptr,  # [n_pages] in units of 16 bytes
-    offsets_ptr,  # [n_pages]
-    K: tl.constexpr,
-    V: tl.constexpr,
-    TO_K: tl.constexpr,
-    TO_V: tl.constexpr,
+    out, arena, out_offsets_ptr, offsets_ptr, K: tl.constexpr, V: tl.constexpr, TO_K: tl.constexpr, TO_V: tl.constexpr
 ):
+    """offsets: [n_pages] in units of 16 bytes; out: the `Arena` of the smaller pages."""
     page = tl.program_id(0).to(tl.int64)
     out_offset = tl.load(out_offsets_ptr + page).to(tl.int64)
     offset = tl.load(offsets_ptr + page).to(tl.int64)

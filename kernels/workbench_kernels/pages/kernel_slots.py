@@ -40,17 +40,9 @@ def clear_live(words_ptr, offset, slot, there):
 
 @triton.jit
 def scatter_kernel(
-    arena,  # `Arena` of bit patterns
-    k,  # `Rows` [n_heads, n_staged, D]
-    v,  # `Rows` [n_heads, n_staged, Dv]
-    rows_ptr,  # [n_entries]
-    positions_ptr,  # [n_entries]
-    offsets_ptr,  # [n_heads, n_entries]
-    slots_ptr,  # [n_heads, n_entries]
-    n_entries,
-    K: tl.constexpr,
-    V: tl.constexpr,
+    arena, k, v, rows_ptr, positions_ptr, offsets_ptr, slots_ptr, n_entries, K: tl.constexpr, V: tl.constexpr
 ):
+    """k [Hk, S, D], v [Hk, S, Dv]: `Rows`; rows, positions: [n_entries]; offsets, slots: [Hk, n_entries]."""
     head = tl.program_id(0).to(tl.int64)
     entry = tl.program_id(1).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     inside = entry < n_entries
@@ -65,23 +57,12 @@ def scatter_kernel(
 
 
 @triton.jit
-def move_kernel(
-    arena,  # `Arena` of bit patterns
-    offsets_ptr,  # [n_entries], as the next three
-    slots_ptr,
-    to_offsets_ptr,
-    to_slots_ptr,
-    sides,  # up to two [n_pages, SLOTS] float32
-    numbers_ptr,  # [n_entries], as the next; None without sides
-    to_numbers_ptr,
-    n_entries,
-    K: tl.constexpr,
-    V: tl.constexpr,
-):
+def move_kernel(arena, source, target, sides, numbers_ptr, to_numbers_ptr, n_entries, K: tl.constexpr, V: tl.constexpr):
+    """source, target: offsets and slots [n_entries]; sides: up to two float32 [n_pages, SLOTS]; numbers [n_entries]."""
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     inside = entry < n_entries
-    offset, slot = named(offsets_ptr, slots_ptr, entry, inside)
-    to_offset, to_slot = named(to_offsets_ptr, to_slots_ptr, entry, inside)
+    offset, slot = named(source[0], source[1], entry, inside)
+    to_offset, to_slot = named(target[0], target[1], entry, inside)
     there = (offset >= 0) & (to_offset >= 0) & ((offset != to_offset) | (slot != to_slot))
     copy_rows(row_at(arena.k, to_offset, to_slot, K), row_at(arena.k, offset, slot, K), there, K)
     copy_rows(row_at(arena.v, to_offset, to_slot, V), row_at(arena.v, offset, slot, V), there, V)
@@ -110,27 +91,15 @@ def merge_rows(rows_ptr, target, slot, own, offsets_ptr, slots_ptr, weights_ptr,
 
 
 @triton.jit
-def merge_kernel(
-    arena,  # `Arena` of floats
-    offsets_ptr,  # [n_targets, n_sources], as the next two
-    slots_ptr,
-    weights_ptr,
-    to_offsets_ptr,  # [n_targets], as the next two
-    to_slots_ptr,
-    own_ptr,
-    n_sources,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BLOCK: tl.constexpr,  # sources at once
-):
+def merge_kernel(arena, sources, targets, n_sources, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
+    """sources: offsets, slots, weights [n_targets, n_sources], BLOCK of them at once; targets: the same [n_targets]."""
     program = tl.program_id(0).to(tl.int64)
-    target = tl.load(to_offsets_ptr + program).to(tl.int64)
+    target = tl.load(targets[0] + program).to(tl.int64)
     if target >= 0:
-        slot = tl.load(to_slots_ptr + program).to(tl.int32)
-        own = tl.load(own_ptr + program).to(tl.float32)
-        offsets_ptr += program * n_sources
-        slots_ptr += program * n_sources
-        weights_ptr += program * n_sources
+        slot = tl.load(targets[1] + program).to(tl.int32)
+        own = tl.load(targets[2] + program).to(tl.float32)
+        first = program * n_sources
+        offsets_ptr, slots_ptr, weights_ptr = sources[0] + first, sources[1] + first, sources[2] + first
         if tl.program_id(1) == 0:
             merge_rows(arena.k, target, slot, own, offsets_ptr, slots_ptr, weights_ptr, n_sources, K)
             for start in range(0, n_sources, BLOCK):
@@ -164,10 +133,10 @@ def scatter(arena, k, v, rows, positions, offsets, slots, form: PageFormat) -> N
 def move(arena, offsets, slots, to_offsets, to_slots, form: PageFormat, beside, numbers, to_numbers) -> None:
     """See the public function (its sides are `beside`); one program for each block of entries."""
     if entries := offsets.numel():
-        lists = (t.contiguous() for t in (offsets, slots, to_offsets, to_slots))
+        source, target = (tuple(t.contiguous() for t in p) for p in ((offsets, slots), (to_offsets, to_slots)))
         rows = (t if t is None else t.contiguous() for t in (numbers, to_numbers))
         grid = (triton.cdiv(entries, ENTRIES.value),)
-        move_kernel[grid](views(arena, form), *lists, tuple(beside), *rows, entries, **sides(form))
+        move_kernel[grid](views(arena, form), source, target, tuple(beside), *rows, entries, **sides(form))
 
 
 @on_its_device
@@ -175,7 +144,8 @@ def merge(arena, offsets, slots, weights, to_offsets, to_slots, own, form: PageF
     """See the public function; two programs for each target, its keys and its values."""
     targets, sources = offsets.shape
     if targets:
-        lists = (t.contiguous() for t in (offsets, slots, weights, to_offsets, to_slots, own))
+        lists = ((offsets, slots, weights), (to_offsets, to_slots, own))
+        lists = (tuple(t.contiguous() for t in part) for part in lists)
         block = max(triton.next_power_of_2(min(sources, 128)), 1)
         constants = {**sides(form), "BLOCK": block, "num_warps": 1}
         merge_kernel[(targets, 2)](views(arena, form, floats=True), *lists, sources, **constants)

@@ -30,18 +30,20 @@ class Keys(NamedTuple):
 
 @triton.jit
 def dense_attention_kernel(
-    results,  # `Results`
-    queries,  # `Queries`
-    segment,  # `Keys`
-    base_ptr,  # [1] int32, or None for 0
-    words_ptr,  # [R, ceil(n_staged / 32)] int32, or None
+    results,
+    queries,
+    segment,
+    base_ptr,
+    words_ptr,
     n_staged,
     scale,
     MASK: tl.constexpr,
-    REDUCE: tl.constexpr,  # "none" for attention
+    REDUCE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    """segment: `Keys`; base: [1] int32, or None for 0; words: [R, ceil(n_staged / 32)] int32, or None; REDUCE: "none"
+    for attention."""
     ROWS: tl.constexpr = TILE.rows * TILE.heads
     BLOCK_V: tl.constexpr = TILE.block_v
     split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows

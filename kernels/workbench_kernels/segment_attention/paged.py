@@ -52,15 +52,9 @@ def page_scores(q, keys, page, live, entry, pages, row_positions, scale, tile: t
 
 @triton.jit
 def paged_attention_kernel(
-    results,  # `Results`; the mass is zeroed, n = P * SLOTS
-    queries,  # `Queries`
-    pages,  # `Pages`
-    scale,
-    GROUPS: tl.constexpr,  # of channels that share a value step
-    RAW: tl.constexpr,
-    REDUCE: tl.constexpr,  # "none" for attention
-    TILE: tl.constexpr,
+    results, queries, pages, scale, GROUPS: tl.constexpr, RAW: tl.constexpr, REDUCE: tl.constexpr, TILE: tl.constexpr
 ):
+    """The mass is zeroed, n = P * SLOTS. GROUPS: of channels that share a value step; REDUCE: "none" for attention."""
     ROWS: tl.constexpr = TILE.rows * TILE.heads
     BLOCK_V: tl.constexpr = TILE.block_v
     split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows

@@ -89,17 +89,17 @@ class Tiles(NamedTuple):
 
 
 @triton.jit
-def order_fwd_kernel(ranks_ptr, children_ptr, tree, width, BLOCK_NODES: tl.constexpr):
+def order_fwd_kernel(ranks_ptr, children_ptr, tree, width, NODES: tl.constexpr):
     """ranks [B, N] int32: place among its siblings in test order, -1 for a double; children [B, N, width] int32: nodes
     in test order, -1 before."""
     n_nodes = tree.n_nodes
     first = tl.program_id(0).to(tl.int64) * n_nodes
-    nodes = tl.arange(0, BLOCK_NODES)
+    nodes = tl.arange(0, NODES)
     mask = nodes < n_nodes
     tokens = tl.load(tree.tokens + first + nodes, mask=mask, other=-1)
     parents = tl.load(tree.parents + first + nodes, mask=mask, other=-1)
     drawn = tl.load(tree.kinds + first + nodes, mask=mask, other=0)
-    double = tl.zeros([BLOCK_NODES], tl.int32)
+    double = tl.zeros([NODES], tl.int32)
     for start in range(0, n_nodes, CHUNK):
         others = start + tl.arange(0, CHUNK)
         inside = others < n_nodes
@@ -112,7 +112,7 @@ def order_fwd_kernel(ranks_ptr, children_ptr, tree, width, BLOCK_NODES: tl.const
     tested = (parents >= 0) & ((drawn > 0) | (double == 0))
     tl.store(ranks_ptr + first + nodes, tl.where(tested, 0, -1), mask=mask)
     tl.debug_barrier()  # the program reads what its other threads wrote
-    rank = tl.zeros([BLOCK_NODES], tl.int32)
+    rank = tl.zeros([NODES], tl.int32)
     for start in range(0, n_nodes, CHUNK):
         others = start + tl.arange(0, CHUNK)
         inside = others < n_nodes
@@ -185,21 +185,13 @@ def choice_fwd_kernel(best, target, tree, key, SEEDED: tl.constexpr, TILES: tl.c
 
 @triton.jit(do_not_specialize=["key"])
 def walk_fwd_kernel(
-    walk,  # `Walk`
-    tree,  # `Tree`
-    ranks_ptr,  # [n_trees, n_nodes] int32
-    best,  # `Best` of every node; not REJECTION
-    state,  # `rejection.State`; REJECTION
-    n_splits,
-    key,
-    REJECTION: tl.constexpr,
-    BLOCK_NODES: tl.constexpr,
-    TILES: tl.constexpr,
+    walk, tree, ranks_ptr, best, state, n_splits, key, REJECTION: tl.constexpr, NODES: tl.constexpr, TILES: tl.constexpr
 ):
+    """ranks: [B, N] int32; best: `Best` of every node; for REJECTION, `state` in its place."""
     number = tl.program_id(0).to(tl.int64)
     n_nodes = tree.n_nodes
     first = number * n_nodes
-    nodes = tl.arange(0, BLOCK_NODES)
+    nodes = tl.arange(0, NODES)
     splits = tl.arange(0, TILES.splits)
     mask = nodes < n_nodes
     tokens = tl.load(tree.tokens + first + nodes, mask=mask, other=-1)
@@ -209,9 +201,9 @@ def walk_fwd_kernel(
     tile = (first + nodes[:, None]) * n_splits + splits[None, :]
     inside = mask[:, None] & (splits[None, :] < n_splits)
     tested = ranks >= 0
-    u = tl.full([BLOCK_NODES], float("nan"), tl.float64)
-    ratio = tl.full([BLOCK_NODES], float("nan"), tl.float64)
-    choices = tl.full([BLOCK_NODES], -1, tl.int32)
+    u = tl.full([NODES], float("nan"), tl.float64)
+    ratio = tl.full([NODES], float("nan"), tl.float64)
+    choices = tl.full([NODES], -1, tl.int32)
     passes = tested
     if REJECTION:
         mass = tl.sum(tl.load(state.mass + tile, mask=inside, other=0.0), axis=1)
@@ -229,8 +221,8 @@ def walk_fwd_kernel(
 
     real = mask & (parents >= 0)
     fates = tl.where(real, tl.where(tested, PARENT_REJECTED, PRUNED), UNUSED)
-    reasons = tl.zeros([BLOCK_NODES], tl.int32)
-    asked = tl.zeros([BLOCK_NODES], tl.int32)
+    reasons = tl.zeros([NODES], tl.int32)
+    asked = tl.zeros([NODES], tl.int32)
     node = tl.full((), 0, tl.int32)
     length = tl.full((), 0, tl.int32)
     rounds = tl.full((), 0, tl.int32)
@@ -258,7 +250,7 @@ def walk_fwd_kernel(
         walking = (winner != NO_ID).to(tl.int32)
         node = tl.where(winner != NO_ID, tl.max(tl.where(won, nodes, -1), axis=0), node)
         length += walking
-    tl.store(walk.path + first + nodes, tl.full([BLOCK_NODES], -1, tl.int32), mask=mask & (nodes >= length))
+    tl.store(walk.path + first + nodes, tl.full([NODES], -1, tl.int32), mask=mask & (nodes >= length))
     tl.store(walk.path + first + depths - 1, nodes, mask=mask & (fates == ACCEPTED))
     tl.store(walk.length + number, length)
     tl.store(walk.stop + number, node)
@@ -299,7 +291,7 @@ def verify(
     walk = Walk(path, length, empty(trees, dtype=torch.int64), source, fates, reasons, us, ratios, stop, rounds)
     children = torch.full((trees, count, width), -1, dtype=torch.int32, device=logits.device)
     if trees:
-        order_fwd_kernel[(trees,)](ranks, children, tree, width, BLOCK_NODES=nodes)
+        order_fwd_kernel[(trees,)](ranks, children, tree, width, NODES=nodes)
         best = state = None
         if mode == "rejection":
             from workbench_kernels.verification import rejection
