@@ -140,9 +140,9 @@ def guarded_mass(kernels, device: str) -> None:
     kernels.dense.dense_attention_kernel[(plan.blocks, 3, 2)](
         results(mass.inside, entropy.inside, merged.inside),
         queries(wide.inside, 6 * 48, 48, 3),
-        kernels.dense.Keys(keys.inside, None, 70 * 48, 48, 0, 0),
-        *(None, words, 70, 0.2),
-        **{"MASK": "words", "REDUCE": "row", "BLOCK_KEYS": 32, "TILE": plan.tile},
+        kernels.dense.Keys(keys.inside, None, 70 * 48, 48, 0, 0, None, words, 70),
+        0.2,
+        **{"MASK": "words", "REDUCE": "row", "KEYS": 32, "TILE": plan.tile},
     )
     want = mass_of(scores["tree"], scores["tree"].logsumexp(-1), 2, "row")
     assert_close("mass", mass.inside, want[0], EXACT)

@@ -177,13 +177,14 @@ def guarded_dense(kernels, device: str) -> None:
     out, lse, all_out, all_lse = outputs = [
         Guarded(torch.full(s, torch.nan, device=device)) for s in (shape, shape[:3], shape[1:], shape[1:3])
     ]
+    where = torch.tensor([base], dtype=torch.int32, device=device)
     plan = kernels.tiles.plan(q.inside, 1, 32, 48)
     kernels.dense.dense_attention_kernel[(plan.blocks, 2, 1)](
         kernels.scores.Results(out.inside, lse.inside, None),
         kernels.scores.Queries(q.inside, 64, 32, 8),
-        kernels.dense.Keys(k.inside, v.inside, 128 * 32, 32, 128 * 48, 48),
-        *(torch.tensor([base], dtype=torch.int32, device=device), words, 40, scale),
-        **{"MASK": "words", "REDUCE": "none", "BLOCK_KEYS": 32, "TILE": plan.tile},
+        kernels.dense.Keys(k.inside, v.inside, 128 * 32, 32, 128 * 48, 48, where, words, 40),
+        scale,
+        **{"MASK": "words", "REDUCE": "none", "KEYS": 32, "TILE": plan.tile},
     )
     kernels.merging.merge_fwd_kernel[(16,)](
         *(all_out.inside, all_lse.inside, out.inside, lse.inside, None, 16, 2),
@@ -200,8 +201,8 @@ def test_the_kernels_stay_within_their_tensors(device):
 
 
 MUTANTS = {
-    "last-key": ("dense.py", "live = base + n_staged", "live = base + n_staged - 1"),
-    "beyond": ("dense.py", "live = base + n_staged", "live = base + n_staged + 1"),
+    "last-key": ("dense.py", "live = base + segment.n_staged", "live = base + segment.n_staged - 1"),
+    "beyond": ("dense.py", "live = base + segment.n_staged", "live = base + segment.n_staged + 1"),
     "value-row": ("dense.py", "* segment.v_row_stride", "* (segment.v_row_stride - 1)"),
     "bit": ("scores.py", "tl.where(staged, keys - base, 0)", "tl.where(staged, keys - base + 1, 0)"),
     "word": ("scores.py", "(bit // 32)[None, :]", "(bit // 33)[None, :]"),
@@ -273,17 +274,17 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90: one row of an 8B model under a mask, wide float32 heads, masses, the merge."""
     attention, merging, _, scores, tiles = vars(modules()).values()
     jobs = []
-    for dtype, rows, size, keys, more in (
-        ("bf16", 1, 128, 64, {"MASK": "words", "REDUCE": "none"}),
-        ("fp32", 12, 128, 32, {"MASK": "none", "REDUCE": "none", "words_ptr": None}),
-        ("fp32", 8, 80, 32, {"MASK": "causal", "REDUCE": "max", "base_ptr": None, "words_ptr": None}),
+    for dtype, rows, size, keys, more, base, words in (
+        ("bf16", 1, 128, 64, {"MASK": "words", "REDUCE": "none"}, "*i32", "*i32"),
+        ("fp32", 12, 128, 32, {"MASK": "none", "REDUCE": "none"}, "*i32", None),
+        ("fp32", 8, 80, 32, {"MASK": "causal", "REDUCE": "max"}, None, None),
     ):
         plan = tiles.plan(torch.zeros(rows, 32, size, dtype=getattr(torch, NAMES[dtype])), 8, size, size)
-        constants = {"TILE": plan.tile, "BLOCK_KEYS": keys} | more
+        constants = {"TILE": plan.tile, "KEYS": keys} | more
         types = {"results": scores.Results("*fp32", "*fp32", None if more["REDUCE"] == "none" else "*fp32")}
         types |= {"queries": scores.Queries(f"*{dtype}", *["i32"] * 3)}
-        types |= {"segment": attention.Keys(f"*{dtype}", f"*{dtype}", *["i32"] * 4)}
-        types |= {"base_ptr": "*i32", "words_ptr": "*i32", "n_staged": "i32", "scale": "fp32"}
+        types |= {"segment": attention.Keys(f"*{dtype}", f"*{dtype}", *["i32"] * 4, base, words, "i32")}
+        types["scale"] = "fp32"
         types |= dict.fromkeys(constants, "constexpr")
         options = {"num_warps": plan.num_warps, "num_stages": 2}
         jobs.append((attention.__name__, "dense_attention_kernel", types, constants, options))

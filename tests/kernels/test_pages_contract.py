@@ -128,10 +128,11 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     smaller = wide | {"TO_K": coded["K"], "TO_V": coded["V"]}
     codes, patterns, floats = (Arena("*i32", "*fp16", kind, kind) for kind in ("*u8", "*i16", "*bf16"))
     kept = {"arena": patterns, "k": Rows("*i16", "i32", "i32"), "v": Rows("*i16", "i32", "i32")}
-    turn, frequencies = {"CHANNELS": Channels(128, 48, 64, 32)}, {"inv_freq_ptr": "*fp32"}
+    turn = {"CHANNELS": Channels(128, 48, 64, 32)}
     dense = {"arena": codes, "k_ptr": "*bf16", "v_ptr": "*bf16", "positions_ptr": "*i64", "live_ptr": "*u8"}
     rows, weighted = Rows("*bf16", "i32", "i32"), ["*i32", "*i32", "*fp32"]
     moved = {"source": ["*i32", "*i32"], "target": ["*i32", "*i32"]}
+    turned = {"inv_freq_ptr": "*fp32", "names": ["*i32"] * 3, "origin": ["*i32", "i32"], "target": ["*i32", "i32"]}
     merged = {"arena": floats, "sources": weighted, "targets": weighted}
     done = compile_all(
         signature("pack.pack_kernel", coded, {"arena": codes, "k": rows, "v": rows}),
@@ -146,7 +147,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
         ),
         signature("slots.merge_kernel", stored | {"BLOCK": 8}, merged),
         signature("slots.evict_kernel", {}, {}),
-        signature("rotation.rotate_kernel", turn, frequencies | {"out_ptr": "*bf16", "k_ptr": "*bf16"}),
-        signature("rotation.rotate_pages_kernel", stored | turn, frequencies | {"out": floats, "arena": floats}),
+        signature("rotation.rotate_kernel", turn, {"out_ptr": "*bf16", "k": rows} | turned),
+        signature("rotation.rotate_pages_kernel", stored | turn, {"out": floats, "arena": floats} | turned),
     )
     assert done.count("kernel 80") == done.count("kernel 90") == 12

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.pages.kernel_common import SLOT_COUNT, copy, sides, views
+from workbench_kernels.pages.kernel_common import SLOT_COUNT, Rows, copy, sides, views
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
 
@@ -48,49 +48,29 @@ def rotate_rows(out_ptr, in_ptr, out_stride, in_stride, delta, inv_freq_ptr, the
 
 
 @triton.jit
-def rotate_kernel(
-    out_ptr,  # [n_heads, n_keys, D]
-    k_ptr,  # [n_heads, n_keys, D]
-    origin_ptr,  # [n_heads, n_keys], as the next
-    target_ptr,
-    inv_freq_ptr,  # [half]
-    k_head_stride,
-    k_row_stride,
-    origin_stride,
-    target_stride,
-    n_keys,
-    CHANNELS: tl.constexpr,
-):
+def rotate_kernel(out_ptr, k, origin, target, inv_freq_ptr, n_keys, CHANNELS: tl.constexpr):
+    """out [n_heads, n_keys, D]; k: `Rows` of the same; origin, target: [n_heads, n_keys] and the stride of heads."""
     head = tl.program_id(1).to(tl.int64)
     start = tl.program_id(0).to(tl.int64) * SLOT_COUNT
     key = start + tl.arange(0, SLOT_COUNT)
     there = key < n_keys
-    origin = tl.load(origin_ptr + head * origin_stride + key, mask=there, other=0).to(tl.int64)
-    delta = tl.load(target_ptr + head * target_stride + key, mask=there, other=0).to(tl.int64) - origin
+    old = tl.load(origin[0] + head * origin[1] + key, mask=there, other=0).to(tl.int64)
+    delta = tl.load(target[0] + head * target[1] + key, mask=there, other=0).to(tl.int64) - old
     out_ptr += (head * n_keys + start) * CHANNELS.size
-    k_ptr += head * k_head_stride + start * k_row_stride
-    rotate_rows(out_ptr, k_ptr, CHANNELS.size, k_row_stride, delta, inv_freq_ptr, there, CHANNELS)
+    k_ptr = k.data + head * k.outer + start * k.inner
+    rotate_rows(out_ptr, k_ptr, CHANNELS.size, k.inner, delta, inv_freq_ptr, there, CHANNELS)
 
 
 @triton.jit
-def rotate_pages_kernel(
-    out,  # `Arena` written to; keys are floats
-    arena,  # `Arena` read
-    out_offsets_ptr,  # [n_pages] in units of 16 bytes, as the next
-    offsets_ptr,
-    targets_ptr,  # [n_pages, SLOTS]
-    inv_freq_ptr,  # [half]
-    K: tl.constexpr,
-    V: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+def rotate_pages_kernel(out, arena, names, inv_freq_ptr, K: tl.constexpr, V: tl.constexpr, CHANNELS: tl.constexpr):
+    """out, arena: `Arena` with keys as floats; names: offsets of out and arena [n_pages], targets [n_pages, SLOTS]."""
     page = tl.program_id(0).to(tl.int64)
-    out_offset = tl.load(out_offsets_ptr + page).to(tl.int64)
-    offset = tl.load(offsets_ptr + page).to(tl.int64)
+    out_offset = tl.load(names[0] + page).to(tl.int64)
+    offset = tl.load(names[1] + page).to(tl.int64)
     slot = tl.arange(0, SLOT_COUNT)
     words_ptr = arena.words + offset * 4
     out_words_ptr = out.words + out_offset * 4
-    target = tl.load(targets_ptr + page * SLOT_COUNT + slot)
+    target = tl.load(names[2] + page * SLOT_COUNT + slot)
     delta = target.to(tl.int64) - tl.load(words_ptr + 4 + slot).to(tl.int64)
     rows_ptr = arena.k + offset * K.unit + K.start
     out_rows_ptr = out.k + out_offset * K.unit + K.start
@@ -109,10 +89,9 @@ def rotate(k: Tensor, origin: Tensor, target: Tensor, inv_freq: Tensor) -> Tenso
     k, origin, target = (t if t.stride(-1) == 1 else t.contiguous() for t in (k, origin, target))
     out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     if out.numel():
-        strides = (*k.stride()[:2], *(t.stride(0) if t.ndim == 2 else 0 for t in (origin, target)))
-        lists = (origin, target, inv_freq.contiguous())
-        grid = (triton.cdiv(keys, SLOTS), heads)
-        rotate_kernel[grid](out, k, *lists, *strides, keys, CHANNELS=Channels.of(size, inv_freq))
+        places = ((t, t.stride(0) if t.ndim == 2 else 0) for t in (origin, target))
+        held = (out, Rows(k, *k.stride()[:2]), *places, inv_freq.contiguous(), keys)
+        rotate_kernel[(triton.cdiv(keys, SLOTS), heads)](*held, CHANNELS=Channels.of(size, inv_freq))
     return out
 
 
@@ -121,6 +100,6 @@ def rotate_pages(arena, form: PageFormat, offsets, targets, inv_freq, out, out_o
     """See the public function; one program a page."""
     if len(offsets):
         both = (views(part, form, floats=True) for part in (out, arena))
-        lists = (t.contiguous() for t in (out_offsets, offsets, targets, inv_freq))
+        names = tuple(t.contiguous() for t in (out_offsets, offsets, targets))
         constants = {**sides(form), "CHANNELS": Channels.of(form.head_dim, inv_freq)}
-        rotate_pages_kernel[(len(offsets),)](*both, *lists, **constants)
+        rotate_pages_kernel[(len(offsets),)](*both, names, inv_freq.contiguous(), **constants)

@@ -18,32 +18,24 @@ from workbench_kernels.segment_attention.tiles import STAGES, plan, split_count
 
 
 class Keys(NamedTuple):
-    """k [Hk, n, D] and v [Hk, n, Dv], which statistics do not read, and the strides of heads and rows."""
+    """A segment: keys and values, the strides of their heads and rows, and which of them a row sees."""
 
-    k: Tensor
-    v: Tensor
+    k: Tensor  # [Hk, n, D]
+    v: Tensor  # [Hk, n, Dv]; not read for REDUCE
     k_head_stride: int
     k_row_stride: int
     v_head_stride: int
     v_row_stride: int
+    base: Tensor | None  # [1] int32; None for 0
+    words: Tensor | None  # [R, ceil(n_staged / 32)] int32
+    n_staged: int
 
 
 @triton.jit
 def dense_attention_kernel(
-    results,
-    queries,
-    segment,
-    base_ptr,
-    words_ptr,
-    n_staged,
-    scale,
-    MASK: tl.constexpr,
-    REDUCE: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    TILE: tl.constexpr,
+    results, queries, segment, scale, MASK: tl.constexpr, REDUCE: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr
 ):
-    """segment: `Keys`; base: [1] int32, or None for 0; words: [R, ceil(n_staged / 32)] int32, or None; REDUCE: "none"
-    for attention."""
+    """results: `Results`; queries: `Queries`; segment: `Keys`; REDUCE: "none" for attention."""
     ROWS: tl.constexpr = TILE.rows * TILE.heads
     BLOCK_V: tl.constexpr = TILE.block_v
     split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows
@@ -51,12 +43,12 @@ def dense_attention_kernel(
     q = ops.load_queries(queries, row, head, inside, TILE)
     key_channels = tl.arange(0, TILE.block_d)[None, :]
     value_channels = tl.arange(0, BLOCK_V)[None, :]
-    if base_ptr is None:
+    if segment.base is None:
         base = 0
     else:
-        base = tl.load(base_ptr)
-    live = base + n_staged
-    share = tl.cdiv(tl.cdiv(live, BLOCK_KEYS), tl.num_programs(1)) * BLOCK_KEYS
+        base = tl.load(segment.base)
+    live = base + segment.n_staged
+    share = tl.cdiv(tl.cdiv(live, KEYS), tl.num_programs(1)) * KEYS
     last = tl.minimum((split + 1) * share, live)
 
     best = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -64,12 +56,12 @@ def dense_attention_kernel(
     acc = tl.zeros((ROWS, BLOCK_V), tl.float32)
     if REDUCE != "none":
         merged = ops.load_merged(results.merged, row, head, inside, TILE)
-    for start in range(split * share, last, BLOCK_KEYS):
-        keys = start + tl.arange(0, BLOCK_KEYS)
+    for start in range(split * share, last, KEYS):
+        keys = start + tl.arange(0, KEYS)
         held = keys < live
         k_rows = segment.k + kv_head * segment.k_head_stride + keys.to(tl.int64)[:, None] * segment.k_row_stride
         k = tl.load(k_rows + key_channels, mask=held[:, None] & (key_channels < TILE.head_dim), other=0).to(tl.float32)
-        seen = ops.staged_visible(words_ptr, row, keys, inside, base, n_rows, n_staged, MASK)
+        seen = ops.staged_visible(segment.words, row, keys, inside, base, n_rows, segment.n_staged, MASK)
         scores = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=TILE.precision) * scale, float("-inf"))
         if REDUCE == "none":
             v_rows = segment.v + kv_head * segment.v_head_stride + keys.to(tl.int64)[:, None] * segment.v_row_stride
@@ -94,7 +86,6 @@ def attend_dense(q, k, v, scale, mask=None, splits=None, base=None, staged=None,
     planned = plan(q, kv_heads, head_dim, value_dim)
     block_keys = 32 if max(head_dim, value_dim) * q.itemsize > 256 else 64
     splits = splits or split_count(-(-n // block_keys), planned.blocks * kv_heads, q.device)
-    segment = Keys(k, v, *k.stride()[:2], *v.stride()[:2])
-    arguments = (segment, base, words, n if staged is None else staged, scale)
-    constants = {"MASK": mask or "none" if words is None else "words", "BLOCK_KEYS": block_keys, "num_stages": STAGES}
-    return launch(dense_attention_kernel, planned, splits, kv_heads, q, *arguments, **constants, **mass)
+    segment = Keys(k, v, *k.stride()[:2], *v.stride()[:2], base, words, n if staged is None else staged)
+    constants = {"MASK": mask or "none" if words is None else "words", "KEYS": block_keys, "num_stages": STAGES}
+    return launch(dense_attention_kernel, planned, splits, kv_heads, q, segment, scale, **constants, **mass)
