@@ -277,7 +277,7 @@ def tuples() -> dict:
     floats, doubles, ints, longs = "*fp32", "*fp64", "*i32", "*i64"
     types = {"positions_ptr": longs, "floor_ptr": floats, "temperature": "fp32", "key": "i64", "top_p": "i64"}
     types |= {"figures": kernel.Figures(*[floats] * 3, longs, floats, floats, doubles)}
-    types |= {"drawn": kernel.Draw(longs, floats, longs, floats, floats, floats, longs)}
+    types |= {"drawn": distribution.Sample(longs, floats, longs, floats, floats, floats, longs, None)}
     types |= {"left": kernel.Splits(floats, ints, floats, doubles, ints, "i32", "i32")}
     types |= {"logits": kernel.Logits("*bf16", "i64", "i32"), "cuts": kernel.Cuts("fp32", "fp32", "fp32")}
     return types | {"found": candidates.Keys(longs, ints, "i32"), "top": candidates.Top(floats, longs, longs)}

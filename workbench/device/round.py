@@ -192,7 +192,8 @@ def _conclude(decoder: Declared, state: State, r: Round, round_: DeviceRound, fo
     state.runners["target"].store.commit_written(len(state.tokens) - 1, len(tree), [0, *path])
     dist = PackedDistribution(found, kept, round_.sampling, round_.model.vocab_size)
     if form.depth:
-        decoder.verify_and_commit(state, r, tree, dist, outcome=_outcome(found, kept, path) if "fates" in found else None)
+        outcome = _outcome(found, kept, path) if "fates" in found else None
+        decoder.verify_and_commit(state, r, tree, dist, outcome=outcome)
         return
     r.commit("target", [0])
     r.append(dist, [0], [dist.choose(0)], ["target"])

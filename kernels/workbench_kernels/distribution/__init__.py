@@ -1,6 +1,8 @@
 """Next-token distributions, row by row: statistics, and the seeded draw after temperature, top-k, top-p and min-p.
 
-The Triton kernels read each row of logits from memory once; the torch references define what they must give.
+The Triton kernels read each row of logits from memory once; the torch references define what they must give. The
+functions raise ValueError where an argument does not fit, RuntimeError with the reason where Triton is asked for and
+cannot run.
 """
 
 from typing import NamedTuple
@@ -73,9 +75,6 @@ def statistics(logits: Tensor, k: int = 0, implementation: str = "auto") -> Stat
         no distribution: its entropy and varentropy are NaN.
     k: how many top candidates to return, 0 for none; more than 64 are sorted by torch.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can.
-
-    Raises ValueError where the logits or k do not fit, RuntimeError with the reason where Triton is asked for and
-    cannot run.
     """
     _check(logits, k, "statistics", "k")
     chosen = choose(logits, implementation).name
@@ -112,9 +111,6 @@ def sample(
     candidates: how many top raw candidates to return in `raw`, at most 64.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. Triton takes two launches,
         four where a filter is set or candidates are asked for.
-
-    Raises ValueError where an argument does not fit, RuntimeError with the reason where Triton is asked for and
-    cannot run.
     """
     _check(logits, candidates, "sample", "candidates")
     if candidates > TRITON_CANDIDATES:

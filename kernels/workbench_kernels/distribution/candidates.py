@@ -96,7 +96,7 @@ def search(keys_ptr, n_keys, low, high, target, best_z, temperature, BY_MASS: tl
 @triton.jit(do_not_specialize=["key", "top_k", "raw_k", "top_p"])
 def select_fwd_kernel(
     top,  # `Top`; TOP > 0
-    drawn,  # `Draw`; filtered
+    drawn,  # `Sample`; filtered
     found,  # `Keys`
     figures,  # `Figures`
     positions_ptr,  # [n_rows] int64; filtered

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.distribution import reference
+from workbench_kernels.distribution import Sample, reference
 from workbench_kernels.noise import launch_key
 from workbench_kernels.noise.kernel import position_key, seeded_best
 
@@ -87,21 +87,9 @@ class Figures(NamedTuple):
     mass: Tensor  # Σ e^((x - best) / temperature)
 
 
-class Draw(NamedTuple):
-    """Each [R]; see `Sample`."""
-
-    token: Tensor
-    p: Tensor
-    kept: Tensor
-    lse: Tensor
-    entropy: Tensor
-    threshold: Tensor
-    threshold_id: Tensor
-
-
 REAL, WHOLE = torch.float32, torch.int64
 FIGURES = Figures(REAL, REAL, REAL, WHOLE, REAL, REAL, torch.float64)
-DRAW = Draw(WHOLE, REAL, WHOLE, REAL, REAL, REAL, WHOLE)
+DRAWN = Sample(WHOLE, REAL, WHOLE, REAL, REAL, REAL, WHOLE, None)
 
 
 @triton.jit
@@ -166,7 +154,7 @@ def kth_bound(keys, k):
 
 @triton.jit
 def store_draw(drawn, row, bad, token, p, kept, lse, entropy, threshold, threshold_id):
-    """A row of `Draw`; NaN, 0 and -1 where the row is no distribution."""
+    """A row of `Sample`; NaN, 0 and -1 where the row is no distribution."""
     nan = float("nan")
     tl.store(drawn.token + row, tl.where(bad, -1, token).to(tl.int64))
     tl.store(drawn.p + row, tl.where(bad, nan, p).to(tl.float32))
@@ -194,8 +182,8 @@ def merged(s, a, d):
 def combine_fwd_kernel(
     figures, drawn, left, logits, cuts, top_k, raw_k, SPLITS: tl.constexpr, GROUPS: tl.constexpr, BRANCHES: tl.constexpr
 ):
-    """figures: `Figures`; drawn: `Draw`; left: `Splits`; cuts: `Cuts`; top_k, raw_k: 0 for none, and for no candidates.
-    SPLITS, GROUPS: how many there are, padded."""
+    """figures: `Figures`; drawn: `Sample`; left: `Splits`; cuts: `Cuts`; top_k: 0 for none; raw_k: 0 for
+    no candidates; SPLITS, GROUPS: how many there are, padded."""
     n_splits = left.n_splits
     row = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, SPLITS)
@@ -275,7 +263,7 @@ class Rules(NamedTuple):
 
 @on_its_device
 def launch(logits: Tensor, rules: Rules, seed: int = 0, positions: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Statistics and top candidates of logits [R, V], then what `Draw` holds, where it is wanted.
+    """Statistics and top candidates of logits [R, V], then what `Sample` holds, where it is wanted.
 
     Two launches, four with candidates or filters. Rows may be strided, columns must lie side by side.
     """
@@ -286,8 +274,8 @@ def launch(logits: Tensor, rules: Rules, seed: int = 0, positions: Tensor | None
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    figures = Figures(*(empty(rows, dtype=dtype) for dtype in FIGURES))
-    drawn = Draw(*(empty(rows, dtype=dtype) for dtype in DRAW))
+    figures = FIGURES._make(empty(rows, dtype=dtype) for dtype in FIGURES)
+    drawn = DRAWN._make(dtype and empty(rows, dtype=dtype) for dtype in DRAWN)
     top = empty(rows, rules.candidates), empty(rows, rules.candidates, dtype=torch.int64)
     if rows:
         # in a large vocabulary one load of 16 bytes a thread (bfloat16), and 64 programs for 128 k columns
@@ -313,4 +301,4 @@ def launch(logits: Tensor, rules: Rules, seed: int = 0, positions: Tensor | None
             from workbench_kernels.distribution import candidates
 
             candidates.launch(held, rules, key, positions, figures, cuts, many, branches, top, drawn)
-    return *figures[:4], *top, *drawn
+    return *figures[:4], *top, *drawn[:-1]

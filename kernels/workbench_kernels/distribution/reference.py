@@ -34,10 +34,7 @@ def sound_rows(logits: Tensor) -> Tensor:
     return (logits < torch.inf).all(-1) & (logits > -torch.inf).any(-1)
 
 
-def sample(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, seed: int,
-    positions: Tensor,
-) -> tuple[Tensor, ...]:  # fmt: skip
+def sample(logits, temperature, top_k, top_p, min_p, seed, positions) -> tuple[Tensor, ...]:
     """-> token, p, kept, lse, entropy, threshold, threshold_id, each [R]. See the public function."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nothing = (-1, torch.nan, 0, torch.nan, torch.nan, torch.nan, -1)
