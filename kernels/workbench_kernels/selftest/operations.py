@@ -16,6 +16,8 @@ from workbench_kernels.dispatch import Choice
 from workbench_kernels.pages import ALIGN, RAW, SLOTS, PageFormat
 from workbench_kernels.pages.layout import HEADER
 
+__all__ = ["MIXED", "OPERATIONS", "Call", "Operation"]
+
 MIXED = ((RAW, RAW), (16, 8), (8, 4), (4, 2), (2, 16))  # widths of keys and values, page by page
 ROUNDING = 2e-5  # float32 sums of another order; the kernel tests hold the kernels to the same figure
 
