@@ -178,7 +178,7 @@ MUTANTS = {
     "member": ("scores.py", "(members < tile.group) & held", "(members <= tile.group) & held"),
     "key": ("dense.py", "held = keys < live", "held = keys <= live"),
     "page": ("paged.py", "place = index * SLOTS", "place = (index - 1) * SLOTS"),
-    "lse": ("scores.py", "tl.load(merged_ptr + row * heads + head,", "tl.load(merged_ptr + row * heads + head + 1,"),
+    "lse": ("scores.py", "tl.load(results.merged + place,", "tl.load(results.merged + place + 1,"),
 }
 
 

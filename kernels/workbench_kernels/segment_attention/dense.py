@@ -36,13 +36,10 @@ def dense_attention_kernel(
     results, queries, segment, scale, MASK: tl.constexpr, REDUCE: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr
 ):
     """results: `Results`; queries: `Queries`; segment: `Keys`; REDUCE: "none" for attention."""
-    ROWS: tl.constexpr = TILE.rows * TILE.heads
-    BLOCK_V: tl.constexpr = TILE.block_v
     split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows
-    row, head, inside = ops.tile_rows(n_rows, TILE)
-    q = ops.load_queries(queries, row, head, inside, TILE)
+    row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, REDUCE, TILE)
     key_channels = tl.arange(0, TILE.block_d)[None, :]
-    value_channels = tl.arange(0, BLOCK_V)[None, :]
+    value_channels = tl.arange(0, TILE.block_v)[None, :]
     if segment.base is None:
         base = 0
     else:
@@ -51,11 +48,6 @@ def dense_attention_kernel(
     share = tl.cdiv(tl.cdiv(live, KEYS), tl.num_programs(1)) * KEYS
     last = tl.minimum((split + 1) * share, live)
 
-    best = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)  # for REDUCE the entropy
-    acc = tl.zeros((ROWS, BLOCK_V), tl.float32)
-    if REDUCE != "none":
-        merged = ops.load_merged(results.merged, row, head, inside, TILE)
     for start in range(split * share, last, KEYS):
         keys = start + tl.arange(0, KEYS)
         held = keys < live

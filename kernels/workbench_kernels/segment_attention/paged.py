@@ -55,11 +55,8 @@ def paged_attention_kernel(
     results, queries, pages, scale, GROUPS: tl.constexpr, RAW: tl.constexpr, REDUCE: tl.constexpr, TILE: tl.constexpr
 ):
     """The mass is zeroed, n = P * SLOTS. GROUPS: of channels that share a value step; REDUCE: "none" for attention."""
-    ROWS: tl.constexpr = TILE.rows * TILE.heads
-    BLOCK_V: tl.constexpr = TILE.block_v
     split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows
-    row, head, inside = ops.tile_rows(n_rows, TILE)
-    q = ops.load_queries(queries, row, head, inside, TILE)
+    row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, REDUCE, TILE)
     row_positions = None
     if pages.positions is not None:
         row_positions = tl.load(pages.positions + row, mask=inside, other=0)
@@ -71,11 +68,6 @@ def paged_attention_kernel(
     table_ptr = pages.table + entries
 
     slots = tl.arange(0, SLOTS)
-    best = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)  # for REDUCE the entropy
-    acc = tl.zeros((ROWS, BLOCK_V), tl.float32)
-    if REDUCE != "none":
-        merged = ops.load_merged(results.merged, row, head, inside, TILE)
     unit, live, widths = open_page(pages.arena, table_ptr, first, first < last)
     for index in range(first, last):
         next_unit, next_live, next_widths = open_page(pages.arena, table_ptr, index + 1, index + 1 < last)

@@ -30,21 +30,28 @@ class Results(NamedTuple):
 
 
 @triton.jit
-def tile_rows(n_rows, tile: tl.constexpr):
-    """Query row, query head and validity of each tile row; program axis 0 is the row block, axis 2 the KV head."""
-    within = tl.arange(0, tile.rows * tile.heads)
-    row = tl.program_id(0) * tile.rows + within // tile.heads
+def begin(results, queries, REDUCE: tl.constexpr, tile: tl.constexpr):
+    """Query row, query head and validity of each tile row; queries float32 [tile rows, block_d]; the merged log-sum-exp
+    of each row, -inf outside; and the running maximum, sum and weighted values, of which REDUCE makes the entropy.
+
+    Program axis 0 is the row block, axis 2 the KV head.
+    """
+    ROWS: tl.constexpr = tile.rows * tile.heads
+    BLOCK_V: tl.constexpr = tile.block_v
+    within = tl.arange(0, ROWS)
+    row = (tl.program_id(0) * tile.rows + within // tile.heads).to(tl.int64)
     member = within % tile.heads
     head = tl.program_id(2) * tile.group + member
-    return row.to(tl.int64), head, (row < n_rows) & (member < tile.group)
-
-
-@triton.jit
-def load_queries(queries, row, head, inside, tile: tl.constexpr):
-    """float32 [tile rows, block_d]."""
+    inside = (row < queries.n_rows) & (member < tile.group)
     channels = tl.arange(0, tile.block_d)[None, :]
     pointers = queries.data + (row * queries.row_stride + head * queries.head_stride)[:, None] + channels
-    return tl.load(pointers, mask=inside[:, None] & (channels < tile.head_dim), other=0).to(tl.float32)
+    q = tl.load(pointers, mask=inside[:, None] & (channels < tile.head_dim), other=0).to(tl.float32)
+    best = tl.full((ROWS,), float("-inf"), tl.float32)
+    merged = best
+    if REDUCE != "none":
+        place = row * (tl.num_programs(2) * tile.group) + head
+        merged = tl.load(results.merged + place, mask=inside, other=float("-inf"))
+    return row, head, inside, q, merged, best, tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, BLOCK_V), tl.float32)
 
 
 @triton.jit
@@ -91,13 +98,6 @@ def store_output(results, best, total, acc, row, head, inside, n_rows, REDUCE: t
         channels = tl.arange(0, tile.block_v)[None, :]
         stored = inside[:, None] & (channels < tile.value_dim)
         tl.store(results.out + place[:, None] * tile.value_dim + channels, acc / total[:, None], mask=stored)
-
-
-@triton.jit
-def load_merged(merged_ptr, row, head, inside, tile: tl.constexpr):
-    """The merged log-sum-exp of each tile row; -inf outside."""
-    heads = tl.num_programs(2) * tile.group
-    return tl.load(merged_ptr + row * heads + head, mask=inside, other=float("-inf"))
 
 
 @triton.jit
