@@ -24,7 +24,7 @@ __all__ = [
     "ledger", "merge", "move", "pack", "rotate", "rotate_pages", "scatter", "unpack",
 ]  # fmt: skip
 
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+Dense = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def blank(arena: Tensor, offsets: Tensor, form: PageFormat, birth: int = 0) -> None:
@@ -75,7 +75,7 @@ def pack(
 def unpack(
     pages: Tensor, form: PageFormat, offsets: Tensor | None = None, dtype: torch.dtype | None = None, *,
     implementation: str = "auto",
-) -> Rows:  # fmt: skip
+) -> Dense:  # fmt: skip
     """Dense rows of pages, of live and dead slots alike.
 
     pages: uint8 [n, form.bytes], or an arena with offsets [n]; dtype: float32 (None; float64 for RAW float64),
@@ -118,7 +118,7 @@ def demote(
 def gather(
     arena: Tensor, form: PageFormat, offsets: Tensor, slots: Tensor, dtype: torch.dtype | None = None, *,
     implementation: str = "auto",
-) -> Rows:  # fmt: skip
+) -> Dense:  # fmt: skip
     """Dense rows of slots anywhere in pages of one kind; zeros where an offset is below 0.
 
     offsets, slots: int [...]; dtype as for `unpack`. Returns k [..., D], v [..., Dv], positions int64 [...] and live
@@ -129,7 +129,7 @@ def gather(
     return _read(arena, form, offsets, slots, dtype, implementation)
 
 
-def _read(arena, form, offsets, slots, dtype, implementation) -> Rows:
+def _read(arena, form, offsets, slots, dtype, implementation) -> Dense:
     """Dense rows of slots, or of whole pages."""
     asked = () if dtype is None else (dtype,)
     kernel = backend("read", arena.device, *checks.raw_dtypes(form), *asked, implementation=implementation)
