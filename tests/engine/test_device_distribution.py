@@ -78,7 +78,7 @@ def once(monkeypatch):
         dist = remembered("distribution", key, lambda: sample(logits, *settings, implementation=implementation))
         return dist._replace(token=torch.zeros_like(dist.token))
 
-    monkeypatch.setattr(live, "attend_live", attend_once)
+    monkeypatch.setattr(segment_attention, "attend_live", attend_once)
     return asked, lambda: monkeypatch.setattr(distribution, "sample", distribution_once)
 
 

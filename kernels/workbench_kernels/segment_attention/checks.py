@@ -1,6 +1,6 @@
 """Which implementation runs, and input checks: one line that says what was expected and what came."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,13 +33,7 @@ class PageOptions(NamedTuple):
         return self._replace(value_dim=self.value_dim or q.shape[-1], raw=self.raw or q.dtype)
 
 
-def choose(
-    *tensors: Tensor,
-    arena: Tensor | None = None,
-    dtypes: Iterable = (),
-    sizes: Iterable[int] = (),
-    implementation="auto",
-) -> Choice:
+def choose(*tensors: Tensor, arena: Tensor | None = None, dtypes=(), sizes=(), implementation: str = "auto") -> Choice:
     """What would compute a call on these tensors.
 
     tensors: queries, and keys, values or outputs where the call has them as tensors; the last dimension of each is a
