@@ -55,10 +55,8 @@ class DeviceModel:
         """ids and absolute positions int64 [R] on the device -> logits of the `last` rows (0: of all)."""
         self._cache.store = rows
         try:
-            return self._engine(
-                input_ids=tokens[None], position_ids=positions[None], past_key_values=self._cache, use_cache=True,
-                logits_to_keep=last,
-            ).logits[0]  # fmt: skip
+            options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": last}
+            return self._engine(input_ids=tokens[None], position_ids=positions[None], **options).logits[0]
         finally:
             self._cache.store = None
 
