@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from typing import Any
 
 from workbench import declare, members
 from workbench.errors import BadInput
