@@ -5,6 +5,7 @@ To add a kernel, give its operation a row of that table and its shapes a row of 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -48,16 +49,10 @@ class Case:
 # -- shapes -------------------------------------------------------------------------------------------------------
 
 
-def _each(**columns: tuple) -> list[tuple[str, dict]]:
-    """Every value of the first column with every value of the next, and so on."""
-    found: list[dict] = [{}]
-    for name, values in columns.items():
-        found = [row | {name: value} for row in found for value in values]
-    return [(" ".join(f"{name}={value}" for name, value in row.items()), row) for row in found]
-
-
-def _with(rows: list[tuple[str, dict]], **fixed) -> list[tuple[str, dict]]:
-    return [(label, row | fixed) for label, row in rows]
+def _each(fixed: dict[str, Any], **columns: tuple) -> list[tuple[str, dict]]:
+    """Every value of the first column with every value of the next, and so on; what is fixed is not in the label."""
+    rows = [dict(zip(columns, values, strict=True)) for values in product(*columns.values())]
+    return [(" ".join(f"{name}={value}" for name, value in row.items()), row | fixed) for row in rows]
 
 
 def _pages() -> list[tuple[str, dict]]:
@@ -72,31 +67,31 @@ VOCABULARIES = {"vocab": (131_072, 32_768, 262_144), "rows": (1, 16)}
 PLAIN = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None}
 FILTERED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "min_p": None}
 CODED = [(f"pages={n} width={b}", {"count": n, "widths": (b, b), "size": 128}) for n in (2048, 256) for b in (4, 8, 2)]
-WHOLE = _with(_each(count=(2048, 256)), size=128)
-TREES = _each(nodes=(64, 8), vocab=(131_072,))
+WHOLE = _each({"size": 128}, count=(2048, 256))
+TREES = _each({}, nodes=(64, 8), vocab=(131_072,))
 SHAPES: dict[str, list[tuple[str, dict]]] = {
     "attend_pages": _pages(),
-    "attend_staged": _with(_each(rows=(64, 8)), **HEADS),
-    "attend_prefix": _with(_each(keys=(8192, 1024, 32768), sequences=(16, 4), rows=(1, 4)), **HEADS),
-    "attend_live": _with(_each(keys=(8192, 1024, 32000), rows=(1, 8)), capacity=32768, **HEADS),
-    "merge": _with(_each(segments=(4, 32), rows=(16, 1)), heads=32, size=128),
+    "attend_staged": _each(HEADS, rows=(64, 8)),
+    "attend_prefix": _each(HEADS, keys=(8192, 1024, 32768), sequences=(16, 4), rows=(1, 4)),
+    "attend_live": _each({"capacity": 32768} | HEADS, keys=(8192, 1024, 32000), rows=(1, 8)),
+    "merge": _each({"heads": 32, "size": 128}, segments=(4, 32), rows=(16, 1)),
     "page_mass": _pages(),
-    "segment_mass": _with(_each(keys=(1024, 8192), rows=(16, 1)), **HEADS),
+    "segment_mass": _each(HEADS, keys=(1024, 8192), rows=(16, 1)),
     "pages.pack": CODED,
     "pages.unpack": CODED,
     "pages.demote": WHOLE,
     "pages.gather": CODED,
-    "pages.scatter": _with(_each(rows=(8, 1)), kv_heads=8, size=128),
+    "pages.scatter": _each({"kv_heads": 8, "size": 128}, rows=(8, 1)),
     "pages.move": WHOLE,
-    "pages.compact": _with(_each(count=(1024, 64)), size=128),
+    "pages.compact": _each({"size": 128}, count=(1024, 64)),
     "pages.merge": WHOLE,
     "pages.evict": WHOLE,
-    "pages.rotate": _with(_each(keys=(8192, 32768)), kv_heads=8, size=128),
+    "pages.rotate": _each({"kv_heads": 8, "size": 128}, keys=(8192, 32768)),
     "pages.rotate_pages": WHOLE,
-    "statistics": _with(_each(**VOCABULARIES), k=8),
+    "statistics": _each({"k": 8}, **VOCABULARIES),
     "sample": [
         (f"{label} {name}", shape | rules)
-        for label, shape in _each(**VOCABULARIES)
+        for label, shape in _each({}, **VOCABULARIES)
         for name, rules in (("top-k top-p", FILTERED), ("plain", PLAIN))
     ],
     "verify.greedy": TREES,

@@ -8,12 +8,11 @@ interleaved runs. Text equality with `model.generate` is checked on every run: n
 differs.
 """
 
+from functools import partial
 from statistics import mean, median
 
-from tqdm import tqdm
-
 import workbench as wb
-from benchmarks.runs import LOOPS, Record, finish, keep, options, ours, prompts, same, theirs
+from benchmarks.runs import LOOPS, Record, counted, finish, interleaved, options, ours, prompts, same, theirs
 
 ARMS = {
     "plain, level off": (wb.Autoregressive(), "off"),
@@ -29,20 +28,6 @@ ARMS = {
 STOCK = "model.generate"
 
 
-def measure(lm, texts: list[str], tokens: int, repeats: int) -> dict[str, list[Record]]:
-    """Per arm, the fastest run of every prompt."""
-    rows: dict[str, list[Record]] = {name: [] for name in [STOCK, *ARMS]}
-    for text in tqdm(texts, desc="prompts"):
-        prompt, best = lm.tokenizer.encode(text), {}
-        for _ in range(repeats):
-            keep(best, STOCK, theirs(lm, prompt, tokens))
-            for name, (decoder, level) in ARMS.items():
-                keep(best, name, ours(lm, prompt, decoder, max_new_tokens=tokens, level=level))
-        for name, record in best.items():
-            rows[name].append(record)
-    return rows
-
-
 def table(rows: dict[str, list[Record]]) -> list[dict]:
     base, out = rows[STOCK], []
     for name, found in rows.items():
@@ -54,10 +39,7 @@ def table(rows: dict[str, list[Record]]) -> list[dict]:
             entry |= {"speedup": median(ratios), "quartiles": [ordered[quarter], ordered[-1 - quarter]]}
             entry |= {"speedup_without_loops": median(calm) if calm else None, "prompts_without_loops": len(calm)}
         if name != STOCK and found[0]["forwards"]:  # not logged at level off
-            drafted = sum(r["drafted"] for r in found)
-            entry["tokens_per_target_forward"] = sum(len(r["text"]) for r in found) / sum(r["forwards"] for r in found)
-            entry["acceptance"] = sum(r["accepted"] for r in found) / drafted if drafted else None
-            entry["repeated_4gram_share"] = mean(r["repeated"] for r in found)
+            entry |= counted(found) | {"repeated_4gram_share": mean(r["repeated"] for r in found)}
         out.append(entry)
     return out
 
@@ -66,8 +48,12 @@ def main() -> None:
     given = options(__doc__, prompts=20, tokens=128, repeats=3, device="cpu").parse_args()
     lm, texts = wb.load("embedded", device=given.device), prompts(given.prompts)
     wb.decode(lm, texts[0], wb.Speculative(), max_new_tokens=16)  # warm up
-    rows = table(measure(lm, texts, given.tokens, given.repeats))
-    finish(lm, rows, given.out, prompts=given.prompts, tokens=given.tokens, repeats=given.repeats)
+    arms = {STOCK: partial(theirs, lm, given.tokens)} | {
+        name: partial(ours, lm, decoder, max_new_tokens=given.tokens, level=level)
+        for name, (decoder, level) in ARMS.items()
+    }
+    rows = interleaved(arms, map(lm.tokenizer.encode, texts), given.repeats, "prompts")
+    finish(lm, table(rows), given.out, prompts=given.prompts, tokens=given.tokens, repeats=given.repeats)
 
 
 if __name__ == "__main__":

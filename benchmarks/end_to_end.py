@@ -8,17 +8,16 @@ a token without prefill, compilation or capture: for the workbench the median of
 difference of two lengths divided by their distance. On a CPU the floors are printed and no speed is measured.
 """
 
-import argparse
 import json
 import os
 import statistics
-from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
 from benchmarks.device import clock, conditions, copy_bandwidth
+from benchmarks.runs import options, rounded
 from workbench.device.round import VARIABLE
 from workbench.models.adapter import wrap
 
@@ -92,8 +91,8 @@ def measure(model, prompt: list[int], tokens: int) -> list[dict]:
         ms, where = workbench_ms(lm, prompt, tokens, level)
         rows.append({"arm": f"workbench, level {level} ({where})", "ms_per_token": ms})
     compiled = {"cache_implementation": "static"}  # generate compiles the forward pass by itself with such a cache
-    for arm, options in (("model.generate", {}), ("model.generate, compiled", compiled)):
-        rows.append({"arm": arm, "ms_per_token": generate_ms(model, prompt, tokens, **options)})
+    for arm, how in (("model.generate", {}), ("model.generate, compiled", compiled)):
+        rows.append({"arm": arm, "ms_per_token": generate_ms(model, prompt, tokens, **how)})
     return rows
 
 
@@ -108,24 +107,21 @@ def same_tokens(model, prompt: list[int], tokens: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, prompt=128, tokens=128)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, choices=("cuda", "cpu"))
     parser.add_argument("--size", choices=SIZES, help="default: 8b on a GPU, tiny on a CPU")
-    parser.add_argument("--prompt", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    gpu = options.device == "cuda"
-    size = options.size or ("8b" if gpu else "tiny")
-    model = build(size, options.device)
+    given = parser.parse_args()
+    gpu = given.device == "cuda"
+    size = given.size or ("8b" if gpu else "tiny")
+    model = build(size, given.device)
     generator = torch.Generator().manual_seed(1)
-    prompt = torch.randint(1, SIZES[size][5], (options.prompt,), generator=generator).tolist()
-    bandwidth = copy_bandwidth(torch.device(options.device))
+    prompt = torch.randint(1, SIZES[size][5], (given.prompt,), generator=generator).tolist()
+    bandwidth = copy_bandwidth(torch.device(given.device))
     bytes_ = streamed_bytes(model)
     floor = 1000 * bytes_ / bandwidth
-    told = conditions(torch.device(options.device)) | {
-        "dtype": "bfloat16", "size": size, "prompt": options.prompt, "tokens": options.tokens,
+    told = conditions(torch.device(given.device)) | {
+        "dtype": "bfloat16", "size": size, "prompt": given.prompt, "tokens": given.tokens,
         "copy_GB_per_s": round(bandwidth / 1e9, 1), "weight_GB": round(bytes_ / 1e9, 3),
         "floor_ms_per_token": round(floor, 4), "same_tokens_of_32": same_tokens(model, prompt, 32),
     }  # fmt: skip
@@ -133,13 +129,13 @@ def main() -> None:
     if not gpu:
         print("on a CPU no speed is measured: these are the floor, and how far both ways to decode agree")
         return
-    rows = measure(model, prompt, options.tokens)
+    rows = measure(model, prompt, given.tokens)
     generate = next(row["ms_per_token"] for row in rows if row["arm"] == "model.generate")
     for row in rows:
         row |= {"share_of_floor": floor / row["ms_per_token"], "speedup": generate / row["ms_per_token"]}
-        print({name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()})
-    if options.out:
-        options.out.write_text(json.dumps({"conditions": told, "rows": rows}, indent=1) + "\n")
+        print({name: rounded(value) for name, value in row.items()})
+    if given.out:
+        given.out.write_text(json.dumps({"conditions": told, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

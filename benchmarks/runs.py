@@ -1,14 +1,15 @@
-"""What the benchmarks of decoding share: their options, timed runs, intervals over prompts, results with conditions."""
+"""What the benchmarks of decoding share: their options, interleaved timed runs, intervals, results with conditions."""
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import bootstrap
+from tqdm import tqdm
 
 import workbench as wb
 from benchmarks.device import clock, conditions
@@ -31,10 +32,10 @@ def prompts(count: int) -> list[str]:
     return [row["prompt"] for row in wb.held_out_prompts(count)]
 
 
-def ours(lm, prompt: list[int], decoder: wb.Decoder | None, **settings: Any) -> Record:
+def ours(lm, decoder: wb.Decoder | None, prompt: list[int], seed: int, **settings: Any) -> Record:
     """A run of a decoder: seconds, text, and counts, which are 0 at level `off`."""
     start = clock(lm.device)
-    trace = wb.decode(lm, prompt, decoder, **settings)
+    trace = wb.decode(lm, prompt, decoder, seed=seed, **settings)
     seconds, summary = clock(lm.device) - start, trace.summary()
     return {
         "seconds": seconds,
@@ -47,8 +48,8 @@ def ours(lm, prompt: list[int], decoder: wb.Decoder | None, **settings: Any) -> 
     }
 
 
-def theirs(lm, prompt: list[int], tokens: int, **how: Any) -> Record:
-    """`model.generate`, greedy. The forward over the prompt counts: it gives a token."""
+def theirs(lm, tokens: int, prompt: list[int], seed: int, **how: Any) -> Record:
+    """`model.generate`, greedy, whatever the seed. The forward over the prompt counts: it gives a token."""
     ids = torch.tensor([prompt], device=lm.device)
     calls: list[int] = []
     handle = lm.model.register_forward_hook(lambda *_: calls.append(1))
@@ -62,11 +63,28 @@ def theirs(lm, prompt: list[int], tokens: int, **how: Any) -> Record:
     return {"seconds": seconds, "text": text, "forwards": len(calls), "drafted": 0, "accepted": 0, "draft_ms": 0.0}
 
 
-def keep(best: dict[str, Record], name: str, record: Record) -> None:
-    """The fastest run of an arm; `steady` only if every run of it gave one text."""
-    old = best.get(name, {**record, "steady": True})
-    steady = old["steady"] and old["text"] == record["text"]
-    best[name] = {**min(old, record, key=lambda run: run["seconds"]), "steady": steady}
+def interleaved(
+    arms: Mapping[str, Callable[[list[int], int], Record]], prompts: Iterable[list[int]], repeats: int, what: str
+) -> dict[str, list[Record]]:
+    """arm -> its fastest run of every prompt, all arms in turn; a prompt's number is the seed of its runs.
+
+    A record is `steady` if every run of it gave one text.
+    """
+    rows: dict[str, list[Record]] = {name: [] for name in arms}
+    for number, prompt in enumerate(tqdm(prompts, desc=what)):
+        found = [{name: run(prompt, number) for name, run in arms.items()} for _ in range(repeats)]
+        for name in arms:
+            runs = [one[name] for one in found]
+            steady = all(run["text"] == runs[0]["text"] for run in runs)
+            rows[name].append(min(runs, key=lambda run: run["seconds"]) | {"steady": steady})
+    return rows
+
+
+def counted(found: Sequence[Record]) -> dict[str, float | None]:
+    """Tokens per forward of the target and acceptance, pooled."""
+    tokens = sum(len(record["text"]) for record in found)
+    forwards, drafted, accepted = (sum(r[name] for r in found) for name in ("forwards", "drafted", "accepted"))
+    return {"tokens_per_target_forward": tokens / forwards, "acceptance": accepted / drafted if drafted else None}
 
 
 def same(base: Record, found: Record) -> bool:
@@ -103,7 +121,7 @@ def _ratio(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def finish(lm, rows: list[dict], out: Path | None, shown: int = 0, **facts: Any) -> None:
     """Print the rows after the first `shown`, and write all of them where `--out` says."""
-    rows[:] = [{name: _rounded(value) for name, value in row.items()} for row in rows]
+    rows[:] = [{name: rounded(value) for name, value in row.items()} for row in rows]
     for row in rows[shown:]:
         print(row)
     if out:
@@ -111,7 +129,7 @@ def finish(lm, rows: list[dict], out: Path | None, shown: int = 0, **facts: Any)
         out.write_text(json.dumps({"conditions": facts, "rows": rows}, indent=1) + "\n")
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [rounded(one) for one in value]
     return round(value, 3) if isinstance(value, float) else value

@@ -16,15 +16,15 @@ it is not timed.
 
 import random
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
 import torch
-from tqdm import tqdm
 
 import workbench as wb
 from benchmarks import runs
-from benchmarks.runs import LOOPS, Record, interval, keep, ours, ratio, same, theirs
+from benchmarks.runs import LOOPS, Record, counted, interleaved, interval, ours, ratio, same, theirs
 from workbench.training import corpus
 
 CHAINS = {f"draft model, fixed {k}": k for k in (1, 2, 3, 4, 6)}
@@ -129,24 +129,16 @@ def measure(lm, mode: str, given, more: dict[str, dict]) -> dict[str, list[Recor
     decoders = {"plain": None, **arms(mode, set(filter(None, given.arms.split(";"))), more)}
     for decoder in decoders.values():
         wb.decode(lm, "x = 1", decoder, max_new_tokens=8)  # warm: weights loaded, corpora read
-    settings, others = {"max_new_tokens": given.tokens, "temperature": MODES[mode][2]}, {}
+    settings = {"max_new_tokens": given.tokens, "temperature": MODES[mode][2]}
+    found = {name: partial(ours, lm, decoder, **settings) for name, decoder in decoders.items()}
     if mode in ("greedy", "copy", "span"):
-        others = {
-            "transformers, generate": {},
-            "transformers, assisted": {"assistant_model": wb.load("embedded-draft", device=given.device).model},
-            "transformers, prompt lookup": {"prompt_lookup_num_tokens": 10},
+        draft = wb.load("embedded-draft", device=given.device).model
+        found |= {
+            "transformers, generate": partial(theirs, lm, given.tokens),
+            "transformers, assisted": partial(theirs, lm, given.tokens, assistant_model=draft),
+            "transformers, prompt lookup": partial(theirs, lm, given.tokens, prompt_lookup_num_tokens=10),
         }
-    rows: dict[str, list[Record]] = {name: [] for name in [*decoders, *others]}
-    for number, prompt in enumerate(tqdm(prompts(lm, mode, given.prompts), desc=mode)):
-        best: dict[str, Record] = {}
-        for _ in range(given.repeats):
-            for name, decoder in decoders.items():
-                keep(best, name, ours(lm, prompt, decoder, **settings, seed=number))
-            for name, how in others.items():
-                keep(best, name, theirs(lm, prompt, given.tokens, **how))
-        for name, record in best.items():
-            rows[name].append(record)
-    return rows
+    return interleaved(found, prompts(lm, mode, given.prompts), given.repeats, mode)
 
 
 def table(mode: str, rows: dict[str, list[Record]]) -> list[dict]:
@@ -161,14 +153,11 @@ def table(mode: str, rows: dict[str, list[Record]]) -> list[dict]:
             if not members or (which != "all" and len(members) == len(plain)):
                 continue
             base, found = ([some[i] for i in members] for some in (plain, records))
-            tokens, forwards = sum(len(r["text"]) for r in found), sum(r["forwards"] for r in found)
-            drafted = sum(r["drafted"] for r in found)
+            forwards, drafted, draft_ms = (sum(r[name] for r in found) for name in ("forwards", "drafted", "draft_ms"))
             plain_ms = 1000 * sum(r["seconds"] for r in base) / sum(len(r["text"]) for r in base)
             entry = {"mode": mode, "arm": name, "prompts": which, "count": len(members), "same_text": equal}
-            entry["tokens_per_target_forward"] = tokens / forwards
-            entry["acceptance"] = sum(r["accepted"] for r in found) / drafted if drafted else None
-            entry["drafted_per_round"] = drafted / forwards
-            entry["draft_cost"] = sum(r["draft_ms"] for r in found) / forwards / plain_ms  # plain tokens per round
+            entry |= counted(found) | {"drafted_per_round": drafted / forwards}
+            entry["draft_cost"] = draft_ms / forwards / plain_ms  # plain tokens per round
             if equal == 1 or mode == "rejection":
                 entry["speedup"], entry["interval"] = ratio(base, found), interval(base, found)
                 if tuned := [[rows[k][i] for i in members] for k in CHAINS if k in rows]:

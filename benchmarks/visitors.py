@@ -89,7 +89,7 @@ def server(pipe: Connection) -> None:
     os._exit(0)
 
 
-class Client:
+class Page:
     """A page without a browser: fires the app's events over HTTP, holds what the trace view would hold."""
 
     def __init__(self, port: int, name: str):
@@ -105,19 +105,23 @@ class Client:
         self.state = {one["id"] for one in parts if one["type"] == "state"}
         self.view: dict[str, Any] = {}
         self.answers: list[float] = []  # seconds each
+        self.presses = 0
         self.fire("loaded")
 
     def _get(self, path: str) -> Any:
         return _checked(self.http.get(path)).json()
 
-    def set(self, name: str, value: Any) -> None:
-        self.shown[self.named[name]] = value
+    def press(self, event: str, **values: Any) -> None:
+        """Fire an event once the named fields hold these values."""
+        self.shown |= {self.named[name.replace("_", " ")]: value for name, value in values.items()}
+        self.fire(event)
+        self.presses += 1
 
-    def fire(self, event: str, data: Any = None) -> None:
+    def fire(self, event: str) -> None:
         """Fire an event with what the page shows now, and take the updates in."""
         one = self.events[event]
         inputs = [None if number in self.state else self.shown[number] for number in one["inputs"]]
-        asked = {"data": inputs, "fn_index": one["id"], "session_hash": self.name, "event_data": data}
+        asked = {"data": inputs, "fn_index": one["id"], "session_hash": self.name, "event_data": None}
         _checked(self.http.post("/gradio_api/queue/join", json={**asked, "trigger_id": None}))
         with self.http.stream("GET", f"/gradio_api/queue/data?session_hash={self.name}") as reply:
             found = (json.loads(line[5:]) for line in reply.iter_lines() if line.startswith("data:"))
@@ -177,36 +181,33 @@ def _checked(reply: httpx.Response) -> httpx.Response:
 
 
 class Visitor(threading.Thread):
-    """A client that first watches one long run for some seconds, then runs and steps until its time is over."""
+    """One who first watches one long run for some seconds, then runs and steps until the time is over."""
 
     def __init__(self, port: int, number: int, gate: threading.Barrier, watch: float):
         super().__init__(name=f"visitor {number}")
         rows = held_out_prompts()
         self.prompt = rows[number % len(rows)]["prompt"][-400:]
-        self.client, self.gate, self.watch = Client(port, f"visitor{number}"), gate, watch
+        self.page, self.gate, self.watch = Page(port, f"visitor{number}"), gate, watch
         self.until = float("inf")
         self.error = ""
         self.rounds = 0.0  # per second, of the run that was watched
         self.watched: list[float] = []
         self.answers: list[float] = []
         self.texts: list[str] = []
-        self.presses = 0
 
     def run(self) -> None:
+        page = self.page
         try:
-            self.client.set("ignore eos", True)
-            self._open("autoregressive", LONG)
-            self._press("play")
+            self._open("autoregressive", LONG, ignore_eos=True)
+            page.press("play")
             self.gate.wait()
-            self.client.watch(time.monotonic() + WARM_S)
-            self.client.answers, first = [], self.client.view["rounds_recorded"]
-            started = time.monotonic()
-            self.watched = self.client.watch(started + self.watch)
-            self.rounds = (self.client.view["rounds_recorded"] - first) / (time.monotonic() - started)
-            self.answers = self.client.answers
-            self._press("pause")
-            self._press("forget")
-            self.client.set("ignore eos", False)
+            page.watch(time.monotonic() + WARM_S)
+            page.answers, first, started = [], page.view["rounds_recorded"], time.monotonic()
+            self.watched = page.watch(started + self.watch)
+            self.rounds = (page.view["rounds_recorded"] - first) / (time.monotonic() - started)
+            self.answers = page.answers
+            page.press("pause")
+            page.press("forget")
             self.gate.wait()
             while time.monotonic() < self.until:
                 self._round()
@@ -214,29 +215,22 @@ class Visitor(threading.Thread):
             self.error = f"{type(error).__name__}: {error}"
             self.gate.abort()
         finally:
-            self.client.close()
+            page.close()
 
-    def _open(self, decoder: str, tokens: int) -> None:
-        for name, value in {"prompt": self.prompt, "max new tokens": tokens, "decoder": decoder}.items():
-            self.client.set(name, value)
-        self._press("start")
-
-    def _press(self, event: str, data: Any = None) -> None:
-        self.client.fire(event, data)
-        self.presses += 1
+    def _open(self, decoder: str, tokens: int, ignore_eos: bool) -> None:
+        facts = {"prompt": self.prompt, "max_new_tokens": tokens, "decoder": decoder, "ignore_eos": ignore_eos}
+        self.page.press("start", **facts)
 
     def _round(self) -> None:
-        client = self.client
-        self._open("speculative", TOKENS)
-        self._press("play")
-        client.watch()
-        self.texts.append(client.text)
+        self._open("speculative", TOKENS, ignore_eos=False)
+        self.page.press("play")
+        self.page.watch()
+        self.texts.append(self.page.text)
         for press in ("back round", "step phase", "step phase", "step round", "back token"):
             event, by = press.split()
-            client.set("by", by)
-            self._press(event)
+            self.page.press(event, by=by)
             time.sleep(PAUSE_S)
-        self._press("forget")
+        self.page.press("forget")
 
 
 def measure(visitors: int, seconds: float, watch: float = 20, waves: int = 1) -> dict[str, Any]:
@@ -278,7 +272,7 @@ def measure(visitors: int, seconds: float, watch: float = 20, waves: int = 1) ->
         "cores": os.cpu_count(),
         "errors": [visitor.error for visitor in crowd if visitor.error],
         "runs": sum(len(visitor.texts) for visitor in crowd),
-        "presses": sum(visitor.presses for visitor in crowd),
+        "presses": sum(visitor.page.presses for visitor in crowd),
         "mixed_texts": sum(text != alone[visitor.prompt] for visitor in crowd for text in visitor.texts),
         "updates_per_s_median": median(rates) if rates else None,
         "updates_per_s_least": min(rates, default=None),

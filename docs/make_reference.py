@@ -1,6 +1,7 @@
 """Write docs/reference.md, docs/migrating.md and the package's stub from what is declared: `make docs`."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 from workbench import aliases, conditions, declare, members, web
@@ -23,6 +24,9 @@ def reference() -> str:
         found = [declare.get(family, name) for name in declare.names(family)]
         found = [cls for cls in found if cls.__module__.startswith("workbench.")]
         parts += [f"## {several.capitalize()}", *map(_member, found)]
+    for family, several in members.FUNCTIONS.items():
+        found = sorted(name for known, name, _, _ in members.MEMBERS if known == family)
+        parts += [f"## {several.capitalize()}", *(_function(name, declare.get(family, name)) for name in found)]
     parts += [
         "## Settings",
         "Keywords of `workbench.decode` and `workbench.Session`; what an app or a command line can say is an option"
@@ -39,6 +43,11 @@ def _member(cls: type) -> str:
     fields = declare.describe(cls)
     rows = [f"### `{cls.declared_name}`: {cls.__name__}", inspect.getdoc(cls) or ""]
     return "\n\n".join([*rows, _table(fields)] if fields else rows)
+
+
+def _function(name: str, function: Callable) -> str:
+    taken = ", ".join(inspect.signature(function).parameters)
+    return f"### `{name}({taken})`\n\n{inspect.getdoc(function)}"
 
 
 def _table(fields) -> str:

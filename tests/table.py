@@ -5,7 +5,8 @@ What its defaults do not say stands beside the others in `tests/rows/<family>_<n
 - of a decoder `ROWS`, by what goes behind its name: how it is made, and what it guarantees; it must have that file;
 - of a drafter, shape, verifier, policy or quantizer `SETTINGS`, small enough for the models of the tests, or
   `make(draft model's name, folder of trained parts)`, or `ROWS`, several of them;
-- of a drafter what it `GIVES`, of a shape what it `NEEDS`, of a verifier the only `SHAPES` that it takes.
+- of a drafter what it `GIVES`, of a shape what it `NEEDS`, of a verifier the only `SHAPES` that it takes;
+- of a view `draw(trace, theme=None)`, where it draws something else than one trace.
 """
 
 from collections.abc import Callable, Iterator
@@ -76,6 +77,9 @@ DECODERS: dict[str, Row] = {
 DRAFTERS = {name: partial(sample, "drafter", name) for name in listed("drafter")}
 SHAPES = {name: partial(sample, "shape", name, "") for name in listed("shape")}
 VERIFIERS = {name: partial(sample, "verifier", name, "") for name in listed("verifier")}
+
+# every view: draw(trace, theme=None) -> its figure
+VIEWS = {name: row("view", name, "draw", None) or declare.get("view", name) for name in listed("view")}
 
 # what a shape may need of a drafter, and what the error must say where it is not given
 REASONS = {

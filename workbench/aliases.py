@@ -87,7 +87,7 @@ MODULES = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for nam
     "workbench.operations": "workbench_kernels.selftest.operations",
     "workbench.pretrained.checkpoint": "workbench.training.fit",
     "workbench.pretrained.evaluate": "workbench.training.export",
-    "workbench.pretrained.train": "workbench.training.target",
+    "workbench.pretrained.train": "workbench.training.stage",
     "workbench.selftest": "workbench_kernels.selftest",
     "workbench.speculation.growth": "workbench.speculation.tree_builder",
     "workbench.speculation.training": "workbench.training",

@@ -101,7 +101,8 @@ class custom_generate:
         streamer = self._streamer(kept_back.get("streamer"), input_ids)
         self._lm = wrap(model, self.tokenizer)  # held, so that the next call finds it made
         most, eos, criteria = generation.ends_of(stopping_criteria or (), config, input_ids.shape[1])
-        batch = Batch(input_ids, model_kwargs, _pad_of(config), most)
+        pad = config.eos_token_id or 0 if config.pad_token_id is None else config.pad_token_id
+        batch = Batch(input_ids, model_kwargs, int(pad[0] if isinstance(pad, list | tuple) else pad), most)
         longest = _Rows(self, batch, config, list(logits_processor or ()), criteria, most, eos).decode(streamer)
         sequences = batch.ids[:, : batch.width + longest]
         if not config.return_dict_in_generate:
@@ -119,12 +120,6 @@ class custom_generate:
         if self.streamer is not None:
             self.streamer.put(input_ids.cpu())
         return of_call if of_call is not None else self.streamer
-
-
-def _pad_of(config) -> int:
-    eos = config.eos_token_id
-    first = eos if isinstance(eos, int) else (eos[0] if eos else 0)
-    return int(first if config.pad_token_id is None else config.pad_token_id)
 
 
 class _Rows:

@@ -3,7 +3,7 @@
 import reprlib
 from typing import Any
 
-__all__ = ["BadInput", "BadTrace", "NumericalError", "Unsupported", "WorkbenchError", "shown"]
+__all__ = ["BadInput", "BadTrace", "Cancelled", "NumericalError", "Unsupported", "WorkbenchError", "shown"]
 
 LONGEST = 200  # characters of a value that a message shows
 _BRIEF = reprlib.Repr()
@@ -37,6 +37,10 @@ class Unsupported(WorkbenchError):
 
 class BadTrace(WorkbenchError, ValueError):
     """A file that is no trace, is damaged, or follows a newer schema."""
+
+
+class Cancelled(WorkbenchError):
+    """The loading of a model was stopped on request."""
 
 
 class NumericalError(WorkbenchError, ArithmeticError):

@@ -1,7 +1,8 @@
 """The one list of members, and of the other names that the package offers: what is not here is nowhere.
 
 From it come the exports of `workbench` and of its rooms, the stub `__init__.pyi`, the registry, the catalogue, the
-reference page, the app's forms and the tables of the tests. A new member is its own file and one line of MEMBERS.
+reference page, the app's forms and figures, and the tables of the tests. A new member is its own file and one line of
+MEMBERS.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from typing import Any
 
 from workbench import aliases
 
-__all__ = ["EXPORTS", "FAMILIES", "MEMBERS", "PUBLIC", "room"]
+__all__ = ["EXPORTS", "FAMILIES", "FUNCTIONS", "MEMBERS", "PUBLIC", "inside", "room"]
 
-FAMILIES = {  # each family, and what several of its members are called
+FAMILIES = {  # each family of declared classes, and what several of its members are called
     "decoder": "decoders",
     "drafter": "drafters",
     "shape": "shapes",
@@ -22,7 +23,12 @@ FAMILIES = {  # each family, and what several of its members are called
     "cache": "caches",
 }
 
-MEMBERS = (  # family, name, module, class
+FUNCTIONS = {  # families of functions, whose members are called and not declared
+    "view": "views",  # from a trace to a figure; the app offers those that `workbench.views.figure.offered` names
+    "recipe": "recipes",  # to a `Part` or a `Stage`, which `python -m workbench.training` trains by its name
+}
+
+MEMBERS = (  # family, name, module, class or function
     ("decoder", "autoregressive", "workbench.decoders.autoregressive", "Autoregressive"),
     ("decoder", "entropy_adaptive", "workbench.decoders.entropy_adaptive", "EntropyAdaptive"),
     ("decoder", "mirostat", "workbench.decoders.mirostat", "Mirostat"),
@@ -71,6 +77,31 @@ MEMBERS = (  # family, name, module, class
     ("quantizer", "paged", "workbench.cache.codecs.paged", "Paged"),
     ("quantizer", "kivi", "workbench.cache.codecs.kivi", "KIVI"),
     ("cache", "stack", "workbench.cache.stack", "Stack"),
+    # views in the order in which the app offers them
+    ("view", "draft_tree", "workbench.views.tree", "draft_tree"),
+    ("view", "cache_map", "workbench.views.cache_map", "cache_map"),
+    ("view", "ledger_over_time", "workbench.views.cache", "ledger_over_time"),
+    ("view", "bit_map", "workbench.views.bits", "bit_map"),
+    ("view", "cache_footprint", "workbench.views.cache", "cache_footprint"),
+    ("view", "acceptance", "workbench.views.acceptance", "acceptance"),
+    ("view", "acceptance_length", "workbench.views.acceptance", "acceptance_length"),
+    ("view", "divergence", "workbench.views.acceptance", "divergence"),
+    ("view", "headroom", "workbench.views.headroom", "headroom"),
+    ("view", "break_even", "workbench.views.break_even", "break_even"),
+    ("view", "forwards_timeline", "workbench.views.forwards", "forwards_timeline"),
+    ("view", "entropy", "workbench.views.signals", "entropy"),
+    ("view", "signals", "workbench.views.signals", "signals"),
+    ("view", "branch_diff", "workbench.views.branch", "branch_diff"),
+    ("recipe", "acceptance", "workbench.training.acceptance", "acceptance"),
+    ("recipe", "eagle", "workbench.training.eagle", "eagle"),
+    ("recipe", "fspad", "workbench.training.eagle", "fspad"),
+    ("recipe", "hydra", "workbench.training.heads", "hydra"),
+    ("recipe", "judge", "workbench.training.judge", "judge"),
+    ("recipe", "kangaroo", "workbench.training.kangaroo", "kangaroo"),
+    ("recipe", "medusa", "workbench.training.heads", "medusa"),
+    ("recipe", "target", "workbench.training.target", "target"),
+    ("recipe", "target-long", "workbench.training.target", "target_long"),
+    ("recipe", "draft", "workbench.training.draft", "draft"),
 )
 
 OTHERS = {  # what `workbench` offers beside the members, by module
@@ -105,6 +136,9 @@ INNER = {  # what the rooms offer besides to those who extend them, by module
     "workbench.rounds.state": ("Runner", "State"),
     "workbench.speculation.tree": ("DIST", "POINT"),
     "workbench.speculation.verifiers.base": ("Outcome",),
+    "workbench.views.branch": ("BranchDiff",),
+    "workbench.views.break_even": ("BreakEven", "break_even_numbers"),
+    "workbench.views.figure": ("as_table", "description"),
 }
 
 
@@ -112,23 +146,31 @@ def _by_name(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
     return {name: module for module, found in table.items() for name in found}
 
 
-EXPORTS = dict(sorted(({cls: module for _, _, module, cls in MEMBERS} | _by_name(OTHERS)).items()))  # name -> module
+_CLASSES = {found: module for family, _, module, found in MEMBERS if family in FAMILIES}
+EXPORTS = dict(sorted((_CLASSES | _by_name(OTHERS)).items()))  # name -> module
 PUBLIC = EXPORTS | _by_name(INNER)
+
+
+def inside(package: str) -> dict[str, str]:
+    """What is public in a package, and its module; functions are so in their own room alone."""
+    known = EXPORTS if package == "workbench" else PUBLIC
+    own = [(found, module) for family, _, module, found in MEMBERS if family in FUNCTIONS and package != "workbench"]
+    return {name: module for name, module in (*known.items(), *own) if module.startswith(f"{package}.")}
 
 
 def room(package: str) -> Callable[[str], Any]:
     """The `__getattr__` of a package: what is public in its modules, imported when it is first used."""
     public = EXPORTS if package == "workbench" else PUBLIC
-    inside = {name: module for name, module in public.items() if module.startswith(f"{package}.")}
+    here = inside(package)
 
     def __getattr__(name: str) -> Any:
         if name == "__all__" and package != "workbench":
-            return sorted(inside)
-        current = name if name in inside else aliases.name(package, name, public)
+            return sorted(here)
+        current = name if name in here else aliases.name(package, name, public)
         if current is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(public[current]), current)
-        if name in inside:
+        if name in here:
             setattr(import_module(package), name, value)
         return value
 

@@ -23,6 +23,7 @@ from workbench.cursor import Cursor
 from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.settings import Settings, make_settings, with_keywords
+from workbench.engine.settings import keywords as keywords
 from workbench.engine.text import token_text
 from workbench.errors import BadInput, shown
 from workbench.models.loading import Model, as_model
@@ -179,8 +180,7 @@ class Session(Cursor):
         error.trace = self.trace
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        while (event := self.step()) is not None:
-            yield event
+        return iter(self.step, None)
 
     def run(self, until: Until | None = None, rounds: int | None = None) -> dict[str, Any] | None:
         """Step until the run ends, `until` holds, `rounds` rounds were done, or `pause` is called.
@@ -249,9 +249,8 @@ class Session(Cursor):
         with self._lock:
             at = self._cursor if at is None else bounded("fork", at, 0, self.length, "a token number")
             if at >= settings.max_new_tokens:
-                raise BadInput(
-                    f"fork: token {at} lies beyond max_new_tokens={settings.max_new_tokens}; raise it to go on"
-                )
+                most = settings.max_new_tokens
+                raise BadInput(f"fork: token {at} lies beyond max_new_tokens={most}; raise it to go on")
             chosen = None if token is None else single_token(self.lm, token, self.prompt_ids, self.trace.token_ids, at)
             number = self.round_at(at)
             owner = self._owner(number)

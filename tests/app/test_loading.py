@@ -12,8 +12,7 @@ import workbench as wb
 from workbench.dashboard import loading
 from workbench.dashboard.form import Form, Wanted
 from workbench.dashboard.visits import Visit
-from workbench.errors import BadInput
-from workbench.models.progress import Cancelled
+from workbench.errors import BadInput, Cancelled
 
 
 class Asked:
@@ -34,7 +33,7 @@ def lines(update) -> str:
 
 def test_a_loading_is_told_in_bytes_and_can_be_cancelled():
     """3.0 of 9.0 GB while it lasts; a cancel ends it at the next bytes, in one line, with nothing left on the page."""
-    visit, ended = Visit("page"), []
+    ended = []
 
     def load_all(tell):
         try:
@@ -45,11 +44,12 @@ def test_a_loading_is_told_in_bytes_and_can_be_cancelled():
             ended.append(error)
             raise
 
-    shown = loading.wait(visit, Asked(load_all))
+    visit = Visit("page", form=Asked(load_all))
+    shown = loading.wait(visit)
     update = next(shown)
     assert "fetching some/model, 3.0 of 9.0 GB" in lines(update) and update[1]["visible"]
     with pytest.raises(gr.Error, match="being loaded already"):
-        next(loading.wait(visit, Asked(load_all)))
+        next(loading.wait(visit))
     loading.stop(visit)
     rest = []
     with pytest.raises(gr.Error, match="the loading of some/model was stopped"):
@@ -60,13 +60,14 @@ def test_a_loading_is_told_in_bytes_and_can_be_cancelled():
 
 def test_the_line_goes_away_before_an_error_is_said():
     """A model that cannot be loaded leaves no line and no button, and its error is the status."""
-    visit, held = Visit("page"), threading.Event()
+    held = threading.Event()
 
     def load_all(tell):
         held.wait(5)
         raise BadInput("'some/model' has no readable tokenizer")
 
-    shown = loading.wait(visit, Asked(load_all))
+    visit = Visit("page", form=Asked(load_all))
+    shown = loading.wait(visit)
     assert "loading some/model" in lines(next(shown))
     held.set()
     assert lines([update for update in _until_error(shown)][-1]) == ""
@@ -98,12 +99,9 @@ def test_device_and_dtype_are_those_of_the_form():
     from workbench.dashboard import python
 
     with gr.Blocks():
-        forms = [
+        owner, visitor = [
             Form(gr.Textbox("x"), gr.Radio(["text"]), ["embedded"], own, "cpu", "bfloat16") for own in (True, False)
         ]
-        for form in forms:
-            form.draw()
-    owner, visitor = forms
     values = [component.value for component in owner.components]
     values[1] = "text"
     assert owner.read(values).where == visitor.read(values).where == {"dtype": "bfloat16"}

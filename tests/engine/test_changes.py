@@ -130,11 +130,12 @@ def test_each_tokenizer_has_its_own():
 
 def test_trained_parts_and_device_rounds_go_with_the_model_they_were_made_for(tmp_path, monkeypatch):
     """Both were kept by the model object: after a change they read what is gone."""
-    from workbench.speculation.heads import modules, weights
+    from workbench.speculation.drafters.medusa import MedusaHeads
+    from workbench.speculation.heads import weights
 
     monkeypatch.setenv("WORKBENCH_ROUND", "device")
     lm = wrap(model := random_model())
-    heads = modules.MedusaHeads(32, 2)
+    heads = MedusaHeads(32, 2)
     weights.save(tmp_path / "medusa.safetensors", "medusa", heads, lm, {"width": 32, "heads": 2}, {})
     heads = wb.Speculative(drafter=wb.Medusa(weights=str(tmp_path)))
     wb.decode(lm, PROMPT, max_new_tokens=2)
@@ -152,10 +153,11 @@ def test_a_damaged_part_is_refused_in_one_line(tmp_path):
     """Metadata and tensors that lack each other were tracebacks of the library."""
     from safetensors.torch import save_file
 
-    from workbench.speculation.heads import modules, weights
+    from workbench.speculation.drafters.medusa import MedusaHeads
+    from workbench.speculation.heads import weights
 
     lm, file = wrap(random_model()), tmp_path / "medusa.safetensors"
-    weights.save(file, "medusa", modules.MedusaHeads(32, 2), lm, {"width": 10**7, "heads": 2}, {})
+    weights.save(file, "medusa", MedusaHeads(32, 2), lm, {"width": 10**7, "heads": 2}, {})
     for damage in (lambda: None, lambda: save_file({"x": torch.ones(1)}, file, {"kind": "medusa"})):
         damage()
         with pytest.raises(wb.BadInput, match="is damaged") as caught:

@@ -21,9 +21,8 @@ from tests.kernels.faults import broken
 from workbench.device import round as device
 from workbench.engine.settings import Settings
 from workbench.models.adapter import wrap
-from workbench_kernels import distribution, verification
+from workbench_kernels import distribution, segment_attention, verification
 from workbench_kernels.dispatch import VARIABLE
-from workbench_kernels.segment_attention import live
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="natively: tests/kernels/test_verification_law.py")
 VOCAB, PROMPT, SIGNIFICANCE = 4, [3, 1, 0, 2], 1e-4
@@ -58,7 +57,7 @@ def once(monkeypatch):
     """Attention and distributions that were worked out before are looked up; how often each was asked for and worked
     out."""
     known, asked = {}, {"attention": [0, 0], "distribution": [0, 0]}
-    attend, sample = live.attend_live, distribution.sample
+    attend, sample = segment_attention.attend_live, distribution.sample
 
     def remembered(kind, key, compute):
         asked[kind][0] += 1
@@ -79,7 +78,7 @@ def once(monkeypatch):
         dist = remembered("distribution", key, lambda: sample(logits, *settings, implementation=implementation))
         return dist._replace(token=torch.zeros_like(dist.token))
 
-    monkeypatch.setattr(live, "attend_live", attend_once)
+    monkeypatch.setattr(segment_attention, "attend_live", attend_once)
     return asked, lambda: monkeypatch.setattr(distribution, "sample", distribution_once)
 
 

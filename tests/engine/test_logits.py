@@ -6,7 +6,8 @@ import torch
 import workbench as wb
 from tests.engine.small import PROMPT, random_model
 from workbench.models.adapter import wrap
-from workbench.speculation.heads import modules, weights
+from workbench.speculation.drafters.medusa import MedusaHeads
+from workbench.speculation.heads import weights
 from workbench.training.data import Batch
 
 SCALED = {
@@ -39,7 +40,7 @@ def test_heads_exits_statistics_and_training_read_the_models_own_logits(case, tm
     Batch(lm, [PROMPT]).head(leaf).sum().backward()
     assert leaf.grad.abs().sum() > 0
     # seeded drafts leave the text as it is, and every token's entropy with it
-    heads = modules.MedusaHeads(32, 2)
+    heads = MedusaHeads(32, 2)
     weights.save(tmp_path / "medusa.safetensors", "medusa", heads, lm, {"width": 32, "heads": 2}, {})
     run = dict(max_new_tokens=10, temperature=1.0, seed=3, ignore_eos=True)
     plain = wb.decode(lm, PROMPT, **run)

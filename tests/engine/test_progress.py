@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from workbench.errors import Cancelled
 from workbench.models import hub as hubs
-from workbench.models import progress
 from workbench.models.loading import PRETRAINED, load
 
 COMMIT = "a" * 40
@@ -119,9 +119,9 @@ def test_a_download_can_be_stopped(hub):
     """What `progress` raises ends the download, and comes out as it is."""
 
     def stop(step, done, total):
-        raise progress.Cancelled(f"stopped while {step}")
+        raise Cancelled(f"stopped while {step}")
 
-    with pytest.raises(progress.Cancelled, match="stopped while fetching"):
+    with pytest.raises(Cancelled, match="stopped while fetching"):
         load("some/model", progress=stop)
 
 
@@ -132,14 +132,14 @@ def test_reading_is_told_and_can_be_stopped(tmp_path):
     def halfway(step, done, total):
         told.append((done, total))
         if 2 * done > total:
-            raise progress.Cancelled("stopped")
+            raise Cancelled("stopped")
 
     copy = tmp_path / "model"
     copy.mkdir()
     for file in (*DRAFT.iterdir(), *(PRETRAINED / "tokenizer").iterdir()):
         if file.is_file():
             (copy / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(progress.Cancelled, match="stopped"):
+    with pytest.raises(Cancelled, match="stopped"):
         load(copy, progress=halfway)
     size = told[0][1]
     assert told[0] == (0, size) and size / 2 < told[-1][0] < size

@@ -14,9 +14,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+def named(values):
+    kinds = {dict: lambda t: namedtuple("T", t)(**t), list: tuple}
+    return {name: kinds.get(type(t), lambda t: t)(t) for name, t in values.items()}
+
 def compile_both(module, name, signature, constexprs, options):
     kernel = getattr(importlib.import_module(module), name)
-    signature = {name: namedtuple("T", t)(**t) if isinstance(t, dict) else t for name, t in signature.items()}
+    constexprs = named(constexprs)
+    for argument, types in signature.items():
+        for place, field in enumerate(types if isinstance(types, dict) else ()):
+            if types[field] is None:
+                types[field] = "constexpr"
+                constexprs[kernel.arg_names.index(argument), place] = None
+    signature = named(signature)
     for arch in (80, 90):
         source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -44,15 +54,21 @@ def compiler() -> subprocess.Popen:
 def compile_all(*kernels: tuple[str, str, dict, dict, dict]) -> str:
     """Compile kernels (module, name, signature, constexprs, options) for sm80 and sm90: a line for each of both.
 
-    signature: argument name -> Triton type ("*fp32", "i32", "constexpr", …; a dict by field for a named tuple), all
-    arguments; constexprs: name -> value; options: e.g. {"num_warps": 4}. Raises AssertionError with the compiler's
-    words where one does not compile.
+    signature: argument name -> Triton type ("*fp32", "i32", "constexpr", …; a dict by field, or a named tuple, for a
+    named tuple, in which None is None), all arguments; constexprs: name -> value; options: e.g. {"num_warps": 4}.
+    Raises AssertionError with the compiler's words where one does not compile.
     """
     process = compiler()
-    process.stdin.write(json.dumps(kernels) + "\n")
+    process.stdin.write(json.dumps([[_as_dicts(part) for part in kernel] for kernel in kernels]) + "\n")
     process.stdin.flush()
     answer = process.stdout.readline()
     assert answer, f"the compiling process ended with status {process.wait()}"
     found = json.loads(answer)
     assert isinstance(found, list), found[-3000:]
     return "\n".join(found)
+
+
+def _as_dicts(part):
+    if not isinstance(part, dict):
+        return part
+    return {name: value._asdict() if isinstance(value, tuple) else value for name, value in part.items()}

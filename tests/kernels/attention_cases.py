@@ -160,5 +160,10 @@ def broken(tmp_path, monkeypatch, file: str, right: str, wrong: str) -> SimpleNa
             text = text.replace(right, wrong)
         path.write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    parts = ("paged", "dense", "merging", "tiles")
+    return modules(package)
+
+
+def modules(package: str = "workbench_kernels.segment_attention") -> SimpleNamespace:
+    """The modules of kernels, which import Triton."""
+    parts = ("dense", "merging", "paged", "scores", "tiles")
     return SimpleNamespace(**{part: importlib.import_module(f"{package}.{part}") for part in parts})

@@ -1,11 +1,9 @@
 """Statistics of attention without its matrix, over packed pages and dense keys, against the definition in float64."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from tests.kernels.attention_cases import EXACT, broken, expected, paged, with_options
+from tests.kernels.attention_cases import EXACT, broken, expected, modules, paged, with_options
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
@@ -133,15 +131,18 @@ def test_mass_over_no_keys(device):
 def guarded_mass(kernels, device: str) -> None:
     """Both kernels between guard zones, entropies filled with NaN: 3 heads of 4, 48 channels of 64, 70 keys of 96."""
     q, k, mask, scores = dense_case(3)
-    plan = kernels.tiles.tile(q, 2, 48, 48)
-    ins = [Guarded(t.to(device)) for t in (scores["tree"].logsumexp(-1).float(), q, k)]
+    plan = kernels.tiles.plan(q, 2, 48, 48)
+    results, queries = kernels.scores.Results, kernels.scores.Queries
+    ins = merged, wide, keys = [Guarded(t.to(device)) for t in (scores["tree"].logsumexp(-1).float(), q, k)]
     mass = Guarded(torch.full((3, 2, 70), torch.nan, device=device))
     entropy = Guarded(torch.full((3, 3, 6), torch.nan, device=device))
     words = segment_attention.mask_words(mask.to(device))
     kernels.dense.dense_attention_kernel[(plan.blocks, 3, 2)](
-        *(mass.inside, entropy.inside, *(t.inside for t in ins), None, None, words),
-        *(6 * 48, 48, 70 * 48, 48, 0, 0, 3, 3, 70, 0.2),
-        **{"MASK": "words", "REDUCE": "row", "BLOCK_KEYS": 32, **plan.constants},
+        results(mass.inside, entropy.inside, merged.inside),
+        queries(wide.inside, 6 * 48, 48, 3),
+        kernels.dense.Keys(keys.inside, None, 70 * 48, 48, 0, 0, None, words, 70),
+        0.2,
+        **{"MASK": "words", "REDUCE": "row", "KEYS": 32, "TILE": plan.tile},
     )
     want = mass_of(scores["tree"], scores["tree"].logsumexp(-1), 2, "row")
     assert_close("mass", mass.inside, want[0], EXACT)
@@ -149,13 +150,15 @@ def guarded_mass(kernels, device: str) -> None:
 
     pages = paged(rows=3, group=3, size=48, counts=(3, 3)).to(device)
     _, lse, scores = expected(pages.to("cpu"))
-    page_ins = [Guarded(t.to(device)) for t in (lse.float(), pages.q)]
+    page_ins = merged, wide = [Guarded(t.to(device)) for t in (lse.float(), pages.q)]
     page_mass = Guarded(torch.full((2, 6, 3 * SLOTS), torch.nan, device=device))  # one block more than there is
     page_entropy = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
     kernels.paged.paged_attention_kernel[(plan.blocks, 2, 2)](
-        *(page_mass.inside, page_entropy.inside, *(t.inside for t in page_ins)),
-        *(pages.arena, pages.table, pages.count, None, None, None, 6 * 48, 48, 3, 3, 3, 0, pages.scale),
-        **{"REDUCE": "max", "VALUE_GROUPS": 3, "RAW": "fp32", **plan.constants},
+        results(page_mass.inside, page_entropy.inside, merged.inside),
+        queries(wide.inside, 6 * 48, 48, 3),
+        kernels.paged.Pages(pages.arena, pages.table, pages.count, None, None, None, 3, 0),
+        pages.scale,
+        **{"REDUCE": "max", "GROUPS": 3, "RAW": "fp32", "TILE": plan.tile},
     )
     want = mass_of(scores, lse, 2, "max")
     assert_close("page mass", page_mass.inside[0].unflatten(0, (2, 3)).amax(1), want[0], EXACT)
@@ -167,17 +170,15 @@ def guarded_mass(kernels, device: str) -> None:
 
 def test_the_kernels_stay_within_their_tensors(device):
     """NaN around every tensor: a stray load would poison, a stray store would show."""
-    from workbench_kernels.segment_attention import dense, paged, tiles
-
-    guarded_mass(SimpleNamespace(dense=dense, paged=paged, tiles=tiles), device)
+    guarded_mass(modules(), device)
 
 
 MUTANTS = {
-    "row": ("scores.py", "rows = block * BLOCK_ROWS + tl", "rows = block * BLOCK_ROWS + 1 + tl"),
-    "member": ("scores.py", "(members < GROUP_SIZE) & held", "(members <= GROUP_SIZE) & held"),
+    "row": ("scores.py", "rows = block * ROWS + tl", "rows = block * ROWS + 1 + tl"),
+    "member": ("scores.py", "(members < tile.group) & held", "(members <= tile.group) & held"),
     "key": ("dense.py", "held = keys < live", "held = keys <= live"),
     "page": ("paged.py", "place = index * SLOTS", "place = (index - 1) * SLOTS"),
-    "lse": ("scores.py", "tl.load(merged_ptr + row * heads + head,", "tl.load(merged_ptr + row * heads + head + 1,"),
+    "lse": ("scores.py", "tl.load(results.merged + place,", "tl.load(results.merged + place + 1,"),
 }
 
 

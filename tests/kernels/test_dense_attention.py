@@ -1,12 +1,10 @@
 """Staged rows, shared prefixes and the live slots of a run, row by row against a dense softmax in float64."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from tests.kernels.aot import compile_all
-from tests.kernels.attention_cases import EXACT, TF32, broken, compare, dense
+from tests.kernels.attention_cases import EXACT, TF32, broken, compare, dense, modules
 from tests.kernels.checks import Guarded
 from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
@@ -137,11 +135,9 @@ def case(name: str, dtype=torch.float32, device: str = "cpu"):
 
 
 def attend_live(inputs, base, visible, scale, splits=None):
-    from workbench_kernels.segment_attention import live
-
     words = segment_attention.mask_words(visible)
     where = torch.tensor([base], dtype=torch.int32, device=visible.device)
-    return live.attend_live(*inputs, where, words, visible.shape[1], scale, splits)
+    return segment_attention.attend_live(*inputs, where, words, visible.shape[1], scale, splits)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPES.values())
@@ -161,8 +157,6 @@ def test_splits_change_nothing_even_where_they_are_empty(splits, device):
 
 def test_the_length_is_read_from_the_device(device):
     """The same launch arguments serve every length: what a captured graph relies on."""
-    from workbench_kernels.segment_attention import live
-
     (q, k, v), base, visible, scale, _ = case("gqa-3", device=device)
     words = segment_attention.mask_words(visible)
     where = torch.zeros(1, dtype=torch.int32, device=device)
@@ -171,7 +165,7 @@ def test_the_length_is_read_from_the_device(device):
         n = length + visible.shape[1]
         mask = torch.cat([torch.ones(len(q), length, dtype=torch.bool), visible.cpu()], 1)
         want = dense(q.cpu(), k[:, :n].cpu(), v[:, :n].cpu(), scale, mask)
-        compare(live.attend_live(q, k, v, where, words, visible.shape[1], scale), want, EXACT)
+        compare(segment_attention.attend_live(q, k, v, where, words, visible.shape[1], scale), want, EXACT)
 
 
 def guarded_dense(kernels, device: str) -> None:
@@ -183,12 +177,14 @@ def guarded_dense(kernels, device: str) -> None:
     out, lse, all_out, all_lse = outputs = [
         Guarded(torch.full(s, torch.nan, device=device)) for s in (shape, shape[:3], shape[1:], shape[1:3])
     ]
-    plan = kernels.tiles.tile(q.inside, 1, 32, 48)
+    where = torch.tensor([base], dtype=torch.int32, device=device)
+    plan = kernels.tiles.plan(q.inside, 1, 32, 48)
     kernels.dense.dense_attention_kernel[(plan.blocks, 2, 1)](
-        *(out.inside, lse.inside, None, q.inside, k.inside, v.inside),
-        *(torch.tensor([base], dtype=torch.int32, device=device), words),
-        *(64, 32, 128 * 32, 32, 128 * 48, 48, 2, 8, 40, scale),
-        **{"MASK": "words", "REDUCE": "none", "BLOCK_KEYS": 32, **plan.constants},
+        kernels.scores.Results(out.inside, lse.inside, None),
+        kernels.scores.Queries(q.inside, 64, 32, 8),
+        kernels.dense.Keys(k.inside, v.inside, 128 * 32, 32, 128 * 48, 48, where, words, 40),
+        scale,
+        **{"MASK": "words", "REDUCE": "none", "KEYS": 32, "TILE": plan.tile},
     )
     kernels.merging.merge_fwd_kernel[(16,)](
         *(all_out.inside, all_lse.inside, out.inside, lse.inside, None, 16, 2),
@@ -201,15 +197,13 @@ def guarded_dense(kernels, device: str) -> None:
 
 def test_the_kernels_stay_within_their_tensors(device):
     """NaN around every tensor: a stray load would poison, a stray store would show."""
-    from workbench_kernels.segment_attention import dense, merging, tiles
-
-    guarded_dense(SimpleNamespace(dense=dense, merging=merging, tiles=tiles), device)
+    guarded_dense(modules(), device)
 
 
 MUTANTS = {
-    "last-key": ("dense.py", "live = base + n_staged", "live = base + n_staged - 1"),
-    "beyond": ("dense.py", "live = base + n_staged", "live = base + n_staged + 1"),
-    "value-row": ("dense.py", "* v_row_stride", "* (v_row_stride - 1)"),
+    "last-key": ("dense.py", "live = base + segment.n_staged", "live = base + segment.n_staged - 1"),
+    "beyond": ("dense.py", "live = base + segment.n_staged", "live = base + segment.n_staged + 1"),
+    "value-row": ("dense.py", "* segment.v_row_stride", "* (segment.v_row_stride - 1)"),
     "bit": ("scores.py", "tl.where(staged, keys - base, 0)", "tl.where(staged, keys - base + 1, 0)"),
     "word": ("scores.py", "(bit // 32)[None, :]", "(bit // 33)[None, :]"),
     "committed": ("scores.py", "(keys < base)[None, :] |", "(keys < base - 1)[None, :] |"),
@@ -263,8 +257,7 @@ def test_staged_masks_that_do_not_fit_are_refused(mask, says):
 
 
 def test_arguments_that_do_not_fit_are_refused():
-    from workbench_kernels.segment_attention.live import attend_live
-
+    attend_live = segment_attention.attend_live
     q, k, v = torch.zeros(2, 4, 16), torch.zeros(2, 32, 16), torch.zeros(2, 32, 16)
     base, words = torch.zeros(1, dtype=torch.int32), torch.zeros(2, 1, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"staged rows in \[0, 32\], got 33"):
@@ -279,20 +272,20 @@ def test_arguments_that_do_not_fit_are_refused():
 
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90: one row of an 8B model under a mask, wide float32 heads, masses, the merge."""
-    from workbench_kernels.segment_attention import dense as attention
-    from workbench_kernels.segment_attention import merging, tiles
-
+    attention, merging, _, scores, tiles = vars(modules()).values()
     jobs = []
-    for dtype, rows, size, keys, more in (
-        ("bf16", 1, 128, 64, {"MASK": "words", "REDUCE": "none", "merged_ptr": None}),
-        ("fp32", 12, 128, 32, {"MASK": "none", "REDUCE": "none", "merged_ptr": None, "words_ptr": None}),
-        ("fp32", 8, 80, 32, {"MASK": "causal", "REDUCE": "max", "base_ptr": None, "words_ptr": None}),
+    for dtype, rows, size, keys, more, base, words in (
+        ("bf16", 1, 128, 64, {"MASK": "words", "REDUCE": "none"}, "*i32", "*i32"),
+        ("fp32", 12, 128, 32, {"MASK": "none", "REDUCE": "none"}, "*i32", None),
+        ("fp32", 8, 80, 32, {"MASK": "causal", "REDUCE": "max"}, None, None),
     ):
-        plan = tiles.tile(torch.zeros(rows, 32, size, dtype=getattr(torch, NAMES[dtype])), 8, size, size)
-        constants = plan.constants | {"BLOCK_KEYS": keys} | more
-        types = dict.fromkeys(attention.dense_attention_kernel.arg_names, "i32") | {"scale": "fp32"}
-        types |= {f"{n}_ptr": f"*{dtype}" for n in "qkv"} | {f"{n}_ptr": "*fp32" for n in ("out", "lse", "merged")}
-        types |= {"base_ptr": "*i32", "words_ptr": "*i32"} | dict.fromkeys(constants, "constexpr")
+        plan = tiles.plan(torch.zeros(rows, 32, size, dtype=getattr(torch, NAMES[dtype])), 8, size, size)
+        constants = {"TILE": plan.tile, "KEYS": keys} | more
+        types = {"results": scores.Results("*fp32", "*fp32", None if more["REDUCE"] == "none" else "*fp32")}
+        types |= {"queries": scores.Queries(f"*{dtype}", *["i32"] * 3)}
+        types |= {"segment": attention.Keys(f"*{dtype}", f"*{dtype}", *["i32"] * 4, base, words, "i32")}
+        types["scale"] = "fp32"
+        types |= dict.fromkeys(constants, "constexpr")
         options = {"num_warps": plan.num_warps, "num_stages": 2}
         jobs.append((attention.__name__, "dense_attention_kernel", types, constants, options))
     constants = {"VALUE_DIM": 128, "BLOCK_V": 128, "BLOCK_S": 16}

@@ -138,8 +138,8 @@ def test_the_kernel_stays_within_its_tensors(name, device):
 
 
 FAULTS = {
-    "the last column unseen": ("mask = col_offsets < n_cols", "mask = col_offsets < n_cols - 1"),
-    "one column too many": ("mask = col_offsets < n_cols", "mask = col_offsets <= n_cols"),
+    "the last column unseen": ("mask=cols < logits.n_cols", "mask=cols < logits.n_cols - 1"),
+    "one column too many": ("mask=cols < logits.n_cols", "mask=cols <= logits.n_cols"),
     "the last split unseen": ("mask = splits < n_splits", "mask = splits < n_splits - 1"),
     "the best of the next token": ("tl.where(x == best, col_offsets,", "tl.where(x == best, col_offsets + 1,"),
     "a bound that one entry too few reaches": ("axis=0) >= k\n        low", "axis=0) >= k - 1\n        low"),
@@ -207,14 +207,10 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90, as `statistics` launches them."""
     from workbench_kernels.distribution import kernel
 
-    types = {"logits_ptr": "*bf16", "parts_ptr": "*fp32", "groups_ptr": "*fp32"}
-    types |= {"logits_row_stride": "i64", "key": "i64"}
-    types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")} | tuples()
-    plain = {"GROUPED": False, "DRAWN": False}
-    merge = {**plain, "BLOCK_SPLITS": 64, "BLOCK_GROUPS": 2048, "FILTERED": False}
+    plain = kernel.Branches(*[False] * 6)
     done = compile_all(
-        entry(kernel, "partial_fwd_kernel", types, {**plain, "BLOCK_SIZE": 2048, "GROUP": 64, "SCALED": False}, 8),
-        entry(kernel, "combine_fwd_kernel", types, merge),
+        entry(kernel, "partial_fwd_kernel", tuples(), {"BLOCK_SIZE": 2048, "BRANCHES": plain}, 8),
+        entry(kernel, "combine_fwd_kernel", tuples(), {"SPLITS": 64, "GROUPS": 2048, "BRANCHES": plain}),
     )
     assert len(done.splitlines()) == 4
 

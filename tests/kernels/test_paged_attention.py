@@ -14,6 +14,7 @@ from tests.kernels.attention_cases import (
     broken,
     compare,
     expected,
+    modules,
     paged,
     tolerance,
     with_options,
@@ -92,7 +93,9 @@ def test_splits_change_nothing(splits, device):
     from workbench_kernels.segment_attention import paged as kernel
 
     pages = paged(rows=3, group=2, size=32, counts=(7, 5, 0))
-    compare(pages.to(device).call(kernel.attend_pages, splits=splits), expected(pages), EXACT)
+    here, options = pages.to(device), segment_attention.PageOptions(**pages.options)
+    got = kernel.attend_pages(here.q, here.arena, here.table, here.count, here.scale, options, splits)
+    compare(got, expected(pages), EXACT)
 
 
 @pytest.mark.parametrize("counts", [(0, 2), (0, 0)], ids=["one-head", "all-heads"])
@@ -156,17 +159,19 @@ def test_a_prefix_in_pages_serves_many_sequences(device):
         compare([part[start : start + 2] for part in together], alone, EXACT)
 
 
-def guarded_launch(attention, tiles, device: str):
+def guarded_launch(kernels, device: str):
     """The kernel between guard zones, outputs filled with NaN; 3 rows of 4, 3 heads of 4, 48 channels of 64."""
     pages = paged(rows=3, group=3, size=48, counts=(3, 2)).to(device)
     q = Guarded(pages.q)
     out = Guarded(torch.full((2, 3, 6, 48), torch.nan, device=device))
     lse = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
-    plan = tiles.tile(q.inside, 2, 48, 48)
-    attention.paged_attention_kernel[(plan.blocks, 2, 2)](
-        *(out.inside, lse.inside, None, q.inside, pages.arena, pages.table, pages.count, None, None, None),
-        *(q.inside.stride(0), q.inside.stride(1), 3, 3, 3, 0, pages.scale),
-        **{"REDUCE": "none", "VALUE_GROUPS": 3, "RAW": "fp32", **plan.constants},
+    plan = kernels.tiles.plan(q.inside, 2, 48, 48)
+    kernels.paged.paged_attention_kernel[(plan.blocks, 2, 2)](
+        kernels.scores.Results(out.inside, lse.inside, None),
+        kernels.scores.Queries(q.inside, *q.inside.stride()[:2], 3),
+        kernels.paged.Pages(pages.arena, pages.table, pages.count, None, None, None, 3, 0),
+        pages.scale,
+        **{"REDUCE": "none", "GROUPS": 3, "RAW": "fp32", "TILE": plan.tile},
     )
     compare(segment_attention.merge(out.inside, lse.inside), expected(pages.to("cpu")), EXACT)
     for guarded in (q, out, lse):
@@ -175,19 +180,16 @@ def guarded_launch(attention, tiles, device: str):
 
 def test_the_kernel_stays_within_its_tensors(device):
     """0xFF between the pages and NaN around the rest: a stray load would poison, a stray store would show."""
-    from workbench_kernels.segment_attention import paged as kernel
-    from workbench_kernels.segment_attention import tiles
-
-    guarded_launch(kernel, tiles, device)
+    guarded_launch(modules(), device)
 
 
 MUTANTS = {
     "first-page": ("paged.py", "first = split * share", "first = split * share + 1"),
     "last-page": ("paged.py", "tl.minimum(first + share, count)", "tl.minimum(first + share, count - 1)"),
     "shift": ("paged_tiles.py", "channels // ROW * BITS", "channels // (ROW + 1) * BITS"),
-    "value-zero": ("paged_tiles.py", "steps + SLOTS * VALUE_GROUPS,", "steps + SLOTS * VALUE_GROUPS + 1,"),
-    "slot": ("scores.py", "((live >> slots) & 1)", "((live >> (slots + 1)) & 1)"),
-    "head": ("scores.py", "member < GROUP_SIZE", "member <= GROUP_SIZE"),
+    "value-zero": ("paged_tiles.py", "steps + SLOTS * GROUPS,", "steps + SLOTS * GROUPS + 1,"),
+    "slot": ("paged.py", "((live >> slots) & 1)", "((live >> (slots + 1)) & 1)"),
+    "head": ("scores.py", "member < tile.group", "member <= tile.group"),
 }
 
 
@@ -197,7 +199,7 @@ def test_the_checks_catch_an_off_by_one(name, tmp_path, monkeypatch):
     """The kernel with one number wrong, compiled from a copy of its source, fails the very check above."""
     kernels = broken(tmp_path, monkeypatch, *MUTANTS[name])
     with pytest.raises(AssertionError):
-        guarded_launch(kernels.paged, kernels.tiles, "cpu")
+        guarded_launch(kernels, "cpu")
 
 
 def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
@@ -256,31 +258,22 @@ def test_pages_that_do_not_fit_are_refused(change, says):
     assert "\n" not in str(caught.value)
 
 
-SIGNATURE = {
-    "arena_ptr": "*u8",
-    "window": "i32",
-    "scale": "fp32",
-    **dict.fromkeys(("out_ptr", "lse_ptr", "merged_ptr", "bias_ptr"), "*fp32"),
-    **dict.fromkeys(("table_ptr", "count_ptr", "numbers_ptr", "positions_ptr"), "*i32"),
-    **dict.fromkeys(("q_row_stride", "q_head_stride", "table_row_stride", "n_rows", "n_pages"), "i32"),
-}
-
-
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90: every option on, and every option off with padded head sizes and groups."""
-    from workbench_kernels.segment_attention import paged, tiles
-
+    _, _, paged, scores, tiles = vars(modules()).values()
     jobs, kernel = [], paged.paged_attention_kernel
-    none = dict.fromkeys(("bias_ptr", "numbers_ptr", "positions_ptr", "merged_ptr"))
-    for rows, size, dtype, more in (
-        (8, 64, "bf16", {"REDUCE": "none", "merged_ptr": None}),
-        (1, 80, "fp32", {"REDUCE": "none"} | none),
-        (8, 64, "fp16", {"REDUCE": "row"}),
+    every = paged.Pages("*u8", "*i32", "*i32", "*fp32", "*i32", "*i32", "i32", "i32")
+    none = every._replace(bias=None, numbers=None, positions=None)
+    for rows, size, dtype, reduce, merged, pages in (
+        (8, 64, "bf16", "none", None, every),
+        (1, 80, "fp32", "none", None, none),
+        (8, 64, "fp16", "row", "*fp32", every),
     ):
         queries = torch.zeros(rows, 12, size, dtype=torch.float32 if dtype == "fp32" else torch.float16)
-        plan = tiles.tile(queries, 4, size, size)
-        constants = plan.constants | {"VALUE_GROUPS": size // 16, "RAW": dtype} | more
-        types = SIGNATURE | {"q_ptr": f"*{dtype}"} | dict.fromkeys(constants, "constexpr")
+        plan = tiles.plan(queries, 4, size, size)
+        constants = {"TILE": plan.tile, "GROUPS": size // 16, "RAW": dtype, "REDUCE": reduce}
+        types = {"results": scores.Results("*fp32", "*fp32", merged), "scale": "fp32", "pages": pages}
+        types |= {"queries": scores.Queries(f"*{dtype}", *["i32"] * 3)} | dict.fromkeys(constants, "constexpr")
         signature = {name: types[name] for name in kernel.arg_names}
         jobs.append((kernel.fn.__module__, kernel.__name__, signature, constants, {"num_warps": plan.num_warps}))
     shared = [int(line.split()[2]) for line in compile_all(*jobs).splitlines()]

@@ -297,7 +297,7 @@ def test_two_small_steps_down_are_one_large_step():
 CONTROLS = {
     "used": ("kernel_pack", "live = slot < used", "live = slot <= used"),
     "value-slots": ("kernel_pack", "live = slots < used", "live = slots + 1 < used"),
-    "part": ("kernel_pack", "channel = part * WIDTH + column", "channel = part * WIDTH + column + 1"),
+    "part": ("kernel_pack", "channel = part * side.row + column", "channel = part * side.row + column + 1"),
     "rounding": ("kernel_pack", "level + 0.5", "level"),
     "true-division": ("kernel_pack", "half.to(tl.float32) < x, bits + 1, bits", "half.to(tl.float32) < x, bits, bits"),
 }
@@ -321,7 +321,7 @@ def test_guard_bytes_see_a_store_beyond_the_page(tmp_path):
     """One byte too far in every row of values: the last row's leaves the page."""
     form = FORMS["48-4-2"]
     arena, offsets = arena_for(form, 6)
-    at = "tl.store(rows_ptr + slot * WIDTH + column, packed"
+    at = "tl.store(rows_ptr + slot * side.row + column, packed"
     kernel = broken(tmp_path, "kernel_pack", at, at.replace("column", "column + 1"))
     k, v = hard(48), hard(64)
     kernel.pack(k, v, POSITIONS, USED, form, arena, offsets, 77)
@@ -330,10 +330,10 @@ def test_guard_bytes_see_a_store_beyond_the_page(tmp_path):
 
 
 READ_CONTROLS = {
-    "steps": ("+ channel // GROUP", "+ (channel + 1) // GROUP", "unpack"),
-    "shift": ("raw.to(tl.int32) >> (part * BITS)", "raw.to(tl.int32) >> (part * BITS + 1)", "unpack"),
+    "steps": ("+ channel // side.group", "+ (channel + 1) // side.group", "unpack"),
+    "shift": ("raw.to(tl.int32) >> (part * side.bits)", "raw.to(tl.int32) >> (part * side.bits + 1)", "unpack"),
     "ratio": ("(code + RATIO // 2) // RATIO", "(code + RATIO // 2 + 1) // RATIO", "demote"),
-    "source": ("channel % FROM_WIDTH", "(channel + 1) % FROM_WIDTH", "demote"),
+    "source": ("channel % side.row", "(channel + 1) % side.row", "demote"),
 }
 
 

@@ -11,7 +11,8 @@ from tests.kernels.aot import compile_all
 from tests.kernels.test_pages import FORMS, POSITIONS, USED, arena_for, hard, packed
 from workbench_kernels import pages
 from workbench_kernels.pages import RAW, SLOTS, PageFormat
-from workbench_kernels.pages.kernel_common import facts
+from workbench_kernels.pages.kernel_common import Arena, Rows, sides
+from workbench_kernels.pages.kernel_rotation import Channels
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -122,35 +123,31 @@ def signature(kernel: str, constants: dict, types: dict[str, str]) -> tuple[str,
 
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90: 4-bit keys, 2-bit values, else bfloat16, D = 128."""
-    known = facts(PageFormat(128, 128, 4, 2, 32))
-    codes = {"halves_ptr": "*fp16", "k_rows_ptr": "*u8", "v_rows_ptr": "*u8", "k_ptr": "*bf16", "v_ptr": "*bf16"}
-    coded = known | {"BLOCK_K": 64, "BLOCK_V": 32}
-    demote = {"D": 128, "DV": 128, "BLOCK_K": 64, "BLOCK_V": 32, "BLOCK": 1024, "CODES_K": 1168, "CODES_V": 3216}
-    demote |= {"FROM_K": 8, "FROM_GAIN_K": 1, "FROM_CODES_K": 1168, "TO_K": 4, "TO_GAIN_K": 17, "BYTES": 4240}
-    demote |= {"FROM_V": 8, "FROM_GAIN_V": 1, "FROM_CODES_V": 5264, "TO_V": 2, "TO_GAIN_V": 85}
-    stored = {"D": 128, "START_K": 72, "UNITS_K": 8, "BLOCK_K": 128}
-    stored |= {"DV": 128, "START_V": 4168, "UNITS_V": 8, "BLOCK_V": 128}
-    moved = {"k_rows_ptr": "*i16", "v_rows_ptr": "*i16", "k_ptr": "*i16", "v_ptr": "*i16"}
-    turn = {"D": 128, "HALF": 48, "BLOCK": 64, "BLOCK_REST": 32}
-    page = {"START": 72, "UNITS": 8, "KEY_WORD": 36, "VALUE_WORD": 2084, "END_WORD": 4132, "BLOCK_SIZE": 1024}
-    floats = {"k_rows_ptr": "*bf16", "v_rows_ptr": "*bf16", "weights_ptr": "*fp32", "own_ptr": "*fp32"}
+    coded, stored = (sides(PageFormat(128, 128, *bits, 32, torch.bfloat16)) for bits in ((4, 2), (RAW, RAW)))
+    wide = sides(PageFormat(128, 128, 8, 8, 32))
+    smaller = wide | {"TO_K": coded["K"], "TO_V": coded["V"]}
+    codes, patterns, floats = (Arena("*i32", "*fp16", kind, kind) for kind in ("*u8", "*i16", "*bf16"))
+    kept = {"arena": patterns, "k": Rows("*i16", "i32", "i32"), "v": Rows("*i16", "i32", "i32")}
+    turn = {"CHANNELS": Channels(128, 48, 64, 32)}
+    dense = {"arena": codes, "k_ptr": "*bf16", "v_ptr": "*bf16", "positions_ptr": "*i64", "live_ptr": "*u8"}
+    rows, weighted = Rows("*bf16", "i32", "i32"), ["*i32", "*i32", "*fp32"]
+    moved = {"source": ["*i32", "*i32"], "target": ["*i32", "*i32"]}
+    turned = {"inv_freq_ptr": "*fp32", "names": ["*i32"] * 3, "origin": ["*i32", "i32"], "target": ["*i32", "i32"]}
+    merged = {"arena": floats, "sources": weighted, "targets": weighted}
     done = compile_all(
-        signature("pack.pack_kernel", coded | {"BLOCK_GROUP": 32, "BLOCK_COUNT": 4}, codes),
-        signature("read.read_kernel", coded | {"WHOLE": False}, codes | {"live_ptr": "*u8", "positions_ptr": "*i64"}),
-        signature("read.demote_kernel", demote, {"out_bytes_ptr": "*u8", "bytes_ptr": "*u8"}),
-        signature("slots.scatter_kernel", stored | {"BLOCK_ENTRIES": 16}, moved),
+        signature("pack.pack_kernel", coded, {"arena": codes, "k": rows, "v": rows}),
+        signature("pack.pack_kernel", stored, kept),
+        signature("read.read_kernel", coded, dense),
+        signature("read.read_kernel", coded | {"slots_ptr": None}, dense),
+        signature("read.demote_kernel", smaller, {"out": codes, "arena": codes}),
+        signature("slots.scatter_kernel", stored, kept),
+        signature("slots.move_kernel", stored, kept | moved | {"sides": ["*fp32", "*fp32"]}),
         signature(
-            "slots.move_kernel", stored | {"BLOCK_ENTRIES": 16, "SIDES": 2},
-            moved | {"first_ptr": "*fp32", "second_ptr": "*fp32"},
+            "slots.move_kernel", stored | {"numbers_ptr": None, "to_numbers_ptr": None}, kept | moved | {"sides": []}
         ),
-        signature("slots.merge_kernel", stored | {"BLOCK_SOURCES": 8}, floats),
-        signature("slots.evict_kernel", {"BLOCK_SIZE": 256}, {}),
-        signature(
-            "rotation.rotate_kernel", turn, {"out_ptr": "*bf16", "k_ptr": "*bf16", "inv_freq_ptr": "*fp32"}
-        ),
-        signature(
-            "rotation.rotate_pages_kernel", turn | page,
-            {"out_rows_ptr": "*bf16", "rows_ptr": "*bf16", "inv_freq_ptr": "*fp32"},
-        ),
-    )  # fmt: skip
-    assert done.count("kernel 80") == done.count("kernel 90") == 9
+        signature("slots.merge_kernel", stored | {"BLOCK": 8}, merged),
+        signature("slots.evict_kernel", {}, {}),
+        signature("rotation.rotate_kernel", turn, {"out_ptr": "*bf16", "k": rows} | turned),
+        signature("rotation.rotate_pages_kernel", stored | turn, {"out": floats, "arena": floats} | turned),
+    )
+    assert done.count("kernel 80") == done.count("kernel 90") == 12

@@ -139,14 +139,14 @@ def test_pages_are_copied_with_their_keys_turned(name, device):
 
 def test_the_kernel_stays_within_its_tensors(device):
     """NaN around every tensor: a stray load would poison, a stray store would show."""
-    from workbench_kernels.pages import kernel_rotation
+    from workbench_kernels.pages import kernel_common, kernel_rotation
 
     k, out = Guarded(draw(2, 33, 80).to(device)), Guarded(torch.zeros(2, 33, 80, device=device))
     inv_freq = Guarded(frequencies(20).to(device))
     origin, target = places(2, 33).to(device), places(2, 33, seed=1).to(device)
     kernel_rotation.rotate_kernel[(2, 2)](
-        out.inside, k.inside, origin, target, inv_freq.inside, 33 * 80, 80, 33, 33, 33,
-        **kernel_rotation.shape(80, inv_freq.inside),
+        out.inside, kernel_common.Rows(k.inside, 33 * 80, 80), (origin, 33), (target, 33), inv_freq.inside, 33,
+        CHANNELS=kernel_rotation.Channels.of(80, inv_freq.inside),
     )  # fmt: skip
     want = reference.rotate(k.inside, origin, target, inv_freq.inside)
     assert_close("keys", out.inside, want, 2e-6)
@@ -158,10 +158,10 @@ def test_the_kernel_stays_within_its_tensors(device):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("pair < HALF)[None", "pair < HALF - 1)[None"),
-        ("row * in_stride + HALF + pair", "row * in_stride + HALF - 1 + pair"),
+        ("pair < channels.half)[None", "pair < channels.half - 1)[None"),
+        ("in_stride + channels.half + pair", "in_stride + channels.half - 1 + pair"),
         ("there = key < n_keys", "there = key < n_keys - 1"),
-        ("rest = 2 * HALF + tl", "rest = 2 * HALF + 1 + tl"),
+        ("rest = 2 * channels.half + tl", "rest = 2 * channels.half + 1 + tl"),
         ("x * cos - y * sin", "x * cos + y * sin"),
     ],
     ids=["last-frequency", "partner", "last-key", "rest", "sign"],

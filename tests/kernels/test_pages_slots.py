@@ -243,15 +243,15 @@ def test_evicting_clears_bits_alone(device):
 
 
 CONTROLS = {
-    "scatter-rows": ("scatter", "row_at(k_rows_ptr, offset, slot,", "row_at(k_rows_ptr, offset, slot ^ 1,"),
+    "scatter-rows": ("scatter", "row_at(arena.k, offset, slot, K), k.", "row_at(arena.k, offset, slot ^ 1, K), k."),
     "scatter-mask": ("scatter", "(row >= 0) & (offset >= 0)", "(row >= 1) & (offset >= 0)"),
     "scatter-used": ("scatter", "((slot + 1) << 8) | flags", "(slot << 8) | flags"),
     "scatter-flags": ("scatter", "((slot + 1) << 8) | flags", "((slot + 1) << 8)"),
-    "scatter-end": ("scatter", "inside = entry < n_entries", "inside = entry < n_entries - 1"),
+    "scatter-end": ("scatter", "inside = entry < n_entries\n    row", "inside = entry < n_entries - 1\n    row"),
     "move-position": ("move", "to_offset * 4 + 4 + to_slot", "to_offset * 4 + 5 + to_slot"),
     "move-bits": ("move", "~(one << slot)", "~(one << (slot ^ 1))"),
     "merge-sources": ("merge", "for source in range(n_sources)", "for source in range(n_sources - 1)"),
-    "evict-end": ("evict", "mask=entry < n_entries, other=-1", "mask=entry < n_entries - 1, other=-1"),
+    "evict-end": ("evict", "entry, entry < n_entries)", "entry, entry < n_entries - 1)"),
 }
 
 

@@ -195,13 +195,13 @@ def test_the_kernels_stay_within_their_tensors(name, device):
 
 
 FAULTS = {
-    "partial: the last column unseen": ("kernel", "mask = col_offsets < n_cols", "mask = col_offsets < n_cols - 1"),
+    "partial: the last column unseen": ("kernel", "mask=cols < logits.n_cols", "mask=cols < logits.n_cols - 1"),
     "partial: noise of the next token": (
         "kernel", "seeded_best(z, ~cut, col_offsets, noise_key)", "seeded_best(z, ~cut, col_offsets + 1, noise_key)"
     ),
     "combine: the last split unseen": ("kernel", "mask = splits < n_splits", "mask = splits < n_splits - 1"),
-    "gather: a floor just too high": ("candidates", "mask & (x >= tl.load", "mask & (x > tl.load"),
-    "gather: one place too far": ("candidates", "places = first + tl.cumsum(", "places = first + 1 + tl.cumsum("),
+    "gather: a floor just too high": ("candidates", "& (x >= tl.load", "& (x > tl.load"),
+    "gather: one place too far": ("candidates", "n_high) + tl.cumsum(", "n_high) + 1 + tl.cumsum("),
     "select: one token too many": ("candidates", "top_k.to(tl.float64)", "(top_k + 1).to(tl.float64)"),
     "select: the last candidate unseen": (
         "candidates", "z = tl.where(offsets < n_keys, sc", "z = tl.where(offsets < n_keys - 1, sc"
@@ -271,31 +271,27 @@ def test_float64_logits_are_refused_with_a_reason(monkeypatch):
 
 
 def tuples() -> dict:
-    """The types of the kernels' named tuples."""
-    from workbench_kernels.distribution.kernel import Draw, Figures
+    """The types of the kernels' arguments that are no int32."""
+    from workbench_kernels.distribution import candidates, kernel
 
-    floats, longs = "*fp32", "*i64"
-    drawn = Draw(longs, floats, longs, floats, floats, floats, longs)
-    return {"figures": Figures(*[floats] * 3, longs, floats, floats, "*fp64"), "drawn": drawn}
+    floats, doubles, ints, longs = "*fp32", "*fp64", "*i32", "*i64"
+    types = {"positions_ptr": longs, "floor_ptr": floats, "temperature": "fp32", "key": "i64", "top_p": "i64"}
+    types |= {"figures": kernel.Figures(*[floats] * 3, longs, floats, floats, doubles)}
+    types |= {"drawn": distribution.Sample(longs, floats, longs, floats, floats, floats, longs, None)}
+    types |= {"left": kernel.Splits(floats, ints, floats, doubles, ints, "i32", "i32")}
+    types |= {"logits": kernel.Logits("*bf16", "i64", "i32"), "cuts": kernel.Cuts("fp32", "fp32", "fp32")}
+    return types | {"found": candidates.Keys(longs, ints, "i32"), "top": candidates.Top(floats, longs, longs)}
 
 
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90, with every branch in."""
     from workbench_kernels.distribution import candidates, kernel
 
-    types = {name: "i64" for name in ("key", "top_p", "logits_row_stride")}
-    types |= {name: "fp32" for name in ("temperature", "log_tail", "log_min_p")}
-    types |= {f"{name}_ptr": "*fp32" for name in ("parts", "groups", "floor", "top_values")}
-    types |= {f"{name}_ptr": "*i64" for name in ("positions", "keys", "scratch", "top_ids")}
-    types |= {"draws_ptr": "*fp64", "logits_ptr": "*bf16"} | tuples()
-    block = {"BLOCK_SIZE": 2048}
-    parts = {**block, "GROUP": 64, "SCALED": True, "GROUPED": True, "DRAWN": True}
-    merge = {"BLOCK_SPLITS": 64, "BLOCK_GROUPS": 2048, "GROUPED": True, "FILTERED": True, "DRAWN": True}
-    select = {"FILTERED": True, "TOP_K": True, "TOP_P": True, "BLOCK_TOP": 64, "BLOCK": 1024}
+    types, every = tuples(), {"BRANCHES": kernel.Branches(*[True] * 6)}
     done = compile_all(
-        entry(kernel, "partial_fwd_kernel", types, parts, 8),
-        entry(kernel, "combine_fwd_kernel", types, merge),
-        entry(candidates, "gather_fwd_kernel", types, block, 8),
-        entry(candidates, "select_fwd_kernel", types, select, 8),
+        entry(kernel, "partial_fwd_kernel", types, {"BLOCK_SIZE": 2048} | every, 8),
+        entry(kernel, "combine_fwd_kernel", types, {"SPLITS": 64, "GROUPS": 2048} | every),
+        entry(candidates, "gather_fwd_kernel", types, {"BLOCK_SIZE": 2048}, 8),
+        entry(candidates, "select_fwd_kernel", types, {"TOP": 64, "BLOCK": 1024} | every, 8),
     )
     assert len(done.splitlines()) == 8

@@ -265,14 +265,14 @@ FAULTS = {
         "<= nodes[:, None])\n        double",
     ),
     "order: ranks one up": ("kernel", "tl.where(tested, rank, -1)", "tl.where(tested, rank + 1, -1)"),
-    "choice: the last column unseen": ("kernel", "mask = cols < n_cols", "mask = cols < n_cols - 1"),
+    "choice: the last column unseen": ("kernel", "mask = cols < target.n_cols", "mask = cols < target.n_cols - 1"),
     "choice: noise of the next position": ("kernel", "tl.load(tree.depths + node)", "tl.load(tree.depths + node) + 1"),
     "walk: noise of the child's own depth": ("kernel", "+ depths - 1), ranks)", "+ depths), ranks)"),
     "walk: path one place on": ("kernel", "walk.path + first + depths - 1", "walk.path + first + depths"),
     "normalise: the token after leaves": ("rejection", "(cols == tl.load(tree", "(cols - 1 == tl.load(tree"),
     "round: one rejection too many": ("rejection", "node, turn, cols,", "node, turn + 1, cols,"),
     "final: a rejection too many": ("rejection", "tl.load(walk.rounds + number)", "tl.load(walk.rounds + number) + 1"),
-    "last: the last split unseen": ("rejection", "n_splits, other=NO_ID", "n_splits - 1, other=NO_ID"),
+    "last: the last split unseen": ("rejection", "n_splits, other=ops.NO_ID", "n_splits - 1, other=ops.NO_ID"),
 }
 
 
@@ -339,19 +339,20 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     from workbench_kernels.verification import kernel, rejection
 
     ints, longs, doubles = "*i32", "*i64", "*fp64"
-    types = {"key": "i64", "token_ptr": longs} | dict.fromkeys(("best_ptr", "p_ptr", "q_ptr"), doubles)
-    types["target"] = kernel.Target("*bf16", "i64", "fp32", "*fp32", longs)
-    types["tree"] = kernel.Tree(*[ints] * 5, longs)
+    types = {"key": "i64", "token_ptr": longs, "best": kernel.Best(doubles, ints)}
+    types["target"] = kernel.Target("*bf16", "i64", "i32", "fp32", "*fp32", longs)
+    types["tree"] = kernel.Tree(*[ints] * 5, longs, "i32")
     types["walk"] = kernel.Walk(ints, ints, longs, *[ints] * 3, doubles, doubles, ints, ints)
     types["state"] = rejection.State(ints, "i32", "*fp32", "i64", *[doubles] * 5)
-    tiles, splits = {"SCALED": True, "BLOCK_SIZE": 2048}, {"BLOCK_SPLITS": 64}
+    tiles, nodes = {"TILES": kernel.Tiles(2048, 64, True)}, {"NODES": 64}
     done = compile_all(
-        entry(kernel, "order_fwd_kernel", types, {"BLOCK_NODES": 64}),
-        entry(kernel, "choice_fwd_kernel", types, {"SEEDED": True, **tiles}, 8),
-        entry(kernel, "walk_fwd_kernel", types, {"REJECTION": True, "BLOCK_NODES": 64, **splits}, 8),
+        entry(kernel, "order_fwd_kernel", types, nodes),
+        entry(kernel, "choice_fwd_kernel", types, {"SEEDED": True} | tiles, 8),
+        entry(kernel, "walk_fwd_kernel", types, {"REJECTION": True, "best": None} | nodes | tiles, 8),
+        entry(kernel, "walk_fwd_kernel", types, {"REJECTION": False, "state": None} | nodes | tiles, 8),
         entry(rejection, "normalise_fwd_kernel", types, tiles, 8),
-        entry(rejection, "round_fwd_kernel", types, tiles | splits, 8),
-        entry(rejection, "final_fwd_kernel", types, tiles | splits, 8),
-        entry(rejection, "last_fwd_kernel", types, splits),
+        entry(rejection, "round_fwd_kernel", types, tiles, 8),
+        entry(rejection, "final_fwd_kernel", types, tiles, 8),
+        entry(rejection, "last_fwd_kernel", types, tiles),
     )
-    assert len(done.splitlines()) == 14
+    assert len(done.splitlines()) == 16

@@ -7,6 +7,7 @@ import pytest
 
 import workbench as wb
 from workbench import declare, views
+from workbench.dashboard import figures
 
 GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 HOLD = {"ignore_eos": True, "max_new_tokens": 60}
@@ -17,7 +18,7 @@ def examples(monkeypatch):
     """The names that the examples define; the last lines of each, which run it on models, are left to the tests."""
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
     assert len(blocks) == 4
-    for family in ("decoder", "drafter", "policy"):
+    for family in ("decoder", "drafter", "policy", "view"):
         monkeypatch.setitem(declare.registry.KNOWN, family, dict(declare.registry.KNOWN[family]))
     names: dict = {"__name__": __name__}
     for text in blocks:
@@ -77,3 +78,10 @@ def test_the_view_draws_every_run(examples, toy, run):
     figure = examples["emitted"](trace)
     assert figure.layout.xaxis.title.text and views.description(figure).endswith(".")
     assert views.as_table(figure)["new text (tokens)"].tolist() == trace.rounds["emitted"].tolist()
+
+
+def test_the_app_offers_the_view_once_it_is_registered(examples):
+    """Behind those of the package, under the title that it gave itself."""
+    before = list(figures._offered())
+    declare.register("view", "emitted")(examples["emitted"])
+    assert list(figures._offered()) == [*before, "new tokens by round"]

@@ -11,6 +11,7 @@ import workbench as wb
 from tests.engine.test_bytes import walk
 from tests.rounding import close, tolerance
 from tests.speculation.tiny import TERMS, tiny_heads, tiny_target
+from workbench import declare
 from workbench.errors import BadInput, Unsupported
 from workbench.rounds import Round
 from workbench.speculation import DIST
@@ -18,7 +19,7 @@ from workbench.speculation.heads import weights
 from workbench.training import __main__ as command
 from workbench.training.data import Batch, continued, frozen, make_text
 from workbench.training.fit import Recipe, fit
-from workbench.training.parts import PARTS
+from workbench.training.parts import PARTS, STAGES
 
 KINDS = ("medusa", "hydra", "eagle", "fspad")
 SHAPES = {"fixed": wb.FixedLength(3), "tree": wb.FixedTree((2, 2, 1)), "confidence": wb.ConfidenceStop(4, 0.5)}
@@ -328,6 +329,16 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(tiny, kind, tmp_p
         batch = Batch(tiny, text.held_out)
         losses = [part.loss(module, batch, torch.Generator().manual_seed(0)).item() for module in (fresh, trained)]
     assert losses[1] < losses[0] - 0.02
+
+
+def test_the_command_knows_every_registered_recipe(capsys):
+    """A part or a stage of the embedded models each, with a line that says which."""
+    assert sorted([*PARTS, *STAGES]) == declare.names("recipe") and {"target", "target-long", "draft"} == set(STAGES)
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    shown = capsys.readouterr().out
+    for name in declare.names("recipe"):
+        assert name in shown and declare.get("recipe", name).__doc__.endswith(".")
 
 
 def test_the_command_trains_a_part_for_any_target(tiny, tmp_path, capsys):

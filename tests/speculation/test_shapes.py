@@ -18,9 +18,9 @@ from workbench.errors import BadInput
 from workbench.experiments.calibration import calibrate
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.modules import Acceptance
 from workbench.speculation.shapes.rsd_s import conditioned
 from workbench.speculation.shapes.sequoia import acceptance_by_rank, best_tree, calibrations, static_tree
+from workbench.speculation.shapes.specdec import Acceptance
 from workbench.speculation.tree_builder import TreeBuilder
 from workbench.training.acceptance import acceptance
 from workbench.training.data import make_text

@@ -4,6 +4,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,6 +165,25 @@ def test_a_broken_plug_in_names_itself_and_hides_nothing_else(plug_ins, capsys):
     assert "half               a plug-in that is left out" in listed and "z_last" in listed
     assert any("shape.half" in line for line in diagnosis.advice([]))
     assert "z_last" in {second for _, second, _ in wb.speculation.refusals()} or build("shape", "z_last").length > 0
+
+
+def test_a_plug_in_may_be_a_view(monkeypatch, capsys):
+    """Any function; what is none is left out. A view is found by name, listed, and no member that a form describes."""
+    offers = {"view.mine": lambda trace, theme=None: None, "view.four": 4}
+    entries = [
+        SimpleNamespace(name=name, value="mine", load=lambda found=found: found) for name, found in offers.items()
+    ]
+    monkeypatch.setattr(declare.plugins, "_loaded", False)
+    monkeypatch.setattr(declare.plugins, "_broken", {})
+    monkeypatch.setattr(declare.plugins, "entry_points", lambda group: entries)
+    monkeypatch.setitem(declare.registry.KNOWN, "view", dict(declare.registry.KNOWN["view"]))
+    with pytest.warns(UserWarning, match="expected a function, got 4"):
+        assert declare.get("view", "mine") is offers["view.mine"] and "four" not in declare.names("view")
+    assert "four               a plug-in that is left out" in catalog.listing("views")
+    assert "mine(trace, theme=None)" in catalog.about("views", "mine")
+    for made in (lambda: build("view", "mine"), lambda: from_dict({"family": "view", "name": "mine", "settings": {}})):
+        with pytest.raises(BadInput, match="no declared member"):
+            made()
 
 
 def test_plug_ins_are_loaded_where_warnings_are_errors(plug_ins):

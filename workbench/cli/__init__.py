@@ -10,7 +10,7 @@ code, ours or a plug-in's, is one line and its place; with WORKBENCH_TRACEBACK i
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from workbench.cli.preparing import preparing
 from workbench.errors import WorkbenchError, shown
@@ -42,34 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except Exception as error:
-        if any(map(starved, behind(error))):
+        if starved(error):
             return fail("out of memory; use a smaller model or fewer tokens (a trace under --out is kept)")
         if os.environ.get(VARIABLE):
             raise
         if isinstance(error, OSError) and error.filename is not None:
             return fail(f"{shown(error.filename)}: {error.strerror}")
-        return fail(fault(error))
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{frame.filename}:{frame.lineno}: {type(error).__name__}: {error}"
+        return fail(f"fault in {what} (please report it; {VARIABLE}=1 shows all of it)")
 
 
-def fault(error: Exception) -> str:
-    """A line for an exception that nobody raised on purpose: what, and where."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{frame.filename}:{frame.lineno}"
-    return f"fault in {place}: {type(error).__name__}: {error} (please report it; {VARIABLE}=1 shows all of it)"
-
-
-def behind(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def starved(error: BaseException) -> bool:
-    """Whether an error says that memory is short, which libraries put in many ways."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return any(sign in str(error) for sign in STARVED)
+def starved(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that memory is short, which libraries put in many ways."""
+    if error is None or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return error is not None
+    return any(sign in str(error) for sign in STARVED) or starved(error.__cause__ or error.__context__)
 
 
 def fail(message: str, code: int = 2) -> int:

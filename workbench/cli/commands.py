@@ -14,6 +14,7 @@ from workbench.errors import BadInput
 
 __all__ = ["COMMANDS", "parser_for"]
 
+MEMBERS = "decoders, drafters, shapes, verifiers, policies, quantizers"
 TABLES = ("tokens", "rounds", "drafts", "forwards", "cache", "bits", "events")
 
 
@@ -117,25 +118,23 @@ def doctor(args: argparse.Namespace) -> int:
 def add_app(parser: Parser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
-    parser.add_argument("--model", action="append", default=[], help="a model to offer (repeatable)")
-    parser.add_argument("--device", default=None, help="where models run: cpu (default), cuda, cuda:1 or auto")
-    parser.add_argument("--dtype", default=None, help="float32, bfloat16, ... (default: float32 on a CPU)")
-    browser = argparse.BooleanOptionalAction
-    parser.add_argument("--browser", action=browser, default=None, help="open a browser")
+    more = {"action": "append", "default": []}
+    parser.add_argument("--model", dest="models", metavar="MODEL", help="a model to offer (repeatable)", **more)
+    parser.add_argument("--device", help="where models run: cpu (default), cuda, cuda:1 or auto")
+    parser.add_argument("--dtype", help="float32, bfloat16, ... (default: float32 on a CPU)")
+    parser.add_argument("--browser", action=argparse.BooleanOptionalAction, help="open a browser")
     own = "what visitors have to know (default: a random one beyond this machine)"
-    parser.add_argument("--token", metavar="TEXT", default=None, help=own)
+    parser.add_argument("--token", metavar="TEXT", help=own)
     parser.add_argument("--no-token", dest="token", action="store_const", const="", help="let everyone in")
     frame = "let pages of that origin show the app in a frame (repeatable)"
-    parser.add_argument("--allow-frame", metavar="ORIGIN", action="append", default=[], help=frame)
+    parser.add_argument("--allow-frame", metavar="ORIGIN", help=frame, **more)
 
 
 def app(args: argparse.Namespace) -> int:
     """The app, until Ctrl-C."""
     from workbench.dashboard import launch
 
-    safety = {"token": args.token, "allow_frame": args.allow_frame}
-    where = {"device": args.device, "dtype": args.dtype}
-    launch(host=args.host, port=args.port, models=args.model, browser=args.browser, **where, **safety)
+    launch(**{name: value for name, value in vars(args).items() if name != "command"})
     return 0
 
 
@@ -150,9 +149,7 @@ class Command:
 
 COMMANDS = {
     "run": Command("decode a prompt", add_run, run),
-    "list": Command(
-        "decoders, drafters, shapes, verifiers, policies, quantizers, models, refusals", add_list, list_members
-    ),
+    "list": Command(f"{MEMBERS}, models, refusals", add_list, list_members),
     "show": Command("the figures and tables of a trace", add_show, show),
     "replay": Command("watch a recorded run again, without the model", add_replay, replay_run),
     "capsule": Command("a recorded run as one offline HTML file", add_capsule, capsule),

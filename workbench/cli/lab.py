@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from workbench.errors import BadInput, Unsupported
+from workbench.values import bounded
 
 __all__ = ["add_options", "command", "lab", "notebooks", "start"]
 
@@ -66,8 +67,7 @@ def start(folder: Path | None = None, port: int = 8888, browser: bool = True) ->
     """Run JupyterLab until it is stopped; returns its exit code."""
     if importlib.util.find_spec("jupyterlab") is None:
         raise Unsupported("jupyterlab is not installed; install it with: pip install jupyterlab")
-    if not 0 < port < 2**16:
-        raise BadInput(f"--port: expected a number in [1, 65535], got {port}")
+    bounded("--port", port, 1, 65535, "a number")
     folder = notebooks(folder)
     with tempfile.TemporaryDirectory(prefix="workbench-lab-") as settings:
         quiet = Path(settings) / NOTIFICATIONS

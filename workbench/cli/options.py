@@ -9,7 +9,8 @@ from workbench.cli.preparing import preparing
 from workbench.errors import BadInput
 
 __all__ = [
-    "Parser", "add_cache", "add_model", "add_settings", "cache_of", "load_model", "pairs", "print_json", "settings_of",
+    "Parser", "add_members", "add_model", "add_settings", "load_model", "members_of", "pairs", "print_json",
+    "settings_of",
 ]  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def load_model(args: argparse.Namespace):
     with preparing():
         from transformers.utils.logging import disable_progress_bar
 
-        from workbench.models.loading import load
+        from workbench import load
 
         disable_progress_bar()
         return load(args.model, device=args.device, dtype=args.dtype)
@@ -69,16 +70,20 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
     return {key.strip(): value for key, _, value in found}
 
 
-def add_cache(parser: Parser) -> None:
+def add_members(parser: Parser, parameter: str) -> None:
+    """The options of a cache, and of parameters of members; parameter: what those are."""
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=parameter)
     text = "a policy or a quantizer, first the policy where both are given (repeatable); see: workbench list policies"
     parser.add_argument("--cache", action="append", default=[], metavar="NAME", help=text)
 
 
-def cache_of(args: argparse.Namespace, values: dict[str, str]) -> Any:
-    """The cache that `--cache` names, with its parameters `cache.…` taken out of the values of `--set`."""
+def members_of(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
+    """The cache that `--cache` names, with its parameters `cache.…` of `--set`; and the other parameters there."""
     from workbench.cache.stack import stack_of
 
-    return stack_of(args.cache, {key[6:]: values.pop(key) for key in list(values) if key.startswith("cache.")})
+    values = pairs(args.set)
+    own = {key[6:]: values.pop(key) for key in list(values) if key.startswith("cache.")}
+    return stack_of(args.cache, own), values
 
 
 def print_json(value: Any) -> None:

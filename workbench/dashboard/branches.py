@@ -7,7 +7,6 @@ import gradio as gr
 from workbench import views
 from workbench.dashboard import screen as page
 from workbench.dashboard.figures import words
-from workbench.dashboard.form import Form
 from workbench.dashboard.html import block, button, inert, shown, table
 from workbench.dashboard.jobs import Worker
 from workbench.dashboard.transport import set_to_work
@@ -21,19 +20,18 @@ __all__ = ["choose", "forget", "fork", "panel", "resettle", "side_by_side", "sid
 BEFORE, AFTER = 400, 200  # tokens shown before and after the place where two runs part
 
 
-def panel(parts: dict[str, Any]) -> None:
+def panel() -> None:
     """The list of runs, and the controls of a branch."""
     with gr.Row(elem_id="runs"):
-        parts["branches"] = gr.Dropdown([], label="runs and branches", scale=4, min_width=200, elem_id="branches")
-        button(parts, "forget", "Forget", scale=1, interactive=False)
+        gr.Dropdown([], label="runs and branches", scale=4, min_width=200, elem_id="branches")
+        button("forget", "Forget", scale=1, interactive=False)
     with gr.Accordion("Branch before the token at the cursor", open=True, elem_id="forking"):
         label = "take a candidate (p of the raw distribution → of the distribution sampled from)"
-        parts["candidates"] = gr.Radio([], label=label, elem_id="candidate")
+        gr.Radio([], label=label, elem_id="candidate")
         with gr.Row():
-            typed = {"label": "or type one token", "max_lines": 1, "scale": 2, "min_width": 130}
-            parts["typed"] = gr.Textbox("", elem_id="typed", **typed)
-            button(parts, "fork", "Branch here", scale=1, interactive=False)
-        button(parts, "resettle", "Go on after it with the settings as they are now", None, interactive=False)
+            gr.Textbox("", label="or type one token", max_lines=1, scale=2, min_width=130, elem_id="typed")
+            button("fork", "Branch here", scale=1, interactive=False)
+        button("resettle", "Go on after it with the settings as they are now", None, interactive=False)
 
 
 @guarded
@@ -47,15 +45,15 @@ def fork(visit: Visit, candidate: int | None, typed: str) -> tuple:
     if token is None:
         raise BadInput("choose a candidate or type one token: a branch needs something new")
     made = run.fork(at=at, token=token)
-    text = visit.text_of(token) if isinstance(token, int) else token
+    text = visit.reader(token) if isinstance(token, int) else token
     return _look(visit, made, f"before token {at}: {text!r}", f"Branched off before token {at}.", worker)
 
 
 @guarded
-def resettle(visit: Visit, form: Form, *values: Any) -> tuple:
+def resettle(visit: Visit, *values: Any) -> tuple:
     """Branch off behind the token at the cursor, with the settings of the form; a run that was going goes on."""
     run = _live(visit)
-    wanted = form.read(values)
+    wanted = visit.form.read(values)
     if not wanted.is_of(run.lm):
         raise BadInput(f"this run is one of {run.lm.name}; for another model, device or dtype press Start")
     worker = visit.halt()
@@ -75,8 +73,7 @@ def _live(visit: Visit) -> Session:
 def _look(visit: Visit, made: Session, what: str, said: str, worker: Worker | None) -> tuple:
     """The page on a new branch, one round on; where a worker was at the run before, another one goes on here."""
     parent = visit.branch.label.split(":")[0]
-    visit.add(Branch(f"{visit.runs + 1}: branch of {parent} {what}", made))
-    visit.runs += 1
+    visit.add(f"branch of {parent} {what}", made)
     visit.branch.advance("round")
     page.say(visit, said)
     if worker is None or visit.branch.done:
@@ -89,7 +86,7 @@ def choose(visit: Visit, number: int | None) -> tuple:
     """Look at another run."""
     if isinstance(number, int) and 0 <= number < len(visit.branches) and number != visit.current:
         visit.halt()
-        visit.look(number)
+        visit.current, visit.selected = number, None
         page.say(visit, f"Looking at {visit.branch.label}.")
     return page.panel(visit)
 
@@ -99,20 +96,20 @@ def forget(visit: Visit) -> tuple:
     """Let go of the run looked at."""
     visit.halt()
     gone = visit.branches.pop(visit.current) if visit.branches else None
-    visit.look(max(0, len(visit.branches) - 1))
+    visit.current, visit.selected = max(0, len(visit.branches) - 1), None
     visit.message = f"Forgot {gone.label}." if gone else visit.message
     return page.panel(visit)
 
 
-def sides(parts: dict[str, Any]) -> None:
+def sides() -> None:
     """Two choices of a run, both texts, the figure, its words and its table."""
     with gr.Row():
         for side, label in (("left", "a"), ("right", "b")):
-            parts[side] = gr.Dropdown([], label=f"run {label}", scale=2, min_width=200, elem_id=side)
-        button(parts, "beside", "Show side by side", 120, variant="primary")
-    parts["both"] = block("both", '<p class="wb-empty">Choose two runs or branches.</p>')
-    parts["diff"] = gr.Plot(show_label=False, visible=False, elem_id="diff")
-    parts["diff_words"] = block("diff-words")
+            gr.Dropdown([], label=f"run {label}", scale=2, min_width=200, elem_id=side)
+        button("beside", "Show side by side", 120, variant="primary")
+    block("both", '<p class="wb-empty">Choose two runs or branches.</p>')
+    gr.Plot(show_label=False, visible=False, elem_id="diff")
+    block("diff-words")
 
 
 @guarded
@@ -126,10 +123,16 @@ def side_by_side(visit: Visit, left: int | None, right: int | None) -> tuple:
     parts = "The texts are the same." if diff.index is None else f"They part at token {diff.index}: {diff.cause}."
     columns = "".join(_side(one, name, diff) for one, name in ((a, "a"), (b, "b")))
     said = f'<p class="wb-verdict"><b>{inert(parts)}</b> {inert(diff.detail)}</p>'
-    rows = [(inert(name), inert(old), inert(new)) for name, (old, new) in diff.settings.items()]
-    settings = table(("setting", "a", "b"), rows, "what was set differently") if rows else ""
-    html = f'{said}<div class="wb-sides">{columns}</div>{_facts(a, b)}{settings}'
+    main, other = headline(a.trace), headline(b.trace)
+    facts = _table("figure", [(name, main[name], other[name]) for name in main], "both runs")
+    changed = [(name, *values) for name, values in diff.settings.items()]
+    settings = _table("setting", changed, "what was set differently") if changed else ""
+    html = f'{said}<div class="wb-sides">{columns}</div>{facts}{settings}'
     return html, gr.update(value=drawn, visible=True), words(drawn)
+
+
+def _table(what: str, rows: list[tuple], caption: str) -> str:
+    return table((what, "a", "b"), [map(inert, row) for row in rows], caption)
 
 
 def _side(branch: Branch, name: str, diff: Any) -> str:
@@ -146,10 +149,3 @@ def _side(branch: Branch, name: str, diff: Any) -> str:
         f'<section aria-label="run {name}"><h4>{name} · {inert(branch.label)}</h4>'
         f'<pre><span class="wb-same">{lead}{inert(before)}</span>{first}{inert(after)}</pre></section>'
     )
-
-
-def _facts(a: Branch, b: Branch) -> str:
-    """The main figures of both runs."""
-    both = [headline(one.trace) for one in (a, b)]
-    rows = [(inert(name), inert(both[0][name]), inert(both[1][name])) for name in both[0]]
-    return table(("figure", "a", "b"), rows, "both runs")

@@ -1,11 +1,10 @@
 """Controls made from declarations: a dropdown per family, and one control per declared parameter of every member.
 
 All members' controls are built once; choosing a member shows its group. A member made of others of its own family is
-offered at the top, not within such a member. A decoder, drafter, policy or quantizer of
-another package appears here with no edit.
+offered at the top, not within such a member. A member of another package appears here with no edit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -47,10 +46,9 @@ def control(
     value = shown_value(entry, entry.default)
     if entry.kind == "bool":
         return gr.Checkbox(value, **common)
-    if entry.kind == "choice":
-        return gr.Dropdown(list(entry.choices), value=value, **common)
-    if entry.model:
-        return gr.Dropdown(list(dict.fromkeys([value, *models])), value=value, allow_custom_value=anything, **common)
+    if entry.kind == "choice" or entry.model:
+        offered = list(entry.choices) or list(dict.fromkeys([value, *models]))
+        return gr.Dropdown(offered, value=value, allow_custom_value=bool(entry.model) and anything, **common)
     if _text(entry):
         return gr.Textbox(value, max_lines=1, **common)
     whole = entry.kind == "int"
@@ -80,26 +78,19 @@ class MemberControls:
         anything: bool = True,
         nothing: str = "default",
     ):
-        self.family = family
-        self.nothing = nothing
-        self.models, self.anything = models, anything
-        self.default = default
-        self.paths: list[Path] = []
+        self.family, self.nothing, self.models, self.anything = family, nothing, models, anything
+        self.paths: dict[Path, Field | None] = {}  # the parameter there; None where a member is chosen
         self.components: list[gr.components.Component] = []
-        self.members: set[Path] = set()
-        self._choose((family,), family, label, default or "", optional=default is None, about=about, above=())
+        self._choose((family,), family, label, default or "", default is None, about)
 
     def _choose(
-        self, path: Path, family: str, label: str, default: str, optional: bool, about: str, above: tuple[str, ...]
+        self, path: Path, family: str, label: str, default: str, optional: bool, about: str, above: tuple[str, ...] = ()
     ) -> None:
         """A choice of a member, and the controls of each; `above`: the families of the choices it lies within."""
         known = [name for name in declare.names(family) if family not in above or not _nests(family, name)]
-        choices = (
-            [(self.nothing, ""), *((name, name) for name in known)] if optional else [(name, name) for name in known]
-        )
+        choices = [(self.nothing, "")] * optional + [(name, name) for name in known]
         chooser = gr.Dropdown(choices, value=default, label=label.replace("_", " "), info=about or None)
-        self.members.add(path)
-        self._add(path, chooser)
+        self._add(path, None, chooser)
         groups = []
         for name in known:
             cls = declare.get(family, name)
@@ -107,20 +98,19 @@ class MemberControls:
                 if len(path) == 1:
                     gr.Markdown((cls.__doc__ or "").strip().split("\n")[0], elem_classes="wb-about")
                 for entry in declare.describe(cls):
-                    self._parameter((*path, name, entry.name), entry, (*above, family))
+                    place = (*path, name, entry.name)
+                    if entry.kind == "member":
+                        first = "" if entry.default is None else entry.default.declared_name
+                        within = (*above, family)
+                        self._choose(place, entry.family, entry.name, first, entry.optional, entry.help, within)
+                    else:
+                        self._add(place, entry, control(entry, self.models, self.anything))
             groups.append(group)
         show = partial(show_group, known)
         chooser.change(show, chooser, groups, queue=False, show_progress="hidden", api_visibility="private")
 
-    def _parameter(self, path: Path, entry: Field, above: tuple[str, ...]) -> None:
-        if entry.kind == "member":
-            default = "" if entry.default is None else entry.default.declared_name
-            self._choose(path, entry.family, entry.name, default, entry.optional, entry.help, above)
-        else:
-            self._add(path, control(entry, self.models, self.anything))
-
-    def _add(self, path: Path, component: gr.components.Component) -> None:
-        self.paths.append(path)
+    def _add(self, path: Path, entry: Field | None, component: gr.components.Component) -> None:
+        self.paths[path] = entry
         self.components.append(component)
 
     def read(self, values: Sequence[Any]) -> Any:
@@ -131,46 +121,36 @@ class MemberControls:
         named = dict(zip(self.paths, values, strict=True))
         if not (name := named[(self.family,)]):
             return None
-        flat = self._flat(named, (self.family,))
+        flat = {}
+        for path, value in named.items():
+            chosen = all(named[path[:place]] == path[place] for place in range(1, len(path), 2))
+            if chosen and len(path) > 1 and (value or self.paths[path] is not None):
+                flat[_key(path)] = value
         if not self.anything and (kept := declare.owner_only(self.family, name, flat, self.models)):
             raise BadInput(f"{', '.join(kept)}: only the owner of this app may set that; run your own: workbench app")
         return declare.build(self.family, name, flat)
 
-    def _flat(self, named: Mapping[Path, Any], path: Path) -> dict[str, Any]:
-        """Parameters of the member chosen at `path`, dots reaching into nested members."""
-        flat: dict[str, Any] = {}
-        for place, value in named.items():
-            if place[:-1] != (*path, named[path]):
-                continue
-            if place not in self.members:
-                flat[place[-1]] = value
-            elif value:
-                flat[place[-1]] = value
-                flat |= {f"{place[-1]}.{name}": inner for name, inner in self._flat(named, place).items()}
-        return flat
-
     def values(self, member: Declared | None) -> list[Any]:
         """The controls' values that describe a declared object; those of members not chosen are the defaults."""
-        known = dict(zip(self.paths, (component.value for component in self.components), strict=True))
-        known[(self.family,)] = member.declared_name if member is not None else ""
-        return list({**known, **dict(_written((self.family,), member))}.values())
+        flat = {} if member is None else {"": member.declared_name, **declare.flatten(member)}
+        found = []
+        for (path, entry), component in zip(self.paths.items(), self.components, strict=True):
+            if len(path) > 1 and any(flat.get(_key(path[:place])) != path[place] for place in range(1, len(path), 2)):
+                found.append(component.value)
+            else:
+                value = flat.get(_key(path))
+                found.append(value or "" if entry is None else shown_value(entry, value))
+        return found
+
+
+def _key(path: Path) -> str:
+    """A parameter's name among flat values: dots reach into nested members."""
+    return ".".join(path[2::2])
 
 
 def _nests(family: str, name: str) -> bool:
     """Whether a member takes another of its own family: offered once, not within itself."""
-    return any(
-        entry.kind == "member" and entry.family == family for entry in declare.describe(declare.get(family, name))
-    )
-
-
-def _written(path: Path, member: Declared | None) -> Iterator[tuple[Path, Any]]:
-    yield path, member.declared_name if member is not None else ""
-    for entry in declare.describe(type(member)) if member is not None else ():
-        place, value = (*path, member.declared_name, entry.name), getattr(member, entry.name)
-        if entry.kind == "member":
-            yield from _written(place, value)
-        else:
-            yield place, shown_value(entry, value)
+    return any(entry.family == family for entry in declare.describe(declare.get(family, name)))
 
 
 def show_group(names: list[str], chosen: str) -> Any:

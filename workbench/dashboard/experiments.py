@@ -8,7 +8,6 @@ import gradio as gr
 import pandas as pd
 
 import workbench as wb
-from workbench.dashboard.form import Form
 from workbench.dashboard.html import block, button, inert, line, number, table
 from workbench.dashboard.jobs import Job
 from workbench.dashboard.limits import LONG
@@ -18,9 +17,8 @@ from workbench.errors import BadInput
 from workbench.experiments.compare import Arm, Comparison
 from workbench.experiments.lossless import Verdict, lossless
 from workbench.report.headline import size
-from workbench.training.prompts import held_out_prompts
 
-__all__ = ["BASELINE", "add", "compare", "comparing", "export", "measure", "measuring", "outputs", "stop", "tick"]
+__all__ = ["BASELINE", "add", "comparing", "export", "measuring", "start", "stop", "tick"]
 
 BASELINE = "plain"
 PLAIN = wb.Autoregressive()
@@ -36,7 +34,7 @@ ARMS = {
     "kivi 2 bits": Arm(PLAIN, wb.Stack(quantizer=wb.KIVI(bits=2))),
     "chain over h2o 128 + kivi 4": Arm(wb.Speculative(), wb.Stack(wb.H2O(budget=128), wb.KIVI(bits=4))),
 }
-CHOSEN = ("draft model, chain", "copied drafts", "h2o 128", "kivi 4 bits")
+CHOSEN = ["draft model, chain", "copied drafts", "h2o 128", "kivi 4 bits"]
 MAX_PROMPTS, MAX_ARMS = 20, 12
 BEAT_S = 0.5
 HEADINGS = {
@@ -53,15 +51,11 @@ UNMEASURED = (
     " and, where seeds differ, many short runs, cut to the likeliest tokens and uncut, against their exact"
     " distributions."
 )
-OUTPUTS = {  # of each experiment: what it says, its button, the one that stops it, and the timer that looks at it
-    "compare": ("progress", "table", "csv", "json", "compare", "stop", "beat"),
-    "measure": ("verdict", "measure", "enough", "pulse"),
+HOLDS = {True: "the guarantee holds", False: "the guarantee does NOT hold", None: "a distribution of its own"}
+OUTPUTS = {  # of each experiment: what it says, its button, and the one that stops it; its timer comes after them
+    "compare": ("progress", "compared", "csv", "json", "compare", "stop"),
+    "measure": ("verdict", "measure", "enough"),
 }
-
-
-def outputs(parts: dict[str, Any], kind: str) -> list[Any]:
-    """The components that an experiment updates."""
-    return [parts[name] for name in OUTPUTS[kind]]
 
 
 class Compared(Job):
@@ -102,7 +96,8 @@ class Compared(Job):
         saved = gr.update(interactive=bool(rows))
         cells = ([_cell(name, row) for name in HEADINGS] for row in rows)
         made = table(HEADINGS.values(), cells, name="wb-rows wb-compared") if rows else ""
-        return _bar(runs.done, runs.total, self.error or text), made, saved, saved
+        bar = f'<progress max="{runs.total}" value="{runs.done}" aria-label="runs done"></progress>'
+        return line(self.error or text, f"{bar} {runs.done} of {runs.total} runs. "), made, saved, saved
 
 
 class Measured(Job):
@@ -124,84 +119,84 @@ class Measured(Job):
 
     def shown(self) -> tuple:
         """The verdict, or how far it is."""
-        done, runs = self.now
-        if self.error or self.verdict:
-            return (line(self.error) if self.error else _report(self.verdict),)
-        bar = f'<progress max="{runs}" value="{done}" aria-label="runs counted"></progress> ' if done else ""
-        text = f"{done} of {runs} runs counted" if done else "comparing texts with plain decoding …"
-        return (f'<p class="wb-progress">{bar}{text}</p>',)
+        (done, runs), found = self.now, self.verdict
+        if self.error:
+            return (line(self.error),)
+        if found is None:
+            bar = f'<progress max="{runs}" value="{done}" aria-label="runs counted"></progress> ' if done else ""
+            return (line(f"{done} of {runs} runs counted" if done else "comparing texts with plain decoding …", bar),)
+        rows = [
+            ("temperature 0", found.guarantee_greedy, found.greedy, found.greedy_note),
+            ("sampling", found.guarantee_sampled, found.sampled, found.sampled_note),
+        ]
+        cells = [map(inert, row) for row in rows]
+        made = table(("at", "guarantees", "found", "how it was found"), cells, "guarantee and finding")
+        return (f'<p class="wb-verdict"><b>{inert(found.badge)}</b>: {HOLDS[found.holds]}.</p>{made}',)
 
 
-def comparing(parts: dict[str, Any]) -> None:
+def comparing() -> None:
     """What to compare, how far it is, and the table."""
-    label = "compared with plain decoding"
-    parts["arms"] = gr.CheckboxGroup(list(ARMS), value=list(CHOSEN), label=label, elem_id="arms")
+    gr.CheckboxGroup(list(ARMS), value=CHOSEN, label="compared with plain decoding", elem_id="arms")
     with gr.Row():
-        button(parts, "add", "Add the settings' decoder and cache", 160)
+        button("add", "Add the settings' decoder and cache", 160)
         many = f"beside the prompt above, at most {MAX_PROMPTS}"
-        parts["prompts"] = gr.Slider(0, MAX_PROMPTS, 0, step=1, label="held-out prompts", info=many, elem_id="prompts")
-        button(parts, "compare", "Compare", 100, variant="primary")
-        button(parts, "stop", "Stop", interactive=False)
-    parts["progress"] = block("progress", _bar(0, 1, IDLE), live=True)
-    parts["table"] = block("compared")
+        gr.Slider(0, MAX_PROMPTS, 0, step=1, label="held-out prompts", info=many, elem_id="prompts")
+        button("compare", "Compare", 100, variant="primary")
+        button("stop", "Stop", interactive=False)
+    block("progress", line(IDLE), live=True)
+    block("compared")
     with gr.Row():
         for kind in ("csv", "json"):
-            button(parts, kind, f"Save as {kind.upper()}", 100, interactive=False)
-    parts["beat"] = gr.Timer(BEAT_S, active=False)
+            button(kind, f"Save as {kind.upper()}", 100, interactive=False)
 
 
-def measuring(parts: dict[str, Any]) -> None:
+def measuring() -> None:
     """The button, how far it is, and the verdict."""
     with gr.Row():
         info = "at most; only where the seeds' texts differ"
-        parts["counted"] = gr.Slider(200, 5000, 1000, step=100, label="counted runs", info=info, elem_id="counted")
-        button(parts, "measure", "Is it lossless?", 140, variant="primary")
-        button(parts, "enough", "That is enough", 120, interactive=False)
-    parts["verdict"] = block("verdict", line(UNMEASURED), live=True)
-    parts["pulse"] = gr.Timer(BEAT_S, active=False)
+        gr.Slider(200, 5000, 1000, step=100, label="counted runs", info=info, elem_id="counted")
+        button("measure", "Is it lossless?", 140, variant="primary")
+        button("enough", "That is enough", 120, interactive=False)
+    block("verdict", line(UNMEASURED), live=True)
 
 
 @guarded
-def add(visit: Visit, chosen: list[str], form: Form, *values: Any) -> Any:
+def add(visit: Visit, chosen: list[str], *values: Any) -> Any:
     """Offer the form's decoder and cache as an arm, and choose it."""
-    wanted = form.read(values)
+    wanted = visit.form.read(values)
     cache = " + ".join(wanted.cached) or "full cache"
     name = f"{len(visit.arms) + 1}: {wanted.decoder.declared_name} over {cache}"
     visit.arms[name] = Arm(wanted.decoder, wanted.settings["cache"])
     return gr.update(choices=[*ARMS, *visit.arms], value=[*chosen, name])
 
 
-@guarded
-def compare(visit: Visit, chosen: list[str], held_out: int, form: Form, *values: Any) -> tuple:
-    """Begin a comparison with the form's model, prompt, sampling and limits."""
-    _check_idle(visit, "compare", "a comparison is running; stop it first")
+def _compared(visit: Visit, chosen: list[str], held_out: int, *values: Any) -> Compared:
+    """A comparison with the form's model, prompt, sampling and limits."""
     known = {**ARMS, **visit.arms}
     arms = {name: known[name] for name in chosen if name in known}
     if not 0 < len(arms) <= MAX_ARMS:
         raise BadInput(f"choose between 1 and {MAX_ARMS} arms to compare with {BASELINE} decoding, not {len(arms)}")
     if not 0 <= held_out <= MAX_PROMPTS:
         raise BadInput(f"held-out prompts: expected at most {MAX_PROMPTS}, got {held_out}")
-    wanted = form.read(values)
-    prompts = [wanted.prompt, *(row["prompt"] for row in held_out_prompts(int(held_out)))]
-    return _begun(visit, "compare", Compared(wanted.load(), prompts, arms, visit.client, **wanted.settings))
+    wanted = visit.form.read(values)
+    prompts = [wanted.prompt, *(row["prompt"] for row in wb.held_out_prompts(int(held_out)))]
+    return Compared(wanted.load(), prompts, arms, visit.client, **wanted.settings)
+
+
+def _measured(visit: Visit, runs: int, *values: Any) -> Measured:
+    """A measurement of the form's decoder, over the form's model, prompt and cache."""
+    wanted = visit.form.read(values)
+    warm = wanted.settings.get("temperature") or 0.8
+    facts = {"tokens": TOKENS, "runs": int(runs), "temperature": warm, "cache": wanted.settings["cache"]}
+    return Measured(wanted.decoder, wanted.load(), wanted.prompt, visit.client, **facts)
 
 
 @guarded
-def measure(visit: Visit, runs: int, form: Form, *values: Any) -> tuple:
-    """Measure the form's decoder, over the form's model, prompt and cache."""
-    _check_idle(visit, "measure", "a measurement is running; stop it first")
-    wanted = form.read(values)
-    warm = wanted.settings.get("temperature") or 0.8
-    facts = {"tokens": TOKENS, "runs": int(runs), "temperature": warm, "cache": wanted.settings["cache"]}
-    return _begun(visit, "measure", Measured(wanted.decoder, wanted.load(), wanted.prompt, visit.client, **facts))
-
-
-def _check_idle(visit: Visit, kind: str, why: str) -> None:
+def start(visit: Visit, *values: Any, kind: str) -> tuple:
+    """Begin an experiment with what the page says."""
     if kind in visit.jobs and not visit.jobs[kind].over:
-        raise BadInput(why)
-
-
-def _begun(visit: Visit, kind: str, job: Any) -> tuple:
+        raise BadInput(f"a {'comparison' if kind == 'compare' else 'measurement'} is running; stop it first")
+    job = (_compared if kind == "compare" else _measured)(visit, *values)
     job.start()
     visit.jobs[kind] = job
     return tick(visit, kind)
@@ -223,14 +218,9 @@ def tick(visit: Visit, kind: str) -> tuple:
     """A look at how far an experiment is."""
     job = visit.jobs.get(kind)
     if job is None:
-        return (gr.skip(),) * (len(OUTPUTS[kind]) - 1) + (gr.Timer(active=False),)
+        return (gr.skip(),) * len(OUTPUTS[kind]) + (gr.Timer(active=False),)
     over = job.over
     return (*job.shown(), gr.update(interactive=over), gr.update(interactive=not over), gr.Timer(active=not over))
-
-
-def _bar(done: int, total: int, text: str) -> str:
-    bar = f'<progress max="{total}" value="{done}" aria-label="runs done"></progress> {done} of {total} runs. '
-    return f'<p class="wb-progress">{bar if done or total > 1 else ""}{inert(text)}</p>'
 
 
 def _cell(name: str, row: dict[str, Any]) -> str:
@@ -253,13 +243,3 @@ def export(visit: Visit, kind: str) -> str:
     settings = {name: str(value) for name, value in found.settings.items()}
     whole = {"model": str(found.lm.name), "settings": settings, "rows": rows}
     return as_file("comparison.json", json.dumps(whole, indent=2), "application/json")
-
-
-def _report(found: Verdict) -> str:
-    words = {True: "the guarantee holds", False: "the guarantee does NOT hold", None: "a distribution of its own"}
-    rows = [
-        ("temperature 0", inert(found.guarantee_greedy), inert(found.greedy), inert(found.greedy_note)),
-        ("sampling", inert(found.guarantee_sampled), inert(found.sampled), inert(found.sampled_note)),
-    ]
-    shown = table(("at", "guarantees", "found", "how it was found"), rows, "guarantee and finding")
-    return f'<p class="wb-verdict"><b>{inert(found.badge)}</b>: {words[found.holds]}.</p>{shown}'

@@ -1,15 +1,16 @@
 """The figures of a run: one or two plots, what they show in words, and their data as a table."""
 
+import inspect
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
 
-from workbench import views
+from workbench import declare, views
 from workbench.dashboard.html import block, inert, number, table
 from workbench.dashboard.visits import Visit, guarded
+from workbench.declare.registry import KNOWN
 from workbench.errors import WorkbenchError
 from workbench.experiments.headroom import headroom
 from workbench.trace import Trace
@@ -17,35 +18,34 @@ from workbench.views.figure import figure
 
 __all__ = ["FIGURES", "choose", "drawn", "panel", "words"]
 
-Figures = Callable[[Trace, int | None, str | None], list[go.Figure]]
-FIGURES: dict[str, Figures] = {
-    "draft tree": lambda t, r, theme: [views.draft_tree(t, r, theme=theme)],
-    "cache map and ledger": lambda t, r, theme: [
-        views.cache_map(t, r, theme=theme, by_head=True), views.ledger_over_time(t, theme=theme),
-    ],
-    "bit map": lambda t, r, theme: [views.bit_map(t, r, theme=theme)],
-    "cache by layer": lambda t, r, theme: [views.cache_footprint(t, theme=theme)],
-    "acceptance by depth": lambda t, r, theme: [
-        views.acceptance(t, theme=theme), views.acceptance_length(t, theme=theme),
-    ],
-    "acceptance by drafter": lambda t, r, theme: [views.acceptance(t, by="drafter", theme=theme)],
-    "acceptance by entropy": lambda t, r, theme: [views.acceptance(t, by="entropy", theme=theme)],
-    "draft against target": lambda t, r, theme: [views.divergence(t, theme=theme)],
-    "headroom of other drafts": lambda t, r, theme: [views.headroom(headroom(t), theme)],
-    "break-even": lambda t, r, theme: [views.break_even(t, theme=theme)],
-    "forward passes": lambda t, r, theme: [views.forwards_timeline(t, theme=theme)],
-    "entropy and surprisal": lambda t, r, theme: [views.entropy(t, theme=theme)],
-}  # fmt: skip
+
+def _offered() -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """What the registered views offer, plug-ins last: title -> names of views, each with the options of its drawing."""
+    declare.broken()  # loads the plug-ins
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for name in KNOWN["view"]:
+        for title, options in getattr(declare.get("view", name), "offers", {}).items():
+            found.setdefault(title, []).append((name, options))
+    return found
+
+
+FIGURES = _offered()
 ROWS = 200  # of a figure's table
 
 
 def _made(name: str, trace: Trace, round: int | None, theme: str | None) -> list[go.Figure]:
     """The figures of that name; where the trace cannot be shown so, the line that says why and what to do instead."""
     try:
-        return FIGURES[name](trace, round, theme)
+        return [_draw(view, trace, round, theme=theme, **options) for view, options in FIGURES[name]]
     except WorkbenchError as why:
         line = " ".join(str(why).split())
         return [figure(name, trace.id, [], line, theme, "<br>".join(textwrap.wrap(inert(line), 60)))]
+
+
+def _draw(name: str, trace: Trace, round: int | None, **options: Any) -> go.Figure:
+    view = declare.get("view", name)
+    at = {"round": round} if "round" in inspect.signature(view).parameters else {}
+    return view(headroom(trace) if name == "headroom" else trace, **at, **options)  # that one draws a table
 
 
 def panel(parts: dict[str, Any]) -> None:

@@ -3,18 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import gradio as gr
+import torch
 
 import workbench as wb
 from workbench.dashboard.controls import MemberControls, control
 from workbench.declare import describe, models
-from workbench.engine.sampling import Sampling
-from workbench.engine.settings import keywords
 from workbench.errors import BadInput
-from workbench.models.loading import companion, known_models, load, resolve_device, resolve_dtype
-from workbench.models.progress import Progress
+from workbench.models.loading import Progress, companion, known_models, load, resolve_device, resolve_dtype
+from workbench.session import keywords
 
 __all__ = ["Form", "Wanted"]
 
@@ -64,7 +64,7 @@ class Wanted:
 
 
 class Form:
-    """The controls of a run. The caller places and gives `prompt` and `kind`; `draw` makes the others.
+    """The controls of a run. The caller places and gives `prompt` and `kind`; the others are drawn here.
 
     `components` are Gradio components in the order in which `read` expects, and `values` gives, their values.
     anything: the owner sits there: files, and models that are not offered, may be named. Without it, what the
@@ -80,33 +80,29 @@ class Form:
         device: str = "cpu",
         dtype: str = "auto",
     ):
-        self.prompt, self.kind, self.anything = prompt, kind, anything
+        self.prompt, self.anything = prompt, anything
         self.first = {"device": device, "dtype": dtype}
-        self.models = list(dict.fromkeys([*models, *known_models()]))
-
-    def draw(self) -> None:
-        known = self.models
+        self.models = known = list(dict.fromkeys([*models, *known_models()]))
+        where = []
+        named = {"models": known, "anything": self.anything}
         with gr.Accordion("Model and decoder", open=True):
             about = "embedded, a hub id or a local directory" if self.anything else None
-            self.model = gr.Dropdown(
-                known, value=known[0], label="model", info=about, allow_custom_value=self.anything, elem_id="model"
-            )
+            model = {"info": about, "allow_custom_value": self.anything, "elem_id": "model"}
+            where.append(gr.Dropdown(known, value=known[0], label="model", **model))
+            gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+            offered = (("device", "where it runs", ("cpu", "auto", *gpus)), ("dtype", "of its weights", DTYPES))
             with gr.Row():
-                near = {"min_width": 110, "interactive": self.anything}
-                devices = list(dict.fromkeys(["cpu", "auto", *_gpus(), self.first["device"]]))
-                dtypes = list(dict.fromkeys([*DTYPES, self.first["dtype"]]))
-                about = {"label": "device", "info": "where it runs", "elem_id": "device"}
-                self.device = gr.Dropdown(devices, value=self.first["device"], **about, **near)
-                about = {"label": "dtype", "info": "of its weights", "elem_id": "dtype"}
-                self.dtype = gr.Dropdown(dtypes, value=self.first["dtype"], **about, **near)
-            named = {"models": known, "anything": self.anything}
-            self.decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
+                for name, about, usual in offered:
+                    choices = list(dict.fromkeys([*usual, self.first[name]]))
+                    near = {"info": about, "min_width": 110, "interactive": self.anything, "elem_id": name}
+                    where.append(gr.Dropdown(choices, value=self.first[name], label=name, **near))
+            decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
         with gr.Accordion("Cache", open=True):
-            kept = {"nothing": "all stay", **named}
-            self.policy = MemberControls("policy", "cache policy", None, "which tokens stay", **kept)
-            kept = {"nothing": "as they are", **named}
-            self.quantizer = MemberControls("quantizer", "cache quantizer", None, "how they are stored", **kept)
-        drawn = {entry.name for entry in describe(Sampling)}
+            policy = MemberControls("policy", "cache policy", None, "which tokens stay", nothing="all stay", **named)
+            about = "how they are stored"
+            quantizer = MemberControls("quantizer", "cache quantizer", None, about, nothing="as they are", **named)
+        self.families = (decoder, policy, quantizer)
+        drawn = {entry.name for entry in describe(wb.Sampling)}
         shown = {name: entry for name, entry in keywords().items() if entry.kind != "object"}
         shown["max_new_tokens"] = replace(shown["max_new_tokens"], le=MAX_NEW_TOKENS)
         widest = {"max_new_tokens": {"widest": MAX_NEW_TOKENS}}
@@ -115,16 +111,14 @@ class Form:
             with gr.Accordion(title, open=False):
                 entries = [entry for name, entry in shown.items() if name in chosen]
                 self.settings |= {entry.name: control(entry, **widest.get(entry.name, {})) for entry in entries}
-        self.families = (self.decoder, self.policy, self.quantizer)
-        self.components = [self.prompt, self.kind, self.model, self.device, self.dtype]
-        self.components += [*self.settings.values()]
+        self.components = [prompt, kind, *where, *self.settings.values()]
         self.components += [component for family in self.families for component in family.components]
 
     def read(self, values: Sequence[Any]) -> Wanted:
         """What the controls' values ask for. Raises BadInput where one does not fit."""
-        prompt, kind, model, device, dtype, *rest = values
-        settings = dict(zip(self.settings, rest, strict=False))
-        rest = rest[len(self.settings) :]
+        rest = iter(values)
+        prompt, kind, model, device, dtype = islice(rest, 5)
+        settings = {name: next(rest) for name in self.settings}
         if not isinstance(model, str):
             raise BadInput(f"model: expected a name, got {model!r}")
         if not self.anything and model not in self.models:
@@ -138,11 +132,7 @@ class Form:
         if settings["max_new_tokens"] is not None and settings["max_new_tokens"] > MAX_NEW_TOKENS:
             raise BadInput(f"max_new_tokens: the app goes up to {MAX_NEW_TOKENS}; use workbench.decode for more")
         settings["stop"] = settings["stop"] or ()
-        members = []
-        for family in self.families:
-            members.append(family.read(rest[: len(family.components)]))
-            rest = rest[len(family.components) :]
-        decoder, *stack = members
+        decoder, *stack = [family.read([*islice(rest, len(family.components))]) for family in self.families]
         settings["cache"] = wb.Stack(*stack) if any(stack) else None
         given = [{"role": "user", "content": prompt}] if kind == "chat message" else prompt
         chosen = (("device", device, "cpu"), ("dtype", dtype, "auto"))
@@ -156,9 +146,3 @@ class Form:
         for family, member in zip(self.families, (decoder, *stack), strict=True):
             rest += family.values(member)
         return [prompt, KINDS[0], self.models[0], *self.first.values(), *rest]
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]

@@ -14,23 +14,11 @@ from workbench.trace import Trace
 from workbench.views.figure import visible
 from workbench.views.palette import colour
 
-__all__ = [
-    "NOTHING",
-    "PHASES",
-    "block",
-    "button",
-    "candidates",
-    "figures",
-    "inert",
-    "line",
-    "number",
-    "phases",
-    "shown",
-    "table",
-]
+__all__ = ["PHASES", "block", "button", "candidates", "figures", "inert", "line", "number", "phases", "shown", "table"]
 
 PHASES = ("draft", "verify", "accept", "commit", "cache")  # views of one recorded round, in the order of its work
 NOTHING = '<p class="wb-empty">No round yet. A step decodes one.</p>'
+TIMED = {"verify": "target", "accept": "verify"}  # phases whose times the trace has under another name
 SHOWN = 24  # nodes or tokens listed in a phase
 LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 Reader = Callable[[int], str]
@@ -42,14 +30,14 @@ def block(elem_id: str, value: str = "", live: bool = False, **more: Any) -> gr.
     return gr.HTML(value, elem_id=elem_id, padding=False, apply_default_css=False, js_on_load=script, **more)
 
 
-def button(parts: dict[str, Any], name: str, label: str, width: int | None = 80, **more: Any) -> None:
-    """A small button, its name the part's."""
-    parts[name] = gr.Button(label, elem_id=name, min_width=width, **{"size": "sm", **more})
+def button(name: str, label: str, width: int | None = 80, **more: Any) -> None:
+    """A small button."""
+    gr.Button(label, elem_id=name, min_width=width, **{"size": "sm", **more})
 
 
-def line(text: str) -> str:
-    """A line that says how far something is."""
-    return f'<p class="wb-progress">{inert(text)}</p>'
+def line(text: str, bar: str = "") -> str:
+    """A line that says how far something is; `bar` is HTML before it."""
+    return f'<p class="wb-progress">{bar}{inert(text)}</p>'
 
 
 def inert(text: Any) -> str:
@@ -102,17 +90,19 @@ def candidates(trace: Trace, index: int, text_of: Reader) -> list[tuple[str, int
     return found
 
 
-def phases(trace: Trace, round: int | None, phase: int | None) -> str:
+def phases(trace: Trace | None, round: int | None, phase: int | None) -> str:
     """The phases of a round as a list; those after `phase` are still closed (None: all are open)."""
     if round is None:
         return NOTHING
-    trace = _around(trace, round)
-    row = trace.rounds[trace.rounds["round"] == round].iloc[0]
-    of_round = {name: _of(getattr(trace, name), round) for name in ("drafts", "forwards", "tokens", "cache", "events")}
+    log = list(trace.log)  # this round and the one before it, as a trace that does not grow while it is read
+    trace = Trace([log[0], *(event for event in log if event.get("round") in (round - 1, round))])
+    tables = {name: getattr(trace, name) for name in ("rounds", "drafts", "forwards", "tokens", "events")}
+    of_round = {name: frame[frame["round"] == round] for name, frame in tables.items()}
+    row = of_round.pop("rounds").iloc[0]
     now = len(PHASES) - 1 if phase is None else phase
     items = []
     for place, name in enumerate(PHASES):
-        took = row[f"{'target' if name == 'verify' else 'verify' if name == 'accept' else name}_ms"]
+        took = row[f"{TIMED.get(name, name)}_ms"]
         time = f" <small>{number(took)} ms</small>" if not pd.isna(took) else ""
         here = phase is not None and place == now
         state = ' class="wb-now" aria-current="step"' if here else "" if place <= now else ' class="wb-later"'
@@ -123,28 +113,16 @@ def phases(trace: Trace, round: int | None, phase: int | None) -> str:
     return f'{head}<ol class="wb-phases">{"".join(items)}</ol>'
 
 
-def _around(trace: Trace, round: int) -> Trace:
-    """A round and the one before it, as a trace that does not grow while it is read."""
-    log = list(trace.log)
-    return Trace([log[0], *(event for event in log if event.get("round") in (round - 1, round))])
-
-
-def _of(frame: pd.DataFrame, round: int) -> pd.DataFrame:
-    return frame[frame["round"] == round]
-
-
-def _words(texts: Any) -> str:
-    return " ".join(f"<code>{shown(text or '')}</code>" for text in texts)
+def _code(text: str | None) -> str:
+    return f"<code>{shown(text or '')}</code>"
 
 
 def _draft(trace: Trace, row: Any, drafts: pd.DataFrame, **_: Any) -> str:
     if drafts.empty:
-        many = f" The trace does not list its {number(row['drafted'])} drafts." if row["drafted"] else ""
-        return f"<p>{'Nothing was drafted.' if not row['drafted'] else ''}{many}</p>"
-    rows = [
-        (number(n.node), number(n.parent), f"<code>{shown(n.text or '')}</code>", number(n.q))
-        for n in drafts.head(SHOWN).itertuples()
-    ]
+        many = f" The trace does not list its {number(row['drafted'])} drafts."
+        return f"<p>{many if row['drafted'] else 'Nothing was drafted.'}</p>"
+    nodes = drafts.head(SHOWN).itertuples()
+    rows = [(number(node.node), number(node.parent), _code(node.text), number(node.q)) for node in nodes]
     drafter = inert(drafts["drafter"].iloc[0] or "unknown")
     said = f"<p>{drafter} proposed {len(drafts)}, {number(row['depth'])} deep.</p>"
     return said + table(("node", "after", "token", "q"), rows)
@@ -168,7 +146,7 @@ def _accept(trace: Trace, row: Any, drafts: pd.DataFrame, **_: Any) -> str:
         fate = node.fate or "–"
         dot = f'<span class="wb-dot" style="background:{colour("fate", fate)}"></span>'
         why = f"{fate.replace('_', ' ')}{f': {node.reason}' if node.reason else ''}"
-        rows.append((number(node.node), f"<code>{shown(node.text or '')}</code>", number(node.p), dot + inert(why)))
+        rows.append((number(node.node), _code(node.text), number(node.p), dot + inert(why)))
     said = f"<p>{number(row['accepted'])} of {number(row['drafted'])} accepted.</p>"
     return said + table(("node", "token", "p", "fate"), rows)
 
@@ -178,7 +156,8 @@ def _commit(trace: Trace, row: Any, tokens: pd.DataFrame, **_: Any) -> str:
         return "<p>No token.</p>"
     sources = Counter(source or "unknown" for source in tokens["source"])
     who = ", ".join(f"{count} from {inert(name)}" for name, count in sources.items())
-    return f"<p>{_words(tokens['text'].head(SHOWN))}</p><p>{who}; {number(row['context'])} tokens of context.</p>"
+    words = " ".join(map(_code, tokens["text"].head(SHOWN)))
+    return f"<p>{words}</p><p>{who}; {number(row['context'])} tokens of context.</p>"
 
 
 def _cache(trace: Trace, row: Any, events: pd.DataFrame, **_: Any) -> str:

@@ -4,7 +4,6 @@ import threading
 
 from workbench.dashboard.limits import LONG, Turn
 from workbench.dashboard.visits import Branch, Holds, one_line
-from workbench.errors import BadInput
 
 __all__ = ["Job", "Worker"]
 
@@ -62,17 +61,14 @@ class Worker(Job):
 
     def start(self) -> None:
         """Begin. Raises BadInput where too many runs are being decoded already."""
+        self.turn.take()
         self.branch.decoding = True
-        try:
-            super().start()
-        except BadInput:
-            self.branch.decoding = False
-            raise
+        threading.Thread.start(self)
 
     def stop(self) -> None:
         """End after the step under way, and wait for that."""
         super().stop()
-        if self.is_alive() and threading.current_thread() is not self:
+        if self.is_alive():
             self.join()
 
     def work(self) -> None:

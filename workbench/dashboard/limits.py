@@ -2,15 +2,17 @@
 
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from workbench.errors import BadInput
 
-__all__ = ["LONG", "Pages", "Rate", "Refused", "Turn", "client_of"]
+__all__ = ["LONG", "Pages", "Rate", "Turn", "client_of"]
 
 MOST_PAGES = 24  # open pages of a visitor
 EVENTS, EVENTS_S = 200, 10.0  # events of a visitor in so many seconds
@@ -26,14 +28,6 @@ _held: Counter[str] = Counter()  # of each visitor
 _spent: defaultdict[str, Counter[int]] = defaultdict(Counter)  # seconds that each visitor's runs took, by the minute
 
 
-class Refused(Exception):
-    """A request that is not let in: its HTTP status and the line that says why."""
-
-    def __init__(self, status: int, why: str):
-        super().__init__(why)
-        self.status, self.why = status, why
-
-
 def client_of(scope: Mapping[str, Any]) -> str:
     """Who asks, as far as limits go: the address, of an IPv6 address its network."""
     host = str((scope.get("client") or ("",))[0])
@@ -45,21 +39,17 @@ class Rate:
 
     def __init__(self, most: int, window: float):
         self.most, self.window = most, window
-        self._times: dict[str, deque[float]] = defaultdict(deque)
+        self._times: dict[str, list[float]] = {}
 
     def allows(self, who: str) -> bool:
         """Whether one more is allowed; it is counted then."""
         now = time.monotonic()
         if len(self._times) > 10_000:  # of many addresses, those that asked lately are enough
-            lately = {one: seen for one, seen in self._times.items() if now - seen[-1] < self.window}
-            self._times = defaultdict(deque, lately)
-        seen = self._times[who]
-        while seen and now - seen[0] > self.window:
-            seen.popleft()
-        if len(seen) >= self.most:
-            return False
-        seen.append(now)
-        return True
+            self._times = {one: seen for one, seen in self._times.items() if now - seen[-1] < self.window}
+        lately = [at for at in self._times.get(who, ()) if now - at <= self.window]
+        allowed = len(lately) < self.most
+        self._times[who] = lately + [now] * allowed
+        return allowed
 
 
 @dataclass
@@ -80,9 +70,9 @@ class Pages:
         self._events = Rate(EVENTS, EVENTS_S)
 
     def hear(self, name: str, client: str) -> None:
-        """Note an event of a page. Raises Refused where its visitor sends too many."""
+        """Note an event of a page. Raises HTTPException where its visitor sends too many."""
         if self.limited and not self._events.allows(client):
-            raise Refused(429, "too many events at once; try again in a few seconds")
+            raise HTTPException(429, "too many events at once; try again in a few seconds")
         self._of(name, client).heard = time.monotonic()
 
     @contextmanager
@@ -110,7 +100,7 @@ class Pages:
     def _of(self, name: str, client: str) -> Page:
         if name not in self._pages:
             if self.limited and Counter(page.client for page in self._pages.values())[client] >= MOST_PAGES:
-                raise Refused(429, f"{MOST_PAGES} pages are open from here, the most there can be; close one")
+                raise HTTPException(429, f"{MOST_PAGES} pages are open from here, the most there can be; close one")
             self._pages[name] = Page(client)
         return self._pages[name]
 

@@ -5,14 +5,13 @@ from typing import Any
 
 import gradio as gr
 
-from workbench.dashboard.form import Form, Wanted
+from workbench.dashboard.form import Wanted
 from workbench.dashboard.html import block, button, inert, line
 from workbench.dashboard.jobs import Job
-from workbench.dashboard.visits import LOADING, Visit
-from workbench.errors import BadInput
-from workbench.models.progress import Cancelled
+from workbench.dashboard.visits import Visit, guarded
+from workbench.errors import BadInput, Cancelled
 
-__all__ = ["Loading", "outputs", "panel", "stop", "wait"]
+__all__ = ["Loading", "panel", "stop", "wait"]
 
 QUICK_S, BEAT_S = 0.3, 0.4  # what needs no word; between two looks
 
@@ -35,38 +34,38 @@ class Loading(Job):
         self.line = f"{step} {name}, {done / size:.{digits}f} of {total / size:.{digits}f} {unit}"
 
 
-def panel(parts: dict[str, Any]) -> None:
+def panel() -> None:
     """The line that says how far it is, and the button that stops it; both hidden while nothing is loaded."""
-    parts["loading"] = block("loading", live=True, visible=False)
-    button(parts, "cancel", "Cancel", 90, visible=False)
+    block("loading", live=True, visible=False)
+    button("cancel", "Cancel", 90, visible=False)
 
 
-def outputs(parts: dict[str, Any]) -> list[Any]:
-    """The components that `wait` updates."""
-    return [parts["loading"], parts["cancel"]]
-
-
-def wait(visit: Visit | None, form: Form, *values: Any) -> Iterator[tuple]:
-    """Say how far the loading of the form's models is, until they are there. At once where nothing has to be loaded."""
-    if visit is None:
-        raise gr.Error(LOADING, print_exception=False)
+@guarded
+def _begun(visit: Visit, *values: Any) -> Loading | None:
+    """The loading of the form's models, under way; None where the form asks for none that can be."""
     try:
-        wanted = form.read(values)
+        wanted = visit.form.read(values)
     except BadInput:  # what comes next says so
-        yield _shown("")
-        return
-    with visit.lock:
-        if "loading" in visit.jobs and not visit.jobs["loading"].over:
-            raise gr.Error("a model is being loaded already; cancel that first", print_exception=False)
-        loading = visit.jobs["loading"] = Loading(wanted)
-        loading.start()
-    loading.join(QUICK_S)
-    while not loading.over:
+        return None
+    if "loading" in visit.jobs and not visit.jobs["loading"].over:
+        raise BadInput("a model is being loaded already; cancel that first")
+    loading = visit.jobs["loading"] = Loading(wanted)
+    loading.start()
+    return loading
+
+
+def wait(visit: Visit | None, *values: Any) -> Iterator[tuple]:
+    """Say how far the loading of the form's models is, until they are there. At once where nothing has to be loaded."""
+    loading, pause = _begun(visit, *values), QUICK_S
+    while loading is not None:
+        loading.join(pause)
+        if loading.over:
+            break
         visit.hear()
         yield _shown(loading.line)
-        loading.join(BEAT_S)
+        pause = BEAT_S
     yield _shown("")
-    if loading.error:
+    if loading is not None and loading.error:
         visit.message = loading.error
         raise gr.Error(inert(loading.error), print_exception=False)
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import workbench as wb
 from workbench import H2O, KIVI, ConfidenceStop, CopySpec, DraftModel, FixedLength, Speculative, Stack
-from workbench.training.prompts import held_out_prompts
 
 __all__ = ["Preset", "presets"]
 
-EDIT = '''class Circle:
+CIRCLE = '''class Circle:
     """A circle around the origin."""
 
     def __init__(self, radius):
@@ -22,13 +22,8 @@ EDIT = '''class Circle:
         self.radius = self.radius * factor
 
 
-class Disc:
-    """A circle around the origin."""
-
-    def __init__(self, radius):
-        self.radius = radius
-
-    def area(self):'''
+'''
+EDIT = CIRCLE + CIRCLE.replace("Circle", "Disc").partition("\n        return")[0]
 PROSE = "Dear aunt Agatha, thank you for the marmalade. The weather in Trieste"
 
 
@@ -46,7 +41,7 @@ class Preset:
 @cache
 def presets() -> dict[str, Preset]:
     """Name -> preset."""
-    held_out = {row["id"]: row["prompt"] for row in held_out_prompts()}
+    held_out = {row["id"]: row["prompt"] for row in wb.held_out_prompts()}
     long = "\n\n".join(list(held_out.values())[:2])
     return {
         "uncertain code": Preset(

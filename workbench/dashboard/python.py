@@ -5,9 +5,7 @@ from typing import Any
 
 import workbench as wb
 from workbench.declare import Declared, describe
-from workbench.engine.settings import keywords
-from workbench.session import Session
-from workbench.trace import Trace
+from workbench.session import Session, keywords
 
 __all__ = ["call", "of_session", "source"]
 
@@ -16,32 +14,19 @@ def source(value: Any) -> str:
     """A value as Python text; of a declared object only what differs from its defaults."""
     if not isinstance(value, Declared):
         return repr(value)
-    plain = type(value)
-    parts = []
-    for entry in describe(plain):
-        given = getattr(value, entry.name)
-        if given != entry.default:
-            parts.append(f"{entry.name}={source(given)}")
-    return f"{_home(plain)}{plain.__name__}({', '.join(parts)})"
-
-
-def _home(cls: type) -> str:
-    return "wb." if cls.__name__ in wb.__all__ else ""
+    given = [(entry, getattr(value, entry.name)) for entry in describe(type(value))]
+    parts = [f"{entry.name}={source(part)}" for entry, part in given if part != entry.default]
+    name = type(value).__name__
+    return f"{'wb.' if name in wb.__all__ else ''}{name}({', '.join(parts)})"
 
 
 def _imports(value: Any) -> list[str]:
     """Import lines of declared classes that `workbench` itself does not offer."""
     if not isinstance(value, Declared):
         return []
-    own = [] if _home(type(value)) else [f"from {type(value).__module__} import {type(value).__name__}"]
+    name, home = type(value).__name__, type(value).__module__
+    own = [] if name in wb.__all__ else [f"from {home} import {name}"]
     return own + [line for entry in describe(type(value)) for line in _imports(getattr(value, entry.name))]
-
-
-def _written(prompt: Any) -> str:
-    """A prompt as Python text, a line of it on a line."""
-    if not isinstance(prompt, str) or "\n" not in prompt:
-        return repr(prompt)
-    return "\n".join(["(", *(f"    {line!r}" for line in prompt.splitlines(keepends=True)), ")"])
 
 
 def call(
@@ -53,34 +38,25 @@ def call(
     """
     known = keywords()
     changed = {name: value for name, value in settings.items() if value != known[name].default and value is not None}
-    lines = ["import workbench as wb"]
-    lines += sorted({line for part in (decoder, *changed.values()) for line in _imports(part)})
-    lines += [
-        "",
-        f"lm = wb.load({', '.join([repr(model), *(f'{name}={value!r}' for name, value in where.items())])})",
-        f"prompt = {_written(prompt)}",
-        "trace = wb.decode(",
-        "    lm,",
-        "    prompt,",
-    ]
-    lines += [f"    {source(decoder)},"] if decoder is not None else []
-    lines += [f"    {name}={source(value)}," for name, value in changed.items()]
-    return "\n".join([*lines, ")", "print(trace.text)"])
+    imports = sorted({line for part in (decoder, *changed.values()) for line in _imports(part)})
+    loaded = ", ".join([repr(model), *(f"{name}={value!r}" for name, value in where.items())])
+    written = [repr(prompt)]
+    if isinstance(prompt, str) and "\n" in prompt:
+        written = ["(", *(f"    {line!r}" for line in prompt.splitlines(keepends=True)), ")"]
+    given = ["lm", "prompt", *([] if decoder is None else [source(decoder)])]
+    given += [f"{name}={source(value)}" for name, value in changed.items()]
+    lines = ["import workbench as wb", *imports, "", f"lm = wb.load({loaded})", "prompt = " + "\n".join(written)]
+    return "\n".join([*lines, "trace = wb.decode(", *(f"    {one}," for one in given), ")", "print(trace.text)"])
 
 
 def of_session(session: Session) -> str:
     """The call that gives a session's text at once: of a branch, what came before it is forced."""
-    settings = session.settings
-    ignored = not settings.eos_ids and bool(session.lm.eos_ids)
-    origin = (session.trace.run.get("parent") or {}).get("round", 0)  # rounds before it were copied
-    copied = sum(event["emitted"] for event in Trace(list(session.trace.log)).steps() if event["round"] < origin)
-    before = dict(enumerate(session.trace.token_ids[:copied]))
+    settings, lm, trace = session.settings, session.lm, session.trace
+    origin = (trace.run.get("parent") or {}).get("round", 0)  # rounds before it were copied
+    before = dict(enumerate(trace.token_ids[: trace.index.start(min(origin, session.rounds))]))
+    ignored = not settings.eos_ids and bool(lm.eos_ids)
     named = settings.options() | {"ignore_eos": ignored, "force": {**before, **settings.force}}
-    return call(str(session.lm.name), session.prompt_again, session.decoder, named, _where(session.lm))
-
-
-def _where(lm: Any) -> dict[str, str]:
-    """What `workbench.load` has to be told for a model to lie where this one does."""
     device, dtype = str(lm.device), str(lm.dtype).removeprefix("torch.")
     where = {"device": device} if device != "cpu" else {}
-    return where | ({"dtype": dtype} if where or dtype != "float32" else {})
+    where |= {"dtype": dtype} if where or dtype != "float32" else {}
+    return call(str(lm.name), session.prompt_again, session.decoder, named, where)

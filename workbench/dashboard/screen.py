@@ -9,13 +9,13 @@ import gradio as gr
 
 from workbench import web
 from workbench.dashboard import figures, html, python
-from workbench.dashboard.html import NOTHING, PHASES, phases
+from workbench.dashboard.html import PHASES, phases
 from workbench.dashboard.visits import Visit
 
 __all__ = ["PANEL", "beat", "panel", "say", "script", "trace_view", "view"]
 
 PANEL = (
-    "view", "status", "figures", "phases", "candidates", "plot", "plot2", "words", "branches", "left", "right", "code",
+    "view", "status", "figures", "phases", "candidate", "plot", "plot2", "words", "branches", "left", "right", "code",
     "step", "back", "play", "pause", "fork", "resettle", "forget", "save", "capsule", "perfetto",
 )  # fmt: skip
 VIEW = {
@@ -38,22 +38,21 @@ def script() -> str:
 
 def trace_view() -> gr.HTML:
     """The component; its value is what `view` returns. Its `pick` event carries the index of a token."""
-    template = {"html_template": "", "js_on_load": script()}
-    return gr.HTML("", elem_id="view", apply_default_css=False, padding=False, **template)
+    return gr.HTML("", elem_id="view", apply_default_css=False, padding=False, html_template="", js_on_load=script())
 
 
 def panel(visit: Visit) -> tuple:
     """All updates. The view is sent what the page does not hold yet."""
     parts = _filled(visit) if visit.branches else _empty(visit)
+    parts |= dict(zip(("plot", "plot2", "words"), figures.drawn(visit), strict=True))
     return tuple(parts[name] for name in PANEL)
 
 
 def beat(visit: Visit) -> tuple:
     """The updates while a worker decodes: little, since they come often."""
-    branch = visit.branch
-    parts = {"view": view(visit)}
-    if branch.phase is not None:
-        parts["phases"] = phases(branch.run.trace, visit.round, branch.phase)
+    parts, phase = {"view": view(visit)}, visit.branch.phase
+    if phase is not None:
+        parts["phases"] = phases(visit.branch.run.trace, visit.round, phase)
     return tuple(parts.get(name, gr.skip()) for name in PANEL)
 
 
@@ -68,14 +67,13 @@ def view(visit: Visit, since: int | None = None) -> str:
     branch, run = visit.branch, visit.branch.run
     mine, sent = visit.sent
     rounds = run.rounds if since is None else since  # before the payload: what a worker adds by then is sent twice
-    if since is None:
-        since = sent if mine is run else 0
+    since = (sent if mine is run else 0) if since is None else since
     place = {
         "cursor": branch.reached,
         "selected": visit.focus,
         "follow": visit.selected is None,
         "phase": branch.phase,
-        "live": visit.name if visit.playing else None,
+        "live": visit.name if visit.worker is not None else None,
         "turn": next(_turns),
     }
     text = web.to_json({**web.payload(run.trace, since, visit.reader), **place})
@@ -85,55 +83,38 @@ def view(visit: Visit, since: int | None = None) -> str:
 
 def say(visit: Visit, text: str = "") -> None:
     """Put what just happened, and the place, into the status line."""
-    run = visit.branch.run
-    over = f" Ended: {run.ended}." if visit.branch.done else ""
+    branch, run = visit.branch, visit.branch.run
+    over = f" Ended: {run.ended}." if branch.done else ""
     behind = f" of {run.length} recorded" if run.cursor < run.length else ""
-    branch = visit.branch
     phase = "" if branch.phase is None else f" Round {branch.round}, {PHASES[branch.phase]}."
     visit.message = f"{text} Token {branch.reached}{behind}.{phase}{over}".strip()
 
 
 def _empty(visit: Visit) -> dict[str, Any]:
-    idle, none = gr.update(interactive=False), gr.update(choices=[], value=None)
     visit.sent = (None, 0)
-    return {
-        **dict.fromkeys(PANEL, idle),
-        **dict.fromkeys(("candidates", "branches", "left", "right"), none),
-        **{"view": "", "figures": "", "phases": NOTHING, "code": "", "status": html.inert(visit.message)},
-        **_plots(visit),
-    }
+    parts = dict.fromkeys(PANEL, gr.update(interactive=False)) | dict.fromkeys(("view", "figures", "code"), "")
+    parts |= dict.fromkeys(("candidate", "branches", "left", "right"), gr.update(choices=[], value=None))
+    return parts | {"phases": phases(None, None, None), "status": html.inert(visit.message)}
 
 
 def _filled(visit: Visit) -> dict[str, Any]:
-    branch, run, playing = visit.branch, visit.branch.run, visit.playing
+    branch, run, playing = visit.branch, visit.branch.run, visit.worker is not None
     trace, live = branch.trace, branch.live
     labels = [(one.label, number) for number, one in enumerate(visit.branches)]
-    ready = {
-        "step": not branch.done and not playing, "play": not branch.done and not playing,
-        "back": run.cursor > 0 and not playing, "pause": playing, "forget": not playing, "save": True,
-        "fork": live and run.length > 0, "resettle": live,
-        "capsule": run.length and not playing, "perfetto": run.length and not playing,
-    }  # fmt: skip
+    taken = [] if visit.focus is None else html.candidates(trace, visit.focus, visit.reader)
+    ready = {"save": True, "pause": playing, "resettle": live, "fork": live and run.length > 0}
+    rested = {"forget": True, "back": run.cursor > 0, **dict.fromkeys(("step", "play"), not branch.done)}
+    rested |= dict.fromkeys(("capsule", "perfetto"), run.length > 0)
+    ready |= {name: may and not playing for name, may in rested.items()}
     return {
         "view": view(visit),
         "status": html.inert(visit.message),
         "figures": html.figures(trace),
         "phases": phases(trace, visit.round, branch.phase),
-        "candidates": _candidates(visit),
+        "candidate": gr.update(choices=taken, value=None),
         "branches": gr.update(choices=labels, value=visit.current),
         "left": gr.update(choices=labels, value=0),
         "right": gr.update(choices=labels, value=visit.current or len(labels) - 1),
         "code": python.of_session(run) if live else "# an opened trace: see its settings in the capsule",
-        **{name: gr.update(interactive=bool(may)) for name, may in ready.items()},
-        **_plots(visit),
+        **{name: gr.update(interactive=may) for name, may in ready.items()},
     }
-
-
-def _plots(visit: Visit) -> dict[str, Any]:
-    return dict(zip(("plot", "plot2", "words"), figures.drawn(visit), strict=True))
-
-
-def _candidates(visit: Visit) -> Any:
-    if visit.focus is None:
-        return gr.update(choices=[], value=None)
-    return gr.update(choices=html.candidates(visit.branch.trace, visit.focus, visit.text_of), value=None)

@@ -5,6 +5,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from workbench.dashboard import screen, uploads
 from workbench.dashboard.app import build_app
 from workbench.dashboard.limits import Pages
 from workbench.dashboard.security import LOOPBACK, Gate, Rules
-from workbench.dashboard.visits import VISITS, Visit, forget_idle
+from workbench.dashboard.visits import VISITS, Visit, forget_idle, leave
 from workbench.errors import BadInput
 from workbench.models.loading import load, resolve_device, resolve_dtype
 from workbench.web import FOLDER, script
@@ -34,15 +35,9 @@ CLOSED_S = 60.0  # after the last word from a page that nothing holds open
 SESSIONS = 512  # pages of which Gradio remembers the settings, more than a megabyte each
 NOTHING, REST = "{}", '{"rest":true}'  # answers to a page that watches a run
 PASSED_ON = ("SPACE_ID", "GRADIO_ROOT_PATH")  # variables that say that others are led here, whatever the address
-THEME = gr.themes.Default(
-    primary_hue="blue",
-    secondary_hue="blue",
-    neutral_hue="slate",
-    spacing_size="sm",
-    text_size="sm",
-    font=["system-ui", "sans-serif"],
-    font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-)
+HUES = {"primary_hue": "blue", "secondary_hue": "blue", "neutral_hue": "slate"}
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
+THEME = gr.themes.Default(**HUES, **FONTS, spacing_size="sm", text_size="sm")
 
 
 def launch(
@@ -66,9 +61,8 @@ def launch(
     resolve_dtype(dtype, resolve_device(device))
     rules = rules_of(host, token, allow_frame)
     _check_port(host, port)
-    own = {name: os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")}
-    for name, value in own.items():  # the server's check of itself must not go through a proxy
-        os.environ[name] = ",".join(filter(None, [value, "localhost", "127.0.0.1"]))
+    for name in ("NO_PROXY", "no_proxy"):  # the server's check of itself must not go through a proxy
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"]))
     app, pages = build_app(models, rules.owner, device or "cpu", dtype or "auto"), Pages(limited=not rules.owner)
     app.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     gate = Middleware(Gate, rules=rules, fns=app.fns, pages=pages)
@@ -88,7 +82,8 @@ def launch(
     if not rules.owner:
         who = "anyone with this token" if rules.token else "anyone"
         print(f"{who} who can reach this machine can use it", file=sys.stderr)
-    if _display() if browser is None else browser:
+    screened = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if screened if browser is None else browser:
         webbrowser.open(address)
     if wait:
         app.block_thread()
@@ -112,9 +107,8 @@ async def _no_foreign_origins(server: Starlette) -> AsyncIterator[None]:
 
 def _sweep(app: gr.Blocks, pages: Pages) -> None:
     """Let go of the runs of idle pages, and of all that closed ones left, for as long as the app is served."""
-    pause = threading.Event()
     while app.is_running:
-        pause.wait(SWEEP_S)
+        time.sleep(SWEEP_S)
         forget_idle()
         forget_gone(pages, app.state_holder, CLOSED_S)
         uploads.UPLOADS.forget(uploads.WAITING_S)
@@ -126,9 +120,7 @@ def forget_gone(pages: Pages, holder: StateHolder, older: float) -> None:
     That is the settings of every component, more than a megabyte a page, and without this for good.
     """
     for name in pages.gone(older):
-        visit = VISITS.pop(name, None)
-        if visit is not None:
-            visit.close()
+        leave(name)
         holder.session_data.pop(name, None)
         holder.time_last_used.pop(name, None)
 
@@ -143,11 +135,6 @@ def _check_port(host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from None
-
-
-def _display() -> bool:
-    """Whether there is a screen to open a browser on."""
-    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def answer(visit: Visit | None, run: str, rounds: int, cursor: int, phase: str) -> str:

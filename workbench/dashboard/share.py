@@ -9,11 +9,10 @@ import gradio as gr
 from workbench.cursor import Replay
 from workbench.dashboard import python
 from workbench.dashboard import screen as page
-from workbench.dashboard.form import Form
 from workbench.dashboard.html import button, inert
 from workbench.dashboard.opening import open_file
 from workbench.dashboard.uploads import UPLOADS
-from workbench.dashboard.visits import Branch, Visit, guarded
+from workbench.dashboard.visits import Visit, guarded
 from workbench.errors import BadInput
 from workbench.report.capsule import capsule_of
 from workbench.trace import perfetto, storage
@@ -22,29 +21,24 @@ from workbench.web import script
 __all__ = ["DOWNLOAD", "copy", "download", "open_trace", "open_upload", "panel"]
 
 ENDINGS = (".wb", ".html")  # of what may be opened
-KINDS = {
-    "save": (".wb", "application/x-ndjson"),
-    "capsule": (".html", "text/html"),
-    "perfetto": (".json", "application/json"),
+KINDS = {  # of files: the button, the ending, the type
+    "save": ("Save the trace", ".wb", "application/x-ndjson"),
+    "capsule": ("Save a capsule (one offline page)", ".html", "text/html"),
+    "perfetto": ("Save the timeline (Perfetto)", ".json", "application/json"),
 }
 DOWNLOAD = script("download.js")
 
 
-def panel(parts: dict[str, Any]) -> None:
+def panel() -> None:
     """Buttons that make files, the one that opens them, and the run as Python."""
     with gr.Row(elem_id="files"):
-        for name, label in (
-            ("save", "Save the trace"), ("capsule", "Save a capsule (one offline page)"),
-            ("perfetto", "Save the timeline (Perfetto)"),
-        ):  # fmt: skip
-            button(parts, name, label, 140, interactive=False)
+        for name, (label, *_) in KINDS.items():
+            button(name, label, 140, interactive=False)
         small = {"size": "sm", "min_width": 140, "elem_id": "open"}
-        parts["open"] = gr.UploadButton("Open a trace or a capsule", file_types=list(ENDINGS), **small)
-    parts["code"] = gr.Textbox(
-        "", label="the run looked at, as Python", lines=8, max_lines=24, buttons=["copy"], interactive=False,
-        elem_id="code",
-    )  # fmt: skip
-    parts["copy"] = gr.Button("The settings as they are now, as Python", size="sm", elem_id="copy")
+        gr.UploadButton("Open a trace or a capsule", file_types=list(ENDINGS), **small)
+    code = {"lines": 8, "max_lines": 24, "buttons": ["copy"], "interactive": False, "elem_id": "code"}
+    gr.Textbox("", label="the run looked at, as Python", **code)
+    button("copy", "The settings as they are now, as Python", None)
 
 
 def as_file(name: str, text: str, kind: str) -> str:
@@ -55,7 +49,7 @@ def as_file(name: str, text: str, kind: str) -> str:
 @guarded
 def download(visit: Visit, kind: str) -> tuple[str, str]:
     """The run looked at as a file for the browser to keep; and the status line."""
-    ending, mime = KINDS[kind]
+    _, ending, mime = KINDS[kind]
     trace = visit.branch.trace
     if kind == "capsule":
         text = capsule_of(trace, text_of=visit.reader)
@@ -86,15 +80,14 @@ def open_trace(visit: Visit, path: str) -> tuple:
     trace = open_file(Path(path))
     replay = Replay(trace)
     replay.jump(replay.length)
-    visit.runs += 1
-    visit.add(Branch(f"{visit.runs}: {name}", replay))
+    visit.add(name, replay)
     lost = f" Dropped: {'; '.join(trace.dropped)}." if trace.dropped else ""
     page.say(visit, f"Opened {name}: {replay.length} tokens.{lost}")
     return page.panel(visit)
 
 
 @guarded
-def copy(visit: Visit, form: Form, *values: Any) -> str:
+def copy(visit: Visit, *values: Any) -> str:
     """The `workbench.decode` call with the form's settings."""
-    wanted = form.read(values)
+    wanted = visit.form.read(values)
     return python.call(wanted.model, wanted.prompt, wanted.decoder, wanted.settings, wanted.where)

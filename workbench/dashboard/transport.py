@@ -7,57 +7,53 @@ import gradio as gr
 
 from workbench import conditions
 from workbench.dashboard import screen as page
-from workbench.dashboard.form import Form
 from workbench.dashboard.html import block, button
 from workbench.dashboard.jobs import Worker
-from workbench.dashboard.visits import BY, Branch, Visit, guarded
+from workbench.dashboard.visits import BY, Visit, guarded
 from workbench.errors import BadInput
 from workbench.session import Session
+from workbench.values import one_of
 
 __all__ = ["SPEEDS", "go", "lost", "panel", "pause", "pick", "play", "set_to_work", "start", "step", "tick"]
 
 SPEEDS = {"1 step / s": 1.0, "3 steps / s": 0.33, "10 steps / s": 0.1, "full speed": 0.0}  # seconds a step
-BUTTONS = {
-    "back": ("◀ Back", "secondary"), "step": ("Step ▶", "primary"), "play": ("Run on ▶▶", "primary"),
-    "pause": ("❚❚ Pause", "secondary"),
-}  # fmt: skip
+BUTTONS = {"back": "◀ Back", "step": "Step ▶", "play": "Run on ▶▶", "pause": "❚❚ Pause"}
 KEYS = "Keys: N step, B back, R run on, P pause, 1 2 3 by phase, round, token; arrows in the text move the cursor"
 
 
-def panel(parts: dict[str, Any]) -> None:
+def panel() -> None:
     """The row of buttons, how they step, and the status line."""
     with gr.Row(elem_id="transport"):
-        for name, (label, variant) in BUTTONS.items():
-            button(parts, name, label, 76, scale=1, interactive=False, variant=variant)
+        for name, label in BUTTONS.items():
+            variant = "primary" if name in ("step", "play") else "secondary"
+            button(name, label, 76, scale=1, interactive=False, variant=variant)
         small = {"scale": 1, "min_width": 130}
-        parts["by"] = gr.Radio(list(BY), value="round", label="step by", min_width=270, scale=3, elem_id="by")
-        parts["speed"] = gr.Dropdown(list(SPEEDS), value="full speed", label="speed", elem_id="speed", **small)
-        until = {"label": "stop where", "placeholder": "entropy > 3", "max_lines": 1, "elem_id": "until"}
-        parts["until"] = gr.Textbox("", **until, **small)
-    parts["status"] = block("status", live=True)
+        gr.Radio(list(BY), value="round", label="step by", min_width=270, scale=3, elem_id="by")
+        gr.Dropdown(list(SPEEDS), value="full speed", label="speed", elem_id="speed", **small)
+        gr.Textbox("", label="stop where", placeholder="entropy > 3", max_lines=1, elem_id="until", **small)
+    block("status", live=True)
     block("keys", f"<p>{KEYS}</p>")
 
 
 @guarded
-def start(visit: Visit, form: Form, *values: Any) -> tuple:
+def start(visit: Visit, *values: Any) -> tuple:
     """Open a run with what the form says; nothing is decoded yet."""
-    _open(visit, form, values)
+    _open(visit, values)
     return page.panel(visit)
 
 
 @guarded
-def go(visit: Visit, by: str, speed: str, until: str, form: Form, *values: Any) -> tuple:
+def go(visit: Visit, by: str, speed: str, until: str, *values: Any) -> tuple:
     """Open a run with what the form says, and decode it."""
-    return _play(visit, by, speed, until, lambda: _open(visit, form, values))
+    return _play(visit, by, speed, until, lambda: _open(visit, values))
 
 
-def _open(visit: Visit, form: Form, values: tuple) -> None:
+def _open(visit: Visit, values: tuple) -> None:
     visit.check_limit()
-    wanted = form.read(values)
+    wanted = visit.form.read(values)
     session = Session(wanted.load(), wanted.prompt, wanted.decoder, **wanted.settings)
-    visit.runs += 1
     name = session.decoder.declared_name
-    visit.add(Branch(f"{visit.runs}: {name}", session))
+    visit.add(name, session)
     guarantee = session.decoder.guarantee(session.settings.sampling)
     visit.message = f"Ready: {len(session.prompt_ids)} prompt tokens, {name} (guarantee: {guarantee})."
 
@@ -65,16 +61,11 @@ def _open(visit: Visit, form: Form, values: tuple) -> None:
 @guarded
 def step(visit: Visit, by: str, forward: bool = True) -> tuple:
     """One phase, round or token on, or back, from where the reader looks; nothing recorded is lost."""
+    one_of("step by", by, *BY)
     visit.settle()
-    (visit.branch.advance if forward else visit.branch.retreat)(_by(by))
+    (visit.branch.advance if forward else visit.branch.retreat)(by)
     page.say(visit)
     return page.panel(visit)
-
-
-def _by(by: str) -> str:
-    if by not in BY:
-        raise BadInput(f"step by: expected one of {', '.join(BY)}, got {by!r}")
-    return by
 
 
 @guarded
@@ -85,11 +76,11 @@ def play(visit: Visit, by: str, speed: str, until: str) -> tuple:
 
 def _play(visit: Visit, by: str, speed: str, until: str, ready: Callable[[], None]) -> tuple:
     condition = conditions.parse(until) if (until or "").strip() else None
+    one_of("step by", by, *BY)
+    one_of("speed", speed, *SPEEDS)
     ready()
-    if speed not in SPEEDS:
-        raise BadInput(f"speed: expected one of {', '.join(SPEEDS)}, got {speed!r}")
     visit.message = "Running. Pause stops it."
-    return set_to_work(visit, Worker(visit.branch, _by(by), SPEEDS[speed], condition, visit.client))
+    return set_to_work(visit, Worker(visit.branch, by, SPEEDS[speed], condition, visit.client))
 
 
 def set_to_work(visit: Visit, worker: Worker) -> tuple:
@@ -107,10 +98,9 @@ def set_to_work(visit: Visit, worker: Worker) -> tuple:
 @guarded
 def tick(visit: Visit) -> tuple:
     """Show what the worker has done: little while it is at it, the whole page once it is not."""
-    worker = visit.worker
-    if worker is not None and worker.is_alive():
+    if visit.worker is not None and visit.worker.is_alive():
         return page.beat(visit)
-    if worker is not None:
+    if visit.worker is not None:
         _rest(visit)
     return page.panel(visit)
 
@@ -120,8 +110,8 @@ def _rest(visit: Visit, text: str = "") -> None:
     worker = visit.halt()
     if worker is not None and worker.error:
         visit.message = worker.error
-        return
-    page.say(visit, f"Stopped where {worker.until}." if worker is not None and worker.found else text)
+    else:
+        page.say(visit, f"Stopped where {worker.until}." if worker is not None and worker.found else text)
 
 
 @guarded
@@ -133,21 +123,16 @@ def pause(visit: Visit) -> tuple:
 
 
 @guarded
-def _pick(visit: Visit, index: Any) -> tuple:
+def pick(visit: Visit, event: gr.EventData) -> tuple:
+    """The cursor came to rest on a token: what the server draws follows it."""
+    told = getattr(event, "_data", None)
+    index = told.get("index") if isinstance(told, dict) else None
     if visit.branches and isinstance(index, int) and 0 <= index < visit.branch.run.length:
         visit.selected = index
         visit.branch.phase = None if visit.worker is None else visit.branch.phase
     if visit.worker is not None:
         return tuple([gr.skip()] * len(page.PANEL))
-    shown = list(page.panel(visit))
-    shown[page.PANEL.index("view")] = gr.skip()  # the page has moved its cursor already
-    return tuple(shown)
-
-
-def pick(visit: Visit, event: gr.EventData) -> tuple:
-    """The cursor came to rest on a token: what the server draws follows it."""
-    told = getattr(event, "_data", None)
-    return _pick(visit, told.get("index") if isinstance(told, dict) else None)
+    return (gr.skip(), *page.panel(visit)[1:])  # the page has moved its cursor in the view already
 
 
 @guarded

@@ -9,7 +9,6 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -22,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from workbench.dashboard.limits import Refused, client_of
+from workbench.dashboard.limits import client_of
 from workbench.dashboard.opening import MAX_TRACE
 
 __all__ = ["MAX_TRACE", "ROUTES", "UPLOADS", "Blocks", "Uploads", "sound"]
@@ -44,15 +43,15 @@ class Uploads:
         self._lock = threading.Lock()
 
     def make_room(self, client: str, size: int) -> Path:
-        """A folder for a file of at most `size` bytes. Raises Refused where its visitor has handed in too much."""
+        """A folder for a file of at most `size` bytes. HTTPException where its visitor handed in too much."""
         if size > MAX_TRACE + FORM:
             most = f"{MAX_TRACE // 1_000_000} MB"
-            raise Refused(413, f"the file is larger than {most}; read it with workbench.Trace.load")
+            raise HTTPException(413, f"the file is larger than {most}; read it with workbench.Trace.load")
         self.forget(WAITING_S)
         with self._lock:
             mine = [held for whose, held, _ in self._files.values() if whose == client]
             if len(mine) >= MOST or sum(mine) + size > 2 * (MAX_TRACE + FORM):
-                raise Refused(429, "too many files were handed in and not opened; try again in a minute")
+                raise HTTPException(429, "too many files were handed in and not opened; try again in a minute")
             root = Path(get_upload_folder())
             root.mkdir(parents=True, exist_ok=True)
             folder = mkdtemp(dir=root)
@@ -85,10 +84,15 @@ async def _upload(request: Request) -> Response:
     size = request.headers.get("content-length", "")
     try:
         if not size.isdigit():
-            raise Refused(411, "expected the length of the upload")
+            raise HTTPException(411, "expected the length of the upload")
         folder = UPLOADS.make_room(client_of(request.scope), int(size))
-    except Refused as no:
-        return await _refused(request, no)
+    except HTTPException as no:
+        read = 0
+        async for chunk in request.stream():  # a browser hears the answer only after the upload was read, within reason
+            read += len(chunk)
+            if read > 4 * MAX_TRACE:
+                break
+        return JSONResponse({"detail": no.detail}, no.status_code)
     try:
         async with request.form(max_files=1, max_fields=0) as form:
             file = form["files"]
@@ -104,45 +108,26 @@ async def _upload(request: Request) -> Response:
     return JSONResponse([str(path)])
 
 
-async def _refused(request: Request, no: Refused) -> Response:
-    """The answer to an upload that is not taken; a browser hears it only after it was read, within reason."""
-    read = 0
-    async for chunk in request.stream():
-        read += len(chunk)
-        if read > 4 * MAX_TRACE:
-            break
-    return JSONResponse({"detail": no.why}, no.status)
-
-
 ROUTES = [Route("/gradio_api/upload", _upload, methods=["POST"])]
 
 
-def sound(value: Any) -> Any:
+def sound(value: Any, depth: int = 0) -> Any:
     """The value, files without their addresses.
 
     Raises gr.Error for a file that was not handed in, without a look-up of any kind; and for what no page sends: text
     that is not Unicode, whole numbers beyond a browser's, objects nested deeply.
     """
-    for part, depth in _parts(value):
-        if depth > MAX_DEPTH or (isinstance(part, int) and abs(part) > MAX_INT):
-            raise gr.Error(UNFIT, print_exception=False)
-        if isinstance(part, str) and any("\ud800" <= letter <= "\udfff" for letter in part):
-            raise gr.Error(UNFIT, print_exception=False)
-        if isinstance(part, dict) and {"path", "url"} & set(part):
-            if not UPLOADS.holds(part.get("path")):
-                raise gr.Error(FILE, print_exception=False)
-            part.pop("url", None)
+    large = isinstance(value, int) and abs(value) > MAX_INT
+    surrogate = isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value)
+    if depth > MAX_DEPTH or large or surrogate:
+        raise gr.Error(UNFIT, print_exception=False)
+    if isinstance(value, dict) and {"path", "url"} & set(value):
+        if not UPLOADS.holds(value.get("path")):
+            raise gr.Error(FILE, print_exception=False)
+        value.pop("url", None)
+    for one in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+        sound(one, depth + 1)
     return value
-
-
-def _parts(value: Any) -> Iterator[tuple[Any, int]]:
-    """A value and all that lies in it, each with its depth."""
-    waiting = [(value, 0)]
-    while waiting:
-        part, depth = waiting.pop()
-        yield part, depth
-        inner = [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else ()
-        waiting += [(one, depth + 1) for one in inner]
 
 
 class Blocks(gr.Blocks):

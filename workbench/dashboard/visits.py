@@ -18,12 +18,12 @@ from workbench.dashboard.html import PHASES, inert
 from workbench.errors import BadInput, WorkbenchError
 from workbench.session import Session
 from workbench.trace import Trace
-from workbench.web.data import EMBEDDED
+from workbench.web import data
 
 __all__ = ["BY", "VISITS", "Branch", "Holds", "Visit", "failed", "forget_idle", "guarded", "one_line"]
 
 BY = ("phase", "round", "token")
-COMMIT = PHASES.index("commit")
+COMMIT, LAST = PHASES.index("commit"), len(PHASES) - 1
 MAX_BRANCHES = 12
 IDLE_S = 1800.0  # seconds without a word from the page after which its runs are let go
 LOADING = "the page is not ready; try again in a moment, or reload it if it was left for long"
@@ -53,7 +53,7 @@ class Branch:
     def done(self) -> bool:
         """Whether nothing lies ahead of the cursor."""
         run = self.run
-        return bool(run.ended) and run.cursor >= run.length and self.phase in (None, len(PHASES) - 1)
+        return bool(run.ended) and run.cursor >= run.length and self.phase in (None, LAST)
 
     @property
     def round(self) -> int | None:
@@ -69,54 +69,49 @@ class Branch:
 
     def advance(self, by: str, holds: Holds | None = None) -> tuple[bool, bool]:
         """One phase, round or token on. Returns (whether it moved, whether `holds` stopped it at a token)."""
-        if by == "phase" and self.phase is not None and self.phase < len(PHASES) - 1:
+        if by == "phase" and self.phase is not None and self.phase < LAST:
             self.phase += 1
             return True, False
         before = self.run.cursor
         if self.run.step("token" if by == "token" else "round") is None:
             return False, False
         self.phase = 0 if by == "phase" else None
-        for index in range(before, self.run.cursor) if holds is not None else ():
-            if holds(self._row(index)):
-                self.run.jump(index + 1)
-                return True, True
+        if holds is not None and self.run.cursor > before:
+            trace, number = self.run.trace, self.run.trace.index.at(before)
+            for place, row in enumerate(trace.rows_of(number), trace.index.start(number)):
+                if before <= place < self.run.cursor and holds(row):
+                    self.run.jump(place + 1)
+                    return True, True
         return True, False
 
     def retreat(self, by: str) -> None:
         """One phase, round or token back; nothing recorded is lost."""
-        if by != "phase":
-            self.run.back(by=by)
-            self.phase = None
-        elif self.phase == 0:
-            self.run.back()
-            self.phase = len(PHASES) - 1 if self.run.cursor else None
-        elif self.run.cursor:
-            self.phase = (len(PHASES) if self.phase is None else self.phase) - 1
+        if by == "phase" and self.phase != 0:
+            if self.run.cursor:
+                self.phase = (len(PHASES) if self.phase is None else self.phase) - 1
+            return
+        self.run.back(by="round" if by == "phase" else by)
+        self.phase = LAST if by == "phase" and self.run.cursor else None
 
     def jump(self, to: int) -> None:
         """Put the cursor behind the first `to` tokens."""
         self.phase = None
-        if to != self.run.cursor:
-            self.run.jump(min(max(to, 0), self.run.length))
-
-    def _row(self, index: int) -> dict[str, Any]:
-        """A token with the columns of its round."""
-        trace = self.run.trace
-        number = trace.index.at(index)
-        return trace.rows_of(number)[index - trace.index.start(number)]
+        self.run.jump(to)
 
 
 @dataclass(eq=False)
 class Visit:
     """One visitor's runs. Every handler holds `lock` while it touches them.
 
-    name: of the page, as the browser knows it. selected: the token inspected; None follows the cursor. message: the
-    status line's text. client: the visitor as far as limits go, "" for the owner. sent: the run and the number of
-    its rounds that the page holds. drawn: what the figures on the page show. seen: when the page was last heard of.
+    name: of the page, as the browser knows it. client: the visitor as far as limits go, "" for the owner. form: what
+    reads the page's controls. selected: the token inspected; None follows the cursor. worker: None once it has finished
+    and was collected. message: the status line's text. sent: the run and the number of its rounds that the page holds.
+    drawn: what the figures on the page show. seen: when the page was last heard of.
     """
 
     name: str = ""
     client: str = ""
+    form: Any = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     branches: list[Branch] = field(default_factory=list)
     current: int = 0
@@ -143,26 +138,18 @@ class Visit:
         return self.branches[self.current]
 
     @property
-    def playing(self) -> bool:
-        """True while a worker is running, or has finished and was not yet collected."""
-        return self.worker is not None
-
-    @property
     def focus(self) -> int | None:
         """The token looked at: the one picked, else the last before the cursor."""
         if not self.branches:
             return None
         run = self.branch.run
-        if self.selected is not None and self.selected < run.length:
-            return self.selected
-        return run.cursor - 1 if run.cursor else None
+        picked = self.selected is not None and self.selected < run.length
+        return self.selected if picked else run.cursor - 1 if run.cursor else None
 
     @property
     def round(self) -> int | None:
         """The round looked at."""
-        if self.selected is None:
-            return self.branch.round
-        return self.branch.run.round_at(self.focus)
+        return self.branch.round if self.selected is None else self.branch.run.round_at(self.focus)
 
     def hear(self) -> None:
         """Note that the page is there."""
@@ -182,21 +169,18 @@ class Visit:
             self.branch.jump(self.selected + 1)
         self.selected = None
 
-    def add(self, branch: Branch) -> None:
-        """Look at a further run or branch. Raises BadInput where there are too many."""
+    def add(self, name: str, run: Session | Replay) -> None:
+        """Look at a further run or branch, numbered. Raises BadInput where there are too many."""
         self.check_limit()
         self.halt()
-        self.branches.append(branch)
-        self.look(len(self.branches) - 1)
+        self.runs += 1
+        self.branches.append(Branch(f"{self.runs}: {name}", run))
+        self.current, self.selected = len(self.branches) - 1, None
 
     def check_limit(self) -> None:
-        """Raise BadInput where no further run may be opened."""
+        """Raises BadInput where no further run may be opened."""
         if len(self.branches) >= MAX_BRANCHES:
             raise BadInput(f"{MAX_BRANCHES} runs and branches are open, the most there can be; press Forget on one")
-
-    def look(self, number: int) -> None:
-        """Look at another branch."""
-        self.current, self.selected = number, None
 
     def close(self) -> None:
         """Let go of all runs and their caches."""
@@ -206,34 +190,25 @@ class Visit:
             self.halt()
             self.branches, self.current, self.selected, self.drawn = [], 0, None, None
             self.jobs = {}
-        _give_back()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+        if trim is not None:  # glibc keeps what threads have freed, run after run
+            trim(0)
 
     @property
-    def reader(self) -> Callable[[int], str] | None:
-        """What reads token ids for the view; None where the view knows the tokenizer, or nobody does."""
-        branch = self.branch
-        return self.text_of if branch.live and branch.run.lm.name not in EMBEDDED else None
-
-    def text_of(self, token: int) -> str:
-        """The text of a token id: the tokenizer's, or what the trace knows about it."""
-        branch = self.branch
-        if branch.live and branch.run.reader is not None:
-            return branch.run.reader(token)
-        for table in (branch.run.trace.tokens, branch.run.trace.drafts):
-            found = table.loc[table["token_id"] == token, "text"]
-            if len(found) and found.iloc[0]:
-                return found.iloc[0]
-        return f"id {token}"
-
-
-def _give_back() -> None:
-    """Return freed memory to the system: glibc keeps what threads have freed, run after run."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
+    def reader(self) -> Callable[[int], str]:
+        """What gives the text of a token id: the run's tokenizer, or what the trace knows about it."""
+        run = self.branch.run
+        return (run.reader if self.branch.live else None) or data.reader(run.trace)
 
 
 VISITS: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()
+
+
+def leave(name: str) -> None:
+    """Let go of the runs of the page of that name, which is no more."""
+    visit = VISITS.pop(name, None)
+    if visit is not None:
+        visit.close()
 
 
 def forget_idle(older: float = IDLE_S) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 from workbench import aliases
 from workbench.declare.fields import Declared, Field, check, describe, make, unknown
-from workbench.declare.registry import get, names
+from workbench.declare.registry import FAMILIES, get, names
 from workbench.errors import BadInput, shown
 
 __all__ = ["build", "flatten", "from_dict", "to_dict"]
@@ -16,7 +16,7 @@ TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 def build(family: str, name: str, values: Mapping[str, Any] | None = None) -> Any:
     """Make a member from flat values, dots reaching into nested members: {"shape.length": 4, "drafter": "copyspec"}."""
-    cls = get(family, name)
+    cls = _class(family, name)
     entries = {entry.name: entry for entry in describe(cls)}
     if not isinstance(values, Mapping | None):
         raise BadInput(f"{family} {name!r}: expected parameters by name, got {shown(values)}")
@@ -45,6 +45,14 @@ def build(family: str, name: str, values: Mapping[str, Any] | None = None) -> An
             base, chosen = flatten(chosen), chosen.declared_name
         plain[head] = build(entry.family, chosen, {**base, **nested[head]})
     return make(cls, plain)
+
+
+def _class(family: str, name: str) -> type:
+    """The declared class of that name. Raises BadInput for a function, of which nothing can be set."""
+    found = get(family, name)
+    if family not in FAMILIES:
+        raise BadInput(f"{family} {name!r} is no declared member; expected one of a family of {', '.join(FAMILIES)}")
+    return found
 
 
 def _read(entry: Field, value: Any) -> Any:
@@ -96,4 +104,4 @@ def from_dict(form: Mapping[str, Any], depth: int = 0) -> Any:
         key: from_dict(value, depth + 1) if isinstance(value, Mapping) and "family" in value else value
         for key, value in settings.items()
     }
-    return make(get(form.get("family"), form.get("name")), values)
+    return make(_class(form.get("family"), form.get("name")), values)

@@ -44,13 +44,18 @@ def _load(entry: EntryPoint) -> None:
     before = {known: dict(members) for known, members in KNOWN.items()}
     try:
         if family not in KNOWN or not name:
-            raise BadInput(f"expected family.name, with a family of {', '.join(FAMILIES)}")
-        cls = entry.load()
-        if not (isinstance(cls, type) and issubclass(cls, Declared) and dataclasses.is_dataclass(cls)):
-            raise BadInput(f"expected a dataclass that derives from workbench.declare.Declared, got {shown(cls)}")
-        describe(cls)
-        register(family, name)(cls)
-        make(cls)  # front-ends start from the defaults
+            raise BadInput(f"expected family.name, with a family of {', '.join(KNOWN)}")
+        found = entry.load()
+        if family not in FAMILIES:
+            if not callable(found):
+                raise BadInput(f"expected a function, got {shown(found)}")
+            register(family, name)(found)
+            return
+        if not (isinstance(found, type) and issubclass(found, Declared) and dataclasses.is_dataclass(found)):
+            raise BadInput(f"expected a dataclass that derives from workbench.declare.Declared, got {shown(found)}")
+        describe(found)
+        register(family, name)(found)
+        make(found)  # front-ends start from the defaults
     except (Exception, SystemExit) as error:
         KNOWN.update(before)
         reason = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,7 @@
-"""The registry: the members of every family, by name. A member's module is imported when it is asked for."""
+"""The registry: the members of every family, by name. A member's module is imported when it is asked for.
+
+FAMILIES are those of declared classes; KNOWN holds families of functions, too.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -12,15 +15,16 @@ from workbench.errors import BadInput, shown
 __all__ = ["FAMILIES", "KNOWN", "get", "names", "near", "register"]
 
 FAMILIES = tuple(members.FAMILIES)
-KNOWN: dict[str, dict[str, Any]] = {family: {} for family in FAMILIES}  # the class, or "module:Class" until it is used
-for _family, _name, _module, _class in members.MEMBERS:
-    KNOWN[_family][_name] = f"{_module}:{_class}"
+# the member, or "module:name" until it is used
+KNOWN: dict[str, dict[str, Any]] = {family: {} for family in (*FAMILIES, *members.FUNCTIONS)}
+for _family, _name, _module, _found in members.MEMBERS:
+    KNOWN[_family][_name] = f"{_module}:{_found}"
 
 
 def register(family: str, name: str):
-    """Class decorator: add a declared class to a family under a name. Raises ValueError where the name is taken."""
+    """Decorator: add a declared class or a function to its family under a name. Raises ValueError where it is taken."""
 
-    def add(cls: type) -> type:
+    def add(cls: Any) -> Any:
         known = KNOWN[family].get(name)
         where = known if isinstance(known, str | None) else f"{known.__module__}:{known.__qualname__}"
         if where is not None and where.partition(":")[2] != cls.__qualname__:
@@ -47,8 +51,8 @@ def names(family: str) -> list[str]:
     return sorted(_members(family))
 
 
-def get(family: str, name: str) -> type:
-    """The class of that name; BadInput with the nearest names where there is none."""
+def get(family: str, name: str) -> Any:
+    """The class or function of that name; BadInput with the nearest names where there is none."""
     from workbench.declare.plugins import broken
 
     known = _members(family)
@@ -61,8 +65,8 @@ def get(family: str, name: str) -> type:
             raise BadInput(f"{family} {name!r} is a plug-in, and {reason}")
         raise BadInput(f"unknown {family} {shown(name)}; known: {', '.join(sorted(known))}{near(name, known)}")
     if isinstance(known[name], str):
-        module, _, cls = known[name].partition(":")
-        known[name] = getattr(import_module(module), cls)
+        module, _, found = known[name].partition(":")
+        known[name] = getattr(import_module(module), found)
     return known[name]
 
 
@@ -71,7 +75,7 @@ def _members(family: str) -> dict[str, Any]:
 
     broken()  # loads them
     if not isinstance(family, str) or family not in KNOWN:
-        raise BadInput(f"unknown family {shown(family)}; expected one of {', '.join(FAMILIES)}")
+        raise BadInput(f"unknown family {shown(family)}; expected one of {', '.join(KNOWN)}")
     return KNOWN[family]
 
 

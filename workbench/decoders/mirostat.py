@@ -44,7 +44,7 @@ class Mirostat(Decoder):
 
     def check(self, lm: LanguageModel, settings: Settings) -> None:
         sampling = settings.sampling
-        if sampling.temperature not in (0, 1) or sampling._filters():
+        if sampling.temperature not in (0, 1) or sampling.filters:
             raise BadInput(
                 "mirostat cuts the model's own distribution: leave temperature, top_k, top_p, min_p, typical_p unset"
             )

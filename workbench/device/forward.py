@@ -221,11 +221,10 @@ class DeviceRound:
         greedy, template = self.sampling.greedy, self.template
         rows = self._numbers.masked_fill(self._numbers >= template.expanded, -1)
         kinds = torch.full_like(self._numbers, verification.POINT if greedy else verification.DIST)
-        found = verification.verify(
-            dists.scores[None], tokens[None], self._parents.masked_fill(~exists, -1)[None], self._depths[None],
-            kinds[None], root + 1, "rejection", self.sampling.seed, proposals[1], rows[None],
-            0.0 if greedy else 1.0, width=max(template.branching), implementation=self._implementation,
-        )  # fmt: skip
+        columns = (dists.scores, tokens, self._parents.masked_fill(~exists, -1), self._depths, kinds)
+        drawn = (root + 1, "rejection", self.sampling.seed, proposals[1], rows[None], 0.0 if greedy else 1.0)
+        options = {"width": max(template.branching), "implementation": self._implementation}
+        found = verification.verify(*(column[None] for column in columns), *drawn, **options)
         accepted = found.fates[0] == verification.FATES.index("accepted")
         follows = accepted & (self._parents == self._numbers[:, None])  # [row, the child that stands after it]
         # a distribution of NaN gives no token, and `finite` says so

@@ -55,16 +55,14 @@ class DeviceModel:
         """ids and absolute positions int64 [R] on the device -> logits of the `last` rows (0: of all)."""
         self._cache.store = rows
         try:
-            return self._engine(
-                input_ids=tokens[None], position_ids=positions[None], past_key_values=self._cache, use_cache=True,
-                logits_to_keep=last,
-            ).logits[0]  # fmt: skip
+            options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": last}
+            return self._engine(input_ids=tokens[None], position_ids=positions[None], **options).logits[0]
         finally:
             self._cache.store = None
 
 
 def _reason(lm: TransformersModel) -> str | None:
-    if any(handle.window is not None and handle.window < lm.context for handle in lm._cache.handles):
+    if any(handle.window is not None and handle.window < lm.context for handle in lm._cache.layers):
         return "the model slides a window over its keys"
     if {p.device for p in lm.model.parameters()} != {lm.device}:
         return "the model's weights lie on several devices"

@@ -192,7 +192,8 @@ def _conclude(decoder: Declared, state: State, r: Round, round_: DeviceRound, fo
     state.runners["target"].store.commit_written(len(state.tokens) - 1, len(tree), [0, *path])
     dist = PackedDistribution(found, kept, round_.sampling, round_.model.vocab_size)
     if form.depth:
-        decoder.verify_and_commit(state, r, tree, dist, outcome=_outcome(found, kept) if "fates" in found else None)
+        outcome = _outcome(found, kept, path) if "fates" in found else None
+        decoder.verify_and_commit(state, r, tree, dist, outcome=outcome)
         return
     r.commit("target", [0])
     r.append(dist, [0], [dist.choose(0)], ["target"])
@@ -249,16 +250,13 @@ class PackedDistribution:
         return unpack(table, self._vocabulary, cut_by, self._sampled, best)
 
 
-def _outcome(found: dict[str, np.ndarray], kept: list[int]) -> Outcome:
+def _outcome(found: dict[str, np.ndarray], kept: list[int], path: list[int]) -> Outcome:
     """Of a round verified by rejection, by the numbers of the nodes that exist."""
-    numbers = {node: number for number, node in enumerate(kept)}
-    path = [int(node) for node in found["path"] if node >= 0]
     fates = [verification.FATES[int(code)] for code in found["fates"][kept]]
     reasons = [verification.REASONS[int(code)] for code in found["reasons"][kept]]
     us = [None if np.isnan(u) else float(u) for u in found["us"][kept]]
-    token = int(found["choice"][path[-1] if path else 0])
-    source = verification.SOURCES[int(found["source"][0])]
-    return Outcome([numbers[node] for node in path], token, source, fates, reasons, us)
+    token = int(found["choice"][kept[path[-1] if path else 0]])
+    return Outcome(path, token, verification.SOURCES[int(found["source"][0])], fates, reasons, us)
 
 
 def _record(r: Round, tree: DeviceTree, context: int, wall: float, round_: DeviceRound) -> None:

@@ -92,10 +92,8 @@ class DeviceSampling:
 
     def _fused(self, logits: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, DeviceDistributions]:
         sampling, heat = self.sampling, self.sampling.temperature or 1.0
-        found = distribution.sample(
-            logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
-            self.seed, positions, implementation="triton",
-        )  # fmt: skip
+        rules = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+        found = distribution.sample(logits, *rules, self.seed, positions, implementation="triton")
         logits = logits.float()
         raw = logits - found.raw.lse[:, None]
         scores, removed = logits if self.greedy else raw, raw.new_zeros(len(raw), len(self.filters), dtype=torch.bool)

@@ -140,9 +140,9 @@ class LiveRows:
         """q [1, H, R, D] -> [1, R, H, Dv]. Triton reads the live slots; SDPA all of them, under a mask."""
         k, v = self.run.k[layer], self.run.v[layer]
         if self.choice(q).name == "triton":
-            from workbench_kernels.segment_attention.live import attend_live
-
-            out, _ = attend_live(q[0].transpose(0, 1), k, v, self.base32, self.words, self.staged, scale)
+            out, _ = segment_attention.attend_live(
+                q[0].transpose(0, 1), k, v, self.base32, self.words, self.staged, scale
+            )
             return out.to(q.dtype)[None]
         if self.mask is None:
             behind = self.slots_ - self.base

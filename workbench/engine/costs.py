@@ -51,16 +51,13 @@ def costs_of(model: nn.Module, cached: Sequence[tuple[int, int, int]]) -> Costs:
     sums = {"dense": [0, 0], "experts": [0, 0]}
     for name, weight in model.named_parameters():
         if id(weight) not in looked_up:
-            kind = "experts" if chosen and count and _of_experts(name, weight, count) else "dense"
+            several = weight.dim() > 2 and weight.shape[0] == count  # all experts side by side
+            routed = chosen and count and (several or re.search(r"\bexperts\.\d+\.", name))
+            kind = "experts" if routed else "dense"
             sums[kind][0] += weight.numel()
             sums[kind][1] += weight.nbytes
     share = min(1.0, chosen / count) if chosen and count else 1.0
     return Costs(*sums["dense"], *sums["experts"], share, config.num_attention_heads, tuple(cached))
-
-
-def _of_experts(name: str, weight: nn.Parameter, count: int) -> bool:
-    """Whether a weight is that of one of several experts, or of all of them side by side."""
-    return bool(re.search(r"\bexperts\.\d+\.", name)) or (weight.dim() > 2 and weight.shape[0] == count)
 
 
 def _first(config: Any, names: Sequence[str]) -> int:

@@ -1,18 +1,53 @@
 """`LanguageModel`: what a decoder may ask of any model, and what a forward pass gives back."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from workbench.cache.store import CacheStore
+from workbench.cache.store import CacheStore, PlainStore
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["LanguageModel", "Output", "chosen", "facts", "fingerprint", "kept", "require"]
+__all__ = ["ForwardRequest", "LanguageModel", "Output", "facts", "kept", "require"]
 
 T = TypeVar("T")
 READ = {"hidden": "hidden states", "states": "the states between layers", "mass": "attention"}
+
+
+@dataclass(slots=True)
+class ForwardRequest:
+    """One forward pass of R rows.
+
+    tokens: ids, or hidden states [R, width] instead of embedded ids. positions: the number of tokens before each row.
+    cache: stages the rows' keys and values. mask: the visibility among staged rows that `CacheStore.begin` takes.
+    layers: those decoder layers only, in that order (early exit, layer skipping); the others stage nothing, so such
+    rows may be attended to by later forwards over the same layers, but are committed only once the others have staged
+    them as well. Hidden states for layers that do not begin with 0 are what the layer before them gave on (the output's
+    `exit`): layers 0..l-1, then l.. over their exit states at the same positions, is one ordinary forward.
+    logits_at: rows that logits are wanted of: "all", "last" or numbers. want: what else: "hidden", "exit", and a number
+    l for what the first l layers give on, where layer l − 1 runs.
+    """
+
+    tokens: Sequence[int] | torch.Tensor
+    positions: Sequence[int]
+    cache: CacheStore
+    mask: torch.Tensor | None = None
+    layers: Sequence[int] | None = None
+    logits_at: str | Sequence[int] = "all"
+    want: Sequence[str | int] = ()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the tokens are hidden states."""
+        return isinstance(self.tokens, torch.Tensor) and self.tokens.is_floating_point()
+
+    def chosen(self, rows: torch.Tensor) -> torch.Tensor:
+        """Those of the rows [R, ...] that `logits_at` names."""
+        if isinstance(self.logits_at, str):
+            return rows if self.logits_at == "all" else rows[-1:]
+        return rows[list(self.logits_at)]
 
 
 @dataclass(slots=True)
@@ -30,14 +65,8 @@ class Output:
 class LanguageModel(Protocol):
     """A causal language model over one sequence at a time.
 
-    `forward` runs R rows: `tokens` (ids, or hidden states [R, width] instead of embedded ids) at absolute `positions`
-    (the number of tokens before each), stages their keys and values in `cache` and returns logits only for the rows
-    asked for: "all", "last" or row numbers. `mask` is the visibility among staged rows that `CacheStore.begin` takes.
-    Where the store has `watched` rows, a model that gives "mass" hands what they look at to its `add_mass`.
-    `layers` runs those decoder layers only, in that order (early exit, layer skipping); the others stage nothing, so
-    such rows may be attended to by later forwards over the same layers, but are committed only once the others have
-    staged them as well. Hidden states for layers that do not begin with 0 are what the layer before them gave on (the
-    output's `exit`): layers 0..l-1, then l.. over their exit states at the same positions, is one ordinary forward.
+    A model of another kind writes `_forward`, or `forward` itself. Where the store has `watched` rows, a model that
+    gives "mass" hands what they look at to its `add_mass`.
 
     gives: what a model has beside logits: "hidden", "exit", "states", "layers" and "mass"; asked for anything else
     it raises BadInput. Other members have plain answers here.
@@ -50,27 +79,27 @@ class LanguageModel(Protocol):
     vocab_size: int
     context: int
     layers: int
+    kv_heads: int
+    head_dim: int
     device: torch.device
     dtype: torch.dtype
     eos_ids: frozenset[int]
     parameters: int
     weight_bytes: int
 
-    def forward(
-        self,
-        tokens: Sequence[int] | torch.Tensor,
-        positions: Sequence[int],
-        cache: CacheStore,
-        mask: torch.Tensor | None = None,
-        layers: Sequence[int] | None = None,
-        logits_at: str | Sequence[int] = "all",
-        want: Sequence[str] = (),
-    ) -> Output: ...
+    def _forward(self, request: ForwardRequest) -> Output: ...
     def head(self, hidden: torch.Tensor) -> torch.Tensor: ...  # the one way from final hidden states to logits
-    def new_store(self) -> CacheStore: ...
     def forward_flops(self, rows: int, context: int) -> int: ...  # multiply-adds counted twice
-    def kv_bytes(self) -> int: ...  # of one token's keys and values over all layers
     def describe(self) -> dict: ...
+
+    @torch.inference_mode()
+    def forward(self, *request: Any, **options: Any) -> Output:
+        """`forward(tokens, positions, cache, …)`: run the rows of a `ForwardRequest`, whose fields are the arguments;
+        they are staged, and the logits asked for returned."""
+        return self._forward(ForwardRequest(*request, **options))
+
+    def new_store(self) -> CacheStore:
+        return PlainStore(self.layers)
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         raise Unsupported(f"{self.name!r} has no embeddings of tokens")
@@ -79,6 +108,10 @@ class LanguageModel(Protocol):
     def ids_read(self) -> int:
         """Ids the model can be given."""
         return self.vocab_size
+
+    def kv_bytes(self) -> int:
+        """Bytes of one token's keys and values over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def weights_read(self, rows: int) -> int:
         """Bytes of the weights that a forward of some rows reads."""
@@ -109,11 +142,6 @@ def require(lm: LanguageModel, who: str, needs: Iterable[str | int]) -> None:
             raise BadInput(f"{who} reads {READ.get(word, word)}, which {lm.name!r} does not give")
 
 
-def chosen(rows: torch.Tensor, logits_at: str | Sequence[int]) -> torch.Tensor:
-    """The rows [R, ...] that `logits_at` names: "all", "last" or numbers."""
-    return rows if logits_at == "all" else rows[-1:] if logits_at == "last" else rows[list(logits_at)]
-
-
 def kept(lm: LanguageModel, key: tuple, make: Callable[[], T]) -> T:
     """What belongs to a model: made once, kept on the model itself, and gone with it, or where it was changed."""
     parts = vars(lm).setdefault("_parts", {})
@@ -125,12 +153,14 @@ def kept(lm: LanguageModel, key: tuple, make: Callable[[], T]) -> T:
 def facts(
     model: LanguageModel, architecture: str, shapes: dict[str, tuple], digest: str | None = None
 ) -> dict[str, Any]:
-    """What a trace records of a model: its `describe`. shapes: of its weights, by name; digest: of their numbers."""
+    """What a trace records of a model: its `describe`. shapes: of its weights, by name, with their dtypes; their
+    fingerprint tells architectures and sizes apart. digest: of their numbers."""
+    text = "\n".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
     names = ("layers", "kv_heads", "head_dim", "vocab_size", "context")
     return {
         "name": model.name,
         "architecture": architecture,
-        "fingerprint": fingerprint(shapes),
+        "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:12],
         "digest": digest,
         "dtype": str(model.dtype).removeprefix("torch."),
         **{name: getattr(model, name) for name in names},
@@ -139,11 +169,3 @@ def facts(
         "weight_bytes": model.weight_bytes,
         "row_bytes": model.weights_read(1),
     }
-
-
-def fingerprint(shapes: dict[str, tuple]) -> str:
-    """Twelve hex digits over names, shapes and dtypes of the weights: tells architectures and sizes apart."""
-    import hashlib
-
-    text = "\n".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

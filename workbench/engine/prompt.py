@@ -82,26 +82,21 @@ def single_token(
     where the text is none or several tokens.
     """
     if isinstance(token, str):
-        found = _token_of(lm, token, prompt_ids, new, at)
+        need_tokenizer(lm, "token", token)
+        _readable("token", token)
+        state = Detokenizer(lm.tokenizer, prompt_ids)
+        for known in new[:at]:
+            state.push(known)
+        found = token_of(lm.tokenizer, token, state, new[at : at + 1])
+        if found is None:
+            parts = [token_text(lm.tokenizer, i) for i in lm.tokenizer.encode(token, add_special_tokens=False)]
+            parts = parts[1:] if "".join(parts[1:]) == token else parts  # without the space that goes before a text
+            count = f"is {len(parts)} tokens ({shown(parts)})" if len(parts) > 1 else "is the text of no token here"
+            raise BadInput(f"{shown(token)} {count}; expected exactly one: fork once for each, or give its id")
     elif (found := whole(token)) is None:
         raise BadInput(f"token: expected an id or text, got {_named(token)}")
     if not 0 <= found < lm.vocab_size:
         raise BadInput(f"token id {found}: expected one in [0, {lm.vocab_size})")
-    return found
-
-
-def _token_of(lm: LanguageModel, text: str, prompt_ids: Sequence[int], new: Sequence[int], at: int) -> int:
-    need_tokenizer(lm, "token", text)
-    _readable("token", text)
-    state = Detokenizer(lm.tokenizer, prompt_ids)
-    for known in new[:at]:
-        state.push(known)
-    found = token_of(lm.tokenizer, text, state, new[at : at + 1])
-    if found is None:
-        parts = [token_text(lm.tokenizer, i) for i in lm.tokenizer.encode(text, add_special_tokens=False)]
-        parts = parts[1:] if "".join(parts[1:]) == text else parts  # without the space that goes before a text
-        count = f"is {len(parts)} tokens ({shown(parts)})" if len(parts) > 1 else "is the text of no token here"
-        raise BadInput(f"{shown(text)} {count}; expected exactly one: fork once for each, or give its id")
     return found
 
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 
@@ -93,7 +92,7 @@ class Sampling(Declared):
     @property
     def plain(self) -> bool:
         """True where the distribution sampled from is the raw distribution itself."""
-        return self.temperature == 1 and not self.processors and not self._filters()
+        return self.temperature == 1 and not self.processors and not self.filters
 
     def _heat(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores over the temperature; where that overflows, their distances from the largest over it."""
@@ -123,28 +122,22 @@ class Sampling(Declared):
             return "ruled out every token"
         return "" if self.greedy or best < math.inf else "gave a token an infinite score"
 
-    def _filters(self) -> list[tuple[str, Callable[[torch.Tensor, Any], torch.Tensor], Any]]:
-        """Name, rule and value of the filters that are set, in the order in which they act."""
-        chosen = ((name, keep, getattr(self, name), idle) for name, (keep, idle) in FILTERS.items())
-        return [(name, keep, value) for name, keep, value, idle in chosen if value is not None and value != idle]
+    @property
+    def filters(self) -> list[str]:
+        """Names of the filters that are set, in the order in which they act."""
+        return [name for name, (_, idle) in FILTERS.items() if getattr(self, name) not in (None, idle)]
 
     def cut(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [R, V] after the filters, and bool [R, filters], which of them removed something. Copies
         nothing to the host."""
-        logp = scores.log_softmax(-1)
-        filters = self._filters()
+        logp, filters = scores.log_softmax(-1), self.filters
         removed = torch.zeros(len(logp), len(filters), dtype=torch.bool, device=logp.device)
-        for number, (_, keep, value) in enumerate(filters):
+        for number, name in enumerate(filters):
             alive = logp > -torch.inf
-            kept = keep(logp, value) & alive
+            kept = FILTERS[name][0](logp, getattr(self, name)) & alive
             removed[:, number] = kept.sum(-1) < alive.sum(-1)
             logp = logp.masked_fill(~kept, -torch.inf).log_softmax(-1)
         return logp, removed
-
-    @property
-    def filters(self) -> list[str]:
-        """Names of the filters that are set, in the order in which they act."""
-        return [name for name, *_ in self._filters()]
 
     def _cut_by(self, scores: torch.Tensor, removed: torch.Tensor) -> list[tuple[str, ...]]:
         """For each row what removed tokens."""
@@ -203,11 +196,7 @@ def keep_top_k(logp: torch.Tensor, k: int) -> torch.Tensor:
 
 def keep_top_p(logp: torch.Tensor, mass: float) -> torch.Tensor:
     """True for the smallest set of largest entries whose probabilities reach `mass`; at least one."""
-    ordered, index = logp.sort(descending=True, stable=True)
-    probs = ordered.exp().double()
-    kept = probs.cumsum(-1) - probs < mass
-    kept[..., 0].fill_(True)
-    return torch.zeros_like(kept).scatter(-1, index, kept)
+    return _up_to(mass, logp.exp(), logp.argsort(descending=True, stable=True))
 
 
 def keep_min_p(logp: torch.Tensor, share: float) -> torch.Tensor:
@@ -227,11 +216,15 @@ def keep_typical(logp: torch.Tensor, mass: float) -> torch.Tensor:
     probs = logp.exp()
     entropy = torch.special.entr(probs).sum(-1, keepdim=True)
     distance = (-logp - entropy).abs().masked_fill(probs == 0, torch.inf)
-    index = distance.argsort(stable=True)
-    ordered = probs.gather(-1, index).double()
+    return _up_to(mass, probs, distance.argsort(stable=True))
+
+
+def _up_to(mass: float, probs: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """True for the first entries of each row, in that order, whose probabilities reach `mass`; at least one."""
+    ordered = probs.gather(-1, order).double()
     kept = ordered.cumsum(-1) - ordered < mass
     kept[..., 0].fill_(True)
-    return torch.zeros_like(kept).scatter(-1, index, kept)
+    return torch.zeros_like(kept).scatter(-1, order, kept)
 
 
 FILTERS = {  # name -> the rule, and the value at which it keeps all

@@ -4,7 +4,6 @@ the way from its hidden states to its logits, and whether any of this was change
 
 import copy
 from contextlib import suppress
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,19 +121,6 @@ def _before_the_head(model: nn.Module, count: int) -> list[str]:
 # -- changes ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Same:
-    """Equal to itself alone; holds the object, so that no other one gets its identity."""
-
-    it: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.it is other.it
-
-    def __hash__(self) -> int:
-        return id(self.it)
-
-
 _APART = {*vars(nn.Module()), "_is_hf_initialized", "config", "generation_config"}
 
 
@@ -147,7 +133,7 @@ def picture(model: nn.Module) -> tuple:
         settings = tuple((name, _mark(v)) for name, v in facts if name not in _APART and v is not None)
         hooks = (*module._forward_pre_hooks, *module._forward_hooks)
         tensors = tuple(
-            (name, _Same(tensor), tensor.dtype, tensor.device, tensor.shape)
+            (name, *_same(tensor), tensor.dtype, tensor.device, tensor.shape)
             for table in (module._parameters, module._buffers)
             for name, tensor in table.items()
             if tensor is not None
@@ -166,4 +152,10 @@ def _mark(value: Any, depth: int = 4) -> Any:
         return tuple(_mark(entry, depth - 1) for entry in value)
     if depth and isinstance(value, set | frozenset):
         return frozenset(map(str, value))
-    return _Same(value)
+    return _same(value)
+
+
+def _same(it: Any) -> tuple[int, Any]:
+    """Equal to the pair of this very object alone, whatever its own comparison says: tuples compare identities first.
+    Holds the object, so that no other one gets its identity."""
+    return id(it), it

@@ -40,7 +40,8 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def token_text(tokenizer: Any, token: int) -> str:
     """The text of one token in the middle of a text; U+FFFD where it is a part of a character."""
-    return "" if tokenizer is None else reader_of(tokenizer).text(token)
+    piece = "" if tokenizer is None else reader_of(tokenizer).piece(token) or ""
+    return piece.decode("utf-8", "replace") if isinstance(piece, bytes) else piece
 
 
 def reader_of(tokenizer: Any) -> "Reader":
@@ -82,11 +83,6 @@ class Reader:
                 found = _byte(name) or self._beside(token)
             self._pieces[token] = found
         return self._pieces[token]
-
-    def text(self, token: int) -> str:
-        """See `token_text`."""
-        piece = self.piece(token)
-        return piece.decode("utf-8", "replace") if isinstance(piece, bytes) else piece or ""
 
     def name(self, token: int) -> str | None:
         """The token as the vocabulary writes it; None where it does not say."""

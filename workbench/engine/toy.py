@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from workbench.cache.store import CacheStore, PlainStore
-from workbench.engine.model import LanguageModel, Output, chosen, facts, require
+from workbench.engine.model import ForwardRequest, LanguageModel, Output, facts, require
 from workbench.errors import Unsupported
 
 __all__ = ["ToyModel"]
@@ -37,25 +36,13 @@ class ToyModel(LanguageModel):
         self.eos_ids: frozenset[int] = frozenset()
         self.parameters, self.weight_bytes = self.table.numel(), self.table.nbytes
 
-    def new_store(self) -> PlainStore:
-        return PlainStore(1)
-
-    @torch.inference_mode()
-    def forward(
-        self,
-        tokens: Sequence[int] | torch.Tensor,
-        positions: Sequence[int],
-        cache: CacheStore,
-        mask: torch.Tensor | None = None,
-        layers: Sequence[int] | None = None,
-        logits_at: str | Sequence[int] = "all",
-        want: Sequence[str] = (),
-    ) -> Output:
-        """See `LanguageModel`; it gives nothing but logits."""
-        require(self, "this forward", want)
-        ids = torch.as_tensor(tokens, dtype=torch.float64).view(1, -1, 1)
-        places = torch.as_tensor(list(positions), dtype=torch.float64).view(1, -1, 1)
-        cache.begin(positions, mask)
+    def _forward(self, request: ForwardRequest) -> Output:
+        """It gives nothing but logits."""
+        require(self, "this forward", request.want)
+        cache, positions = request.cache, list(request.positions)
+        ids = torch.as_tensor(request.tokens, dtype=torch.float64).view(1, -1, 1)
+        places = torch.as_tensor(positions, dtype=torch.float64).view(1, -1, 1)
+        cache.begin(positions, request.mask)
         cache.stage(0, ids, places)
         (segment,) = cache.segments(0)
         seen, at = segment.k[0, :, 0], segment.v[0, :, 0]
@@ -66,8 +53,7 @@ class ToyModel(LanguageModel):
         # the token at a position is the one visible slot that holds it; none counts as token 0
         last = [(visible & (at == places[0] - back)).double() @ seen for back in (0, 1)]
         cache.end()
-        logits = self.table[last[1].long(), last[0].long()]
-        return Output(chosen(logits, logits_at))
+        return Output(request.chosen(self.table[last[1].long(), last[0].long()]))
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         return torch.as_tensor(tokens, dtype=torch.float64)[:, None]
@@ -82,9 +68,6 @@ class ToyModel(LanguageModel):
 
     def forward_flops(self, rows: int, context: int) -> int:
         return rows * context
-
-    def kv_bytes(self) -> int:
-        return 16
 
     def describe(self) -> dict:
         digest = hashlib.sha256(self.table.numpy()).hexdigest()

@@ -8,6 +8,7 @@ contexts and the next maintenance of the cache end them, as in a run.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from statistics import mean, median
 from typing import Any
@@ -31,6 +32,7 @@ LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 THRESHOLDS = (0.2, 0.4, 0.6, 0.8)
 TREES = ((2, 1, 1), (2, 2, 1, 1), (3, 2, 1, 1), (4, 2, 2))
 COLUMNS = ("shape", "setting", "rounds", "drafted", "accepted", "tokens_per_target_forward", "modelled_speedup")
+Draft = tuple[int, int, int]  # levels, nodes, accepted
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Costs:
 class _Text:
     """The committed text as the drafter met it: per new token its rank among the drafter's proposals at that place
     (None: not among them), the largest probability of the drafter's distribution there, and how deep a round that
-    begins there may draft."""
+    begins there may draft. Its methods draft from a place on."""
 
     ranks: list[int | None]
     sure: list[float]
@@ -100,8 +102,52 @@ class _Text:
         """How many of the drafter's first choices in a row are the text's, at most `length`."""
         return sum(1 for _ in takewhile(lambda rank: rank == 0, self.ranks[start : start + length]))
 
+    def chain(self, at: int, length: int) -> Draft:
+        length = min(length, self.depth[at])
+        return length, length, self.run(at, length)
 
-Draft = tuple[int, int, int]  # levels, nodes, accepted
+    def confident(self, at: int, threshold: float, most: int = 12) -> Draft:
+        """Up to the first token whose distribution had its largest probability below the threshold, that one too."""
+        sure = self.sure[at : at + most]
+        return self.chain(at, next((i + 1 for i, value in enumerate(sure) if value < threshold), most))
+
+    def tree(self, at: int, branching: tuple[int, ...]) -> Draft:
+        """Constant branching: the text's token is in the tree as long as it ranks among the children asked for."""
+        levels = branching[: self.depth[at]]
+        pairs = zip(levels, self.ranks[at:], strict=False)
+        inside = takewhile(lambda pair: pair[1] is not None and pair[1] < pair[0], pairs)
+        return len(levels), int(np.cumprod(levels, dtype=int).sum()), sum(1 for _ in inside)
+
+    def heuristic(self, length: int = 4, most: int = 20) -> Callable[[int], Draft]:
+        """Two more after a round that accepted everything, else one less: the rule of transformers."""
+
+        def draft(at: int) -> Draft:
+            nonlocal length
+            found = asked, _, accepted = self.chain(at, length)
+            if asked:
+                length = min(most, length + 2) if accepted == asked else max(1, length - 1)
+            return found
+
+        return draft
+
+    def oracle(self, costs: Costs) -> Callable[[int], Draft]:
+        """The chain lengths that take the least time in all: dynamic programming from the end."""
+        size = len(self.ranks)
+        spent, choice = [0.0] * (size + LONGEST + 2), [0] * size
+        for at in reversed(range(size)):
+            options = range(self.run(at, min(LONGEST, self.depth[at])) + 1)
+            choice[at] = min(options, key=lambda m: costs.round(m, m) + spent[at + m + 1])
+            spent[at] = costs.round(choice[at], choice[at]) + spent[at + choice[at] + 1]
+        return lambda at: self.chain(at, choice[at])
+
+    def replay(self, draft: Callable[[int], Draft]) -> list[Draft]:
+        """The rounds that a way of drafting gives over the whole text; each emits one token more than it accepts."""
+        rounds, at = [], 0
+        while at < len(self.ranks):
+            levels, nodes, accepted = draft(at)
+            rounds.append((levels, nodes, min(accepted, len(self.ranks) - at)))
+            at += accepted + 1
+        return rounds
 
 
 def headroom(
@@ -135,26 +181,26 @@ def headroom(
         raise BadInput(f"headroom: trees={trees}: a trace keeps {BEST} proposals at a place; expected no wider trees")
     text = _text(trace)
     costs = costs or Costs.of(trace)
-    plain, oracle = costs.step() * len(text.ranks), _oracle(text, costs)
-    left = iter(oracle)
     shapes = [
-        *(("fixed", str(k), lambda text, at, k=k: _chain(text, at, k)) for k in lengths),
-        ("heuristic", "+2/−1 from 4", _heuristic()),
-        *(("confidence", f"{t:g}", _confidence(t)) for t in thresholds),
-        *(("tree", "×".join(map(str, b)), _tree(b)) for b in trees),
-        ("oracle", "best lengths", lambda text, at: _chain(text, at, next(left))),
+        *(("fixed", str(k), partial(text.chain, length=k)) for k in lengths),
+        ("heuristic", "+2/−1 from 4", text.heuristic()),
+        *(("confidence", f"{t:g}", partial(text.confident, threshold=t)) for t in thresholds),
+        *(("tree", "×".join(map(str, b)), partial(text.tree, branching=b)) for b in trees),
+        ("oracle", "best lengths", text.oracle(costs)),
     ]
-    rows = []
+    rows, times, count, plain = [], [], len(text.ranks), costs.step() * len(text.ranks)
     for shape, setting, draft in shapes:
-        rounds = _replay(text, draft)
-        _, drafted, accepted = (sum(column) for column in zip(*rounds, strict=True))
-        spent = sum(costs.round(levels, nodes) for levels, nodes, _ in rounds)
-        counts = (len(rounds), drafted, accepted)
-        rows.append((shape, setting, *counts, len(text.ranks) / len(rounds), plain / spent, spent))
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "ms"])
-    best = plain - table["ms"].iloc[-1]
-    table["oracle_share"] = (plain - table.pop("ms")) / best if best > 0 else float("nan")
-    table.attrs |= {"oracle_lengths": oracle, "note": _note(table, oracle)}
+        levels, drafted, accepted = zip(*(rounds := text.replay(draft)), strict=True)
+        times.append(sum(map(costs.round, levels, drafted)))
+        counts = (len(rounds), sum(drafted), sum(accepted), count / len(rounds))
+        rows.append((shape, setting, *counts, plain / times[-1]))
+    table, best, lengths = (
+        pd.DataFrame(rows, columns=COLUMNS),
+        plain - times[-1],
+        list(levels),
+    )  # the oracle's, the last
+    table["oracle_share"] = (plain - np.array(times)) / best if best > 0 else float("nan")
+    table.attrs |= {"oracle_lengths": lengths, "note": _note(table, lengths)}
     return table
 
 
@@ -179,7 +225,9 @@ def _text(trace: Trace) -> _Text:
     for reason in _reasons(trace):
         raise BadInput(f"headroom: {reason}")
     first, tokens = len(trace.run.get("prompt_ids") or ()), trace.token_ids
-    accepted = _accepted(trace)
+    drafts = trace.drafts
+    stood = drafts[drafts["fate"].isin(["accepted", "after_end"])]
+    accepted = {number: set(nodes) for number, nodes in stood.groupby("round")["node"]}
     known: dict[int, tuple[list[int], float]] = {}
     for event in trace.log:
         rows = event.get("draft") if event["type"] == "rows" else None
@@ -261,74 +309,3 @@ def _depths(trace: Trace, first: int, count: int) -> list[int]:
             caps.append(at - length)
         depths.append(max(0, min(caps)))
     return depths
-
-
-def _accepted(trace: Trace) -> dict[int, set[int]]:
-    drafts = trace.drafts
-    stood = drafts[drafts["fate"].isin(["accepted", "after_end"])]
-    return {number: set(nodes) for number, nodes in stood.groupby("round")["node"]}
-
-
-def _replay(text: _Text, draft: Callable[[_Text, int], Draft]) -> list[Draft]:
-    """The rounds that a way of drafting gives over the whole text; each emits one token more than it accepts."""
-    rounds, at = [], 0
-    while at < len(text.ranks):
-        levels, nodes, accepted = draft(text, at)
-        rounds.append((levels, nodes, min(accepted, len(text.ranks) - at)))
-        at += accepted + 1
-    return rounds
-
-
-def _chain(text: _Text, at: int, length: int) -> Draft:
-    length = min(length, text.depth[at])
-    return length, length, text.run(at, length)
-
-
-def _heuristic(length: int = 4, most: int = 20) -> Callable[[_Text, int], Draft]:
-    """Two more after a round that accepted everything, else one less: the rule of transformers."""
-
-    def draft(text: _Text, at: int) -> Draft:
-        nonlocal length
-        found = asked, _, accepted = _chain(text, at, length)
-        if asked:
-            length = min(most, length + 2) if accepted == asked else max(1, length - 1)
-        return found
-
-    return draft
-
-
-def _confidence(threshold: float, most: int = 12) -> Callable[[_Text, int], Draft]:
-    """Up to the first token whose distribution had its largest probability below the threshold, that token included."""
-
-    def draft(text: _Text, at: int) -> Draft:
-        sure = text.sure[at : at + most]
-        return _chain(text, at, next((i + 1 for i, value in enumerate(sure) if value < threshold), most))
-
-    return draft
-
-
-def _tree(branching: tuple[int, ...]) -> Callable[[_Text, int], Draft]:
-    """Constant branching: the text's token is in the tree as long as it ranks among the children asked for."""
-
-    def draft(text: _Text, at: int) -> Draft:
-        levels = branching[: text.depth[at]]
-        pairs = zip(levels, text.ranks[at:], strict=False)
-        inside = takewhile(lambda pair: pair[1] is not None and pair[1] < pair[0], pairs)
-        return len(levels), int(np.cumprod(levels, dtype=int).sum()), sum(1 for _ in inside)
-
-    return draft
-
-
-def _oracle(text: _Text, costs: Costs) -> list[int]:
-    """Chain lengths, round by round, that take the least time in all: dynamic programming from the end."""
-    size = len(text.ranks)
-    spent, choice = [0.0] * (size + LONGEST + 2), [0] * size
-    for at in reversed(range(size)):
-        options = range(text.run(at, min(LONGEST, text.depth[at])) + 1)
-        choice[at] = min(options, key=lambda m: costs.round(m, m) + spent[at + m + 1])
-        spent[at] = costs.round(choice[at], choice[at]) + spent[at + choice[at] + 1]
-    lengths, at = [], 0
-    while at < size:
-        lengths.append(choice[at])
-        at += choice[at] + 1
-    return lengths

@@ -8,8 +8,9 @@ own prefix.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.distribution import Distribution
-from workbench.engine.model import LanguageModel, Output
+from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
 from workbench.engine.settings import Settings, make_settings
 from workbench.errors import BadInput
@@ -172,9 +173,9 @@ def lossless(
     return Verdict(**facts, **counted)
 
 
-def _text(lm: LanguageModel, decoder: Decoder, prompt: list[int], settings: Settings) -> tuple[list[int], int]:
-    """What a decoder spells, and the most tokens that one of its rounds drafted in a row."""
-    state, deepest = decoder.start(lm, prompt, settings), 0
+def _text(decoder: Decoder, state: State) -> tuple[list[int], int]:
+    """What a decoder spells from a state on, and the most tokens that one of its rounds drafted in a row."""
+    deepest = 0
     while not state.ended:
         step = decoder.step(state)
         deepest = max(deepest, step.depth, step.emitted - 1)
@@ -188,8 +189,9 @@ def _compared(
     the deepest draft."""
     verdict, note, deepest, equal = "exact", "", 0, 0
     for number, prompt in enumerate(prompts):
-        plain, _ = _text(lm, Autoregressive(), prompt, settings)
-        found, depth = _text(lm, decoder, prompt, settings)
+        (plain, _), (found, depth) = (
+            _text(one, one.start(lm, prompt, settings)) for one in (Autoregressive(), decoder)
+        )
         deepest, equal = max(deepest, depth), equal + len(plain)
         if plain == found:
             continue
@@ -229,18 +231,6 @@ def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Set
     return float(best.values[0] - best.values[1]), float((p[first] - p[second]).abs())
 
 
-class _Read:
-    """Keeps all logits of what the target reads outside of rounds (see `Drafter.observe`)."""
-
-    needs = frozenset({"logits"})
-
-    def __init__(self) -> None:
-        self.logits: list[torch.Tensor] = []
-
-    def observe(self, state: State, r: Round, start: int, out: Output) -> None:
-        self.logits.append(out.logits)
-
-
 def _ready(decoder: Decoder, lm: LanguageModel, prompt: list[int], settings: Settings) -> State:
     """A decoder's state at the end of a prompt, which all but its last token are read of."""
     state = decoder.start(lm, prompt, settings)
@@ -253,11 +243,12 @@ def _ready(decoder: Decoder, lm: LanguageModel, prompt: list[int], settings: Set
 def _distributions(start: State, text: Sequence[int]) -> Distribution:
     """The distributions before each token of a text and after it, as plain decoding of this text from `start` comes to
     them."""
-    state, observer = start.fork(), _Read()
+    state, logits = start.fork(), []
     state.tokens += text
-    Round(state, "plain", observer).catch_up("target", len(state.tokens))
+    keeps = {"needs": frozenset({"logits"}), "observe": lambda state, r, start, out: logits.append(out.logits)}
+    Round(state, "plain", SimpleNamespace(**keeps)).catch_up("target", len(state.tokens))
     tokens, first = state.tokens, len(start.tokens)
-    return state.settings.sampling.dist(torch.cat(observer.logits), lambda row: tokens[: first + row])
+    return state.settings.sampling.dist(torch.cat(logits), lambda row: tokens[: first + row])
 
 
 def _counted(
@@ -272,13 +263,21 @@ def _counted(
     narrow, wide = (_ready(Autoregressive(), lm, prompt, settings) for settings in (cut, uncut))
     texts = Texts(lambda prefix: _distributions(narrow, prefix), cut.max_new_tokens, n, tie)
     places, one = Places(prompt, tie), SIGNIFICANCE / 2
-
     starts = [_ready(decoder, lm, prompt, settings) for settings in (cut, uncut)]
 
+    def run(start: State, seed: int) -> list[int]:
+        state = start.fork()
+        state.settings = replace(state.settings, seed=settings.seed + 1 + seed)
+        return _text(decoder, state)[0]
+
     def count(seeds: range) -> tuple[Found, Found]:
+        """Two runs a seed; fifty seeds at least, if somebody ends the count."""
+        bar = tqdm(seeds, disable=progress is not True, desc="lossless", unit=" pairs of runs")
         try:
-            for seed in _pairs(seeds, progress):
-                short, long = (_run(decoder, start, settings.seed + 1 + seed) for start in starts)
+            for done, seed in enumerate(bar):
+                if callable(progress) and progress(2 * done, 2 * len(seeds)) and 2 * done >= FEWEST:
+                    break
+                short, long = (run(start, seed) for start in starts)
                 dist = _distributions(wide, long[:-1])
                 texts.add(short)
                 places.add(long, dist)
@@ -310,20 +309,3 @@ def _counted(
 def _shows(found: Found) -> str:
     sure = found.detectable < 1
     return f"from {found.detectable:.2f} on it shows" if sure else "too few runs to be sure of a difference"
-
-
-def _pairs(seeds: range, progress) -> Iterator[int]:
-    """The seeds, each good for two runs, or at least fifty of them if somebody ends the count."""
-    bar = tqdm(seeds, disable=progress is not True, desc="lossless", unit=" pairs of runs")
-    for done, seed in enumerate(bar):
-        if callable(progress) and progress(2 * done, 2 * len(seeds)) and 2 * done >= FEWEST:
-            return
-        yield seed
-
-
-def _run(decoder: Decoder, start: State, seed: int) -> list[int]:
-    state = start.fork()
-    state.settings = replace(state.settings, seed=seed)
-    while not state.ended:
-        decoder.step(state)
-    return state.new_tokens

@@ -21,10 +21,10 @@ import torch
 from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from workbench.cache.store import CacheStore, PlainStore
+from workbench.cache.store import CacheStore
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
 from workbench.engine.costs import costs_of
-from workbench.engine.model import LanguageModel, Output, chosen, facts, kept
+from workbench.engine.model import ForwardRequest, LanguageModel, Output, facts, kept
 from workbench.engine.structure import final_norm, layers_of, picture, routed, shallow_copy, tail_of
 from workbench.errors import BadInput, Unsupported
 from workbench.models.checkpoint import Entry
@@ -41,31 +41,25 @@ _UNSERVED = {
 }
 
 
-class _Handle:
-    """Stands for the keys and values of one layer between `Cache.update` and the attention function."""
-
-    __slots__ = ("cache", "layer", "widths", "window")
-
-    def __init__(self, cache: "_Cache", layer: int):
-        self.cache, self.layer = cache, layer
-        self.window: int | None = None  # sliding window the layer last asked for
-        self.widths = (0, 0, 0)  # KV heads, width of their keys, width of their values
-
-
-class _Layer(CacheLayerMixin):
-    """One layer's face towards transformers: it only reports lengths."""
+class _Handle(CacheLayerMixin):
+    """One layer of the cache, as transformers sees it: stages keys and values in the store, reports lengths, and stands
+    for keys and values both between `Cache.update` and the attention function."""
 
     is_sliding = False
 
-    def __init__(self, cache: "_Cache"):
+    def __init__(self, cache: "_Cache", layer: int):
         super().__init__()
-        self.cache = cache
+        self.cache, self.layer = cache, layer
+        self.window: int | None = None  # sliding window the layer last asked for
+        self.widths = (0, 0, 0)  # KV heads, width of their keys, width of their values
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args: Any, **kwargs: Any):
-        raise RuntimeError("keys are staged by _Cache.update")
+        self.cache.store.stage(self.layer, key_states[0], value_states[0])
+        self.widths = (key_states.shape[1], key_states.shape[-1], value_states.shape[-1])
+        return self, self
 
     def get_seq_length(self, *args: Any) -> int:
         return self.cache.store.length + self.cache.store.behind
@@ -81,18 +75,11 @@ class _Layer(CacheLayerMixin):
 
 
 class _Cache(Cache):
-    """The cache object a model's forward passes are given: stages into the store of the moment, returns handles."""
+    """The cache object a model's forward passes are given; `store` is that of the moment."""
 
     def __init__(self, layers: int):
-        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+        super().__init__(layers=[_Handle(self, layer) for layer in range(layers)])
         self.store: CacheStore | None = None
-        self.handles = [_Handle(self, layer) for layer in range(layers)]
-
-    def update(self, key_states, value_states, layer_idx: int, *args: Any, **kwargs: Any):
-        self.store.stage(layer_idx, key_states[0], value_states[0])
-        handle = self.handles[layer_idx]
-        handle.widths = (key_states.shape[1], key_states.shape[-1], value_states.shape[-1])
-        return handle, handle
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **kwargs):
@@ -164,16 +151,15 @@ class TransformersModel(LanguageModel):
         seen = picture(model)
         self.context = context_of(config)
         self.layers: int = config.num_hidden_layers
-        tensors = {id(p): p for p in model.parameters()}
-        self.parameters = sum(p.numel() for p in tensors.values())
-        self.weight_bytes = sum(p.nbytes for p in tensors.values())
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.weight_bytes = sum(p.nbytes for p in model.parameters())
         self._engine = routed(model, IMPLEMENTATION)
         self._lock = threading.Lock()
         self._cache = _Cache(self.layers)
         _ = self.eos_ids  # that they are ids
         probe(self)
-        self.costs = costs_of(model, [handle.widths for handle in self._cache.handles])
-        self.kv_heads, keys, values = self._cache.handles[0].widths
+        self.costs = costs_of(model, [handle.widths for handle in self._cache.layers])
+        self.kv_heads, keys, values = self._cache.layers[0].widths
         self.head_dim: int = keys
         self._picture = seen
 
@@ -200,83 +186,83 @@ class TransformersModel(LanguageModel):
         """End-of-text ids, as the model's configs have them now."""
         return eos_ids(self.model)
 
-    def new_store(self) -> PlainStore:
-        return PlainStore(self.layers)
-
     def rotary_frequencies(self) -> torch.Tensor | None:
         rotary = getattr(self._engine.base_model, "rotary_emb", None)
         found = getattr(rotary, "inv_freq", None)
         return None if "dynamic" in (kind := getattr(rotary, "rope_type", "")) or kind == "longrope" else found
 
-    @torch.inference_mode()
-    def forward(
-        self,
-        tokens: Sequence[int] | torch.Tensor,
-        positions: Sequence[int],
-        cache: CacheStore,
-        mask: torch.Tensor | None = None,
-        layers: Sequence[int] | None = None,
-        logits_at: str | Sequence[int] = "all",
-        want: Sequence[str | int] = (),
-    ) -> Output:
-        """See `LanguageModel`. `want`: "hidden" adds the final hidden states of all rows, "exit" what the last layer
-        that ran gave to the norm, which may be fed to the layer that follows; a number l what the first l layers gave
-        on, where layer l − 1 runs.
-
-        Raises Unsupported where `layers`, "exit" or a number is asked of a model whose decoder layers are not one list.
-        """
+    def _forward(self, request: ForwardRequest) -> Output:
+        """Raises Unsupported where layers, "exit" or a number is asked of a model whose decoder layers are not one
+        list."""
+        layers, cache = request.layers, request.cache
         if layers is not None and (not len(layers) or not all(0 <= layer < self.layers for layer in layers)):
             raise BadInput(f"layers: expected numbers in [0, {self.layers}), got {list(layers)}")
-        inputs: dict[str, Any] = {}
-        if isinstance(tokens, torch.Tensor) and tokens.is_floating_point():
-            inputs["inputs_embeds"] = tokens[None]
-        else:
-            inputs["input_ids"] = torch.as_tensor(tokens, device=self.device)[None]
-        places = torch.as_tensor(positions, device=self.device)[None]
-        inputs |= {"position_ids": places, "past_key_values": self._cache, "use_cache": True}
-        if "hidden" in want:
+        if "hidden" in request.want:
             self._tail()  # found before anything is staged
         with self._lock:
             self._cache.store = cache
-            cache.begin(positions, mask, layers)
+            cache.begin(request.positions, request.mask, layers)
             try:
-                numbers = [entry for entry in want if isinstance(entry, int)]
-                if layers is None and "exit" not in want and not numbers:
-                    return self._run(inputs, logits_at, want)
-                order = list(range(self.layers) if layers is None else layers)
-                with self._only(order) as run:
-                    resumed = "inputs_embeds" in inputs and order[0] > 0
-                    behind = {n: run[order.index(n - 1)] for n in numbers if n - 1 in order}
-                    behind |= {"exit": run[-1]} if "exit" in want else {}
-                    with _hooked(run[0], tokens if resumed else None, behind) as states:
-                        out = self._run(inputs, logits_at, want)
-                    out.exit = states.pop("exit", None)
-                    out.states = states
-                    return out
+                if layers is None and not set(request.want) - {"hidden"}:
+                    return self._run(request)
+                with self._only(request) as states:
+                    out = self._run(request)
+                out.exit = states.pop("exit", None)
+                out.states = states
+                return out
             finally:
                 cache.end()
                 self._cache.store = None
 
-    def _run(self, inputs: dict[str, Any], logits_at: str | Sequence[int], want: Sequence[str | int]) -> Output:
-        if "hidden" in want:
+    def _run(self, request: ForwardRequest) -> Output:
+        rows, places = (
+            torch.as_tensor(given, device=self.device)[None] for given in (request.tokens, request.positions)
+        )
+        inputs = {"inputs_embeds" if request.embedded else "input_ids": rows, "position_ids": places}
+        inputs |= {"past_key_values": self._cache, "use_cache": True}
+        if "hidden" in request.want:
             states = self._engine.base_model(**inputs).last_hidden_state[0]
-            return Output(self.head(chosen(states, logits_at)), states)
-        keep: Any = {"all": 0, "last": 1}.get(logits_at) if isinstance(logits_at, str) else None
+            return Output(self.head(request.chosen(states)), states)
+        keep = {"all": 0, "last": 1}[request.logits_at] if isinstance(request.logits_at, str) else None
         if keep is None:
-            keep = torch.as_tensor(list(logits_at), dtype=torch.long, device=self.device)
+            keep = torch.as_tensor(list(request.logits_at), dtype=torch.long, device=self.device)
         return Output(self._engine(**inputs, logits_to_keep=keep).logits[0])
 
     @contextmanager
-    def _only(self, layers: Sequence[int]) -> Iterator[torch.nn.ModuleList]:
-        """While open, the engine's own module tree holds just these decoder layers; the user's model keeps all."""
+    def _only(self, request: ForwardRequest) -> Iterator[dict[Any, torch.Tensor]]:
+        """While open, the engine's own module tree holds just the request's decoder layers (the user's model keeps all)
+        and the first of them, where it is not layer 0, reads the states given, not what the model made of its input
+        embeddings; the table gets what is wanted of the layers, [R, width] under "exit" and numbers."""
         owner, name = layers_of(self._engine, self.layers)
-        whole = getattr(owner, name)
-        chosen = torch.nn.ModuleList([whole[layer] for layer in layers])
+        whole, order = getattr(owner, name), list(range(self.layers) if request.layers is None else request.layers)
+        run = torch.nn.ModuleList([whole[layer] for layer in order])
+        given = [request.tokens[None]] if request.embedded and order[0] > 0 else []
+        watched = {n: run[order.index(n - 1)] for n in request.want if isinstance(n, int) and n - 1 in order}
+        watched |= {"exit": run[-1]} if "exit" in request.want else {}
+        hooks, found = [], {}
+
+        def replace(module, args, kwargs):
+            if not given:  # a hook that an interrupt has left behind
+                return None
+            if "hidden_states" in kwargs:
+                return args, kwargs | {"hidden_states": given[0]}
+            return (given[0], *args[1:]), kwargs
+
+        def catch(key, module, args, output):
+            found[key] = (output if isinstance(output, torch.Tensor) else output[0])[0]
+
         try:  # opened first: an interrupt may fall anywhere
-            setattr(owner, name, chosen)
-            yield chosen
+            setattr(owner, name, run)
+            if given:
+                hooks.append(run[0].register_forward_pre_hook(replace, with_kwargs=True))
+            for key, layer in watched.items():
+                hooks.append(layer.register_forward_hook(partial(catch, key)))
+            yield found
         finally:
+            given.clear()
             setattr(owner, name, whole)
+            for hook in hooks:
+                hook.remove()
 
     @torch.inference_mode()
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -307,12 +293,12 @@ class TransformersModel(LanguageModel):
         between them."""
         return kept(self, ("norm",), self._find_norm)
 
+    @torch.inference_mode()
     def _find_norm(self) -> torch.nn.Module:
         norm = final_norm(self.model, self.layers)
         ids = [(7 * i + 3) % self.ids_read for i in range(6)]
         out = self.forward(ids, range(6), self.new_store(), logits_at=(), want=("exit", "hidden"))
-        with torch.inference_mode():
-            normed = norm(out.exit)
+        normed = norm(out.exit)
         if normed.shape != out.hidden.shape or not torch.allclose(normed, out.hidden, rtol=1e-2, atol=1e-3):
             raise Unsupported(f"early exit: {type(self.model).__name__} has more than a norm between layers and head")
         return norm
@@ -338,36 +324,6 @@ class TransformersModel(LanguageModel):
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"LanguageModel({self.name!r}, {self.parameters / 1e6:.1f} M parameters, {dtype}, {self.device})"
-
-
-@contextmanager
-def _hooked(
-    first: torch.nn.Module, states: torch.Tensor | None, layers: dict[Any, torch.nn.Module]
-) -> Iterator[dict[Any, torch.Tensor]]:
-    """While open, the first decoder layer reads these states [R, width], if any, not what the model made of its input
-    embeddings; the table gets what `layers` give on, [R, width] under each one's key."""
-    given, hooks, found = [] if states is None else [states[None]], [], {}
-
-    def replace(module, args, kwargs):
-        if not given:  # a hook that an interrupt has left behind
-            return None
-        if "hidden_states" in kwargs:
-            return args, kwargs | {"hidden_states": given[0]}
-        return (given[0], *args[1:]), kwargs
-
-    def catch(key, module, args, output):
-        found[key] = (output if isinstance(output, torch.Tensor) else output[0])[0]
-
-    try:
-        if given:
-            hooks.append(first.register_forward_pre_hook(replace, with_kwargs=True))
-        for key, layer in layers.items():
-            hooks.append(layer.register_forward_hook(partial(catch, key)))
-        yield found
-    finally:
-        given.clear()
-        for hook in hooks:
-            hook.remove()
 
 
 _wrapped: weakref.WeakValueDictionary = weakref.WeakValueDictionary()

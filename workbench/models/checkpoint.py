@@ -6,6 +6,7 @@ Weights are `model.safetensors`, or the files that `model.safetensors.index.json
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from workbench.errors import BadInput, Unsupported
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")  # suffixes of what a model is loaded from
 OBJECTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
+PICKLES = (".bin", ".pt", ".pth")
 FLOATS = {"F64", "F32", "F16", "BF16"}
 _CHUNK = 2**22
 
@@ -42,10 +44,9 @@ def some(names: Iterable[Any], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def check_directory(folder: Path, name: str | None = None) -> dict[str, Entry]:
+def check_directory(folder: Path, name: str) -> dict[str, Entry]:
     """The tensors of a local folder by name. Raises, in one line, where it holds no model, only pickle weights, or
     files that are damaged or point elsewhere."""
-    name = name or str(folder)
     if not (folder / "config.json").is_file():
         what = "it is a file, not a folder" if folder.is_file() else "config.json is missing"
         raise BadInput(f"{name!r} holds no model: {what}")
@@ -53,10 +54,19 @@ def check_directory(folder: Path, name: str | None = None) -> dict[str, Entry]:
         raise Unsupported(f"{name!r} holds an adapter beside the model; merge it into the weights and save them first")
     for file in OBJECTS:
         refuse_no_object(folder / file, name)
-    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
-        _refuse_no_weights(folder, name)
+    if (folder / WEIGHTS).is_file():
+        files = [WEIGHTS]
+    elif (folder / INDEX).is_file():
+        files = mapped(folder / INDEX, name)
+    elif pickled := sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES):
+        raise Unsupported(
+            f"{name!r} has only pickle weights ({pickled[0]}), which can run code when read; convert them to"
+            " safetensors first"
+        )
+    else:
+        raise BadInput(f"{name!r} holds no weights: expected {WEIGHTS} or {INDEX}")
     found: dict[str, Entry] = {}
-    for file in [WEIGHTS] if (folder / WEIGHTS).is_file() else mapped(folder / INDEX, name):
+    for file in files:
         if not (folder / file).is_file():
             raise BadInput(f"{name!r} is not whole: {INDEX} names {file!r}, which is missing")
         found |= _header(folder / file, name)
@@ -73,25 +83,12 @@ def refuse_no_object(file: Path, name: str) -> None:
         raise BadInput(f"{name!r} is damaged: {file.name} holds {type(found).__name__}, expected a JSON object")
 
 
-def _refuse_no_weights(folder: Path, name: str) -> None:
-    pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-    if pickled:
-        raise Unsupported(
-            f"{name!r} has only pickle weights ({pickled[0]}), which can run code when read; "
-            "convert them to safetensors first"
-        )
-    raise BadInput(f"{name!r} holds no weights: expected {WEIGHTS} or {INDEX}")
-
-
 def mapped(index: Path, name: str) -> list[str]:
     """The files an index names, in order. Raises where one is no safetensors file of the same folder."""
-    try:
-        table = json.loads(index.read_bytes())["weight_map"]
-        files = sorted(set(table.values()))
-        plain = bool(files) and all(isinstance(file, str) for file in files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        plain = False
-    if not plain:
+    files: list[str] = []
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        files = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    if not files or not all(isinstance(file, str) for file in files):
         raise BadInput(f"{name!r} is damaged: {INDEX} holds no weight_map of names to files")
     for file in files:
         if not file.endswith(".safetensors"):
@@ -139,10 +136,15 @@ def refuse_misfits(name: str, model: nn.Module, found: Mapping[str, Entry]) -> N
 
 
 def stamp(*folders: Path | None) -> tuple:
-    """What changes when a file that a model is loaded from does: paths, sizes and times."""
-    files = [file for folder in filter(None, folders) for file in folder.iterdir() if file.suffix in READ]
-    facts = [(file, file.stat()) for file in files if file.is_file()]
-    return tuple(sorted((str(file), s.st_size, s.st_mtime_ns, s.st_ino) for file, s in facts))
+    """What changes when a file that a model is loaded from does."""
+    files = (file for folder in filter(None, folders) for file in folder.iterdir() if file.suffix in READ)
+    return facts(file for file in files if file.is_file())
+
+
+def facts(files: Iterable[Path]) -> tuple:
+    """Path, size, time and inode of files, in the order of their paths."""
+    stats = ((str(file), file.stat()) for file in files)
+    return tuple(sorted((path, s.st_size, s.st_mtime_ns, s.st_ino) for path, s in stats))
 
 
 def digest(tensors: Mapping[str, Entry]) -> str:

@@ -7,8 +7,8 @@ weights as they are, if they are not too many.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from workbench.errors import BadInput
 from workbench.models import checkpoint
 from workbench.models.checkpoint import Entry
+from workbench.trace.files import made_folder, write_whole
 
 __all__ = ["Digest"]
 
@@ -60,40 +62,27 @@ class Digest:
 
 
 def _facts(files: Mapping[str, Entry]) -> tuple:
-    """Path, size and time of the files; () where one is gone."""
-    try:
-        stats = {file: file.stat() for file in {entry.file for entry in files.values()}}
-    except OSError:
-        return ()
-    return tuple(sorted((str(file), s.st_size, s.st_mtime_ns) for file, s in stats.items()))
+    """See `checkpoint.facts`; () where a file is gone."""
+    with suppress(OSError):
+        return checkpoint.facts({entry.file for entry in files.values()})
+    return ()
 
 
 def _of_files(files: Mapping[str, Entry], facts: tuple) -> str:
     if facts not in _known:
-        large = sum(size for _, size, _ in facts) > LARGE
+        large = sum(size for _, size, *_ in facts) > LARGE
         kept = _folder() / hashlib.sha256(repr(facts).encode()).hexdigest() if large else None
         found = kept.read_text() if kept and kept.is_file() else ""
         _known[facts] = found if len(found) == 64 else checkpoint.digest(files)
-        if kept and not found:
-            _keep(kept, _known[facts])
+        if kept and found != _known[facts]:
+            with suppress(BadInput):  # a folder that cannot be written costs the next process the time
+                write_whole(made_folder(kept.parent) / kept.name, _known[facts].encode())
     return _known[facts]
 
 
 def _folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     return Path(base) / "decoding-workbench" / "digests"
-
-
-def _keep(file: Path, digest: str) -> None:
-    """Write it whole or not at all; a folder that cannot be written costs the next process the time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(number, "w") as opened:
-            opened.write(digest)
-        os.replace(name, file)
-    except OSError:
-        return
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -100,7 +100,10 @@ def load(
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     source = PRETRAINED / EMBEDDED[name] if name in EMBEDDED else place_of(name)
-    reader = _tokenizer_of(source) if tokenizer is None else place_of(tokenizer, "tokenizer")
+    if tokenizer is not None:
+        reader = place_of(tokenizer, "tokenizer")
+    else:  # the embedded models share the one beside them
+        reader = PRETRAINED / "tokenizer" if isinstance(source, Path) and source.parent == PRETRAINED else source
     key = (str(source), revision, kind, str(where), bool(trust_remote_code), str(reader))
     with _locks[key]:
         now = _stamp(source, reader, revision)
@@ -116,13 +119,12 @@ def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer:
     """A model in memory is what it is: BadInput where something else is asked of it."""
     lm = _served(_registered[name])
     asked = {"device": device and resolve_device(device), "dtype": dtype and resolve_dtype(dtype, lm.device)}
-    other = [option for option, value in asked.items() if value is not None and value != getattr(lm, option)]
-    other += [option for option, value in {"revision": revision, "tokenizer": tokenizer}.items() if value is not None]
-    if other:
-        raise BadInput(
-            f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {other[0]}"
-            " cannot be chosen for it; change the model, or register another"
-        )
+    for option, value in {**asked, "revision": revision, "tokenizer": tokenizer}.items():
+        if value is not None and (option not in asked or value != getattr(lm, option)):
+            raise BadInput(
+                f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {option}"
+                " cannot be chosen for it; change the model, or register another"
+            )
     return lm
 
 
@@ -206,6 +208,8 @@ def companion(lm: LanguageModel, name: str, progress: Progress | None = None) ->
 
 
 def _load(name, source, device, dtype, revision, trust_remote_code, reader, key, progress) -> "TransformersModel":
+    from transformers import AutoTokenizer
+
     from workbench.models.adapter import TransformersModel
 
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -223,7 +227,9 @@ def _load(name, source, device, dtype, revision, trust_remote_code, reader, key,
         with reading(sum(entry.end - entry.begin for entry in tensors.values()), progress):
             model = _weights(name, source, plan.config, dtype, shared)
     with _door(name, "has no readable tokenizer", "; pass tokenizer=… with one that fits"):
-        tokens = _tokenizer(reader, shared)
+        for file in ("tokenizer.json", "tokenizer_config.json") if isinstance(reader, Path) else ():
+            checkpoint.refuse_no_object(reader / file, str(reader))
+        tokens = AutoTokenizer.from_pretrained(str(reader), **shared)
     with _door(name, "cannot be served"):
         return TransformersModel(model.to(device).eval(), tokens, name=name, key=key, files=tensors)
 
@@ -260,7 +266,9 @@ def _weights(name: str, source: Path | str, config: Any, dtype: torch.dtype | No
         if found := sorted(told.get(kind) or (), key=str):
             names = (entry if isinstance(entry, str) else entry[0] for entry in found)
             raise BadInput(f"{name!r}: {meaning}: {checkpoint.some(names)}; expected a whole checkpoint of one model")
-    _own_memory(model)
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.device.type == "cpu":  # it may be the file itself, mapped: who writes that anew must not reach it
+            weight.data = weight.data.clone()
     return model
 
 
@@ -270,22 +278,6 @@ _FAULTS = {
     "mismatched_keys": "weights have other sizes than config.json says",
     "error_msgs": "weights cannot be read",
 }
-
-
-def _own_memory(model: torch.nn.Module) -> None:
-    """Copy weights that are the file itself, mapped into memory: who writes the file anew does not reach them."""
-    for weight in [*model.parameters(), *model.buffers()]:
-        if weight.device.type == "cpu":
-            weight.data = weight.data.clone()
-
-
-def _tokenizer(reader: Path | str, shared: dict) -> Any:
-    from transformers import AutoTokenizer
-
-    if isinstance(reader, Path):
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            checkpoint.refuse_no_object(reader / file, str(reader))
-    return AutoTokenizer.from_pretrained(str(reader), **shared)
 
 
 @contextmanager
@@ -320,9 +312,3 @@ def _quiet(small: bool):
         logging.set_verbosity(level)
         if small and bars:
             logging.enable_progress_bar()
-
-
-def _tokenizer_of(source: Path | str) -> Path | str:
-    """The embedded models share the tokenizer beside them."""
-    shared = PRETRAINED / "tokenizer"
-    return shared if isinstance(source, Path) and source.parent == PRETRAINED and shared.exists() else source

@@ -84,7 +84,13 @@ def probe(lm: "TransformersModel") -> None:
                 " engine serves models that hand them to the attention function as they are"
             ) from error
         raise Unsupported(f"{what} cannot be served: {type(error).__name__}: {error}".splitlines()[0]) from error
-    refuse_hidden_windows(lm, what)
+    config = lm.model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or (["sliding_attention"] if window else []) * lm.layers
+    for handle, kind in zip(lm._cache.layers, kinds, strict=False):
+        # a layer that slides by its mask alone: so short a text cannot show it, and we make the masks
+        if kind == "sliding_attention" and handle.window is None and (window or 0) < lm.context:
+            raise Unsupported(f"{what} does not pass its sliding window to the attention function; it is not served")
     if not torch.isfinite(stock).all():
         return  # broken weights are named when a run meets them
     ours = torch.cat([first, second])
@@ -95,13 +101,3 @@ def probe(lm: "TransformersModel") -> None:
         raise Unsupported(
             f"{what} gives other logits through the engine (relative error {worst:.1e}); it is not served"
         )
-
-
-def refuse_hidden_windows(lm: "TransformersModel", what: str) -> None:
-    """Raise Unsupported where a layer slides by its mask alone: a short probe cannot show it, and we make the masks."""
-    config = lm.model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or (["sliding_attention"] if window else []) * lm.layers
-    for handle, kind in zip(lm._cache.handles, kinds, strict=False):
-        if kind == "sliding_attention" and handle.window is None and (window or 0) < lm.context:
-            raise Unsupported(f"{what} does not pass its sliding window to the attention function; it is not served")

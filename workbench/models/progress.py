@@ -9,16 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from workbench.errors import WorkbenchError
-
-__all__ = ["Cancelled", "Progress", "download_bar", "reading"]
+__all__ = ["Progress", "download_bar", "reading"]
 
 Progress = Callable[[str, int, int], None]
 """Told the step ("fetching" or "loading"), and the bytes done and in all."""
-
-
-class Cancelled(WorkbenchError):
-    """The loading of a model was stopped on request."""
 
 
 def download_bar(progress: Progress, before: int = 0, total: int = 0) -> type:

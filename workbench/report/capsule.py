@@ -18,6 +18,7 @@ from workbench.errors import BadInput, BadTrace
 from workbench.report.headline import headline
 from workbench.trace import Trace, storage
 from workbench.trace.files import target, write_whole
+from workbench.trace.forms import writable
 
 __all__ = ["add_options", "capsule_of", "convert", "open_capsule", "write_capsule"]
 
@@ -66,7 +67,9 @@ def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader 
     """The page as text. title: heading, by default decoder and start of the prompt; text_of: as for `web.payload`."""
     run = trace.run
     script, style = web.module(export=False) + START, LOOK + web.css()
-    heading = title or f"{(run.get('decoder') or {}).get('name') or 'run'}: {_start(trace.prompt)}"
+    start = " ".join(trace.prompt.split())
+    start = start if len(start) <= 60 else start[:59] + "…"
+    heading = title or f"{(run.get('decoder') or {}).get('name') or 'run'}: {start}"
     return PAGE.format(
         policy=(
             f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none';"
@@ -125,12 +128,7 @@ def _sections(trace: Trace) -> dict[str, dict[str, Any]]:
     settings |= {name: value for name, value in (run.get("sampling") or {}).items() if value not in (None, [])}
     settings |= {name: run.get(name) for name in ("seed", "max_new_tokens", "stop", "level", "cache", "forced")}
     models = {f"Model: {model.get('role')}": model for model in run.get("models") or ()}
-    provenance = {
-        "trace": trace.id,
-        "time": run.get("time"),
-        "device": run.get("device"),
-        "guarantee": run.get("guarantee"),
-    }
+    provenance = {"trace": trace.id} | {name: run.get(name) for name in ("time", "device", "guarantee")}
     provenance |= {"verified by": ", ".join(run.get("verified") or ())} | (run.get("versions") or {})
     if run.get("parent"):
         provenance["branch of"] = ", ".join(f"{name} {value}" for name, value in run["parent"].items())
@@ -156,13 +154,8 @@ def _section(title: str, facts: dict[str, Any]) -> str:
     return f"<section><h2>{_inert(title)}</h2><table>{''.join(rows)}</table></section>" if known else ""
 
 
-def _start(prompt: str, length: int = 60) -> str:
-    line = " ".join(prompt.split())
-    return line if len(line) <= length else line[: length - 1] + "…"
-
-
 def _inert(value: Any) -> str:
-    return html.escape(str(value)).encode("utf-8", "replace").decode()
+    return writable(html.escape(str(value)))
 
 
 def _hash(text: str) -> str:

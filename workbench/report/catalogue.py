@@ -8,36 +8,33 @@ from workbench.errors import BadInput
 
 __all__ = ["KINDS", "about", "listing"]
 
-FAMILIES = {several: family for family, several in members.FAMILIES.items()}
-KINDS = (*FAMILIES, "settings", "models", "refusals")
+FAMILIES = {several: family for family, several in (members.FAMILIES | members.FUNCTIONS).items()}
 
 
 def listing(kind: str) -> str:
-    """The names of one kind, a line each; those of installed packages included."""
-    if kind not in FAMILIES:
-        return {"settings": _settings, "models": _models, "refusals": _refusals}[kind]()
-    found = [declare.get(FAMILIES[kind], name) for name in declare.names(FAMILIES[kind])]
-    lines = [f"{cls.declared_name:18s} {_first_line(cls)}" for cls in found]
-    return "\n".join([*lines, *_left_out(FAMILIES[kind])])
-
-
-def _left_out(family: str) -> list[str]:
-    """A line for each plug-in of a family that could not be loaded; one that names no family stands in every list."""
-    lines = []
+    """The names of one kind, a line each; those of installed packages included, and why a plug-in is left out."""
+    if kind in OTHERS:
+        return OTHERS[kind]()
+    family = FAMILIES[kind]
+    docs = {name: (declare.get(family, name).__doc__ or "").strip() for name in declare.names(family)}
+    lines = [f"{name:18s} " + doc.split("\n")[0] for name, doc in docs.items()]
     for name, reason in declare.broken().items():
         head, _, member = name.partition(".")
-        if head == family or head not in declare.FAMILIES:
+        if head == family or head not in FAMILIES.values():  # one that names no family stands in every list
             lines.append(f"{member or name:18s} a plug-in that is left out: {reason}")
-    return lines
+    return "\n".join(lines)
 
 
 def about(kind: str, name: str) -> str:
     """One member: what it does, and its parameters with bounds and defaults. Raises BadInput where it is unknown."""
-    if kind not in FAMILIES:
-        return {"settings": _settings, "models": _models, "refusals": _refusals}[kind](name)
-    cls = declare.get(FAMILIES[kind], name)
-    parameters = [_parameter(entry) for entry in declare.describe(cls)]
-    return "\n".join([f"{name}\n", inspect.cleandoc(cls.__doc__ or ""), "", *(parameters or ["  no parameters"])])
+    if kind in OTHERS:
+        return OTHERS[kind](name)
+    member = declare.get(FAMILIES[kind], name)
+    if FAMILIES[kind] in members.FUNCTIONS:
+        parameters = [f"  {name}{inspect.signature(member)}"]
+    else:
+        parameters = [_parameter(entry) for entry in declare.describe(member)] or ["  no parameters"]
+    return "\n".join([f"{name}\n", inspect.cleandoc(member.__doc__ or ""), "", *parameters])
 
 
 def _parameter(entry: declare.Field) -> str:
@@ -52,10 +49,6 @@ def _settings(chosen: str | None = None) -> str:
     if chosen is not None and chosen not in known:
         raise BadInput(f"no setting is called {chosen!r}; known: {', '.join(known)}")
     return "\n".join(_parameter(entry) for name, entry in known.items() if chosen in (None, name))
-
-
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().split("\n")[0]
 
 
 def _refusals(chosen: str | None = None) -> str:
@@ -83,3 +76,7 @@ def _models(chosen: str | None = None) -> str:
         lines.append(f"{name:18s} {text}")
     others = "or a hub id, or a local directory with config.json and *.safetensors"
     return "\n".join(lines if chosen else [*lines, others])
+
+
+OTHERS = {"settings": _settings, "models": _models, "refusals": _refusals}
+KINDS = (*FAMILIES, *OTHERS)

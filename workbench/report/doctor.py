@@ -145,7 +145,8 @@ def _selftests(device: str, quick: bool) -> dict[str, dict[str, Any]]:
     environment = os.environ | {"TRITON_INTERPRET": "0" if device == "cuda" else "1"}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        out, end = done.stdout, f"the process ended with code {done.returncode}: {_last_line(done.stderr)}"
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        out, end = done.stdout, f"the process ended with code {done.returncode}: {said[-1]}"
     except subprocess.TimeoutExpired as late:
         out, end = (late.stdout or b"").decode(), f"no answer within {TIMEOUT_S} s"
     kernel = "cuda" if device == "cuda" else "interpreter"
@@ -154,8 +155,8 @@ def _selftests(device: str, quick: bool) -> dict[str, dict[str, Any]]:
     for name in OPERATIONS:
         row = rows.get(name, {"passed": False, "message": end})
         figures = {column: row.get(column, empty[column]) for column in ("error", "tolerance", "message")}
-        result = {"selftest": "pass" if row["passed"] else "FAIL", "where": device if name == "attention" else kernel}
-        found[name] = empty | figures | result
+        where = device if name == "attention" else kernel
+        found[name] = {"selftest": "pass" if row["passed"] else "FAIL", "where": where} | figures
     return found
 
 
@@ -167,7 +168,3 @@ def _row(line: str) -> dict[str, Any] | None:
         return json.loads(line)
     except json.JSONDecodeError:
         return None
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]

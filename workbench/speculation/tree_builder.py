@@ -34,7 +34,7 @@ class TreeBuilder:
         r: Round,
         depth: int,
         seeded: bool,
-        logits: Distributions | None = None,
+        logits: Distributions,
         needs: frozenset[str] = frozenset(),
     ):
         """logits(builder, nodes) gives the drafter's logits [n, V'] after nodes whose ancestors were all read before;
@@ -43,7 +43,7 @@ class TreeBuilder:
         self.tree = DraftTree([state.pending])
         self.memory = state.memory
         self.greedy = r.settings.sampling.greedy
-        self.seed = r.settings.noise_seed
+        self.seed, self.purpose = r.settings.noise_seed, "target" if seeded else "draft"
         self.base = len(state.tokens) - 1  # absolute position of the root
         self.expanded: list[int] = []
         self.features: dict[int, torch.Tensor] | None = {} if "features" in needs else None
@@ -53,13 +53,12 @@ class TreeBuilder:
     def expand(self, nodes: Sequence[int]) -> None:
         """Learn the drafter's distributions after nodes, in one pass; those known already are left out."""
         new = [node for node in nodes if node not in self.tree.rows]
-        if not new or self._logits is None:
-            return
-        logits = self._logits(self, new)
-        self.expanded += new
-        self.learn(new, logits)
+        if new:
+            logits = self._logits(self, new)
+            self.expanded += new
+            self._learn(new, logits)
 
-    def learn(self, nodes: list[int], logits: torch.Tensor) -> None:
+    def _learn(self, nodes: list[int], logits: torch.Tensor) -> None:
         """Note the distributions after nodes from logits [n, V']: under the run's own sampling settings, and raw."""
         tree, tokens = self.tree, self.state.tokens
         dist = self._distribution(logits, lambda row: tokens + [tree.tokens[n] for n in tree.path(nodes[row])])
@@ -68,12 +67,8 @@ class TreeBuilder:
         for row, node in enumerate(nodes):
             tree.raw[node], tree.rows[node] = dist.raw[row], dist.scores[row]
         if self.round.settings.level == "full":
-            self._keep(
-                dist.raw[:, : logits.shape[-1]],
-                nodes,
-                [self.place(node) for node in nodes],
-                [self.best(n, BEST) for n in nodes],
-            )
+            places, best = [self.place(node) for node in nodes], [self.best(node, BEST) for node in nodes]
+            self._keep(dist.raw[:, : logits.shape[-1]], nodes, places, best)
 
     def overread(self, logits: torch.Tensor, places: Sequence[int]) -> None:
         """At level `full`, note what the drafter would have proposed where it was not asked: logits [m, V'] that
@@ -112,12 +107,12 @@ class TreeBuilder:
         drawn at another of the same depth must use a branch for each (the parent's number will do), else the decision
         has seen the node's own noise.
         """
-        return self._best(self.tree.rows[parent], self.place(parent), count, self.branch(branch))
+        return self._best(self.tree.rows[parent], self.place(parent), count, branch)
 
     def _best(self, row: torch.Tensor, place: int, count: int, branch: int = 0) -> list[int]:
         if self.greedy:
             return [int(row.argmax())] if count == 1 else row.topk(min(count, len(row))).indices.tolist()
-        drawn = draw(row, self.seed, self.purpose, place, count, branch)
+        drawn = draw(row, self.seed, self.purpose, place, count, self.branch(branch))
         return [drawn] if count == 1 else drawn
 
     def gumbel(self, parent: int, branch: int = 0) -> torch.Tensor:
@@ -154,10 +149,6 @@ class TreeBuilder:
     def branch(self, number: int) -> int:
         """Seeded drafts all use the one noise that the target will use."""
         return 0 if self.seeded else number
-
-    @property
-    def purpose(self) -> str:
-        return "target" if self.seeded else "draft"
 
     def place(self, parent: int) -> int:
         """Absolute position of a node's children."""

@@ -18,10 +18,8 @@ LEAST = 1e-300  # stands for a probability too small for a float
 def distributions(trace: "Trace") -> dict[int, Distribution]:
     """The target's distribution before processors at every new token, by position. BadInput where the level was not
     `full`."""
-    if trace.run.get("level") != "full":
-        raise BadInput(
-            f"distributions: the trace was recorded at level {trace.run.get('level')!r}; record at level 'full'"
-        )
+    if (level := trace.run.get("level")) != "full":
+        raise BadInput(f"distributions: the trace was recorded at level {level!r}; record at level 'full'")
     found = {}
     for event in trace.log:
         rows = event.get("target") if event["type"] == "rows" else None

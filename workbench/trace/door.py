@@ -6,12 +6,12 @@ plain JSON. And it costs what its bytes allow: the tables of a file have at most
 its bytes, however many layers, heads or positions it claims.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from workbench.trace import schema_1
-from workbench.trace.forms import SCALARS, Damaged, check, plain, run_length, short, values_of, writable
-from workbench.trace.schema import DERIVED, EVENTS, KEYS, NAMES, TABLES, Column
+from workbench.trace.forms import ANY, LAYERS, SCALARS, Damaged, Found, by_name, check, finite, writable
+from workbench.trace.schema import EVENTS, NAMES, TABLES, Column
+from workbench.trace.tables import model
 
 __all__ = ["Door"]
 
@@ -22,10 +22,6 @@ COUNTED = ("drafted", "accepted", "emitted", "depth")
 NAMED = 100  # lines that are named one by one where they had to be dropped
 FIELDS = {kind: {c.name: c for c in columns} for kind, columns in EVENTS.items()}
 REQUIRED = {kind: [(c.name, SCALARS[c.type][0]) for c in of.values() if c.required] for kind, of in FIELDS.items()}
-GROUPS = {name: {c.name: c for c in TABLES["tokens" if name == "prompt" else name]} for name in KEYS}
-NEEDED = {name: [c.name for c in of.values() if c.required and c.name not in DERIVED] for name, of in GROUPS.items()}
-NEEDED |= {"prompt": ["token_id", "text"], "canvas": ["position"], "forwards": ["phase"]}
-LAYERS = {c.name: c for c in TABLES["cache"]}
 
 
 class Door:
@@ -36,18 +32,15 @@ class Door:
 
     def __init__(self) -> None:
         self.log: list[Event] = []
-        self._lost: list[str] = []  # about the first things that had to stay outside
+        self._lost: tuple[str, ...] = ()  # about the first things that had to stay outside
         self._more = 0  # how many others
         self._spare = FREE  # cells that the bytes so far allow, and no table has taken
         self._old = False  # the file is of schema 1
-        self._models: list[Event] = []
-        self._prompt = 0
-        self._round, self._index = -1, 0  # the last round looked at, and the index of the next token
         self._last: Event = {}  # the last round let in
-        self._over: dict[str, tuple[int, int]] = {}  # role -> layers and heads of its cache, where the run says so
-        self._layers = 0  # of all caches
-        self._cached = 0  # rounds with a cache
-        self._names: set[str] = set()
+        self._round, self._index = -1, 0  # its number, and the index of the next token
+        self._sizes: dict[str, tuple[int, int]] = {}  # role -> layers and heads of its cache, where the run says so
+        self._layers = 0  # of all caches, counted again in every round
+        self._names: frozenset[str] = frozenset()
 
     @property
     def dropped(self) -> list[str]:
@@ -57,188 +50,156 @@ class Door:
     def note(self, line: int, problem: str) -> None:
         """Name what had to stay outside; of very many, how many."""
         if len(self._lost) < NAMED:
-            self._lost.append(f"line {line}: {problem}")
+            self._lost += (f"line {line}: {problem}",)
         else:
             self._more += 1
 
     def run(self, event: Event, size: int) -> None:
         """Let the run event in, without the fields that cannot be used. size: bytes of its line."""
         self._spare += CELLS * size
-        kept: Event = {}
-        flags: list[str] = []
+        kept, found = {}, Found()
         self._old = event["schema"] == 1
         for name, value in (schema_1.current_run(event) if self._old else event).items():
-            column = FIELDS["run"].get(name)
             try:
-                kept[name] = plain(value, flags, name) if column is None else check(column, value, flags, name)
+                check(FIELDS["run"].get(name, ANY), [value], (name,), found)
+                kept[name] = value
             except Damaged as why:
                 self.note(1, f"{why}; {name} left out")
-        for name in flags:
-            self.note(1, f"{name} is not finite; null instead")
-        self._models, self._prompt = kept.get("models") or [], len(kept.get("prompt_ids") or ())
+        for path, largest in found.flags.items():
+            self.note(1, f"{'.'.join(path)} is not finite; null instead")
+            kept = finite(kept, largest, path)
         self.log.append(kept)
 
-    def enter(self, event: Any, size: int, line: int) -> None:
-        """Let an event in, or name the line it stood in. size: bytes of that line."""
-        self._spare += CELLS * size
-        flags: list[str] = []
-        try:
-            if self._old:
-                layers = {one.get("role"): one.get("layers") for one in self._models}
-                event = schema_1.current(event, layers, self._pay)
-            event = self._checked(event, size, line, flags)
-        except Damaged as why:
-            self.note(line, str(why))
-            return
-        self.log.append(event)
-        if event["type"] == "round":
-            self._last = event
-        if flags and event.get("round") == self._last.get("round"):
-            self._last["flags"] = list(dict.fromkeys([*self._last.get("flags", ()), *flags]))
+    def enter(self, *lines: tuple[Any, int, int]) -> None:
+        """Let events in, or name the lines they stood in.
 
-    def _checked(self, event: Any, size: int, line: int, flags: list[str]) -> Event:
-        """An event with all numbers finite. Raises Damaged where it is not as declared."""
+        lines: of each its event, or the `Damaged` that says why there is none; its bytes; its number. They are looked
+        at together; where anything is wrong or not finite, one by one.
+        """
+        before = dict(vars(self))
+        try:
+            self._enter(lines)
+        except Damaged as why:
+            if len(lines) == 1:
+                self.note(lines[0][2], str(why))
+                return
+            vars(self).update(before)
+            for line in lines:
+                self.enter(line)
+
+    def _enter(self, lines: tuple[tuple[Any, int, int], ...]) -> None:
+        found, events = Found(), []
+        for event, size, _ in lines:
+            self._spare += CELLS * size
+            events.append(self._shaped(event))
+        for kind in {event["type"] for event in events}:
+            _check([event for event in events if event["type"] == kind], FIELDS.get(kind, {}), found)
+        if found.flags and len(lines) > 1:
+            raise Damaged("numbers are not finite")
+        for path, largest in found.flags.items():
+            events = finite(events, largest, path)
+        for event, (_, size, line) in zip(events, lines, strict=True):
+            if event["type"] == "round":
+                self._in_order(event, size)
+                if event.get("cache") and (claimed := self._claimed(event["cache"])):
+                    self.note(line, f"{_called(event)} claims {claimed}: its cache is left out")
+                    del event["cache"]
+                self._last = event
+        self._few(found.names)
+        self._pay(found.cells)
+        if found.flags and events[0].get("round") == self._last.get("round"):
+            named = [*self._last.get("flags", ()), *map(".".join, found.flags)]
+            self._last["flags"] = list(dict.fromkeys(named))
+        self.log += events
+
+    def _shaped(self, event: Any) -> Event:
+        """An event of a kind, with what it cannot do without."""
+        if isinstance(event, Damaged):
+            raise event
+        if self._old:
+            layers = {one.get("role"): one.get("layers") for one in self.log[0].get("models") or ()}
+            event = schema_1.current(event, layers, self._pay)
         if type(event) is not dict or type(event.get("type")) is not str:
             raise Damaged("not an event")
         kind = event["type"]
         if kind == "run":
             raise Damaged("another run begins; its rounds belong into a file of their own")
-        columns = FIELDS.get(kind)
-        if columns is None:  # of a later version: kept as it is
-            return plain(event, flags, kind)
-        for name, allowed in REQUIRED[kind]:
+        for name, allowed in REQUIRED.get(kind, ()):
             if type(event.get(name)) not in allowed:
                 raise Damaged(f"{kind} event without {'a round number' if name == 'round' else name}")
-        if kind == "round":
-            self._in_order(event, size)
-            event = {name: value for name, value in event.items() if value is not None}
-        kept: Event = {}
-        for name, value in event.items():
-            try:
-                if name == "cache" and kind == "round" and (claimed := self._claimed(value)):
-                    self.note(line, f"{_called(event)} claims {claimed}: its cache is left out")
-                    continue
-                kept[name] = value if name == "type" else self._field(columns.get(name), name, value, flags)
-            except Damaged as why:
-                raise Damaged(f"{_called(event)} has damaged {name}: {why}") from None
-        return kept
-
-    def _field(self, column: Column | None, name: str, value: Any, flags: list[str]) -> Any:
-        if column is None:
-            self._few([name])
-            return plain(value, flags, name)
-        if column.type == "columns":
-            return self._group(name, value, flags)
-        if column.type == "layers":
-            return {role: self._over_layers(role, packed, flags) for role, packed in value.items()}
-        if column.type in ("runs", "place"):
-            self._pay(run_length(value, name))
-        value = check(column, value, flags, name)
-        if column.type in ("name", "mapping"):
-            self._few([value] if column.type == "name" else value or ())
-        return value
+        return {name: value for name, value in event.items() if kind != "round" or value is not None}
 
     def _in_order(self, event: Event, size: int) -> None:
-        number, index, tokens = event["round"], event["index"], event.get("tokens") or {}
+        number, index, emitted = event["round"], event["index"], event.get("emitted") or 0
         if number <= self._round:
             raise Damaged(f"round {number} comes again, or too late")
         if index < self._index:
             raise Damaged(f"round {number} has token {index} again")
-        emitted = event.get("emitted") or 0
-        ids = tokens.get("token_id", []) if type(tokens) is dict else None
-        if type(ids) is not list or len(ids) != emitted:
+        if len(event.get("tokens", {}).get("token_id", ())) != emitted:
             raise Damaged(f"round {number} has damaged tokens: not as many as were emitted")
         for name in COUNTED:
-            if type(event.get(name)) is int and event[name] > LISTED + size:
+            if event.get(name, 0) > LISTED + size:
                 raise Damaged(f"round {number} has damaged {name}: more than it can list")
-        self._round, self._index = number, index + len(ids)
+        nodes, prompt = event.get("drafts", {}).get("node", ()), event.get("prompt")
+        if len(set(nodes)) < len(nodes):
+            raise Damaged(f"round {number} has damaged drafts: a node comes twice")
+        if prompt and len(prompt["token_id"]) + 1 != len(self.log[0].get("prompt_ids") or ()):
+            raise Damaged(f"round {number} has damaged prompt: not one for every token of the prompt but the first")
+        self._round, self._index = number, index + emitted
 
-    def _group(self, group: str, columns: Any, flags: list[str]) -> Event:
-        """The columns of a table, lists of one length."""
-        if type(columns) is not dict:
-            raise Damaged("no columns")
-        for name in NEEDED[group] if columns else ():
-            if type(columns.get(name)) is not list:
-                raise Damaged(f"{name} is {'no list' if name in columns else 'missing'}")
-        key, kept = columns.get(KEYS[group], ()), {}
-        for name, values in columns.items():
-            if type(values) is not list:
-                raise Damaged(f"{name} is no list")
-            if len(values) != len(key):
-                raise Damaged(f"{name} is of unequal length")
-            kept[name] = self._column(GROUPS[group].get(name), values, flags, f"{group}.{name}")
-        if group == "drafts" and len(set(key)) < len(key):
-            raise Damaged("a node comes twice")
-        if group == "prompt" and columns and len(key) + 1 != self._prompt:
-            raise Damaged("not one for every token of the prompt but the first")
-        return kept
-
-    def _column(self, column: Column | None, values: list, flags: list[str], where: str) -> list:
-        if column is None:
-            self._few([where.partition(".")[2]])
-            return plain(values, flags, where)
-        values = values_of(column, values, flags, where)
-        if column.type == "name":
-            self._few(values)
-        return values
-
-    def _over_layers(self, role: str, packed: Event, flags: list[str]) -> Event:
-        """Columns over layers: lists, or the one value that all layers have."""
-        kept = {}
-        for name, values in packed.items():
-            where, many = f"cache.{role}.{name}", type(values) is list
-            found = self._column(LAYERS.get(name), values if many else [short(values, flags, where)], flags, where)
-            kept[name] = found if many else found[0]
-        return kept
-
-    def _claimed(self, caches: Any) -> str:
+    def _claimed(self, caches: Event) -> str:
         """What columns over layers by role claim, where that is more than the bytes allow."""
-        if type(caches) is not dict:
-            raise Damaged("no mapping of roles")
-        self._few(caches)
-        heads = 0
+        layers, heads = self._layers, 0
         for role, packed in caches.items():
-            if type(packed) is not dict:
-                raise Damaged(f"{role} has no columns")
-            n, many = self._over[role] if role in self._over else self._size_of(role, packed)
+            n, many = self._sizes.get(role) or self._size_of(role, packed)
             for name, values in packed.items():
                 if type(values) is list and len(values) != n and name in LAYERS:
-                    raise Damaged(f"{role}.{name} is not over {n} layers")
-            heads += many
+                    raise Damaged(f"round {self._round} has damaged cache: {role}.{name} is not over {n} layers")
+            layers, heads = layers + n, heads + many
         cells = heads * len(TABLES["bits"])
-        if cells > self._spare or (self._cached + 1) * self._layers * len(LAYERS) > self._spare:
+        if cells > self._spare or layers * len(LAYERS) > self._spare:
             return "more layers and heads than the file's bytes allow"
-        self._cached += 1
+        self._layers = layers
         self._spare -= cells
         return ""
 
     def _size_of(self, role: str, packed: Event) -> tuple[int, int]:
         """Layers and KV heads of a model's cache: as the run says, else as many as there are values."""
-        facts = next((one for one in self._models if role in (one.get("role"), one.get("name"))), {})
+        facts = model(self.log[0], role)
         n = facts.get("layers") or max((len(values) for values in packed.values() if type(values) is list), default=1)
         each = facts.get("kv_heads") or 1
         if type(each) is list and len(each) != n:
-            raise Damaged(f"{role} has {len(each)} layers or {n}")
+            raise Damaged(f"round {self._round} has damaged cache: {role} has {len(each)} layers or {n}")
         size = n, sum(each) if type(each) is list else n * each
-        self._layers += n
         if facts.get("layers"):
-            self._over[role] = size
+            self._sizes = {**self._sizes, role: size}
         return size
 
-    def _few(self, names: Iterable[str | None]) -> None:
+    def _few(self, names: set[str]) -> None:
         """Count the different names of a file: each is a line, a bar or a column somewhere."""
-        new = [name for name in names if name is not None and name not in self._names]
-        if new:
-            if len(self._names.union(new)) > NAMES:
-                raise Damaged(f"the file has more than {NAMES} different names")
-            if any(writable(name) != name for name in new):
-                raise Damaged("a name holds lone surrogates")
-            self._names.update(new)
+        if len(self._names | names) > NAMES:
+            raise Damaged(f"the file has more than {NAMES} different names")
+        if any(writable(name) != name for name in names - self._names):
+            raise Damaged("a name holds lone surrogates")
+        self._names |= names
 
     def _pay(self, cells: int) -> None:
         if cells > self._spare:
             raise Damaged("more than the file's bytes allow")
         self._spare -= cells
+
+
+def _check(events: list[Event], known: dict[str, Column], found: Found) -> None:
+    """Check events of one kind, field by field; one of a later version, of which nothing is known, is kept as it is."""
+    fields = by_name(events, ())
+    del fields["type"]
+    for name, values in fields.items():
+        try:
+            check(known.get(name, ANY), values, (name,), found)
+        except Damaged as why:
+            raise Damaged(f"{_called(events[0])} has damaged {name}: {why}") from None
+    if known:
+        found.names.update(fields.keys() - known.keys())
 
 
 def _called(event: Event) -> str:

@@ -11,7 +11,8 @@ import secrets
 import stat
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from workbench.errors import BadInput, shown
@@ -27,7 +28,6 @@ __all__ = ["RunFile", "made_folder", "target", "write_whole"]
 
 SYNC_S = 5.0  # seconds of a run after which its next round is pressed onto the disk
 MOVES_OPEN = os.name != "nt"  # whether an open file can be renamed and replaced
-HINT = "choose an existing folder you may write to"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EROFS)
 _FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -39,16 +39,11 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
     Raises BadInput where that cannot be done; what was there before then still is.
     """
     place = target(path)
-    try:
+    with _refused(place):
         old = _held(place, shared=True)
-        new = _Beside(place, content, old)
-        try:
-            new.sync()
+        with _beside(place, content, old) as new:
+            _sync(new.fd)
             _rename(new, place, old)
-        finally:
-            new.discard()
-    except OSError as error:
-        raise refused(place, error) from None
 
 
 def target(path: str | os.PathLike) -> Path:
@@ -63,35 +58,37 @@ def target(path: str | os.PathLike) -> Path:
 def made_folder(path: str | os.PathLike) -> Path:
     """The folder a path leads to, made where it is missing. Raises BadInput where that is impossible."""
     place, _ = _found(path, "a folder")
-    try:
+    with _refused(place, "choose a folder you may write to"):
         place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused(place, error, "choose a folder you may write to") from None
     return place
 
 
 def _found(path: str | os.PathLike, what: str) -> tuple[Path, int | None]:
     """Where a path leads to, symbolic links followed, and the mode of what is there."""
-    try:
-        if not (name := os.fsdecode(path)):
-            raise ValueError("no name")
-        place = Path(os.path.realpath(name))
-        return place, os.stat(place).st_mode
-    except FileNotFoundError:
-        return place, None
-    except OSError as error:
-        raise refused(name, error, f"choose {what} you may write to") from None
-    except (TypeError, ValueError):
-        raise BadInput(f"cannot write to {_shown(path)}: expected the path of {what}") from None
+    with _refused(path, f"choose {what} you may write to"):
+        try:
+            if not (name := os.fsdecode(path)):
+                raise ValueError("no name")
+            place = Path(os.path.realpath(name))
+            return place, os.stat(place).st_mode
+        except FileNotFoundError:
+            return place, None
+        except (TypeError, ValueError):
+            raise BadInput(f"cannot write to {_shown(path)}: expected the path of {what}") from None
 
 
-def refused(path: str | os.PathLike, error: OSError, hint: str = HINT) -> BadInput:
+@contextmanager
+def _refused(path: str | os.PathLike, hint: str = "choose an existing folder you may write to") -> Iterator[None]:
     """The one line about a file that could not be written."""
-    if error.errno in FULL:
-        hint = "make room and go on; what was written before is kept"
-    if isinstance(error, BlockingIOError):
-        return BadInput(f"{_shown(path)} is being written by another run; end that one, or choose another file")
-    return BadInput(f"cannot write {_shown(path)}: {error.strerror or type(error).__name__}; {hint}")
+    try:
+        yield
+    except BlockingIOError:
+        line = f"{_shown(path)} is being written by another run; end that one, or choose another file"
+        raise BadInput(line) from None
+    except OSError as error:
+        if error.errno in FULL:
+            hint = "make room and go on; what was written before is kept"
+        raise BadInput(f"cannot write {_shown(path)}: {error.strerror or type(error).__name__}; {hint}") from None
 
 
 class RunFile:
@@ -111,12 +108,10 @@ class RunFile:
         self._synced = -math.inf
         if self.path.exists() and not overwrite:
             raise _exists(self.path)
-        try:
+        with _refused(self.path):
             self._old = _held(self.path)
             if not os.access(self.path.parent, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            raise refused(self.path, error) from None
 
     @property
     def waits(self) -> bool:
@@ -129,31 +124,26 @@ class RunFile:
         until there are further lines all the same.
         All or nothing: raises BadInput where it fails, and then, or after an interrupt, what lies before `at` is kept.
         """
-        try:
+        with _refused(self.path):
             if at == 0:
                 self._begin(lines)
             else:
                 self._extend(lines, at, last)
             if last:
                 self._file.unlock()
-        except OSError as error:
-            raise refused(self.path, error) from None
 
     def _begin(self, lines: bytes) -> None:
         """The file appears at once with all its lines, in place of the one that was to be overwritten."""
         mine = next((held for held in (self._file, self._old) if held is not None and held.names(self.path)), None)
-        new = _Beside(self.path, lines, mine)
-        try:
+        with _beside(self.path, lines, mine) as new:
             new.lock()
             if mine is not None:
-                new.sync()
+                _sync(new.fd)
             self._file = new  # before it has its name: should this be broken off now, the file is known as ours
             (_name if mine is None else _rename)(new, self.path, mine)
             if not MOVES_OPEN:
                 self._file = _held(self.path)
             self._old = None
-        finally:
-            new.discard()
 
     def _extend(self, lines: bytes, at: int, last: bool) -> None:
         self._file.lock()
@@ -164,7 +154,7 @@ class RunFile:
                 os.ftruncate(self._file.fd, start)
             self._file.write(lines)
             if last or time.monotonic() - self._synced > SYNC_S:
-                self._file.sync()
+                _sync(self._file.fd)
                 _sync_folder(self.path)
                 self._synced = time.monotonic()
         except BaseException:
@@ -198,9 +188,6 @@ class _File:
         while content:
             content = content[os.write(self.fd, content) :]
 
-    def sync(self) -> None:
-        _sync(self.fd)
-
     def names(self, path: Path) -> bool:
         """Whether this is the file at that path."""
         try:
@@ -228,25 +215,19 @@ class _File:
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
 
 
-class _Beside(_File):
+@contextmanager
+def _beside(place: Path, content: bytes, like: _File | None) -> Iterator[_File]:
     """A new file in the folder of another, with its permissions, under a name of its own until it gets that place."""
-
-    def __init__(self, place: Path, content: bytes, like: _File | None):
-        name = place.with_name(f".{secrets.token_hex(8)}.tmp")
-        self.discard = weakref.finalize(self, _unlink, name)  # at the latest with the last reference to it
-        try:
-            super().__init__(name, os.O_CREAT | os.O_EXCL)
-            if like is not None and hasattr(os, "fchmod"):
-                os.fchmod(self.fd, stat.S_IMODE(os.fstat(like.fd).st_mode))
-            self.write(content)
-        except BaseException:
-            self.discard()
-            raise
-
-
-def _unlink(name: Path) -> None:
-    with suppress(OSError):
-        os.unlink(name)
+    name = place.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        new = _File(name, os.O_CREAT | os.O_EXCL)
+        if like is not None and hasattr(os, "fchmod"):
+            os.fchmod(new.fd, stat.S_IMODE(os.fstat(like.fd).st_mode))
+        new.write(content)
+        yield new
+    finally:
+        with suppress(OSError):
+            os.unlink(name)
 
 
 def _held(place: Path, shared: bool = False) -> _File | None:
@@ -263,7 +244,7 @@ def _held(place: Path, shared: bool = False) -> _File | None:
             return found
 
 
-def _rename(new: _Beside, place: Path, old: _File | None) -> None:
+def _rename(new: _File, place: Path, old: _File | None) -> None:
     """Put a file in the place of another one, for good."""
     if not MOVES_OPEN:
         for held in filter(None, (new, old)):
@@ -272,7 +253,7 @@ def _rename(new: _Beside, place: Path, old: _File | None) -> None:
     _sync_folder(place)
 
 
-def _name(new: _Beside, place: Path, old: None = None) -> None:
+def _name(new: _File, place: Path, old: None = None) -> None:
     """Give a file its name. Raises BadInput where there is one of that name by now."""
     if not MOVES_OPEN:
         new.close()

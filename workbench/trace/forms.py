@@ -1,175 +1,105 @@
-"""The forms of values in a trace: one check for each type of `schema.py`, for single values and for whole columns.
+"""The forms of values in a trace: one check for each type of `schema.py`.
 
-Each takes a value, flags to add the names of numbers to that are not finite (null from then on), and the name of the
-place; it returns the value as it is kept, or raises `Damaged` with what is wrong.
+A check takes many values at once: those of one field in many events, those of one column in many rounds. It raises
+`Damaged` with what is wrong, and changes nothing; what else it finds is told to `Found`.
 """
 
+import sys
+from collections import defaultdict
+from functools import partial
 from itertools import chain
 from typing import Any
 
-from workbench.trace.schema import ENTRIES, NAMES, ROWS, SHORT, Column
+from workbench.trace.schema import DERIVED, ENTRIES, KEYS, NAMES, ROWS, SHORT, TABLES, Column
 
-__all__ = ["DEEPEST", "SCALARS", "Damaged", "check", "plain", "run_length", "short", "values_of", "writable"]
+__all__ = [
+    "ANY", "DEEPEST", "LAYERS", "SCALARS", "Damaged", "Found", "by_name", "check", "finite", "run_length", "writable",
+]  # fmt: skip
 
+Path = tuple[str, ...]
 WHOLE, ID = 2**53, 2**31  # ends of what is a whole number, and a token id
 LARGEST = 1e30  # a float of a column beyond this counts as infinite, so that sums and squares stay finite
 DEEPEST = 32  # levels of lists and mappings
 SCALARS: dict[str, tuple[set[type], str]] = {
     "int": ({int}, "whole numbers"), "id": ({int}, "token ids"), "float": ({int, float}, "numbers"),
-    "bool": ({bool}, "true or false"), "text": ({str}, "text"), "short": ({str}, "text"), "name": ({str}, "text"),
+    "finite": ({int, float}, "finite numbers"), "bool": ({bool}, "true or false"),
+    "text": ({str}, "text"), "short": ({str}, "text"), "name": ({str}, "text"),
 }  # fmt: skip
+HIGHEST = {"int": WHOLE - 1, "id": ID - 1, "float": LARGEST, "finite": LARGEST}
 NONE = type(None)
+ANY = Column("", "any", "", "")
+FLOAT = Column("", "float", "", "")
+INT, TOKEN, FINITE, TEXT = (Column("", kind, "", "", required=True) for kind in ("int", "id", "finite", "text"))
 INSIDE = {name: {c.name: c for c in columns} for name, columns in ENTRIES.items()}
+LAYERS = {c.name: c for c in TABLES["cache"]}
+GROUPS = {name: TABLES["tokens" if name == "prompt" else name] for name in KEYS} | {"target": ROWS, "draft": ROWS}
+GROUPS = {name: {c.name: c for c in columns} for name, columns in GROUPS.items()}
+NEEDED = {name: [c.name for c in of.values() if c.required and c.name not in DERIVED] for name, of in GROUPS.items()}
+NEEDED |= {"prompt": ["token_id", "text"], "canvas": ["position"], "forwards": ["phase"]}
+NEEDED |= {"target": ["position", "ids", "logp"], "draft": ["position", "ids", "logp", "node", "best"]}
 
 
 class Damaged(Exception):
-    """What is wrong with a value."""
+    """What is wrong with a value, and where it stands."""
+
+    def __init__(self, what: str, path: Path = ()):
+        super().__init__(f"{'.'.join(path)} {what}".lstrip())
 
 
-def check(column: Column, value: Any, flags: list[str], where: str) -> Any:
-    """One value of a declared field; null where the field may be missing."""
-    if value is None and not column.required and column.default is None:
-        return None
-    if column.type in SCALARS:
-        return values_of(column, [value], flags, where)[0]
-    return FORMS[column.type](value, flags, where)
+class Found:
+    """What a check found that is no damage.
+
+    flags: places of numbers that are not finite, and the largest that is there. names: those of drafters, roles, phases
+    and what is not declared. cells: positions that runs name.
+    """
+
+    def __init__(self) -> None:
+        self.flags: dict[Path, float] = {}
+        self.names: set[str] = set()
+        self.cells = 0
 
 
-def values_of(column: Column, values: list, flags: list[str], where: str) -> list:
-    """All values of a column of a table."""
-    if column.type not in SCALARS:
-        form = FORMS[column.type]
-        return [None if value is None else form(value, flags, where) for value in values]
-    allowed, word = SCALARS[column.type]
-    kinds, known = set(map(type, values)), values
+def check(column: Column, values: list, path: Path, found: Found) -> None:
+    """Raise Damaged where values are not as `column` declares; null only where it may be missing."""
+    kinds = set(map(type, values))
     if NONE in kinds:
         if column.required or column.default is not None:
-            raise Damaged(f"{where} holds null")
+            raise Damaged("holds null", path)
         kinds.discard(NONE)
-        known = [value for value in values if value is not None]
+        values = [value for value in values if value is not None]
+    if not values:
+        return
+    if column.type not in SCALARS:
+        FORMS[column.type](values, path, found)
+        return
+    allowed, word = SCALARS[column.type]
     if not kinds <= allowed:
-        raise Damaged(f"{where} holds values that are not {word}")
-    if not known or column.type in ("text", "bool"):
-        return values
-    if column.type == "float":
-        return values if min(known) >= -LARGEST and max(known) <= LARGEST else _finite(values, flags, where)
-    if column.type in ("short", "name"):
-        if max(map(len, known)) > SHORT:
-            raise Damaged(f"{where} holds a text of more than {SHORT} characters")
-    elif min(known) < column.low or max(known) >= (ID if column.type == "id" else WHOLE):
-        raise Damaged(f"{where} holds values that are not {word}")
-    return values
+        raise Damaged(f"holds values that are not {word}", path)
+    if column.type in ("short", "name") and max(map(len, values)) > SHORT:
+        raise Damaged(f"holds a text of more than {SHORT} characters", path)
+    if column.type == "name":
+        found.names.update(values)
+    high = HIGHEST.get(column.type)
+    low = -LARGEST if high == LARGEST else column.low
+    if high is not None and not (low <= min(values) and max(values) <= high):
+        if column.type != "float":
+            raise Damaged(f"holds values that are not {word}", path)
+        found.flags[path] = LARGEST
 
 
-def _finite(values: list, flags: list[str], where: str) -> list:
-    flags.append(where)
-    return [value if value is not None and -LARGEST <= value <= LARGEST else None for value in values]
+def finite(value: Any, largest: float, path: Path = ()) -> Any:
+    """A value with null for the numbers at a place in it that are beyond `largest`."""
+    if type(value) is list:
+        return [finite(item, largest, path) for item in value]
+    if type(value) is dict:
+        inner = path[1:]
+        return {key: finite(item, largest, inner) if path[:1] in ((), (key,)) else item for key, item in value.items()}
+    return None if type(value) in (int, float) and not -largest <= value <= largest else value
 
 
 def writable(text: str) -> str:
     """Text as UTF-8 can hold it: lone surrogates, as a prompt may carry them, become question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def short(value: Any, flags: list[str], where: str) -> Any:
-    """A plain value that is written once and stands for many."""
-    if isinstance(value, (list, dict)) or (isinstance(value, str) and len(value) > SHORT):
-        raise Damaged(f"{where} is no number and no text of at most {SHORT} characters")
-    return plain(value, flags, where)
-
-
-def plain(value: Any, flags: list[str], where: str, depth: int = DEEPEST) -> Any:
-    """A JSON value: numbers of at most 63 bits, at most `DEEPEST` levels, finite floats."""
-    kind = type(value)
-    if kind is str or kind is bool or value is None:
-        return value
-    if kind is int:
-        if not -(2**63) <= value < 2**63:
-            raise Damaged(f"{where} holds a number of more than 63 bits")
-        return value
-    if kind is float:
-        if value - value == 0:
-            return value
-        flags.append(where)
-        return None
-    if not depth:
-        raise Damaged(f"{where} is more than {DEEPEST} levels deep")
-    if kind is dict:
-        return {key: plain(item, flags, where, depth - 1) for key, item in value.items()}
-    return [plain(item, flags, where, depth - 1) for item in value]
-
-
-def _mapping(value: Any, flags: list[str], where: str) -> dict[str, Any]:
-    """Its declared entries by their types, the others plain."""
-    if type(value) is not dict:
-        raise Damaged(f"{where} is no mapping")
-    entries = INSIDE.get(where.rsplit(".", 1)[-1], {})
-    return {
-        key: check(entries[key], item, flags, f"{where}.{key}") if key in entries else plain(item, flags, where)
-        for key, item in value.items()
-    }
-
-
-def _mappings(value: Any, flags: list[str], where: str) -> list:
-    if type(value) is not list or len(value) > NAMES:
-        raise Damaged(f"{where} is no list of at most {NAMES} mappings")
-    return [_mapping(entry, flags, where) for entry in value]
-
-
-def _declared(value: Any, flags: list[str], where: str) -> Any:
-    """A declared thing: a mapping, its settings and those inside are mappings."""
-    kept = _mapping(value, flags, where)
-    waiting = [kept]
-    while waiting:
-        inner = waiting.pop()
-        if type(inner) is dict:
-            if type(inner.get("settings") or {}) is not dict:
-                raise Damaged(f"{where} has settings that are no mapping")
-            waiting += inner.values()
-        elif type(inner) is list:
-            waiting += inner
-    return kept
-
-
-def _layered(value: Any, flags: list[str], where: str) -> Any:
-    """A whole number, or a list of them."""
-    many = value if type(value) is list else [value]
-    if not many or set(map(type, many)) != {int} or min(many) < 0 or max(many) >= WHOLE:
-        raise Damaged(f"{where} holds values that are not whole numbers")
-    return value
-
-
-def _pair(value: Any, flags: list[str], where: str) -> Any:
-    if type(value) is list and len(value) != 2:
-        raise Damaged(f"{where} is not one number or two")
-    return _layered(value, flags, where)
-
-
-def _list(value: Any, kinds: set[type], word: str, where: str, low: float = 0, high: float = 0) -> list:
-    """A list of values of some types, where `high` is given all within bounds."""
-    if type(value) is not list or not set(map(type, value)) <= kinds:
-        raise Damaged(f"{where} is no list of {word}")
-    if value and high and not (min(value) >= low and max(value) <= high):
-        raise Damaged(f"{where} holds values that are no {word}")
-    return value
-
-
-def _ids(value: Any, flags: list[str], where: str) -> list:
-    return _list(value, {int}, "token ids", where, 0, ID - 1)
-
-
-def _texts(value: Any, flags: list[str], where: str) -> list:
-    return _list(value, {str}, "texts", where)
-
-
-def _topk(value: Any, flags: list[str], where: str) -> list:
-    """A pair: ids, and as many probabilities."""
-    if type(value) is not list or len(value) != 2:
-        raise Damaged(f"{where} is no pair of ids and probabilities")
-    p = _list(value[1], {int, float}, "finite numbers", where, -LARGEST, LARGEST)
-    if len(_ids(value[0], flags, where)) != len(p):
-        raise Damaged(f"{where} has not as many probabilities as ids")
-    return value
 
 
 def run_length(value: Any, where: str) -> int:
@@ -183,47 +113,149 @@ def run_length(value: Any, where: str) -> int:
     return sum(length for _, length in parts)
 
 
-def _runs(value: Any, flags: list[str], where: str) -> Any:
-    if type(value) is str:
-        raise Damaged(f"{where} names no positions")
-    return _place(value, flags, where)
+def _any(values: list, path: Path, found: Found, depth: int = DEEPEST) -> None:
+    """JSON values: numbers of at most 63 bits, finite floats, and so on inside lists and mappings."""
+    for value in values:
+        kind = type(value)
+        if kind is int and not -(2**63) <= value < 2**63:
+            raise Damaged("holds a number of more than 63 bits", path)
+        if kind is float and value - value != 0:
+            found.flags[path] = sys.float_info.max
+        elif kind is list or kind is dict:
+            if not depth:
+                raise Damaged(f"is more than {DEEPEST} levels deep", path)
+            _any(value if kind is list else value.values(), path, found, depth - 1)
 
 
-def _place(value: Any, flags: list[str], where: str) -> Any:
-    run_length(value, where)
-    return value
+def by_name(values: list, path: Path) -> dict[str, list]:
+    """What mappings hold under each of their names."""
+    whole = defaultdict(list)
+    for value in values:
+        if type(value) is not dict:
+            raise Damaged("is no mapping", path)
+        for name, item in value.items():
+            whole[name].append(item)
+    return whole
 
 
-def _rows(value: Any, flags: list[str], where: str) -> Any:
-    """The kept rows of a model, columns of `ROWS`; the likeliest token comes first, others may be impossible."""
-    if type(value) is not dict or type(value.get("position")) is not list:
-        raise Damaged(f"{where} is no mapping of columns")
-    known = {c.name: c for c in ROWS}
-    for name, column in known.items():
-        if name not in value and (column.required or (where == "draft" and name in ("node", "best"))):
-            raise Damaged(f"{where} lacks {name}")
-    for name, values in value.items():
-        column = known.get(name)
-        if type(values) is not list or len(values) != len(value["position"]):
-            raise Damaged(f"{where}.{name} is of unequal length")
-        if column is None:
-            value[name] = plain(values, flags, f"{where}.{name}")
-        elif column.type != "floats":
-            value[name] = values_of(column, values, flags, f"{where}.{name}")
-    value["logp"] = [_logs(*pair, flags, where) for pair in zip(value["ids"], value["logp"], strict=True)]
-    return value
+def _fields(whole: dict[str, list], known: dict[str, Column], path: Path, found: Found) -> None:
+    """Values by name: those that are declared by their types, the others plain."""
+    found.names.update(whole.keys() - known.keys())
+    for name, values in whole.items():
+        check(known.get(name, ANY), values, (*path, name), found)
 
 
-def _logs(ids: list, logp: Any, flags: list[str], where: str) -> list:
-    if type(logp) is not list or not logp or len(logp) != len(ids) or logp[0] is None:
-        raise Damaged(f"{where} lacks log-probabilities")
-    known = [value for value in logp if value is not None]
-    if not set(map(type, known)) <= {int, float} or max(known) > 1 or known[0] < -LARGEST:
-        raise Damaged(f"{where} has log-probabilities that are none")
-    return logp if min(known) >= -LARGEST else _finite(logp, flags, f"{where}.logp")
+def _mapping(values: list, path: Path, found: Found) -> None:
+    _fields(by_name(values, path), INSIDE.get(path[-1], {}), path, found)
+
+
+def _mappings(values: list, path: Path, found: Found) -> None:
+    if any(type(value) is not list or len(value) > NAMES for value in values):
+        raise Damaged(f"is no list of at most {NAMES} mappings", path)
+    _mapping([*chain.from_iterable(values)], path, found)
+
+
+def _declared(values: list, path: Path, found: Found) -> None:
+    """Declared things: mappings, their settings and those inside are mappings."""
+    _mapping(values, path, found)
+    waiting = [*values]
+    while waiting:
+        inner = waiting.pop()
+        if type(inner) is dict:
+            if type(inner.get("settings") or {}) is not dict:
+                raise Damaged("has settings that are no mapping", path)
+            waiting += inner.values()
+        elif type(inner) is list:
+            waiting += inner
+
+
+def _columns(values: list, path: Path, found: Found) -> None:
+    """Columns of a table, lists of one length."""
+    needed, whole = NEEDED[path[-1]], defaultdict(list)
+    for columns in values:
+        if type(columns) is not dict:
+            raise Damaged("no columns")
+        for name in needed if columns else ():
+            if type(columns.get(name)) is not list:
+                raise Damaged(f"{name} is {'no list' if name in columns else 'missing'}")
+        for name, cells in columns.items():
+            if type(cells) is not list:
+                raise Damaged(f"{name} is no list")
+            if len(cells) != len(columns[needed[0]]):
+                raise Damaged(f"{name} is of unequal length")
+            whole[name] += cells
+    _fields(whole, GROUPS[path[-1]], path, found)
+
+
+def _layers(values: list, path: Path, found: Found) -> None:
+    """Columns over layers by role: lists, or the one value that all layers have."""
+    roles = by_name(values, path)
+    found.names.update(roles)
+    for role, several in roles.items():
+        whole = by_name(several, (*path, role))
+        for name, cells in whole.items():
+            if any(type(cell) is dict or (type(cell) is str and len(cell) > SHORT) for cell in cells):
+                raise Damaged(f"is no number and no text of at most {SHORT} characters", (*path, role, name))
+            whole[name] = [value for cell in cells for value in (cell if type(cell) is list else [cell])]
+        _fields(whole, LAYERS, (*path, role), found)
+
+
+def _rows(values: list, path: Path, found: Found) -> None:
+    """The kept rows of a model, columns of `ROWS`."""
+    _columns(values, path, found)
+    if not all(rows and [*map(len, rows["ids"])] == [*map(len, rows["logp"])] for rows in values):
+        raise Damaged("lacks log-probabilities", path)
+
+
+def _floats(values: list, path: Path, found: Found) -> None:
+    """Log-probabilities of a row; the likeliest token comes first, others may be impossible."""
+    _list(FLOAT, values, path, found)
+    firsts = [value[0] for value in values if value]
+    if len(firsts) < len(values) or None in firsts:
+        raise Damaged("lacks log-probabilities", path)
+    if min(firsts) < -LARGEST or max(p for value in values for p in value if p is not None) > 1:
+        raise Damaged("has log-probabilities that are none", path)
+
+
+def _list(column: Column, values: list, path: Path, found: Found) -> None:
+    """Lists of what `column` declares."""
+    if not all(type(value) is list for value in values):
+        raise Damaged(f"is no list of {SCALARS[column.type][1]}", path)
+    check(column, [*chain.from_iterable(values)], path, found)
+
+
+def _topk(values: list, path: Path, found: Found) -> None:
+    """Pairs: ids, and as many probabilities."""
+    if not all(type(value) is list and len(value) == 2 for value in values):
+        raise Damaged("is no pair of ids and probabilities", path)
+    ids, p = zip(*values, strict=True)
+    _list(TOKEN, ids, path, found)
+    _list(FINITE, p, path, found)
+    if [*map(len, ids)] != [*map(len, p)]:
+        raise Damaged("has not as many probabilities as ids", path)
+
+
+def _layered(values: list, path: Path, found: Found) -> None:
+    """Whole numbers, or lists of them."""
+    if [] in values:
+        raise Damaged("holds values that are not whole numbers", path)
+    _list(INT, [value if type(value) is list else [value] for value in values], path, found)
+
+
+def _pair(values: list, path: Path, found: Found) -> None:
+    if any(type(value) is list and len(value) != 2 for value in values):
+        raise Damaged("is not one number or two", path)
+    _layered(values, path, found)
+
+
+def _place(values: list, path: Path, found: Found, text: bool = True) -> None:
+    if not text and any(type(value) is str for value in values):
+        raise Damaged("names no positions", path)
+    found.cells += sum(run_length(value, ".".join(path)) for value in values)
 
 
 FORMS = {
-    "any": plain, "declared": _declared, "ids": _ids, "layered": _layered, "mapping": _mapping, "mappings": _mappings,
-    "pair": _pair, "place": _place, "rows": _rows, "runs": _runs, "texts": _texts, "topk": _topk,
+    "any": _any, "columns": _columns, "declared": _declared, "floats": _floats, "ids": partial(_list, TOKEN),
+    "layered": _layered, "layers": _layers, "mapping": _mapping, "mappings": _mappings, "pair": _pair,
+    "place": _place, "rows": _rows, "runs": partial(_place, text=False), "texts": partial(_list, TEXT), "topk": _topk,
 }  # fmt: skip

@@ -97,11 +97,6 @@ class RoundIndex:
 
 
 def _after(before: Reached, place: int, event: Event) -> Reached:
-    counts = (_number(event.get(name)) for name in ("emitted", "drafted", "accepted"))
-    tokens, drafted, accepted = (total + count for total, count in zip(before[1:4], counts, strict=True))
-    return Reached(place, tokens, drafted, accepted, before.ms + _number(event.get("ms", {}).get("total")))
-
-
-def _number(value: Any) -> float:
-    """A number as it is; 0 for what a damaged file may hold instead."""
-    return value if isinstance(value, (int, float)) else 0
+    counts = (*map(event.get, ("emitted", "drafted", "accepted")), event.get("ms", {}).get("total"))
+    numbers = (count if isinstance(count, (int, float)) else 0 for count in counts)  # 0 for what is damaged
+    return Reached(place, *map(sum, zip(before[1:], numbers, strict=True)))

@@ -35,29 +35,22 @@ def spans(trace: "Trace") -> pd.DataFrame:
     of = dict(list(passes.groupby("round")))
     found: list[tuple] = []
     now = 0.0
-    for row in trace.rounds.to_dict("records"):
+    for row in trace.rounds.select_dtypes("number").fillna(0.0).to_dict("records"):
         number, start = row["round"], now
-        beside = _ms(row["draft_ms"])  # time of the drafter, less that of its passes
-        parts = of.get(number, passes.iloc[:0])
-        beside = max(0.0, beside - parts["wall_ms"][parts["phase"] == "draft"].sum())
-        for place, phase, model, length in zip(
-            parts.index, parts["phase"], parts["model"], parts["wall_ms"], strict=True
-        ):
+        parts = of.get(number, passes.iloc[:0])  # beside: time of the drafter, less that of its passes
+        beside = max(0.0, row["draft_ms"] - parts["wall_ms"][parts["phase"] == "draft"].sum())
+        for place, phase, model, length in parts[["phase", "model", "wall_ms"]].itertuples():
             if phase == "target":  # the drafter is done
                 now, beside = now + beside, 0.0
             found.append((phase or "", model or "", number, now, length, place))
             now += length
         for phase in AFTER:
-            if length := _ms(row[f"{phase}_ms"]):
+            if length := row[f"{phase}_ms"]:
                 found.append((phase, "", number, now, length, -1))
                 now += length
-        now = max(now, start + _ms(row["total_ms"]))
+        now = max(now, start + row["total_ms"])
         found.append(("round", "", number, start, now - start, -1))
     return pd.DataFrame(found, columns=list(COLUMNS))
-
-
-def _ms(value: float) -> float:
-    return 0.0 if pd.isna(value) else float(value)
 
 
 def events(trace: "Trace") -> dict[str, Any]:

@@ -74,7 +74,6 @@ class Recorder(Sequence):
         out: str | Path | None = None,
         level: str = "default",
         index: int | None = None,
-        overwrite: bool = False,
     ) -> "Recorder":
         """A new log that continues `parent` from before its round number `rounds`.
 
@@ -85,7 +84,7 @@ class Recorder(Sequence):
         kept = [e for e in parent.log if e["type"] in ("round", "cache", "decision", "rows") and e["round"] < rounds]
         copied = sum(e.get("emitted", 0) for e in kept)
         place = {"trace": parent.id, "round": rounds, "index": copied if index is None else index}
-        return cls({**run, "parent": place}, out, level, overwrite, kept)
+        return cls({**run, "parent": place}, out, level, copied=kept)
 
     def round(self, step: Step, ended: str | None = None) -> Event:
         """Record one round, the events raised in it and, where the run `ended` with it, its end; returns the event.
@@ -172,16 +171,13 @@ class Recorder(Sequence):
         self._file = None
 
     def _append(self, *events: Event) -> None:
-        if self._file is not None and not (self._file.waits and self._roundless(events)):
+        begun = len(self._trace.index) or any(event["type"] == "round" for event in events)
+        if self._file is not None and (begun or not self._file.waits):  # an older file goes when there is a round
             size = self._sizes.get(len(self._log), 0)
             lines = b"".join(map(storage.encode, events if size else (*self._log, *events)))
             self._sizes = {len(self._log): size, len(self._log) + len(events): size + len(lines)}
             self._file.put(lines, size, last=events[-1]["type"] == "end")
         self._log.extend(events)  # one step, on which all else that is known of the run depends
-
-    def _roundless(self, events: Sequence[Event]) -> bool:
-        """Whether there is nothing yet to put in the place of an older file."""
-        return not len(self._trace.index) and all(event["type"] != "round" for event in events)
 
     def __len__(self) -> int:
         return len(self._log)

@@ -21,10 +21,16 @@ FATES = ("accepted", "rejected", "sibling_won", "parent_rejected", "pruned", "af
 OPS = (
     "quantize", "requantize", "evict", "merge", "narrow", "offload", "fetch", "splice", "share", "rerotate", "drop",
 )  # fmt: skip
-CACHE_KINDS = (
-    "payload", "scale", "zero", "codebook", "index", "note", "outlier", "lowrank", "table", "position", "header",
-    "bias", "score", "state", "staging", "dead", "pad",
-)  # fmt: skip
+_KIND_TEXT = {
+    "payload": "keys and values themselves", "scale": "quantization scales", "zero": "quantization zero points",
+    "codebook": "codebooks", "index": "codebook or slot indices", "note": "what a method keeps beside a token",
+    "outlier": "values kept apart at full width", "lowrank": "low-rank factors",
+    "table": "page tables", "position": "stored positions", "header": "page headers",
+    "bias": "attention biases of slots", "score": "scores of the policy",
+    "state": "recurrent states", "staging": "rows staged beside the cache",
+    "dead": "slots dropped but not yet reused", "pad": "unused slots and alignment",
+}  # fmt: skip
+CACHE_KINDS = (*_KIND_TEXT,)
 CACHE_COUNTS = ("kept", "evicted", "merged", "fetched")
 # the column that is in every group of a round: its key
 KEYS = {
@@ -79,7 +85,8 @@ def _need(name: str, type: str, unit: str, description: str, **more) -> Column:
     return Column(name, type, unit, description, required=True, **more)
 
 
-_TOKENS = (
+TABLES: dict[str, tuple[Column, ...]] = {}
+TABLES["tokens"] = (
     _need("index", "int", "tokens", "place among the new tokens, 0 for the first; negative in the prompt"),
     _need("position", "int", "tokens", "place in the whole sequence: prompt length + index"),
     _need("round", "int", "", "round that committed the token"),
@@ -112,7 +119,7 @@ _TOKENS = (
     Column("decision", "short", "", "action a controller took in the token's round"),
 )  # fmt: skip
 
-_ROUNDS = (
+TABLES["rounds"] = (
     _need("round", "int", "", "number of the round, 0 for the prefill"),
     Column("mode", "name", "", ", ".join(MODES)),
     _need("drafted", "int", "tokens", "tree nodes drafted"),
@@ -140,7 +147,7 @@ _ROUNDS = (
     Column("full_cache_bytes", "int", "bytes", "payload of all committed tokens in the models' own dtype, by shapes"),
 )  # fmt: skip
 
-_DRAFTS = (
+TABLES["drafts"] = (
     _need("round", "int", "", "round of the draft"),
     _need("node", "int", "", "number of the node, 1 for the first; 0 is the root, the pending token", low=1),
     Column("parent", "int", "", "number of the parent node"),
@@ -163,7 +170,7 @@ _DRAFTS = (
     Column("lossy", "bool", "", "accepted where the exact test would have rejected it"),
 )  # fmt: skip
 
-_HYPOTHESES = (
+TABLES["hypotheses"] = (
     _need("round", "int", "", "round of the hypothesis"),
     _need("id", "int", "", "number of the hypothesis, from its lineage"),
     Column("parent", "int", "", "hypothesis it goes on from"),
@@ -178,7 +185,7 @@ _HYPOTHESES = (
     Column("reason", "short", "", "why"),
 )
 
-_CANVAS = (
+TABLES["canvas"] = (
     _need("round", "int", "", "round of the canvas"),
     _need("position", "int", "tokens", "place in the whole sequence"),
     Column("block", "int", "", "block from 0"),
@@ -192,7 +199,7 @@ _CANVAS = (
     Column("cached_rows", "int", "rows", "rows read from the cache instead"),
 )
 
-_FORWARDS = (
+TABLES["forwards"] = (
     _need("round", "int", "", "round of the forward pass"),
     Column("phase", "name", "", ", ".join(PHASES)),
     Column("model", "name", "", "role of the model"),
@@ -208,17 +215,7 @@ _FORWARDS = (
     Column("implementation", "short", "", "what computed the attention (torch, sdpa, triton, …)"),
 )
 
-_KIND_TEXT = {
-    "payload": "keys and values themselves", "scale": "quantization scales", "zero": "quantization zero points",
-    "codebook": "codebooks", "index": "codebook or slot indices", "note": "what a method keeps beside a token",
-    "outlier": "values kept apart at full width", "lowrank": "low-rank factors",
-    "table": "page tables", "position": "stored positions", "header": "page headers",
-    "bias": "attention biases of slots", "score": "scores of the policy",
-    "state": "recurrent states", "staging": "rows staged beside the cache",
-    "dead": "slots dropped but not yet reused", "pad": "unused slots and alignment",
-}  # fmt: skip
-
-_CACHE = (
+TABLES["cache"] = (
     _need("round", "int", "", "round after whose commit this holds"),
     Column("model", "name", "", "role of the model"),
     _need("layer", "int", "", "layer from 0"),
@@ -235,7 +232,7 @@ _CACHE = (
     Column("bits_effective", "float", "bits", "8 × bytes over live elements, free slots and staged rows left out"),
 )
 
-_BITS = (
+TABLES["bits"] = (
     _need("round", "int", "", "round of the change"),
     Column("model", "name", "", "role of the model"),
     _need("layer", "int", "", "layer from 0; of a tensor of weights −1, as head and start", low=-1),
@@ -252,7 +249,7 @@ _BITS = (
     Column("err_rms_v", "float", "", "the same for the values"),
 )
 
-_READS = (
+TABLES["reads"] = (
     _need("round", "int", "", "round of the read"),
     Column("model", "name", "", "role of the model"),
     Column("layer", "int", "", "layer from 0"),
@@ -265,7 +262,7 @@ _READS = (
     Column("recall_mass", "float", "probability", "attention mass of what was read; level full"),
 )
 
-_REQUESTS = (
+TABLES["requests"] = (
     _need("id", "short", "", "name of the request"),
     Column("arrival_ms", "float", "ms", "when it came, from the start of the replay"),
     Column("prompt_tokens", "int", "tokens", "its prompt"),
@@ -299,7 +296,7 @@ ENTRIES: dict[str, tuple[Column, ...]] = {
     ),
     "sampling": (Column("temperature", "float", "", "0 for the likeliest token"),),
     "baseline": (Column("tokens_per_second", "float", "tokens/s", "speed of the plain run"),),
-    "ms": tuple(replace(c, name=c.name.removesuffix("_ms")) for c in _ROUNDS if c.name.endswith("_ms")),
+    "ms": tuple(replace(c, name=c.name.removesuffix("_ms")) for c in TABLES["rounds"] if c.name.endswith("_ms")),
     "body": (Column("name", "name", "", "stock, fast, graph"), Column("reason", "short", "", "why")),
     "figures": (Column("resident_bytes", "int", "bytes", "as in the rounds table, where the store names it"),),
 }  # fmt: skip
@@ -339,24 +336,11 @@ _MARK_EVENT = (
     Column("note", "text", "", "free text"),
 )
 COUNTS = ("drafted", "accepted", "emitted", "bonus", "stop_reason", "budget", "depth", "context")  # of a round event
-_EVENT_HEAD = (
+TABLES["events"] = (
     _need("type", "text", "", "cache, decision or mark"),
     Column("round", "int", "", "round of the event; for a mark, rounds recorded before it"),
+    *{c.name: c for c in (*_MARK_EVENT, *_DECISION_EVENT, *_CACHE_EVENT)}.values(),
 )
-
-TABLES: dict[str, tuple[Column, ...]] = {
-    "tokens": _TOKENS,
-    "rounds": _ROUNDS,
-    "drafts": _DRAFTS,
-    "hypotheses": _HYPOTHESES,
-    "canvas": _CANVAS,
-    "forwards": _FORWARDS,
-    "cache": _CACHE,
-    "bits": _BITS,
-    "reads": _READS,
-    "requests": _REQUESTS,
-    "events": (*_EVENT_HEAD, *{c.name: c for c in (*_MARK_EVENT, *_DECISION_EVENT, *_CACHE_EVENT)}.values()),
-}
 
 EVENTS: dict[str, tuple[Column, ...]] = {
     "run": (
@@ -389,7 +373,7 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         _need("round", "int", "", "number of the round, 0 for the prefill"),
         _need("index", "int", "tokens", "index of the first token it emits"),
         _need("mode", "name", "", ", ".join(MODES)),
-        *(replace(c, required=False) for c in _ROUNDS if c.name in COUNTS),
+        *(replace(c, required=False) for c in TABLES["rounds"] if c.name in COUNTS),
         Column("ms", "mapping", "ms", "times by phase, as in the rounds table"),
         Column("tokens", "columns", "", "columns of the tokens table"),
         Column("rest", "text", "", "what the last text lacks if the run ends here: U+FFFD for a character cut short"),

@@ -12,7 +12,8 @@ import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,12 +23,13 @@ from workbench.errors import BadInput, BadTrace
 from workbench.trace import tables
 from workbench.trace.door import FREE, Door
 from workbench.trace.files import made_folder, write_whole
-from workbench.trace.forms import writable
+from workbench.trace.forms import Damaged, writable
 from workbench.trace.schema import SCHEMA, TABLES
 
 __all__ = ["encode", "is_capsule", "packed", "read", "read_tables", "write", "write_tables"]
 
 BOM, GZIP = b"\xef\xbb\xbf", b"\x1f\x8b"  # what some editors put before UTF-8; how gzip begins
+BATCH = 64  # lines of a file that are checked together
 DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 PACKED = 256  # cells of tables for a byte of a Parquet file
 MEMBER = 2**20  # bytes of lines in a gzip member
@@ -74,14 +76,12 @@ def read(path: str | Path, limit: int | None = None) -> tuple[list[dict[str, Any
         begins = _begin(file)
         if limit is not None and path.stat().st_size > limit * (2 if begins == GZIP else 1):
             raise BadInput(f"{path} has more than {limit:,} bytes, the most that a trace may have here")
-        if begins == b"{":
-            return _events(file, path)
-        if begins not in (b"<", GZIP):
-            return _events((), path)
-        whole = file.read()
-        content = whole if begins == GZIP else _unwrap(whole, path)
-        most = SWELL * len(content) if begins == GZIP else max(SWELL * len(content), OF_PAGE * len(whole))
-        lines, damage = _unpack(content, path, most if limit is None else min(most, limit))
+        lines, damage = file if begins == b"{" else (), ""
+        if begins in (b"<", GZIP):
+            whole = file.read()
+            content = whole if begins == GZIP else _unwrap(whole, path)
+            most = SWELL * len(content) if begins == GZIP else max(SWELL * len(content), OF_PAGE * len(whole))
+            lines, damage = _unpack(content, path, most if limit is None else min(most, limit))
         return _events(lines, path, damage)
 
 
@@ -122,7 +122,7 @@ def _begin(file: BinaryIO) -> bytes:
 
 def _events(lines: Iterable[bytes], path: Path, damage: str = "") -> tuple[list[dict[str, Any]], list[str]]:
     """damage: what is wrong behind the lines."""
-    lines, number = iter(lines), 1
+    lines = iter(lines)
     first = next(lines, b"")
     run = _parse(first)
     if not isinstance(run, dict) or run.get("type") != "run":
@@ -136,29 +136,37 @@ def _events(lines: Iterable[bytes], path: Path, damage: str = "") -> tuple[list[
         raise BadTrace(f"{path} has schema {version}; this version reads up to {SCHEMA}; upgrade decoding-workbench")
     door = Door()
     door.run(run, len(first))
-    for number, line in enumerate(lines, start=2):
-        event = _parse(line)
-        if event is not None:
-            door.enter(event, len(line), number)
-        elif not line.endswith(b"\n"):  # only the last line of a file
-            door.note(number, damage or "cut off")
-            damage = ""
-        elif not line.isspace():
-            door.note(number, "not an event")
-    if damage:
-        door.note(number + 1, damage)
+    events = _numbered(lines, damage)
+    while several := list(islice(events, BATCH)):
+        door.enter(*several)
     return door.log, door.dropped
 
 
+def _numbered(lines: Iterable[bytes], damage: str) -> Iterator[tuple[Any, int, int]]:
+    """What the lines behind the first one hold, or the `Damaged` that says why that is nothing; bytes and number."""
+    number = 1
+    for number, line in enumerate(lines, start=2):
+        event = _parse(line)
+        if event is None and not line.endswith(b"\n"):  # only the last line of a file
+            event, damage = Damaged(damage or "cut off"), ""
+        if event is not None or not line.isspace():
+            yield Damaged("not an event") if event is None else event, len(line), number
+    if damage:
+        yield Damaged(damage), 0, number + 1
+
+
 def _unwrap(page: bytes, path: Path) -> bytes:
-    """The gzipped trace inside a capsule, however a browser wrote the page again."""
-    try:
-        content = base64.b64decode(b"".join(_script(page).split()), validate=True)
-    except ValueError:
-        content = b""
-    if not content.startswith(GZIP):
-        raise BadTrace(f"{path} holds no readable trace: expected an HTML file that trace.capsule wrote")
-    return content
+    """The gzipped trace inside a capsule, however a browser wrote the page again. Costs in proportion to the page."""
+    for tag in re.finditer(rb"<script\b([^<>]{0,1000})>", page, re.IGNORECASE):
+        if re.search(rb"\bid\s*=\s*[\"']?workbench-trace(?![\w-])", tag[1], re.IGNORECASE):
+            end = re.compile(rb"</script", re.IGNORECASE).search(page, tag.end())
+            packed = page[tag.end() : end.start() if end else len(page)]
+            with suppress(ValueError):
+                content = base64.b64decode(b"".join(packed.split()), validate=True)
+                if content.startswith(GZIP):
+                    return content
+            break
+    raise BadTrace(f"{path} holds no readable trace: expected an HTML file that trace.capsule wrote")
 
 
 def _unpack(content: bytes, path: Path, most: int) -> tuple[BinaryIO, str]:
@@ -180,15 +188,6 @@ def _unpack(content: bytes, path: Path, most: int) -> tuple[BinaryIO, str]:
     return io.BytesIO(b"".join(pieces)), damage
 
 
-def _script(page: bytes) -> bytes:
-    """The content of the element that holds the trace. Costs in proportion to the page."""
-    for tag in re.finditer(rb"<script\b([^<>]{0,1000})>", page, re.IGNORECASE):
-        if re.search(rb"\bid\s*=\s*[\"']?workbench-trace(?![\w-])", tag[1], re.IGNORECASE):
-            end = re.compile(rb"</script", re.IGNORECASE).search(page, tag.end())
-            return page[tag.end() : end.start() if end else len(page)]
-    raise ValueError
-
-
 def _parse(line: bytes) -> Any:
     try:
         return DECODER.decode(line.decode())
@@ -197,7 +196,7 @@ def _parse(line: bytes) -> Any:
 
 
 PACKED_AS = {"topk": lambda pair: {"ids": pair[0], "p": pair[1]}}  # cells in Parquet, by type of column
-PACKED_AS |= dict.fromkeys(("text", "short", "name"), writable)
+PACKED_AS |= dict.fromkeys(("text", "short", "name"), writable) | dict.fromkeys(("runs", "place", "any"), json.dumps)
 
 
 def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
@@ -205,32 +204,25 @@ def write_tables(folder: str | Path, frames: dict[str, pd.DataFrame]) -> None:
 
     Every file is written all or nothing. Raises BadInput where that is impossible.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder = made_folder(folder)
     for name, frame in frames.items():
         frame = frame.copy()
         for column in TABLES[name]:
-            if pack := json.dumps if column.is_json else PACKED_AS.get(column.type):
+            if pack := PACKED_AS.get(column.type):
                 cells = [None if cell is None else pack(cell) for cell in frame[column.name]]
                 frame[column.name] = pd.Series(cells, index=frame.index, dtype=object)
-        out = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pandas(frame, schema=_arrow_schema(name), preserve_index=False), out)
-        write_whole(folder / f"{name}.parquet", out.getvalue().to_pybytes())
+        content = frame.to_parquet(engine="pyarrow", index=False, schema=_arrow_schema(name))
+        write_whole(folder / f"{name}.parquet", content)
 
 
 def _arrow_schema(name: str) -> Any:
     """The columns of a table as they are in its Parquet file."""
     import pyarrow as pa
 
-    topk = pa.struct([("ids", pa.list_(pa.int64())), ("p", pa.list_(pa.float64()))])
     types = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
-    fields = [
-        pa.field(c.name, topk if c.type == "topk" else types.get(c.dtype, pa.string()), nullable=not c.required)
-        for c in TABLES[name]
-    ]
-    return pa.schema(fields)
+    topk = pa.struct([("ids", pa.list_(pa.int64())), ("p", pa.list_(pa.float64()))])
+    kinds = [(c, topk if c.type == "topk" else types.get(c.dtype, pa.string())) for c in TABLES[name]]
+    return pa.schema([pa.field(c.name, kind, nullable=not c.required) for c, kind in kinds])
 
 
 def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:

@@ -157,8 +157,7 @@ def modelled_speedup(run: dict[str, Any], rounds: pd.DataFrame, forwards: pd.Dat
     target = passes[pd.Series(of_target, passes.index, dtype=bool)]
     share = layer_shares(run, target)
     row = (target["kv_write_bytes"] / share / target["rows"]).fillna(0)
-    weights = target["model"].map(lambda role: _of_model(run, role).get("row_bytes")).astype(float)
-    weights = weights.fillna(target["weight_bytes"] / share)
+    weights = _facts(run, target, "row_bytes").fillna(target["weight_bytes"] / share)
     whole = weights + target["kv_read_bytes"].fillna(0) / share - row * (target["rows"].fillna(1) - 1)
     emitted = rounds.set_index("round")["emitted"]
     emitted = emitted[emitted.index.isin(passes["round"]) & (emitted > 0)]
@@ -173,12 +172,10 @@ def modelled_speedup(run: dict[str, Any], rounds: pd.DataFrame, forwards: pd.Dat
 
 def layer_shares(run: dict[str, Any], passes: pd.DataFrame) -> pd.Series:
     """The share of its model that every pass ran: of its layers, or where that was not recorded, of its weights."""
-    layers, weights = (
-        passes["model"].map(lambda role, name=name: _of_model(run, role).get(name)).astype(float)
-        for name in ("layers", "weight_bytes")
-    )
-    return (passes["layers_run"] / layers).fillna(passes["weight_bytes"] / weights).clip(upper=1).fillna(1.0)
+    of_weights = passes["weight_bytes"] / _facts(run, passes, "weight_bytes")
+    return (passes["layers_run"] / _facts(run, passes, "layers")).fillna(of_weights).clip(upper=1).fillna(1.0)
 
 
-def _of_model(run: dict[str, Any], role: str | None) -> dict[str, Any]:
-    return model(run, role) if isinstance(role, str) else {}
+def _facts(run: dict[str, Any], passes: pd.DataFrame, name: str) -> pd.Series:
+    """What the run says about the model of every pass."""
+    return passes["model"].map(lambda role: model(run, role).get(name)).astype(float)

@@ -25,13 +25,11 @@ def frame(name: str, columns: Mapping[str, list]) -> pd.DataFrame:
     n = max(map(len, columns.values()), default=0)
     series = {}
     for column in TABLES[name]:
-        values = columns.get(column.name)
+        values = columns.get(column.name, [None] * n)
         if column.dtype == "bool":
-            values = [bool(v) for v in values] if values is not None else [False] * n
-        elif values is None:
-            values = [None] * n
+            values = map(bool, values)
         try:
-            series[column.name] = pd.Series(values, dtype=column.dtype)
+            series[column.name] = pd.Series([*values], dtype=column.dtype)
         except (TypeError, ValueError):
             raise BadTrace(f"damaged trace: {name}.{column.name} holds values that are not {column.type}") from None
     return pd.DataFrame(series)
@@ -69,17 +67,26 @@ def rest(last: Event | None) -> str:
     return (last or {}).get("rest") or ""
 
 
-def model(run: Event, role: str) -> dict[str, Any]:
+def model(run: Event, role: Any) -> dict[str, Any]:
     """What the run says about the model of that role (or name); an empty mapping where it says nothing."""
-    for entry in run.get("models") or ():
-        if role in (entry.get("role"), entry.get("name")):
-            return entry
-    return {}
+    models = run.get("models") or () if isinstance(role, str) else ()
+    return next((one for one in models if role in (one.get("role"), one.get("name"))), {})
 
 
 def is_target(run: Event, phase: str, role: str | None) -> bool:
     """Whether a forward pass is one of the target that tokens have to pay for (phase `target` or `prefill`)."""
-    return phase in ("target", "prefill") and (role is None or model(run, role).get("role", role) != "draft")
+    return phase in ("target", "prefill") and not _drafts(run, role)
+
+
+def _drafts(run: Event, role: str | None) -> bool:
+    return model(run, role).get("role", role) == "draft"
+
+
+def _passes(event: Event) -> Iterator[tuple]:
+    """Phase, model and query rows of the forward passes of a round."""
+    passes = event.get("forwards") or {"phase": ()}
+    missing = [None] * len(passes["phase"])
+    return zip(passes["phase"], passes.get("model", missing), passes.get("rows", missing), strict=True)
 
 
 def table(name: str, log: list[Event]) -> pd.DataFrame:
@@ -97,21 +104,22 @@ def columns(name: str, log: list[Event]) -> Columns:
     if name in made:
         return made[name](log)
     if name == "events":
-        return _stack((event, {}, 1) for event in _of(log, "cache", "decision", "mark"))
-    groups = ((event["round"], event[name]) for event in _of(log, "round") if event.get(name))
-    return _stack(({"round": number}, group, len(group[KEYS[name]])) for number, group in groups)
+        return _stack((event, {}) for event in _of(log, "cache", "decision", "mark"))
+    return _stack(({"round": event["round"]}, event[name]) for event in _of(log, "round") if event.get(name))
 
 
 def _of(events: Iterable[Event], *kinds: str) -> Iterator[Event]:
     return (event for event in events if event["type"] in kinds)
 
 
-def _stack(parts: Iterable[tuple[dict[str, Any], Columns, int]]) -> Columns:
-    """Columns below each other: of every part its constants (repeated) and its columns; gaps become None."""
+def _stack(parts: Iterable[tuple[dict[str, Any], Columns]]) -> Columns:
+    """Columns below each other: of every part its constants (repeated; alone, they are a row) and its columns; gaps
+    become None."""
     out: Columns = {}
     total = 0
-    for constants, columns, n in parts:
-        for name, values in (*columns.items(), *((key, [value] * n) for key, value in constants.items())):
+    for constants, columns in parts:
+        n = len(next(iter(columns.values()), [None]))
+        for name, values in {**columns, **{key: [value] * n for key, value in constants.items()}}.items():
             out.setdefault(name, [None] * total).extend(values)
         total += n
         for values in out.values():
@@ -132,11 +140,10 @@ def _tokens(log: list[Event]) -> Columns:
             columns["text"] = _texts(event, columns, last)
             columns["index"] = list(range(index, index + n))
             columns |= _places(columns, prompt)
-            if passes := event.get("forwards"):
-                models = passes.get("model", [None] * len(passes["phase"]))
-                cost = sum(is_target(run, *pair) for pair in zip(passes["phase"], models, strict=True))
+            if event.get("forwards"):
+                cost = sum(is_target(run, phase, role) for phase, role, _ in _passes(event))
                 columns["target_forwards"] = [cost] + [0] * (n - 1)
-            parts.append(({"round": event["round"], "decision": decided.get(event["round"])}, columns, n))
+            parts.append(({"round": event["round"], "decision": decided.get(event["round"])}, columns))
         index += n
     return _stack(parts)
 
@@ -164,23 +171,15 @@ def _rounds(log: list[Event], peak: int = 0) -> Columns:
         row |= {name: event.get(name, 0) for name in ("round", "drafted", "accepted", "emitted", "depth", "context")}
         row["bonus"] = event.get("bonus", False)
         row |= {f"{phase}_ms": value for phase, value in event.get("ms", {}).items()}
-        row |= _query_rows(run, event.get("forwards", {}))
+        if "rows" in event.get("forwards", ()):
+            row |= {"rows_target": 0, "rows_draft": 0}
+            for phase, role, n in _passes(event):
+                row["rows_draft" if phase == "draft" or _drafts(run, role) else "rows_target"] += n or 0
         if event.get("cache"):
             row |= _footprint(run, event)
             row["peak_bytes"] = peak = max(peak, row["cache_bytes"])
-        parts.append((row, {}, 1))
+        parts.append((row, {}))
     return _stack(parts)
-
-
-def _query_rows(run: Event, passes: Columns) -> dict[str, int]:
-    if "rows" not in passes:
-        return {}
-    count = {"rows_target": 0, "rows_draft": 0}
-    models = passes.get("model", [None] * len(passes["rows"]))
-    for phase, role, n in zip(passes["phase"], models, passes["rows"], strict=True):
-        drafting = phase == "draft" or (role is not None and model(run, role).get("role", role) == "draft")
-        count["rows_draft" if drafting else "rows_target"] += n or 0
-    return count
 
 
 def _footprint(run: Event, event: Event) -> dict[str, Any]:
@@ -234,9 +233,8 @@ def _cache(log: list[Event]) -> Columns:
             columns = _layers(run, event, role)
             pairs = zip(columns.pop("held"), columns.pop("elements"), strict=True)
             columns["bits_effective"] = [8 * size / live if live else None for size, live in pairs]
-            n = len(columns["bytes"])
-            columns["layer"] = list(range(n))
-            parts.append(({"round": event["round"], "model": role}, columns, n))
+            columns["layer"] = list(range(len(columns["bytes"])))
+            parts.append(({"round": event["round"], "model": role}, columns))
     return _stack(parts)
 
 
@@ -246,31 +244,27 @@ def _bits(log: list[Event]) -> Columns:
     held: dict[str, list[int]] = {}  # role -> committed length per layer
     for event in _of(log, "round"):
         for role in event.get("cache", ()):
-            lengths = _layers(run, event, role)["logical_length"]
-            if None not in lengths:
-                parts.append(_appended(run, event, role, held.get(role, [0] * len(lengths)), lengths))
-                held[role] = lengths
+            columns = _layers(run, event, role)
+            after = columns["logical_length"]
+            if None not in after:
+                parts.append(_appended(run, event, role, held.get(role, [0] * len(after)), columns))
+                held[role] = after
         if columns := event.get("bits"):
-            n = len(columns["start"])
-            parts.append(({"round": event["round"]}, {"model": ["target"] * n, **columns}, n))
+            parts.append(({"round": event["round"]}, {"model": ["target"] * len(columns["start"])} | columns))
     return _stack(parts)
 
 
-def _appended(run: Event, event: Event, role: str, before: list[int], after: list[int]) -> tuple[dict, Columns, int]:
+def _appended(run: Event, event: Event, role: str, before: list[int], columns: Columns) -> tuple[dict, Columns]:
     """The positions a round committed at the store's own width, for every layer and KV head."""
-    facts = model(run, role)
+    facts, after = model(run, role), columns["logical_length"]
     heads = _per_layer(facts.get("kv_heads") or 1, len(after))
-    nominal = _layers(run, event, role)["bits_nominal"]
     rows: Columns = {name: [] for name in ("layer", "head", "start", "length", "bits_k", "bits_v")}
     for layer, (start, end) in enumerate(zip(before, after, strict=True)):
-        if end <= start:
-            continue
-        width = facts.get("kv_bits", nominal[layer])
-        for head in range(heads[layer]):
+        width = facts.get("kv_bits", columns["bits_nominal"][layer])
+        for head in range(heads[layer] if end > start else 0):
             for name, value in zip(rows, (layer, head, start, end - start, width, width), strict=True):
                 rows[name].append(value)
-    constants = {"round": event["round"], "model": role, "codec": "raw", "reason": "append"}
-    return constants, rows, len(rows["layer"])
+    return {"round": event["round"], "model": role, "codec": "raw", "reason": "append"}, rows
 
 
 def cache_bytes(run: Event, event: Event) -> int:

@@ -2,6 +2,6 @@
 
     python -m workbench.training medusa --target embedded --out DIR [--minutes 8]
 
-A part is a row of `parts.PARTS`, a model a row of `target.STAGES`; text comes from `data` and `corpus`, and one loop,
-in `fit`, trains them all.
+What is trained is a recipe, a line of `workbench/members.py`: of a part, or of a stage of the embedded models. Text
+comes from `data` and `corpus`, and one loop, in `fit`, trains them all.
 """

@@ -17,8 +17,8 @@ from workbench.training.card import write_card
 from workbench.training.data import make_text
 from workbench.training.export import export
 from workbench.training.fit import fit
-from workbench.training.parts import PARTS
-from workbench.training.target import STAGES, train_stage, train_tokenizer
+from workbench.training.parts import PARTS, STAGES
+from workbench.training.stage import train_stage, train_tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif what == "export":
         export(out)
     elif what in STAGES:
-        train_stage(what, out, options.minutes, options.tokens, not options.any_python, options.compile)
+        train_stage(what, STAGES[what], out, options.minutes, options.tokens, not options.any_python, options.compile)
     else:
         part = PARTS[what]
         recipe = part.recipe if options.tokens is None else replace(part.recipe, tokens=options.tokens)

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from workbench.models.adapter import TransformersModel
 from workbench.models.loading import companion
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.modules import REJECTION, Acceptance
+from workbench.speculation.shapes.specdec import REJECTION, Acceptance
 from workbench.training.data import Batch, drawn, width_of
 from workbench.training.fit import Part, Recipe
 
-__all__ = ["ACCEPTANCE", "acceptance"]
+__all__ = ["acceptance"]
 
 KEPT = 0.15  # tokens of the text that stay, without loss
 
 
 def acceptance(draft: str = "embedded-draft", blocks: int = 1) -> Part:
-    """The head for a draft model, by its name."""
+    """A head that tells how likely the target accepts what a draft model, by its name, has proposed."""
 
     def shape(lm: TransformersModel) -> dict:
         model = companion(lm, draft)
@@ -68,6 +68,3 @@ def proposals(draft: TransformersModel, batch: Batch, generator: torch.Generator
     read = torch.cat([text[:, :1], torch.where(mixed, proposed, text[:, 1:])], 1)
     states = draft.model.base_model(read, use_cache=False).last_hidden_state[:, 1:]
     return states[mixed], labels[mixed]
-
-
-ACCEPTANCE = acceptance()

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from workbench.training import corpus
-from workbench.training.target import STAGES, Stage, checkpoint, encode
+from workbench.training.parts import STAGES
+from workbench.training.stage import Stage, checkpoint, encode
 
 __all__ = ["export", "measured"]
 

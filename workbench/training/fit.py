@@ -18,7 +18,7 @@ from workbench.models.adapter import TransformersModel
 from workbench.speculation.heads import weights
 from workbench.training.data import Batch, Text, frozen
 
-__all__ = ["Part", "Recipe", "fit", "measure", "train"]
+__all__ = ["HEADS", "Part", "Recipe", "fit", "measure", "train"]
 
 SAVE_EVERY = 60  # seconds
 
@@ -46,6 +46,9 @@ class Recipe:
         start = self.steps * (1 - self.decay_share)
         left = 1 - max(0.0, step - start) / max(1.0, self.steps - start)
         return min(1.0, (step + 1) / self.warmup) * (0.02 + 0.98 * left)
+
+
+HEADS = Recipe(tokens=800_000, batch=1024, muon_rate=0.02, adam_rate=4e-3)  # of what drafts from the final hidden state
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Judge decoding's head: sound tokens against mistakes, both planted in text.
+"""Judge decoding's head.
 
 The paper labels tokens of right and wrong answers by hand; here one token in eight gives way to a draw of the target's
 own at temperature 1.5, and the distribution at that place says what it is: sound if p(x) > 0.3 max p, a mistake if p(x)
@@ -8,15 +8,20 @@ own at temperature 1.5, and the distribution at that place says what it is: soun
 import torch
 import torch.nn.functional as F
 
-from workbench.speculation.heads.modules import JudgeHead
+from workbench.speculation.verifiers.judge import JudgeHead
 from workbench.training.data import Batch, drawn, width_of
 from workbench.training.fit import Part, Recipe
 
-__all__ = ["JUDGE"]
+__all__ = ["judge"]
 
 EVERY = 8  # tokens between two that are planted
 HEAT = 1.5
 SOUND, MISTAKE = 0.3, 0.01
+
+
+def judge() -> Part:
+    """A head that tells sound tokens from mistakes, both planted in text."""
+    return Part(JudgeHead, lambda lm: {"width": width_of(lm)}, loss, figures, Recipe(tokens=300_000))
 
 
 @torch.no_grad()
@@ -48,6 +53,3 @@ def figures(module: JudgeHead, batch: Batch) -> dict[str, float]:
         "sound ones accepted": right[labels > 0].float().mean().item(),
         "mistakes rejected": right[labels == 0].float().mean().item(),
     }
-
-
-JUDGE = Part(JudgeHead, lambda lm: {"width": width_of(lm)}, loss, figures, Recipe(tokens=300_000))

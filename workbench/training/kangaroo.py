@@ -1,4 +1,4 @@
-"""Kangaroo's adapters: behind a quarter and behind half of the target's layers, both trained in one pass.
+"""Kangaroo's adapters.
 
 The loss is the paper's, cross-entropy with the target's own distribution; the optimiser is ours.
 """
@@ -8,11 +8,17 @@ from typing import Any
 import torch
 
 from workbench.models.adapter import TransformersModel
-from workbench.speculation.heads.modules import Adapters, causal
+from workbench.speculation.drafters.kangaroo import Adapters
+from workbench.speculation.heads.modules import causal
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import Part, Recipe
 
-__all__ = ["KANGAROO"]
+__all__ = ["kangaroo"]
+
+
+def kangaroo() -> Part:
+    """Adapters behind a quarter and behind half of the target's layers, both trained in one pass."""
+    return Part(Adapters, shape, loss, figures, Recipe(tokens=450_560, muon_rate=0.02, adam_rate=5e-3))
 
 
 def shape(lm: TransformersModel) -> dict[str, Any]:
@@ -43,6 +49,3 @@ def figures(module: Adapters, batch: Batch) -> dict[str, float]:
         found[f"overlap at exit {exit}"] = overlap.mean().item()
         found[f"bare top-1 at exit {exit}"] = batch.agreement(norm(batch.states[exit]))
     return found
-
-
-KANGAROO = Part(Adapters, shape, loss, figures, Recipe(tokens=450_560, muon_rate=0.02, adam_rate=5e-3))

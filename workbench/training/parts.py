@@ -1,19 +1,11 @@
-"""The table of trainable parts: a new part is a new row."""
+"""What the registered recipes make, by their names: parts for any target, and stages of the embedded models."""
 
-from workbench.training.acceptance import ACCEPTANCE
+from workbench import declare
 from workbench.training.fit import Part
-from workbench.training.heads import EAGLE, FSPAD, HYDRA, MEDUSA
-from workbench.training.judge import JUDGE
-from workbench.training.kangaroo import KANGAROO
+from workbench.training.stage import Stage
 
-__all__ = ["PARTS"]
+__all__ = ["PARTS", "STAGES"]
 
-PARTS: dict[str, Part] = {
-    "acceptance": ACCEPTANCE,
-    "eagle": EAGLE,
-    "fspad": FSPAD,
-    "hydra": HYDRA,
-    "judge": JUDGE,
-    "kangaroo": KANGAROO,
-    "medusa": MEDUSA,
-}
+_MADE = {name: declare.get("recipe", name)() for name in declare.names("recipe")}
+PARTS: dict[str, Part] = {name: made for name, made in _MADE.items() if isinstance(made, Part)}
+STAGES: dict[str, Stage] = {name: made for name, made in _MADE.items() if isinstance(made, Stage)}

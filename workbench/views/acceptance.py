@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from workbench.errors import BadInput, shown
 from workbench.trace import Trace
 from workbench.trace.summary import behind
-from workbench.views.figure import figure, inert
+from workbench.views.figure import figure, inert, offered
 from workbench.views.palette import PALETTE
 
 __all__ = ["acceptance", "acceptance_length", "divergence"]
@@ -38,6 +38,9 @@ def _pooled(traces: Traces) -> tuple[list[Trace], str, pd.DataFrame]:
     return runs, "+".join(run.id for run in runs), drafts
 
 
+@offered("acceptance by depth")
+@offered("acceptance by drafter", by="drafter")
+@offered("acceptance by entropy", by="entropy")
 def acceptance(traces: Traces, by: str = "position", theme: str | None = None) -> go.Figure:
     """Share of drafted tokens that were accepted, pooled over the traces, with the number at risk.
 
@@ -96,6 +99,7 @@ def _label(group: Any, by: str) -> str:
     return f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"
 
 
+@offered("acceptance by depth")
 def acceptance_length(traces: Traces, theme: str | None = None) -> go.Figure:
     """Mean tokens per draft over one or several requests: pooled over all drafts, and the mean over requests.
 
@@ -135,9 +139,9 @@ def acceptance_length(traces: Traces, theme: str | None = None) -> go.Figure:
     return figure("acceptance_length", name, drawn, words, theme, note, barmode="group", xaxis=across, yaxis=up)
 
 
+@offered("draft against target")
 def divergence(traces: Traces, theme: str | None = None) -> go.Figure:
-    """How far the draft's distribution is from the target's, by position: total variation (top) and KL divergence
-    (bottom).
+    """Total variation (top) and KL divergence (bottom) of the draft's distribution from the target's, by position.
 
     Lines: mean over the nodes. Bars: from the lower to the upper quartile. One minus the total variation is the share
     that exact rejection accepts of a token drawn from the draft's distribution.

@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
-from workbench.views.figure import figure
+from workbench.views.figure import figure, offered
 from workbench.views.palette import SEQUENTIAL
 from workbench.views.slots import last_round, replay, too_many
 
@@ -13,6 +13,7 @@ __all__ = ["bit_map"]
 COLUMNS = 1024  # more positions than this are drawn several to a cell
 
 
+@offered("bit map")
 def bit_map(trace: Trace, round: int | None = None, model: str = "target", theme: str | None = None) -> go.Figure:
     """Bits of keys (top) and values (bottom), every layer (rows) at every position (columns), after a round.
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.summary import layer_shares
-from workbench.views.figure import figure
+from workbench.views.figure import figure, offered
 from workbench.views.palette import PALETTE
 
 __all__ = ["BreakEven", "break_even", "break_even_numbers"]
@@ -129,6 +129,7 @@ def _draft_ms(trace: Trace, rounds) -> float | None:
     return float(own.sum() / len(rounds)) if own.notna().any() else None
 
 
+@offered("break-even")
 def break_even(trace: Trace, baseline: Trace | None = None, theme: str | None = None) -> go.Figure:
     """Speed-up over plain decoding against the length of the draft; above 1, drafting pays.
 

@@ -1,38 +1,16 @@
 """Where the bytes of keys and values are: by layer over the rounds, and by kind."""
 
-import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
-from workbench.trace.schema import CACHE_KINDS
-from workbench.views.figure import figure, inert, numbers, unit_of
-from workbench.views.palette import PALETTE, SEQUENTIAL, colours
+from workbench.views.figure import figure, inert, numbers, offered, unit_of
+from workbench.views.palette import PALETTE, SEQUENTIAL
+from workbench.views.stacked import by_kind, stacked
 
-__all__ = ["by_kind", "cache_footprint", "ledger_over_time", "stacked"]
-
-
-def by_kind(cache: pd.DataFrame) -> pd.DataFrame:
-    """Bytes per round (rows) of every kind that ever occurs (columns), over all layers and models."""
-    totals = cache.groupby("round")[list(CACHE_KINDS)].sum()
-    return totals.loc[:, (totals > 0).any()]
+__all__ = ["cache_footprint", "ledger_over_time"]
 
 
-def stacked(
-    parts: pd.DataFrame, scale: float, unit: str, axis: str, shape: str = "hv", of: str = "kind", name: str = ""
-) -> list[go.Scatter]:
-    """Bytes over the index, the columns on top of each other. of: the palette's group of their colours."""
-    chosen = colours(of, [str(part) for part in parts.columns])
-    hover = f"{'round ' if shape == 'hv' else ''}%{{x}}: %{{y:.2f}} {unit}<extra>%{{fullData.name}}</extra>"
-    return [
-        go.Scatter(
-            x=parts.index.tolist(), y=numbers(parts[part] / scale), name=name + inert(str(part)), mode="lines+markers",
-            yaxis=axis, stackgroup=of, marker={"size": 3}, hovertemplate=hover,
-            line={"shape": shape, "width": 1, "color": chosen[str(part)]},
-        )
-        for part in parts.columns
-    ]  # fmt: skip
-
-
+@offered("cache map and ledger")
 def ledger_over_time(trace: Trace, theme: str | None = None) -> go.Figure:
     """Bytes after every round by kind, stacked, both tiers together, and two lines to compare them with.
 
@@ -66,6 +44,7 @@ def ledger_over_time(trace: Trace, theme: str | None = None) -> go.Figure:
     return figure("ledger_over_time", trace.id, drawn, words, theme, note, **axes)
 
 
+@offered("cache by layer")
 def cache_footprint(trace: Trace, theme: str | None = None) -> go.Figure:
     """Bytes of every layer after every round (top, a row per layer and model) and their kinds, stacked (bottom)."""
     cache = trace.cache

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.errors import BadInput
 from workbench.trace import Trace
-from workbench.views.figure import figure, ink
+from workbench.views.figure import figure, ink, offered
 from workbench.views.palette import PALETTE, SEQUENTIAL
 from workbench.views.slots import HOST, INTO, KEPT, STATES, Slots, last_round, replay, too_many
 
@@ -19,6 +19,7 @@ COUNT = np.uint8  # of the heads and positions in a cell, where they fit: figure
 MARKS = {"absent": "", "evicted": "×", "merged away": "›", "host": "h", "merged into": "+", "kept": ""}
 
 
+@offered("cache map and ledger", by_head=True)
 def cache_map(
     trace: Trace,
     round: int | None = None,

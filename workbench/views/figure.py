@@ -5,7 +5,7 @@ transparent, so that the page shows through.
 """
 
 import html
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pandas as pd
@@ -16,9 +16,22 @@ from workbench.errors import shown as shown_value
 from workbench.trace.forms import writable
 from workbench.views.palette import PAGES
 
-__all__ = ["as_table", "description", "figure", "ink", "inert", "numbers", "shown", "unit_of", "visible"]
+__all__ = ["as_table", "description", "figure", "ink", "inert", "numbers", "offered", "shown", "unit_of", "visible"]
 
 CLEAR = "rgba(0,0,0,0)"
+
+
+def offered(title: str, **options: Any) -> Callable[[Callable], Callable]:
+    """Decorator: the app offers a view under this title, drawn with these options; those of one title stand together.
+
+    A view that shows one round has a parameter `round`, which the app sets.
+    """
+
+    def add(view: Callable) -> Callable:
+        view.offers = {title: options} | getattr(view, "offers", {})
+        return view
+
+    return add
 
 
 def ink(theme: str | None) -> str:

@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.perfetto import spans
-from workbench.views.figure import figure, inert
+from workbench.views.figure import figure, inert, offered
 from workbench.views.palette import colour
 
 __all__ = ["forwards_timeline"]
@@ -13,6 +13,7 @@ PATTERNS = {"draft": "/", "score": "x", "prefill": "."}  # the target's own pass
 HATCH = {"size": 5, "solidity": 0.25, "fillmode": "overlay"}
 
 
+@offered("forward passes")
 def forwards_timeline(trace: Trace, theme: str | None = None) -> go.Figure:
     """Every forward pass as a bar on the clock, a row per phase and model; below them the phases on the host.
 

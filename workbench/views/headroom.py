@@ -3,12 +3,13 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.views.figure import figure, inert
+from workbench.views.figure import figure, inert, offered
 from workbench.views.palette import PALETTE
 
 __all__ = ["headroom"]
 
 
+@offered("headroom of other drafts")
 def headroom(table: pd.DataFrame, theme: str | None = None) -> go.Figure:
     """The table of `workbench.headroom` as bars: modelled speed-up by shape; the oracle's is a line.
 

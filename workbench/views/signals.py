@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.summary import behind_the_end
-from workbench.views.cache import by_kind, stacked
-from workbench.views.figure import figure, inert, ink, numbers, shown, unit_of
+from workbench.views.figure import figure, inert, ink, numbers, offered, shown, unit_of
 from workbench.views.palette import PALETTE, colours
+from workbench.views.stacked import by_kind, stacked
 
 __all__ = ["entropy", "signals"]
 
@@ -60,9 +60,9 @@ def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -
     return figure("signals", trace.id, traces, words, theme, "" if len(tokens) else "no tokens yet", **layout)
 
 
+@offered("entropy and surprisal")
 def entropy(trace: Trace, theme: str | None = None) -> go.Figure:
-    """Entropy of the raw distribution and of the one sampled from, and the surprisal of the chosen token, over its
-    index."""
+    """Entropy of the raw and of the sampled distribution, and the surprisal of the chosen token, over its index."""
     tokens = trace.tokens
     chosen = go.Scatter(
         x=tokens["index"].tolist(), y=numbers(tokens["surprisal_nats"]), name="surprisal of the token", mode="markers",

@@ -32,16 +32,6 @@ class Slots:
     bits_k: np.ndarray
     bits_v: np.ndarray
 
-    @property
-    def held(self) -> np.ndarray:
-        """[layers, heads, positions]: the position has a slot, on the device or on the host."""
-        return self.state >= HOST
-
-    @property
-    def live(self) -> np.ndarray:
-        """[layers, heads]: number of slots held, as the ledger's `live_slots` counts them."""
-        return self.held.sum(axis=2)
-
 
 def last_round(trace: Trace, round: int | None) -> int:
     """The round asked for, the last one for None (−1 before the first). Raises BadInput for one that is not there."""

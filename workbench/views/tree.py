@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.schema import SOURCES
-from workbench.views.figure import figure, inert, ink, shown
+from workbench.views.figure import figure, inert, ink, offered, shown
 from workbench.views.palette import PALETTE, colour
 from workbench.views.slots import last_round
 
@@ -22,6 +22,7 @@ ROOT, LAST = 0, -1  # nodes that are not drafted: the pending token, and the one
 COLUMNS = ("token", "p", "q", "fate", "reason", "drafter", "kind", "rank", "u")
 
 
+@offered("draft tree")
 def draft_tree(trace: Trace, round: int | None = None, theme: str | None = None) -> go.Figure:
     """The draft of one round (default: the last) as a tree: depth to the right, siblings below each other.
 

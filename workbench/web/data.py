@@ -15,9 +15,8 @@
 Only where `since == 0`, as it does not change:
 
 - `prompt`: the end of the prompt's text; where the distributions at the prompt were recorded (`prompt_rows`), columns
-  like
-  `tokens` over its last `PROMPT_ROWS` tokens, with their negative `index`. `decoder`, `guarantee`: what the run says;
-  `colours.fate`.
+  like `tokens` over its last `PROMPT_ROWS` tokens, with their negative `index`.
+- `decoder`, `guarantee`: what the run says; `colours.fate`.
 - `signals`: name -> {of, label, unit, colour, low, high}: by what tokens can be coloured; `of` names `table.column`,
   `low` and `high` the ends of the scale (null: those of the data).
 
@@ -30,6 +29,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,7 +40,7 @@ from workbench.trace.forms import writable
 from workbench.trace.schema import SOURCES, TABLES
 from workbench.views.palette import PALETTE, colours
 
-__all__ = ["COLUMNS", "SIGNALS", "payload", "plain", "to_json"]
+__all__ = ["COLUMNS", "SIGNALS", "payload", "plain", "reader", "to_json"]
 
 PROMPT_TAIL = 600  # characters of the prompt shown before the tokens
 PROMPT_ROWS = 512  # tokens of the prompt shown there with their distributions
@@ -83,40 +83,39 @@ def payload(trace: Trace, since: int = 0, text_of: Reader | None = None) -> dict
         its models ran, else what the trace itself says about an id.
     Costs in proportion to the rounds asked for, not to the trace. Raises BadTrace where a column is damaged.
     """
-    log = trace.log
-    recent, last, end = _recent(log, since)
+    log, index = trace.log, trace.index
+    rounds = len(index)  # a run may go on in another thread: what it adds from now on is left out
+    start = index[rounds - 1].place + 1 if rounds else 1
+    rest = [*takewhile(lambda event: event["type"] != "round", log[start:])]
+    recent = [log[0], *(log[index[since].place : start] if since < rounds else ()), *rest]
+    last = log[start - 1] if rounds else {}
     found = {name: tables.columns(name, recent) for name in COLUMNS}
     count = len(found["tokens"].get("round", ()))
     found["tokens"]["kind"] = list(_kinds(found["tokens"], found["rounds"]))
     found = {name: _tidy(name, columns) for name, columns in found.items()}
-    length = last.get("index", 0) + last["emitted"] if last else 0
+    length = last.get("index", 0) + last.get("emitted", 0)
     data = {
         "version": 1,
         "id": trace.id,
         "since": since,
         "first": length - count,
         "length": length,
-        "rounds_recorded": last["round"] + 1 if last else 0,
-        "ended": end.get("reason"),
+        "rounds_recorded": last.get("round", -1) + 1,
+        "ended": next((event.get("reason") for event in reversed(rest) if event["type"] == "end"), None),
         **found,
     }
-    data |= {} if since else _head(trace)
+    if not since:
+        names = ("of", "label", "unit", "colour", "low", "high")
+        data["prompt"], data["guarantee"] = _prompt(trace), trace.run.get("guarantee")
+        data["decoder"] = str((trace.run.get("decoder") or {}).get("name") or "unnamed")
+        data["signals"] = {name: dict(zip(names, entry, strict=True)) for name, entry in SIGNALS.items()}
     dists = [found["tokens"], *(part for part in (data.get("prompt"),) if isinstance(part, dict))]
     sources = dict.fromkeys(source or "unknown" for part in dists for source in part.get("source", ()))
-    data["names"] = _names(dists, text_of or _reader(trace))
+    known = (dist for part in dists for name in ("topk_raw", "topk_sampled") for dist in part.get(name, ()) if dist)
+    text_of = text_of or reader(trace)
+    data["names"] = {str(token): text_of(token) for token in sorted({int(token) for ids, _ in known for token in ids})}
     data["colours"] = {"source": colours("source", list(sources))} | ({} if since else {"fate": PALETTE["fate"]})
     return data
-
-
-def _head(trace: Trace) -> dict[str, Any]:
-    """What does not change while a run goes on."""
-    names = ("of", "label", "unit", "colour", "low", "high")
-    return {
-        "prompt": _prompt(trace),
-        "decoder": str((trace.run.get("decoder") or {}).get("name") or "unnamed"),
-        "guarantee": trace.run.get("guarantee"),
-        "signals": {name: dict(zip(names, entry, strict=True)) for name, entry in SIGNALS.items()},
-    }
 
 
 def _prompt(trace: Trace) -> str | Columns:
@@ -128,10 +127,7 @@ def _prompt(trace: Trace) -> str | Columns:
     shown = rows.tail(PROMPT_ROWS)
     texts = "".join(shown["text"].fillna(""))
     before = trace.prompt.removesuffix(texts) if trace.prompt.endswith(texts) else ""
-    first = {
-        "text": before if len(shown) == len(rows) else "…",
-        "source": "prompt",
-    }  # no distribution: nothing came before it
+    first = {"text": before if len(shown) == len(rows) else "…", "source": "prompt"}  # no distribution before it
     first |= {name: int(shown[name].iloc[0]) - 1 for name in ("index", "position")}
     first |= {"round": int(shown["round"].iloc[0]), "token_id": trace.run["prompt_ids"][-len(shown) - 1]}
     wanted = ("index", *COLUMNS["tokens"])
@@ -158,25 +154,6 @@ def plain(trace: Trace) -> str:
     body = f'<span style="opacity:.6">{html.escape(trace.prompt[-PROMPT_TAIL:])}</span>{"".join(spans)}'
     note = "darker: higher entropy; underlined: drafted and kept; wavy: in place of a refused draft"
     return writable(f'<pre style="white-space:pre-wrap">{body}</pre><p>{note}</p>')
-
-
-def _recent(log: list[Event], since: int) -> tuple[list[Event], Event | None, Event]:
-    """The run event with everything from round `since` on; the last round, None before the first; and the end, if any.
-
-    A run may go on in another thread: what it adds from now on is left out.
-    """
-    size = start = len(log)
-    last, end = None, {}
-    for place in range(size - 1, 0, -1):
-        event = log[place]
-        if event["type"] == "end" and last is None:
-            end = end or event
-        elif event["type"] == "round":
-            last = last or event
-            if event["round"] < since:
-                break
-            start = place
-    return [log[0], *log[start:size]], last, end
 
 
 def _kinds(tokens: Columns, rounds: Columns) -> Iterator[str]:
@@ -209,22 +186,11 @@ def _number(value: float | None) -> float | None:
     return int(value) if value.is_integer() else float(f"{value:.{DIGITS}g}")
 
 
-def _names(parts: Iterable[Columns], text_of: Reader) -> dict[str, str]:
-    dists = (dist for part in parts for name in ("topk_raw", "topk_sampled") for dist in part.get(name, ()) if dist)
-    return {str(token): text_of(token) for token in sorted({int(token) for ids, _ in dists for token in ids})}
-
-
-def _reader(trace: Trace) -> Reader:
-    """Texts of an embedded model's ids; of any other's those that the trace itself has, else the number."""
+def reader(trace: Trace) -> Reader:
+    """The texts of an embedded model's ids; of any other's those that the trace itself has, else the number."""
     if tables.model(trace.run, "target").get("name") in EMBEDDED:
-        return _text
-    known = _known(trace)
-    return lambda token: known.get(token) or f"id {token}"
-
-
-def _known(trace: Trace) -> dict[int, str]:
-    """The texts a trace has of token ids, read on from where it was read last."""
-    read, known = _heard.get(trace, (1, {}))
+        return _embedded()
+    read, known = _heard.get(trace, (1, {}))  # read on from where it was read last
     size = len(trace.log)
     for event in trace.log[read:size]:
         for group in ("drafts", "tokens", "prompt") if event["type"] == "round" else ():
@@ -232,17 +198,13 @@ def _known(trace: Trace) -> dict[int, str]:
             if columns.keys() >= {"text", "token_id"}:
                 known |= {i: text for i, text in zip(columns["token_id"], columns["text"], strict=True) if text}
     _heard[trace] = (size, known)
-    return known
+    return lambda token: known.get(token) or f"id {token}"
 
 
 @cache
-def _text(token: int) -> str:
-    return _embedded().decode([token], skip_special_tokens=False)
-
-
-@cache
-def _embedded() -> Any:
-    """The tokenizer that ships with the package, read without loading a model."""
+def _embedded() -> Reader:
+    """The texts of the tokenizer that ships with the package, read without loading a model."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(Path(__file__).parent.parent / "pretrained" / "tokenizer" / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(Path(__file__).parent.parent / "pretrained" / "tokenizer" / "tokenizer.json"))
+    return cache(lambda token: tokenizer.decode([token], skip_special_tokens=False))

@@ -18,19 +18,14 @@ class SessionWidget(TraceWidget):
 
     Rounds are computed in a thread that an asyncio task of the kernel awaits, so cells and buttons stay usable; what is
     sent is the rounds since the last update, at most every `INTERVAL` seconds. Without a running event loop `step` and
-    `run` decode at once.
+    `run` decode at once. running: whether it is decoding.
     """
 
     def __init__(self, session: Session, **options: Any):
         self._session: Session | None = session
         self._task: asyncio.Task | None = None
-        self._sent, self._running, self._pausing, self._message = 0, False, False, ""
+        self._sent, self.running, self._pausing, self._message = 0, False, False, ""
         super().__init__(session.trace, live=True, **options)
-
-    @property
-    def running(self) -> bool:
-        """Whether it is decoding."""
-        return self._running
 
     def step(self) -> asyncio.Task | None:
         """Decode one round (or move over one that is recorded); the task that does it, where there is an event loop."""
@@ -46,7 +41,7 @@ class SessionWidget(TraceWidget):
 
     def back(self) -> None:
         """Move the session's cursor one round back; nothing recorded is lost. Ignored while it decodes."""
-        if self._session is not None and not self._running:
+        if self._session is not None and not self.running:
             self._session.back()
             self._publish()
 
@@ -59,9 +54,9 @@ class SessionWidget(TraceWidget):
         super().close()
 
     def _start(self, rounds: int | None) -> asyncio.Task | None:
-        if self._session is None or self._running:
+        if self._session is None or self.running:
             return self._task
-        self._running, self._pausing, self._message = True, False, ""
+        self.running, self._pausing, self._message = True, False, ""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -83,7 +78,7 @@ class SessionWidget(TraceWidget):
         except Exception as error:  # the person at the buttons has no other place to read it; the trace names it too
             self._message = " ".join(str(error).split()) or type(error).__name__
         finally:
-            self._running = False
+            self.running = False
             self._publish()
 
     def _publish(self) -> None:
@@ -95,7 +90,7 @@ class SessionWidget(TraceWidget):
     def _payload(self, since: int) -> dict[str, Any]:
         session = self._session
         data = web.payload(self._trace, since, session.reader)
-        status = {"running": self._running, "ended": session.ended, "message": self._message}
+        status = {"running": self.running, "ended": session.ended, "message": self._message}
         return {**data, "cursor": session.cursor, "selected": None, "follow": True, "status": status}
 
     def _received(self, widget: Any, content: dict[str, Any], buffers: list) -> None:

@@ -1,11 +1,14 @@
 """Next-token distributions, row by row: statistics, and the seeded draw after temperature, top-k, top-p and min-p.
 
-The Triton kernels read each row of logits from memory once; the torch references define what they must give.
+The Triton kernels read each row of logits from memory once; the torch references define what they must give. The
+functions raise ValueError where an argument does not fit, RuntimeError with the reason where Triton is asked for and
+cannot run.
 """
 
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from workbench_kernels.dispatch import Choice, decide, refuse_dtypes
 from workbench_kernels.distribution import reference
@@ -29,12 +32,12 @@ class Statistics(NamedTuple):
     implementation: `triton` or `torch`, what computed the figures.
     """
 
-    lse: torch.Tensor
-    entropy: torch.Tensor
-    varentropy: torch.Tensor
-    argmax: torch.Tensor
-    top_values: torch.Tensor
-    top_ids: torch.Tensor
+    lse: Tensor
+    entropy: Tensor
+    varentropy: Tensor
+    argmax: Tensor
+    top_values: Tensor
+    top_ids: Tensor
     implementation: str
 
 
@@ -53,17 +56,17 @@ class Sample(NamedTuple):
     raw: the `Statistics` of the logits themselves.
     """
 
-    token: torch.Tensor
-    p: torch.Tensor
-    kept: torch.Tensor
-    lse: torch.Tensor
-    entropy: torch.Tensor
-    threshold: torch.Tensor
-    threshold_id: torch.Tensor
+    token: Tensor
+    p: Tensor
+    kept: Tensor
+    lse: Tensor
+    entropy: Tensor
+    threshold: Tensor
+    threshold_id: Tensor
     raw: Statistics
 
 
-def statistics(logits: torch.Tensor, k: int = 0, implementation: str = "auto") -> Statistics:
+def statistics(logits: Tensor, k: int = 0, implementation: str = "auto") -> Statistics:
     """Figures of softmax(logits), in float32 (float64 for float64 logits).
 
     Parameters
@@ -72,9 +75,6 @@ def statistics(logits: torch.Tensor, k: int = 0, implementation: str = "auto") -
         no distribution: its entropy and varentropy are NaN.
     k: how many top candidates to return, 0 for none; more than 64 are sorted by torch.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can.
-
-    Raises ValueError where the logits or k do not fit, RuntimeError with the reason where Triton is asked for and
-    cannot run.
     """
     _check(logits, k, "statistics", "k")
     chosen = choose(logits, implementation).name
@@ -89,8 +89,8 @@ def statistics(logits: torch.Tensor, k: int = 0, implementation: str = "auto") -
 
 
 def sample(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-    min_p: float | None = None, seed: int = 0, positions: torch.Tensor | None = None, candidates: int = 0,
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+    min_p: float | None = None, seed: int = 0, positions: Tensor | None = None, candidates: int = 0,
     implementation: str = "auto",
 ) -> Sample:  # fmt: skip
     """Draw one token per row by seeded Gumbel-max: the argmax of logits / temperature + noise over the kept tokens.
@@ -111,9 +111,6 @@ def sample(
     candidates: how many top raw candidates to return in `raw`, at most 64.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. Triton takes two launches,
         four where a filter is set or candidates are asked for.
-
-    Raises ValueError where an argument does not fit, RuntimeError with the reason where Triton is asked for and
-    cannot run.
     """
     _check(logits, candidates, "sample", "candidates")
     if candidates > TRITON_CANDIDATES:
@@ -147,7 +144,7 @@ def sample(
     return Sample(*figures[6:], Statistics(*figures[:6], chosen))
 
 
-def _greedy(raw: Statistics, logits: torch.Tensor) -> Sample:
+def _greedy(raw: Statistics, logits: Tensor) -> Sample:
     """The point mass on the argmax."""
     bad = raw.entropy.isnan()
     token = raw.argmax.masked_fill(bad, -1)
@@ -156,12 +153,12 @@ def _greedy(raw: Statistics, logits: torch.Tensor) -> Sample:
     return Sample(token, nothing + 1, (~bad).long(), best, nothing, best, token, raw)
 
 
-def choose(logits: torch.Tensor, implementation: str = "auto") -> Choice:
+def choose(logits: Tensor, implementation: str = "auto") -> Choice:
     """`triton` or `torch`, and why: what would compute these logits' figures. Raises as `statistics` does."""
     return decide(logits.device.type, lambda: _refusal(logits), implementation, "distribution")
 
 
-def _refusal(logits: torch.Tensor) -> str | None:
+def _refusal(logits: Tensor) -> str | None:
     if odd := refuse_dtypes("the logits are", logits.dtype):
         return odd
     if logits.shape[-1] > TRITON_COLUMNS:
@@ -169,7 +166,7 @@ def _refusal(logits: torch.Tensor) -> str | None:
     return None
 
 
-def _check(logits: torch.Tensor, k: int, name: str, argument: str) -> None:
+def _check(logits: Tensor, k: int, name: str, argument: str) -> None:
     if logits.ndim != 2 or not logits.shape[1] or not logits.is_floating_point():
         raise ValueError(f"{name}: expected floating logits [R, V], got {logits.dtype} {list(logits.shape)}")
     if not 0 <= k <= logits.shape[1]:

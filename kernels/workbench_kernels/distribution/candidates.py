@@ -14,15 +14,15 @@ in which programs have collected the keys cannot show. A distribution so flat th
 still cut right, by one program that reads its whole row at every step.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from workbench_kernels.distribution import reference
-from workbench_kernels.distribution.kernel import disordered, ordered, store_draw
+from workbench_kernels.distribution import kernel as ops
 from workbench_kernels.noise.kernel import gumbel, position_key, seeded_best
-
-__all__ = ["gather_fwd_kernel", "launch", "select_fwd_kernel"]
 
 ID_BITS = tl.constexpr(24)
 LAST_ID = tl.constexpr(2**24 - 1)
@@ -31,33 +31,38 @@ UNIT = tl.constexpr(2.0**44)
 WAYS = tl.constexpr(8)  # cuts tried at once
 
 
+class Keys(NamedTuple):
+    data: Tensor  # [R, n_cols] int64, in no order
+    counts: Tensor  # [R] int32, how many of each row
+    n_cols: int
+
+
+class Top(NamedTuple):
+    """The candidates asked for, largest first."""
+
+    logits: Tensor  # [R, raw_k] float32
+    ids: Tensor  # [R, raw_k] int64
+    scratch: Tensor  # [R, raw_k padded] int64
+
+
 @triton.jit
-def gather_fwd_kernel(
-    keys_ptr,  # [n_rows, n_cols] int64, in no order
-    counts_ptr,  # [n_rows] int32, 0 before
-    logits_ptr,  # [n_rows, n_cols]
-    floor_ptr,  # [n_rows] float32
-    logits_row_stride,
-    n_cols,
-    BLOCK_SIZE: tl.constexpr,
-):
+def gather_fwd_kernel(found, logits, floor_ptr, BLOCK_SIZE: tl.constexpr):
+    """found: `Keys`, counts 0 before; logits: `Logits`; floor [R] float32."""
     row = tl.program_id(0).to(tl.int64)
-    col_offsets = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    mask = col_offsets < n_cols
-    x = tl.load(logits_ptr + row * logits_row_stride + col_offsets, mask=mask, other=float("-inf")).to(tl.float32)
-    found = mask & (x >= tl.load(floor_ptr + row))
-    n_found = tl.sum(found.to(tl.int32), axis=0)
-    if n_found > 0:
-        keys = (ordered(x).to(tl.int64) << ID_BITS) | (LAST_ID - col_offsets)
-        first = tl.atomic_add(counts_ptr + row, n_found)
-        places = first + tl.cumsum(found.to(tl.int32), axis=0) - 1
-        tl.store(keys_ptr + row * n_cols + places, keys, mask=found)
+    cols = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    x = ops.logits_tile(logits, row, cols)
+    high = (cols < logits.n_cols) & (x >= tl.load(floor_ptr + row))
+    n_high = tl.sum(high.to(tl.int32), axis=0)
+    if n_high > 0:
+        keys = (ops.ordered(x).to(tl.int64) << ID_BITS) | (LAST_ID - cols)
+        places = tl.atomic_add(found.counts + row, n_high) + tl.cumsum(high.to(tl.int32), axis=0) - 1
+        tl.store(found.data + row * logits.n_cols + places, keys, mask=high)
 
 
 @triton.jit
 def scaled(keys, temperature):
     """Logits over temperature, float32, of keys."""
-    return tl.div_rn(disordered((keys >> ID_BITS).to(tl.int32)), tl.full(keys.shape, temperature, tl.float32))
+    return tl.div_rn(ops.disordered((keys >> ID_BITS).to(tl.int32)), tl.full(keys.shape, temperature, tl.float32))
 
 
 @triton.jit
@@ -90,45 +95,46 @@ def search(keys_ptr, n_keys, low, high, target, best_z, temperature, BY_MASS: tl
 
 @triton.jit(do_not_specialize=["key", "top_k", "raw_k", "top_p"])
 def select_fwd_kernel(
-    top_values_ptr,  # [n_rows, raw_k] float32; raw_k > 0
-    top_ids_ptr,  # [n_rows, raw_k] int64
-    drawn,  # `Draw`; FILTERED
-    scratch_ptr,  # [n_rows, BLOCK_TOP] int64
-    keys_ptr,  # [n_rows, n_cols] int64
-    counts_ptr,  # [n_rows] int32
+    top,  # `Top`; TOP > 0
+    drawn,  # `Sample`; filtered
+    found,  # `Keys`
     figures,  # `Figures`
-    positions_ptr,  # [n_rows] int64; FILTERED
-    n_cols, temperature, key, top_k, raw_k,
+    positions_ptr,  # [n_rows] int64; filtered
+    cuts,  # `Cuts`
+    key,
+    top_k,
+    raw_k,
     top_p,  # in units of 2**-60: a float argument would be rounded to float32
-    log_min_p, FILTERED: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
-    BLOCK_TOP: tl.constexpr,  # 0 where raw_k is 0
+    TOP: tl.constexpr,  # raw_k padded, or 0
     BLOCK: tl.constexpr,
-):  # fmt: skip
+    BRANCHES: tl.constexpr,
+):
+    temperature, log_min_p = cuts.temperature, cuts.log_min_p
     row = tl.program_id(0).to(tl.int64)
-    keys_ptr += row * n_cols
-    n_keys = tl.load(counts_ptr + row)
+    keys_ptr = found.data + row * found.n_cols
+    n_keys = tl.load(found.counts + row)
     best = tl.load(figures.best + row)
     bad = best != best
     best_z = tl.div_rn(best, tl.full((), temperature, tl.float32))
-    least = (ordered(tl.load(figures.floor + row)).to(tl.int64) << ID_BITS) - 1
-    most = (ordered(best).to(tl.int64) << ID_BITS) | LAST_ID
+    least = (ops.ordered(tl.load(figures.floor + row)).to(tl.int64) << ID_BITS) - 1
+    most = (ops.ordered(best).to(tl.int64) << ID_BITS) | LAST_ID
 
-    if FILTERED:
+    if BRANCHES.filtered:
         last = least
         share = top_p.to(tl.float64) * 8.673617379884035e-19  # 2**-60
         target = share * tl.load(figures.mass + row) * UNIT
-        if TOP_K:
+        if BRANCHES.top_k:
             # all tokens tied with the k-th stay: the lowest key of its value
             last = search(keys_ptr, n_keys, least, most, top_k.to(tl.float64), best_z, temperature, False, BLOCK)
             last = (last >> ID_BITS) << ID_BITS
-            if TOP_P:
+            if BRANCHES.top_p:
                 total = tl.zeros([BLOCK], tl.int64)
                 for start in range(0, n_keys, BLOCK):
                     offsets = start + tl.arange(0, BLOCK)
                     keys = tl.load(keys_ptr + offsets, mask=offsets < n_keys, other=NO_KEY)
                     total += tl.where(keys >= last, masses(keys, best_z, temperature), 0)
                 target = tl.sum(total, axis=0).to(tl.float64) * share
-        if TOP_P:
+        if BRANCHES.top_p:
             last = search(keys_ptr, n_keys, last - 1, most, target, best_z, temperature, True, BLOCK)
         lowest = most
         n_kept = tl.zeros([BLOCK], tl.int64)
@@ -158,49 +164,40 @@ def select_fwd_kernel(
         mean = tl.sum(a, axis=0) / mass
         drawn_z = draw - gumbel(noise_key, token)
         p, entropy = tl.exp(drawn_z - best_z) / mass, tl.log(mass) - mean
-        threshold = disordered((lowest >> ID_BITS).to(tl.int32))
+        threshold = ops.disordered((lowest >> ID_BITS).to(tl.int32))
         lse, count, last_id = best_z + tl.log(mass), tl.sum(n_kept, axis=0), LAST_ID - (lowest & LAST_ID)
-        store_draw(drawn, row, bad, token, p, count, lse, entropy, threshold, last_id)
+        ops.store_draw(drawn, row, bad, token, p, count, lse, entropy, threshold, last_id)
 
-    if BLOCK_TOP > 0:
+    if TOP > 0:
         last = search(keys_ptr, n_keys, least, most, raw_k.to(tl.float64), best_z, temperature, False, BLOCK)
-        scratch_ptr += row * BLOCK_TOP
-        found = tl.full((), 0, tl.int32)
+        scratch_ptr = top.scratch + row * TOP
+        n_chosen = tl.full((), 0, tl.int32)
         for start in range(0, n_keys, BLOCK):
             offsets = start + tl.arange(0, BLOCK)
             keys = tl.load(keys_ptr + offsets, mask=offsets < n_keys, other=NO_KEY)
             chosen = keys >= last
-            places = found + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+            places = n_chosen + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
             tl.store(scratch_ptr + places, keys, mask=chosen & (places < raw_k))
-            found += tl.sum(chosen.to(tl.int32), axis=0)
+            n_chosen += tl.sum(chosen.to(tl.int32), axis=0)
         tl.debug_barrier()  # the program reads what its other threads wrote
-        slots = tl.arange(0, BLOCK_TOP)
-        keys = tl.load(scratch_ptr + slots, mask=slots < tl.minimum(found, raw_k), other=NO_KEY)
+        slots = tl.arange(0, TOP)
+        keys = tl.load(scratch_ptr + slots, mask=slots < tl.minimum(n_chosen, raw_k), other=NO_KEY)
         keys = tl.sort(keys, descending=True)
-        values = tl.where(bad, float("nan"), disordered((keys >> ID_BITS).to(tl.int32)))
+        values = tl.where(bad, float("nan"), ops.disordered((keys >> ID_BITS).to(tl.int32)))
         ids = tl.where(bad, -1, LAST_ID - (keys & LAST_ID))
-        tl.store(top_values_ptr + row * raw_k + slots, values, mask=slots < raw_k)
-        tl.store(top_ids_ptr + row * raw_k + slots, ids, mask=slots < raw_k)
+        tl.store(top.logits + row * raw_k + slots, values, mask=slots < raw_k)
+        tl.store(top.ids + row * raw_k + slots, ids, mask=slots < raw_k)
 
 
-def launch(
-    logits: torch.Tensor, rules, key: int, positions: torch.Tensor | None, figures, block: int,
-    top: tuple[torch.Tensor, torch.Tensor], drawn,
-) -> None:  # fmt: skip
-    """Fill the top candidates and the draw, from what `kernel.launch` has found of logits [R, V]."""
-    rows, cols = logits.shape
-    keys = torch.empty(rows, cols, dtype=torch.int64, device=logits.device)
-    counts = torch.zeros(rows, dtype=torch.int32, device=logits.device)
+def launch(logits, rules, key: int, positions, figures, cuts, many: dict, branches, top, drawn) -> None:
+    """Fill the top candidates and the draw, from what `kernel.launch` has found of the logits; many: its constants."""
+    (rows, cols), device = logits.data.shape, logits.data.device
+    keys = torch.empty(rows, cols, dtype=torch.int64, device=device)
+    found = Keys(keys, torch.zeros(rows, dtype=torch.int32, device=device), cols)
+    gather_fwd_kernel[(rows, triton.cdiv(cols, many["BLOCK_SIZE"]))](found, logits, figures.floor, **many)
     block_top = triton.next_power_of_2(rules.candidates) if rules.candidates else 0
-    scratch = torch.empty(rows, block_top, dtype=torch.int64, device=logits.device)
-    least = reference.log32(rules.min_p or 0.0)
-    many = {"BLOCK_SIZE": block, "num_warps": 8 if block > 1024 else 4}
-    gather_fwd_kernel[(rows, triton.cdiv(cols, block))](
-        keys, counts, logits, figures.floor, logits.stride(0), cols, **many
-    )
-    select_fwd_kernel[(rows,)](
-        *top, drawn, scratch, keys, counts, figures, positions, cols, rules.temperature, key,
-        rules.top_k or 0, rules.candidates, int((rules.top_p or 1.0) * 2**60), least,
-        FILTERED=rules.filtered, TOP_K=rules.top_k is not None, TOP_P=rules.top_p is not None,
-        BLOCK_TOP=block_top, BLOCK=min(max(triton.next_power_of_2(cols), 16), 1024), num_warps=8,
-    )  # fmt: skip
+    top = Top(*top, torch.empty(rows, block_top, dtype=torch.int64, device=device))
+    held = (top, drawn, found, figures, positions, cuts, key)
+    limits = (rules.top_k or 0, rules.candidates, int((rules.top_p or 1.0) * 2**60))
+    block = min(max(triton.next_power_of_2(cols), 16), 1024)
+    select_fwd_kernel[(rows,)](*held, *limits, block_top, block, branches, num_warps=8)

@@ -15,15 +15,14 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.distribution import reference
+from workbench_kernels.distribution import Sample, reference
 from workbench_kernels.noise import launch_key
 from workbench_kernels.noise.kernel import position_key, seeded_best
 
-__all__ = ["Draw", "Figures", "Rules", "combine_fwd_kernel", "launch", "partial_fwd_kernel"]
-
-GROUP = 64  # columns per group maximum
+GROUP = tl.constexpr(64)  # columns per group maximum
 NOTHING = tl.constexpr(-2139095041)  # ordered(-inf)
 PARTS = tl.constexpr(8)  # numbers a split leaves: m, s, a, b, s and a at the temperature, tokens alive, 1 if bad
 
@@ -41,35 +40,84 @@ def disordered(key):
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
+class Logits(NamedTuple):
+    data: Tensor  # [R, V]
+    row_stride: int
+    n_cols: int
+
+
+class Splits(NamedTuple):
+    """What the first launch leaves of each split of a row."""
+
+    parts: Tensor  # [R, PARTS, n_splits] float32
+    best_ids: Tensor  # [R, n_splits] int32
+    groups: Tensor  # [R, n_groups] float32, the maximum of GROUP columns; grouped
+    draws: Tensor  # [R, n_splits] float64; drawn, as the next
+    draw_ids: Tensor  # [R, n_splits] int32
+    n_splits: int
+    n_groups: int
+
+
+class Cuts(NamedTuple):
+    temperature: float
+    log_tail: float  # log of the probability below which top-p keeps nothing
+    log_min_p: float
+
+
+class Branches(NamedTuple):
+    """What the kernels do, as a constant."""
+
+    scaled: bool  # the temperature is not 1
+    drawn: bool  # the first two launches draw: nothing is to be cut
+    grouped: bool  # they look for large logits
+    filtered: bool
+    top_k: bool
+    top_p: bool
+
+
+class Figures(NamedTuple):
+    """Each [R]."""
+
+    lse: Tensor
+    entropy: Tensor
+    varentropy: Tensor
+    argmax: Tensor
+    best: Tensor  # the largest logit, NaN where the row is no distribution
+    floor: Tensor  # the logits that may count are at least this; grouped or filtered
+    mass: Tensor  # Σ e^((x - best) / temperature)
+
+
+REAL, WHOLE = torch.float32, torch.int64
+FIGURES = Figures(REAL, REAL, REAL, WHOLE, REAL, REAL, torch.float64)
+DRAWN = Sample(WHOLE, REAL, WHOLE, REAL, REAL, REAL, WHOLE, None)
+
+
+@triton.jit
+def logits_tile(logits, row, cols):
+    """float32 logits of a row's columns, -inf behind the last."""
+    at = logits.data + row * logits.row_stride + cols
+    return tl.load(at, mask=cols < logits.n_cols, other=float("-inf")).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["key"])
-def partial_fwd_kernel(
-    parts_ptr,  # [n_rows, PARTS, n_splits] float32
-    best_ids_ptr,  # [n_rows, n_splits] int32
-    groups_ptr,  # [n_rows, n_splits * BLOCK_SIZE / GROUP] float32 maxima; GROUPED
-    draws_ptr,  # [n_rows, n_splits] float64; DRAWN
-    draw_ids_ptr,  # [n_rows, n_splits] int32; DRAWN
-    logits_ptr,  # [n_rows, n_cols]
-    positions_ptr,  # [n_rows] int64; DRAWN
-    logits_row_stride, n_cols, temperature, key, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SCALED: tl.constexpr,
-    GROUPED: tl.constexpr, DRAWN: tl.constexpr,
-):  # fmt: skip
+def partial_fwd_kernel(left, logits, positions_ptr, temperature, key, BLOCK_SIZE: tl.constexpr, BRANCHES: tl.constexpr):
+    """left: `Splits`; logits: `Logits`; positions [R] int64, where a token is drawn."""
     row, split, n_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     col_offsets = split * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    mask = col_offsets < n_cols
-    x = tl.load(logits_ptr + row * logits_row_stride + col_offsets, mask=mask, other=float("-inf")).to(tl.float32)
+    x = logits_tile(logits, row, col_offsets)
     bad = (x != x) | (x == float("inf"))
     x = tl.where(bad, float("-inf"), x)
     cut = x == float("-inf")
     best = tl.max(x, axis=0)
     y = tl.where(cut, 0.0, x - best)  # -inf minus -inf is NaN
     w = tl.where(cut, 0.0, tl.exp(y))
-    parts = parts_ptr + row * PARTS * n_splits + split
+    parts = left.parts + row * PARTS * n_splits + split
     tl.store(parts, best)
     tl.store(parts + n_splits, tl.sum(w, axis=0))
     tl.store(parts + 2 * n_splits, tl.sum(w * y, axis=0))
     tl.store(parts + 3 * n_splits, tl.sum(w * y * y, axis=0))
     z = x
-    if SCALED:
+    if BRANCHES.scaled:
         z = tl.div_rn(x, tl.full(x.shape, temperature, tl.float32))
         y = tl.where(cut, 0.0, z - tl.max(z, axis=0))
         w = tl.where(cut, 0.0, tl.exp(y))
@@ -77,16 +125,16 @@ def partial_fwd_kernel(
     tl.store(parts + 5 * n_splits, tl.sum(w * y, axis=0))
     tl.store(parts + 6 * n_splits, tl.sum(tl.where(cut, 0.0, 1.0), axis=0))
     tl.store(parts + 7 * n_splits, tl.max(tl.where(bad, 1.0, 0.0), axis=0))
-    tl.store(best_ids_ptr + row * n_splits + split, tl.min(tl.where(x == best, col_offsets, 2147483647), axis=0))
-    if GROUPED:
+    tl.store(left.best_ids + row * n_splits + split, tl.min(tl.where(x == best, col_offsets, 2147483647), axis=0))
+    if BRANCHES.grouped:
         maxima = tl.max(tl.reshape(x, [BLOCK_SIZE // GROUP, GROUP]), axis=1)
         group_offsets = split * (BLOCK_SIZE // GROUP) + tl.arange(0, BLOCK_SIZE // GROUP)
-        tl.store(groups_ptr + row * n_splits * (BLOCK_SIZE // GROUP) + group_offsets, maxima)
-    if DRAWN:
+        tl.store(left.groups + row * n_splits * (BLOCK_SIZE // GROUP) + group_offsets, maxima)
+    if BRANCHES.drawn:
         noise_key = position_key(key, tl.load(positions_ptr + row))
         draw, draw_id = seeded_best(z, ~cut, col_offsets, noise_key)
-        tl.store(draws_ptr + row * n_splits + split, draw)
-        tl.store(draw_ids_ptr + row * n_splits + split, draw_id)
+        tl.store(left.draws + row * n_splits + split, draw)
+        tl.store(left.draw_ids + row * n_splits + split, draw_id)
 
 
 @triton.jit
@@ -106,7 +154,7 @@ def kth_bound(keys, k):
 
 @triton.jit
 def store_draw(drawn, row, bad, token, p, kept, lse, entropy, threshold, threshold_id):
-    """A row of `Draw`; NaN, 0 and -1 where the row is no distribution."""
+    """A row of `Sample`; NaN, 0 and -1 where the row is no distribution."""
     nan = float("nan")
     tl.store(drawn.token + row, tl.where(bad, -1, token).to(tl.int64))
     tl.store(drawn.p + row, tl.where(bad, nan, p).to(tl.float32))
@@ -117,110 +165,85 @@ def store_draw(drawn, row, bad, token, p, kept, lse, entropy, threshold, thresho
     tl.store(drawn.threshold_id + row, tl.where(bad, -1, threshold_id).to(tl.int64))
 
 
+@triton.jit
+def part(parts, number, n_splits, mask):
+    return tl.load(parts + number * n_splits, mask=mask, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def merged(s, a, d):
+    """(Σ e^(x-m), its mean of x-m) of a row, from s and a of its splits, whose maxima are m + d."""
+    f = tl.exp(d)
+    total = tl.sum(f * s, axis=0)
+    return total, tl.sum(f * (a + d * s), axis=0) / total
+
+
 @triton.jit(do_not_specialize=["top_k", "raw_k"])
 def combine_fwd_kernel(
-    figures,  # `Figures`
-    drawn,  # `Draw`; DRAWN
-    parts_ptr,  # [n_rows, PARTS, n_splits] float32
-    best_ids_ptr,  # [n_rows, n_splits] int32
-    groups_ptr,  # [n_rows, n_groups] float32; GROUPED
-    draws_ptr,  # [n_rows, n_splits] float64; DRAWN
-    draw_ids_ptr,  # [n_rows, n_splits] int32; DRAWN
-    logits_ptr,  # [n_rows, n_cols]
-    logits_row_stride, n_cols, n_splits, n_groups, temperature,
-    top_k,  # 0 for none
-    raw_k,  # 0 for no candidates
-    log_tail,  # log of the probability below which top-p keeps nothing
-    log_min_p, BLOCK_SPLITS: tl.constexpr, BLOCK_GROUPS: tl.constexpr, GROUPED: tl.constexpr, FILTERED: tl.constexpr,
-    DRAWN: tl.constexpr,
-):  # fmt: skip
+    figures, drawn, left, logits, cuts, top_k, raw_k, SPLITS: tl.constexpr, GROUPS: tl.constexpr, BRANCHES: tl.constexpr
+):
+    """figures: `Figures`; drawn: `Sample`; left: `Splits`; cuts: `Cuts`; top_k: 0 for none; raw_k: 0 for
+    no candidates; SPLITS, GROUPS: how many there are, padded."""
+    n_splits = left.n_splits
     row = tl.program_id(0).to(tl.int64)
-    splits = tl.arange(0, BLOCK_SPLITS)
+    splits = tl.arange(0, SPLITS)
     mask = splits < n_splits
-    parts = parts_ptr + row * PARTS * n_splits + splits
+    parts = left.parts + row * PARTS * n_splits + splits
     bests = tl.load(parts, mask=mask, other=float("-inf"))
-    bad = tl.max(tl.load(parts + 7 * n_splits, mask=mask, other=0.0), axis=0) > 0
     best = tl.max(bests, axis=0)
-    bad = bad | (best == float("-inf"))
+    bad = (tl.max(part(parts, 7, n_splits, mask), axis=0) > 0) | (best == float("-inf"))
     dead = bests == float("-inf")
     d = tl.where(dead, 0.0, bests - best).to(tl.float64)
-    f = tl.exp(d)
-    s_part = tl.load(parts + n_splits, mask=mask, other=0.0).to(tl.float64)
-    a_part = tl.load(parts + 2 * n_splits, mask=mask, other=0.0).to(tl.float64)
-    b_part = tl.load(parts + 3 * n_splits, mask=mask, other=0.0).to(tl.float64)
-    s = tl.sum(f * s_part, axis=0)
-    mean = tl.sum(f * (a_part + d * s_part), axis=0) / s
-    square = tl.sum(f * (b_part + 2 * d * a_part + d * d * s_part), axis=0) / s
+    s_part, a_part = part(parts, 1, n_splits, mask), part(parts, 2, n_splits, mask)
+    s, mean = merged(s_part, a_part, d)
+    b_part = part(parts, 3, n_splits, mask)
+    square = tl.sum(tl.exp(d) * (b_part + 2 * d * a_part + d * d * s_part), axis=0) / s
     nan = float("nan")
-    best_ids = tl.load(best_ids_ptr + row * n_splits + splits, mask=mask, other=2147483647)
+    best_ids = tl.load(left.best_ids + row * n_splits + splits, mask=mask, other=2147483647)
     tl.store(figures.lse + row, tl.where(bad, nan, best + tl.log(s)).to(tl.float32))
     tl.store(figures.entropy + row, tl.where(bad, nan, tl.log(s) - mean).to(tl.float32))
     tl.store(figures.varentropy + row, tl.where(bad, nan, square - mean * mean).to(tl.float32))
     tl.store(figures.argmax + row, tl.min(tl.where(bests == best, best_ids, 2147483647), axis=0).to(tl.int64))
     tl.store(figures.best + row, tl.where(bad, nan, best))
 
-    heat = tl.full((), temperature, tl.float32)
+    heat = tl.full((), cuts.temperature, tl.float32)
     best_z = tl.div_rn(best, heat)
-    d = tl.where(dead, 0.0, tl.div_rn(bests, tl.full(bests.shape, temperature, tl.float32)) - best_z).to(tl.float64)
-    f = tl.exp(d)
-    s_part = tl.load(parts + 4 * n_splits, mask=mask, other=0.0).to(tl.float64)
-    a_part = tl.load(parts + 5 * n_splits, mask=mask, other=0.0).to(tl.float64)
-    s = tl.sum(f * s_part, axis=0)
-    mean = tl.sum(f * (a_part + d * s_part), axis=0) / s
+    d = tl.where(dead, 0.0, tl.div_rn(bests, tl.full(bests.shape, cuts.temperature, tl.float32)) - best_z).to(
+        tl.float64
+    )
+    s, mean = merged(part(parts, 4, n_splits, mask), part(parts, 5, n_splits, mask), d)
     drawn_lse = best_z + tl.log(s)
     tl.store(figures.mass + row, s)
 
-    if GROUPED or FILTERED:
+    if BRANCHES.grouped or BRANCHES.filtered:
         floor = best
-        if FILTERED:
+        if BRANCHES.filtered:
             # below this no filter keeps a token: slack for what float32 rounds
-            floor_z = tl.maximum(drawn_lse + log_tail, best_z + log_min_p).to(tl.float32)
+            floor_z = tl.maximum(drawn_lse + cuts.log_tail, best_z + cuts.log_min_p).to(tl.float32)
             floor = floor_z * heat
             floor -= 1e-5 * (tl.abs(floor) + heat)
             floor = tl.where(floor != floor, float("-inf"), floor)
-        if GROUPED:
-            groups = tl.arange(0, BLOCK_GROUPS)
-            keys = ordered(tl.load(groups_ptr + row * n_groups + groups, mask=groups < n_groups, other=float("-inf")))
+        if BRANCHES.grouped:
+            groups = tl.arange(0, GROUPS)
+            maxima = tl.load(
+                left.groups + row * left.n_groups + groups, mask=groups < left.n_groups, other=float("-inf")
+            )
+            keys = ordered(maxima)
             if top_k > 0:
                 floor = disordered(kth_bound(keys, top_k))
             if raw_k > 0:
                 floor = tl.minimum(floor, disordered(kth_bound(keys, raw_k)))
         tl.store(figures.floor + row, tl.where(bad, float("inf"), floor))
 
-    if DRAWN:
-        draws = tl.load(draws_ptr + row * n_splits + splits, mask=mask, other=float("-inf"))
-        draw_ids = tl.load(draw_ids_ptr + row * n_splits + splits, mask=mask, other=2147483647)
+    if BRANCHES.drawn:
+        draws = tl.load(left.draws + row * n_splits + splits, mask=mask, other=float("-inf"))
+        draw_ids = tl.load(left.draw_ids + row * n_splits + splits, mask=mask, other=2147483647)
         token = tl.min(tl.where(draws == tl.max(draws, axis=0), draw_ids, 2147483647), axis=0)
         token = tl.where(bad, 0, token)
-        x = tl.load(logits_ptr + row * logits_row_stride + token).to(tl.float32)
+        x = tl.load(logits.data + row * logits.row_stride + token).to(tl.float32)
         p = tl.exp(tl.div_rn(x, heat) - drawn_lse)
-        kept = tl.sum(tl.load(parts + 6 * n_splits, mask=mask, other=0.0).to(tl.int64), axis=0)
-        entropy = tl.log(s) - mean
-        store_draw(drawn, row, bad, token, p, kept, drawn_lse, entropy, float("-inf"), n_cols - 1)
-
-
-class Figures(NamedTuple):
-    """Each [R], float32 but for argmax (int64) and mass (float64)."""
-
-    lse: torch.Tensor
-    entropy: torch.Tensor
-    varentropy: torch.Tensor
-    argmax: torch.Tensor
-    best: torch.Tensor  # the largest logit, NaN where the row is no distribution
-    floor: torch.Tensor  # the logits that may count are at least this; GROUPED or FILTERED
-    mass: torch.Tensor  # Σ e^((x - best) / temperature)
-
-
-class Draw(NamedTuple):
-    """Each [R], float32 but for token, kept and threshold_id (int64); see `Sample`."""
-
-    token: torch.Tensor
-    p: torch.Tensor
-    kept: torch.Tensor
-    lse: torch.Tensor
-    entropy: torch.Tensor
-    threshold: torch.Tensor
-    threshold_id: torch.Tensor
+        kept = tl.sum(part(parts, 6, n_splits, mask), axis=0).to(tl.int64)
+        store_draw(drawn, row, bad, token, p, kept, drawn_lse, tl.log(s) - mean, float("-inf"), logits.n_cols - 1)
 
 
 class Rules(NamedTuple):
@@ -239,53 +262,43 @@ class Rules(NamedTuple):
 
 
 @on_its_device
-def launch(
-    logits: torch.Tensor, rules: Rules, seed: int = 0, positions: torch.Tensor | None = None
-) -> tuple[torch.Tensor, ...]:
-    """Statistics and top candidates of logits [R, V], then what `Draw` holds, where it is wanted.
+def launch(logits: Tensor, rules: Rules, seed: int = 0, positions: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Statistics and top candidates of logits [R, V], then what `Sample` holds, where it is wanted.
 
     Two launches, four with candidates or filters. Rows may be strided, columns must lie side by side.
     """
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows, cols = logits.shape
-    # in a large vocabulary one load of 16 bytes a thread (bfloat16), and 64 programs for 128 k columns
-    block = min(max(triton.next_power_of_2(cols), GROUP), 2048)
-    splits = triton.cdiv(cols, block)
-    groups = splits * block // GROUP
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    lse, entropy, varentropy, best, floor = (empty(rows) for _ in range(5))
-    argmax, mass = empty(rows, dtype=torch.int64), empty(rows, dtype=torch.float64)
-    figures = Figures(lse, entropy, varentropy, argmax, best, floor, mass)
-    token, kept, threshold_id = (empty(rows, dtype=torch.int64) for _ in range(3))
-    p, drawn_lse, drawn_entropy, threshold = (empty(rows) for _ in range(4))
-    drawn = Draw(token, p, kept, drawn_lse, drawn_entropy, threshold, threshold_id)
+    figures = FIGURES._make(empty(rows, dtype=dtype) for dtype in FIGURES)
+    drawn = DRAWN._make(dtype and empty(rows, dtype=dtype) for dtype in DRAWN)
     top = empty(rows, rules.candidates), empty(rows, rules.candidates, dtype=torch.int64)
     if rows:
+        # in a large vocabulary one load of 16 bytes a thread (bfloat16), and 64 programs for 128 k columns
+        block = min(max(triton.next_power_of_2(cols), GROUP.value), 2048)
+        many = {"BLOCK_SIZE": block, "num_warps": 8 if block > 1024 else 4}
+        splits = triton.cdiv(cols, block)
+        groups = splits * block // GROUP.value
         grouped = bool(rules.candidates or (rules.filtered and rules.top_k))
-        plain = rules.drawn and not rules.filtered
+        filters = (rules.filtered, rules.top_k is not None, rules.top_p is not None)
+        branches = Branches(rules.temperature != 1, rules.drawn and not rules.filtered, grouped, *filters)
         parts, best_ids = empty(rows, PARTS.value, splits), empty(rows, splits, dtype=torch.int32)
-        maxima = empty(rows, groups) if grouped else parts
         draws, draw_ids = empty(rows, splits, dtype=torch.float64), empty(rows, splits, dtype=torch.int32)
-        key = launch_key(seed, "target")
+        left = Splits(parts, best_ids, empty(rows, groups) if grouped else parts, draws, draw_ids, splits, groups)
+        held, key = Logits(logits, logits.stride(0), cols), launch_key(seed, "target")
+        first = (left, held, positions, rules.temperature, key)
+        partial_fwd_kernel[(rows, splits)](*first, **many, BRANCHES=branches)
         tail = reference.log32((1 - rules.top_p) / cols if rules.top_p else 0.0)
-        least = reference.log32(rules.min_p or 0.0)
-        partial_fwd_kernel[(rows, splits)](
-            parts, best_ids, maxima, draws, draw_ids, logits, positions, logits.stride(0), cols, rules.temperature, key,
-            BLOCK_SIZE=block, GROUP=GROUP, SCALED=rules.temperature != 1, GROUPED=grouped, DRAWN=plain,
-            num_warps=8 if block > 1024 else 4,
-        )  # fmt: skip
-        combine_fwd_kernel[(rows,)](
-            figures, drawn, parts, best_ids, maxima, draws, draw_ids, logits, logits.stride(0), cols, splits, groups,
-            rules.temperature, rules.top_k or 0, rules.candidates, tail, least,
-            BLOCK_SPLITS=triton.next_power_of_2(splits), BLOCK_GROUPS=triton.next_power_of_2(groups),
-            GROUPED=grouped, FILTERED=rules.filtered, DRAWN=plain,
-        )  # fmt: skip
+        cuts = Cuts(rules.temperature, tail, reference.log32(rules.min_p or 0.0))
+        second = (figures, drawn, left, held, cuts, rules.top_k or 0, rules.candidates)
+        sizes = (triton.next_power_of_2(n) for n in (splits, groups))
+        combine_fwd_kernel[(rows,)](*second, *sizes, branches)
         if rules.filtered or rules.candidates:
             from workbench_kernels.distribution import candidates
 
-            candidates.launch(logits, rules, key, positions, figures, block, top, drawn)
-    return *figures[:4], *top, *drawn
+            candidates.launch(held, rules, key, positions, figures, cuts, many, branches, top, drawn)
+    return *figures[:4], *top, *drawn[:-1]

@@ -4,13 +4,12 @@ from functools import lru_cache
 from math import log
 
 import torch
+from torch import Tensor
 
 from workbench_kernels.noise import gumbel
 
-__all__ = ["log32", "sample", "statistics", "top_k"]
 
-
-def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def statistics(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logits [R, V] -> log-sum-exp, entropy, varentropy, argmax, each [R]. See the public function."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     lse = logits.logsumexp(-1, keepdim=True)
@@ -23,22 +22,19 @@ def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     return lse[:, 0], entropy[:, 0], varentropy, best
 
 
-def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest logits of each row and their ids, both [R, k]; NaN and -1 for a row that is no distribution."""
     values, ids = logits.sort(dim=-1, descending=True, stable=True)  # stable: the lowest id first
     bad = ~sound_rows(logits)[:, None]
     return values[:, :k].masked_fill(bad, torch.nan), ids[:, :k].masked_fill(bad, -1)
 
 
-def sound_rows(logits: torch.Tensor) -> torch.Tensor:
+def sound_rows(logits: Tensor) -> Tensor:
     """[R] bool: rows without NaN or +inf that keep at least one token."""
     return (logits < torch.inf).all(-1) & (logits > -torch.inf).any(-1)
 
 
-def sample(
-    logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, seed: int,
-    positions: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
+def sample(logits, temperature, top_k, top_p, min_p, seed, positions) -> tuple[Tensor, ...]:
     """-> token, p, kept, lse, entropy, threshold, threshold_id, each [R]. See the public function."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nothing = (-1, torch.nan, 0, torch.nan, torch.nan, torch.nan, -1)

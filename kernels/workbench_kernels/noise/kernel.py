@@ -10,8 +10,6 @@ import triton.language as tl
 
 from workbench_kernels.noise import reference
 
-__all__ = ["gumbel", "seeded_best", "position_key", "uniform"]
-
 GOLDEN = tl.constexpr(reference.GOLDEN)
 FIRST = tl.constexpr(reference.FIRST)
 SECOND = tl.constexpr(reference.SECOND)

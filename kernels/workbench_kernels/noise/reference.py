@@ -7,6 +7,7 @@ float64 in the open interval (0, 1).
 """
 
 import torch
+from torch import Tensor
 
 __all__ = ["gumbel", "gumbel_rows", "launch_key", "seed_of_sample", "uniform"]
 
@@ -50,7 +51,7 @@ def uniform(seed: int, purpose: str, position: int, index: int = 0) -> float:
     return ((mix(position_key(seed, purpose, position) + (index + 1) * GOLDEN) >> 12) + 0.5) * 2.0**-52
 
 
-def gumbel(seed: int, purpose: str, position: int, ids: torch.Tensor, branch: int = 0) -> torch.Tensor:
+def gumbel(seed: int, purpose: str, position: int, ids: Tensor, branch: int = 0) -> Tensor:
     """Standard Gumbel noise of token ids, float64, of the shape and on the device of `ids`.
 
     Entry i depends on (seed, purpose, position, ids[i], branch) alone. In branch 0 it equals
@@ -60,7 +61,7 @@ def gumbel(seed: int, purpose: str, position: int, ids: torch.Tensor, branch: in
     return gumbel_of((ids.to(torch.int64) + 1) * signed(GOLDEN) + key)
 
 
-def gumbel_rows(seed: int, purpose: str, positions: torch.Tensor, size: int) -> torch.Tensor:
+def gumbel_rows(seed: int, purpose: str, positions: Tensor, size: int) -> Tensor:
     """Gumbel noise of token ids 0 .. size−1 at several positions: int64 [R] -> float64 [R, size].
 
     Row i equals `gumbel(seed, purpose, positions[i], ids)`. Nothing is copied to the host.
@@ -70,18 +71,18 @@ def gumbel_rows(seed: int, purpose: str, positions: torch.Tensor, size: int) -> 
     return gumbel_of(ids + keys[:, None])
 
 
-def shift(value: torch.Tensor, bits: int) -> torch.Tensor:
+def shift(value: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64 (torch shifts arithmetically)."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def finalise(value: torch.Tensor) -> torch.Tensor:
+def finalise(value: Tensor) -> Tensor:
     """`mix` of int64 with the bits of uint64."""
     value = (value ^ shift(value, 30)) * signed(FIRST)
     value = (value ^ shift(value, 27)) * signed(SECOND)
     return value ^ shift(value, 31)
 
 
-def gumbel_of(counters: torch.Tensor) -> torch.Tensor:
+def gumbel_of(counters: Tensor) -> Tensor:
     """Gumbel noise of int64 counters, key + (index + 1) * GOLDEN."""
     return -torch.log(-torch.log((shift(finalise(counters), 12).to(torch.float64) + 0.5) * 2.0**-52))

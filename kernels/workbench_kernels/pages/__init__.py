@@ -13,6 +13,7 @@ and cannot run, they raise RuntimeError with the reason.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from workbench_kernels.pages import checks, reference
 from workbench_kernels.pages.checks import backend, check_arena, check_names, check_stored, choose, rows_as_arena
@@ -23,8 +24,10 @@ __all__ = [
     "ledger", "merge", "move", "pack", "rotate", "rotate_pages", "scatter", "unpack",
 ]  # fmt: skip
 
+Dense = tuple[Tensor, Tensor, Tensor, Tensor]
 
-def blank(arena: torch.Tensor, offsets: torch.Tensor, form: PageFormat, birth: int = 0) -> None:
+
+def blank(arena: Tensor, offsets: Tensor, form: PageFormat, birth: int = 0) -> None:
     """Open pages [n] for `scatter`: a header without live slots. Everything else in them stays as it is."""
     check_arena("blank", arena)
     check_names("blank", arena, offsets, shape=(offsets.numel(),))
@@ -33,10 +36,9 @@ def blank(arena: torch.Tensor, offsets: torch.Tensor, form: PageFormat, birth: i
 
 
 def pack(
-    k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor, used: torch.Tensor, form: PageFormat,
-    arena: torch.Tensor | None = None, offsets: torch.Tensor | None = None, birth: int = 0, *, check: bool = True,
-    implementation: str = "auto",
-) -> torch.Tensor:  # fmt: skip
+    k: Tensor, v: Tensor, positions: Tensor, used: Tensor, form: PageFormat, arena: Tensor | None = None,
+    offsets: Tensor | None = None, birth: int = 0, *, check: bool = True, implementation: str = "auto",
+) -> Tensor:  # fmt: skip
     """Write full or partly filled pages, quantised as `form` says; both implementations give the same bytes.
 
     Keys have one step per channel of a page, values one per slot and group of channels, asymmetric. The 8-bit grid
@@ -71,27 +73,22 @@ def pack(
 
 
 def unpack(
-    pages: torch.Tensor, form: PageFormat, offsets: torch.Tensor | None = None, dtype: torch.dtype | None = None, *,
+    pages: Tensor, form: PageFormat, offsets: Tensor | None = None, dtype: torch.dtype | None = None, *,
     implementation: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> Dense:  # fmt: skip
     """Dense rows of pages, of live and dead slots alike.
 
     pages: uint8 [n, form.bytes], or an arena with offsets [n]; dtype: float32 (None; float64 for RAW float64),
     float16 or bfloat16. Returns k [n, SLOTS, D], v [n, SLOTS, Dv], positions int64 [n, SLOTS], live bool [n, SLOTS].
     """
     arena, offsets = rows_as_arena("unpack", pages, form, offsets)
-    asked = () if dtype is None else (dtype,)
-    kernel = backend("read", arena.device, *checks.raw_dtypes(form), *asked, implementation=implementation)
-    if kernel is not None:
-        return kernel.read(arena, form, offsets, None, dtype or torch.float32)
-    k, v, positions, live = reference.unpack(reference.fetch(arena, offsets, form), form)
-    return k.to(dtype or k.dtype), v.to(dtype or v.dtype), positions, live
+    return _read(arena, form, offsets, None, dtype, implementation)
 
 
 def demote(
-    pages: torch.Tensor, form: PageFormat, to: PageFormat, offsets: torch.Tensor | None = None,
-    out: torch.Tensor | None = None, out_offsets: torch.Tensor | None = None, *, implementation: str = "auto",
-) -> torch.Tensor:  # fmt: skip
+    pages: Tensor, form: PageFormat, to: PageFormat, offsets: Tensor | None = None, out: Tensor | None = None,
+    out_offsets: Tensor | None = None, *, implementation: str = "auto",
+) -> Tensor:  # fmt: skip
     """Coded pages at smaller widths, in code space: 8 to 4 to 2 bits, keys and values apart.
 
     The codes are those of packing the original values at the smaller width, header aside from the widths, positions,
@@ -119,9 +116,9 @@ def demote(
 
 
 def gather(
-    arena: torch.Tensor, form: PageFormat, offsets: torch.Tensor, slots: torch.Tensor,
-    dtype: torch.dtype | None = None, *, implementation: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    arena: Tensor, form: PageFormat, offsets: Tensor, slots: Tensor, dtype: torch.dtype | None = None, *,
+    implementation: str = "auto",
+) -> Dense:  # fmt: skip
     """Dense rows of slots anywhere in pages of one kind; zeros where an offset is below 0.
 
     offsets, slots: int [...]; dtype as for `unpack`. Returns k [..., D], v [..., Dv], positions int64 [...] and live
@@ -129,17 +126,25 @@ def gather(
     """
     check_arena("gather", arena)
     check_names("gather", arena, offsets, slots)
+    return _read(arena, form, offsets, slots, dtype, implementation)
+
+
+def _read(arena, form, offsets, slots, dtype, implementation) -> Dense:
+    """Dense rows of slots, or of whole pages."""
     asked = () if dtype is None else (dtype,)
     kernel = backend("read", arena.device, *checks.raw_dtypes(form), *asked, implementation=implementation)
     if kernel is not None:
         return kernel.read(arena, form, offsets, slots, dtype or torch.float32)
-    k, v, positions, live = reference.gather(arena, offsets, slots, form)
+    if slots is None:
+        k, v, positions, live = reference.unpack(reference.fetch(arena, offsets, form), form)
+    else:
+        k, v, positions, live = reference.gather(arena, offsets, slots, form)
     return k.to(dtype or k.dtype), v.to(dtype or v.dtype), positions, live
 
 
 def scatter(
-    arena: torch.Tensor, form: PageFormat, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor,
-    positions: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor, *, implementation: str = "auto",
+    arena: Tensor, form: PageFormat, k: Tensor, v: Tensor, rows: Tensor, positions: Tensor, offsets: Tensor,
+    slots: Tensor, *, implementation: str = "auto",
 ) -> None:  # fmt: skip
     """Append accepted rows to every head's open pages: keys, values, positions, live bits and the count of used slots.
 
@@ -160,9 +165,9 @@ def scatter(
 
 
 def move(
-    arena: torch.Tensor, form: PageFormat, offsets: torch.Tensor, slots: torch.Tensor, to_offsets: torch.Tensor,
-    to_slots: torch.Tensor, sides: Sequence[torch.Tensor] = (), numbers: torch.Tensor | None = None,
-    to_numbers: torch.Tensor | None = None, *, implementation: str = "auto",
+    arena: Tensor, form: PageFormat, offsets: Tensor, slots: Tensor, to_offsets: Tensor, to_slots: Tensor,
+    sides: Sequence[Tensor] = (), numbers: Tensor | None = None, to_numbers: Tensor | None = None, *,
+    implementation: str = "auto",
 ) -> None:  # fmt: skip
     """Move live slots between raw or 16-bit pages of one kind, bit for bit: source bits are cleared, targets' set.
 
@@ -190,9 +195,9 @@ def move(
 
 
 def compact(
-    arena: torch.Tensor, form: PageFormat, offsets: torch.Tensor, slots: torch.Tensor, used: torch.Tensor,
-    to_offsets: torch.Tensor, birth: int = 0, *, implementation: str = "auto",
-) -> torch.Tensor:  # fmt: skip
+    arena: Tensor, form: PageFormat, offsets: Tensor, slots: Tensor, used: Tensor, to_offsets: Tensor, birth: int = 0,
+    *, implementation: str = "auto",
+) -> Tensor:  # fmt: skip
     """Collect slots of pages of any one kind, coded ones too, into n whole pages of that kind.
 
     Values keep their codes and steps always. Keys keep theirs where all slots of a page come from pages with the same
@@ -220,8 +225,8 @@ def compact(
 
 
 def merge(
-    arena: torch.Tensor, form: PageFormat, offsets: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor,
-    to_offsets: torch.Tensor, to_slots: torch.Tensor, own: torch.Tensor, *, implementation: str = "auto",
+    arena: Tensor, form: PageFormat, offsets: Tensor, slots: Tensor, weights: Tensor, to_offsets: Tensor,
+    to_slots: Tensor, own: Tensor, *, implementation: str = "auto",
 ) -> None:  # fmt: skip
     """Weighted merges of slots: target = own * target + sum of weights * sources, keys and values, in float32.
 
@@ -249,7 +254,7 @@ def merge(
     (kernel or reference).merge(arena, offsets, slots, weights, to_offsets, to_slots, own, form)
 
 
-def evict(arena: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor, *, implementation: str = "auto") -> None:
+def evict(arena: Tensor, offsets: Tensor, slots: Tensor, *, implementation: str = "auto") -> None:
     """Clear the live bits of slots, in pages of any kind; offsets, slots: int [...]. Nothing else changes."""
     check_arena("evict", arena)
     check_names("evict", arena, offsets, slots)
@@ -257,10 +262,7 @@ def evict(arena: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor, *, im
     (kernel or reference).evict(arena, offsets, slots)
 
 
-def rotate(
-    k: torch.Tensor, origin: torch.Tensor, target: torch.Tensor, inv_freq: torch.Tensor, *,
-    implementation: str = "auto",
-) -> torch.Tensor:  # fmt: skip
+def rotate(k: Tensor, origin: Tensor, target: Tensor, inv_freq: Tensor, *, implementation: str = "auto") -> Tensor:
     """Keys baked at one position, turned to another by the unit rotation of the difference; in float32.
 
     A new tensor is returned so that the caller keeps k and its origin: moves that start at the origin every time never
@@ -283,10 +285,9 @@ def rotate(
 
 
 def rotate_pages(
-    pages: torch.Tensor, form: PageFormat, targets: torch.Tensor, inv_freq: torch.Tensor,
-    offsets: torch.Tensor | None = None, out: torch.Tensor | None = None, out_offsets: torch.Tensor | None = None, *,
-    implementation: str = "auto",
-) -> torch.Tensor:  # fmt: skip
+    pages: Tensor, form: PageFormat, targets: Tensor, inv_freq: Tensor, offsets: Tensor | None = None,
+    out: Tensor | None = None, out_offsets: Tensor | None = None, *, implementation: str = "auto",
+) -> Tensor:  # fmt: skip
     """Copies of pages with their keys turned from the stored positions to others; see `rotate`.
 
     The pages read stay what they are, the origin of any later move. pages: uint8 [n, form.bytes], or an arena with

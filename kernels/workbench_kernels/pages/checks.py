@@ -3,14 +3,10 @@
 import importlib
 
 import torch
+from torch import Tensor
 
 from workbench_kernels.dispatch import Choice, decide, refuse_dtypes
 from workbench_kernels.pages.layout import ALIGN, GAINS, RAW, SLOTS, PageFormat
-
-__all__ = [
-    "backend", "check_arena", "check_finite", "check_frequencies", "check_names", "check_rows", "check_stored",
-    "choose", "destination", "raw_dtypes", "rows_as_arena",
-]  # fmt: skip
 
 HALF_RANGE = torch.finfo(torch.float16).max
 
@@ -31,7 +27,7 @@ def backend(part: str, device: torch.device, *dtypes: torch.dtype, implementatio
     return importlib.import_module(f"workbench_kernels.pages.kernel_{part}")
 
 
-def check_arena(what: str, arena: torch.Tensor) -> None:
+def check_arena(what: str, arena: Tensor) -> None:
     if arena.dtype != torch.uint8 or arena.ndim != 1 or not arena.is_contiguous():
         raise ValueError(
             f"{what}: expected a contiguous uint8 arena [bytes], got {arena.dtype} {list(arena.shape)}"
@@ -41,7 +37,7 @@ def check_arena(what: str, arena: torch.Tensor) -> None:
         raise ValueError(f"{what}: expected an arena that starts and ends at multiples of {ALIGN} bytes")
 
 
-def check_names(what: str, arena: torch.Tensor, *tensors: torch.Tensor, shape: tuple[int, ...] | None = None) -> None:
+def check_names(what: str, arena: Tensor, *tensors: Tensor, shape: tuple[int, ...] | None = None) -> None:
     """Offsets, slots, positions and the like: integers of one shape on the arena's device."""
     shape = tuple(tensors[0].shape) if shape is None else shape
     for tensor in tensors:
@@ -64,9 +60,7 @@ def raw_dtypes(form: PageFormat) -> tuple[torch.dtype, ...]:
     return (form.dtype,) if RAW in (form.bits_k, form.bits_v) else ()
 
 
-def rows_as_arena(
-    what: str, pages: torch.Tensor, form: PageFormat, offsets: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rows_as_arena(what: str, pages: Tensor, form: PageFormat, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
     """An arena and offsets, where pages may be rows uint8 [n, form.bytes] without offsets."""
     if offsets is None:
         if pages.ndim != 2 or pages.shape[1] != form.bytes or not pages.is_contiguous():
@@ -93,7 +87,7 @@ def destination(what, out, form: PageFormat, offsets, n: int, device, names="out
     return out, where, offsets
 
 
-def check_rows(what: str, k: torch.Tensor, v: torch.Tensor, form: PageFormat, shape: tuple[int, ...], device) -> None:
+def check_rows(what: str, k: Tensor, v: Tensor, form: PageFormat, shape: tuple[int, ...], device) -> None:
     """Floating k [*shape, D] and v [*shape, Dv] on the device."""
     for name, x, size in (("k", k, form.head_dim), ("v", v, form.value_dim)):
         if x.shape != (*shape, size) or not x.is_floating_point() or x.device != device:
@@ -103,7 +97,7 @@ def check_rows(what: str, k: torch.Tensor, v: torch.Tensor, form: PageFormat, sh
             )
 
 
-def check_finite(what: str, k: torch.Tensor, v: torch.Tensor, used: torch.Tensor, form: PageFormat) -> None:
+def check_finite(what: str, k: Tensor, v: Tensor, used: Tensor, form: PageFormat) -> None:
     """Live values that half precision can hold, at any width but RAW."""
     live = (torch.arange(SLOTS, device=k.device) < used[:, None])[..., None]
     narrow = [x for x, bits in ((k, form.bits_k), (v, form.bits_v)) if bits != RAW]
@@ -112,7 +106,7 @@ def check_finite(what: str, k: torch.Tensor, v: torch.Tensor, used: torch.Tensor
         raise ValueError(f"{what}: expected finite values within ±{HALF_RANGE:g}; pack them RAW")
 
 
-def check_frequencies(what: str, inv_freq: torch.Tensor, size: int, device: torch.device) -> None:
+def check_frequencies(what: str, inv_freq: Tensor, size: int, device: torch.device) -> None:
     if inv_freq.ndim != 1 or not 0 < 2 * len(inv_freq) <= size or inv_freq.device != device:
         got = f"{list(inv_freq.shape)} on {inv_freq.device}"
         raise ValueError(f"{what}: expected 1 to {size // 2} frequencies on {device}, got {got}")

@@ -6,15 +6,21 @@ Entries of one page lie in several programs, so headers change by atomic operati
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.pages.kernel_common import copy_rows, facts, integers, pattern
-from workbench_kernels.pages.layout import SLOTS, PageFormat
+from workbench_kernels.pages.kernel_common import SLOT_COUNT, copy_rows, integers, row_at, sides, views
+from workbench_kernels.pages.layout import PageFormat
 
-__all__ = ["evict", "merge", "move", "scatter"]
+ENTRIES = tl.constexpr(16)  # of a program that copies rows
+EVICTED = tl.constexpr(256)  # entries of a program that clears bits
 
-BLOCK_ENTRIES = 16
-SIDE_SLOTS = tl.constexpr(SLOTS)
+
+@triton.jit
+def named(offsets_ptr, slots_ptr, entry, inside):
+    """Offsets int64 and slots int32 of entries; -1 and 0 outside."""
+    offset = tl.load(offsets_ptr + entry, mask=inside, other=-1).to(tl.int64)
+    return offset, tl.load(slots_ptr + entry, mask=inside, other=0).to(tl.int32)
 
 
 @triton.jit
@@ -33,174 +39,104 @@ def clear_live(words_ptr, offset, slot, there):
 
 
 @triton.jit
-def row_at(rows_ptr, offset, slot, CHANNELS: tl.constexpr, START: tl.constexpr, UNITS: tl.constexpr):
-    return rows_ptr + offset * UNITS + START + slot * CHANNELS
-
-
-@triton.jit
 def scatter_kernel(
-    words_ptr, k_rows_ptr, v_rows_ptr,  # views of the arena: int32, and integers as wide as the elements
-    k_ptr,  # [n_heads, n_staged, D]
-    v_ptr,  # [n_heads, n_staged, Dv]
-    rows_ptr,  # [n_entries]
-    positions_ptr,  # [n_entries]
-    offsets_ptr, slots_ptr,  # [n_heads, n_entries]
-    k_head_stride, k_row_stride, v_head_stride, v_row_stride, n_entries,
-    D: tl.constexpr, START_K: tl.constexpr, UNITS_K: tl.constexpr, BLOCK_K: tl.constexpr,
-    DV: tl.constexpr, START_V: tl.constexpr, UNITS_V: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_ENTRIES: tl.constexpr,
-):  # fmt: skip
+    arena, k, v, rows_ptr, positions_ptr, offsets_ptr, slots_ptr, n_entries, K: tl.constexpr, V: tl.constexpr
+):
+    """k [Hk, S, D], v [Hk, S, Dv]: `Rows`; rows, positions: [n_entries]; offsets, slots: [Hk, n_entries]."""
     head = tl.program_id(0).to(tl.int64)
-    entry = tl.program_id(1).to(tl.int64) * BLOCK_ENTRIES + tl.arange(0, BLOCK_ENTRIES)
+    entry = tl.program_id(1).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     inside = entry < n_entries
     row = tl.load(rows_ptr + entry, mask=inside, other=-1).to(tl.int64)
     position = tl.load(positions_ptr + entry, mask=inside, other=0).to(tl.int32)
-    offset = tl.load(offsets_ptr + head * n_entries + entry, mask=inside, other=-1).to(tl.int64)
-    slot = tl.load(slots_ptr + head * n_entries + entry, mask=inside, other=0).to(tl.int32)
+    offset, slot = named(offsets_ptr, slots_ptr, head * n_entries + entry, inside)
     there = (row >= 0) & (offset >= 0)
-    k_ptr += head * k_head_stride
-    v_ptr += head * v_head_stride
-    copy_rows(row_at(k_rows_ptr, offset, slot, D, START_K, UNITS_K), k_ptr + row * k_row_stride, there, D, BLOCK_K)
-    copy_rows(row_at(v_rows_ptr, offset, slot, DV, START_V, UNITS_V), v_ptr + row * v_row_stride, there, DV, BLOCK_V)
-    tl.store(words_ptr + offset * 4 + 4 + slot, position, mask=there)
-    set_live(words_ptr, offset, slot, there)
+    copy_rows(row_at(arena.k, offset, slot, K), k.data + head * k.outer + row * k.inner, there, K)
+    copy_rows(row_at(arena.v, offset, slot, V), v.data + head * v.outer + row * v.inner, there, V)
+    tl.store(arena.words + offset * 4 + 4 + slot, position, mask=there)
+    set_live(arena.words, offset, slot, there)
 
 
 @triton.jit
-def move_kernel(
-    words_ptr, k_rows_ptr, v_rows_ptr,  # views of the arena: int32, and integers as wide as the elements
-    offsets_ptr, slots_ptr, to_offsets_ptr, to_slots_ptr,  # [n_entries]
-    first_ptr, second_ptr,  # [n_pages, SLOTS] float32 side arrays
-    numbers_ptr, to_numbers_ptr,  # [n_entries]
-    n_entries,
-    D: tl.constexpr, START_K: tl.constexpr, UNITS_K: tl.constexpr, BLOCK_K: tl.constexpr,
-    DV: tl.constexpr, START_V: tl.constexpr, UNITS_V: tl.constexpr, BLOCK_V: tl.constexpr,
-    SIDES: tl.constexpr, BLOCK_ENTRIES: tl.constexpr,
-):  # fmt: skip
-    entry = tl.program_id(0).to(tl.int64) * BLOCK_ENTRIES + tl.arange(0, BLOCK_ENTRIES)
+def move_kernel(arena, source, target, sides, numbers_ptr, to_numbers_ptr, n_entries, K: tl.constexpr, V: tl.constexpr):
+    """source, target: offsets and slots [n_entries]; sides: up to two float32 [n_pages, SLOTS]; numbers [n_entries]."""
+    entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     inside = entry < n_entries
-    offset = tl.load(offsets_ptr + entry, mask=inside, other=-1).to(tl.int64)
-    slot = tl.load(slots_ptr + entry, mask=inside, other=0).to(tl.int32)
-    to_offset = tl.load(to_offsets_ptr + entry, mask=inside, other=-1).to(tl.int64)
-    to_slot = tl.load(to_slots_ptr + entry, mask=inside, other=0).to(tl.int32)
+    offset, slot = named(source[0], source[1], entry, inside)
+    to_offset, to_slot = named(target[0], target[1], entry, inside)
     there = (offset >= 0) & (to_offset >= 0) & ((offset != to_offset) | (slot != to_slot))
-    source = row_at(k_rows_ptr, offset, slot, D, START_K, UNITS_K)
-    copy_rows(row_at(k_rows_ptr, to_offset, to_slot, D, START_K, UNITS_K), source, there, D, BLOCK_K)
-    source = row_at(v_rows_ptr, offset, slot, DV, START_V, UNITS_V)
-    copy_rows(row_at(v_rows_ptr, to_offset, to_slot, DV, START_V, UNITS_V), source, there, DV, BLOCK_V)
-    position = tl.load(words_ptr + offset * 4 + 4 + slot, mask=there, other=0)
-    tl.store(words_ptr + to_offset * 4 + 4 + to_slot, position, mask=there)
-    if SIDES > 0:
-        number = tl.load(numbers_ptr + entry, mask=there, other=0).to(tl.int64) * SIDE_SLOTS + slot
-        to_number = tl.load(to_numbers_ptr + entry, mask=there, other=0).to(tl.int64) * SIDE_SLOTS + to_slot
-        tl.store(first_ptr + to_number, tl.load(first_ptr + number, mask=there, other=0.0), mask=there)
-        if SIDES > 1:
-            tl.store(second_ptr + to_number, tl.load(second_ptr + number, mask=there, other=0.0), mask=there)
-    clear_live(words_ptr, offset, slot, there)
-    set_live(words_ptr, to_offset, to_slot, there)
+    copy_rows(row_at(arena.k, to_offset, to_slot, K), row_at(arena.k, offset, slot, K), there, K)
+    copy_rows(row_at(arena.v, to_offset, to_slot, V), row_at(arena.v, offset, slot, V), there, V)
+    position = tl.load(arena.words + offset * 4 + 4 + slot, mask=there, other=0)
+    tl.store(arena.words + to_offset * 4 + 4 + to_slot, position, mask=there)
+    for i in tl.static_range(len(sides)):
+        number = tl.load(numbers_ptr + entry, mask=there, other=0).to(tl.int64) * SLOT_COUNT + slot
+        to_number = tl.load(to_numbers_ptr + entry, mask=there, other=0).to(tl.int64) * SLOT_COUNT + to_slot
+        tl.store(sides[i] + to_number, tl.load(sides[i] + number, mask=there, other=0.0), mask=there)
+    clear_live(arena.words, offset, slot, there)
+    set_live(arena.words, to_offset, to_slot, there)
 
 
 @triton.jit
-def merge_rows(
-    rows_ptr, target, slot, own, offsets_ptr, slots_ptr, weights_ptr, n_sources, CHANNELS: tl.constexpr,
-    START: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    channel = tl.arange(0, BLOCK)
-    inside = channel < CHANNELS
-    out_ptr = row_at(rows_ptr, target, slot, CHANNELS, START, UNITS) + channel
+def merge_rows(rows_ptr, target, slot, own, offsets_ptr, slots_ptr, weights_ptr, n_sources, side: tl.constexpr):
+    channel = tl.arange(0, side.block)
+    inside = channel < side.row
+    out_ptr = row_at(rows_ptr, target, slot, side) + channel
     mixed = own * tl.load(out_ptr, mask=inside, other=0.0).to(tl.float32)
     for source in range(n_sources):
         offset = tl.load(offsets_ptr + source).to(tl.int64)
-        at = row_at(rows_ptr, offset, tl.load(slots_ptr + source).to(tl.int32), CHANNELS, START, UNITS) + channel
+        at = row_at(rows_ptr, offset, tl.load(slots_ptr + source).to(tl.int32), side) + channel
         x = tl.load(at, mask=inside & (offset >= 0), other=0.0).to(tl.float32)
         mixed += tl.load(weights_ptr + source).to(tl.float32) * x
     tl.store(out_ptr, mixed.to(rows_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def merge_kernel(
-    words_ptr, k_rows_ptr, v_rows_ptr,  # views of the arena: int32, and the elements
-    offsets_ptr, slots_ptr, weights_ptr,  # [n_targets, n_sources]
-    to_offsets_ptr, to_slots_ptr, own_ptr,  # [n_targets]
-    n_sources,
-    D: tl.constexpr, START_K: tl.constexpr, UNITS_K: tl.constexpr, BLOCK_K: tl.constexpr,
-    DV: tl.constexpr, START_V: tl.constexpr, UNITS_V: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_SOURCES: tl.constexpr,
-):  # fmt: skip
+def merge_kernel(arena, sources, targets, n_sources, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
+    """sources: offsets, slots, weights [n_targets, n_sources], BLOCK of them at once; targets: the same [n_targets]."""
     program = tl.program_id(0).to(tl.int64)
-    target = tl.load(to_offsets_ptr + program).to(tl.int64)
+    target = tl.load(targets[0] + program).to(tl.int64)
     if target >= 0:
-        slot = tl.load(to_slots_ptr + program).to(tl.int32)
-        own = tl.load(own_ptr + program).to(tl.float32)
-        offsets_ptr += program * n_sources
-        slots_ptr += program * n_sources
-        weights_ptr += program * n_sources
+        slot = tl.load(targets[1] + program).to(tl.int32)
+        own = tl.load(targets[2] + program).to(tl.float32)
+        first = program * n_sources
+        offsets_ptr, slots_ptr, weights_ptr = sources[0] + first, sources[1] + first, sources[2] + first
         if tl.program_id(1) == 0:
-            merge_rows(
-                k_rows_ptr, target, slot, own, offsets_ptr, slots_ptr, weights_ptr, n_sources, D, START_K, UNITS_K,
-                BLOCK_K,
-            )  # fmt: skip
-            for start in range(0, n_sources, BLOCK_SOURCES):
-                source = start + tl.arange(0, BLOCK_SOURCES)
-                offset = tl.load(offsets_ptr + source, mask=source < n_sources, other=-1).to(tl.int64)
-                gone = tl.load(slots_ptr + source, mask=source < n_sources, other=0).to(tl.int32)
-                clear_live(words_ptr, offset, gone, offset >= 0)
+            merge_rows(arena.k, target, slot, own, offsets_ptr, slots_ptr, weights_ptr, n_sources, K)
+            for start in range(0, n_sources, BLOCK):
+                source = start + tl.arange(0, BLOCK)
+                offset, gone = named(offsets_ptr, slots_ptr, source, source < n_sources)
+                clear_live(arena.words, offset, gone, offset >= 0)
         else:
-            merge_rows(
-                v_rows_ptr, target, slot, own, offsets_ptr, slots_ptr, weights_ptr, n_sources, DV, START_V, UNITS_V,
-                BLOCK_V,
-            )  # fmt: skip
+            merge_rows(arena.v, target, slot, own, offsets_ptr, slots_ptr, weights_ptr, n_sources, V)
 
 
 @triton.jit
-def evict_kernel(
-    words_ptr,  # int32 view of the arena
-    offsets_ptr, slots_ptr,  # [n_entries]
-    n_entries,
-    BLOCK_SIZE: tl.constexpr,
-):  # fmt: skip
-    entry = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    offset = tl.load(offsets_ptr + entry, mask=entry < n_entries, other=-1).to(tl.int64)
-    slot = tl.load(slots_ptr + entry, mask=entry < n_entries, other=0).to(tl.int32)
+def evict_kernel(words_ptr, offsets_ptr, slots_ptr, n_entries):
+    """words_ptr: int32 view of the arena; offsets, slots: [n_entries]."""
+    entry = tl.program_id(0).to(tl.int64) * EVICTED + tl.arange(0, EVICTED)
+    offset, slot = named(offsets_ptr, slots_ptr, entry, entry < n_entries)
     clear_live(words_ptr, offset, slot, offset >= 0)
-
-
-def places(form: PageFormat) -> dict[str, int]:
-    """The constants of `facts` that stored rows need, and their tiles."""
-    known = facts(form)
-    blocks = {"BLOCK_K": triton.next_power_of_2(form.head_dim), "BLOCK_V": triton.next_power_of_2(form.value_dim)}
-    return {name: known[name] for name in ("D", "START_K", "UNITS_K", "DV", "START_V", "UNITS_V")} | blocks
-
-
-def views(arena: torch.Tensor, form: PageFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return arena.view(torch.int32), pattern(arena, form, form.bits_k), pattern(arena, form, form.bits_v)
 
 
 @on_its_device
 def scatter(arena, k, v, rows, positions, offsets, slots, form: PageFormat) -> None:
     """See the public function; grid (heads, blocks of entries)."""
-    k, v = integers(k, form, form.bits_k), integers(v, form, form.bits_v)
     heads, entries = offsets.shape
     if heads and entries:
-        scatter_kernel[(heads, triton.cdiv(entries, BLOCK_ENTRIES))](
-            *views(arena, form), k, v, rows.contiguous(), positions.contiguous(), offsets.contiguous(),
-            slots.contiguous(), k.stride(0), k.stride(1), v.stride(0), v.stride(1), entries, **places(form),
-            BLOCK_ENTRIES=BLOCK_ENTRIES,
-        )  # fmt: skip
+        staged = integers(k, form, form.bits_k), integers(v, form, form.bits_v)
+        lists = (t.contiguous() for t in (rows, positions, offsets, slots))
+        grid = (heads, triton.cdiv(entries, ENTRIES.value))
+        scatter_kernel[grid](views(arena, form), *staged, *lists, entries, **sides(form))
 
 
 @on_its_device
-def move(arena, offsets, slots, to_offsets, to_slots, form: PageFormat, sides, numbers, to_numbers) -> None:
-    """See the public function; one program for each block of entries."""
-    entries = offsets.numel()
-    if entries:
-        first, second = (*sides, None, None)[:2]
-        lists = (offsets, slots, to_offsets, to_slots)
-        names = (t if t is None else t.contiguous() for t in (numbers, to_numbers))
-        move_kernel[(triton.cdiv(entries, BLOCK_ENTRIES),)](
-            *views(arena, form), *(t.contiguous() for t in lists), first, second, *names, entries, **places(form),
-            SIDES=len(sides), BLOCK_ENTRIES=BLOCK_ENTRIES,
-        )  # fmt: skip
+def move(arena, offsets, slots, to_offsets, to_slots, form: PageFormat, beside, numbers, to_numbers) -> None:
+    """See the public function (its sides are `beside`); one program for each block of entries."""
+    if entries := offsets.numel():
+        source, target = (tuple(t.contiguous() for t in p) for p in ((offsets, slots), (to_offsets, to_slots)))
+        rows = (t if t is None else t.contiguous() for t in (numbers, to_numbers))
+        grid = (triton.cdiv(entries, ENTRIES.value),)
+        move_kernel[grid](views(arena, form), source, target, tuple(beside), *rows, entries, **sides(form))
 
 
 @on_its_device
@@ -208,19 +144,16 @@ def merge(arena, offsets, slots, weights, to_offsets, to_slots, own, form: PageF
     """See the public function; two programs for each target, its keys and its values."""
     targets, sources = offsets.shape
     if targets:
-        lists = (offsets, slots, weights, to_offsets, to_slots, own)
-        rows = arena.view(form.element(form.bits_k)), arena.view(form.element(form.bits_v))
-        merge_kernel[(targets, 2)](
-            arena.view(torch.int32), *rows, *(t.contiguous() for t in lists), sources, **places(form),
-            BLOCK_SOURCES=max(triton.next_power_of_2(min(sources, 128)), 1), num_warps=1,
-        )  # fmt: skip
+        lists = ((offsets, slots, weights), (to_offsets, to_slots, own))
+        lists = (tuple(t.contiguous() for t in part) for part in lists)
+        block = max(triton.next_power_of_2(min(sources, 128)), 1)
+        constants = {**sides(form), "BLOCK": block, "num_warps": 1}
+        merge_kernel[(targets, 2)](views(arena, form, floats=True), *lists, sources, **constants)
 
 
 @on_its_device
-def evict(arena: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor) -> None:
+def evict(arena: Tensor, offsets: Tensor, slots: Tensor) -> None:
     """See the public function; one program for 256 entries."""
-    entries = offsets.numel()
-    if entries:
-        evict_kernel[(triton.cdiv(entries, 256),)](
-            arena.view(torch.int32), offsets.contiguous(), slots.contiguous(), entries, BLOCK_SIZE=256
-        )
+    if entries := offsets.numel():
+        lists = (offsets.contiguous(), slots.contiguous())
+        evict_kernel[(triton.cdiv(entries, EVICTED.value),)](arena.view(torch.int32), *lists, entries)

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["ALIGN", "BITS", "GAINS", "HEADER", "RAW", "SLOTS", "PageFormat", "header", "ledger"]
-
 SLOTS = 32
 HEADER = 16
 ALIGN = 16  # page sizes and offsets are multiples of this; tables count in it

@@ -5,18 +5,14 @@ ALIGN bytes, and its number in the page. An offset below 0 names none, and the e
 """
 
 import torch
+from torch import Tensor
 
 from workbench_kernels.pages.layout import ALIGN, GAINS, HEADER, SLOTS, PageFormat, header
-
-__all__ = [
-    "demote", "evict", "fetch", "gather", "merge", "move", "pack", "put", "regroup", "rotate", "rotate_pages",
-    "scatter", "unpack",
-]  # fmt: skip
 
 USED = 9  # byte of the header
 
 
-def steps(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def steps(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Stored half-precision (step, zero) of the 8-bit grid over [low, high], so that every value lies on or inside.
 
     The zero is rounded down and the step up; codes are computed from what is stored, and then the half-step bound is
@@ -33,7 +29,7 @@ def steps(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return torch.where(step.float() < wide, bits + 1, bits).clamp_min(1).view(torch.float16), zero
 
 
-def to_codes(x: torch.Tensor, step: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+def to_codes(x: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
     """Codes at a width, int32 of x's shape; step and zero broadcast against x.
 
     The 8-bit code rounded once more. The gains are odd, so this is the code of direct rounding: both stages together
@@ -43,28 +39,26 @@ def to_codes(x: torch.Tensor, step: torch.Tensor, zero: torch.Tensor, bits: int)
     return coarser((level + 0.5).int(), 1, GAINS[bits])
 
 
-def coarser(codes: torch.Tensor, gain: int, to_gain: int) -> torch.Tensor:
+def coarser(codes: Tensor, gain: int, to_gain: int) -> Tensor:
     """Codes of steps of one gain, rounded to those of a larger one."""
     ratio = to_gain // gain
     return (codes + ratio // 2).div(ratio, rounding_mode="floor")
 
 
-def planar(codes: torch.Tensor, bits: int) -> torch.Tensor:
+def planar(codes: Tensor, bits: int) -> Tensor:
     """int codes [..., D] -> uint8 [..., D * bits / 8]."""
     parts = codes.unflatten(-1, (8 // bits, -1))
     shifts = torch.arange(8 // bits, device=codes.device)[:, None] * bits
     return (parts << shifts).sum(-2).to(torch.uint8)
 
 
-def unplanar(rows: torch.Tensor, bits: int) -> torch.Tensor:
+def unplanar(rows: Tensor, bits: int) -> Tensor:
     """uint8 [..., W] -> int32 codes [..., 8 W / bits]."""
     shifts = torch.arange(8 // bits, device=rows.device)[:, None] * bits
     return ((rows.int()[..., None, :] >> shifts) & (2**bits - 1)).flatten(-2)
 
 
-def pack(
-    k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor, used: torch.Tensor, form: PageFormat, birth: int = 0
-) -> torch.Tensor:
+def pack(k: Tensor, v: Tensor, positions: Tensor, used: Tensor, form: PageFormat, birth: int = 0) -> Tensor:
     """Pages of one kind, uint8 [n, form.bytes].
 
     k: [n, SLOTS, D]; v: [n, SLOTS, Dv]; positions: int [n, SLOTS]; used: int [n], slots from `used` on are empty and
@@ -95,7 +89,7 @@ def pack(
     return page
 
 
-def unpack(page: torch.Tensor, form: PageFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def unpack(page: Tensor, form: PageFormat) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Pages uint8 [n, form.bytes] -> k [n, SLOTS, D] and v [n, SLOTS, Dv] in float32 (float64 for RAW float64),
     positions int64 [n, SLOTS], live bool [n, SLOTS]."""
     n = len(page)
@@ -127,7 +121,7 @@ def unpack(page: torch.Tensor, form: PageFormat) -> tuple[torch.Tensor, torch.Te
     return out[0], out[1], places, live
 
 
-def demote(page: torch.Tensor, form: PageFormat, to: PageFormat) -> torch.Tensor:
+def demote(page: Tensor, form: PageFormat, to: PageFormat) -> Tensor:
     """Pages uint8 [n, form.bytes] -> the same pages at smaller widths, uint8 [n, to.bytes]; steps and zeros stay."""
     n = len(page)
     out = torch.cat([page[:, : form.codes_k], page.new_empty(n, to.bytes - to.codes_k)], 1)
@@ -144,33 +138,33 @@ def demote(page: torch.Tensor, form: PageFormat, to: PageFormat) -> torch.Tensor
     return out
 
 
-def fetch(arena: torch.Tensor, offsets: torch.Tensor, form: PageFormat) -> torch.Tensor:
+def fetch(arena: Tensor, offsets: Tensor, form: PageFormat) -> Tensor:
     """Pages of an arena as rows, uint8 [n, form.bytes]; offsets [n] in units of ALIGN bytes."""
     return arena.view(-1, ALIGN)[cells(offsets, form)].flatten(1)
 
 
-def put(arena: torch.Tensor, offsets: torch.Tensor, form: PageFormat, page: torch.Tensor) -> None:
+def put(arena: Tensor, offsets: Tensor, form: PageFormat, page: Tensor) -> None:
     """Rows uint8 [n, form.bytes] into an arena."""
     arena.view(-1, ALIGN)[cells(offsets, form)] = page.unflatten(1, (-1, ALIGN))
 
 
-def cells(offsets: torch.Tensor, form: PageFormat) -> torch.Tensor:
+def cells(offsets: Tensor, form: PageFormat) -> Tensor:
     return offsets.long()[:, None] + torch.arange(form.bytes // ALIGN, device=offsets.device)
 
 
 # -- slots ----------------------------------------------------------------------------------------------------------
 
 
-def at(offsets: torch.Tensor, slots: torch.Tensor, start: int, row: int) -> torch.Tensor:
+def at(offsets: Tensor, slots: Tensor, start: int, row: int) -> Tensor:
     """Byte indices [..., row] of each slot's row in the section that begins at `start`."""
     return (offsets.long() * ALIGN + start + slots.long() * row)[..., None] + torch.arange(row, device=offsets.device)
 
 
-def write(arena: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> None:
+def write(arena: Tensor, index: Tensor, values: Tensor) -> None:
     arena[index] = values.contiguous().view(torch.uint8)
 
 
-def set_live(arena: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor, live: bool) -> None:
+def set_live(arena: Tensor, offsets: Tensor, slots: Tensor, live: bool) -> None:
     """Set or clear live bits; what is set was used."""
     keep = offsets >= 0
     page, entry = offsets[keep].long().unique(return_inverse=True)
@@ -185,7 +179,7 @@ def set_live(arena: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor, li
         arena[page * ALIGN + USED] = arena[page * ALIGN + USED].maximum(used)
 
 
-def gather(arena: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor, form: PageFormat):
+def gather(arena: Tensor, offsets: Tensor, slots: Tensor, form: PageFormat):
     """k [..., D], v [..., Dv] in float32 (float64 for RAW float64), positions int64 [...], live bool [...]."""
     page, entry = offsets.clamp_min(0).unique(return_inverse=True)
     found = [x[entry, slots.clamp(0, SLOTS - 1).long()] for x in unpack(fetch(arena, page, form), form)]
@@ -232,12 +226,12 @@ def merge(arena, offsets, slots, weights, to_offsets, to_slots, own, form: PageF
     evict(arena, torch.where(there[:, None], offsets, -1), slots)
 
 
-def evict(arena: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor) -> None:
+def evict(arena: Tensor, offsets: Tensor, slots: Tensor) -> None:
     """Clear live bits; entries of any shape."""
     set_live(arena, offsets, slots, False)
 
 
-def regroup(arena, offsets, slots, used, form: PageFormat, fresh: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def regroup(arena, offsets, slots, used, form: PageFormat, fresh: Tensor) -> tuple[Tensor, Tensor]:
     """Pages uint8 [n, form.bytes] of the slots named by offsets and slots [n, SLOTS], and bool [n]: keys coded anew.
 
     fresh: the same slots unpacked and packed again. A slot's values carry their own steps, so their codes are copied
@@ -248,7 +242,7 @@ def regroup(arena, offsets, slots, used, form: PageFormat, fresh: torch.Tensor) 
     offsets = torch.where(live, offsets, offsets[:, :1]).clamp_min(0)
     out = fresh.clone()
 
-    def copy(start: int, row: int, keep: torch.Tensor) -> None:
+    def copy(start: int, row: int, keep: Tensor) -> None:
         end = start + SLOTS * row
         rows = (arena[at(offsets, slots.clamp(0, SLOTS - 1), start, row)] * live[..., None]).flatten(1)
         out[:, start:end] = torch.where(keep[:, None], rows, out[:, start:end])
@@ -276,7 +270,7 @@ def regroup(arena, offsets, slots, used, form: PageFormat, fresh: torch.Tensor) 
 # -- rotation -------------------------------------------------------------------------------------------------------
 
 
-def rotate(k: torch.Tensor, origin: torch.Tensor, target: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+def rotate(k: Tensor, origin: Tensor, target: Tensor, inv_freq: Tensor) -> Tensor:
     """k [Hk, n, D]; origin, target [Hk, n] or [n]; inv_freq [F]. See the public function."""
     wide = torch.float64 if k.dtype == torch.float64 else torch.float32
     angle = (target.long() - origin.long())[..., None].to(wide) * inv_freq.to(wide)
@@ -286,7 +280,7 @@ def rotate(k: torch.Tensor, origin: torch.Tensor, target: torch.Tensor, inv_freq
     return torch.cat([(x * cos - y * sin).to(k.dtype), (y * cos + x * sin).to(k.dtype), rest], -1)
 
 
-def rotate_pages(page: torch.Tensor, form: PageFormat, targets: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+def rotate_pages(page: Tensor, form: PageFormat, targets: Tensor, inv_freq: Tensor) -> Tensor:
     """Pages uint8 [n, form.bytes] of raw or 16-bit keys -> the same with keys at targets [n, SLOTS]."""
     n = len(page)
     out = page.clone()

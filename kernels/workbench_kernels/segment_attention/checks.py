@@ -1,19 +1,39 @@
 """Which implementation runs, and input checks: one line that says what was expected and what came."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from workbench_kernels.dispatch import Choice, decide, refuse_dtypes
 from workbench_kernels.pages.layout import SLOTS, PageFormat
 
-__all__ = ["check_dense", "check_mass", "check_merge", "check_pages", "check_staged_mask", "choose"]
+
+class PageOptions(NamedTuple):
+    """How pages are attended.
+
+    value_dim, group, raw: Dv (None: D), channels that share a value step, what raw width means (None: q's dtype).
+    tau: divides the scores further: scale * q·k / tau + bias.
+    bias, numbers: float32 [pages, 32] added to the scores of slots, and int32 [Hk, P], the row of it for each entry.
+    positions, window: int32 [R] and w; a row sees the slots whose position is more than its own minus w.
+    """
+
+    value_dim: int | None = None
+    group: int = 32
+    raw: torch.dtype | None = None
+    tau: float = 1.0
+    bias: Tensor | None = None
+    numbers: Tensor | None = None
+    positions: Tensor | None = None
+    window: int | None = None
+
+    def of(self, q: Tensor) -> "PageOptions":
+        """With what is None by default taken from the queries."""
+        return self._replace(value_dim=self.value_dim or q.shape[-1], raw=self.raw or q.dtype)
 
 
-def choose(
-    *tensors: torch.Tensor, arena: torch.Tensor | None = None, dtypes: Iterable[torch.dtype] = (),
-    sizes: Iterable[int] = (), implementation: str = "auto",
-) -> Choice:  # fmt: skip
+def choose(*tensors: Tensor, arena: Tensor | None = None, dtypes=(), sizes=(), implementation: str = "auto") -> Choice:
     """What would compute a call on these tensors.
 
     tensors: queries, and keys, values or outputs where the call has them as tensors; the last dimension of each is a
@@ -40,7 +60,7 @@ def _refusal(tensors, arena, dtypes, sizes) -> str | None:
     return None
 
 
-def check_dense(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def check_dense(name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     """q [R, H, D], k [Hk, n, D], v [Hk, n, Dv] of one dtype on one device."""
     if q.ndim != 3 or k.ndim != 3 or v.ndim != 3:
         raise ValueError(
@@ -59,9 +79,9 @@ def check_dense(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
         raise ValueError(f"{name}: expected one device, got q {q.device}, k {k.device}, v {v.device}")
 
 
-def check_staged_mask(name: str, mask: torch.Tensor | str | None, rows: int, keys: int) -> None:
+def check_staged_mask(name: str, mask: Tensor | str | None, rows: int, keys: int) -> None:
     """None, "causal", bool [R, S] or int32 words [R, ceil(S / 32)]."""
-    if isinstance(mask, torch.Tensor):
+    if isinstance(mask, Tensor):
         width = {torch.bool: keys, torch.int32: -(-keys // 32)}.get(mask.dtype)
         if mask.shape != (rows, width):
             raise ValueError(
@@ -74,10 +94,21 @@ def check_staged_mask(name: str, mask: torch.Tensor | str | None, rows: int, key
         raise ValueError(f"{name}: expected causal rows to be among the keys, got {rows} rows and {keys} keys")
 
 
-def check_pages(
-    name: str, q, arena, table, count, *, value_dim, group, raw, tau, bias, numbers, positions, window
-) -> None:
+def check_live(q: Tensor, base: Tensor, words: Tensor, staged: int, capacity: int) -> None:
+    """base int32 [1], words int32 [R, ceil(staged / 32)], and no more staged rows than there is room for."""
+    if not 0 <= staged <= capacity:
+        raise ValueError(f"attend_live: expected staged rows in [0, {capacity}], got {staged}")
+    for name, tensor, shape in (("base", base, (1,)), ("words", words, (len(q), -(-staged // 32)))):
+        if tensor.shape != shape or tensor.dtype != torch.int32 or tensor.device != q.device:
+            raise ValueError(
+                f"attend_live: expected int32 {name} {list(shape)} on {q.device}, "
+                f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
+
+
+def check_pages(name: str, q: Tensor, arena: Tensor, table: Tensor, count: Tensor, options: PageOptions) -> None:
     """q [R, H, D], arena uint8 [bytes], table int32 [Hk, P], count int32 [Hk], and the options of pages."""
+    bias, numbers, positions = options.bias, options.numbers, options.positions
     if q.ndim != 3 or not q.is_floating_point():
         raise ValueError(f"{name}: expected floating q [R, H, D], got {q.dtype} {list(q.shape)}")
     if arena.ndim != 1 or arena.dtype != torch.uint8:
@@ -88,18 +119,21 @@ def check_pages(
             f"got {table.dtype} {list(table.shape)} and {count.dtype} {list(count.shape)}"
         )
     _check_heads(name, q, table.shape[0])
-    PageFormat(q.shape[2], value_dim, group=group, dtype=raw)  # raises where the head sizes or the group do not fit
-    if not tau > 0:
-        raise ValueError(f"{name}: expected a positive tau, got {tau}")
-    pairs = ("bias and page numbers", bias, numbers), ("row positions and a window", positions, window)
+    # raises where the head sizes or the group do not fit
+    PageFormat(q.shape[2], options.value_dim, group=options.group, dtype=options.raw)
+    if not options.tau > 0:
+        raise ValueError(f"{name}: expected a positive tau, got {options.tau}")
+    pairs = ("bias and page numbers", bias, numbers), ("row positions and a window", positions, options.window)
     for pair, one, other in pairs:
         if (one is None) != (other is None):
             raise ValueError(f"{name}: expected {pair} together, got one of them")
     if bias is not None and not bias.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous bias, got one with gaps")
-    shapes = ("bias", bias, (*(() if bias is None else bias.shape[:1]), SLOTS)), ("page numbers", numbers, table.shape)
-    for what, tensor, shape in (*shapes, ("row positions", positions, q.shape[:1])):
-        dtype = torch.float32 if what == "bias" else torch.int32
+    for what, tensor, shape, dtype in (
+        ("bias", bias, (len(bias) if bias is not None else 0, SLOTS), torch.float32),
+        ("page numbers", numbers, table.shape, torch.int32),
+        ("row positions", positions, q.shape[:1], torch.int32),
+    ):
         if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype):
             raise ValueError(
                 f"{name}: expected {str(dtype).removeprefix('torch.')} {what} {list(shape)}, "
@@ -110,7 +144,7 @@ def check_pages(
         raise ValueError(f"{name}: expected one device, got {sorted({str(t.device) for t in (q, *others)})}")
 
 
-def check_mass(name: str, q: torch.Tensor, lse: torch.Tensor, reduce: str, last: int | None) -> None:
+def check_mass(name: str, q: Tensor, lse: Tensor, reduce: str, last: int | None) -> None:
     """lse [R, H], a known reduction, and a number of last rows within R."""
     if lse.shape != q.shape[:2]:
         raise ValueError(f"{name}: expected log-sum-exps {list(q.shape[:2])}, got {list(lse.shape)}")
@@ -120,7 +154,7 @@ def check_mass(name: str, q: torch.Tensor, lse: torch.Tensor, reduce: str, last:
         raise ValueError(f"{name}: expected last in [1, {q.shape[0]}], got {last}")
 
 
-def check_merge(outs: Sequence[torch.Tensor], lses: Sequence[torch.Tensor], sigma: Sequence[float] | None) -> None:
+def check_merge(outs: Sequence[Tensor], lses: Sequence[Tensor], sigma: Sequence[float] | None) -> None:
     """One log-sum-exp and one positive sigma for each output, all of one shape."""
     if not len(outs):
         raise ValueError("merge: expected at least one segment, got none")
@@ -137,6 +171,6 @@ def check_merge(outs: Sequence[torch.Tensor], lses: Sequence[torch.Tensor], sigm
         raise ValueError(f"merge: expected positive sigmas, got {list(sigma)}")
 
 
-def _check_heads(name: str, q: torch.Tensor, kv_heads: int) -> None:
+def _check_heads(name: str, q: Tensor, kv_heads: int) -> None:
     if kv_heads == 0 or q.shape[1] % kv_heads:
         raise ValueError(f"{name}: expected query heads in a multiple of the KV heads, got {q.shape[1]} and {kv_heads}")

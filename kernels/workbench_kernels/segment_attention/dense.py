@@ -6,73 +6,64 @@ share of the keys by itself, and empty shares merge to nothing. Keys are read on
 these belong to; long segments are split along the keys and merged.
 """
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.segment_attention import scores as ops
 from workbench_kernels.segment_attention.merging import launch
-from workbench_kernels.segment_attention.tiles import STAGES, split_count, tile
+from workbench_kernels.segment_attention.tiles import STAGES, plan, split_count
 
-__all__ = ["attend_dense"]
+
+class Keys(NamedTuple):
+    """A segment: keys and values, the strides of their heads and rows, and which of them a row sees."""
+
+    k: Tensor  # [Hk, n, D]
+    v: Tensor  # [Hk, n, Dv]; not read for REDUCE
+    k_head_stride: int
+    k_row_stride: int
+    v_head_stride: int
+    v_row_stride: int
+    base: Tensor | None  # [1] int32; None for 0
+    words: Tensor | None  # [R, ceil(n_staged / 32)] int32
+    n_staged: int
 
 
 @triton.jit
 def dense_attention_kernel(
-    out_ptr,  # [splits, R, H, Dv] float32; for REDUCE the mass, see store_mass
-    lse_ptr,  # [splits, R, H] float32; for REDUCE the entropy
-    merged_ptr,  # [R, H] float32, the merged log-sum-exp; None without REDUCE
-    q_ptr,  # [R, H, D]
-    k_ptr,  # [Hk, n, D]
-    v_ptr,  # [Hk, n, Dv]; not read for REDUCE
-    base_ptr,  # [1] int32, or None for 0
-    words_ptr,  # [R, ceil(n_staged / 32)] int32, or None
-    q_row_stride, q_head_stride, k_head_stride, k_row_stride, v_head_stride, v_row_stride, words_row_stride, n_rows,
-    n_staged, scale, MASK: tl.constexpr,
-    REDUCE: tl.constexpr,  # "none" for attention
-    GROUP_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    split, kv_head = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    row, head, inside = ops.tile_rows(n_rows, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS)
-    q = ops.load_queries(q_ptr, row, head, inside, q_row_stride, q_head_stride, HEAD_DIM, BLOCK_D)
-    key_channels = tl.arange(0, BLOCK_D)[None, :]
-    value_channels = tl.arange(0, BLOCK_V)[None, :]
-    if base_ptr is None:
+    results, queries, segment, scale, MASK: tl.constexpr, REDUCE: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr
+):
+    """results: `Results`; queries: `Queries`; segment: `Keys`; REDUCE: "none" for attention."""
+    split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows
+    row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, REDUCE, TILE)
+    key_channels = tl.arange(0, TILE.block_d)[None, :]
+    value_channels = tl.arange(0, TILE.block_v)[None, :]
+    if segment.base is None:
         base = 0
     else:
-        base = tl.load(base_ptr)
-    live = base + n_staged
-    share = tl.cdiv(tl.cdiv(live, BLOCK_KEYS), tl.num_programs(1)) * BLOCK_KEYS
+        base = tl.load(segment.base)
+    live = base + segment.n_staged
+    share = tl.cdiv(tl.cdiv(live, KEYS), tl.num_programs(1)) * KEYS
     last = tl.minimum((split + 1) * share, live)
 
-    best = tl.full((BLOCK_ROWS * BLOCK_HEADS,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_ROWS * BLOCK_HEADS,), tl.float32)  # for REDUCE the entropy
-    acc = tl.zeros((BLOCK_ROWS * BLOCK_HEADS, BLOCK_V), tl.float32)
-    if REDUCE != "none":
-        merged = ops.load_merged(merged_ptr, row, head, inside, GROUP_SIZE)
-    for start in range(split * share, last, BLOCK_KEYS):
-        keys = start + tl.arange(0, BLOCK_KEYS)
+    for start in range(split * share, last, KEYS):
+        keys = start + tl.arange(0, KEYS)
         held = keys < live
-        k_rows = k_ptr + kv_head * k_head_stride + keys.to(tl.int64)[:, None] * k_row_stride
-        k = tl.load(k_rows + key_channels, mask=held[:, None] & (key_channels < HEAD_DIM), other=0).to(tl.float32)
-        seen = ops.staged_visible(words_ptr, row, keys, inside, base, n_rows, n_staged, words_row_stride, MASK)
-        scores = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, float("-inf"))
+        k_rows = segment.k + kv_head * segment.k_head_stride + keys.to(tl.int64)[:, None] * segment.k_row_stride
+        k = tl.load(k_rows + key_channels, mask=held[:, None] & (key_channels < TILE.head_dim), other=0).to(tl.float32)
+        seen = ops.staged_visible(segment.words, row, keys, inside, base, n_rows, segment.n_staged, MASK)
+        scores = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=TILE.precision) * scale, float("-inf"))
         if REDUCE == "none":
-            v_rows = v_ptr + kv_head * v_head_stride + keys.to(tl.int64)[:, None] * v_row_stride
-            v = tl.load(v_rows + value_channels, mask=held[:, None] & (value_channels < VALUE_DIM), other=0)
-            best, total, acc = ops.softmax_step(best, total, acc, scores, v.to(tl.float32), PRECISION)
+            v_rows = segment.v + kv_head * segment.v_head_stride + keys.to(tl.int64)[:, None] * segment.v_row_stride
+            v = tl.load(v_rows + value_channels, mask=held[:, None] & (value_channels < TILE.value_dim), other=0)
+            best, total, acc = ops.softmax_step(best, total, acc, scores, v.to(tl.float32), TILE)
         else:
             p, entropy = ops.probabilities(scores, merged)
             total += entropy
-            ops.store_mass(
-                out_ptr, p, keys, held, n_rows, live, REDUCE, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS, BLOCK_KEYS
-            )
-
-    ops.store_output(
-        out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, REDUCE, GROUP_SIZE, VALUE_DIM, BLOCK_V
-    )
+            ops.store_mass(results.out, p, keys, held, n_rows, live, REDUCE, TILE)
+    ops.store_output(results, best, total, acc, row, head, inside, n_rows, REDUCE, TILE)
 
 
 def attend_dense(q, k, v, scale, mask=None, splits=None, base=None, staged=None, **mass):
@@ -82,14 +73,11 @@ def attend_dense(q, k, v, scale, mask=None, splits=None, base=None, staged=None,
     splits: into how many parts the keys are cut. mass: what `launch` takes for mass and entropy in place of the output.
     """
     q, k, v = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (q, k, v))
-    (rows, _, head_dim), (kv_heads, n, value_dim) = q.shape, v.shape
-    words = mask.contiguous() if isinstance(mask, torch.Tensor) else None
-    kind = mask or "none" if words is None else "words"
-    plan = tile(q, kv_heads, head_dim, value_dim)
+    head_dim, (kv_heads, n, value_dim) = q.shape[2], v.shape
+    words = mask.contiguous() if isinstance(mask, Tensor) else None
+    planned = plan(q, kv_heads, head_dim, value_dim)
     block_keys = 32 if max(head_dim, value_dim) * q.itemsize > 256 else 64
-    splits = splits or split_count(-(-n // block_keys), plan.blocks * kv_heads, q.device)
-    return launch(
-        dense_attention_kernel, plan, splits, kv_heads, q, k, v, base, words, *q.stride()[:2], *k.stride()[:2],
-        *v.stride()[:2], 0 if words is None else words.stride(0), rows, n if staged is None else staged, scale,
-        **mass, MASK=kind, BLOCK_KEYS=block_keys, num_stages=STAGES,
-    )  # fmt: skip
+    splits = splits or split_count(-(-n // block_keys), planned.blocks * kv_heads, q.device)
+    segment = Keys(k, v, *k.stride()[:2], *v.stride()[:2], base, words, n if staged is None else staged)
+    constants = {"MASK": mask or "none" if words is None else "words", "KEYS": block_keys, "num_stages": STAGES}
+    return launch(dense_attention_kernel, planned, splits, kv_heads, q, segment, scale, **constants, **mass)

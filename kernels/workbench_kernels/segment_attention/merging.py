@@ -3,11 +3,11 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.segment_attention.tiles import Tile
-
-__all__ = ["launch", "merge_stacked"]
+from workbench_kernels.segment_attention.scores import Queries, Results
+from workbench_kernels.segment_attention.tiles import Plan
 
 
 @triton.jit
@@ -17,8 +17,12 @@ def merge_fwd_kernel(
     outs_ptr,  # [S, R * H, Dv]
     lses_ptr,  # [S, R * H]
     sigma_ptr,  # [S] float32 or None
-    n_rows, n_segments, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
+    n_rows,
+    n_segments,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK_V)[None, :]
     best = tl.full((), float("-inf"), tl.float32)
@@ -49,44 +53,50 @@ def merge_fwd_kernel(
 
 
 @on_its_device
-def merge_stacked(
-    outs: torch.Tensor, lses: torch.Tensor, sigma: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def merge_stacked(outs: Tensor, lses: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """outs [S, R, H, Dv], lses [S, R, H], both contiguous; sigma float32 [S]. Returns out [R, H, Dv], lse [R, H]."""
     segments, rows, heads, value_dim = outs.shape
     out = torch.empty(rows, heads, value_dim, dtype=torch.float32, device=outs.device)
     lse = torch.empty(rows, heads, dtype=torch.float32, device=outs.device)
-    if rows * heads:
-        merge_fwd_kernel[(rows * heads,)](
-            out, lse, outs, lses, sigma, rows * heads, segments, VALUE_DIM=value_dim,
-            BLOCK_V=triton.next_power_of_2(value_dim), BLOCK_S=min(triton.next_power_of_2(segments), 16), num_warps=2,
-        )  # fmt: skip
+    if n_rows := rows * heads:
+        sizes = {"VALUE_DIM": value_dim, "BLOCK_V": triton.next_power_of_2(value_dim)}
+        sizes |= {"BLOCK_S": min(triton.next_power_of_2(segments), 16), "num_warps": 2}
+        merge_fwd_kernel[(n_rows,)](out, lse, outs, lses, sigma, n_rows, segments, **sizes)
     return out, lse
 
 
 @on_its_device
 def launch(
-    kernel, plan: Tile, splits: int, kv_heads: int, q: torch.Tensor, *arguments, lse=None, reduce="none", places=0,
-    **options,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    kernel,
+    plan: Plan,
+    splits: int,
+    kv_heads: int,
+    q: Tensor,
+    *arguments,
+    lse=None,
+    reduce="none",
+    places=0,
+    **constants,
+) -> tuple[Tensor, Tensor]:
     """Run an attention kernel over (row blocks, splits, KV heads), and put together what the splits give.
 
-    kernel: takes two outputs, lse, q [R, H, D], then `arguments`; options: its other constants, and those of the
-    launch. Returns out [R, H, Dv] and lse [R, H], merged. With the merged lse given and `reduce`, returns the mass of
-    `places` keys, [Hk, places] or [R, Hk, places], and the entropy [R, H]. These are sums in a fixed order, without
-    atomics: the same figures every time.
+    kernel: takes `Results`, `Queries` of q [R, H, D], then `arguments`; constants: its own, and those of the launch.
+    Returns out [R, H, Dv] and lse [R, H], merged. With the merged lse given and `reduce`, returns the mass of `places`
+    keys, [Hk, places] or [R, Hk, places], and the entropy [R, H]. These are sums in a fixed order, without atomics: the
+    same figures every time.
     """
-    (rows, heads, _), value_dim = q.shape, plan.constants["VALUE_DIM"]
-    shape = {
-        "none": (splits, rows, heads, value_dim), "sum": (plan.blocks, kv_heads, places),
-        "max": (plan.blocks, heads, places), "row": (rows, kv_heads, places),
-    }[reduce]  # fmt: skip
-    out = (torch.empty if reduce == "none" else torch.zeros)(shape, dtype=torch.float32, device=q.device)
+    rows, heads, _ = q.shape
+    if reduce == "none":
+        out = torch.empty(splits, rows, heads, plan.tile.value_dim, dtype=torch.float32, device=q.device)
+    else:
+        shape = {"sum": (plan.blocks, kv_heads), "max": (plan.blocks, heads), "row": (rows, kv_heads)}[reduce]
+        out = torch.zeros(*shape, places, dtype=torch.float32, device=q.device)
     side = torch.empty(splits, rows, heads, dtype=torch.float32, device=q.device)
     if rows:
-        lse = None if lse is None else lse.float().contiguous()
-        options |= plan.constants | {"num_warps": plan.num_warps, "REDUCE": reduce}
-        kernel[(plan.blocks, splits, kv_heads)](out, side, lse, q, *arguments, **options)
+        results = Results(out, side, None if lse is None else lse.float().contiguous())
+        constants |= {"REDUCE": reduce, "TILE": plan.tile, "num_warps": plan.num_warps}
+        queries = Queries(q, *q.stride()[:2], rows)
+        kernel[(plan.blocks, splits, kv_heads)](results, queries, *arguments, **constants)
     if reduce == "none":
         return (out[0], side[0]) if splits == 1 else merge_stacked(out, side)
     if reduce != "row":

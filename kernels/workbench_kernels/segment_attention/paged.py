@@ -5,103 +5,101 @@ the softmax in float32, and writes the pair of its run. `merge` puts the runs to
 head's own page count, so ragged heads keep all their programs busy.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.segment_attention import scores as ops
+from workbench_kernels.segment_attention.checks import PageOptions
 from workbench_kernels.segment_attention.merging import launch
-from workbench_kernels.segment_attention.paged_tiles import ALIGN, SLOTS, load_keys, load_values, open_page
-from workbench_kernels.segment_attention.tiles import split_count, tile
-
-__all__ = ["attend_pages"]
+from workbench_kernels.segment_attention.paged_tiles import ALIGN, SLOTS, load_keys, load_slots, load_values, open_page
+from workbench_kernels.segment_attention.tiles import plan, split_count
 
 RAW_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
+class Pages(NamedTuple):
+    """Where the pages are and what else decides about their slots; see the public function."""
+
+    arena: Tensor  # [bytes] uint8
+    table: Tensor  # [Hk, P] int32, in units of 16 bytes
+    count: Tensor  # [Hk] int32
+    bias: Tensor | None  # [pages, SLOTS] float32
+    numbers: Tensor | None  # [Hk, P] int32
+    positions: Tensor | None  # [R] int32
+    n_pages: int  # P
+    window: int
+
+
 @triton.jit
-def page_share(count_ptr, table_row_stride, n_pages):
-    """Where the table of a program's KV head begins, and the pages it takes of it: an even share of those in use."""
-    split, kv_head = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    count = tl.minimum(tl.load(count_ptr + kv_head), n_pages)
-    share = tl.cdiv(count, tl.num_programs(1))
-    first = split * share
-    return kv_head * table_row_stride, first, tl.minimum(first + share, count)
+def page_scores(q, keys, page, live, entry, pages, row_positions, scale, tile: tl.constexpr):
+    """Scores [tile rows, SLOTS], -inf where a row may not see a slot, and the slots that are live [SLOTS]."""
+    slots = tl.arange(0, SLOTS)
+    alive = ((live >> slots) & 1) == 1
+    keys = tl.where(alive[:, None], keys, 0.0)  # what a dead slot holds may be anything
+    scores = tl.dot(q, tl.trans(keys), input_precision=tile.precision) * scale
+    if pages.bias is not None:
+        number = tl.load(pages.numbers + entry).to(tl.int64)
+        scores += tl.load(pages.bias + number * SLOTS + slots).to(tl.float32)[None, :]
+    seen = alive[None, :]
+    if row_positions is not None:
+        seen = seen & (row_positions[:, None] - load_slots(page)[None, :] < pages.window)
+    return tl.where(seen, scores, float("-inf")), alive
 
 
 @triton.jit
 def paged_attention_kernel(
-    out_ptr,  # [splits, R, H, Dv] float32; for REDUCE the mass, see store_mass, n = P * SLOTS, zeroed
-    lse_ptr,  # [splits, R, H] float32; for REDUCE the entropy
-    merged_ptr,  # [R, H] float32, the merged log-sum-exp; None without REDUCE
-    q_ptr,  # [R, H, D]
-    arena_ptr,  # [bytes] uint8
-    table_ptr,  # [Hk, P] int32, in units of 16 bytes
-    count_ptr,  # [Hk] int32
-    bias_ptr,  # [pages, SLOTS] float32 or None
-    numbers_ptr,  # [Hk, P] int32 or None
-    positions_ptr,  # [R] int32 or None
-    q_row_stride, q_head_stride, table_row_stride, n_rows, n_pages, window, scale,
-    REDUCE: tl.constexpr,  # "none" for attention
-    GROUP_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_GROUPS: tl.constexpr,
-    RAW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    row, head, inside = ops.tile_rows(n_rows, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS)
-    q = ops.load_queries(q_ptr, row, head, inside, q_row_stride, q_head_stride, HEAD_DIM, BLOCK_D)
+    results, queries, pages, scale, GROUPS: tl.constexpr, RAW: tl.constexpr, REDUCE: tl.constexpr, TILE: tl.constexpr
+):
+    """The mass is zeroed, n = P * SLOTS. GROUPS: of channels that share a value step; REDUCE: "none" for attention."""
+    split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows
+    row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, REDUCE, TILE)
     row_positions = None
-    if positions_ptr is not None:
-        row_positions = tl.load(positions_ptr + row, mask=inside, other=0)
-    entries, first, last = page_share(count_ptr, table_row_stride, n_pages)
+    if pages.positions is not None:
+        row_positions = tl.load(pages.positions + row, mask=inside, other=0)
+    count = tl.minimum(tl.load(pages.count + kv_head), pages.n_pages)
+    share = tl.cdiv(count, tl.num_programs(1))
+    first = split * share
+    last = tl.minimum(first + share, count)
+    entries = kv_head * pages.n_pages
+    table_ptr = pages.table + entries
 
     slots = tl.arange(0, SLOTS)
-    best = tl.full((BLOCK_ROWS * BLOCK_HEADS,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_ROWS * BLOCK_HEADS,), tl.float32)  # for REDUCE the entropy
-    acc = tl.zeros((BLOCK_ROWS * BLOCK_HEADS, BLOCK_V), tl.float32)
-    if REDUCE != "none":
-        merged = ops.load_merged(merged_ptr, row, head, inside, GROUP_SIZE)
-    unit, live, widths = open_page(arena_ptr, table_ptr + entries, first, first < last)
+    unit, live, widths = open_page(pages.arena, table_ptr, first, first < last)
     for index in range(first, last):
-        next_unit, next_live, next_widths = open_page(arena_ptr, table_ptr + entries, index + 1, index + 1 < last)
-        page = arena_ptr + unit.to(tl.int64) * ALIGN
-        keys = load_keys(page, widths, RAW, HEAD_DIM, VALUE_GROUPS, BLOCK_D)
-        scores, alive = ops.page_scores(
-            q, keys, page, live, entries + index, bias_ptr, numbers_ptr, row_positions, scale, window, PRECISION
-        )
+        next_unit, next_live, next_widths = open_page(pages.arena, table_ptr, index + 1, index + 1 < last)
+        page = pages.arena + unit.to(tl.int64) * ALIGN
+        keys = load_keys(page, widths, RAW, GROUPS, TILE)
+        scores, alive = page_scores(q, keys, page, live, entries + index, pages, row_positions, scale, TILE)
         if REDUCE == "none":
-            values = load_values(page, widths, RAW, HEAD_DIM, VALUE_DIM, VALUE_GROUPS, BLOCK_V)
+            values = load_values(page, widths, RAW, GROUPS, TILE)
             values = tl.where(alive[:, None], values, 0.0)
-            best, total, acc = ops.softmax_step(best, total, acc, scores, values, PRECISION)
+            best, total, acc = ops.softmax_step(best, total, acc, scores, values, TILE)
         else:
             p, entropy = ops.probabilities(scores, merged)
             total += entropy
             place = index * SLOTS + slots
-            ops.store_mass(
-                out_ptr, p, place, slots < SLOTS, n_rows, n_pages * SLOTS, REDUCE, GROUP_SIZE, BLOCK_ROWS, BLOCK_HEADS,
-                SLOTS,
-            )  # fmt: skip
+            ops.store_mass(results.out, p, place, slots < SLOTS, n_rows, pages.n_pages * SLOTS, REDUCE, TILE)
         unit, live, widths = next_unit, next_live, next_widths
-
-    ops.store_output(
-        out_ptr, lse_ptr, best, total, acc, row, head, inside, n_rows, REDUCE, GROUP_SIZE, VALUE_DIM, BLOCK_V
-    )
+    ops.store_output(results, best, total, acc, row, head, inside, n_rows, REDUCE, TILE)
 
 
 def attend_pages(
-    q, arena, table, count, scale, value_dim, group, raw, bias=None, numbers=None, positions=None, window=None,
-    splits=None, **mass,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Launch; see the public functions. scale holds 1 / tau, splits overrides the number of runs. mass: what `launch`
-    takes for mass and entropy in place of the output."""
-    head_dim, (kv_heads, pages) = q.shape[2], table.shape
+    q: Tensor, arena, table, count, scale: float, options: PageOptions, splits: int | None = None, **mass
+) -> tuple[Tensor, Tensor]:
+    """Launch; see the public functions. splits overrides the number of runs. mass: what `launch` takes for mass and
+    entropy in place of the output."""
     if q.stride(2) != 1:
         q = q.contiguous()
-    plan = tile(q, kv_heads, head_dim, value_dim)
-    splits = splits or split_count(pages, plan.blocks * kv_heads, q.device)
-    numbers = None if numbers is None else numbers.contiguous()
-    window = 0 if window is None else window
-    return launch(
-        paged_attention_kernel, plan, splits, kv_heads, q, arena, table.contiguous(), count, bias, numbers, positions,
-        *q.stride()[:2], pages, len(q), pages, window, scale, **mass, VALUE_GROUPS=value_dim // group,
-        RAW=RAW_NAMES[raw],
-    )  # fmt: skip
+    kv_heads, n_pages = table.shape
+    planned = plan(q, kv_heads, q.shape[2], options.value_dim)
+    splits = splits or split_count(n_pages, planned.blocks * kv_heads, q.device)
+    numbers = None if options.numbers is None else options.numbers.contiguous()
+    held = (arena, table.contiguous(), count, options.bias, numbers, options.positions)
+    pages = Pages(*held, n_pages, 0 if options.window is None else options.window)
+    constants = {"GROUPS": options.value_dim // options.group, "RAW": RAW_NAMES[options.raw]}
+    kernel = paged_attention_kernel
+    return launch(kernel, planned, splits, kv_heads, q, pages, scale / options.tau, **constants, **mass)

@@ -10,8 +10,6 @@ import triton.language as tl
 
 from workbench_kernels.pages import layout
 
-__all__ = ["load_keys", "load_slots", "load_values", "open_page"]
-
 SLOTS = tl.constexpr(layout.SLOTS)
 ALIGN = tl.constexpr(layout.ALIGN)
 POSITIONS = tl.constexpr(layout.HEADER)
@@ -33,45 +31,39 @@ def load_slots(page):
 
 
 @triton.jit
-def load_keys(
-    page, widths, RAW: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_GROUPS: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """Keys of a page, float32 [SLOTS, BLOCK_D]; 0 beyond HEAD_DIM."""
+def load_keys(page, widths, RAW: tl.constexpr, GROUPS: tl.constexpr, tile: tl.constexpr):
+    """Keys of a page, float32 [SLOTS, block_d]; 0 beyond head_dim."""
     bits = widths & 255
     gain = ((widths >> 8) & 255).to(tl.float32)
-    body = page + (
-        SCALES + is_coded(bits) * (4 * HEAD_DIM) + is_coded((widths >> 16) & 255) * (4 * SLOTS * VALUE_GROUPS)
-    )
+    values_coded = is_coded((widths >> 16) & 255)
+    body = page + (SCALES + is_coded(bits) * (4 * tile.head_dim) + values_coded * (4 * SLOTS * GROUPS))
     if is_coded(bits) == 1:
-        channels = tl.arange(0, BLOCK_D)[None, :]
+        channels = tl.arange(0, tile.block_d)[None, :]
         steps = (page + SCALES).to(tl.pointer_type(tl.float16)) + channels
-        step = tl.load(steps, mask=channels < HEAD_DIM, other=0).to(tl.float32) * gain
-        zero = tl.load(steps + HEAD_DIM, mask=channels < HEAD_DIM, other=0).to(tl.float32)
-        keys = load_codes(body, bits, HEAD_DIM, BLOCK_D) * step + zero
+        step = tl.load(steps, mask=channels < tile.head_dim, other=0).to(tl.float32) * gain
+        zero = tl.load(steps + tile.head_dim, mask=channels < tile.head_dim, other=0).to(tl.float32)
+        keys = load_codes(body, bits, tile.head_dim, tile.block_d) * step + zero
     else:
-        keys = load_plain(body, bits, RAW, HEAD_DIM, BLOCK_D)
+        keys = load_plain(body, bits, RAW, tile.head_dim, tile.block_d)
     return keys
 
 
 @triton.jit
-def load_values(
-    page, widths, RAW: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_GROUPS: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """Values of a page, float32 [SLOTS, BLOCK_V]; 0 beyond VALUE_DIM."""
+def load_values(page, widths, RAW: tl.constexpr, GROUPS: tl.constexpr, tile: tl.constexpr):
+    """Values of a page, float32 [SLOTS, block_v]; 0 beyond value_dim."""
     key_bits = widths & 255
     bits = (widths >> 16) & 255
     gain = ((widths >> 24) & 255).to(tl.float32)
-    scales = page + (SCALES + is_coded(key_bits) * (4 * HEAD_DIM))
-    stored = tl.where(key_bits == 0, raw_bits(RAW), key_bits)
-    body = scales + is_coded(bits) * (4 * SLOTS * VALUE_GROUPS) + stored * (SLOTS * HEAD_DIM // 8)
+    scales = page + (SCALES + is_coded(key_bits) * (4 * tile.head_dim))
+    stored = tl.where(key_bits == 0, 32 if RAW == "fp32" else 16, key_bits)
+    body = scales + is_coded(bits) * (4 * SLOTS * GROUPS) + stored * (SLOTS * tile.head_dim // 8)
     if is_coded(bits) == 1:
         steps = scales.to(tl.pointer_type(tl.float16))
-        step = load_grouped(steps, VALUE_DIM, VALUE_GROUPS, BLOCK_V) * gain
-        zero = load_grouped(steps + SLOTS * VALUE_GROUPS, VALUE_DIM, VALUE_GROUPS, BLOCK_V)
-        values = load_codes(body, bits, VALUE_DIM, BLOCK_V) * step + zero
+        step = load_grouped(steps, tile.value_dim, GROUPS, tile.block_v) * gain
+        zero = load_grouped(steps + SLOTS * GROUPS, tile.value_dim, GROUPS, tile.block_v)
+        values = load_codes(body, bits, tile.value_dim, tile.block_v) * step + zero
     else:
-        values = load_plain(body, bits, RAW, VALUE_DIM, BLOCK_V)
+        values = load_plain(body, bits, RAW, tile.value_dim, tile.block_v)
     return values
 
 
@@ -79,11 +71,6 @@ def load_values(
 def is_coded(bits):
     """1 for 2, 4 and 8 bits, 0 for raw (0) and 16."""
     return ((bits > 0) & (bits < 16)).to(tl.int32)
-
-
-@triton.jit
-def raw_bits(RAW: tl.constexpr):
-    return 32 if RAW == "fp32" else 16
 
 
 @triton.jit
@@ -109,22 +96,13 @@ def load_planar(body, BITS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def load_plain(body, bits, RAW: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.arange(0, SLOTS)[:, None] * DIM + tl.arange(0, BLOCK)[None, :]
+    inside = tl.arange(0, BLOCK)[None, :] < DIM
     if bits == 16:
-        plain = load_rows(body.to(tl.pointer_type(tl.float16)), DIM, BLOCK)
-    elif RAW == "fp32":
-        plain = load_rows(body.to(tl.pointer_type(tl.float32)), DIM, BLOCK)
-    elif RAW == "bf16":
-        plain = load_rows(body.to(tl.pointer_type(tl.bfloat16)), DIM, BLOCK)
+        plain = tl.load(body.to(tl.pointer_type(tl.float16)) + place, mask=inside, other=0).to(tl.float32)
     else:
-        plain = load_rows(body.to(tl.pointer_type(tl.float16)), DIM, BLOCK)
+        plain = tl.load(body.to(tl.pointer_type(tl.dtype(RAW))) + place, mask=inside, other=0).to(tl.float32)
     return plain
-
-
-@triton.jit
-def load_rows(rows_ptr, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    slots = tl.arange(0, SLOTS)[:, None]
-    channels = tl.arange(0, BLOCK)[None, :]
-    return tl.load(rows_ptr + slots * DIM + channels, mask=channels < DIM, other=0).to(tl.float32)
 
 
 @triton.jit

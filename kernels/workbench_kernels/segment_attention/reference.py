@@ -4,17 +4,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from workbench_kernels.pages.layout import ALIGN, SLOTS, PageFormat
 from workbench_kernels.pages.reference import unpack
 
-__all__ = [
-    "ancestor_words", "attend", "causal", "gather_bias", "gather_pages", "mask_words", "mass", "merge", "visible",
-    "words_mask",
-]  # fmt: skip
 
-
-def attend(q, k, v, scale, mask=None, bias=None) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(q, k, v, scale, mask=None, bias=None) -> tuple[Tensor, Tensor]:
     """q [R, H, D] over k [Hk, n, D], v [Hk, n, Dv] -> out [R, H, Dv], lse [R, H]. See the public function."""
     rows, heads, _ = q.shape
     kv_heads, n, size = v.shape
@@ -27,8 +23,8 @@ def attend(q, k, v, scale, mask=None, bias=None) -> tuple[torch.Tensor, torch.Te
 
 
 def merge(
-    outs: Sequence[torch.Tensor], lses: Sequence[torch.Tensor], sigma: Sequence[float] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    outs: Sequence[Tensor], lses: Sequence[Tensor], sigma: Sequence[float] | None = None
+) -> tuple[Tensor, Tensor]:
     """Pairs (out [R, H, Dv], lse [R, H]) -> the pair of the union. See the public function."""
     stacked = torch.stack([_wide(lse) for lse in lses])  # [segments, R, H]
     if sigma is not None:
@@ -38,7 +34,7 @@ def merge(
     return sum(w[..., None] * _wide(out) for w, out in zip(weights, outs, strict=True)), lse
 
 
-def mass(q, k, scale, lse, mask=None, bias=None, reduce="sum") -> tuple[torch.Tensor, torch.Tensor]:
+def mass(q, k, scale, lse, mask=None, bias=None, reduce="sum") -> tuple[Tensor, Tensor]:
     """q [R, H, D], k [Hk, n, D], lse [R, H] -> mass [Hk, n] ([R, Hk, n] for "row"), entropy [R, H]. See the public
     functions."""
     rows, heads, _ = q.shape
@@ -79,30 +75,37 @@ def gather_pages(arena, table, count, head_dim, value_dim, group, dtype):
     return tuple(tensor.unflatten(0, (kv_heads, pages)).flatten(1, 2) for tensor in (k, v, positions, live))
 
 
-def gather_bias(bias, numbers, count) -> torch.Tensor:
-    """bias [pages, SLOTS], numbers [Hk, P] -> float32 [Hk, P * SLOTS]; 0 behind a head's last page."""
-    held = torch.arange(numbers.shape[1], device=numbers.device) < count[:, None]
-    spread = bias.new_zeros(*numbers.shape, SLOTS)
-    spread[held] = bias[numbers[held].long()]
-    return spread.flatten(1)
+def dense_pages(q, arena, table, count, options):
+    """Keys, values, mask and bias of pages as `attend` takes them; options: `checks.PageOptions`."""
+    size, bias = q.shape[2], options.bias
+    k, v, slots, live = gather_pages(arena, table, count, size, options.value_dim, options.group, options.raw)
+    mask = live[:, None]
+    if options.window is not None:
+        mask = mask & (options.positions[:, None] - slots[:, None] < options.window)
+    if bias is not None:  # 0 behind a head's last page
+        held = torch.arange(table.shape[1], device=table.device) < count[:, None]
+        spread = bias.new_zeros(*table.shape, SLOTS)
+        spread[held] = bias[options.numbers[held].long()]
+        bias = spread.flatten(1)
+    return k, v, mask, bias
 
 
 # -- masks of rows in flight: words hold a bit a pair, bit j % 32 of word j // 32 --------------------------------------
 
 
-def mask_words(mask: torch.Tensor) -> torch.Tensor:
+def mask_words(mask: Tensor) -> Tensor:
     """bool [R, S], True where row r sees key j -> int32 words [R, ceil(S / 32)]."""
     bits = F.pad(mask.long(), (0, -mask.shape[1] % 32)).unflatten(1, (-1, 32))
     return (bits << torch.arange(32, device=mask.device)).sum(-1).to(torch.int32)
 
 
-def words_mask(words: torch.Tensor, keys: int) -> torch.Tensor:
+def words_mask(words: Tensor, keys: int) -> Tensor:
     """The inverse: int32 words [R, ceil(S / 32)] and S -> bool [R, S]."""
     bits = words[..., None] >> torch.arange(32, dtype=torch.int32, device=words.device)
     return (bits & 1).flatten(1)[:, :keys] == 1
 
 
-def ancestor_words(parents: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
+def ancestor_words(parents: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Words of a draft tree: every node sees itself and its ancestors.
 
     parents: the parent of each of n nodes, -1 for a root; a parent comes before its children. Returns int32
@@ -117,19 +120,12 @@ def ancestor_words(parents: Sequence[int], device: torch.device | str = "cpu") -
     return mask_words(seen).to(device)
 
 
-def causal(rows: int, keys: int, device) -> torch.Tensor:
+def causal(rows: int, keys: int, device) -> Tensor:
     """bool [R, n]: the rows are the last R of the n keys, and each sees itself and what came before."""
     return torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows)
 
 
-def visible(slots, live, positions=None, window=None) -> torch.Tensor:
-    """slots int64 and live bool [Hk, n], positions [R] -> bool [Hk, R, n]: live, and less than a window behind."""
-    if window is None:
-        return live[:, None]
-    return live[:, None] & (positions[:, None] - slots[:, None] < window)
-
-
-def _scores(q, k, scale, mask, bias) -> torch.Tensor:
+def _scores(q, k, scale, mask, bias) -> Tensor:
     """[Hk, G, R, n], -inf where the mask, [R, n] or [Hk, R or 1, n], is False."""
     rows, heads, size = q.shape
     kv_heads, n, _ = k.shape
@@ -142,10 +138,10 @@ def _scores(q, k, scale, mask, bias) -> torch.Tensor:
     return scores
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
+def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _finite(lse: torch.Tensor) -> torch.Tensor:
+def _finite(lse: Tensor) -> Tensor:
     """-inf, the sign of an empty row, as 0, so that -inf minus -inf never happens."""
     return lse.masked_fill(lse == -torch.inf, 0.0)

@@ -5,62 +5,57 @@ second pass computes the scores again tile by tile, p = exp(score - lse), and on
 mass of each slot over the tile's rows and heads, and each row's share of the entropy, Σ -p log p.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
-
-from workbench_kernels.segment_attention.paged_tiles import SLOTS, load_slots
-
-__all__ = [
-    "load_merged",
-    "load_queries",
-    "page_scores",
-    "probabilities",
-    "softmax_step",
-    "staged_visible",
-    "store_mass",
-    "store_output",
-    "tile_rows",
-]
+from torch import Tensor
 
 
-@triton.jit
-def tile_rows(n_rows, GROUP_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_HEADS: tl.constexpr):
-    """Query row, query head and validity of each tile row; program axis 0 is the row block, axis 2 the KV head."""
-    within = tl.arange(0, BLOCK_ROWS * BLOCK_HEADS)
-    row = tl.program_id(0) * BLOCK_ROWS + within // BLOCK_HEADS
-    member = within % BLOCK_HEADS
-    head = tl.program_id(2) * GROUP_SIZE + member
-    return row.to(tl.int64), head, (row < n_rows) & (member < GROUP_SIZE)
+class Queries(NamedTuple):
+    """data [R, H, D] and its strides; the number of rows, R."""
+
+    data: Tensor
+    row_stride: int
+    head_stride: int
+    n_rows: int
+
+
+class Results(NamedTuple):
+    """What a launch writes, in float32, and the merged log-sum-exp that its statistics need."""
+
+    out: Tensor  # [splits, R, H, Dv]; of statistics the mass, see `store_mass`
+    lse: Tensor  # [splits, R, H]; of statistics the entropy
+    merged: Tensor | None  # [R, H]; None for attention
 
 
 @triton.jit
-def load_queries(q_ptr, row, head, inside, q_row_stride, q_head_stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """float32 [tile rows, BLOCK_D]."""
-    channels = tl.arange(0, BLOCK_D)[None, :]
-    pointers = q_ptr + (row * q_row_stride + head * q_head_stride)[:, None] + channels
-    return tl.load(pointers, mask=inside[:, None] & (channels < HEAD_DIM), other=0).to(tl.float32)
+def begin(results, queries, REDUCE: tl.constexpr, tile: tl.constexpr):
+    """Query row, query head and validity of each tile row; queries float32 [tile rows, block_d]; the merged log-sum-exp
+    of each row, -inf outside; and the running maximum, sum and weighted values, of which REDUCE makes the entropy.
+
+    Program axis 0 is the row block, axis 2 the KV head.
+    """
+    ROWS: tl.constexpr = tile.rows * tile.heads
+    BLOCK_V: tl.constexpr = tile.block_v
+    within = tl.arange(0, ROWS)
+    row = (tl.program_id(0) * tile.rows + within // tile.heads).to(tl.int64)
+    member = within % tile.heads
+    head = tl.program_id(2) * tile.group + member
+    inside = (row < queries.n_rows) & (member < tile.group)
+    channels = tl.arange(0, tile.block_d)[None, :]
+    pointers = queries.data + (row * queries.row_stride + head * queries.head_stride)[:, None] + channels
+    q = tl.load(pointers, mask=inside[:, None] & (channels < tile.head_dim), other=0).to(tl.float32)
+    best = tl.full((ROWS,), float("-inf"), tl.float32)
+    merged = best
+    if REDUCE != "none":
+        place = row * (tl.num_programs(2) * tile.group) + head
+        merged = tl.load(results.merged + place, mask=inside, other=float("-inf"))
+    return row, head, inside, q, merged, best, tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, BLOCK_V), tl.float32)
 
 
 @triton.jit
-def page_scores(
-    q, keys, page, live, entry, bias_ptr, numbers_ptr, row_positions, scale, window, PRECISION: tl.constexpr
-):
-    """Scores [tile rows, SLOTS], -inf where a row may not see a slot, and the slots that are live [SLOTS]."""
-    slots = tl.arange(0, SLOTS)
-    alive = ((live >> slots) & 1) == 1
-    keys = tl.where(alive[:, None], keys, 0.0)  # what a dead slot holds may be anything
-    scores = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * scale
-    if bias_ptr is not None:
-        number = tl.load(numbers_ptr + entry).to(tl.int64)
-        scores += tl.load(bias_ptr + number * SLOTS + slots).to(tl.float32)[None, :]
-    seen = alive[None, :]
-    if row_positions is not None:
-        seen = seen & (row_positions[:, None] - load_slots(page)[None, :] < window)
-    return tl.where(seen, scores, float("-inf")), alive
-
-
-@triton.jit
-def staged_visible(words_ptr, row, keys, inside, base, n_rows, n_staged, words_row_stride, MASK: tl.constexpr):
+def staged_visible(words_ptr, row, keys, inside, base, n_rows, n_staged, MASK: tl.constexpr):
     """bool [tile rows, keys]. Every row sees the first `base` keys, and of the n_staged behind them what MASK says:
     "none" all, "causal" what comes before it (the rows are the last of them), "words" those whose bit is set."""
     seen = (keys < base + n_staged)[None, :]
@@ -69,14 +64,14 @@ def staged_visible(words_ptr, row, keys, inside, base, n_rows, n_staged, words_r
     if MASK == "words":
         staged = (keys >= base) & (keys < base + n_staged)
         bit = tl.where(staged, keys - base, 0)
-        words = words_ptr + row[:, None] * words_row_stride + (bit // 32)[None, :]
+        words = words_ptr + row[:, None] * tl.cdiv(n_staged, 32) + (bit // 32)[None, :]
         word = tl.load(words, mask=inside[:, None] & staged[None, :], other=0)
         seen = (keys < base)[None, :] | (staged[None, :] & (((word >> (bit % 32)[None, :]) & 1) == 1))
     return seen
 
 
 @triton.jit
-def softmax_step(best, total, acc, scores, values, PRECISION: tl.constexpr):
+def softmax_step(best, total, acc, scores, values, tile: tl.constexpr):
     """The running maximum and sum [tile rows] and weighted values [tile rows, BLOCK_V] with one more tile of keys."""
     new_best = tl.maximum(best, tl.max(scores, axis=1))
     # -inf minus -inf is NaN: a row that has seen nothing yet has no maximum
@@ -84,37 +79,25 @@ def softmax_step(best, total, acc, scores, values, PRECISION: tl.constexpr):
     decay = tl.exp(best - finite)
     p = tl.exp(scores - finite[:, None])
     total = total * decay + tl.sum(p, axis=1)
-    acc = acc * decay[:, None] + tl.dot(p, values, input_precision=PRECISION)
+    acc = acc * decay[:, None] + tl.dot(p, values, input_precision=tile.precision)
     return new_best, total, acc
 
 
 @triton.jit
-def store_output(
-    out_ptr,  # [splits, R, H, Dv] float32
-    lse_ptr,  # [splits, R, H] float32
-    best, total, acc, row, head, inside, n_rows, REDUCE: tl.constexpr, GROUP_SIZE: tl.constexpr,
-    VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
+def store_output(results, best, total, acc, row, head, inside, n_rows, REDUCE: tl.constexpr, tile: tl.constexpr):
     """Write a program's output and log-sum-exp: 0 and -inf for a row that has seen nothing. Axis 1 is the split.
     For REDUCE write its entropies, `total`, instead."""
-    heads = tl.num_programs(2) * GROUP_SIZE
+    heads = tl.num_programs(2) * tile.group
     place = (tl.program_id(1).to(tl.int64) * n_rows + row) * heads + head
     if REDUCE != "none":
-        tl.store(lse_ptr + place, total, mask=inside)
+        tl.store(results.lse + place, total, mask=inside)
     else:
         seen = total > 0
         total = tl.where(seen, total, 1.0)
-        tl.store(lse_ptr + place, tl.where(seen, best + tl.log(total), float("-inf")), mask=inside)
-        channels = tl.arange(0, BLOCK_V)[None, :]
-        stored = inside[:, None] & (channels < VALUE_DIM)
-        tl.store(out_ptr + place[:, None] * VALUE_DIM + channels, acc / total[:, None], mask=stored)
-
-
-@triton.jit
-def load_merged(merged_ptr, row, head, inside, GROUP_SIZE: tl.constexpr):
-    """The merged log-sum-exp of each tile row; -inf outside."""
-    heads = tl.num_programs(2) * GROUP_SIZE
-    return tl.load(merged_ptr + row * heads + head, mask=inside, other=float("-inf"))
+        tl.store(results.lse + place, tl.where(seen, best + tl.log(total), float("-inf")), mask=inside)
+        channels = tl.arange(0, tile.block_v)[None, :]
+        stored = inside[:, None] & (channels < tile.value_dim)
+        tl.store(results.out + place[:, None] * tile.value_dim + channels, acc / total[:, None], mask=stored)
 
 
 @triton.jit
@@ -127,25 +110,24 @@ def probabilities(scores, lse):
 
 
 @triton.jit
-def store_mass(
-    mass_ptr,  # [blocks, Hk, n] for "sum", [blocks, Hk * G, n] for "max", [R, Hk, n] for "row"
-    p,  # [tile rows, keys]
-    keys,  # [keys] places in n
-    held,  # [keys] which of them exist
-    n_rows, n_places, REDUCE: tl.constexpr, GROUP_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-):  # fmt: skip
+def store_mass(mass_ptr, p, keys, held, n_rows, n_places, REDUCE: tl.constexpr, tile: tl.constexpr):
+    """p [tile rows, keys], reduced; keys: their places, of which `held` exist.
+
+    mass: [blocks, Hk, n_places] for "sum", [blocks, Hk * G, n_places] for "max", [R, Hk, n_places] for "row".
+    """
+    ROWS: tl.constexpr = tile.rows
+    HEADS: tl.constexpr = tile.heads
     block, kv_head, kv_heads = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     if REDUCE == "sum":
         place = (block * kv_heads + kv_head) * n_places + keys
         tl.store(mass_ptr + place, tl.sum(p, axis=0), mask=held)
     else:
-        by_row = tl.reshape(p, (BLOCK_ROWS, BLOCK_HEADS, BLOCK_KEYS))
+        by_row = tl.reshape(p, (ROWS, HEADS, p.shape[1]))
         if REDUCE == "row":
-            rows = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+            rows = block * ROWS + tl.arange(0, ROWS)[:, None]
             place = (rows * kv_heads + kv_head) * n_places + keys[None, :]
             tl.store(mass_ptr + place, tl.sum(by_row, axis=1), mask=(rows < n_rows) & held[None, :])
         else:
-            members = tl.arange(0, BLOCK_HEADS)[:, None]
-            place = ((block * kv_heads + kv_head) * GROUP_SIZE + members) * n_places + keys[None, :]
-            tl.store(mass_ptr + place, tl.sum(by_row, axis=0), mask=(members < GROUP_SIZE) & held[None, :])
+            members = tl.arange(0, HEADS)[:, None]
+            place = ((block * kv_heads + kv_head) * tile.group + members) * n_places + keys[None, :]
+            tl.store(mass_ptr + place, tl.sum(by_row, axis=0), mask=(members < tile.group) & held[None, :])

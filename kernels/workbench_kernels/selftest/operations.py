@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from workbench_kernels import distribution, pages, segment_attention, verification
 from workbench_kernels.dispatch import Choice
@@ -33,10 +34,10 @@ class Call(NamedTuple):
     tolerance: of |got - want| / max(1, |want|); integers, infinities and NaNs must be equal.
     """
 
-    run: Callable[[str], tuple[torch.Tensor, ...]]
+    run: Callable[[str], tuple[Tensor, ...]]
     choice: Choice
-    tensors: dict[str, torch.Tensor]
-    read: Callable[[], tuple[torch.Tensor, ...]] | None = None
+    tensors: dict[str, Tensor]
+    read: Callable[[], tuple[Tensor, ...]] | None = None
     tolerance: float = ROUNDING
 
 
@@ -56,14 +57,14 @@ class Operation(NamedTuple):
 
 
 def _call(function: Callable, *arguments, choice, tensors, read=None, tolerance=ROUNDING, **fixed) -> Call:
-    def run(how: str) -> tuple[torch.Tensor, ...]:
+    def run(how: str) -> tuple[Tensor, ...]:
         out = function(*arguments, **fixed, implementation=how)
-        return tuple(part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, torch.Tensor))
+        return tuple(part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, Tensor))
 
     return Call(run, choice, tensors, read, tolerance)
 
 
-def draw(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+def draw(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
     """Normal numbers, the same for the same shape."""
     generator = torch.Generator(device).manual_seed(sum(shape))
     return torch.randn(*shape, generator=generator, device=device).to(dtype)
@@ -72,7 +73,7 @@ def draw(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
 # -- attention ----------------------------------------------------------------------------------------------------
 
 
-def paged(device, dtype, rows, kv_heads, group, size, count, widths) -> dict[str, torch.Tensor]:
+def paged(device, dtype, rows, kv_heads, group, size, count, widths) -> dict[str, Tensor]:
     """Queries, `count` full pages a head of the widths in turn, and the dense keys and values they were packed from."""
     forms = [PageFormat(size, size, *pair, dtype=dtype) for pair in widths]
     total = kv_heads * count
@@ -112,7 +113,7 @@ def page_mass(device, dtype, rows=2, kv_heads=2, group=2, size=32, count=5, widt
     return _call(segment_attention.page_mass, *held, t["lse"], choice=choice, tensors=t)
 
 
-def dense(device, dtype, rows, kv_heads, group, size, keys) -> dict[str, torch.Tensor]:
+def dense(device, dtype, rows, kv_heads, group, size, keys) -> dict[str, Tensor]:
     q, k = draw(device, dtype, rows, kv_heads * group, size), draw(device, dtype, kv_heads, keys, size)
     return {"q": q, "k": k, "v": draw(device, dtype, kv_heads, size, keys).transpose(1, 2).contiguous()}
 
@@ -140,11 +141,9 @@ def attend_in_run(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70, 
     t["mask"] = F.pad(seen, (keys, 0), value=True)
     t["live_k"], t["live_v"] = t["k"][:, live], t["v"][:, live]
 
-    def run(how: str) -> tuple[torch.Tensor, ...]:
+    def run(how: str) -> tuple[Tensor, ...]:
         if how == "triton":
-            from workbench_kernels.segment_attention.live import attend_live
-
-            return attend_live(t["q"], t["k"], t["v"], base, words, rows, size**-0.5)
+            return segment_attention.attend_live(t["q"], t["k"], t["v"], base, words, rows, size**-0.5)
         return segment_attention.attend(t["q"], t["live_k"], t["live_v"], size**-0.5, t["mask"])
 
     return Call(run, segment_attention.choose(t["q"], t["v"]), t)
@@ -168,7 +167,7 @@ def sdpa(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70) -> Call:
     t = dense(device, dtype, rows, kv_heads, group, size, keys)
     wide = (t["q"].transpose(0, 1)[None], t["k"][None], t["v"][None])
 
-    def run(how: str) -> tuple[torch.Tensor, ...]:
+    def run(how: str) -> tuple[Tensor, ...]:
         if how == "torch":
             return (segment_attention.attend(t["q"], t["k"], t["v"], size**-0.5)[0],)
         return (F.scaled_dot_product_attention(*wide, enable_gqa=True)[0].transpose(0, 1),)
@@ -199,7 +198,7 @@ def _attend_pages(dtype, kv_heads, size, count, widths, mass=False, **shape) -> 
 # -- pages --------------------------------------------------------------------------------------------------------
 
 
-def stored(device, dtype, count, size, widths=(RAW, RAW)) -> tuple[PageFormat, dict[str, torch.Tensor]]:
+def stored(device, dtype, count, size, widths=(RAW, RAW)) -> tuple[PageFormat, dict[str, Tensor]]:
     """`count` full pages of one kind in an arena, and the dense rows they were packed from."""
     t = paged(device, dtype, 1, 1, 1, size, count, (widths,))
     t["k"], t["v"] = (t[name].view(count, SLOTS, size) for name in ("k", "v"))
@@ -299,7 +298,7 @@ def evict(device, dtype, count=2, size=32) -> Call:
     return _on_pages(pages.evict, t, t["arena"], named, slots, read=t["arena"])
 
 
-def frequencies(device, size) -> torch.Tensor:
+def frequencies(device, size) -> Tensor:
     return 10_000 ** -(torch.arange(0, size, 2, device=device) / size)
 
 

@@ -16,6 +16,7 @@ replacement); "SpecTr" (K-SEQ).
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from workbench_kernels import distribution
 from workbench_kernels.dispatch import DTYPES, Choice, decide
@@ -47,22 +48,22 @@ class Outcome(NamedTuple):
     implementation: `triton` or `torch`, what computed it.
     """
 
-    path: torch.Tensor
-    length: torch.Tensor
-    token: torch.Tensor
-    source: torch.Tensor
-    fates: torch.Tensor
-    reasons: torch.Tensor
-    us: torch.Tensor
-    ratios: torch.Tensor
+    path: Tensor
+    length: Tensor
+    token: Tensor
+    source: Tensor
+    fates: Tensor
+    reasons: Tensor
+    us: Tensor
+    ratios: Tensor
     implementation: str
 
 
 def verify(
-    logits: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor, depths: torch.Tensor, kinds: torch.Tensor,
-    positions: torch.Tensor, mode: str, seed: int = 0, proposals: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None, temperature: float = 1.0, threshold: torch.Tensor | None = None,
-    threshold_id: torch.Tensor | None = None, width: int | None = None, implementation: str = "auto",
+    logits: Tensor, tokens: Tensor, parents: Tensor, depths: Tensor, kinds: Tensor, positions: Tensor, mode: str,
+    seed: int = 0, proposals: Tensor | None = None, rows: Tensor | None = None, temperature: float = 1.0,
+    threshold: Tensor | None = None, threshold_id: Tensor | None = None, width: int | None = None,
+    implementation: str = "auto",
 ) -> Outcome:  # fmt: skip
     """Verify B trees of at most N nodes at once.
 
@@ -112,12 +113,12 @@ def verify(
     return Outcome(*kernel.verify(*held, mode, seed, max(width, 1)), chosen)
 
 
-def choose(logits: torch.Tensor, proposals: torch.Tensor | None = None, implementation: str = "auto") -> Choice:
+def choose(logits: Tensor, proposals: Tensor | None = None, implementation: str = "auto") -> Choice:
     """`triton` or `torch`, and why: what would verify trees over logits [B, N, V]. Raises as `verify` does."""
     return decide(logits.device.type, lambda: _refusal(logits, proposals), implementation, "tree")
 
 
-def _refusal(logits: torch.Tensor, proposals: torch.Tensor | None) -> str | None:
+def _refusal(logits: Tensor, proposals: Tensor | None) -> str | None:
     for name, tensor in (("logits", logits), ("proposals", proposals)):
         if tensor is not None and tensor.dtype not in TRITON_DTYPES:
             return f"it takes 16 to 64-bit floats, and the {name} are {str(tensor.dtype).removeprefix('torch.')}"
@@ -126,7 +127,7 @@ def _refusal(logits: torch.Tensor, proposals: torch.Tensor | None) -> str | None
     return None
 
 
-def _point_masses(logits: torch.Tensor, implementation: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _point_masses(logits: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
     """Distributions that keep their argmax alone, as thresholds."""
     flat = logits.flatten(0, 1)
     if flat.dtype == torch.float64:
@@ -135,7 +136,7 @@ def _point_masses(logits: torch.Tensor, implementation: str) -> tuple[torch.Tens
     return flat.gather(1, best[:, None]).view(logits.shape[:2]), best.view(logits.shape[:2])
 
 
-def _tree(logits, tokens, parents, depths, kinds, rows, positions) -> tuple[torch.Tensor, ...]:
+def _tree(logits, tokens, parents, depths, kinds, rows, positions) -> tuple[Tensor, ...]:
     """The columns as contiguous int32, and the positions."""
     if logits.ndim != 3 or not logits.numel() or not logits.is_floating_point():
         raise ValueError(f"verify: expected floating logits [B, N, V], got {logits.dtype} {list(logits.shape)}")

@@ -20,12 +20,11 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.noise import launch_key
 from workbench_kernels.noise.kernel import position_key, seeded_best, uniform
-
-__all__ = ["Target", "Tree", "Walk", "choice_fwd_kernel", "order_fwd_kernel", "verify", "walk_fwd_kernel"]
 
 EMPTY = tl.constexpr(1e-7)
 NO_ID = tl.constexpr(2147483647)
@@ -35,22 +34,72 @@ MISMATCH, RATIO = tl.constexpr(1), tl.constexpr(2)
 BONUS, RESIDUAL, TARGET = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
+class Tree(NamedTuple):
+    """Columns over the nodes of B trees, each [B, N] int32 and contiguous; positions [B] int64."""
+
+    tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    kinds: Tensor
+    rows: Tensor
+    positions: Tensor
+    n_nodes: int
+
+
+class Target(NamedTuple):
+    """The target's distributions: logits [B, N, V], the stride of their rows, the temperature that divides them, and
+    the last kept token of each row, [B, N], or None."""
+
+    logits: Tensor
+    row_stride: int
+    n_cols: int
+    temperature: float
+    threshold: Tensor | None
+    threshold_id: Tensor | None
+
+
+class Walk(NamedTuple):
+    """What a walk gives. Each [B, N] or [B]; int32, but token is int64, us and ratios float64."""
+
+    path: Tensor  # -1 behind the path
+    length: Tensor
+    token: Tensor  # not of a rejection
+    source: Tensor
+    fates: Tensor
+    reasons: Tensor
+    us: Tensor
+    ratios: Tensor
+    stop: Tensor  # the node the walk ended at
+    rounds: Tensor  # how many of its children were rejected
+
+
+class Best(NamedTuple):
+    """The best score of each split of the columns, float64 [.., n_splits], and its token, int32."""
+
+    scores: Tensor
+    ids: Tensor
+
+
+class Tiles(NamedTuple):
+    """Constants: the columns of a split, its count padded, and whether the temperature is not 1."""
+
+    cols: int
+    splits: int
+    scaled: bool
+
+
 @triton.jit
-def order_fwd_kernel(
-    ranks_ptr,  # [n_trees, n_nodes] int32: place among its siblings in test order, -1 for a double
-    children_ptr,  # [n_trees, n_nodes, width] int32: nodes in test order, -1 before
-    tree,  # `Tree`
-    n_nodes,
-    width,
-    BLOCK_NODES: tl.constexpr,
-):
+def order_fwd_kernel(ranks_ptr, children_ptr, tree, width, NODES: tl.constexpr):
+    """ranks [B, N] int32: place among its siblings in test order, -1 for a double; children [B, N, width] int32: nodes
+    in test order, -1 before."""
+    n_nodes = tree.n_nodes
     first = tl.program_id(0).to(tl.int64) * n_nodes
-    nodes = tl.arange(0, BLOCK_NODES)
+    nodes = tl.arange(0, NODES)
     mask = nodes < n_nodes
     tokens = tl.load(tree.tokens + first + nodes, mask=mask, other=-1)
     parents = tl.load(tree.parents + first + nodes, mask=mask, other=-1)
     drawn = tl.load(tree.kinds + first + nodes, mask=mask, other=0)
-    double = tl.zeros([BLOCK_NODES], tl.int32)
+    double = tl.zeros([NODES], tl.int32)
     for start in range(0, n_nodes, CHUNK):
         others = start + tl.arange(0, CHUNK)
         inside = others < n_nodes
@@ -63,7 +112,7 @@ def order_fwd_kernel(
     tested = (parents >= 0) & ((drawn > 0) | (double == 0))
     tl.store(ranks_ptr + first + nodes, tl.where(tested, 0, -1), mask=mask)
     tl.debug_barrier()  # the program reads what its other threads wrote
-    rank = tl.zeros([BLOCK_NODES], tl.int32)
+    rank = tl.zeros([NODES], tl.int32)
     for start in range(0, n_nodes, CHUNK):
         others = start + tl.arange(0, CHUNK)
         inside = others < n_nodes
@@ -79,15 +128,21 @@ def order_fwd_kernel(
 
 
 @triton.jit
-def present(tree, node, n_nodes):
+def present(tree, node):
     """Whether a node is there: the root, or one with a parent."""
-    return (node % n_nodes == 0) | (tl.load(tree.parents + node) >= 0)
+    return (node % tree.n_nodes == 0) | (tl.load(tree.parents + node) >= 0)
 
 
 @triton.jit
-def target_tile(target, node, cols, n_cols, SCALED: tl.constexpr):
+def split_cols(tiles: tl.constexpr):
+    """The columns of a program's split."""
+    return tl.program_id(1) * tiles.cols + tl.arange(0, tiles.cols)
+
+
+@triton.jit
+def target_tile(target, node, cols, tiles: tl.constexpr):
     """(logits / temperature in float64, which of them are kept) of a node's columns."""
-    mask = cols < n_cols
+    mask = cols < target.n_cols
     x = tl.load(target.logits + node * target.row_stride + cols, mask=mask, other=float("-inf"))
     if x.dtype != tl.float64:
         x = x.to(tl.float32)
@@ -95,7 +150,7 @@ def target_tile(target, node, cols, n_cols, SCALED: tl.constexpr):
     if target.threshold is not None:
         threshold = tl.load(target.threshold + node).to(x.dtype)
         kept = kept & ((x > threshold) | ((x == threshold) & (cols <= tl.load(target.threshold_id + node))))
-    if SCALED:
+    if tiles.scaled:
         if x.dtype == tl.float64:
             x = x / target.temperature
         else:
@@ -103,43 +158,41 @@ def target_tile(target, node, cols, n_cols, SCALED: tl.constexpr):
     return x.to(tl.float64), kept
 
 
+@triton.jit
+def store_best(best, row, score, token):
+    """The best of a program's split."""
+    place = row * tl.num_programs(1) + tl.program_id(1)
+    tl.store(best.scores + place, score)
+    tl.store(best.ids + place, token)
+
+
 @triton.jit(do_not_specialize=["key"])
-def choice_fwd_kernel(
-    best_ptr,  # [n_trees * n_nodes, n_splits] float64
-    best_ids_ptr,  # [n_trees * n_nodes, n_splits] int32
-    target,  # `Target`
-    tree,  # `Tree`
-    n_nodes, n_cols, key, SEEDED: tl.constexpr, SCALED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-):  # fmt: skip
-    node, split, n_splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    if present(tree, node, n_nodes):
-        cols = split * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-        z, kept = target_tile(target, node, cols, n_cols, SCALED)
+def choice_fwd_kernel(best, target, tree, key, SEEDED: tl.constexpr, TILES: tl.constexpr):
+    """best: `Best` of every node."""
+    node = tl.program_id(0).to(tl.int64)
+    if present(tree, node):
+        cols = split_cols(TILES)
+        z, kept = target_tile(target, node, cols, TILES)
         if SEEDED:
-            position = tl.load(tree.positions + node // n_nodes) + tl.load(tree.depths + node)
-            best, best_id = seeded_best(z, kept, cols, position_key(key, position))
+            position = tl.load(tree.positions + node // tree.n_nodes) + tl.load(tree.depths + node)
+            score, token = seeded_best(z, kept, cols, position_key(key, position))
         else:
             z = tl.where(kept, z, float("-inf"))
-            best = tl.max(z, axis=0)
-            best_id = tl.min(tl.where(kept & (z == best), cols, NO_ID), axis=0)
-        tl.store(best_ptr + node * n_splits + split, best)
-        tl.store(best_ids_ptr + node * n_splits + split, best_id)
+            score = tl.max(z, axis=0)
+            token = tl.min(tl.where(kept & (z == score), cols, NO_ID), axis=0)
+        store_best(best, node, score, token)
 
 
 @triton.jit(do_not_specialize=["key"])
 def walk_fwd_kernel(
-    walk,  # `Walk`
-    tree,  # `Tree`
-    ranks_ptr,  # [n_trees, n_nodes] int32
-    best_ptr,  # [n_trees, n_nodes, n_splits] float64: choices, or masses for REJECTION
-    best_ids_ptr,  # [n_trees, n_nodes, n_splits] int32; not REJECTION
-    p_ptr,  # [n_trees, n_nodes] float64; REJECTION, as the next
-    q_ptr, n_nodes, n_splits, key, REJECTION: tl.constexpr, BLOCK_NODES: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-):  # fmt: skip
+    walk, tree, ranks_ptr, best, state, n_splits, key, REJECTION: tl.constexpr, NODES: tl.constexpr, TILES: tl.constexpr
+):
+    """ranks: [B, N] int32; best: `Best` of every node; for REJECTION, `state` in its place."""
     number = tl.program_id(0).to(tl.int64)
+    n_nodes = tree.n_nodes
     first = number * n_nodes
-    nodes = tl.arange(0, BLOCK_NODES)
-    splits = tl.arange(0, BLOCK_SPLITS)
+    nodes = tl.arange(0, NODES)
+    splits = tl.arange(0, TILES.splits)
     mask = nodes < n_nodes
     tokens = tl.load(tree.tokens + first + nodes, mask=mask, other=-1)
     parents = tl.load(tree.parents + first + nodes, mask=mask, other=-1)
@@ -148,28 +201,28 @@ def walk_fwd_kernel(
     tile = (first + nodes[:, None]) * n_splits + splits[None, :]
     inside = mask[:, None] & (splits[None, :] < n_splits)
     tested = ranks >= 0
-    u = tl.full([BLOCK_NODES], float("nan"), tl.float64)
-    ratio = tl.full([BLOCK_NODES], float("nan"), tl.float64)
-    choices = tl.full([BLOCK_NODES], -1, tl.int32)
+    u = tl.full([NODES], float("nan"), tl.float64)
+    ratio = tl.full([NODES], float("nan"), tl.float64)
+    choices = tl.full([NODES], -1, tl.int32)
     passes = tested
     if REJECTION:
-        mass = tl.sum(tl.load(best_ptr + tile, mask=inside, other=0.0), axis=1)
+        mass = tl.sum(tl.load(state.mass + tile, mask=inside, other=0.0), axis=1)
         drawn = tl.load(tree.kinds + first + nodes, mask=mask, other=0) > 0
-        p = tl.load(p_ptr + first + nodes, mask=mask & tested, other=0.0)
-        q = tl.where(drawn, tl.load(q_ptr + first + nodes, mask=mask & tested, other=1.0), 1.0)
+        p = tl.load(state.p + first + nodes, mask=mask & tested, other=0.0)
+        q = tl.where(drawn, tl.load(state.q + first + nodes, mask=mask & tested, other=1.0), 1.0)
         # a child is drawn at its own position, one before the one its own row speaks of
         u = uniform(position_key(key, tl.load(tree.positions + number) + depths - 1), ranks)
         ratio = p / q
         passes = tested & ((u * q < p) | (mass < EMPTY))
     else:
-        best = tl.load(best_ptr + tile, mask=inside, other=float("-inf"))
-        ids = tl.load(best_ids_ptr + tile, mask=inside, other=NO_ID)
-        choices = tl.min(tl.where(best == tl.max(best, axis=1)[:, None], ids, NO_ID), axis=1)
+        scores = tl.load(best.scores + tile, mask=inside, other=float("-inf"))
+        ids = tl.load(best.ids + tile, mask=inside, other=NO_ID)
+        choices = tl.min(tl.where(scores == tl.max(scores, axis=1)[:, None], ids, NO_ID), axis=1)
 
     real = mask & (parents >= 0)
     fates = tl.where(real, tl.where(tested, PARENT_REJECTED, PRUNED), UNUSED)
-    reasons = tl.zeros([BLOCK_NODES], tl.int32)
-    asked = tl.zeros([BLOCK_NODES], tl.int32)
+    reasons = tl.zeros([NODES], tl.int32)
+    asked = tl.zeros([NODES], tl.int32)
     node = tl.full((), 0, tl.int32)
     length = tl.full((), 0, tl.int32)
     rounds = tl.full((), 0, tl.int32)
@@ -197,7 +250,7 @@ def walk_fwd_kernel(
         walking = (winner != NO_ID).to(tl.int32)
         node = tl.where(winner != NO_ID, tl.max(tl.where(won, nodes, -1), axis=0), node)
         length += walking
-    tl.store(walk.path + first + nodes, tl.full([BLOCK_NODES], -1, tl.int32), mask=mask & (nodes >= length))
+    tl.store(walk.path + first + nodes, tl.full([NODES], -1, tl.int32), mask=mask & (nodes >= length))
     tl.store(walk.path + first + depths - 1, nodes, mask=mask & (fates == ACCEPTED))
     tl.store(walk.length + number, length)
     tl.store(walk.stop + number, node)
@@ -212,84 +265,44 @@ def walk_fwd_kernel(
         tl.store(walk.token + number, choice.to(tl.int64))
 
 
-class Tree(NamedTuple):
-    """Columns over the nodes of B trees, each [B, N] int32 and contiguous; positions [B] int64."""
-
-    tokens: torch.Tensor
-    parents: torch.Tensor
-    depths: torch.Tensor
-    kinds: torch.Tensor
-    rows: torch.Tensor
-    positions: torch.Tensor
-
-
-class Target(NamedTuple):
-    """The target's distributions: logits [B, N, V], the stride of their rows, the temperature that divides them, and
-    the last kept token of each row, [B, N], or None."""
-
-    logits: torch.Tensor
-    row_stride: int
-    temperature: float
-    threshold: torch.Tensor | None
-    threshold_id: torch.Tensor | None
-
-
-class Walk(NamedTuple):
-    """What a walk gives. Each [B, N] or [B]; int32, but token is int64, us and ratios float64."""
-
-    path: torch.Tensor  # -1 behind the path
-    length: torch.Tensor
-    token: torch.Tensor  # not of a rejection
-    source: torch.Tensor
-    fates: torch.Tensor
-    reasons: torch.Tensor
-    us: torch.Tensor
-    ratios: torch.Tensor
-    stop: torch.Tensor  # the node the walk ended at
-    rounds: torch.Tensor  # how many of its children were rejected
-
-
 @on_its_device
 def verify(
-    logits: torch.Tensor, temperature: float, threshold, threshold_id, tree: tuple[torch.Tensor, ...],
-    proposals: torch.Tensor | None, mode: str, seed: int, width: int,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    logits: Tensor, temperature: float, threshold, threshold_id, tree, proposals, mode: str, seed: int, width: int
+) -> tuple[Tensor, ...]:
     """Path, length, token, source, fates, reasons, us, ratios. width: the largest number of siblings, at least 1."""
     trees, count, cols = logits.shape
     if logits.stride(2) != 1 or logits.stride(0) != count * logits.stride(1):
         logits = logits.contiguous()
     if threshold is not None:
         threshold, threshold_id = threshold.contiguous(), threshold_id.contiguous()
-    target, tree = Target(logits, logits.stride(1), temperature, threshold, threshold_id), Tree(*tree)
+    target, tree = Target(logits, logits.stride(1), cols, temperature, threshold, threshold_id), Tree(*tree, count)
     block = min(max(triton.next_power_of_2(cols), 16), 2048)
     splits = triton.cdiv(cols, block)
-    tiles = {"SCALED": temperature != 1, "BLOCK_SIZE": block, "num_warps": 8 if block > 1024 else 4}
-    sizes = {"BLOCK_NODES": max(triton.next_power_of_2(count), CHUNK.value)}
-    wide = {"BLOCK_SPLITS": triton.next_power_of_2(splits)}
+    tiles = Tiles(block, triton.next_power_of_2(splits), temperature != 1)
+    constants = {"TILES": tiles, "num_warps": 8 if block > 1024 else 4}
+    nodes = max(triton.next_power_of_2(count), CHUNK.value)
 
-    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     path, fates, reasons, ranks = (empty(trees, count) for _ in range(4))
     length, source, stop, rounds = (empty(trees) for _ in range(4))
-    us, ratios, p, q = (empty(trees, count, dtype=torch.float64) for _ in range(4))
+    us, ratios = (empty(trees, count, dtype=torch.float64) for _ in range(2))
     walk = Walk(path, length, empty(trees, dtype=torch.int64), source, fates, reasons, us, ratios, stop, rounds)
-    best, best_ids = empty(trees, count, splits, dtype=torch.float64), empty(trees, count, splits)
     children = torch.full((trees, count, width), -1, dtype=torch.int32, device=logits.device)
     if trees:
-        order_fwd_kernel[(trees,)](ranks, children, tree, count, width, **sizes)
+        order_fwd_kernel[(trees,)](ranks, children, tree, width, NODES=nodes)
+        best = state = None
         if mode == "rejection":
             from workbench_kernels.verification import rejection
 
-            state = rejection.run(target, tree, proposals, children, p, q, best, tiles, wide)
+            state = rejection.run(target, tree, proposals, children, splits, constants)
         else:
-            choice_fwd_kernel[(trees * count, splits)](
-                best, best_ids, target, tree, count, cols, launch_key(seed, "target"), SEEDED=mode == "seeded", **tiles
-            )
-        walk_fwd_kernel[(trees,)](
-            walk, tree, ranks, best, best_ids, p, q, count, splits, launch_key(seed, "accept"),
-            REJECTION=mode == "rejection", num_warps=8, **sizes, **wide,
-        )  # fmt: skip
-        if mode == "rejection":
-            rejection.draw(walk, target, tree, state, launch_key(seed, "residual"), tiles, wide)
+            best = Best(empty(trees, count, splits, dtype=torch.float64), empty(trees, count, splits))
+            key, seeded = launch_key(seed, "target"), mode == "seeded"
+            choice_fwd_kernel[(trees * count, splits)](best, target, tree, key, SEEDED=seeded, **constants)
+        found = (walk, tree, ranks, best, state, splits, launch_key(seed, "accept"))
+        walk_fwd_kernel[(trees,)](*found, state is not None, nodes, tiles, num_warps=8)
+        if state is not None:
+            rejection.draw(walk, target, tree, state, launch_key(seed, "residual"), constants)
     return walk[:8]

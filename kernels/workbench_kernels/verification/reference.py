@@ -1,6 +1,7 @@
 """What the verification of a drafted tree means, in plain torch and float64: one tree after another, node by node."""
 
 import torch
+from torch import Tensor
 
 from workbench_kernels.noise import gumbel, uniform
 
@@ -12,7 +13,7 @@ MISMATCH, RATIO = 1, 2
 BONUS, RESIDUAL, TARGET = 0, 1, 2
 
 
-def log_weights(logits: torch.Tensor, temperature: float, threshold, threshold_id) -> torch.Tensor:
+def log_weights(logits: Tensor, temperature: float, threshold, threshold_id) -> Tensor:
     """[..., V] float64 log-weights: logits / temperature on the kept tokens, -inf elsewhere."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     kept = logits > -torch.inf
@@ -23,7 +24,7 @@ def log_weights(logits: torch.Tensor, temperature: float, threshold, threshold_i
     return (logits / temperature).masked_fill(~kept, -torch.inf).double()
 
 
-def verify(scores: torch.Tensor, tree, proposals: torch.Tensor | None, mode: str, seed: int) -> tuple:
+def verify(scores: Tensor, tree, proposals: Tensor | None, mode: str, seed: int) -> tuple:
     """scores: [B, N, V] of `log_weights`; tree: columns [B, N]. Returns what `Outcome` holds."""
     trees, count, _ = scores.shape
     device = scores.device
@@ -79,7 +80,7 @@ def children_of(node: int, tokens: list[int], parents: list[int], kinds: list[in
     return order
 
 
-def accept(p: torch.Tensor, q: torch.Tensor | None, token: int, u: float) -> tuple[bool, torch.Tensor]:
+def accept(p: Tensor, q: Tensor | None, token: int, u: float) -> tuple[bool, Tensor]:
     """One acceptance test with uniform `u`: (accepted, the distribution that remains to be matched).
 
     p, q: [V] float64; q None for a POINT child. If rejecting would leave no mass, p equals q there: accept.
@@ -95,19 +96,19 @@ def accept(p: torch.Tensor, q: torch.Tensor | None, token: int, u: float) -> tup
     return (True, p) if mass < EMPTY else (False, rest / mass)
 
 
-def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+def residual(p: Tensor, q: Tensor) -> Tensor:
     """(p − q)+, not normalised."""
     return (p - q).clamp_min(0)
 
 
-def without(logq: torch.Tensor, token: int) -> torch.Tensor:
+def without(logq: Tensor, token: int) -> Tensor:
     """The proposal of the next sibling, as logits: the drawn token removed, however little is left."""
     rest = logq.clone()
     rest[token] = -torch.inf
     return rest
 
 
-def _test(p, logq, children, tokens, kinds, seed, place, us, ratios) -> tuple[int | None, torch.Tensor]:
+def _test(p, logq, children, tokens, kinds, seed, place, us, ratios) -> tuple[int | None, Tensor]:
     """(place of the accepted child among the children or None, what is left of p)."""
     for turn, child in enumerate(children):
         token = tokens[child]
@@ -122,14 +123,14 @@ def _test(p, logq, children, tokens, kinds, seed, place, us, ratios) -> tuple[in
     return None, p
 
 
-def _choice(scores: torch.Tensor, mode: str, seed: int, place: int) -> int:
+def _choice(scores: Tensor, mode: str, seed: int, place: int) -> int:
     """What the target itself takes: the argmax, lowest id first, or the seeded draw."""
     if mode == "greedy":
         return int((scores == scores.max()).int().argmax())
     return draw(scores, "target", seed, place)
 
 
-def draw(scores: torch.Tensor, purpose: str, seed: int, place: int) -> int:
+def draw(scores: Tensor, purpose: str, seed: int, place: int) -> int:
     """The token with the largest score + Gumbel noise of (seed, purpose, place), among those that are there."""
     support = (scores > -torch.inf).nonzero()[:, 0]
     return int(support[(scores[support] + gumbel(seed, purpose, place, support)).argmax()])

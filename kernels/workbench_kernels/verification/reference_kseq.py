@@ -10,15 +10,14 @@ residual is what the output needs to follow p.
 """
 
 import torch
-
-__all__ = ["kseq_node", "kseq_rho"]
+from torch import Tensor
 
 BITS = 24  # rho* is found on 2^24 steps of [1, k], rounded up: any rho above it is exact too
 SLACK = 1e-14  # of a sum over the vocabulary, where the two sides of the equation are the same number
 EMPTY = 1e-12  # a residual of less mass is float noise: p itself serves
 
 
-def kseq_rho(p: torch.Tensor, q: torch.Tensor, k: int) -> float:
+def kseq_rho(p: Tensor, q: Tensor, k: int) -> float:
     """The smallest divisor rho, up to 6e-8 (k - 1), that makes k tests of draws from q exact for p; both [V], sum 1."""
     p, q = p.double(), q.double()
     low, high = 0, 2**BITS if k > 1 else 0
@@ -33,7 +32,7 @@ def kseq_rho(p: torch.Tensor, q: torch.Tensor, k: int) -> float:
     return 1 + (k - 1) * high / 2**BITS
 
 
-def kseq_node(p: torch.Tensor, q: torch.Tensor, tokens: list[int], us: list[float]) -> tuple[int | None, torch.Tensor]:
+def kseq_node(p: Tensor, q: Tensor, tokens: list[int], us: list[float]) -> tuple[int | None, Tensor]:
     """Test k tokens, drawn independently from q, against p, one uniform number each.
 
     p, q: [V], sum 1. Repeats are tested too: to skip one is biased. Returns the place of the first that passes, or
@@ -52,7 +51,7 @@ def _any_passes(beta: float, k: int) -> float:
     return 1 - (1 - beta) ** k
 
 
-def _residual(p: torch.Tensor, q: torch.Tensor, rho: float, k: int) -> torch.Tensor:
+def _residual(p: Tensor, q: Tensor, rho: float, k: int) -> Tensor:
     taken = torch.minimum(q, p / rho)
     beta = float(taken.sum())
     rest = (p - taken * (_any_passes(beta, k) / max(beta, 1e-300))).clamp_min(0)

@@ -82,7 +82,7 @@ def test_every_declared_column_is_checked_by_its_type(group, column):
         event[column.name] = wrong
     else:
         event = {"type": group, "round": 0, "reason": "x", column.name: wrong}
-    door.enter(event, 10_000, 2)
+    door.enter((event, 10_000, 2))
     assert len(door.log) == 1 and column.name in door.dropped[0]
 
 
@@ -90,8 +90,8 @@ def test_a_round_that_is_as_declared_comes_in():
     """The control of the test above: without the wrong value its events stay."""
     door = Door()
     door.run(RUN, 100)
-    door.enter(json.loads(json.dumps(ROUND)), 100, 2)
-    door.enter({"type": "end", "reason": "length"}, 30, 3)
+    door.enter((json.loads(json.dumps(ROUND)), 100, 2))
+    door.enter(({"type": "end", "reason": "length"}, 30, 3))
     assert len(door.log) == 3 and not door.dropped
 
 
@@ -236,6 +236,24 @@ def test_tables_have_as_many_cells_as_the_bytes_allow(tmp_path):
     width = len(schema.TABLES["bits"])
     assert len(trace.rounds) == 200 and 0 < kept < 200
     assert (kept - 1) * 80 * 64 * width < FREE + CELLS * path.stat().st_size < (kept + 2) * 80 * 64 * width * 2
+
+
+def test_a_cache_that_the_run_does_not_name_stays_in_a_long_trace(tmp_path):
+    """Its layers were counted once more in every round, for every round: after 293 of them it was left out."""
+    trace = loaded(tmp_path, *numbered(1000, cache={"memory": {"payload": 64}}))
+    assert not trace.dropped and len(trace.cache) == 1000
+
+
+def test_a_broken_line_among_good_ones_stays_outside_alone(tmp_path):
+    """Lines are checked many at a time: a bad one, and one that is not finite, change nothing about the others."""
+    rounds = numbered(200)
+    spoiled = {70: {"depth": "x"}, 71: {"later": float("inf")}, 150: {"tokens": {"token_id": [-1], "text": ["a"]}}}
+    for place, damage in spoiled.items():
+        rounds[place] = rounds[place] | damage
+    trace = loaded(tmp_path, *(json.dumps(event).replace("Infinity", "1e999") for event in rounds))
+    assert [event["round"] for event in trace.log[1:]] == [n for n in range(200) if n not in (70, 150)]
+    assert [problem.split(":")[0] for problem in trace.dropped] == ["line 72", "line 152"]
+    assert [event["round"] for event in trace.log if event.get("flags") == ["later"]] == [71]
 
 
 def test_views_and_the_app_find_the_rounds_of_a_trace_that_lacks_some(tmp_path):

@@ -5,12 +5,12 @@ import inspect
 import plotly.graph_objects as go
 import pytest
 
+from tests import table
 from workbench import views
 from workbench.errors import BadInput
 from workbench.views.palette import PAGES, PALETTE, SEQUENTIAL, colours
 
-FIGURES = [name for name in views.__all__ if name not in ("BranchDiff", "BreakEven", "break_even_numbers")]
-FIGURES = [name for name in FIGURES if name not in ("as_table", "description", "headroom")]  # it draws a table
+FIGURES = [name for name in table.VIEWS if name != "headroom"]  # it draws what few traces hold
 BROWSER_DARK = "#111111"  # JupyterLab's dark page
 
 
@@ -24,12 +24,6 @@ def contrast(one: str, other: str) -> float:
     """WCAG 2: (lighter + 0.05) / (darker + 0.05)."""
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
-
-
-def draw(name: str, trace, theme):
-    view = getattr(views, name)
-    found = view(trace, trace, theme=theme) if name == "branch_diff" else view(trace, theme=theme)
-    return found[1] if name == "branch_diff" else found
 
 
 def test_contrast_is_that_of_wcag():
@@ -59,7 +53,7 @@ def test_the_sequential_scale_rises_in_lightness_and_leaves_both_pages():
 @pytest.mark.parametrize("theme", ["light", "dark", None])
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_view_takes_a_theme_and_lets_the_page_through(made_up, name, theme):
-    figure = draw(name, made_up.record([(4, 2), (4, 4)]).trace, theme)
+    figure = table.VIEWS[name](made_up.record([(4, 2), (4, 4)]).trace, theme=theme)
     layout = figure.layout.template.layout
     assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0,0,0,0)"
     assert figure.layout.paper_bgcolor is None and layout.font.color == PAGES[theme]["text"]
@@ -67,12 +61,12 @@ def test_every_view_takes_a_theme_and_lets_the_page_through(made_up, name, theme
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_has_a_sentence_and_a_table_of_its_data(made_up, name):
-    figure = draw(name, made_up.record([(4, 2), (0, 0), (4, 4)]).trace, None)
+    figure = table.VIEWS[name](made_up.record([(4, 2), (0, 0), (4, 4)]).trace)
     assert len(views.description(figure)) > 20 and "\n" not in views.description(figure)
-    table = views.as_table(figure)
-    assert len(table) > 0 and set(table["series"]) <= {trace.name for trace in figure.data}
+    data = views.as_table(figure)
+    assert len(data) > 0 and set(data["series"]) <= {trace.name for trace in figure.data}
     titles = {figure.layout[axis].title.text for axis in figure.layout.to_plotly_json() if axis.startswith("yaxis")}
-    assert titles & {column for column in table.columns}
+    assert titles & {column for column in data.columns}
     assert inspect.signature(getattr(views, name)).parameters["theme"].default is None
 
 

@@ -7,28 +7,16 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 
-from workbench import views
+import workbench as wb
+from tests import table
+from workbench import declare, views
 from workbench.trace import Recorder, Step
 from workbench.trace.schema import FATES
 from workbench.views.figure import shown, unit_of
 from workbench.views.palette import PALETTE, colours
 
 SAFE_TYPES = {"scatter", "bar", "heatmap"}  # drawn alike by plotly.js 3 and 4
-VIEWS = {
-    "signals": views.signals,
-    "entropy": views.entropy,
-    "acceptance": views.acceptance,
-    "cache_footprint": views.cache_footprint,
-    "bit_map": views.bit_map,
-    "cache_map": views.cache_map,
-    "ledger_over_time": views.ledger_over_time,
-    "acceptance_length": views.acceptance_length,
-    "divergence": views.divergence,
-    "break_even": views.break_even,
-    "branch_diff": lambda trace: views.branch_diff(trace, trace)[1],
-    "forwards_timeline": views.forwards_timeline,
-    "draft_tree": views.draft_tree,
-}
+VIEWS = {name: draw for name, draw in table.VIEWS.items() if name != "headroom"}  # it draws what few traces hold
 RUNS = {
     "full": ([(4, 2), (4, 4), (0, 0), (4, 0)], "default"),
     "one token": ([(0, 0)], "default"),
@@ -46,6 +34,18 @@ def named(figure: go.Figure, name: str):
 
 def notes(figure: go.Figure) -> list[str]:
     return [note.text for note in figure.layout.annotations]
+
+
+@pytest.mark.parametrize("view", table.VIEWS)
+def test_every_registered_view_draws_a_sample(made_up, view):
+    """By its name in the registry, and under that name in `workbench.views`; its first line says what it shows."""
+    trace = made_up.record(RUNS["full"][0]).trace
+    if view == "headroom":  # of a run that its drafter can be asked about
+        trace = wb.decode(wb.load("embedded"), "def f(x):", wb.Speculative(), max_new_tokens=16, level="full")
+    figure = table.VIEWS[view](trace)
+    assert figure.layout.meta["view"] == view and len(figure.data) > 0 and not notes(figure)
+    assert getattr(views, view) is declare.get("view", view) and view in declare.names("view")
+    assert views.description(figure).endswith(".") and declare.get("view", view).__doc__.split("\n")[0].endswith(".")
 
 
 @pytest.mark.parametrize("view", VIEWS)

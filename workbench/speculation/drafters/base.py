@@ -9,7 +9,7 @@ from workbench.cache.stack import Stack
 from workbench.declare import Declared
 from workbench.engine.model import LanguageModel, Output
 from workbench.rounds import Round, State
-from workbench.speculation.capabilities import unmet
+from workbench.speculation.refusals import unmet
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import POINT, DraftTree

@@ -3,19 +3,76 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
 from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
-from workbench.speculation.heads import modules, weights
+from workbench.speculation.heads import weights
 from workbench.speculation.heads.model import HeadModel
+from workbench.speculation.heads.modules import Attend, Attention, Norm
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["Eagle"]
+__all__ = ["Eagle", "EagleLayer"]
+
+
+class Block(nn.Module):
+    """A pre-norm decoder layer: attention, then a gated MLP."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, inner: int):
+        super().__init__()
+        self.before = Norm(width)
+        self.attention = Attention(width, heads, kv_heads)
+        self.between = Norm(width)
+        self.gate, self.up = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        x = x + self.attention(self.before(x), positions, attend)
+        y = self.between(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class EagleLayer(nn.Module):
+    """A feature and the token after it -> one decoder layer -> the next feature, and the state the head reads.
+
+    sampling: FSPAD. The pair is widened to 4·width, gated by the token, and projected back, so that the token picks
+    its feature; and the head reads a branch of its own, so that features and logits do not pull at one vector.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, inner: int, sampling: bool = False):
+        super().__init__()
+        self.token = Norm(width)  # embeddings are far smaller than features
+        if sampling:
+            self.widen, self.gate = nn.Linear(2 * width, 4 * width), nn.Linear(width, 4 * width)
+            self.narrow = nn.Linear(4 * width, width)
+            self.branch = nn.Linear(width, width)
+        else:
+            self.fuse = nn.Linear(2 * width, width)
+        self.sampling = sampling
+        self.block = Block(width, heads, kv_heads, inner)
+        self.norm = Norm(width)
+
+    @property
+    def attention(self) -> Attention:
+        return self.block.attention
+
+    def forward(
+        self, pairs: torch.Tensor, positions: torch.Tensor, attend: Attend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """pairs: [B, R, 2·width], of each token the feature before it and its embedding -> the feature after it and the
+        state the head reads, [B, R, width] each."""
+        feature, token = pairs.chunk(2, -1)
+        token = self.token(token)
+        pairs = torch.cat([feature, token], -1)
+        x = self.narrow(self.widen(pairs) * self.gate(token).sigmoid()) if self.sampling else self.fuse(pairs)
+        x = self.norm(self.block(x, positions, attend))
+        return x, x + self.branch(x) if self.sampling else x
 
 
 @register("drafter", "eagle")
@@ -49,7 +106,7 @@ class Eagle(RowDrafter):
 
     def model(self, lm: LanguageModel) -> HeadModel:
         """The layer for a target; raises BadInput where there is none."""
-        module = weights.load(self.variant, modules.EagleLayer, self.weights, lm)
+        module = weights.load(self.variant, EagleLayer, self.weights, lm)
 
         def blank(tokens) -> torch.Tensor:
             embedded = lm.embed(tokens)

@@ -3,16 +3,33 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
-from workbench.speculation.drafters.medusa import HeadDrafter
-from workbench.speculation.heads import modules, weights
+from workbench.speculation.drafters.medusa import HeadDrafter, Residual
+from workbench.speculation.heads import weights
+from workbench.speculation.heads.modules import Norm
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["Hydra"]
+__all__ = ["Hydra", "HydraHeads"]
+
+
+class HydraHeads(nn.Module):
+    """One head per depth that also reads the tokens up to it."""
+
+    def __init__(self, width: int, heads: int = 4):
+        super().__init__()
+        self.token = Norm(width)  # embeddings are far smaller than states
+        self.heads = nn.ModuleList(Residual((2 + depth) * width, width) for depth in range(heads))
+
+    def forward(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """hidden: [..., width], the target's state; embedded: [..., n, width], the n tokens since -> [..., width], from
+        which the target's head tells the next token."""
+        joined = torch.cat([hidden[..., None, :], self.token(embedded)], -2).flatten(-2)
+        return hidden + self.heads[embedded.shape[-2] - 1](joined)
 
 
 @register("drafter", "hydra")
@@ -34,8 +51,8 @@ class Hydra(HeadDrafter):
     def default_shape(self) -> DraftShape:
         return FixedTree((4, 1, 1))
 
-    def module(self, lm: LanguageModel) -> modules.HydraHeads:
-        return weights.load("hydra", modules.HydraHeads, self.weights, lm)
+    def module(self, lm: LanguageModel) -> HydraHeads:
+        return weights.load("hydra", HydraHeads, self.weights, lm)
 
     def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
         tree, lm = builder.tree, builder.state.runners["target"].model

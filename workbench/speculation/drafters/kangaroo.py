@@ -1,8 +1,10 @@
 """The target's own first layers draft, and verification goes on from where they stopped."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from workbench.declare import register, setting
 from workbench.engine.distribution import Distribution
@@ -12,13 +14,43 @@ from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.heads import weights
 from workbench.speculation.heads.model import HeadModel
-from workbench.speculation.heads.modules import Adapters
+from workbench.speculation.heads.modules import Attend, Attention
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.confidence import ConfidenceStop
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["Kangaroo"]
+__all__ = ["Adapters", "Kangaroo"]
+
+
+class Adapter(nn.Module):
+    """One exit: states [B, R, width] behind the first layers -> what the target's head reads, [B, R, width].
+
+    RMSNorm, attention with keys and values of its own, a residual of the normed states, RMSNorm (no MLP).
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int):
+        super().__init__()
+        self.before = nn.RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads, kv_heads)
+        self.after = nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, states: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        states = self.before(states)
+        return self.after(states + self.attention(states, positions, attend))
+
+
+class Adapters(nn.Module):
+    """The adapters of several exits: `exits[i]` layers of the target come before `adapters[i]`."""
+
+    def __init__(self, exits: Sequence[int], width: int, heads: int, kv_heads: int):
+        super().__init__()
+        self.exits = tuple(exits)
+        self.adapters = nn.ModuleList(Adapter(width, heads, kv_heads) for _ in self.exits)
+
+    def behind(self, exits: Sequence[int]) -> dict[int, Adapter]:
+        """Exit -> its adapter, for some of them."""
+        return {exit: self.adapters[self.exits.index(exit)] for exit in exits}
 
 
 @dataclass
@@ -51,8 +83,9 @@ class Kangaroo(RowDrafter):
     Sources: "Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting" (https://arxiv.org/abs/2404.18911;
     https://github.com/Equationliu/Kangaroo); "LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding"
     (https://arxiv.org/abs/2404.16710; https://github.com/facebookresearch/LayerSkip). Departures: trees and sampling as
-    well (theirs: greedy chains); the adapter adds to the normalised state (theirs: to the state itself); the optimiser
-    is Muon (theirs: AdamW). Draft & Verify, which leaves inner layers out, is `LayerSkip`.
+    well (theirs: greedy chains); the adapter adds to the normalised state (theirs: to the state itself; the last norm
+    hides the difference in scale); the optimiser is Muon (theirs: AdamW). Draft & Verify, which leaves inner layers
+    out, is `LayerSkip`.
     """
 
     weights: str | None = setting(
@@ -136,15 +169,14 @@ class Kangaroo(RowDrafter):
     def score(self, state: State, r: Round, tree: DraftTree, hidden: bool) -> torch.Tensor:
         early, runner, root = state.memory["kangaroo"], state.runners["target"], len(state.tokens) - 1
         want = (*(("hidden",) if hidden else ()), *self.exits)
-        order = [*early.expanded, *(node for node in range(len(tree)) if node not in early.expanded)]
-        if (
-            not early.expanded or -1 in early.expanded
-        ):  # nothing was read, or also what the shape dropped since: the tree anew
+        natural = list(range(len(tree)))
+        order = [*early.expanded, *(node for node in natural if node not in early.expanded)]
+        # nothing was read, or also what the shape dropped since: the tree anew
+        if not early.expanded or -1 in early.expanded:
             runner.store.discard()
-            early.states, order = {}, list(range(len(tree)))
+            early.states, order = {}, natural
         positions = [root + tree.depths[node] for node in order]
-        natural = order == list(range(len(tree)))
-        mask = None if natural and tree.is_chain else tree.ancestors()[order][:, order]
+        mask = None if order == natural and tree.is_chain else tree.ancestors()[order][:, order]
         tokens = [tree.tokens[node] for node in order]
         if not early.states:
             out = r.forward("target", tokens, positions, mask, want=want)
@@ -156,9 +188,9 @@ class Kangaroo(RowDrafter):
             out = r.forward("target", early.states[early.exit], positions, mask, want=want, layers=rest)
         early.add(out.states)
         tree.hidden = out.hidden
-        if natural:
+        if order == natural:
             return out.logits
-        tree.slots = [order.index(node) for node in range(len(tree))]
+        tree.slots = [order.index(node) for node in natural]
         tree.hidden = None if out.hidden is None else out.hidden[tree.slots]
         return out.logits[tree.slots]
 

@@ -3,18 +3,43 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel, Output
 from workbench.rounds import Round, State
 from workbench.speculation.drafters.base import RowDrafter
-from workbench.speculation.heads import modules, weights
+from workbench.speculation.heads import weights
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["HeadDrafter", "Medusa"]
+__all__ = ["HeadDrafter", "Medusa", "MedusaHeads", "Residual"]
+
+
+class Residual(nn.Module):
+    """V SiLU(W x), V starting at zero: what a head adds to the target's state. [..., inputs] -> [..., width]."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.into, self.out = nn.Linear(inputs, width), nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(F.silu(self.into(x)))
+
+
+class MedusaHeads(nn.Module):
+    """One head per depth over the target's state. [..., width] -> [heads, ..., width]."""
+
+    def __init__(self, width: int, heads: int = 4):
+        super().__init__()
+        self.heads = nn.ModuleList(Residual(width, width) for _ in range(heads))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.stack([hidden + head(hidden) for head in self.heads])
 
 
 class HeadDrafter(RowDrafter):
@@ -74,8 +99,8 @@ class Medusa(HeadDrafter):
     def default_shape(self) -> DraftShape:
         return FixedTree((6, 1))
 
-    def module(self, lm: LanguageModel) -> modules.MedusaHeads:
-        return weights.load("medusa", modules.MedusaHeads, self.weights, lm)
+    def module(self, lm: LanguageModel) -> MedusaHeads:
+        return weights.load("medusa", MedusaHeads, self.weights, lm)
 
     def logits(self, builder: TreeBuilder, nodes: list[int]) -> torch.Tensor:
         lm, depths = builder.state.runners["target"].model, [builder.tree.depths[node] for node in nodes]

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench.cache.store import CacheStore, PlainStore
 from workbench.engine.attention import attend
-from workbench.engine.model import LanguageModel, Output, chosen, facts
+from workbench.engine.model import ForwardRequest, LanguageModel, Output, facts
 from workbench.models.digest import Digest
 
 __all__ = ["HeadModel"]
@@ -42,39 +41,26 @@ class HeadModel(LanguageModel):
         self.parameters = sum(p.numel() for p in self._weights.values())
         self.weight_bytes = sum(p.nbytes for p in self._weights.values())
 
-    def new_store(self) -> PlainStore:
-        return PlainStore(self.layers)
-
-    @torch.inference_mode()
-    def forward(
-        self,
-        tokens: Sequence[int] | torch.Tensor,
-        positions: Sequence[int],
-        cache: CacheStore,
-        mask: torch.Tensor | None = None,
-        layers: Sequence[int] | None = None,
-        logits_at: str | Sequence[int] = "all",
-        want: Sequence[str] = (),
-    ) -> Output:
-        """See `LanguageModel`; `tokens` are rows of features [R, n], and hidden are the features that come next.
-
-        `layers` names one of several layers. `logits_at=()` spares the head.
-        """
-        (layer,) = range(self.layers) if layers is None else layers
-        rows = tokens if isinstance(tokens, torch.Tensor) and tokens.is_floating_point() else self.embed(tokens)
+    def _forward(self, request: ForwardRequest) -> Output:
+        """Its tokens are rows of features [R, n], and hidden are the features that come next; its layers name one of
+        several. `logits_at=()` spares the head."""
+        cache, positions = request.cache, list(request.positions)
+        (layer,) = range(self.layers) if request.layers is None else request.layers
+        rows = request.tokens if request.embedded else self.embed(request.tokens)
 
         def look(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             cache.stage(layer, k[0], v[0])
             return attend(q, cache.segments(layer), self.head_dim**-0.5)
 
-        places = torch.as_tensor(list(positions), device=self.device)
-        cache.begin(positions, mask, (layer,))
+        places = torch.as_tensor(positions, device=self.device)
+        cache.begin(positions, request.mask, (layer,))
         try:
             found = list(self.parts.values())[layer](rows[None], places, look)
         finally:
             cache.end()
         features, states = found if isinstance(found, tuple) else (found, found)
-        return Output(self.target.head(chosen(states[0], logits_at)), features[0] if "hidden" in want else None)
+        hidden = features[0] if "hidden" in request.want else None
+        return Output(self.target.head(request.chosen(states[0])), hidden)
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         """[R] ids -> their rows [R, n], the features unknown."""
@@ -88,9 +74,6 @@ class HeadModel(LanguageModel):
         scores = 4 * self.attention.heads * self.head_dim * context
         head = 2 * self.attention.out.out_features * self.vocab_size
         return rows * (2 * self.parameters + self.layers * (head + scores))
-
-    def kv_bytes(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def describe(self) -> dict[str, Any]:
         """The facts that a trace records."""

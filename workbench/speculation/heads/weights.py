@@ -5,7 +5,7 @@ with a probe: a few numbers of its hidden state after a fixed text, which tell i
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from workbench.errors import BadInput
 from workbench.models.checkpoint import first_line
 from workbench.models.loading import PRETRAINED
 
-__all__ = ["EMBEDDED", "find", "kept", "load", "probe", "save"]
+__all__ = ["EMBEDDED", "alike", "find", "kept", "load", "probe", "save"]
 
 EMBEDDED = PRETRAINED / "heads"
 NUMBERS = 24  # of the probe
@@ -39,6 +39,12 @@ def probe(lm: LanguageModel) -> list[float]:
         return [round(value, 5) for value in state[:: max(1, len(state) // NUMBERS)][:NUMBERS].tolist()]
 
     return kept(lm, ("probe",), read) if "hidden" in lm.gives else []
+
+
+def alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether two probes are of one model."""
+    x, y = torch.tensor(ours), torch.tensor(theirs)
+    return x.shape == y.shape and ((x - y).norm() <= CLOSE * y.norm().clamp_min(1e-6)).item()
 
 
 def save(
@@ -91,7 +97,7 @@ def _load(kind: str, make: Callable[..., Module], weights: str, file: Path, lm: 
         raise BadInput(f"weights={weights!r}: {file.name} holds {facts.get('kind')!r}, not {kind!r}; {remedy}")
     try:
         theirs, size, target = json.loads(facts["probe"]), int(facts["vocabulary"]), facts["target"]
-        fits = size == lm.vocab_size and len(ours) == len(theirs) and _distance(ours, theirs) <= CLOSE
+        fits = size == lm.vocab_size and alike(ours, theirs)
         module = _made(make, json.loads(facts["shape"]), tensors) if fits else None
     except Exception as error:  # whatever its metadata and its tensors lack of each other
         raise BadInput(f"weights={weights!r}: {file.name} is damaged ({first_line(error)}); {remedy}") from None
@@ -109,9 +115,3 @@ def _made(make: Callable[..., Module], shape: dict[str, Any], tensors: dict[str,
     module = make(**shape)
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return module
-
-
-def _distance(a: list[float], b: list[float]) -> float:
-    """Relative to the second's length."""
-    x, y = torch.tensor(a), torch.tensor(b)
-    return ((x - y).norm() / y.norm().clamp_min(1e-6)).item()

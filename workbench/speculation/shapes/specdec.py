@@ -1,18 +1,45 @@
 """A trained head tells how likely each drafted token is to be accepted."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from workbench.declare import Declared, register, setting
 from workbench.engine.model import LanguageModel
 from workbench.errors import BadInput
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.modules import Acceptance
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["SpecDec"]
+__all__ = ["REJECTION", "Acceptance", "SpecDec"]
+
+REJECTION = 6.0  # weight of rejections in an acceptance head's training: it moves its logits down by its logarithm
+
+
+class Acceptance(nn.Module):
+    """Residual SiLU blocks and a linear layer: states [..., width] -> logits [...] of being accepted.
+
+    draft, probe: name of the draft model whose states it reads, and what tells it from others (`weights.probe`).
+    """
+
+    def __init__(self, width: int, blocks: int = 1, draft: str = "", probe: Sequence[float] = ()):
+        super().__init__()
+        self.draft, self.probe = draft, tuple(probe)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            states = states + F.silu(block(states))
+        return self.out(states)[..., 0]
+
+    def chance(self, state: torch.Tensor) -> float:
+        """The probability for one state [width], the weighting undone."""
+        return torch.sigmoid(self(state) + math.log(REJECTION)).item()
 
 
 @register("shape", "specdec")
@@ -50,8 +77,7 @@ class SpecDec(DraftShape):
 
     def check(self, drafter: Declared, lm: LanguageModel) -> None:
         head, draft = self._head(lm), drafter.runners(lm)["draft"]
-        ours, theirs = torch.tensor(weights.probe(draft)), torch.tensor(head.probe)
-        if ours.shape != theirs.shape or (ours - theirs).norm() > weights.CLOSE * theirs.norm():
+        if not weights.alike(weights.probe(draft), head.probe):
             raise BadInput(
                 f"SpecDec(weights={self.weights!r}): this head reads the states of {head.draft!r}, not of"
                 f" {draft.name!r}; train one for it (workbench.training.acceptance)"

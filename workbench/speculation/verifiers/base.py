@@ -9,8 +9,8 @@ from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
-from workbench.speculation.capabilities import unmet
 from workbench.speculation.drafters.base import Drafter
+from workbench.speculation.refusals import unmet
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import DraftTree
 

@@ -3,17 +3,28 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from workbench.declare import register, setting
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
 from workbench.engine.settings import Settings
 from workbench.speculation.heads import weights
-from workbench.speculation.heads.modules import JudgeHead
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.rejection import Rejection
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "JudgeHead"]
+
+
+class JudgeHead(nn.Module):
+    """One linear layer: final hidden states [..., width] -> logits [...] of being a sound continuation."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.out(states)[..., 0]
 
 
 @register("verifier", "judge")
