@@ -9,11 +9,14 @@ What its defaults do not say stands beside the others in `tests/rows/<family>_<n
 - of a view `draw(trace, theme=None)`, where it draws something else than one trace.
 """
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import workbench as wb
@@ -144,3 +147,23 @@ def stacks() -> Iterator[tuple[str, Any]]:
             if policy or quantizer:
                 name = "+".join(filter(None, (policy, quantizer)))
                 yield name, wb.Stack(POLICIES.get(policy), QUANTIZERS.get(quantizer))
+
+
+def covered() -> dict[str, Any]:
+    """The stacks that a run of the suite tries: every member alone, and every policy with three quantizers that change
+    from commit to commit; every pair where WORKBENCH_CAMPAIGN is set."""
+    every, chosen = dict(stacks()), {*POLICIES, *QUANTIZERS}
+    for place, policy in enumerate(POLICIES):
+        chosen |= {f"{policy}+{names(QUANTIZERS, commit() + place + 2 * turn)}" for turn in range(3)}
+    campaign = bool(os.environ.get("WORKBENCH_CAMPAIGN"))
+    return {name: stack for name, stack in every.items() if campaign or name in chosen}
+
+
+def names(table: dict[str, Any], place: int) -> str:
+    return list(table)[place % len(table)]
+
+
+def commit() -> int:
+    """A number that changes from commit to commit."""
+    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return int(told.stdout.strip()[:8] or "0", 16)

@@ -2,12 +2,14 @@
 
 # ruff: noqa: I001
 from workbench.speculation.drafters.aded import ADED as ADED
+from workbench.cache.methods.adakv import AdaKV as AdaKV
 from workbench.speculation.shapes.adaptive import AdaptiveConfidence as AdaptiveConfidence
 from workbench.experiments.compare import Arm as Arm
 from workbench.decoders.autoregressive import Autoregressive as Autoregressive
 from workbench.errors import BadInput as BadInput
 from workbench.errors import BadTrace as BadTrace
-from workbench.cache.methods.base import CachePolicy as CachePolicy
+from workbench.cache.methods.cam import CaM as CaM
+from workbench.cache.plan import CacheMethod as CacheMethod
 from workbench.speculation.shapes.confidence import ConfidenceStop as ConfidenceStop
 from workbench.speculation.drafters.copyspec import CopySpec as CopySpec
 from workbench.experiments.headroom import Costs as Costs
@@ -36,13 +38,18 @@ from workbench.cache.codecs.kivi import KIVI as KIVI
 from workbench.speculation.verifiers.kseq import KSeq as KSeq
 from workbench.speculation.drafters.kangaroo import Kangaroo as Kangaroo
 from workbench.speculation.drafters.layer_skip import LayerSkip as LayerSkip
+from workbench.cache.plan import LayerView as LayerView
 from workbench.speculation.drafters.medusa import Medusa as Medusa
+from workbench.cache.plan import Merge as Merge
+from workbench.cache.methods.merging import Merging as Merging
 from workbench.decoders.mirostat import Mirostat as Mirostat
 from workbench.errors import NumericalError as NumericalError
 from workbench.cache.codecs.paged import Paged as Paged
 from workbench.decoders.pearl import Pearl as Pearl
+from workbench.cache.plan import Plan as Plan
 from workbench.speculation.verifiers.match import PointMatch as PointMatch
 from workbench.speculation.drafters.prompt_lookup import PromptLookup as PromptLookup
+from workbench.cache.methods.pyramidkv import PyramidKV as PyramidKV
 from workbench.cache.codecs.base import Quantizer as Quantizer
 from workbench.speculation.verifiers.rejection import Rejection as Rejection
 from workbench.speculation.drafters.base import RowDrafter as RowDrafter

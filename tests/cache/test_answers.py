@@ -9,49 +9,58 @@ import workbench as wb
 from tests.cache.conftest import feed
 from workbench.cache import as_stack
 from workbench.cache.codecs.base import Quantizer
-from workbench.cache.methods.base import CachePolicy
+from workbench.cache.plan import CacheMethod, Merge, Plan
 from workbench.errors import BadInput
 
 LENGTH, N = 8, 8
-EVENLY = torch.tensor([[0, 2, 4, 6, 7]] * 2)
+EVENLY = torch.tensor([[1, 0, 1, 0, 1, 0, 1, 1]] * 2).bool()
 
 
 @dataclass(frozen=True)
-class Answering(CachePolicy):
+class Answering(CacheMethod):
     """Answers what it is told to."""
 
     declared_name = "test-answering"
     interval = LENGTH
+    budget = 5
     answer = None
 
     @property
     def newest(self):
         return 2
 
-    def keep(self, positions, scores):
+    def plan(self, view, budget):
         return self.answer
+
+
+def merging(**other) -> Plan:
+    """A sound merge of slot 1 into slot 2 of both heads, but for `other`."""
+    pairs = {"source": torch.tensor([[1], [1]]), "target": torch.tensor([[2], [2]])}
+    pairs |= {name: torch.full((2, 1), 0.5) for name in ("weight_k", "weight_v")}
+    return Plan(EVENLY, Merge(**(pairs | {k: torch.as_tensor(v) for k, v in other.items()})))
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (torch.tensor([[0, 2, 2, 6, 7]] * 2), "the same index twice"),
-        (torch.tensor([[0, 2, 6, 7, 7], [0, 2, 4, 6, 7]]), "the same index twice"),
-        ([[0, 6, 7], [6, 7]], "a list"),
-        (EVENLY + 1, "indices from 1 to 8"),
-        (EVENLY - 1, "indices from -1 to 6"),
-        (torch.tensor([[0, 2, 4, 5, 7]] * 2), "without the newest"),
-        (torch.tensor([[7]] * 2), "without the newest"),
-        (torch.ones(2, N, dtype=torch.bool), "torch.bool"),
-        (EVENLY.float(), "torch.float32"),
-        (EVENLY[:1], "shape [1, 5]"),
-        (EVENLY[0], "shape [5]"),
-        (EVENLY[:, :0], "shape [2, 0]"),
-        (EVENLY.to("meta"), "on meta, not on cpu"),
+        (EVENLY, "a Tensor; expected a Plan"),
+        (Plan([[True] * N] * 2), "keep of list; expected keep, bool [2, 8]"),
+        (Plan(EVENLY.long()), "keep of torch.int64"),
+        (Plan(EVENLY[:1]), "keep of shape [1, 8]"),
+        (Plan(EVENLY[0]), "keep of shape [8]"),
+        (Plan(EVENLY.to("meta")), "on meta; expected keep"),
+        (Plan(EVENLY.roll(1, 1)), "keep without the newest; expected keep, bool [2, 8] on cpu, with the newest 2"),
+        (Plan(torch.zeros(2, N, dtype=torch.bool)), "keep without the newest"),
+        (Plan(EVENLY | torch.tensor([[False], [True]])), "5 to 8 slots in the heads of a layer; expected as many"),
+        (merging(source=[[1], [9]]), "a merge of columns outside the view"),
+        (merging(source=[[1], [-1]]), "a merge of columns outside the view"),
+        (merging(target=[[2], [3]]), "a merge into a slot that does not stay; expected targets in keep"),
+        (merging(source=[[1.0], [1.0]]), "a merge of torch.float32"),
+        (merging(source=[[1], [1], [1]]), "a merge of shapes [3, 1], [2, 1]"),
+        (merging(weight_k=[[0.5], [float("nan")]]), "a merge with a weight that is not finite"),
     ],
 )
-def test_a_wrong_choice_of_slots_is_refused_and_nothing_changes(small, monkeypatch, answer, words):
-    """Repeated indices dealt one head's slots out to the next, without an error."""
+def test_a_wrong_plan_is_refused_and_nothing_changes(small, monkeypatch, answer, words):
     store = as_stack(Answering()).new_store(small, 3)
     feed(small, store, range(LENGTH - 1))
     monkeypatch.setattr(Answering, "answer", answer)
@@ -59,18 +68,18 @@ def test_a_wrong_choice_of_slots_is_refused_and_nothing_changes(small, monkeypat
     with pytest.raises(BadInput) as refused:
         feed(small, store, [LENGTH - 1])
     said = str(refused.value)
-    assert said.startswith("policy test-answering: keep() answered ") and words in said and "\n" not in said
-    assert f"expected int64 indices [2, kept] below {N}, different ones" in said
-    monkeypatch.setattr(Answering, "answer", EVENLY)
+    assert said.startswith("policy test-answering: plan() answered ") and words in said and "\n" not in said
+    monkeypatch.setattr(Answering, "answer", merging())
     feed(small, before, [LENGTH - 1])
-    assert before.ledger()["live_slots"] == [5, 5] and before.ledger()["evicted"] == [3, 3]
+    assert before.ledger()["live_slots"] == [5, 5]
+    assert before.ledger()["evicted"] == [2, 2] and before.ledger()["merged"] == [1, 1]
     feed(small, store, [0])  # the maintenance that failed is made up for
     assert store.ledger()["live_slots"] == [6, 6]
 
 
 def test_a_run_under_a_wrong_policy_ends_with_its_reason_and_its_trace(small, monkeypatch):
-    monkeypatch.setattr(Answering, "answer", torch.zeros(2, 5, dtype=torch.int64))
-    with pytest.raises(BadInput, match="the same index twice|without the newest") as refused:
+    monkeypatch.setattr(Answering, "answer", Plan(torch.zeros(2, LENGTH, dtype=torch.bool)))
+    with pytest.raises(BadInput, match="without the newest") as refused:
         wb.decode(small, [1, 2, 3], cache=Answering(), max_new_tokens=12)
     assert 0 < len(refused.value.trace.token_ids) < LENGTH and refused.value.trace.end["reason"] == "error"
 

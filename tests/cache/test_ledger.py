@@ -6,7 +6,7 @@ import torch
 import workbench as wb
 from tests.cache.conftest import DRAFT, PROMPT, feed
 from tests.engine.test_bytes import walk
-from tests.table import DECODERS, POLICIES, stacks
+from tests.table import DECODERS, POLICIES, covered, stacks
 from workbench.trace.schema import CACHE_KINDS
 
 STACKS = dict(stacks()) | {"slots": wb.Stack(wb.StreamingLLM(4, 24, 16, positions="slot"))}
@@ -17,7 +17,7 @@ def ledger(state) -> int:
     return sum(sum(column.get(kind, [0])) for column in columns for kind in CACHE_KINDS)
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", [*covered(), "slots"])
 def test_the_walk_equals_the_ledger_and_the_trace_at_every_round(small, name):
     """Drafted (under policies plain too), the draft under the same stack; forks weigh the same and add nothing."""
     drafted = wb.Speculative(drafter=wb.DraftModel(DRAFT, cache=STACKS[name]))

@@ -1,11 +1,12 @@
 """Drafters under every cache stack spell what plain decoding spells under that stack.
 
-On a random Llama of five words, with trained parts of its own. Six drafters take their turn under each stack, so that
-each of them meets every policy and every quantizer; and the shape changes from stack to stack.
+On a random Llama of five words, with trained parts of its own. Under each stack those drafters take their turn that
+have met its members least, so that each meets every policy and every quantizer; the shape changes from stack to stack.
 """
 
 import copy
 import itertools
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -14,14 +15,14 @@ import workbench as wb
 from tests.rounding import Texts
 from tests.speculation.test_triples import POSSIBLE
 from tests.speculation.tiny import tiny_heads, tiny_target
-from tests.table import DRAFTERS, POLICIES, QUANTIZERS, stacks, triple
+from tests.table import DRAFTERS, POLICIES, QUANTIZERS, covered, triple
 from workbench.models.adapter import wrap
 from workbench.training.acceptance import acceptance
 from workbench.training.parts import PARTS
 
 PROMPT = [(i * i + i // 3) % 5 for i in range(40)]
 SETTINGS = {"max_new_tokens": 28, "temperature": 1.0, "seed": 4}
-STACKS = dict(stacks())
+STACKS = covered()
 TEXTS = Texts()
 
 
@@ -41,10 +42,23 @@ def heads(target, tmp_path_factory) -> str:
     return str(folder)
 
 
+def turns() -> dict[str, list[str]]:
+    """The drafters of each stack."""
+    met, chosen = Counter(), {}
+    for stack in STACKS:
+        parts = stack.split("+")
+        drafters = sorted(DRAFTERS, key=lambda name: (sum(met[name, part] > 0 for part in parts), met[name]))
+        chosen[stack] = drafters[:4]
+        met.update([(name, part) for name in chosen[stack] for part in parts] + chosen[stack])
+    return chosen
+
+
+TURNS = turns()
+
+
 def members(stack: str) -> list[tuple[str, str]]:
-    """(drafter, shape) of the six whose turn it is."""
-    number, names = list(STACKS).index(stack), list(DRAFTERS)
-    chosen = [names[(3 * number + place) % len(names)] for place in range(6)]
+    """(drafter, shape) of those whose turn it is."""
+    number, chosen = list(STACKS).index(stack), TURNS[stack]
     fitting = [[names[1] for names in POSSIBLE if names[::2] == (drafter, "seeded")] for drafter in chosen]
     return [(drafter, shapes[number % len(shapes)]) for drafter, shapes in zip(chosen, fitting, strict=True)]
 

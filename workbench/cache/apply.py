@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from workbench.cache.pages import Page, PageTable, PendingPage, page_out, with_live
-from workbench.cache.plan import CacheMethod, LayerView, Merge
+from workbench.cache.plan import CacheMethod, LayerView, Merge, Plan
 from workbench.cache.store import _Run
 from workbench.errors import NumericalError
 from workbench_kernels.pages import GAINS, SLOTS, PageFormat, pack, unpack
@@ -112,7 +113,7 @@ def maintain(store: "ManagedStore") -> Outcome:
         elif each.gone is not None:
             each.thin()
         out.layers.append(each.state)
-        out.evicted.append(0 if each.gone is None else round(int(each.gone.sum()) / each.heads))
+        out.evicted.append(0 if each.gone is None else round(int(each.gone.sum()) / each.heads) - each.merged)
         out.merged.append(each.merged)
         out.events += each.events
     out.events = _together(_together(out.events, "head", work[0].heads), "layer", len(work))
@@ -185,26 +186,28 @@ class _Work:
 
     # -- a plan ---------------------------------------------------------------------------------------------------
 
-    def do(self, plan: Any, method: CacheMethod) -> None:
+    def do(self, plan: Plan, method: CacheMethod) -> None:
         """Note what a checked plan drops, and merge."""
-        keep = self.live.gather(1, self.order) if plan.keep is None else plan.keep
-        if plan.merge is not None:
-            self.merge(plan.merge, method.declared_name)
-        self.gone = self.live & ~torch.zeros_like(self.live).scatter(1, self.order, keep)
-        if not self.gone.any():
-            self.gone = None
-            return
+        gone = torch.zeros_like(self.live)
+        if plan.keep is not None:
+            gone = self.live & ~gone.scatter(1, self.order, plan.keep)
+        self.gone = gone if gone.any() else None
+        away = torch.zeros_like(gone) if plan.merge is None else gone & self.merge(plan.merge, method.declared_name)
+        self.merged = round(int(away.sum()) / self.heads)
         freed = 0 if self.old is not None else self.k[0, 0].nbytes + self.v[0, 0].nbytes
-        for head, (places, gone) in enumerate(zip(self.where, self.gone, strict=True)):
-            if len(dropped := places[gone].sort().values):
+        for head, (places, dropped) in enumerate(zip(self.where, gone & ~away, strict=True)):
+            if len(dropped := places[dropped].sort().values):
                 self._event("evict", head, dropped, bytes=freed * len(dropped), reason=method.declared_name)
 
-    def merge(self, merge: Merge, reason: str) -> None:
-        """Compute the merged slots; those of the run are written to a copy of it, those of pages leave their pages."""
-        valid = merge.source >= 0
-        head, pair = valid.nonzero(as_tuple=True)
+    def merge(self, merge: Merge, reason: str) -> torch.Tensor:
+        """Compute the merged slots; those of the run are written to a copy of it, those of pages leave their pages.
+
+        Returns which slots were added to others, bool [Hk, columns].
+        """
+        head, pair = (merge.source >= 0).nonzero(as_tuple=True)
+        added = torch.zeros_like(self.live)
         if not len(head):
-            return
+            return added
         source, target = (self.order[head, x[head, pair]] for x in (merge.source, merge.target))
         columns = self.slots + self.held
         names, into = (head * columns + target).unique(return_inverse=True)
@@ -229,10 +232,14 @@ class _Work:
         self._new = (names, *mixed)
         self.loose = torch.zeros_like(self.live)
         self.loose[at_head[~in_run], at[~in_run]] = True
-        self.merged = round(int(other.sum()) / self.heads)
+        added[head[other], source[other]] = True
         for number in head[other].unique().tolist():
             mine = other & (head == number)
-            self._event("merge", number, self.where[number, source[mine]].sort().values, bytes=0, reason=reason)
+            pairs = (self.where[number, x[mine]].unique() for x in (source, target))
+            places, into = map(runs_of, pairs)
+            self.events.append({"layer": self.layer, "head": number, "op": "merge", "positions": places,
+                                "destination": into, "bytes": 0, "reason": reason})  # fmt: skip
+        return added
 
     def thin(self) -> None:
         """Without pages: gather what stays into a shorter run."""
@@ -398,7 +405,9 @@ class _Work:
         inside = torch.arange(SLOTS, device=device)
         source = torch.full((self.heads, table.slots // SLOTS, SLOTS), -1, dtype=torch.long, device=device)
         for number, pages in enumerate(stayed):
-            source[number, : len(pages)] = torch.tensor(pages, dtype=torch.long, device=device)[:, None] * SLOTS + inside
+            source[number, : len(pages)] = (
+                torch.tensor(pages, dtype=torch.long, device=device)[:, None] * SLOTS + inside
+            )
             mine = torch.where(inside < used[:, None], columns, -1)[head == number]
             source[number, len(pages) : len(pages) + len(mine)] = mine
         source = source.view(self.heads, -1)
@@ -441,11 +450,9 @@ def homes_of(page_table: PageTable, head: int) -> dict[int, bool]:
 
 def runs_of(places: torch.Tensor) -> list[list[int]]:
     """Increasing positions as runs [start, length]."""
-    if not len(places):
-        return []
-    ends = torch.cat([(places.diff() != 1).nonzero()[:, 0] + 1, torch.tensor([len(places)], device=places.device)])
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    return torch.stack([places[starts], ends - starts], 1).tolist()
+    places = places.cpu().numpy()
+    starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+    return np.stack([places[starts], np.diff(starts, append=len(places))], 1).tolist()
 
 
 def _together(events: list[dict[str, Any]], name: str, count: int) -> list[dict[str, Any]]:

@@ -95,8 +95,8 @@ class ManagedStore(PlainStore):
         return replace(segment, k=torch.cat([rotated, segment.k[:, sinks:]], 1))
 
     def _quantized_ahead(self, layer: int, run: Segment, window: int | None) -> list[Segment]:
-        """The run in two versions, for rows of a prompt that pass boundaries: each row reads what is quantized before it
-        from pages, the rest as it is."""
+        """The run in two versions, for rows of a prompt that pass boundaries: each row reads quantized what is in pages
+        by then, the rest as it is."""
         first, device = self.length - self.held, run.k.device
         rows = torch.tensor(self._seen[-self._rows :], device=device)
         coded = rows - rows % SLOTS - self.stack.storage.residual - first  # slots of the run, for each row
@@ -192,7 +192,11 @@ class ManagedStore(PlainStore):
 
     def read_stats(self) -> tuple[int, int, int]:
         page_tables = [state.page_table for state in self._layers if state.page_table is not None]
-        return self.held, max((max(table.live) for table in page_tables), default=0), sum(table.bytes for table in page_tables)
+        return (
+            self.held,
+            max((max(table.live) for table in page_tables), default=0),
+            sum(table.bytes for table in page_tables),
+        )
 
     def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
         for layer, (slots, size) in enumerate(self._fetched):

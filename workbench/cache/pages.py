@@ -80,6 +80,7 @@ class PageTable:
         self.bytes = len(flat) * form.bytes
         self.slots = width * SLOTS  # per KV head, dead and missing ones included
         self.live = [sum([page.live for page in row]) for row in self.pages]  # per KV head
+        self.dense = len(self.arenas) == 1 and len(flat) == width * len(self.pages)  # all in one place, none missing
         self.whole = sum(self.live) == self.slots * len(self.pages)
         self.offloaded = sum([page.arena.host for page in flat])  # pages on the host
         self.host_bytes = sum(arena.data.nbytes for arena in self.arenas if arena.host)
@@ -88,14 +89,17 @@ class PageTable:
     def rows(self, pages: torch.Tensor | None = None, size: int | None = None) -> torch.Tensor:
         """The first `size` bytes of pages, uint8 [n, size], on the device; zeros for a missing page.
 
-        pages: int64 [n], numbered head by head; all Hk · P of them where None.
+        pages: int64 [n], numbered head by head; where None all of them, [Hk, P, size].
         """
+        if pages is None:
+            pages = torch.arange(self.table.numel(), device=self.table.device)
+            return self.rows(pages, size).view(*self.table.shape, -1)
         device, width = self.table.device, self.table.shape[1]
         places = self.table.flatten().long() * ALIGN // self.form.bytes
-        if len(self.arenas) == 1 and len(self.pages) * width * self.form.bytes == self.bytes:
-            data, places = self.arenas[0].data[:, :size], places if pages is None else places[pages]
+        if self.dense:
+            data, places = self.arenas[0].data[:, :size], places[pages]
             return data[places.to(data.device)].to(device)
-        numbers = range(len(places)) if pages is None else pages.tolist()
+        numbers = pages.tolist()
         found = torch.zeros(len(numbers), size or self.form.bytes, dtype=torch.uint8, device=device)
         homes = [self._arena(number, width) for number in numbers]
         for arena in self.arenas:
@@ -110,11 +114,13 @@ class PageTable:
 
     def decode(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """k [Hk, slots, D], v [Hk, slots, Dv], positions int64 [Hk, slots], live bool [Hk, slots]."""
-        return tuple(part.view(len(self.pages), self.slots, *part.shape[2:]) for part in unpack(self.rows(), self.form))
+        arena = (self.arenas[0].data.view(-1), self.form, self.table.flatten())
+        parts = unpack(*arena) if self.dense and not self.offloaded else unpack(self.rows().flatten(0, 1), self.form)
+        return tuple(part.view(len(self.pages), self.slots, *part.shape[2:]) for part in parts)
 
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions int64 [Hk, slots] and live bool [Hk, slots], without decoding anything."""
-        facts = self.rows(size=FACTS)
+        facts = self.rows(size=FACTS).flatten(0, 1)
         bits = facts[:, :LIVE_MASK, None] >> torch.arange(8, device=facts.device, dtype=torch.uint8) & 1
         where = facts[:, HEADER:].contiguous().view(torch.int32).long()
         return where.view(len(self.pages), -1), bits.bool().view(len(self.pages), -1)

@@ -1,4 +1,4 @@
-"""The contract of cache methods: a method looks at a layer and answers with a plan. Nothing else is needed to write one.
+"""The contract of cache methods: a method looks at a layer and answers with a plan. To write one, read this file.
 
 A method acts at boundaries, which are committed lengths. There the store shows it a `LayerView` of every layer and
 does what its `Plan` says, once the plan has been checked. Methods hold no state: what they ask for in `needs` is
@@ -161,7 +161,12 @@ def keep_top(
     if (view.live.sum(-1) <= budget).all():
         return None
     older = max(n - newest, 0)
-    order = importance(view)[:, :older].masked_fill(~view.live[:, :older], -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+    order = (
+        importance(view)[:, :older]
+        .masked_fill(~view.live[:, :older], -torch.inf)
+        .sort(dim=-1, descending=True, stable=True)
+        .indices
+    )
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(older, device=order.device).expand_as(order))
     keep = view.live.clone()
     keep[:, :older] &= rank < (budget - newest)[:, None]

@@ -1,6 +1,6 @@
 """What a cache is made of: at most one policy and one quantizer, in this order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class Stack(Declared):
     def next(self, length: int, prompt: int) -> int | None:
         """The first committed length above `length` at which a member acts; None if never again."""
         found = [self._method_next(length, prompt)] if self.policy else []
-        found += [self._start(self.storage.next(length), length, prompt)] if self.storage else []
+        found += [self._due(self.storage.next, length, prompt)] if self.storage else []
         return min((at for at in found if at is not None), default=None)
 
     def limit(self, length: int, prompt: int) -> int | None:
@@ -83,15 +83,21 @@ class Stack(Declared):
         return self.policy is not None and self._method_next(length - 1, prompt) == length
 
     def _method_next(self, length: int, prompt: int) -> int | None:
+        return self._due(lambda length: self._checked(length, prompt), length, prompt)
+
+    def _checked(self, length: int, prompt: int) -> int | None:
         at = self.policy.next(length, prompt)
         if at is not None and (not isinstance(at, int) or at <= length):
             raise BadInput(f"policy {self.policy.declared_name}: next({length}) answered {at!r}; expected a later "
                            "committed length, or None if it never acts again")  # fmt: skip
-        return self._start(at, length, prompt)
+        return at
 
-    def _start(self, at: int | None, length: int, prompt: int) -> int | None:
-        """A boundary inside the prompt is put off to its end, unless the stack acts during the prompt."""
-        return at if at is None or self.during_prompt or length >= prompt else max(at, prompt)
+    def _due(self, after: Callable[[int], int | None], length: int, prompt: int) -> int | None:
+        """A member's boundary behind a length; those inside the prompt are put off to its end, unless the stack acts
+        during the prompt."""
+        if not self.during_prompt and length < prompt and (first := after(0)) is not None and first <= prompt:
+            return prompt
+        return after(length)
 
     def new_store(self, lm: Any, prompt: int) -> "ManagedStore":
         """An empty cache of one sequence for a model; `prompt`: tokens of its prompt.

@@ -84,7 +84,9 @@ def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:
     k, v = (torch.cat([getattr(segment, name) for segment in dense], 1) for name in ("k", "v"))
     if all(segment.mask is None and not segment.causal for segment in dense):
         return Segment(k, v)
-    return Segment(k, v, torch.cat([_mask(segment, q.shape[2]) for segment in dense], -1))
+    alike = all(segment.mask is None or segment.mask.ndim == 2 for segment in dense)  # in all heads
+    masks = [_mask(segment, q.shape[2]) for segment in dense]
+    return Segment(k, v, torch.cat([mask[0] for mask in masks] if alike else masks, -1))
 
 
 def column_mass(q: torch.Tensor, segments: Sequence[Segment], scale: float, rows: Sequence[int]) -> torch.Tensor:

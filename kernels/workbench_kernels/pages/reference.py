@@ -101,9 +101,9 @@ def unpack(page: Tensor, form: PageFormat) -> tuple[Tensor, Tensor, Tensor, Tens
         (form.bits_k, 5, form.scale_k, form.codes_k, form.codes_v, form.head_dim),
         (form.bits_v, 7, form.scale_v, form.codes_v, form.bytes, form.value_dim),
     ):
-        body = page[:, codes:end].contiguous()
+        body = page[:, codes:end]
         if bits not in GAINS:
-            x = body.view(form.element(bits)).view(n, SLOTS, width)
+            x = body.contiguous().view(form.element(bits)).view(n, SLOTS, width)
             out.append(x if x.dtype == torch.float64 else x.float())
             continue
         count = width if gain_at == 5 else SLOTS * (width // form.group)
@@ -111,10 +111,10 @@ def unpack(page: Tensor, form: PageFormat) -> tuple[Tensor, Tensor, Tensor, Tens
             page[:, scales : scales + 4 * count].contiguous().view(torch.float16).float().view(n, 2, -1).unbind(1)
         )
         step = step * page[:, gain_at].float()[:, None]
-        codes_of = body.view(n, SLOTS, -1)
-        x = step.new_empty(n, SLOTS, 8 // bits, codes_of.shape[2])
+        body = body.unflatten(1, (SLOTS, -1))
+        x = step.new_empty(n, SLOTS, 8 // bits, body.shape[2])
         for i in range(8 // bits):
-            x[:, :, i] = (codes_of >> (i * bits)) & (2**bits - 1)
+            x[:, :, i] = (body >> (i * bits)) & (2**bits - 1)
         shape = (n, 1, -1, 1) if gain_at == 5 else (n, SLOTS, -1, 1)  # a step per channel, or per slot and group
         x = x.view(n, SLOTS, count if gain_at == 5 else count // SLOTS, -1)
         out.append(x.mul_(step.view(shape)).add_(zero.view(shape)).view(n, SLOTS, width))
@@ -140,6 +140,9 @@ def demote(page: Tensor, form: PageFormat, to: PageFormat) -> Tensor:
 
 def fetch(arena: Tensor, offsets: Tensor, form: PageFormat) -> Tensor:
     """Pages of an arena as rows, uint8 [n, form.bytes]; offsets [n] in units of ALIGN bytes."""
+    unit = form.bytes // ALIGN
+    if len(arena) % form.bytes == 0 and (offsets % unit == 0).all():  # pages of one size, in rows
+        return arena.view(-1, form.bytes)[(offsets // unit).long()]
     return arena.view(-1, ALIGN)[cells(offsets, form)].flatten(1)
 
 

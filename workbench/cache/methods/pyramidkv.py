@@ -29,5 +29,7 @@ class PyramidKV(SnapKV):
     def budgets(self, views: Sequence[LayerView]) -> list[int]:
         even, last = self.budget - self.window, len(views) - 1
         falls = [1 - 2 * i / last if last else 0.0 for i in range(last + 1)]  # 1 in the first layer, -1 in the last
-        upto = [round(sum(even + even * (1 - 1 / self.steepness) * fall for fall in falls[:i])) for i in range(last + 2)]
+        upto = [
+            round(sum(even + even * (1 - 1 / self.steepness) * fall for fall in falls[:i])) for i in range(last + 2)
+        ]
         return [self.window + after - before for before, after in zip(upto, upto[1:], strict=False)]

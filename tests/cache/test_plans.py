@@ -1,0 +1,249 @@
+"""Plans: random ones against a reference that does them slot by slot, budgets, regimes, costs."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+import workbench as wb
+from tests.cache.conftest import PROMPT, TERMS, build, contents, feed, live_positions
+from tests.rounding import close
+from workbench.cache import apply
+from workbench.cache.pages import PageTable
+from workbench.cache.plan import CacheMethod, Merge, Plan
+from workbench.models.adapter import wrap
+
+TEXT = PROMPT * 8
+SMALL = wb.CaM(budget=44, recent=32, spread=3)
+
+
+# -- random plans -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Random(CacheMethod):
+    """Keeps and merges at random, and does the same to copies of its own, slot by slot."""
+
+    seed: int = 0
+    copies: dict = field(default_factory=dict)  # layer -> head -> {position: (key, value)}
+
+    declared_name = "test-random"
+    needs = frozenset({"mass"})
+    interval, budget, newest, ragged = 32, 64, 32, True
+
+    def plan(self, view, budget):
+        draw = torch.Generator().manual_seed(1000 * self.seed + 10 * view.length + view.layer)
+        heads, n = view.positions.shape
+        coin = torch.rand(heads, n, generator=draw)
+        keep = view.live & (coin < torch.rand(heads, 1, generator=draw))
+        keep[:, -self.newest :] = True
+        m = int(torch.randint(1, 6, (), generator=draw))
+        source = torch.stack(
+            [live.nonzero()[:, 0][torch.randperm(int(live.sum()), generator=draw)[:m]] for live in view.live]
+        )
+        target = torch.stack(
+            [stays.nonzero()[:, 0][torch.randint(int(stays.sum()), (m,), generator=draw)] for stays in keep]
+        )
+        none = torch.rand(heads, m, generator=draw) < 0.3
+        source, target = (x.masked_fill(none, -1) for x in (source, target))
+        weights = torch.rand(2, heads, m, generator=draw)
+        self._by_hand(view, keep, source, target, *weights)
+        return Plan(keep, Merge(source, target, *weights))
+
+    def _by_hand(self, view, keep, source, target, weight_k, weight_v):
+        keys, values = view.keys(), view.values()
+        layer = self.copies.setdefault(view.layer, {})
+        for head in range(len(keep)):
+            held = layer.setdefault(head, {})
+            for column in view.live[head].nonzero()[:, 0].tolist():
+                held.setdefault(int(view.positions[head, column]), (keys[head, column], values[head, column]))
+            places = view.positions[head].tolist()
+            before, sums = dict(held), {}
+            for s, t, *weights in zip(
+                source[head].tolist(), target[head].tolist(), weight_k[head], weight_v[head], strict=True
+            ):
+                if s >= 0:
+                    at = sums.setdefault(places[t], [[1.0, 0.0], [1.0, 0.0]])
+                    for i, weight in enumerate(weights):
+                        if s == t:
+                            at[i][0] = weight
+                        else:
+                            at[i][1] = at[i][1] + weight * before[places[s]][i]
+            for place, parts in sums.items():
+                held[place] = tuple(own * before[place][i] + more for i, (own, more) in enumerate(parts))
+            kept = {places[c] for c in keep[head].nonzero()[:, 0].tolist()}
+            for place in set(held) - kept:
+                del held[place]
+
+
+def stored(store, layer: int, head: int) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Position -> key and value, as the store holds them."""
+    state, run = store._layers[layer], store._run
+    where = state.positions(store.held, store.length, run.k[layer].device)
+    found = {
+        int(p): (run.k[layer][head, i], run.v[layer][head, i]) for i, p in enumerate(where[min(head, len(where) - 1)])
+    }
+    if state.page_table is not None:
+        k, v, places, live = state.page_table.decode()
+        found |= {int(places[head, i]): (k[head, i], v[head, i]) for i in live[head].nonzero()[:, 0].tolist()}
+    return found
+
+
+@pytest.mark.parametrize("quantizer", [None, wb.KIVI(bits=8)], ids=["raw", "8 bits"])
+@pytest.mark.parametrize("seed", range(6))
+def test_random_plans_do_what_they_say_slot_by_slot(small, seed, quantizer):
+    """Raw pages to the last bit of rounding, coded ones to their step: each is rounded where it was packed."""
+    method = Random(seed=seed)
+    store = wb.Stack(method, quantizer).new_store(small, 40)
+    feed(small, store, TEXT[:224])
+    for layer, heads in method.copies.items():
+        for head, wanted in heads.items():
+            found = stored(store, layer, head)
+            assert set(found) == set(wanted)
+            for place in wanted:
+                for mine, theirs in zip(found[place], wanted[place], strict=True):
+                    reach = 0.3 * theirs.abs().max() if quantizer else None
+                    ok = (mine - theirs).abs().max() <= reach if quantizer else close(mine, theirs, terms=64)
+                    assert ok, (layer, head, place)
+    assert store.ledger()["live_slots"][0] == round(sum(map(len, method.copies[0].values())) / 2)
+
+
+def test_a_merge_that_is_not_done_shows(small, monkeypatch):
+    """Negative control: the executor forgets the merged values."""
+    monkeypatch.setattr(apply._Work, "merge", lambda self, merge, reason: torch.zeros_like(self.live))
+    with pytest.raises(AssertionError):
+        for seed in range(6):
+            test_random_plans_do_what_they_say_slot_by_slot(small, seed, None)
+
+
+# -- budgets ----------------------------------------------------------------------------------------------------------
+
+RAGGED = {
+    "adakv": wb.AdaKV(wb.H2O(budget=44, recent=32)),
+    "adakv(cam)+kivi4": wb.Stack(wb.AdaKV(SMALL), wb.KIVI(bits=4)),
+    "pyramidkv+kivi4": wb.Stack(wb.PyramidKV(budget=48, window=32, steepness=4), wb.KIVI(bits=4)),
+}
+
+
+@pytest.mark.parametrize("name", ["adakv", "adakv(cam)+kivi4"])
+def test_a_layer_keeps_to_its_budget_and_heads_differ(small, name):
+    store, apart = wb.cache.as_stack(RAGGED[name]).new_store(small, len(PROMPT)), False
+    for n in range(32, 321, 32):
+        feed(small, store, TEXT[store.length : n])
+        for layer in range(small.layers):
+            counts = [len(head) for head in live_positions(store, layer)]
+            assert sum(counts) == min(n, 44) * 2 and min(counts) >= min(n, 32 + int(0.2 * 12))
+            apart |= counts[0] != counts[1]
+        feed(small, store, TEXT[n : n + 20])
+        assert all(sum(map(len, live_positions(store, layer))) == (min(n, 44) + 20) * 2 for layer in range(2))
+    assert apart
+
+
+def test_pyramid_budgets_fall_from_layer_to_layer_and_keep_their_sum():
+    for layers, steepness in ((1, 20.0), (2, 4.0), (8, 20.0), (30, 7.0)):
+        found = wb.PyramidKV(budget=128, window=32, steepness=steepness).budgets([None] * layers)
+        assert sum(found) == 128 * layers and found == sorted(found, reverse=True)
+        assert layers == 1 or abs(found[-1] - 32 - 96 / steepness) <= 1
+    assert set(wb.PyramidKV(budget=128, window=32, steepness=1.0).budgets([None] * 8)) == {128}
+
+
+def test_pyramid_layers_hold_their_budgets(small):
+    store = wb.PyramidKV(budget=40, window=32, steepness=4.0)
+    store = wb.cache.as_stack(store).new_store(small, len(PROMPT))
+    feed(small, store, TEXT[: len(PROMPT)])
+    assert [len(live_positions(store, layer)[0]) for layer in range(2)] == [46, 34]
+
+
+NEUTRAL = {
+    "adakv": (wb.AdaKV(wb.H2O(budget=44, recent=32), floor=1.0), wb.Stack(wb.H2O(budget=44, recent=32), wb.Paged())),
+    "cam": (wb.CaM(budget=44, recent=32, strength=0.0), wb.H2O(budget=44, recent=32)),
+    "merging": (wb.Merging(wb.H2O(budget=44, recent=32), threshold=1.5), wb.H2O(budget=44, recent=32)),
+    "pyramidkv": (
+        wb.PyramidKV(budget=40, window=32, steepness=1.0),
+        wb.Stack(wb.SnapKV(budget=40, window=32), wb.Paged()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_neutral_setting_is_the_method_inside(small, name):
+    stores = [wb.cache.as_stack(each).new_store(small, len(PROMPT)) for each in NEUTRAL[name]]
+    logits = [feed(small, store, TEXT[:200]) for store in stores]
+    assert torch.equal(*logits)
+    assert all(torch.equal(*pair) for pair in zip(*map(contents, stores), strict=True))
+
+
+def test_merging_changes_values_only_where_it_merges(small):
+    """CaM adds to values alone, Merging changes keys too; both differ from dropping."""
+    drop, cam, merging = (
+        wb.cache.as_stack(each).new_store(small, len(PROMPT))
+        for each in (wb.H2O(budget=44, recent=32), SMALL, wb.Merging(wb.H2O(budget=44, recent=32), threshold=0.1))
+    )
+    for store in (drop, cam, merging):
+        feed(small, store, TEXT[:64])
+    keys = [store._run.k[0][:, : store.held] for store in (drop, cam, merging)]
+    assert torch.equal(keys[0], keys[1]) and not torch.equal(keys[0], keys[2])
+    assert not torch.equal(drop._run.v[0][:, :44], cam._run.v[0][:, :44])
+    events = {event["op"] for event in cam.drain()[0]}
+    assert "merge" in events and cam.ledger()["merged"] == [0, 0]
+
+
+# -- regimes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stack_that_waits_acts_at_the_prompts_end(small):
+    text = TEXT[:150]
+    for member in (wb.H2O(budget=44, recent=32), wb.KIVI(bits=4)):
+        policy, quantizer = (member, None) if member.family == "policy" else (None, member)
+        store = wb.Stack(policy, quantizer, during_prompt=False).new_store(small, 100)
+        assert store.rows_left(0) == 100 and store.rows_left(100) == 28
+        plain = feed(small, small.new_store(), text)
+        assert close(feed(small, store, text[:100]), plain[:100], TERMS)
+        assert store.drain()[0] and store.length == 100
+        assert not close(feed(small, store, text[100:]), plain[100:], TERMS)
+
+
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("quantizer", [wb.KIVI(bits=2, residual=0), wb.KIVI(bits=4), wb.Paged()])
+def test_a_prompt_in_one_forward_reads_what_it_reads_in_pieces(window, quantizer):
+    """Rows behind a boundary see pages, rows before it do not, whatever forward they are in."""
+    lm = wrap(build(window=window))
+    stack = wb.Stack(quantizer=quantizer)
+    whole, pieces = stack.new_store(lm, 300), stack.new_store(lm, 0)
+    assert whole.rows_left(0) == 300 and pieces.rows_left(0) == 32
+    found = torch.cat([feed(lm, whole, TEXT[:130]), feed(lm, whole, TEXT[130:300])])
+    assert close(found, feed(lm, pieces, TEXT[:300]), TERMS)
+    assert [live_positions(store, 1) for store in (whole, pieces)] == [[list(range(300))] * 2] * 2
+    assert whole.held == pieces.held
+    if quantizer != wb.Paged() and window is None:  # control: unquantized, it would read something else
+        assert not close(found, feed(lm, lm.new_store(), TEXT[:300]), TERMS)
+
+
+# -- costs ------------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_pages_that_no_plan_names_are_neither_read_nor_decoded(small, monkeypatch):
+    """Appending costs what is appended, whatever lies there already."""
+    store = wb.Stack(quantizer=wb.KIVI(bits=4)).new_store(small, 0)
+    feed(small, store, TEXT[:288])
+    packed = []
+    honest = apply.pack
+    monkeypatch.setattr(apply, "pack", lambda k, *rest, **more: packed.append(len(k)) or honest(k, *rest, **more))
+    for name in ("decode", "places", "read", "rows"):
+        monkeypatch.setattr(PageTable, name, None)
+    k = torch.randn(2, 32, 16)
+    store.begin(range(288, 320))
+    for layer in range(2):
+        store.stage(layer, k, k)
+    store.end()
+    store.commit(range(32))
+    assert packed == [2, 2] and [state.page_table.slots for state in store._layers] == [288, 288]
+
+
+@pytest.mark.parametrize("rule, again", [("sparse", True), ("never", False)])
+def test_coded_pages_are_rounded_anew_only_where_the_stack_says_so(small, rule, again):
+    store = wb.Stack(wb.H2O(budget=64, recent=32), wb.KIVI(bits=8, residual=0), requantize=rule).new_store(small, 50)
+    feed(small, store, TEXT[:320])
+    assert ("requantize" in {event["op"] for event in store.drain()[0]}) == again
+    assert again or sum(store.ledger()["dead"]) > 0
