@@ -5,7 +5,7 @@ computed beside the present state and handed back whole, so that running out of 
 what is done: pages that no plan names are neither read nor decoded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,14 +92,18 @@ class Outcome:
     merged: list[int] = field(default_factory=list)
 
 
-def maintain(store: "ManagedStore") -> Outcome:
-    """The state of a store whose committed length is a boundary of its stack."""
+def maintain(store: "ManagedStore", ahead: Mapping[int, tuple]) -> Outcome:
+    """The state of a store whose committed length is a boundary of its stack, or behind one.
+
+    ahead: layer -> pages uint8 [Hk · P, bytes] of the run's first slots, and the same unpacked, where rows read them.
+    """
     stack, length, run = store.stack, store.length, store._run
     out = Outcome(run, [], store.held)
     work = []
     for layer, state in enumerate(store._layers):
         k, v = (x[layer][:, : store.held] for x in (run.k, run.v))
         work.append(_Work(layer, state, k, v, length, out))
+        work[-1].ahead = ahead.get(layer)
     if stack.acts(length, store.prompt):
         views = [each.view(len(work), store.prompt) for each in work]
         budgets = stack.policy.budgets(views)
@@ -137,6 +141,7 @@ class _Work:
         self.where = self.live = None  # positions and what lives, [Hk, columns]; read once a plan needs them
         self.gone: torch.Tensor | None = None  # columns evicted now, None for none
         self.loose: torch.Tensor | None = None  # columns of pages that merging changed
+        self.ahead: tuple | None = None  # pages of the first slots of the run, already packed
         self.merged = 0  # slots added to others, per KV head
         self._new: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # column of a head, merged k and v
 
@@ -355,8 +360,14 @@ class _Work:
             return []
         k, v = self.read(head[:, None].expand_as(columns), columns)
         where = self._places(head, columns)
-        rows = packed(self.layer, k, v, where, used, form)
-        self._log_quantize(head, columns, used, where, form, k, v, unpack(rows, form))
+        if self.ahead is not None:  # nothing but the run's oldest slots goes into pages, as they were read
+            first = len(head) // self.heads
+            rows, *found = (x.unflatten(0, (self.heads, -1))[:, :first].flatten(0, 1)
+                            for x in (self.ahead[0], *self.ahead[1]))  # fmt: skip
+        else:
+            rows = packed(self.layer, k, v, where, used, form)
+            found = unpack(rows, form)
+        self._log_quantize(head, columns, used, where, form, k, v, found)
         counts, newest = used.tolist(), where.amax(-1).tolist()
         return [PendingPage(row, n, n, top) for row, n, top in zip(rows, counts, newest, strict=True)]
 
@@ -370,11 +381,10 @@ class _Work:
     def _log_quantize(self, head, columns, used, where, form: PageFormat, k, v, found) -> None:
         """Errors per page, an event per head for what became or stayed coded, and the widths of what is new."""
         widths = form.stored(form.bits_k), form.stored(form.bits_v)
-        live = found[3][..., None]
-        errors = [
-            (((x - y) * live).double().square().sum((1, 2)) / (live.sum((1, 2)) * x.shape[2])).sqrt().tolist()
-            for x, y in zip((k, v), found[:2], strict=True)
-        ]
+        errors = []
+        for x, y in zip((k, v), found[:2], strict=True):
+            gap = (x - y).square_().mul_(found[3][..., None])
+            errors.append((gap.sum((1, 2), dtype=torch.float64) / (used * x.shape[2])).sqrt().tolist())
         there = found[3]
         again = there & (columns < self.slots)
         if self.loose is not None:
@@ -386,8 +396,11 @@ class _Work:
                 if len(places := where[mine][part[mine]].sort().values):
                     size = len(places) * form.bytes // SLOTS
                     self._event(op, number, places, bits=sum(widths) / 2, bytes=size)
+        first, counts = where[:, 0].tolist(), used.tolist()
+        joined = ((where.amax(-1) - where[:, 0] + 1 == used) & (new.sum(-1) == used)).tolist()  # new, without gaps
         for group, (number, *errs) in enumerate(zip(head.tolist(), *errors, strict=True)):
-            for start, count in runs_of(where[group][new[group]]):  # the others keep their width
+            runs = [[first[group], counts[group]]] if joined[group] else runs_of(where[group][new[group]])
+            for start, count in runs:  # the others keep their width
                 row = {"model": None, "layer": self.layer, "head": number, "start": start, "length": count,
                        "bits_k": widths[0], "bits_v": widths[1], "codec": "page", "reason": "quantize",
                        "err_rms_k": errs[0], "err_rms_v": errs[1]}  # fmt: skip

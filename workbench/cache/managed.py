@@ -10,8 +10,9 @@ rows that stay. Every tensor here is replaced, never written in place, but for f
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,7 @@ class ManagedStore(PlainStore):
         self._layers = [Layer() for _ in range(layers)]
         self._next = stack.next(0, prompt)  # committed length of the next maintenance
         self._mass: list[list[tuple[list[int], torch.Tensor]]] = [[] for _ in range(layers)]
+        self._ahead: dict[int, tuple] = {}  # layer -> pages of the run's first slots, and the same decoded
         self._events: list[dict[str, Any]] = []
         self._bits: dict[str, list] = {}
         self._evicted, self._merged = [0] * layers, [0] * layers  # slots per KV head since the last `drain`
@@ -100,7 +102,8 @@ class ManagedStore(PlainStore):
         first, device = self.length - self.held, run.k.device
         rows = torch.tensor(self._seen[-self._rows :], device=device)
         coded = rows - rows % SLOTS - self.stack.storage.residual - first  # slots of the run, for each row
-        count = int(coded.max())
+        end = int(rows[-1]) + 1
+        count = end - end % SLOTS - self.stack.storage.residual - first  # what will be in pages once all are committed
         if count <= 0:
             return [run]
         window = None if window is None or max(self._seen) < window else window
@@ -108,9 +111,10 @@ class ManagedStore(PlainStore):
         old = torch.arange(mask.shape[-1], device=device) < coded[:, None]
         k, v = (x[:, :count].unflatten(1, (-1, SLOTS)).flatten(0, 1) for x in (run.k, run.v))
         form = self.stack.storage.page(layer, k.shape[2], v.shape[2], run.k.dtype)
-        where = torch.zeros(len(k), SLOTS, dtype=torch.long, device=device)
+        where = torch.arange(first, first + count, device=device).view(-1, SLOTS).repeat(len(run.k), 1)
         pages = packed(layer, k, v, where, torch.full((len(k),), SLOTS, device=device), form)
-        k, v = (x.unflatten(0, (len(run.k), -1)).flatten(1, 2).to(run.k.dtype) for x in unpack(pages, form)[:2])
+        self._ahead[layer] = pages, unpack(pages, form)
+        k, v = (x.unflatten(0, (len(run.k), -1)).flatten(1, 2).to(run.k.dtype) for x in self._ahead[layer][1][:2])
         return [Segment(k, v, (mask & old)[..., :count]), Segment(run.k, run.v, mask & ~old)]
 
     def _mask(self, window: int | None, device: torch.device, layer: int) -> torch.Tensor:
@@ -142,22 +146,24 @@ class ManagedStore(PlainStore):
         if self._scored and rows:
             facts = zip(self._layers, self._mass, self._run.k, strict=True)
             scores = [state.folded(seen, rows, self.held, k) for state, seen, k in facts]
+        ahead = self._ahead if rows == list(range(len(rows))) else {}
         super().commit(rows)
         for state, new in zip(self._layers, scores, strict=False):
             state.mass = new
         if self._next is not None and self.length >= self._next:
-            self._maintain()
+            self._maintain(ahead)
 
     def discard(self) -> None:
         super().discard()
+        self._ahead = {}
         self.watched = ()
         self._mass = [[] for _ in self._layers]
 
     @torch.inference_mode()
-    def _maintain(self) -> None:
+    def _maintain(self, ahead: Mapping[int, tuple] = MappingProxyType({})) -> None:
         """Bring every layer to what the stack wants at this length; all of them, or, where memory runs out, none."""
         start = time.perf_counter()
-        done = maintain(self)
+        done = maintain(self, ahead)
         self._run, self._layers, self.held = done.run, done.layers, done.held
         self._next = self.stack.next(self.length, self.prompt)
         if not self._scored:

@@ -114,7 +114,8 @@ def unpack(page: Tensor, form: PageFormat) -> tuple[Tensor, Tensor, Tensor, Tens
         body = body.unflatten(1, (SLOTS, -1))
         x = step.new_empty(n, SLOTS, 8 // bits, body.shape[2])
         for i in range(8 // bits):
-            x[:, :, i] = (body >> (i * bits)) & (2**bits - 1)
+            high = body >> (i * bits) if i else body
+            x[:, :, i] = high & (2**bits - 1) if (i + 1) * bits < 8 else high
         shape = (n, 1, -1, 1) if gain_at == 5 else (n, SLOTS, -1, 1)  # a step per channel, or per slot and group
         x = x.view(n, SLOTS, count if gain_at == 5 else count // SLOTS, -1)
         out.append(x.mul_(step.view(shape)).add_(zero.view(shape)).view(n, SLOTS, width))
@@ -142,7 +143,7 @@ def fetch(arena: Tensor, offsets: Tensor, form: PageFormat) -> Tensor:
     """Pages of an arena as rows, uint8 [n, form.bytes]; offsets [n] in units of ALIGN bytes."""
     unit = form.bytes // ALIGN
     if len(arena) % form.bytes == 0 and (offsets % unit == 0).all():  # pages of one size, in rows
-        return arena.view(-1, form.bytes)[(offsets // unit).long()]
+        return arena.view(-1, form.bytes).index_select(0, offsets // unit)
     return arena.view(-1, ALIGN)[cells(offsets, form)].flatten(1)
 
 
