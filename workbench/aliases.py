@@ -14,7 +14,9 @@ from typing import Any
 
 __all__ = ["Renamed", "install", "member", "name", "parameters", "refuse_old", "renamed", "tell"]
 
-NAMES = {"CachePolicy": "CacheMethod", "Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round"}  # of `workbench` and its rooms
+NAMES = {  # of `workbench` and its rooms
+    "CachePolicy": "CacheMethod", "Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round",
+}  # fmt: skip
 
 HOMES = {  # names that have another room now, by the old one
     "workbench.decoders": ("Round", "Runner", "State"),

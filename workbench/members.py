@@ -75,6 +75,7 @@ MEMBERS = (  # family, name, module, class or function
     ("policy", "pyramidkv", "workbench.cache.methods.pyramidkv", "PyramidKV"),
     ("policy", "snapkv", "workbench.cache.methods.snapkv", "SnapKV"),
     ("quantizer", "paged", "workbench.cache.codecs.paged", "Paged"),
+    ("quantizer", "mixed_kivi", "workbench.cache.codecs.mixed_kivi", "MixedKIVI"),
     ("quantizer", "kivi", "workbench.cache.codecs.kivi", "KIVI"),
     ("cache", "stack", "workbench.cache.stack", "Stack"),
     # views in the order in which the app offers them

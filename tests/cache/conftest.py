@@ -72,6 +72,11 @@ def live_positions(store, layer: int) -> list[list[int]]:
     return found
 
 
+def page_rows(page_table) -> list[torch.Tensor]:
+    """Copies of the pages of a table, head by head."""
+    return [page.row.clone() for row in page_table.pages for page in row]
+
+
 def contents(store) -> list[torch.Tensor]:
     """Everything a managed store has committed, layer by layer."""
     out = []
@@ -79,7 +84,7 @@ def contents(store) -> list[torch.Tensor]:
         out += [x[layer][:, : store.held].clone() for x in (store._run.k, store._run.v)]
         out += [tensor.clone() for tensor in (state.kept, state.mass) if tensor is not None]
         if state.page_table is not None:
-            out += [state.page_table.rows().clone(), state.page_table.count.clone()]
+            out += [*page_rows(state.page_table), state.page_table.count.clone()]
     return out
 
 

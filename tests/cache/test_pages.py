@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.cache.conftest import PROMPT, TERMS, contents, feed
+from tests.cache.conftest import PROMPT, TERMS, contents, feed, page_rows
 from tests.rounding import close
 from tests.table import stacks
 from workbench.cache import apply, pages
@@ -26,7 +26,7 @@ def drafts(count: int, start: int = 0) -> list[PendingPage]:
     torch.manual_seed(start)
     places = torch.arange(start, start + count * SLOTS).view(count, SLOTS)
     rows = pack(torch.randn(count, SLOTS, 16), torch.randn(count, SLOTS, 16), places, torch.full((count,), SLOTS), FORM)
-    return [PendingPage(row, SLOTS, SLOTS, int(where[-1])) for row, where in zip(rows, places, strict=True)]
+    return [PendingPage(FORM, row, SLOTS, SLOTS, int(where[-1])) for row, where in zip(rows, places, strict=True)]
 
 
 # -- page tables
@@ -35,26 +35,27 @@ def drafts(count: int, start: int = 0) -> list[PendingPage]:
 
 def test_pages_are_shared_until_nobody_names_them():
     """Appending keeps the arena while it has room; a page that the last page table drops goes back to the free list."""
-    first = page_out([drafts(2), drafts(3)], FORM, CPU, [])
+    first = page_out([drafts(2), drafts(3)], CPU, [])
     (arena,) = first.arenas
     assert len(arena.data) == 5 and not arena.free
-    fewer = page_out([first.pages[0][:1], first.pages[1]], FORM, CPU, [arena])
+    fewer = page_out([first.pages[0][:1], first.pages[1]], CPU, [arena])
     assert fewer.arenas == [arena] and not arena.free  # the first page table still holds it
     place = first.pages[0][1].place
     del first
     gc.collect()
     assert arena.free == [place]
     before = arena.data.clone()
-    more = page_out([fewer.pages[0], [*fewer.pages[1], drafts(1, 900)[0]]], FORM, CPU, [arena])
+    more = page_out([fewer.pages[0], [*fewer.pages[1], drafts(1, 900)[0]]], CPU, [arena])
     assert more.arenas == [arena] and not arena.free
     assert torch.equal(arena.data[[p.place for p in fewer.pages[0]]], before[[p.place for p in fewer.pages[0]]])
-    grown = page_out([more.pages[0], [*more.pages[1], *drafts(2, 2000)]], FORM, CPU, [arena])
-    assert grown.arenas != [arena] and torch.equal(grown.rows()[:, :1], more.rows()[:, :1])
+    grown = page_out([more.pages[0], [*more.pages[1], *drafts(2, 2000)]], CPU, [arena])
+    first = [[row[0].row for row in table.pages] for table in (grown, more)]
+    assert grown.arenas != [arena] and all(map(torch.equal, *first))
     assert more.arenas == [arena]  # untouched
 
 
 def test_tables_name_pages_in_units_of_sixteen_bytes():
-    page_table = page_out([drafts(1), drafts(3, 500)], FORM, CPU, [])
+    page_table = page_out([drafts(1), drafts(3, 500)], CPU, [])
     assert (
         page_table.count.tolist() == [1, 3]
         and page_table.table.shape == (2, 3)
@@ -64,7 +65,7 @@ def test_tables_name_pages_in_units_of_sixteen_bytes():
     for head in range(2):
         for place in range(page_table.count[head]):
             start = int(page_table.table[head, place]) * 16
-            assert torch.equal(arena.data.flatten()[start : start + FORM.bytes], page_table.rows()[head, place])
+            assert torch.equal(arena.data.flatten()[start : start + FORM.bytes], page_table.pages[head][place].row)
     _, _, where, live = page_table.decode()
     assert live.sum(-1).tolist() == [32, 96] and where[1][live[1]].tolist() == list(range(500, 596))
     assert sum(page_table.ledger().values()) == arena.data.nbytes + page_table.table.nbytes + page_table.count.nbytes
@@ -72,13 +73,13 @@ def test_tables_name_pages_in_units_of_sixteen_bytes():
 
 def test_two_tiers_hold_what_they_should():
     entries = [drafts(3), drafts(3, 1000)]
-    page_table = page_out(entries, FORM, CPU, [], before=64)
+    page_table = page_out(entries, CPU, [], before=64)
     homes = [[page.arena.host for page in row] for row in page_table.pages]
     assert homes == [[True, True, False], [False, False, False]] and len(page_table.arenas) == 2
-    assert torch.equal(page_table.rows().flatten(0, 1), torch.stack([d.row for row in entries for d in row]))
-    assert page_table.host_bytes == 2 * FORM.bytes and page_table.offloaded == 2
-    back = page_out(page_table.pages, FORM, CPU, page_table.arenas)
-    assert back.host_bytes == 0 and torch.equal(back.rows(), page_table.rows())
+    assert torch.equal(torch.stack(page_rows(page_table)), torch.stack([d.row for row in entries for d in row]))
+    assert page_table.host_bytes == 2 * FORM.bytes and page_table.offloaded == 2 * FORM.bytes
+    back = page_out(page_table.pages, CPU, page_table.arenas)
+    assert back.host_bytes == 0 and all(map(torch.equal, page_rows(back), page_rows(page_table)))
 
 
 def test_live_masks_of_copies():

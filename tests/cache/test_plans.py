@@ -230,7 +230,7 @@ def test_pages_that_no_plan_names_are_neither_read_nor_decoded(small, monkeypatc
     packed = []
     honest = apply.pack
     monkeypatch.setattr(apply, "pack", lambda k, *rest, **more: packed.append(len(k)) or honest(k, *rest, **more))
-    for name in ("decode", "places", "read", "rows"):
+    for name in ("decode", "places", "read", "_unpacked"):
         monkeypatch.setattr(PageTable, name, None)
     k = torch.randn(2, 32, 16)
     store.begin(range(288, 320))
@@ -247,3 +247,45 @@ def test_coded_pages_are_rounded_anew_only_where_the_stack_says_so(small, rule, 
     feed(small, store, TEXT[:320])
     assert ("requantize" in {event["op"] for event in store.drain()[0]}) == again
     assert again or sum(store.ledger()["dead"]) > 0
+
+
+# -- two widths -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_looked_at_most_keeps_more_bits(small):
+    """By hand: of each 64 tokens that left, the half with most attention at that moment lies in pages of 8 bits."""
+    quantizer = wb.MixedKIVI(bits=8, low_bits=2, share=0.5, interval=64, residual=0)
+    store, watch = (wb.Stack(*parts).new_store(small, 50) for parts in ((None, quantizer), (wb.H2O(budget=4000), None)))
+    feed(small, store, TEXT[:64])
+    feed(small, watch, TEXT[:64])
+    for layer in range(2):
+        table, mass = store._layers[layer].page_table, watch._layers[layer].mass
+        where, live = table.places()
+        for head in range(2):
+            pages = [
+                (page.form.bits_k, set(where[head, 32 * i : 32 * i + 32].tolist()))
+                for i, page in enumerate(table.pages[head])
+            ]
+            assert pages == [(8, set(mass[head].topk(32).indices.tolist())), (2, set(range(64)) - pages[0][1])]
+    assert live.all() and store.ledger()["bits_nominal"] == [5.0, 5.0]
+    bits = store.drain()[1]
+    assert (
+        sorted(set(zip(bits["bits_k"], bits["bits_v"], strict=True))) == [(2, 2), (8, 8)] and sum(bits["length"]) == 256
+    )
+
+
+def test_pages_of_two_widths_fill_and_are_never_rounded_twice(small):
+    store = wb.Stack(wb.H2O(budget=96, recent=64), wb.MixedKIVI(bits=8, low_bits=2, share=0.5, interval=64)).new_store(
+        small, 50
+    )
+    feed(small, store, TEXT[:96])
+    assert [[(page.form.bits_k, page.live) for page in row] for row in store._layers[0].page_table.pages] == [
+        [(8, 32), (2, 32)]
+    ] * 2
+    feed(small, store, TEXT[96:400])
+    assert "requantize" not in {event["op"] for event in store.drain()[0]}
+
+
+def test_one_width_is_kivi(small):
+    mixed, kivi = (wb.Stack(quantizer=q).new_store(small, 0) for q in (wb.MixedKIVI(share=1.0, interval=32), wb.KIVI()))
+    assert torch.equal(*(feed(small, store, TEXT[:200]) for store in (mixed, kivi)))

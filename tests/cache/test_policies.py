@@ -273,6 +273,7 @@ REFUSED = {
     "window": (lambda lm: wb.SnapKV(budget=32), "expected a budget above window=32"),
     "kernel": (lambda lm: wb.SnapKV(kernel=4), "expected an odd number"),
     "residual": (lambda lm: wb.Stack(wb.H2O(budget=32), wb.KIVI(residual=32)), "lower residual"),
+    "two windows": (lambda lm: wb.Stack(wb.SnapKV(), wb.MixedKIVI()), "reads the attention of a window"),
     "slots and pages": (lambda lm: wb.Stack(wb.StreamingLLM(positions="slot"), wb.KIVI()), "use positions='baked'"),
     "width": (lambda lm: wb.KIVI(bits=3), "expected one of 0, 2, 4, 8, 16"),
     "layer width": (lambda lm: wb.KIVI(layers={0: 5}), "expected widths of"),

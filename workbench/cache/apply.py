@@ -15,7 +15,7 @@ import torch
 from workbench.cache.pages import Page, PageTable, PendingPage, page_out, with_live
 from workbench.cache.plan import CacheMethod, LayerView, Merge, Plan
 from workbench.cache.store import _Run
-from workbench.errors import NumericalError
+from workbench.errors import BadInput, NumericalError
 from workbench_kernels.pages import GAINS, SLOTS, PageFormat, pack, unpack
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def maintain(store: "ManagedStore", ahead: Mapping[int, tuple]) -> Outcome:
     for layer, state in enumerate(store._layers):
         k, v = (x[layer][:, : store.held] for x in (run.k, run.v))
         work.append(_Work(layer, state, k, v, length, out))
-        work[-1].ahead = ahead.get(layer)
+        work[-1].ahead, work[-1].layers, work[-1].prompt = ahead.get(layer), len(store._layers), store.prompt
     if stack.acts(length, store.prompt):
-        views = [each.view(len(work), store.prompt) for each in work]
+        views = [each.view() for each in work]
         budgets = stack.policy.budgets(views)
         plans = [stack.policy.checked(*pair) for pair in zip(views, budgets, strict=True)]
         for each, plan in zip(work, plans, strict=True):
@@ -155,7 +155,7 @@ class _Work:
             where, live = self.old.places()
             self.where, self.live = torch.cat([where, self.where], 1), torch.cat([live, self.live], 1)
 
-    def view(self, layers: int, prompt: int) -> LayerView:
+    def view(self) -> LayerView:
         """The live slots in order of their positions, for a method to look at."""
         self.look()
         n = int(self.live.sum(-1).max())
@@ -171,7 +171,7 @@ class _Work:
         def read(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.read(head.expand_as(slots), order.gather(1, slots))
 
-        return LayerView(self.layer, layers, self.length, prompt, positions, live, stats, read)
+        return LayerView(self.layer, self.layers, self.length, self.prompt, positions, live, stats, read)
 
     def read(self, head: torch.Tensor, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [..., D] and values [..., Dv] of columns, in float32 (float64 for float64), what is merged as merged."""
@@ -261,25 +261,29 @@ class _Work:
         """Move what is older than the residual window to pages, and clear evicted slots there."""
         codec, held = stack.storage, self.held
         fresh = held - min(stack.residual(self.length), held)
+        dropped = self.gone is not None and bool(self.gone[:, self.slots : self.slots + fresh].any())
+        if codec.interval > SLOTS and not dropped and not stack.quantizes(self.length, self.prompt):
+            fresh = 0  # another member's turn
         before = self.state.before
         if codec.on_device is not None:
             before = max(before, self.length - codec.on_device)
         if not fresh and self.gone is None and self.loose is None and before == self.state.before:
             return
-        form = codec.page(self.layer, self.k.shape[2], self.v.shape[2], self.k.dtype)
-        sparse = stack.requantize == "sparse" or not {form.bits_k, form.bits_v} & GAINS.keys()
-        kept, stayed, again = self._old_pages(fresh, sparse)
-        head, columns, used = self._groups(fresh, again)
-        pages = self._pack(head, columns, used, form)
-        entries = [list(row) for row in kept]
-        for number, page in zip(head.tolist(), pages, strict=True):
-            entries[number].append(page)
+        forms = codec.formats(self.layer, self.k.shape[2], self.v.shape[2], self.k.dtype)
+        coded = any({form.bits_k, form.bits_v} & GAINS.keys() for form in forms)
+        kept, stayed, again = self._old_pages(fresh, not coded or (stack.requantize == "sparse" and len(forms) == 1))
+        entries, groups = [list(row) for row in kept], []
+        for form, chosen in zip(forms, self._chosen(fresh, again, codec, len(forms)), strict=True):
+            head, columns, used = self._groups(fresh, chosen)
+            for number, page in zip(head.tolist(), self._pack(head, columns, used, form), strict=True):
+                entries[number].append(page)
+            groups.append((head, columns, used))
         arenas = self.old.arenas if self.old else []
         self.state.before = before
-        self.state.page_table = page_out(entries, form, self.k.device, arenas, before) if any(entries) else None
+        self.state.page_table = page_out(entries, self.k.device, arenas, before) if any(entries) else None
         self.events += tier_events(self.layer, self.old, self.state.page_table)
         if self.state.mass is not None:
-            self._reorder_mass(stayed, head, columns, used, fresh)
+            self._reorder_mass(stayed, *map(torch.cat, zip(*groups, strict=True)), fresh)
         if fresh:
             self.k, self.v, self.changed = self.k[:, fresh:], self.v[:, fresh:], True
 
@@ -317,23 +321,15 @@ class _Work:
                     if newest is None:
                         newest = self.where[:, : self.slots].view_as(stay).masked_fill(~stay, -1).amax(-1).tolist()
                     row = with_live(page.row[None].to(stay.device), stay[head, p : p + 1])[0]
-                    page = PendingPage(row, left[p], page.used, newest[head][p])
+                    page = PendingPage(page.form, row, left[p], page.used, newest[head][p])
                 kept[head].append(page)
                 stayed[head].append(p)
         return kept, stayed, again
 
-    def _groups(self, fresh: int, again: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What goes into new pages: their heads [G], columns [G, SLOTS] in order of positions, and used slots [G]."""
-        device = self.k.device
-        if self.gone is None and self.loose is None and not any(again):
-            whole = -(-fresh // SLOTS)
-            at = (torch.arange(whole * SLOTS, device=device) + self.slots).clamp_max(self.slots + fresh - 1)
-            used = torch.full((whole,), SLOTS, device=device)
-            used[-1:] = fresh - (whole - 1) * SLOTS
-            head = torch.arange(self.heads, device=device).repeat_interleave(whole)
-            columns = at.view(-1, SLOTS).repeat(self.heads, 1)
-            first = torch.arange(SLOTS, device=device) < used.repeat(self.heads)[:, None]
-            return head, torch.where(first, columns, columns[:, :1]), used.repeat(self.heads)
+    def _chosen(self, fresh: int, again: list[list[int]], codec: Any, classes: int) -> list[torch.Tensor | None]:
+        """Class by class, the columns that go into new pages, bool [Hk, columns]; None for the run's oldest alone."""
+        if self.gone is None and self.loose is None and not any(again) and classes == 1:
+            return [None]
         self.look()
         chosen = torch.zeros_like(self.live)
         chosen[:, self.slots : self.slots + fresh] = True
@@ -343,6 +339,29 @@ class _Work:
         if self.loose is not None:
             chosen |= self.loose
         chosen &= self.live if self.gone is None else self.live & ~self.gone
+        if classes == 1:
+            return [chosen]
+        view = self.view()
+        answer = codec.classes(view, chosen.gather(1, self.order))
+        fits = answer.shape == view.live.shape and answer.dtype == torch.int64
+        if not fits or answer.min() < 0 or answer.max() >= classes:
+            raise BadInput(f"quantizer {codec.declared_name}: classes() answered {answer.dtype} {list(answer.shape)}; "
+                           f"expected int64 {list(view.live.shape)} below {classes}")  # fmt: skip
+        of = torch.zeros_like(self.where).scatter(1, self.order, answer)
+        return [chosen & (of == number) for number in range(classes)]
+
+    def _groups(self, fresh: int, chosen: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What goes into new pages: their heads [G], columns [G, SLOTS] in order of positions, and used slots [G]."""
+        device = self.k.device
+        if chosen is None:
+            whole = -(-fresh // SLOTS)
+            at = (torch.arange(whole * SLOTS, device=device) + self.slots).clamp_max(self.slots + fresh - 1)
+            used = torch.full((whole,), SLOTS, device=device)
+            used[-1:] = fresh - (whole - 1) * SLOTS
+            head = torch.arange(self.heads, device=device).repeat_interleave(whole)
+            columns = at.view(-1, SLOTS).repeat(self.heads, 1)
+            first = torch.arange(SLOTS, device=device) < used.repeat(self.heads)[:, None]
+            return head, torch.where(first, columns, columns[:, :1]), used.repeat(self.heads)
         counts = chosen.sum(-1)
         width = -(-int(counts.max()) // SLOTS) * SLOTS
         order = self.where.masked_fill(~chosen, NOWHERE).argsort(dim=-1, stable=True)
@@ -369,7 +388,7 @@ class _Work:
             found = unpack(rows, form)
         self._log_quantize(head, columns, used, where, form, k, v, found)
         counts, newest = used.tolist(), where.amax(-1).tolist()
-        return [PendingPage(row, n, n, top) for row, n, top in zip(rows, counts, newest, strict=True)]
+        return [PendingPage(form, row, n, n, top) for row, n, top in zip(rows, counts, newest, strict=True)]
 
     def _places(self, head: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Positions of columns; those of a plain run follow from the length."""
@@ -447,18 +466,19 @@ def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> lis
     for head in range(len(new.pages)):
         was, now = ({} if page_table is None else homes_of(page_table, head) for page_table in (old, new))
         for op, tier, host in (("offload", "host", True), ("fetch", "device", False)):
-            moved = sorted(at for at, home in now.items() if home == host and was.get(at, False) != host)
+            moved = sorted(at for at, (home, _) in now.items() if home == host and was.get(at, (False, 0))[0] != host)
             if moved:
-                size = len(moved) * new.form.bytes // SLOTS
+                size = sum(now[at][1] for at in moved) // SLOTS
                 events.append({"layer": layer, "head": head, "op": op, "destination": tier,
                                "positions": runs_of(torch.tensor(moved)), "bytes": size})  # fmt: skip
     return events
 
 
-def homes_of(page_table: PageTable, head: int) -> dict[int, bool]:
-    """Whether a head's positions lie on the host."""
+def homes_of(page_table: PageTable, head: int) -> dict[int, tuple[bool, int]]:
+    """Of a head's positions: whether each lies on the host, and the bytes of its page."""
     where, live = (part[head].unflatten(0, (-1, SLOTS)) for part in page_table.places())
-    return {at: page.arena.host for i, page in enumerate(page_table.pages[head]) for at in where[i][live[i]].tolist()}
+    pages = enumerate(page_table.pages[head])
+    return {at: (page.arena.host, page.form.bytes) for i, page in pages for at in where[i][live[i]].tolist()}
 
 
 def runs_of(places: torch.Tensor) -> list[list[int]]:

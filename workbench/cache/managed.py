@@ -62,12 +62,14 @@ class ManagedStore(PlainStore):
                 )
         super().begin(positions, visible, layers)
         if self._scored:
-            self.watched = [row for row, at in enumerate(positions) if self.stack.policy.watches(at, self.prompt)]
+            self.watched = [row for row, at in enumerate(positions) if self.stack.watches(at, self.prompt)]
 
     @property
     def _scored(self) -> bool:
-        """Whether the policy will read scores again."""
-        policy = self.stack.policy
+        """Whether a member will read the attention that slots received again."""
+        policy, quantizer = self.stack.policy, self.stack.quantizer
+        if quantizer is not None and "mass" in quantizer.needs:
+            return True
         return policy is not None and "mass" in policy.needs and policy.next(self.length, self.prompt) is not None
 
     def segments(self, layer: int, window: int | None = None) -> list[Segment]:
@@ -83,10 +85,7 @@ class ManagedStore(PlainStore):
             near = window is None or max(seen, default=0) < window
             if page_table.offloaded:
                 slots, size = self._fetched[layer]
-                self._fetched[layer] = (
-                    slots + page_table.offloaded * SLOTS,
-                    size + page_table.offloaded * page_table.form.bytes,
-                )
+                self._fetched[layer] = slots + page_table.offloaded_slots, size + page_table.offloaded
             found.insert(0, PagedSegment(page_table, rows, None if near else window))
         return found
 
@@ -101,16 +100,20 @@ class ManagedStore(PlainStore):
         by then, the rest as it is."""
         first, device = self.length - self.held, run.k.device
         rows = torch.tensor(self._seen[-self._rows :], device=device)
-        coded = rows - rows % SLOTS - self.stack.storage.residual - first  # slots of the run, for each row
+        coded = (
+            rows - rows % self.stack.storage.interval - self.stack.storage.residual - first
+        )  # slots of the run, for each row
         end = int(rows[-1]) + 1
-        count = end - end % SLOTS - self.stack.storage.residual - first  # what will be in pages once all are committed
+        count = (
+            end - end % self.stack.storage.interval - self.stack.storage.residual - first
+        )  # what will be in pages once all are committed
         if count <= 0:
             return [run]
         window = None if window is None or max(self._seen) < window else window
         mask = self._mask(window, device, layer)
         old = torch.arange(mask.shape[-1], device=device) < coded[:, None]
         k, v = (x[:, :count].unflatten(1, (-1, SLOTS)).flatten(0, 1) for x in (run.k, run.v))
-        form = self.stack.storage.page(layer, k.shape[2], v.shape[2], run.k.dtype)
+        (form,) = self.stack.storage.formats(layer, k.shape[2], v.shape[2], run.k.dtype)
         where = torch.arange(first, first + count, device=device).view(-1, SLOTS).repeat(len(run.k), 1)
         pages = packed(layer, k, v, where, torch.full((len(k),), SLOTS, device=device), form)
         self._ahead[layer] = pages, unpack(pages, form)
@@ -185,7 +188,7 @@ class ManagedStore(PlainStore):
             state.before = before
             if state.page_table is not None:
                 old, device = state.page_table, self._run.k[layer].device
-                state.page_table = page_out(old.pages, old.form, device, old.arenas, before)
+                state.page_table = page_out(old.pages, device, old.arenas, before)
                 self._events += tier_events(layer, old, state.page_table)
 
     def fork(self) -> "ManagedStore":

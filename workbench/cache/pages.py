@@ -8,7 +8,7 @@ the pages that did not change. So a fork shares page tables, and writing to one 
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,10 @@ class Page:
         self.arena.free.append(self.place)
 
     @property
+    def form(self) -> PageFormat:
+        return self.arena.form
+
+    @property
     def row(self) -> torch.Tensor:
         return self.arena.data[self.place]
 
@@ -59,6 +63,7 @@ class Page:
 class PendingPage:
     """A page that has no place yet; fields as of `Page`, row: uint8 [form.bytes]."""
 
+    form: PageFormat
     row: torch.Tensor
     live: int
     used: int
@@ -67,60 +72,66 @@ class PendingPage:
 
 class PageTable:
     """The pages of one layer: `pages[head]`, and for the kernels `table` int32 [Hk, P] (offsets in an arena in units of
-    ALIGN bytes) and `count` int32 [Hk]. Heads may have different numbers of pages and of live slots."""
+    ALIGN bytes) and `count` int32 [Hk]. Heads may have different numbers of pages, pages different formats."""
 
-    def __init__(self, pages: Sequence[Sequence[Page]], form: PageFormat, device: torch.device):
-        self.pages, self.form = [list(row) for row in pages], form
-        width, unit = max(map(len, self.pages)), form.bytes // ALIGN
-        padded = [[page.place * unit for page in row] + [0] * (width - len(row)) for row in self.pages]
-        self.table = torch.tensor(padded, dtype=torch.int32, device=device).view(len(self.pages), width)
-        self.count = torch.tensor([len(row) for row in self.pages], dtype=torch.int32, device=device)
+    def __init__(self, pages: Sequence[Sequence[Page]], device: torch.device):
+        self.pages = [list(row) for row in pages]
         flat = [page for row in self.pages for page in row]
         self.arenas = list({id(page.arena): page.arena for page in flat}.values())
-        self.bytes = len(flat) * form.bytes
+        units = {id(arena): arena.form.bytes // ALIGN for arena in self.arenas}
+        width = max(map(len, self.pages))
+        padded = [[page.place * units[id(page.arena)] for page in row] + [0] * (width - len(row)) for row in self.pages]
+        self.table = torch.tensor(padded, dtype=torch.int32, device=device).view(len(self.pages), width)
+        self.count = torch.tensor([len(row) for row in self.pages], dtype=torch.int32, device=device)
         self.slots = width * SLOTS  # per KV head, dead and missing ones included
         self.live = [sum([page.live for page in row]) for row in self.pages]  # per KV head
         self.dense = len(self.arenas) == 1 and len(flat) == width * len(self.pages)  # all in one place, none missing
         self.whole = sum(self.live) == self.slots * len(self.pages)
-        self.offloaded = sum([page.arena.host for page in flat])  # pages on the host
+        self._uses = Counter([(id(page.arena), page.live, page.used) for page in flat])
+        sizes = [(arena, sum([page.arena is arena for page in flat]) * arena.form.bytes) for arena in self.arenas]
+        self.bytes = sum(size for _, size in sizes)
+        self.offloaded = sum(size for arena, size in sizes if arena.host)  # bytes of pages on the host
+        self.offloaded_slots = sum([page.arena.host for page in flat]) * SLOTS
         self.host_bytes = sum(arena.data.nbytes for arena in self.arenas if arena.host)
-        self._uses = Counter([(page.live, page.used) for page in flat])
 
-    def rows(self, pages: torch.Tensor | None = None, size: int | None = None) -> torch.Tensor:
-        """The first `size` bytes of pages, uint8 [n, size], on the device; zeros for a missing page.
+    def _parts(self, pages: torch.Tensor | None, size: int | None = None) -> Iterator[tuple]:
+        """Arena by arena: which of the pages lie there, their first `size` bytes on the device, and their format.
 
-        pages: int64 [n], numbered head by head; where None all of them, [Hk, P, size].
+        pages: int64 [n], numbered head by head; all Hk · P of them where None.
         """
-        if pages is None:
-            pages = torch.arange(self.table.numel(), device=self.table.device)
-            return self.rows(pages, size).view(*self.table.shape, -1)
         device, width = self.table.device, self.table.shape[1]
-        places = self.table.flatten().long() * ALIGN // self.form.bytes
-        if self.dense:
-            data, places = self.arenas[0].data[:, :size], places[pages]
-            return data[places.to(data.device)].to(device)
-        numbers = pages.tolist()
-        found = torch.zeros(len(numbers), size or self.form.bytes, dtype=torch.uint8, device=device)
-        homes = [self._arena(number, width) for number in numbers]
+        numbers = range(self.table.numel()) if pages is None else pages.tolist()
+        found = [row[number % width] if number % width < len(row) else None
+                 for number in numbers for row in (self.pages[number // width],)]  # fmt: skip
         for arena in self.arenas:
-            inside = [i for i, home in enumerate(homes) if home is arena]
-            here = places[[numbers[i] for i in inside]].to(arena.data.device)
-            found[inside] = arena.data[here, :size].to(device)
-        return found
+            inside = [i for i, page in enumerate(found) if page is not None and page.arena is arena]
+            places = torch.tensor([found[i].place for i in inside], dtype=torch.long, device=arena.data.device)
+            rows = arena.data.index_select(0, places)[:, :size].to(device)
+            yield torch.tensor(inside, dtype=torch.long, device=device), rows, arena.form
 
-    def _arena(self, number: int, width: int) -> Arena | None:
-        row, at = self.pages[number // width], number % width
-        return row[at].arena if at < len(row) else None
+    def _unpacked(self, pages: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """k [n, SLOTS, D], v [n, SLOTS, Dv], positions int64 [n, SLOTS], live bool [n, SLOTS] of pages as in `_parts`;
+        a missing page has nothing live."""
+        if self.dense and pages is None and not self.offloaded:
+            return unpack(self.arenas[0].data.view(-1), self.arenas[0].form, self.table.flatten())
+        found, count = None, self.table.numel() if pages is None else len(pages)
+        for inside, rows, form in self._parts(pages):
+            parts = unpack(rows, form)
+            if found is None:
+                found = [part.new_zeros(count, *part.shape[1:]) for part in parts]
+            for whole, part in zip(found, parts, strict=True):
+                whole[inside] = part
+        return tuple(found)
 
     def decode(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """k [Hk, slots, D], v [Hk, slots, Dv], positions int64 [Hk, slots], live bool [Hk, slots]."""
-        arena = (self.arenas[0].data.view(-1), self.form, self.table.flatten())
-        parts = unpack(*arena) if self.dense and not self.offloaded else unpack(self.rows().flatten(0, 1), self.form)
-        return tuple(part.view(len(self.pages), self.slots, *part.shape[2:]) for part in parts)
+        return tuple(part.view(len(self.pages), self.slots, *part.shape[2:]) for part in self._unpacked())
 
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions int64 [Hk, slots] and live bool [Hk, slots], without decoding anything."""
-        facts = self.rows(size=FACTS).flatten(0, 1)
+        facts = torch.zeros(self.table.numel(), FACTS, dtype=torch.uint8, device=self.table.device)
+        for inside, rows, _ in self._parts(None, FACTS):
+            facts[inside] = rows
         bits = facts[:, :LIVE_MASK, None] >> torch.arange(8, device=facts.device, dtype=torch.uint8) & 1
         where = facts[:, HEADER:].contiguous().view(torch.int32).long()
         return where.view(len(self.pages), -1), bits.bool().view(len(self.pages), -1)
@@ -128,14 +139,15 @@ class PageTable:
     def read(self, head: torch.Tensor, slot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [..., D] and values [..., Dv] of single slots; head, slot: int64 [...]. Only their pages are decoded."""
         page, entry = (head * self.table.shape[1] + slot // SLOTS).unique(return_inverse=True)
-        k, v, _, _ = unpack(self.rows(page), self.form)
+        k, v, _, _ = self._unpacked(page)
         return k[entry, slot % SLOTS], v[entry, slot % SLOTS]
 
     def ledger(self) -> dict[str, int]:
         """Bytes by kind, arenas included: what this page table does not name in them is `pad`."""
         kinds = Counter(table=self.table.nbytes + self.count.nbytes)
-        for (live, used), times in self._uses.items():
-            kinds.update({kind: times * size for kind, size in ledger(self.form, live, used).items()})
+        forms = {id(arena): arena.form for arena in self.arenas}
+        for (arena, live, used), times in self._uses.items():
+            kinds.update({kind: times * size for kind, size in ledger(forms[arena], live, used).items()})
         kinds["pad"] += sum(arena.data.nbytes for arena in self.arenas) - self.bytes
         return dict(kinds)
 
@@ -160,21 +172,20 @@ class PagedSegment:
 
 
 def page_out(
-    entries: Sequence[Sequence[Page | PendingPage]],
-    form: PageFormat,
-    device: torch.device,
-    arenas: Sequence[Arena],
-    before: int = 0,
+    entries: Sequence[Sequence[Page | PendingPage]], device: torch.device, arenas: Sequence[Arena], before: int = 0
 ) -> PageTable:
     """A page table of these pages per KV head. Pages whose newest position is below `before` lie on the host.
 
-    Pages that are where they should be stay; the others go to free places of `arenas` (one per tier at most), or, where
-    there are too few, all of that tier to a new arena. Nothing that exists is changed.
+    Pages that are where they should be stay; the others go to free places of `arenas` (one per format and tier at
+    most), or, where there are too few, all of that kind to a new arena. Nothing that exists is changed.
     """
     settled: list[list[Page]] = [list(row) for row in entries]
-    for host in (False, True):
-        mine = [(h, i) for h, row in enumerate(entries) for i, e in enumerate(row) if (e.newest < before) == host]
-        arena = next((arena for arena in arenas if arena.host == host), None)
+    kinds: dict[tuple[PageFormat, bool], list[tuple[int, int]]] = {}
+    for h, row in enumerate(entries):
+        for i, e in enumerate(row):
+            kinds.setdefault((e.form, e.newest < before), []).append((h, i))
+    for (form, host), mine in kinds.items():
+        arena = next((arena for arena in arenas if (arena.form, arena.host) == (form, host)), None)
         fresh = [(h, i) for h, i in mine if not (isinstance(entries[h][i], Page) and entries[h][i].arena is arena)]
         if not fresh:
             continue
@@ -189,7 +200,7 @@ def page_out(
             settled[h][i] = Page(arena, place, e.live, e.used, e.newest)
         rows = torch.stack([e.row.to(arena.data.device) for e in moved])
         arena.data[torch.tensor(places, device=arena.data.device)] = rows
-    return PageTable(settled, form, device)
+    return PageTable(settled, device)
 
 
 def with_live(rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.cache.codecs.base import Quantizer
 from workbench.cache.codecs.paged import Paged
 from workbench.cache.plan import CacheMethod
+from workbench.cache.store import MANY
 from workbench.declare import Declared, build, describe, get, names, register, setting
 from workbench.errors import BadInput, Unsupported, shown
 from workbench_kernels.pages import SLOTS
@@ -45,6 +46,9 @@ class Stack(Declared):
         if "slot_positions" in policy.needs:
             raise BadInput(f"{policy.declared_name} with positions='slot' turns keys as they are read; "
                            "that is not possible in quantized pages: use positions='baked'")  # fmt: skip
+        if "mass" in policy.needs & quantizer.needs and not policy.watches(0, MANY):
+            raise BadInput(f"{policy.declared_name} reads the attention of a window, {quantizer.declared_name} that of "
+                           "all rows: use another policy, or KIVI")  # fmt: skip
         if policy.newest < quantizer.residual:
             raise BadInput(f"{policy.declared_name} keeps its newest {policy.newest} tokens only, and "
                            f"{quantizer.declared_name} holds back {quantizer.residual}: lower residual")  # fmt: skip
@@ -59,7 +63,8 @@ class Stack(Declared):
 
     def residual(self, length: int) -> int:
         """How many of the newest tokens stay out of the pages at a boundary."""
-        held, rest = self.storage.residual, length % SLOTS
+        held = self.storage.residual
+        rest = (length - held) % self.storage.interval
         if self.policy is None:
             return held + rest
         if not self.during_prompt:  # the prompt ends anywhere: pages stay full where the policy keeps enough
@@ -76,11 +81,21 @@ class Stack(Declared):
         """The committed length that no chain of rows from `length` on may pass: the next boundary, or the prompt's end
         where nothing but quantizing is due before: rows behind a boundary then read its pages as they are staged."""
         at = self.next(length, prompt)
-        return max(at, prompt) if self.policy is None and at is not None and length < prompt else at
+        ahead = self.policy is None and not self.quantizer.needs
+        return max(at, prompt) if ahead and at is not None and length < prompt else at
+
+    def watches(self, position: int, prompt: int) -> bool:
+        """Whether the attention of the row at a position counts."""
+        policy, quantizer = self.policy, self.quantizer
+        return bool(policy and policy.watches(position, prompt)) or bool(quantizer and "mass" in quantizer.needs)
 
     def acts(self, length: int, prompt: int) -> bool:
         """Whether the policy acts at this committed length."""
         return self.policy is not None and self._method_next(length - 1, prompt) == length
+
+    def quantizes(self, length: int, prompt: int) -> bool:
+        """Whether it is the quantizer's turn at this committed length."""
+        return self._due(self.storage.next, length - 1, prompt) == length
 
     def _method_next(self, length: int, prompt: int) -> int | None:
         return self._due(lambda length: self._checked(length, prompt), length, prompt)
@@ -107,13 +122,13 @@ class Stack(Declared):
         from workbench.cache.managed import ManagedStore
         from workbench.cache.rotation import rotation_of
 
-        needs = self.policy.needs if self.policy else frozenset()
-        if "mass" in needs - lm.gives:
-            raise Unsupported(f"{self.policy.declared_name} reads attention, which {lm.name!r} does not give")
+        for member in filter(None, (self.policy, self.quantizer)):
+            if "mass" in member.needs - lm.gives:
+                raise Unsupported(f"{member.declared_name} reads attention, which {lm.name!r} does not give")
         if self.storage:
             for layer in range(lm.layers):
-                self.storage.page(layer, lm.head_dim, lm.head_dim, lm.dtype)
-        rotation = rotation_of(lm) if "slot_positions" in needs else None
+                self.storage.formats(layer, lm.head_dim, lm.head_dim, lm.dtype)
+        rotation = rotation_of(lm) if self.policy and "slot_positions" in self.policy.needs else None
         return ManagedStore(lm.layers, self, prompt, rotation)
 
 

@@ -43,9 +43,9 @@ def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
         forced = os.environ.get(VARIABLE) == "triton"
         return forced and segment_attention.choose(q, run.v).name == "triton"
     page_table = segments[0].page_table
-    if len(segments) != 2 or not page_table or page_table.offloaded:
+    if len(segments) != 2 or not page_table or len(page_table.arenas) != 1 or page_table.offloaded:
         return False
-    form, arena = page_table.form, page_table.arenas[0].data
+    form, arena = page_table.arenas[0].form, page_table.arenas[0].data
     return segment_attention.choose(q, arena=arena, dtypes=[form.dtype], sizes=[form.value_dim]).name == "triton"
 
 
@@ -58,7 +58,7 @@ def attend_in_place(
     out, lse = segment_attention.attend_staged(queries, run.k, run.v, scale, mask)
     masses = []
     for pages in rest:  # one at most: see `in_place`
-        table, form = pages.page_table, pages.page_table.form
+        table, form = pages.page_table, pages.page_table.arenas[0].form
         where = None
         if pages.window is not None:
             where = torch.tensor(list(pages.queries), dtype=torch.int32, device=q.device)

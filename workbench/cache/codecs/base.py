@@ -1,9 +1,11 @@
 """What a quantizer decides: the widths of each layer's pages, and how many newest tokens stay as they are."""
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 
+from workbench.cache.plan import LayerView
 from workbench.declare import Declared
 from workbench.errors import BadInput, Unsupported
 from workbench_kernels.pages import PageFormat
@@ -22,25 +24,38 @@ class Quantizer(Declared):
     """
 
     family = "quantizer"
+    needs: ClassVar[frozenset[str]] = frozenset()  # "mass": the attention that each slot received
     interval: ClassVar[int] = 32  # a page
+    shares: ClassVar[tuple[float, ...]] = (1.0,)  # of the slots, class by class, as declared
 
     def widths(self, layer: int) -> tuple[int, int]:
         """Bits of a layer's keys and values; 16 is half precision, 0 the model's own dtype."""
         raise NotImplementedError
 
-    def page(self, layer: int, head_dim: int, value_dim: int, dtype: torch.dtype) -> PageFormat:
-        """The layout of a layer's pages. Raises Unsupported where the head sizes do not fit."""
-        answer = self.widths(layer)
-        if not isinstance(answer, tuple | list) or [type(bits) for bits in answer] != [int, int]:
+    def ladder(self, layer: int) -> Sequence[tuple[int, int]]:
+        """The widths that a layer's pages may have, class by class; one of them unless there are `classes`."""
+        return [self.widths(layer)]
+
+    def classes(self, view: LayerView, leaving: torch.Tensor) -> torch.Tensor | None:
+        """Which of the ladder's widths each slot gets that leaves the residual window: int64 [Hk, n]; None: the first.
+
+        leaving: bool [Hk, n], the slots it is asked for.
+        """
+        return None
+
+    def formats(self, layer: int, head_dim: int, value_dim: int, dtype: torch.dtype) -> list[PageFormat]:
+        """The layouts of a layer's pages, class by class. Raises Unsupported where the head sizes do not fit."""
+        return [self._format(layer, widths, head_dim, value_dim, dtype) for widths in self.ladder(layer)]
+
+    def _format(self, layer: int, widths: Any, head_dim: int, value_dim: int, dtype: torch.dtype) -> PageFormat:
+        if not isinstance(widths, tuple | list) or [type(bits) for bits in widths] != [int, int]:
             raise BadInput(
-                f"quantizer {self.declared_name}: widths({layer}) answered {answer!r}; expected two integers, the "
+                f"quantizer {self.declared_name}: widths({layer}) answered {widths!r}; expected two integers, the "
                 "bits of keys and of values"
             )
-        bits_k, bits_v = answer
-        group = getattr(self, "group", value_dim)
-        group = group if group < value_dim else value_dim
+        group = min(getattr(self, "group", value_dim), value_dim)
         try:
-            return PageFormat(head_dim, value_dim, bits_k, bits_v, group, dtype)
+            return PageFormat(head_dim, value_dim, *widths, group, dtype)
         except ValueError as error:
             raise Unsupported(f"{self.declared_name}: {error}") from None
 
@@ -50,6 +65,8 @@ class Quantizer(Declared):
 
     def nominal(self, layer: int, head_dim: int, value_dim: int, dtype: torch.dtype) -> float:
         """Bits of an element as declared, keys and values together."""
-        form = self.page(layer, head_dim, value_dim, dtype)
-        bits = head_dim * form.stored(form.bits_k) + value_dim * form.stored(form.bits_v)
-        return bits / (head_dim + value_dim)
+        found = []
+        for form in self.formats(layer, head_dim, value_dim, dtype):
+            bits = head_dim * form.stored(form.bits_k) + value_dim * form.stored(form.bits_v)
+            found.append(bits / (head_dim + value_dim))
+        return sum(share * bits for share, bits in zip(self.shares, found, strict=True))
