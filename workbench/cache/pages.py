@@ -105,6 +105,8 @@ class PageTable:
                  for number in numbers for row in (self.pages[number // width],)]  # fmt: skip
         for arena in self.arenas:
             inside = [i for i, page in enumerate(found) if page is not None and page.arena is arena]
+            if not inside:
+                continue
             places = torch.tensor([found[i].place for i in inside], dtype=torch.long, device=arena.data.device)
             rows = arena.data.index_select(0, places)[:, :size].to(device)
             yield torch.tensor(inside, dtype=torch.long, device=device), rows, arena.form
