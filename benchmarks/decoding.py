@@ -52,7 +52,7 @@ def main() -> None:
         name: partial(ours, lm, decoder, max_new_tokens=given.tokens, level=level)
         for name, (decoder, level) in ARMS.items()
     }
-    rows = interleaved(arms, map(lm.tokenizer.encode, texts), given.repeats, "prompts")
+    rows = interleaved(arms, list(map(lm.tokenizer.encode, texts)), given.repeats, "prompts")
     finish(lm, table(rows), given.out, prompts=given.prompts, tokens=given.tokens, repeats=given.repeats)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from tqdm import tqdm
 
 import workbench as wb
@@ -98,6 +97,8 @@ def ratio(base: Sequence[Record], found: Sequence[Record]) -> float:
 
 def interval(base: Sequence[Record], found: Sequence[Record]) -> list[float]:
     """95 % of bootstrapped ratios, prompts drawn with replacement."""
+    from scipy.stats import bootstrap
+
     if len(base) < 2:
         return [ratio(base, found)] * 2
     data = _sums(base, found)

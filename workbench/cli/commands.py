@@ -14,7 +14,7 @@ from workbench.errors import BadInput
 
 __all__ = ["COMMANDS", "parser_for"]
 
-MEMBERS = "decoders, drafters, shapes, verifiers, policies, quantizers"
+MEMBERS = "decoders, drafters, shapes, verifiers, policies, quantizers, caches, views, recipes"
 TABLES = ("tokens", "rounds", "drafts", "forwards", "cache", "bits", "events")
 
 

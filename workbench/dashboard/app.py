@@ -135,7 +135,7 @@ def _wire(app: gr.Blocks, form: Form) -> None:
     def decodes(name, handler, given=(), status="status", **more):
         """Wire a button whose run needs the form's models: they are loaded first."""
         waited = {"outputs": ["loading", "cancel"], "status": status, "trigger_mode": "once", **MANY}
-        loaded = on(f"load_{name}", loading.wait, settings, **waited, event=parts[name].click)
+        loaded = on(f"load_{name}", partial(loading.wait), settings, **waited, event=parts[name].click)
         on(name, handler, [*given, *settings], status=status, event=loaded.success, **more)
 
     def begin(theme: str | None, request: gr.Request) -> tuple:

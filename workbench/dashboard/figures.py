@@ -37,8 +37,8 @@ def _made(name: str, trace: Trace, round: int | None, theme: str | None) -> list
     """The figures of that name; where the trace cannot be shown so, the line that says why and what to do instead."""
     try:
         return [_draw(view, trace, round, theme=theme, **options) for view, options in FIGURES[name]]
-    except WorkbenchError as why:
-        line = " ".join(str(why).split())
+    except Exception as why:  # views of packages too
+        line = " ".join((str(why) if isinstance(why, WorkbenchError) else f"{type(why).__name__}: {why}").split())
         return [figure(name, trace.id, [], line, theme, "<br>".join(textwrap.wrap(inert(line), 60)))]
 
 

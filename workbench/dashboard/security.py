@@ -71,7 +71,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         for origin in self.frames:
-            if not re.fullmatch(r"https?://[^/?#\s]+", origin):
+            if not re.fullmatch(r"https?://([^/?#\s\[\]]+|\[[0-9a-fA-F:.]+\](:\d+)?)", origin):
                 raise BadInput(f"--allow-frame: expected an origin such as https://example.org, got {origin!r}")
         if not re.fullmatch(r"[A-Za-z0-9._~-]*", self.token):
             raise BadInput("--token: expected letters, digits and . _ ~ - alone")

@@ -49,10 +49,9 @@ def build(family: str, name: str, values: Mapping[str, Any] | None = None) -> An
 
 def _class(family: str, name: str) -> type:
     """The declared class of that name. Raises BadInput for a function, of which nothing can be set."""
-    found = get(family, name)
     if family not in FAMILIES:
-        raise BadInput(f"{family} {name!r} is no declared member; expected one of a family of {', '.join(FAMILIES)}")
-    return found
+        raise BadInput(f"unknown family {shown(family)}; expected one of {', '.join(FAMILIES)}")
+    return get(family, name)
 
 
 def _read(entry: Field, value: Any) -> Any:

@@ -49,6 +49,8 @@ def _load(entry: EntryPoint) -> None:
         if family not in FAMILIES:
             if not callable(found):
                 raise BadInput(f"expected a function, got {shown(found)}")
+            if not isinstance(getattr(found, "offers", {}), dict):
+                raise BadInput(f"expected offers as from @offered, got {shown(found.offers)}")
             register(family, name)(found)
             return
         if not (isinstance(found, type) and issubclass(found, Declared) and dataclasses.is_dataclass(found)):

@@ -76,12 +76,13 @@ class Comparison:
         for prompt in self.prompts:
             found: dict[str, Run] = {}
             for name, arm in self.arms.items():
-                self.now, sessions = name, []
+                self.now, traces = name, []
                 for _ in range(self.repeats):
-                    sessions.append(self._session(prompt, arm))
-                    yield from _decode(sessions[-1])
+                    session = self._session(prompt, arm)
+                    yield from _decode(session)
+                    traces.append(session.trace)
                     self.done += 1
-                trace = min((session.trace for session in sessions), key=_decode_ms)
+                trace = min(traces, key=_decode_ms)
                 own = arm.cache is None and trace.run["guarantee"] in SAME
                 if not found:
                     forced, plain, base = trace.token_ids, own, {}

@@ -19,7 +19,6 @@ from torch import nn
 from workbench.errors import BadInput
 from workbench.models import checkpoint
 from workbench.models.checkpoint import Entry
-from workbench.trace.files import made_folder, write_whole
 
 __all__ = ["Digest"]
 
@@ -62,9 +61,9 @@ class Digest:
 
 
 def _facts(files: Mapping[str, Entry]) -> tuple:
-    """See `checkpoint.facts`; () where a file is gone."""
+    """Path, size and time of files, see `checkpoint.facts`; () where one is gone."""
     with suppress(OSError):
-        return checkpoint.facts({entry.file for entry in files.values()})
+        return tuple(fact[:3] for fact in checkpoint.facts({entry.file for entry in files.values()}))
     return ()
 
 
@@ -75,6 +74,8 @@ def _of_files(files: Mapping[str, Entry], facts: tuple) -> str:
         found = kept.read_text() if kept and kept.is_file() else ""
         _known[facts] = found if len(found) == 64 else checkpoint.digest(files)
         if kept and found != _known[facts]:
+            from workbench.trace.files import made_folder, write_whole  # brings pandas along
+
             with suppress(BadInput):  # a folder that cannot be written costs the next process the time
                 write_whole(made_folder(kept.parent) / kept.name, _known[facts].encode())
     return _known[facts]

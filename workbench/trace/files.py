@@ -65,7 +65,8 @@ def made_folder(path: str | os.PathLike) -> Path:
 
 def _found(path: str | os.PathLike, what: str) -> tuple[Path, int | None]:
     """Where a path leads to, symbolic links followed, and the mode of what is there."""
-    with _refused(path, f"choose {what} you may write to"):
+    shown = os.fsdecode(path) if isinstance(path, bytes) else path
+    with _refused(shown, f"choose {what} you may write to"):
         try:
             if not (name := os.fsdecode(path)):
                 raise ValueError("no name")
@@ -219,15 +220,20 @@ class _File:
 def _beside(place: Path, content: bytes, like: _File | None) -> Iterator[_File]:
     """A new file in the folder of another, with its permissions, under a name of its own until it gets that place."""
     name = place.with_name(f".{secrets.token_hex(8)}.tmp")
+    new = _File(name, os.O_CREAT | os.O_EXCL)
+    gone = weakref.finalize(new, _unlinked, name)  # also where the process ends meanwhile
     try:
-        new = _File(name, os.O_CREAT | os.O_EXCL)
         if like is not None and hasattr(os, "fchmod"):
             os.fchmod(new.fd, stat.S_IMODE(os.fstat(like.fd).st_mode))
         new.write(content)
         yield new
     finally:
-        with suppress(OSError):
-            os.unlink(name)
+        gone()
+
+
+def _unlinked(name: Path) -> None:
+    with suppress(OSError):
+        os.unlink(name)
 
 
 def _held(place: Path, shared: bool = False) -> _File | None:

@@ -23,7 +23,9 @@ def draft() -> Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled(Stage):
-    """A stage that learns from the target's first one."""
+    """A stage that learns from the target's first one. distil: the teacher's weight in the loss."""
+
+    distil: float
 
     @torch.no_grad()
     def begin(self, model: Any, work: Path) -> Any:

@@ -114,7 +114,8 @@ def describe(stage: Stage) -> str:
 def write_card(name: str, model, step: int, figures: dict[str, float], work: Path) -> None:
     *before, last = (STAGES[stage] for stage in STAGES_OF[name])
     stages = [*before, replace(last, tokens=step * last.batch)]
-    loss = f" Loss: {last.distil:g}·KL(target ‖ draft) + {1 - last.distil:g}·cross-entropy."
+    distil = getattr(last, "distil", 0.0)
+    loss = f" Loss: {distil:g}·KL(target ‖ draft) + {1 - distil:g}·cross-entropy."
     facts = {
         **asdict(last),
         "name": name,
@@ -125,7 +126,7 @@ def write_card(name: str, model, step: int, figures: dict[str, float], work: Pat
         "called": " then ".join(f"`{stage}`" for stage in STAGES_OF[name]),
         "tokens": sum(stage.steps * stage.batch for stage in stages),
         "stages": "\n".join(map(describe, stages)),
-        "distilled": loss if last.distil else "",
+        "distilled": loss if distil else "",
         "rows": "\n".join(f"| {key} | {value:.3f} |" for key, value in figures.items()),
     }
     notes = work / f"notes-{name}.md"  # what the recipe alone does not tell about this run

@@ -27,8 +27,7 @@ class Stage(Recipe):
     """A recipe with the sizes of a Llama and its windows; lengths in tokens.
 
     `full_share` is the share of the steps at the full context, at the end; `copies` the share of long windows (those
-    of over 512 tokens) with repeated spans; `distil` the weight of a teacher, where there is one; `start` the stage
-    whose weights this one goes on from.
+    of over 512 tokens) with repeated spans; `start` the stage whose weights this one goes on from.
     """
 
     width: int
@@ -47,7 +46,6 @@ class Stage(Recipe):
     context: int = 2048
     full_share: float = 0.2
     copies: float = 0.75
-    distil: float = 0.0
     rope_theta: float = 10_000.0
     start: str | None = None
 

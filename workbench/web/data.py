@@ -27,6 +27,7 @@ token to inspect; null follows the cursor), `follow` (scroll to it) and `status`
 import html
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import takewhile
@@ -87,7 +88,8 @@ def payload(trace: Trace, since: int = 0, text_of: Reader | None = None) -> dict
     rounds = len(index)  # a run may go on in another thread: what it adds from now on is left out
     start = index[rounds - 1].place + 1 if rounds else 1
     rest = [*takewhile(lambda event: event["type"] != "round", log[start:])]
-    recent = [log[0], *(log[index[since].place : start] if since < rounds else ()), *rest]
+    first = bisect_left(range(rounds), since, key=lambda place: log[index[place].place]["round"])  # some may be lost
+    recent = [log[0], *(log[index[first].place : start] if first < rounds else ()), *rest]
     last = log[start - 1] if rounds else {}
     found = {name: tables.columns(name, recent) for name in COLUMNS}
     count = len(found["tokens"].get("round", ()))

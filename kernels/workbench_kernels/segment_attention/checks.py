@@ -130,7 +130,7 @@ def check_pages(name: str, q: Tensor, arena: Tensor, table: Tensor, count: Tenso
     if bias is not None and not bias.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous bias, got one with gaps")
     for what, tensor, shape, dtype in (
-        ("bias", bias, (len(bias) if bias is not None else 0, SLOTS), torch.float32),
+        ("bias", bias, (*(() if bias is None else bias.shape[:1]), SLOTS), torch.float32),
         ("page numbers", numbers, table.shape, torch.int32),
         ("row positions", positions, q.shape[:1], torch.int32),
     ):
