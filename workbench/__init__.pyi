@@ -43,6 +43,7 @@ from workbench.speculation.drafters.medusa import Medusa as Medusa
 from workbench.cache.plan import Merge as Merge
 from workbench.cache.methods.merging import Merging as Merging
 from workbench.decoders.mirostat import Mirostat as Mirostat
+from workbench.cache.codecs.mixed_kivi import MixedKIVI as MixedKIVI
 from workbench.errors import NumericalError as NumericalError
 from workbench.cache.codecs.paged import Paged as Paged
 from workbench.decoders.pearl import Pearl as Pearl

@@ -58,6 +58,14 @@ def merging(**other) -> Plan:
         (merging(source=[[1.0], [1.0]]), "a merge of torch.float32"),
         (merging(source=[[1], [1], [1]]), "a merge of shapes [3, 1], [2, 1]"),
         (merging(weight_k=[[0.5], [float("nan")]]), "a merge with a weight that is not finite"),
+        (
+            merging(weight_v=torch.tensor([[0.5], [1e300]]).double()),
+            "a merge with a weight that is not finite or above 1e+06",
+        ),
+        (merging(weight_v=[[1j], [0.5]]), "torch.complex64; expected a Merge"),
+        (Plan(EVENLY, merging().merge._replace(source=[[1], [1]])), "a merge of type Merge, of list, Tensor"),
+        (Plan(EVENLY, tuple(merging().merge)), "a merge of type tuple"),
+        (Plan(EVENLY, Merge(*(x.repeat(1, 2) for x in merging(source=[[2], [2]]).merge))), "two pairs of a slot with"),
     ],
 )
 def test_a_wrong_plan_is_refused_and_nothing_changes(small, monkeypatch, answer, words):
@@ -84,12 +92,56 @@ def test_a_run_under_a_wrong_policy_ends_with_its_reason_and_its_trace(small, mo
     assert 0 < len(refused.value.trace.token_ids) < LENGTH and refused.value.trace.end["reason"] == "error"
 
 
+@dataclass(frozen=True)
+class Uneven(Answering):
+    """Keeps what it is told in the first layer, all in the second."""
+
+    declared_name = "test-uneven"
+    given = None
+
+    def budgets(self, views):
+        return self.given or super().budgets(views)
+
+    def plan(self, view, budget):
+        return None if view.layer else Plan(EVENLY)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "plan() left 5 to 8 slots in the layers; expected as many in each"),
+        ([5], "budgets() answered 1 of them; expected one for each of 2 layers"),
+        ([5, -1], "budgets() answered -1; expected a number of slots, or int64 [2], of at least 0"),
+        ([5, 5.5], "budgets() answered 5.5"),
+        ([5, torch.tensor([1, 2, 3])], "budgets() answered"),
+    ],
+)
+def test_layers_that_differ_and_wrong_budgets_are_refused(small, monkeypatch, given, words):
+    """Layers of different lengths read slots that nobody had written, without an error."""
+    monkeypatch.setattr(Uneven, "given", given)
+    store = as_stack(Uneven()).new_store(small, 3)
+    with pytest.raises(BadInput) as refused:
+        feed(small, store, range(LENGTH))
+    assert str(refused.value).startswith("policy test-uneven: ") and words in str(refused.value)
+
+
+def test_a_merge_without_pairs_is_no_merge(small, monkeypatch):
+    none = torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, dtype=torch.int64)
+    monkeypatch.setattr(Answering, "answer", Plan(EVENLY, Merge(*none, torch.zeros(2, 0), torch.zeros(2, 0))))
+    store = as_stack(Answering()).new_store(small, 3)
+    feed(small, store, range(LENGTH))
+    assert store.ledger()["live_slots"] == [5, 5] and store.ledger()["merged"] == [0, 0]
+
+
 @pytest.mark.parametrize("at", [LENGTH - 1, 0, 2.5, "soon"])
 def test_a_maintenance_in_the_past_is_refused_before_any_work(small, monkeypatch, at):
     """It would have asked for another one for ever."""
     monkeypatch.setattr(Answering, "next", lambda self, length, prompt: at if length < LENGTH - 1 else length)
     with pytest.raises(BadInput, match=r"policy test-answering: next\(\d+\) answered"):
         wb.decode(small, [1] * LENGTH, cache=Answering(), max_new_tokens=2)
+    monkeypatch.setattr(Widths, "next", lambda self, length: at if length < LENGTH - 1 else length)
+    with pytest.raises(BadInput, match=r"quantizer test-widths: next\(\d+\) answered"):
+        wb.decode(small, [1] * LENGTH, cache=Widths(), max_new_tokens=2)
 
 
 @dataclass(frozen=True)

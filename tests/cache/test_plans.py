@@ -1,6 +1,7 @@
 """Plans: random ones against a reference that does them slot by slot, budgets, regimes, costs."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import workbench as wb
 from tests.cache.conftest import PROMPT, TERMS, build, contents, feed, live_positions
 from tests.rounding import close
 from workbench.cache import apply
+from workbench.cache.codecs.base import Quantizer
 from workbench.cache.pages import PageTable
 from workbench.cache.plan import CacheMethod, Merge, Plan
 from workbench.models.adapter import wrap
@@ -110,7 +112,7 @@ def test_random_plans_do_what_they_say_slot_by_slot(small, seed, quantizer):
 
 def test_a_merge_that_is_not_done_shows(small, monkeypatch):
     """Negative control: the executor forgets the merged values."""
-    monkeypatch.setattr(apply._Work, "merge", lambda self, merge, reason: torch.zeros_like(self.live))
+    monkeypatch.setattr(apply._Work, "merge", lambda self, *rest: torch.zeros_like(self.live))
     with pytest.raises(AssertionError):
         for seed in range(6):
             test_random_plans_do_what_they_say_slot_by_slot(small, seed, None)
@@ -140,11 +142,12 @@ def test_a_layer_keeps_to_its_budget_and_heads_differ(small, name):
 
 
 def test_pyramid_budgets_fall_from_layer_to_layer_and_keep_their_sum():
+    view = SimpleNamespace(positions=torch.zeros(2, 4000))
     for layers, steepness in ((1, 20.0), (2, 4.0), (8, 20.0), (30, 7.0)):
-        found = wb.PyramidKV(budget=128, window=32, steepness=steepness).budgets([None] * layers)
+        found = wb.PyramidKV(budget=128, window=32, steepness=steepness).budgets([view] * layers)
         assert sum(found) == 128 * layers and found == sorted(found, reverse=True)
         assert layers == 1 or abs(found[-1] - 32 - 96 / steepness) <= 1
-    assert set(wb.PyramidKV(budget=128, window=32, steepness=1.0).budgets([None] * 8)) == {128}
+    assert set(wb.PyramidKV(budget=128, window=32, steepness=1.0).budgets([view] * 8)) == {128}
 
 
 def test_pyramid_layers_hold_their_budgets(small):
@@ -289,3 +292,46 @@ def test_pages_of_two_widths_fill_and_are_never_rounded_twice(small):
 def test_one_width_is_kivi(small):
     mixed, kivi = (wb.Stack(quantizer=q).new_store(small, 0) for q in (wb.MixedKIVI(share=1.0, interval=32), wb.KIVI()))
     assert torch.equal(*(feed(small, store, TEXT[:200]) for store in (mixed, kivi)))
+
+
+# -- stacks of one's own ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("residual", "interval"), [(16, 32), (32, 64), (64, 48), (0, 96)])
+def test_quantizers_of_other_intervals_read_the_same_however_a_prompt_goes_in(small, residual, interval):
+    @dataclass(frozen=True)
+    class Own(Quantizer):
+        declared_name = "test-own"
+        on_device = None
+
+        def widths(self, layer):
+            return 2, 2
+
+    Own.residual, Own.interval = residual, interval
+    whole, pieces = (wb.Stack(quantizer=Own()).new_store(small, prompt) for prompt in (300, 0))
+    assert close(feed(small, whole, TEXT[:300]), feed(small, pieces, TEXT[:300]), TERMS)
+    assert live_positions(whole, 0) == live_positions(pieces, 0) and whole.held == pieces.held
+
+
+def test_what_cannot_be_wrapped_is_refused(small):
+    with pytest.raises(wb.BadInput, match="expected a policy that gives importance, got test-random"):
+        wb.AdaKV(Random())
+    stack = wb.cache.as_stack(wb.Merging(SMALL))
+    with pytest.raises(wb.BadInput, match="cam merges already; expected one that drops"):
+        feed(small, stack.new_store(small, 50), TEXT[:64])
+
+
+def test_a_short_prompt_gets_a_flatter_pyramid(small):
+    """Budgets above the prompt go to the last layers."""
+    store = wb.cache.as_stack(wb.PyramidKV(budget=40, window=8, steepness=8.0)).new_store(small, 50)
+    feed(small, store, TEXT[:50])
+    assert [len(live_positions(store, layer)[0]) for layer in range(2)] == [50, 30]
+
+
+def test_heads_that_hold_few_slots_leave_theirs_to_others():
+    live = torch.ones(2, 60, dtype=torch.bool)
+    live[0, :48] = False
+    view = SimpleNamespace(positions=torch.arange(60).expand(2, -1), live=live, stats={"mass": torch.rand(2, 60)})
+    for floor in (0.0, 0.8):
+        budgets = wb.AdaKV(wb.H2O(budget=30, recent=8), floor=floor).budgets([view])[0]
+        assert budgets.clamp_max(live.sum(-1)).sum() == 60, (floor, budgets)

@@ -106,8 +106,7 @@ def maintain(store: "ManagedStore", ahead: Mapping[int, tuple]) -> Outcome:
         work[-1].ahead, work[-1].layers, work[-1].prompt = ahead.get(layer), len(store._layers), store.prompt
     if stack.acts(length, store.prompt):
         views = [each.view() for each in work]
-        budgets = stack.policy.budgets(views)
-        plans = [stack.policy.checked(*pair) for pair in zip(views, budgets, strict=True)]
+        plans = stack.policy.plans(views)
         for each, plan in zip(work, plans, strict=True):
             if plan is not None:
                 each.do(plan, stack.policy)
@@ -197,17 +196,19 @@ class _Work:
         if plan.keep is not None:
             gone = self.live & ~gone.scatter(1, self.order, plan.keep)
         self.gone = gone if gone.any() else None
-        away = torch.zeros_like(gone) if plan.merge is None else gone & self.merge(plan.merge, method.declared_name)
-        self.merged = round(int(away.sum()) / self.heads)
         freed = 0 if self.old is not None else self.k[0, 0].nbytes + self.v[0, 0].nbytes
+        away = torch.zeros_like(gone)
+        if plan.merge is not None:
+            away = self.merge(plan.merge, gone, freed, method.declared_name)
+        self.merged = round(int(away.sum()) / self.heads)
         for head, (places, dropped) in enumerate(zip(self.where, gone & ~away, strict=True)):
             if len(dropped := places[dropped].sort().values):
                 self._event("evict", head, dropped, bytes=freed * len(dropped), reason=method.declared_name)
 
-    def merge(self, merge: Merge, reason: str) -> torch.Tensor:
+    def merge(self, merge: Merge, gone: torch.Tensor, freed: int, reason: str) -> torch.Tensor:
         """Compute the merged slots; those of the run are written to a copy of it, those of pages leave their pages.
 
-        Returns which slots were added to others, bool [Hk, columns].
+        gone: bool [Hk, columns], what the plan drops; freed: bytes of a slot. Returns which of it was added to others.
         """
         head, pair = (merge.source >= 0).nonzero(as_tuple=True)
         added = torch.zeros_like(self.live)
@@ -224,7 +225,9 @@ class _Work:
             weight = weight[head, pair].to(x.dtype)
             own = torch.ones(len(names), dtype=x.dtype, device=x.device)
             own[into[itself]] = weight[itself]
-            mixed.append((own[:, None] * y).index_add(0, into[other], weight[other, None] * x))
+            parts = (own[:, None] * y, into[other], weight[other, None] * x)
+            total, at_pair, more = (part.cpu() for part in parts)  # where sums have one order
+            mixed.append(total.index_add(0, at_pair, more).to(x.device))
         if self.state.mass is not None:
             mass = self.state.mass.clone().flatten()
             mass.scatter_reduce_(0, names[into[other]], mass[(head * columns + source)[other]], "amax")
@@ -238,12 +241,13 @@ class _Work:
         self.loose = torch.zeros_like(self.live)
         self.loose[at_head[~in_run], at[~in_run]] = True
         added[head[other], source[other]] = True
+        added &= gone
         for number in head[other].unique().tolist():
             mine = other & (head == number)
-            pairs = (self.where[number, x[mine]].unique() for x in (source, target))
-            places, into = map(runs_of, pairs)
-            self.events.append({"layer": self.layer, "head": number, "op": "merge", "positions": places,
-                                "destination": into, "bytes": 0, "reason": reason})  # fmt: skip
+            dropped = self.where[number, added[number]].sort().values
+            self.events.append({"layer": self.layer, "head": number, "op": "merge", "positions": runs_of(dropped),
+                                "destination": runs_of(self.where[number, target[mine]].unique()),
+                                "bytes": freed * len(dropped), "reason": reason})  # fmt: skip
         return added
 
     def thin(self) -> None:
@@ -262,8 +266,8 @@ class _Work:
         codec, held = stack.storage, self.held
         fresh = held - min(stack.residual(self.length), held)
         dropped = self.gone is not None and bool(self.gone[:, self.slots : self.slots + fresh].any())
-        if codec.interval > SLOTS and not dropped and not stack.quantizes(self.length, self.prompt):
-            fresh = 0  # another member's turn
+        if stack.policy and codec.interval > SLOTS and not dropped and not stack.quantizes(self.length, self.prompt):
+            fresh = 0  # the policy's turn alone
         before = self.state.before
         if codec.on_device is not None:
             before = max(before, self.length - codec.on_device)

@@ -70,7 +70,8 @@ class ManagedStore(PlainStore):
         policy, quantizer = self.stack.policy, self.stack.quantizer
         if quantizer is not None and "mass" in quantizer.needs:
             return True
-        return policy is not None and "mass" in policy.needs and policy.next(self.length, self.prompt) is not None
+        again = policy is not None and "mass" in policy.needs
+        return again and self.stack.policy_next(self.length, self.prompt) is not None
 
     def segments(self, layer: int, window: int | None = None) -> list[Segment]:
         found = super().segments(layer, window)
@@ -103,7 +104,7 @@ class ManagedStore(PlainStore):
         coded = (
             rows - rows % self.stack.storage.interval - self.stack.storage.residual - first
         )  # slots of the run, for each row
-        end = int(rows[-1]) + 1
+        end = self._seen[-1] + 1
         count = (
             end - end % self.stack.storage.interval - self.stack.storage.residual - first
         )  # what will be in pages once all are committed

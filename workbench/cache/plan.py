@@ -12,9 +12,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from workbench.declare import Declared
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
 
 __all__ = ["CacheMethod", "LayerView", "Merge", "Plan", "Wrapper", "keep_top"]
+
+
+WEIGHT = 1e6  # the largest of a merge
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,18 @@ class CacheMethod(Declared):
         """What becomes of the slots of a layer; None to leave it as it is."""
         return keep_top(view, self.importance, budget, self.newest)
 
+    def plans(self, views: Sequence[LayerView]) -> list[Plan | None]:
+        """What becomes of all layers. Raises BadInput, with nothing done, where an answer cannot be carried out."""
+        budgets = list(self.budgets(views))
+        if wrong := _wrong_budgets(budgets, views):
+            raise BadInput(f"policy {self.declared_name}: budgets() answered {wrong}")
+        plans = [self.checked(view, budget) for view, budget in zip(views, budgets, strict=True)]
+        held = {_held(view, plan) for view, plan in zip(views, plans, strict=True)}
+        if not self.ragged and len(held) > 1:
+            raise BadInput(f"policy {self.declared_name}: plan() left {min(held)} to {max(held)} slots in the layers; "
+                           "expected as many in each, or a method that declares ragged = True")  # fmt: skip
+        return plans
+
     def checked(self, view: LayerView, budget: int | torch.Tensor) -> Plan | None:
         """What `plan` answers. Raises BadInput where that cannot be done."""
         plan = self.plan(view, budget)
@@ -173,6 +188,22 @@ def keep_top(
     return Plan(keep)
 
 
+def _held(view: LayerView, plan: Plan | None) -> int:
+    return int((view.live if plan is None or plan.keep is None else plan.keep)[0].sum())
+
+
+def _wrong_budgets(budgets: list, views: Sequence[LayerView]) -> str | None:
+    """What is wrong with budgets, and what was expected; None for nothing."""
+    heads = len(views[0].live)
+    if len(budgets) != len(views):
+        return f"{len(budgets)} of them; expected one for each of {len(views)} layers"
+    for budget in budgets:
+        fits = isinstance(budget, torch.Tensor) and budget.dtype == torch.int64 and budget.shape in ((), (heads,))
+        if not (fits or type(budget) is int) or (torch.as_tensor(budget) < 0).any():
+            return f"{shown(budget)}; expected a number of slots, or int64 [{heads}], of at least 0"
+    return None
+
+
 def _wrong(plan: Any, view: LayerView, newest: int, ragged: bool) -> str | None:
     """What is wrong with a plan, and what was expected; None for nothing."""
     if not isinstance(plan, Plan):
@@ -195,21 +226,29 @@ def _wrong(plan: Any, view: LayerView, newest: int, ragged: bool) -> str | None:
     return None if plan.merge is None else _wrong_merge(plan.merge, live, live if keep is None else keep)
 
 
-def _wrong_merge(merge: Merge, live: torch.Tensor, keep: torch.Tensor) -> str | None:
+def _wrong_merge(merge: Any, live: torch.Tensor, keep: torch.Tensor) -> str | None:
+    expected = f"; expected a Merge of source and target int64 [{len(live)}, m] and real weights [{len(live)}, m]"
+    if not isinstance(merge, Merge) or not all(isinstance(x, torch.Tensor) for x in merge):
+        return f"a merge of type {type(merge).__name__}, of {', '.join(type(x).__name__ for x in merge)}{expected}"
     shape = list(merge.source.shape)
-    expected = f"; expected source and target int64 [{len(live)}, m], weights [{len(live)}, m]"
     if merge.source.ndim != 2 or len(merge.source) != len(live) or any(list(x.shape) != shape for x in merge):
         return f"a merge of shapes {', '.join(str(list(x.shape)) for x in merge)}{expected}"
-    if {merge.source.dtype, merge.target.dtype} != {torch.int64} or any(x.device != live.device for x in merge):
-        return f"a merge of {merge.source.dtype} and {merge.target.dtype} on {merge.source.device}{expected}"
+    real = merge.weight_k.is_floating_point() and merge.weight_v.is_floating_point()
+    if {merge.source.dtype, merge.target.dtype} != {torch.int64} or not real:
+        return f"a merge of {', '.join(str(x.dtype) for x in merge)}{expected}"
+    if any(x.device != live.device for x in merge):
+        return f"a merge on {merge.source.device}{expected} on {live.device}"
     valid = merge.source >= 0
-    if (valid != (merge.target >= 0)).any() or max(merge.source.max(), merge.target.max()) >= live.shape[1]:
+    if (valid != (merge.target >= 0)).any() or any((x >= live.shape[1]).any() for x in merge[:2]):
         return f"a merge of columns outside the view{expected}"
-    if not all(weight[valid].isfinite().all() for weight in (merge.weight_k, merge.weight_v)):
-        return "a merge with a weight that is not finite; expected finite weights"
+    if not all((weight[valid].abs() <= WEIGHT).all() for weight in merge[2:]):
+        return f"a merge with a weight that is not finite or above {WEIGHT:g}; expected smaller ones"
     source, target = merge.source.clamp_min(0), merge.target.clamp_min(0)
     if not live.gather(1, source)[valid].all():
         return "a merge of a slot that holds nothing; expected live sources"
     if not keep.gather(1, target)[valid].all():
         return "a merge into a slot that does not stay; expected targets in keep"
+    itself = (valid & (source == target)).long()
+    if (torch.zeros_like(live, dtype=torch.long).scatter_add(1, target, itself) > 1).any():
+        return "a merge with two pairs of a slot with itself; expected one weight of its own"
     return None

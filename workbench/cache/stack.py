@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.cache.codecs.base import Quantizer
@@ -41,6 +42,9 @@ class Stack(Declared):
         policy, quantizer = self.policy, self.quantizer
         if policy is None and quantizer is None:
             raise BadInput("Stack(): expected a policy, a quantizer or both; cache=None keeps every token as it is")
+        if policy is not None and policy.ragged and "slot_positions" in policy.needs:
+            raise BadInput(f"{policy.declared_name} keeps different numbers of slots by head, and turns keys as they "
+                           "are read: that is not possible in pages")  # fmt: skip
         if policy is None or quantizer is None:
             return
         if "slot_positions" in policy.needs:
@@ -73,16 +77,20 @@ class Stack(Declared):
 
     def next(self, length: int, prompt: int) -> int | None:
         """The first committed length above `length` at which a member acts; None if never again."""
-        found = [self._method_next(length, prompt)] if self.policy else []
-        found += [self._due(self.storage.next, length, prompt)] if self.storage else []
+        found = [self.policy_next(length, prompt)] if self.policy else []
+        found += [self._due(partial(self._checked, self.storage), length, prompt)] if self.storage else []
         return min((at for at in found if at is not None), default=None)
 
     def limit(self, length: int, prompt: int) -> int | None:
         """The committed length that no chain of rows from `length` on may pass: the next boundary, or the prompt's end
         where nothing but quantizing is due before: rows behind a boundary then read its pages as they are staged."""
         at = self.next(length, prompt)
-        ahead = self.policy is None and not self.quantizer.needs
-        return max(at, prompt) if ahead and at is not None and length < prompt else at
+        if self.policy is not None or at is None or length >= prompt:
+            return at
+        codec = self.quantizer
+        usual = type(codec).next is Quantizer.next and not codec.needs
+        whole = not codec.interval % SLOTS and not codec.residual % codec.interval
+        return max(at, prompt) if usual and whole else at
 
     def watches(self, position: int, prompt: int) -> bool:
         """Whether the attention of the row at a position counts."""
@@ -91,19 +99,21 @@ class Stack(Declared):
 
     def acts(self, length: int, prompt: int) -> bool:
         """Whether the policy acts at this committed length."""
-        return self.policy is not None and self._method_next(length - 1, prompt) == length
+        return self.policy is not None and self.policy_next(length - 1, prompt) == length
 
     def quantizes(self, length: int, prompt: int) -> bool:
         """Whether it is the quantizer's turn at this committed length."""
         return self._due(self.storage.next, length - 1, prompt) == length
 
-    def _method_next(self, length: int, prompt: int) -> int | None:
-        return self._due(lambda length: self._checked(length, prompt), length, prompt)
+    def policy_next(self, length: int, prompt: int) -> int | None:
+        """The first committed length above `length` at which the policy acts; None if never again."""
+        return self._due(lambda length: self._checked(self.policy, length, prompt), length, prompt)
 
-    def _checked(self, length: int, prompt: int) -> int | None:
-        at = self.policy.next(length, prompt)
+    @staticmethod
+    def _checked(member: Any, length: int, *prompt: int) -> int | None:
+        at = member.next(length, *prompt)
         if at is not None and (not isinstance(at, int) or at <= length):
-            raise BadInput(f"policy {self.policy.declared_name}: next({length}) answered {at!r}; expected a later "
+            raise BadInput(f"{member.family} {member.declared_name}: next({length}) answered {at!r}; expected a later "
                            "committed length, or None if it never acts again")  # fmt: skip
         return at
 

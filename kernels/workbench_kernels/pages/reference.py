@@ -142,7 +142,7 @@ def demote(page: Tensor, form: PageFormat, to: PageFormat) -> Tensor:
 def fetch(arena: Tensor, offsets: Tensor, form: PageFormat) -> Tensor:
     """Pages of an arena as rows, uint8 [n, form.bytes]; offsets [n] in units of ALIGN bytes."""
     unit = form.bytes // ALIGN
-    if len(arena) % form.bytes == 0 and (offsets % unit == 0).all():  # pages of one size, in rows
+    if arena.is_cpu and len(arena) % form.bytes == 0 and (offsets % unit == 0).all():  # pages of one size, in rows
         return arena.view(-1, form.bytes).index_select(0, offsets // unit)
     return arena.view(-1, ALIGN)[cells(offsets, form)].flatten(1)
 

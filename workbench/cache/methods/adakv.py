@@ -8,6 +8,7 @@ import torch
 from workbench.cache.methods.snapkv import SnapKV
 from workbench.cache.plan import CacheMethod, LayerView, Wrapper
 from workbench.declare import register, setting
+from workbench.errors import BadInput
 
 __all__ = ["AdaKV"]
 
@@ -30,6 +31,11 @@ class AdaKV(Wrapper):
 
     ragged = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.method).importance is CacheMethod.importance:
+            raise BadInput(f"AdaKV(method=…): expected a policy that gives importance, got {self.method.declared_name}")
+
     def budgets(self, views: Sequence[LayerView]) -> list[torch.Tensor]:
         return [self._shared(view, even) for view, even in zip(views, self.method.budgets(views), strict=True)]
 
@@ -39,10 +45,12 @@ class AdaKV(Wrapper):
         if (view.live.sum(-1) <= even).all():
             return even
         older = max(n - self.newest, 0)
-        ranked = self.importance(view)[:, :older].masked_fill(~view.live[:, :older], -torch.inf)
+        live = view.live[:, :older]
+        ranked = self.importance(view)[:, :older].masked_fill(~live, -torch.inf)
         ranked = ranked.sort(dim=-1, descending=True, stable=True).values
         free = (even - self.newest).clamp_min(0)
-        own = (free * self.floor).long().clamp_max(older)
+        own = torch.minimum((free * self.floor).long(), live.sum(-1))
         rest = ranked.masked_fill(torch.arange(older, device=own.device) < own[:, None], -torch.inf)
-        best = rest.flatten().sort(descending=True, stable=True).indices[: int((free - own).sum())]
+        count = min(int((free - own).sum()), int(rest.isfinite().sum()))
+        best = rest.flatten().sort(descending=True, stable=True).indices[:count]
         return self.newest + own + torch.bincount(best // max(older, 1), minlength=heads)

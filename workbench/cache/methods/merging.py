@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from workbench.cache.methods.h2o import H2O
 from workbench.cache.plan import CacheMethod, LayerView, Merge, Plan, Wrapper
 from workbench.declare import register, setting
+from workbench.errors import BadInput
 
 __all__ = ["Merging"]
 
@@ -32,6 +33,8 @@ class Merging(Wrapper):
         plan = self.method.plan(view, budget)
         if plan is None or plan.keep is None or self.threshold > 1:
             return plan
+        if plan.merge is not None:
+            raise BadInput(f"Merging(method=…): {self.method.declared_name} merges already; expected one that drops")
         gone = view.live & ~plan.keep
         count = int(gone.sum(-1).max())
         source = gone.long().sort(dim=-1, descending=True, stable=True).indices[:, :count]

@@ -15,8 +15,8 @@ __all__ = ["PyramidKV"]
 class PyramidKV(SnapKV):
     """SnapKV with budgets that fall from the first layer to the last, `budget` on average.
 
-    The last layer keeps `window` slots and the `steepness`-th part of the others; budgets between fall evenly.
-    `steepness=1` is SnapKV.
+    The last layer keeps `window` slots and the `steepness`-th part of the others, more where the prompt is too short
+    for the first layer's; budgets between fall evenly. `steepness=1` is SnapKV.
 
     Source: "PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling"
     (https://arxiv.org/abs/2406.02069; https://github.com/Zefan-Cai/KVCache-Factory). Departures: those of SnapKV.
@@ -28,8 +28,8 @@ class PyramidKV(SnapKV):
 
     def budgets(self, views: Sequence[LayerView]) -> list[int]:
         even, last = self.budget - self.window, len(views) - 1
+        room = max(views[0].positions.shape[1] - self.budget, 0)  # no layer can keep more than the prompt
+        step = min(even * (1 - 1 / self.steepness), room)
         falls = [1 - 2 * i / last if last else 0.0 for i in range(last + 1)]  # 1 in the first layer, -1 in the last
-        upto = [
-            round(sum(even + even * (1 - 1 / self.steepness) * fall for fall in falls[:i])) for i in range(last + 2)
-        ]
+        upto = [round(sum(even + step * fall for fall in falls[:i])) for i in range(last + 2)]
         return [self.window + after - before for before, after in zip(upto, upto[1:], strict=False)]
