@@ -104,6 +104,7 @@ def fire(event: tuple[str, list, Any]) -> None:
             visit.worker, visit.jobs = None, {}
             if not 0 < len(visit.branches) < 8:
                 visit.close()
+                here.session = SessionState(here.app)  # as Gradio forgets a page that is gone
                 here.begin()
 
 
