@@ -52,6 +52,7 @@ from workbench.speculation.verifiers.match import PointMatch as PointMatch
 from workbench.speculation.drafters.prompt_lookup import PromptLookup as PromptLookup
 from workbench.cache.methods.pyramidkv import PyramidKV as PyramidKV
 from workbench.cache.codecs.base import Quantizer as Quantizer
+from workbench.cache.methods.razor import RazorAttention as RazorAttention
 from workbench.speculation.verifiers.rejection import Rejection as Rejection
 from workbench.speculation.drafters.base import RowDrafter as RowDrafter
 from workbench.engine.sampling import Sampling as Sampling

@@ -73,6 +73,7 @@ MEMBERS = (  # family, name, module, class or function
     ("policy", "cam", "workbench.cache.methods.cam", "CaM"),
     ("policy", "merging", "workbench.cache.methods.merging", "Merging"),
     ("policy", "pyramidkv", "workbench.cache.methods.pyramidkv", "PyramidKV"),
+    ("policy", "razor", "workbench.cache.methods.razor", "RazorAttention"),
     ("policy", "snapkv", "workbench.cache.methods.snapkv", "SnapKV"),
     ("quantizer", "paged", "workbench.cache.codecs.paged", "Paged"),
     ("quantizer", "mixed_kivi", "workbench.cache.codecs.mixed_kivi", "MixedKIVI"),

@@ -1,6 +1,6 @@
 """Plans: random ones against a reference that does them slot by slot, budgets, regimes, costs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +9,12 @@ import torch
 import workbench as wb
 from tests.cache.conftest import PROMPT, TERMS, build, contents, feed, live_positions
 from tests.rounding import close
-from workbench.cache import apply
+from workbench.cache import PlainStore, apply
 from workbench.cache.codecs.base import Quantizer
+from workbench.cache.managed import ManagedStore
 from workbench.cache.pages import PageTable
 from workbench.cache.plan import CacheMethod, Merge, Plan
+from workbench.engine.attention import attend
 from workbench.models.adapter import wrap
 
 TEXT = PROMPT * 8
@@ -335,3 +337,70 @@ def test_heads_that_hold_few_slots_leave_theirs_to_others():
     for floor in (0.0, 0.8):
         budgets = wb.AdaKV(wb.H2O(budget=30, recent=8), floor=floor).budgets([view])[0]
         assert budgets.clamp_max(live.sum(-1)).sum() == 60, (floor, budgets)
+
+
+# -- a slot that stands for others ------------------------------------------------------------------------------------
+
+
+def alike(stack, spread: float) -> list[torch.Tensor]:
+    """What a query finds in a plain cache and under a stack, where old keys are equal but for `spread`."""
+    torch.manual_seed(0)
+    k, v, q = torch.randn(2, 128, 16), torch.randn(2, 128, 16), torch.randn(1, 4, 1, 16)
+    k[:, 4:96] = k[:, 4:5] + spread * torch.randn(2, 92, 16)
+    found = []
+    for store in (PlainStore(1), ManagedStore(1, stack, 0)):
+        for start in range(0, 128, 32):
+            store.begin(range(start, start + 32))
+            store.stage(0, k[:, start : start + 32], v[:, start : start + 32])
+            store.end()
+            store.commit(range(32))
+        store.begin([128])
+        store.stage(0, k[:, :1], v[:, :1])
+        found.append(attend(q, store.segments(0), 0.25))
+        assert type(store) is PlainStore or [len(head) for head in live_positions(store, 0)] == [37, 37]
+    return found
+
+
+@torch.inference_mode()
+def test_equal_keys_may_be_dropped_without_a_trace(monkeypatch):
+    """Exact where the dropped keys are equal, whatever their values; not without the bias, nor where keys differ."""
+    razor = wb.cache.as_stack(wb.RazorAttention(sinks=4, window=32))
+    plain, found = alike(razor, 0.0)
+    assert close(found, plain, terms=16 + 150)
+    assert not close(*reversed(alike(razor, 0.3)), terms=16 + 150)
+    honest = ManagedStore.segments
+    monkeypatch.setattr(ManagedStore, "segments", lambda *args: [replace(s, bias=None) for s in honest(*args)])
+    assert not close(*reversed(alike(razor, 0.0)), terms=16 + 150)
+
+
+def test_retrieval_heads_keep_all_and_the_others_count_what_they_dropped(small):
+    store = wb.cache.as_stack(wb.RazorAttention(retrieval="0.1", sinks=4, window=32)).new_store(small, 50)
+    feed(small, store, TEXT[:300])
+    assert [[len(head) for head in live_positions(store, layer)] for layer in range(2)] == [[49, 300], [49, 49]]
+    counts = [state.bias.exp().round()[state.bias > 0].tolist() for state in store._layers]
+    assert counts == [[252.0], [252.0, 252.0]] and store.ledger()["bias"] == [s.bias.nbytes for s in store._layers]
+    events = [event for event in store.drain()[0] if event["op"] == "merge"]
+    assert sum(length for event in events for _, length in event["positions"] if event.get("layer") == 0) == 251
+
+
+def test_a_compensation_slot_that_is_off_is_streaming(small):
+    razor, streaming, whole, plain = (
+        feed(small, wb.cache.as_stack(each).new_store(small, 50) if each else small.new_store(), TEXT[:200])
+        for each in (wb.RazorAttention(window=40, compensate=False), wb.Stack(wb.StreamingLLM(4, 40), wb.Paged()),
+                     wb.RazorAttention(retrieval="0.0 0.1 1.0 1.1", window=40), None)
+    )  # fmt: skip
+    assert torch.equal(razor, streaming) and close(whole, plain, TERMS)
+
+
+@pytest.mark.parametrize(
+    "bias", [torch.zeros(2, 8).double(), torch.zeros(2, 7), torch.full((2, 8), 1e3), [[0.0] * 8] * 2]
+)
+def test_a_wrong_bias_is_refused(small, bias):
+    method = Random()
+    view = SimpleNamespace(positions=torch.arange(8).expand(2, -1), live=torch.ones(2, 8, dtype=torch.bool))
+    object.__setattr__(method, "plan", lambda view, budget: Plan(bias=bias))
+    with pytest.raises(
+        wb.BadInput, match=r"plan\(\) answered bias .*; expected float32 \[2, 8\] on cpu, finite"
+    ) as refused:
+        method.checked(view, 4)
+    assert "\n" not in str(refused.value)

@@ -5,12 +5,13 @@ computed beside the present state and handed back whole, so that running out of 
 what is done: pages that no plan names are neither read nor decoded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from workbench.cache.pages import Page, PageTable, PendingPage, page_out, with_live
 from workbench.cache.plan import CacheMethod, LayerView, Merge, Plan
@@ -32,17 +33,21 @@ class Layer:
     """What a managed store knows of one layer beside its run: columns are the slots of pages, then those of the run.
 
     kept: int32 [Hk, m] positions of the first m slots of the run (tokens behind them follow on), None where nothing was
-    evicted; mass: float64 [Hk, columns] or None; page_table: the pages or None; before: pages of tokens before that
-    position lie on the host.
+    evicted; mass: float64 [Hk, columns] or None; bias: float32 [Hk, columns at the last maintenance] or None;
+    page_table: the pages or None; before: pages of tokens before that position lie on the host.
     """
 
-    __slots__ = ("before", "kept", "mass", "page_table")
+    __slots__ = ("before", "bias", "kept", "mass", "page_table")
 
-    def __init__(self, kept=None, mass=None, page_table: PageTable | None = None, before: int = 0):
-        self.kept, self.mass, self.page_table, self.before = kept, mass, page_table, before
+    def __init__(self, kept=None, mass=None, bias=None, page_table: PageTable | None = None, before: int = 0):
+        self.kept, self.mass, self.bias, self.page_table, self.before = kept, mass, bias, page_table, before
 
     def fork(self) -> "Layer":
-        return Layer(self.kept, self.mass, self.page_table, self.before)
+        return Layer(self.kept, self.mass, self.bias, self.page_table, self.before)
+
+    def biases(self, columns: int) -> torch.Tensor | None:
+        """What is added to the scores of all columns, [Hk, columns]; None for nothing."""
+        return None if self.bias is None else F.pad(self.bias, (0, columns - self.bias.shape[1]))
 
     @property
     def slots(self) -> int:
@@ -74,7 +79,7 @@ class Layer:
 
     def ledger(self) -> dict[str, int]:
         kinds = self.page_table.ledger() if self.page_table else {}
-        for kind, tensor in (("position", self.kept), ("score", self.mass)):
+        for kind, tensor in (("position", self.kept), ("score", self.mass), ("bias", self.bias)):
             kinds[kind] = kinds.get(kind, 0) + (0 if tensor is None else tensor.nbytes)
         return kinds
 
@@ -164,13 +169,15 @@ class _Work:
         if self.state.mass is not None:
             stats["mass"] = self.state.mass.gather(1, order).masked_fill(~live, 0)
         self.order = order
+        bias = self.state.biases(self.slots + self.held)
+        bias = torch.zeros(live.shape, device=live.device) if bias is None else bias.gather(1, order)
         positions = self.where.gather(1, order).masked_fill(~live, -1)
         head = torch.arange(self.heads, device=order.device)[:, None]
 
         def read(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.read(head.expand_as(slots), order.gather(1, slots))
 
-        return LayerView(self.layer, self.layers, self.length, self.prompt, positions, live, stats, read)
+        return LayerView(self.layer, self.layers, self.length, self.prompt, positions, live, stats, bias, read)
 
     def read(self, head: torch.Tensor, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [..., D] and values [..., Dv] of columns, in float32 (float64 for float64), what is merged as merged."""
@@ -201,6 +208,9 @@ class _Work:
         if plan.merge is not None:
             away = self.merge(plan.merge, gone, freed, method.declared_name)
         self.merged = round(int(away.sum()) / self.heads)
+        if plan.bias is not None:
+            bias = torch.zeros(self.live.shape, device=gone.device).scatter(1, self.order, plan.bias)
+            self.state.bias = bias.masked_fill(gone, 0) if bias.any() else None
         for head, (places, dropped) in enumerate(zip(self.where, gone & ~away, strict=True)):
             if len(dropped := places[dropped].sort().values):
                 self._event("evict", head, dropped, bytes=freed * len(dropped), reason=method.declared_name)
@@ -256,8 +266,7 @@ class _Work:
         self.k, self.v = (x.gather(1, index[..., None].expand(-1, -1, x.shape[2])) for x in (self.k, self.v))
         self.state.kept = self.where.gather(1, index).int()
         self.changed = True
-        if self.state.mass is not None:
-            self.state.mass = self.state.mass.gather(1, index)
+        self._reorder(lambda facts: facts.gather(1, index))
 
     # -- pages ------------------------------------------------------------------------------------------------------
 
@@ -286,8 +295,8 @@ class _Work:
         self.state.before = before
         self.state.page_table = page_out(entries, self.k.device, arenas, before) if any(entries) else None
         self.events += tier_events(self.layer, self.old, self.state.page_table)
-        if self.state.mass is not None:
-            self._reorder_mass(stayed, *map(torch.cat, zip(*groups, strict=True)), fresh)
+        if self.state.mass is not None or self.state.bias is not None:
+            self._into_pages(stayed, *map(torch.cat, zip(*groups, strict=True)), fresh)
         if fresh:
             self.k, self.v, self.changed = self.k[:, fresh:], self.v[:, fresh:], True
 
@@ -369,7 +378,7 @@ class _Work:
         counts = chosen.sum(-1)
         width = -(-int(counts.max()) // SLOTS) * SLOTS
         order = self.where.masked_fill(~chosen, NOWHERE).argsort(dim=-1, stable=True)
-        order = torch.nn.functional.pad(order, (0, max(0, width - order.shape[1])))[:, :width]
+        order = F.pad(order, (0, max(0, width - order.shape[1])))[:, :width]
         order = order.unflatten(-1, (-1, SLOTS))
         used = (counts[:, None] - torch.arange(0, width, SLOTS, device=device)).clamp(0, SLOTS)
         head, group = (used > 0).nonzero(as_tuple=True)
@@ -430,12 +439,11 @@ class _Work:
                 for name, value in row.items():
                     self.out.bits.setdefault(name, []).append(value)
 
-    def _reorder_mass(self, stayed: list[list[int]], head, columns, used, fresh: int) -> None:
-        """The mass in the order of the new pages and the shorter run."""
-        table = self.state.page_table
-        start = self.slots + fresh
+    def _into_pages(self, stayed: list[list[int]], head, columns, used, fresh: int) -> None:
+        """What is known of slots, in the order of the new pages and the shorter run."""
+        table, start = self.state.page_table, self.slots + fresh
         if table is None:
-            self.state.mass = self.state.mass[:, start:]
+            self._reorder(lambda facts: facts[:, start:])
             return
         device = self.k.device
         inside = torch.arange(SLOTS, device=device)
@@ -447,8 +455,18 @@ class _Work:
             mine = torch.where(inside < used[:, None], columns, -1)[head == number]
             source[number, len(pages) : len(pages) + len(mine)] = mine
         source = source.view(self.heads, -1)
-        moved = self.state.mass.gather(1, source.clamp_min(0)).masked_fill(source < 0, 0)
-        self.state.mass = torch.cat([moved, self.state.mass[:, start:]], 1)
+        self._reorder(
+            lambda facts: torch.cat(
+                [facts.gather(1, source.clamp_min(0)).masked_fill(source < 0, 0), facts[:, start:]], 1
+            )
+        )
+
+    def _reorder(self, act: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Do the same to all that is known of slots by column."""
+        if self.state.mass is not None:
+            self.state.mass = act(self.state.mass)
+        if self.state.bias is not None:
+            self.state.bias = act(self.state.biases(self.slots + self.held))
 
     def _event(self, op: str, head: int, places: torch.Tensor, **facts: Any) -> None:
         self.events.append({"layer": self.layer, "head": head, "op": op, "positions": runs_of(places), **facts})

@@ -79,15 +79,19 @@ class ManagedStore(PlainStore):
             found = [self._at_slots(found[0])]
         if self._next is not None and self._rows and self._seen[-1] >= self._next:
             found = self._quantized_ahead(layer, found[0], window)
-        page_table = self._layers[layer].page_table
+        page_table, slots = self._layers[layer].page_table, self._layers[layer].slots
+        bias = self._layers[layer].biases(slots + found[-1].k.shape[1])
+        if bias is not None:
+            found[-1] = replace(found[-1], bias=bias[:, slots:])
         if page_table is not None:
             seen = self._seen
             rows = seen[-self._rows :] if self._rows else []
             near = window is None or max(seen, default=0) < window
             if page_table.offloaded:
-                slots, size = self._fetched[layer]
-                self._fetched[layer] = slots + page_table.offloaded_slots, size + page_table.offloaded
-            found.insert(0, PagedSegment(page_table, rows, None if near else window))
+                count, size = self._fetched[layer]
+                self._fetched[layer] = count + page_table.offloaded_slots, size + page_table.offloaded
+            pages = None if bias is None else bias[:, :slots]
+            found.insert(0, PagedSegment(page_table, rows, None if near else window, pages))
         return found
 
     def _at_slots(self, segment: Segment) -> Segment:
@@ -221,7 +225,7 @@ class ManagedStore(PlainStore):
     def ledger(self) -> dict[str, list]:
         columns = super().ledger()
         n = len(self._layers)
-        columns |= {kind: [0] * n for kind in ("scale", "zero", "position", "header", "table", "score", "dead")}
+        columns |= {kind: [0] * n for kind in ("scale", "zero", "position", "header", "table", "score", "bias", "dead")}
         columns |= {"host_bytes": [0] * n, "evicted": list(self._evicted), "merged": list(self._merged)}
         columns["fetched"] = [slots for slots, _ in self._fetched]
         for layer, state in enumerate(self._layers):

@@ -156,11 +156,13 @@ class PageTable:
 
 @dataclass(slots=True)
 class PagedSegment:
-    """The pages of a layer as a segment; `dense` decodes them. queries: positions of the rows; window: in tokens."""
+    """The pages of a layer as a segment; `dense` decodes them. queries: positions of the rows; window: in tokens; bias:
+    as of a `Segment`."""
 
     page_table: PageTable
     queries: Sequence[int]
     window: int | None = None
+    bias: torch.Tensor | None = None
 
     def dense(self, dtype: torch.dtype) -> Segment:
         k, v, positions, live = self.page_table.decode()
@@ -170,7 +172,7 @@ class PagedSegment:
         if self.window is not None:
             rows = torch.tensor(list(self.queries), device=k.device)[:, None]
             mask = mask & (rows - positions[:, None] < self.window)
-        return Segment(k.to(dtype), v.to(dtype), mask)
+        return Segment(k.to(dtype), v.to(dtype), mask, bias=self.bias)
 
 
 def page_out(

@@ -17,7 +17,7 @@ from workbench.errors import BadInput, shown
 __all__ = ["CacheMethod", "LayerView", "Merge", "Plan", "Wrapper", "keep_top"]
 
 
-WEIGHT = 1e6  # the largest of a merge
+WEIGHT, BIAS = 1e6, 100.0  # the largest of a merge, and of a score's bias in nats
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class LayerView:
     A head that holds fewer slots than another begins with columns that are not `live`.
 
     layer, layers: which, of how many; length, prompt: committed tokens, tokens of the prompt; positions: int64 [Hk, n],
-    −1 where not live; live: bool [Hk, n]; stats: what `needs` asked for, float64 [Hk, n], 0 where not live.
+    −1 where not live; live: bool [Hk, n]; stats: what `needs` asked for, float64 [Hk, n], 0 where not live; bias:
+    float32 [Hk, n], what is added to a slot's scores.
     """
 
     layer: int
@@ -37,6 +38,7 @@ class LayerView:
     positions: torch.Tensor
     live: torch.Tensor
     stats: Mapping[str, torch.Tensor]
+    bias: torch.Tensor
     read: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
     def keys(self, slots: torch.Tensor | None = None) -> torch.Tensor:
@@ -68,10 +70,15 @@ class Merge(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of the slots of a view. keep: bool [Hk, n], which stay; None for all. merge: see `Merge`."""
+    """What becomes of the slots of a view. keep: bool [Hk, n], which stay; None for all. merge: see `Merge`.
+
+    bias: float32 [Hk, n], what is added to the scores of each slot from now on, such as log m for one that stands for m
+    tokens; None leaves it as it is.
+    """
 
     keep: torch.Tensor | None = None
     merge: Merge | None = None
+    bias: torch.Tensor | None = None
 
 
 class CacheMethod(Declared):
@@ -223,6 +230,12 @@ def _wrong(plan: Any, view: LayerView, newest: int, ragged: bool) -> str | None:
         if not ragged and (counts != counts[0]).any():
             return f"{int(counts.min())} to {int(counts.max())} slots in the heads of a layer; expected as many in " \
                    "each, or a method that declares ragged = True"  # fmt: skip
+    if (bias := plan.bias) is not None:
+        expected = f"; expected float32 {list(live.shape)} on {live.device}, finite and at most {BIAS:g}"
+        if not isinstance(bias, torch.Tensor) or bias.dtype != torch.float32 or bias.shape != live.shape:
+            return f"bias of {getattr(bias, 'dtype', type(bias).__name__)} {list(getattr(bias, 'shape', ()))}{expected}"
+        if bias.device != live.device or not (bias[live].abs() <= BIAS).all():
+            return f"bias on {bias.device} of up to {bias.abs().max():g}{expected}"
     return None if plan.merge is None else _wrong_merge(plan.merge, live, live if keep is None else keep)
 
 

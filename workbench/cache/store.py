@@ -32,13 +32,15 @@ class Segment:
     """A set of keys that the rows of one forward attend to.
 
     k: [Hk, n, D]; v: [Hk, n, Dv]; mask: [R, n] or, where KV heads differ, [Hk, R, n] bool (True = visible), or None
-    where every row sees all of it; causal: the rows of this forward are its last keys and see each other in order.
+    where every row sees all of it; causal: the rows of this forward are its last keys and see each other in order;
+    bias: float32 [Hk, n] added to the scores of each key, or None.
     """
 
     k: torch.Tensor
     v: torch.Tensor
     mask: torch.Tensor | None = None
     causal: bool = False
+    bias: torch.Tensor | None = None
     page_table = None  # keys and values lie here as they are, not in coded pages
 
     def dense(self, dtype: torch.dtype) -> "Segment":

@@ -23,6 +23,11 @@ __all__ = ["attend", "attend_in_place", "column_mass", "in_place", "join"]
 def attend(q: torch.Tensor, segments: Sequence[Segment], scale: float) -> torch.Tensor:
     """q: [1, H, R, D] -> [1, H, R, Dv]; H is a multiple of the segments' KV heads (grouped-query attention)."""
     whole = join(q, segments)
+    if whole.bias is not None:
+        mask = whole.bias[:, None].to(q.dtype).expand(-1, q.shape[2], -1)
+        if whole.mask is not None or whole.causal:
+            mask = mask.masked_fill(~_mask(whole, q.shape[2]), -torch.inf)
+        whole = Segment(whole.k, whole.v, mask)
     mask, square = whole.mask, whole.causal and q.shape[2] == whole.k.shape[1]
     if whole.causal and not square:
         mask = causal_lower_right(q.shape[2], whole.k.shape[1])
@@ -37,7 +42,7 @@ def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
     """Whether the kernels take these segments as they are: pages and a run, with no page elsewhere; or, where Triton is
     forced, a run alone."""
     run = segments[-1]
-    if run.page_table or (run.mask is not None and run.mask.ndim == 3):
+    if run.page_table or (run.mask is not None and run.mask.ndim == 3) or any(s.bias is not None for s in segments):
         return False
     if len(segments) == 1:
         forced = os.environ.get(VARIABLE) == "triton"
@@ -82,11 +87,15 @@ def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:
     if len(dense) == 1:
         return dense[0]
     k, v = (torch.cat([getattr(segment, name) for segment in dense], 1) for name in ("k", "v"))
+    bias = None
+    if any(segment.bias is not None for segment in dense):
+        zeros = [torch.zeros(segment.k.shape[:2], device=k.device) for segment in dense]
+        bias = torch.cat([zero if s.bias is None else s.bias for s, zero in zip(dense, zeros, strict=True)], 1)
     if all(segment.mask is None and not segment.causal for segment in dense):
-        return Segment(k, v)
+        return Segment(k, v, bias=bias)
     alike = all(segment.mask is None or segment.mask.ndim == 2 for segment in dense)  # in all heads
     masks = [_mask(segment, q.shape[2]) for segment in dense]
-    return Segment(k, v, torch.cat([mask[0] for mask in masks] if alike else masks, -1))
+    return Segment(k, v, torch.cat([mask[0] for mask in masks] if alike else masks, -1), bias=bias)
 
 
 def column_mass(q: torch.Tensor, segments: Sequence[Segment], scale: float, rows: Sequence[int]) -> torch.Tensor:
@@ -100,6 +109,8 @@ def column_mass(q: torch.Tensor, segments: Sequence[Segment], scale: float, rows
     chosen = q[0, :, list(rows)]
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = chosen.to(wide).unflatten(0, (kv_heads, group)) @ whole.k.to(wide)[:, None].transpose(-1, -2) * scale
+    if whole.bias is not None:
+        scores = scores + whole.bias[:, None, None].to(wide)
     if whole.mask is not None or whole.causal:
         seen = _mask(whole, q.shape[2])[:, list(rows)]
         scores = scores.masked_fill(~seen[:, None], -torch.inf)
