@@ -12,7 +12,7 @@ from tests.rounding import Texts
 from tests.table import DECODERS, POLICIES, QUANTIZERS, commit, covered, stacks
 from workbench import declare
 from workbench.cache import PlainStore
-from workbench.cache.apply import Layer
+from workbench.cache.layer import Layer
 
 LENGTH = 40
 STACKS, COVERED = dict(stacks()), list(covered())

@@ -5,15 +5,16 @@ computed beside the present state and handed back whole, so that running out of 
 what is done: pages that no plan names are neither read nor decoded.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from workbench.cache.pages import Page, PageTable, PendingPage, page_out, with_live
+from workbench.cache.events import runs_of, tier_events, together
+from workbench.cache.layer import Layer
+from workbench.cache.pages import Page, PendingPage, page_out, with_live
 from workbench.cache.plan import CacheMethod, LayerView, Merge, Plan
 from workbench.cache.store import _Run
 from workbench.errors import BadInput, NumericalError
@@ -22,66 +23,11 @@ from workbench_kernels.pages import GAINS, SLOTS, PageFormat, pack, unpack
 if TYPE_CHECKING:
     from workbench.cache.managed import ManagedStore
 
-__all__ = ["Layer", "Outcome", "maintain", "packed", "tier_events"]
+__all__ = ["Outcome", "maintain", "packed"]
 
 SPARSE = SLOTS // 2  # pages with at most this many live slots are packed anew with others
 CHUNK = 32  # capacity of a run, in slots, is a multiple of this
 NOWHERE = 2**31 - 1  # position of what holds nothing, behind all others
-
-
-class Layer:
-    """What a managed store knows of one layer beside its run: columns are the slots of pages, then those of the run.
-
-    kept: int32 [Hk, m] positions of the first m slots of the run (tokens behind them follow on), None where nothing was
-    evicted; mass: float64 [Hk, columns] or None; bias: float32 [Hk, columns at the last maintenance] or None;
-    page_table: the pages or None; before: pages of tokens before that position lie on the host.
-    """
-
-    __slots__ = ("before", "bias", "kept", "mass", "page_table")
-
-    def __init__(self, kept=None, mass=None, bias=None, page_table: PageTable | None = None, before: int = 0):
-        self.kept, self.mass, self.bias, self.page_table, self.before = kept, mass, bias, page_table, before
-
-    def fork(self) -> "Layer":
-        return Layer(self.kept, self.mass, self.bias, self.page_table, self.before)
-
-    def biases(self, columns: int) -> torch.Tensor | None:
-        """What is added to the scores of all columns, [Hk, columns]; None for nothing."""
-        return None if self.bias is None else F.pad(self.bias, (0, columns - self.bias.shape[1]))
-
-    @property
-    def slots(self) -> int:
-        """Columns that lie in pages."""
-        return self.page_table.slots if self.page_table else 0
-
-    def positions(self, held: int, length: int, device: torch.device) -> torch.Tensor:
-        """Of the run's slots: [Hk, held], or [1, held] where heads are alike."""
-        if self.kept is None:
-            return torch.arange(length - held, length, device=device)[None]
-        tail = torch.arange(length - held + self.kept.shape[1], length, device=device)
-        return torch.cat([self.kept, tail.expand(len(self.kept), -1)], 1)
-
-    def folded(
-        self, seen: Sequence[tuple[list[int], torch.Tensor]], rows: list[int], held: int, k: torch.Tensor
-    ) -> torch.Tensor:
-        """The mass with the attention of the committed rows added, and a column for each of them behind.
-
-        seen: row numbers and mass [rows, Hk, n] of every forward of the round.
-        """
-        base = held + self.slots
-        width = max([base + max(rows) + 1, *(mass.shape[2] for _, mass in seen)])
-        added = torch.zeros(len(k), width, dtype=torch.float64, device=k.device)
-        for numbers, mass in seen:
-            inside = [i for i, number in enumerate(numbers) if number in rows]
-            added[:, : mass.shape[2]] += mass[inside].double().sum(0)
-        old = added[:, :base] if self.mass is None else added[:, :base] + self.mass
-        return torch.cat([old, added[:, [base + row for row in rows]]], 1)
-
-    def ledger(self) -> dict[str, int]:
-        kinds = self.page_table.ledger() if self.page_table else {}
-        for kind, tensor in (("position", self.kept), ("score", self.mass), ("bias", self.bias)):
-            kinds[kind] = kinds.get(kind, 0) + (0 if tensor is None else tensor.nbytes)
-        return kinds
 
 
 @dataclass
@@ -124,7 +70,7 @@ def maintain(store: "ManagedStore", ahead: Mapping[int, tuple]) -> Outcome:
         out.evicted.append(0 if each.gone is None else round(int(each.gone.sum()) / each.heads) - each.merged)
         out.merged.append(each.merged)
         out.events += each.events
-    out.events = _together(_together(out.events, "head", work[0].heads), "layer", len(work))
+    out.events = together(together(out.events, "head", work[0].heads), "layer", len(work))
     if any(each.changed for each in work):
         keys, values = [each.k for each in work], [each.v for each in work]
         out.held = keys[0].shape[1]
@@ -478,48 +424,3 @@ def packed(layer: int, k, v, where: torch.Tensor, used: torch.Tensor, form: Page
         return pack(k, v, where, used, form)
     except ValueError as error:
         raise NumericalError(f"layer {layer} cannot be quantized: {error}") from None
-
-
-def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> list[dict[str, Any]]:
-    """An `offload` or `fetch` event per KV head and tier that positions moved to; bytes: a share of their pages."""
-    events: list[dict[str, Any]] = []
-    if new is None or not (new.offloaded or (old is not None and old.offloaded)):
-        return events
-    for head in range(len(new.pages)):
-        was, now = ({} if page_table is None else homes_of(page_table, head) for page_table in (old, new))
-        for op, tier, host in (("offload", "host", True), ("fetch", "device", False)):
-            moved = sorted(at for at, (home, _) in now.items() if home == host and was.get(at, (False, 0))[0] != host)
-            if moved:
-                size = sum(now[at][1] for at in moved) // SLOTS
-                events.append({"layer": layer, "head": head, "op": op, "destination": tier,
-                               "positions": runs_of(torch.tensor(moved)), "bytes": size})  # fmt: skip
-    return events
-
-
-def homes_of(page_table: PageTable, head: int) -> dict[int, tuple[bool, int]]:
-    """Of a head's positions: whether each lies on the host, and the bytes of its page."""
-    where, live = (part[head].unflatten(0, (-1, SLOTS)) for part in page_table.places())
-    pages = enumerate(page_table.pages[head])
-    return {at: (page.arena.host, page.form.bytes) for i, page in pages for at in where[i][live[i]].tolist()}
-
-
-def runs_of(places: torch.Tensor) -> list[list[int]]:
-    """Increasing positions as runs [start, length]."""
-    places = places.cpu().numpy()
-    starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
-    return np.stack([places[starts], np.diff(starts, append=len(places))], 1).tolist()
-
-
-def _together(events: list[dict[str, Any]], name: str, count: int) -> list[dict[str, Any]]:
-    """Where `count` events differ only in `name` (head or layer) and in bytes: one without it, bytes added up."""
-    alike: dict[str, list[dict[str, Any]]] = {}
-    for event in events:
-        key = repr({k: v for k, v in event.items() if k not in (name, "bytes")}) if name in event else repr(event)
-        alike.setdefault(key, []).append(event)
-    joined = []
-    for group in alike.values():
-        if name in group[0] and len(group) == count:
-            total = sum(event["bytes"] for event in group)
-            group = [{k: v for k, v in group[0].items() if k != name} | {"bytes": total}]
-        joined += group
-    return joined

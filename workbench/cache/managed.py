@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.cache.apply import Layer, maintain, packed, tier_events
+from workbench.cache.apply import maintain, packed
+from workbench.cache.events import tier_events
+from workbench.cache.layer import Layer
 from workbench.cache.pages import PagedSegment, page_out
 from workbench.cache.store import MANY, PlainStore, Segment
 from workbench_kernels.pages import SLOTS, unpack
