@@ -1,4 +1,4 @@
-"""How a cache's acts are told in the trace: positions as runs, tiers, one event for what is alike in heads or layers."""
+"""How a cache's acts are told in a trace: positions as runs, tiers, one event for what is alike in heads or layers."""
 
 from typing import Any
 
