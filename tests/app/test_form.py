@@ -81,9 +81,9 @@ def test_a_branch_copies_as_python_too(visitor):
 
 def test_the_form_takes_a_cache_stack(visitor):
     visitor.set("cache policy", "h2o")
-    after = visitor.find("cache policy")  # the draft's cache has such a field too
-    budget = next(n for n, block in visitor.app.blocks.items() if n > after and getattr(block, "label", "") == "budget")
-    visitor.shown[budget] = 64
+    policy = VISITS[visitor.name].form.families[1]  # other policies and the draft's cache have such a field too
+    controls = dict(zip(policy.paths, policy.components, strict=True))
+    visitor.shown[controls["policy", "h2o", "budget"]._id] = 64
     visitor.set("cache quantizer", "kivi")
     visitor.start(tokens=64)
     visitor.fire("play")

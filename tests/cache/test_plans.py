@@ -14,6 +14,7 @@ from workbench.cache.codecs.base import Quantizer
 from workbench.cache.managed import ManagedStore
 from workbench.cache.pages import PageTable
 from workbench.cache.plan import CacheMethod, Merge, Plan
+from workbench.cache.stack import stack_of
 from workbench.engine.attention import attend
 from workbench.models.adapter import wrap
 
@@ -404,3 +405,12 @@ def test_a_wrong_bias_is_refused(small, bias):
     ) as refused:
         method.checked(view, 4)
     assert "\n" not in str(refused.value)
+
+
+def test_a_stack_of_names_takes_settings_of_its_own():
+    stack = stack_of(["h2o", "kivi"], {"budget": "96", "bits": "2", "during_prompt": "false", "requantize": "never"})
+    assert stack == wb.Stack(wb.H2O(budget=96), wb.KIVI(bits=2), during_prompt=False, requantize="never")
+    with pytest.raises(wb.BadInput, match="requantize"):
+        stack_of(["kivi"], {"requantize": "often"})
+    with pytest.raises(wb.BadInput, match="parameter of none"):
+        stack_of([], {"requantize": "never"})

@@ -95,7 +95,7 @@ REFUSED = {
     "top_p": (lambda lm: wb.decode(lm, "a", top_p=0), "top_p"),
     "tokens": (lambda lm: wb.decode(lm, "a", max_new_tokens=0), "max_new_tokens: expected an integer of at least 1"),
     "seed": (lambda lm: wb.decode(lm, "a", seed=-1), "seed: expected an integer"),
-    "cache": (lambda lm: wb.decode(lm, "a", cache="h20"), "unknown cache 'h20'; known: h2o"),
+    "cache": (lambda lm: wb.decode(lm, "a", cache="h20"), "unknown cache 'h20'; known: .*h2o"),
     "decoder": (lambda lm: wb.decode(lm, "a", "speculativ"), "did you mean 'speculative'"),
     "parameter": (lambda lm: wb.Speculative(shape=wb.FixedLength(0)), r"expected an integer in \[1, 64\], got 0"),
     "vocabulary": (

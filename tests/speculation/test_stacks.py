@@ -50,6 +50,9 @@ def turns() -> dict[str, list[str]]:
         drafters = sorted(DRAFTERS, key=lambda name: (sum(met[name, part] > 0 for part in parts), met[name]))
         chosen[stack] = drafters[:4]
         met.update([(name, part) for name in chosen[stack] for part in parts] + chosen[stack])
+    for drafter, part in itertools.product(DRAFTERS, (*POLICIES, *QUANTIZERS)):
+        if not met[drafter, part]:
+            chosen[part].append(drafter)
     return chosen
 
 

@@ -182,7 +182,7 @@ def test_a_plug_in_may_be_a_view(monkeypatch, capsys):
     assert "four               a plug-in that is left out" in catalog.listing("views")
     assert "mine(trace, theme=None)" in catalog.about("views", "mine")
     for made in (lambda: build("view", "mine"), lambda: from_dict({"family": "view", "name": "mine", "settings": {}})):
-        with pytest.raises(BadInput, match="no declared member"):
+        with pytest.raises(BadInput, match="unknown family 'view'; expected one of"):
             made()
 
 

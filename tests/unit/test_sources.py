@@ -15,12 +15,13 @@ PAPERS = {name: member for name, member in OURS.items() if re.search(r"Sources?:
 
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_every_method_has_a_link(name):
-    """The paper's title and its page on arXiv, or where the rule without a paper is told."""
+    """The paper's title and its page on arXiv or OpenReview, or where the rule without a paper is told."""
     text = " ".join(OURS[name].__doc__.split())
     if name in ("autoregressive", "heuristic", "prompt_lookup") or '"' not in text:  # rules of transformers, or ours
         assert "https://" in inspect.getsource(inspect.getmodule(OURS[name])), text
     else:
-        assert re.search(r"\"[^\"]{9,}\" \(https://arxiv\.org/abs/\d{4}\.\d{5}[;)]", text), text
+        page = r"https://(arxiv\.org/abs/\d{4}\.\d{5}|openreview\.net/forum\?id=\w+)"
+        assert re.search(r"\"[^\"]{9,}\" \(" + page + "[;)]", text), text
 
 
 def test_names_that_two_methods_share_say_which_one_they_are():

@@ -160,20 +160,30 @@ def as_stack(value: Any) -> Stack | None:
 
 
 def stack_of(members: Sequence[str], values: Mapping[str, Any]) -> Stack | None:
-    """A stack from the names of its members, in order, and parameters: `budget`, or `h2o.budget` where two have it.
+    """A stack from the names of its members, in order, and parameters: `budget`, or `h2o.budget` where two have it, and
+    those of the stack itself.
 
     Raises BadInput where a parameter belongs to none of them, or to several.
     """
     chosen: dict[str, dict[str, Any]] = {name: {} for name in members}
     known = {name: {entry.name for entry in describe(get(family_of(name), name))} for name in members}
+    own = {entry.name: None for entry in describe(Stack) if entry.kind != "member"}
     for key, value in values.items():
+        if key in own and members:
+            own[key] = value
+            continue
         owner, _, rest = key.partition(".")
         fits = [owner] if rest and owner in known else [name for name in known if key in known[name]]
         if len(fits) != 1:
             what = "names a parameter of several" if fits else "is a parameter of none"
             raise BadInput(f"cache.{key} {what} of the cache's members ({', '.join(members) or 'no --cache given'})")
         chosen[fits[0]][rest if fits == [owner] and rest else key] = value
-    return as_stack([build(family_of(name), name, chosen[name]) for name in members]) if members else None
+    stack = as_stack([build(family_of(name), name, chosen[name]) for name in members]) if members else None
+    own = {key: value for key, value in own.items() if value is not None}
+    if not own:
+        return stack
+    parts = {part.family: part for part in (stack.policy, stack.quantizer) if part}
+    return build("cache", "stack", {**parts, **own})
 
 
 def _member(part: Any) -> Any:
