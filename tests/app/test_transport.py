@@ -83,6 +83,15 @@ def test_the_cursor_in_the_page_is_where_the_next_step_goes_on(visitor):
     assert visitor.step("token").cursor == 5 and visitor.get("view") != before  # else the page would not take notice
 
 
+@pytest.mark.parametrize("index", [False, True, 1.0, "1", None, [1], {}])
+def test_what_is_no_token_number_is_not_picked(visitor, index):
+    """False stayed selected, and the next picture could not be drawn."""
+    visitor.start(tokens=6).step()
+    visitor.fire("pick", {"index": index})
+    assert VISITS[visitor.name].selected is None
+    visitor.fire("tick")
+
+
 def test_run_plays_to_the_end(visitor, plain):
     visitor.start()
     visitor.fire("play")

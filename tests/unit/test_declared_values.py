@@ -169,7 +169,8 @@ def test_a_broken_plug_in_names_itself_and_hides_nothing_else(plug_ins, capsys):
 
 def test_a_plug_in_may_be_a_view(monkeypatch, capsys):
     """Any function; what is none is left out. A view is found by name, listed, and no member that a form describes."""
-    offers = {"view.mine": lambda trace, theme=None: None, "view.four": 4}
+    offers = {"view.mine": lambda trace, theme=None: None, "view.four": 4, "view.odd": lambda trace: None}
+    offers["view.odd"].offers = 3
     entries = [
         SimpleNamespace(name=name, value="mine", load=lambda found=found: found) for name, found in offers.items()
     ]
@@ -178,7 +179,7 @@ def test_a_plug_in_may_be_a_view(monkeypatch, capsys):
     monkeypatch.setattr(declare.plugins, "entry_points", lambda group: entries)
     monkeypatch.setitem(declare.registry.KNOWN, "view", dict(declare.registry.KNOWN["view"]))
     with pytest.warns(UserWarning, match="expected a function, got 4"):
-        assert declare.get("view", "mine") is offers["view.mine"] and "four" not in declare.names("view")
+        assert declare.get("view", "mine") is offers["view.mine"] and not {"four", "odd"} & {*declare.names("view")}
     assert "four               a plug-in that is left out" in catalog.listing("views")
     assert "mine(trace, theme=None)" in catalog.about("views", "mine")
     for made in (lambda: build("view", "mine"), lambda: from_dict({"family": "view", "name": "mine", "settings": {}})):

@@ -102,6 +102,17 @@ def test_a_delta_without_rounds_has_no_rows(tree):
     assert delta["tokens"] == {} and delta["rounds"] == {} and delta["length"] == len(tree.tokens) == delta["first"]
 
 
+def test_a_delta_of_a_trace_that_lacks_rounds_starts_at_the_round_of_that_number(tree):
+    """Rounds are asked for by number; where some are lost, their places are others."""
+    log = [event for event in deepcopy(tree.log) if event.get("type") != "round" or event["round"] != 2]
+    lacking = Trace(log)
+    numbers = lacking.rounds["round"].tolist()
+    assert 2 not in numbers and len(numbers) > 4
+    for since in range(numbers[-1] + 2):
+        found = web.payload(lacking, since)["rounds"].get("round", [])
+        assert list(found) == [number for number in numbers if number >= since]
+
+
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_level_off_and_short_runs_are_drawn(lm, tokens):
     trace = wb.decode(lm, "def f", max_new_tokens=tokens, level="off")

@@ -14,6 +14,7 @@ from workbench.dashboard.visits import Branch, Visit, guarded
 from workbench.errors import BadInput
 from workbench.report.headline import headline
 from workbench.session import Session
+from workbench.values import whole
 
 __all__ = ["choose", "forget", "fork", "panel", "resettle", "side_by_side", "sides"]
 
@@ -84,7 +85,8 @@ def _look(visit: Visit, made: Session, what: str, said: str, worker: Worker | No
 @guarded
 def choose(visit: Visit, number: int | None) -> tuple:
     """Look at another run."""
-    if isinstance(number, int) and 0 <= number < len(visit.branches) and number != visit.current:
+    number = whole(number)
+    if number is not None and 0 <= number < len(visit.branches) and number != visit.current:
         visit.halt()
         visit.current, visit.selected = number, None
         page.say(visit, f"Looking at {visit.branch.label}.")

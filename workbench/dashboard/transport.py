@@ -12,7 +12,7 @@ from workbench.dashboard.jobs import Worker
 from workbench.dashboard.visits import BY, Visit, guarded
 from workbench.errors import BadInput
 from workbench.session import Session
-from workbench.values import one_of
+from workbench.values import one_of, whole
 
 __all__ = ["SPEEDS", "go", "lost", "panel", "pause", "pick", "play", "set_to_work", "start", "step", "tick"]
 
@@ -126,8 +126,8 @@ def pause(visit: Visit) -> tuple:
 def pick(visit: Visit, event: gr.EventData) -> tuple:
     """The cursor came to rest on a token: what the server draws follows it."""
     told = getattr(event, "_data", None)
-    index = told.get("index") if isinstance(told, dict) else None
-    if visit.branches and isinstance(index, int) and 0 <= index < visit.branch.run.length:
+    index = whole(told.get("index")) if isinstance(told, dict) else None
+    if visit.branches and index is not None and 0 <= index < visit.branch.run.length:
         visit.selected = index
         visit.branch.phase = None if visit.worker is None else visit.branch.phase
     if visit.worker is not None:
