@@ -65,6 +65,7 @@ def merging(**other) -> Plan:
         (merging(weight_v=[[1j], [0.5]]), "torch.complex64; expected a Merge"),
         (Plan(EVENLY, merging().merge._replace(source=[[1], [1]])), "a merge of type Merge, of list, Tensor"),
         (Plan(EVENLY, tuple(merging().merge)), "a merge of type tuple"),
+        (Plan(EVENLY, 3), "a merge of type int"),
         (Plan(EVENLY, Merge(*(x.repeat(1, 2) for x in merging(source=[[2], [2]]).merge))), "two pairs of a slot with"),
     ],
 )

@@ -414,3 +414,25 @@ def test_a_stack_of_names_takes_settings_of_its_own():
         stack_of(["kivi"], {"requantize": "often"})
     with pytest.raises(wb.BadInput, match="parameter of none"):
         stack_of([], {"requantize": "never"})
+
+
+@dataclass(frozen=True)
+class Lopsided(CacheMethod):
+    """Drops one slot of the first layer alone."""
+
+    declared_name = "test-lopsided"
+    interval, budget, newest, ragged = 32, 999, 32, True
+
+    def plan(self, view, budget):
+        gone = (view.positions == 20) & (view.layer == 0) & (view.length > 32)
+        return Plan(view.live & ~gone) if gone.any() else None
+
+
+def test_what_a_policy_drops_in_one_layer_keeps_the_runs_of_all_alike(small):
+    """Between two turns of the quantizer: what leaves the run leaves it in every layer."""
+    store = wb.Stack(Lopsided(), wb.MixedKIVI(bits=8, low_bits=8, interval=128)).new_store(small, 0)
+    for end in (64, 96, 128, 200):
+        feed(small, store, TEXT[store.length : end])
+        assert {x.shape[1] for x in (*store._run.k, *store._run.v)} == {store._run.capacity}
+        wanted = [[n for n in range(end) if n != 20 or layer] for layer in range(2)]
+        assert [live_positions(store, layer) for layer in range(2)] == [[each] * 2 for each in wanted]

@@ -22,6 +22,7 @@ from workbench_kernels.pages import GAINS, SLOTS, PageFormat, pack, unpack
 
 if TYPE_CHECKING:
     from workbench.cache.managed import ManagedStore
+    from workbench.cache.stack import Stack
 
 __all__ = ["Outcome", "maintain", "packed"]
 
@@ -61,9 +62,10 @@ def maintain(store: "ManagedStore", ahead: Mapping[int, tuple]) -> Outcome:
         for each, plan in zip(work, plans, strict=True):
             if plan is not None:
                 each.do(plan, stack.policy)
+    fresh = _leaving(stack, store, work) if stack.storage is not None else 0
     for each in work:
         if stack.storage is not None:
-            each.quantize(stack)
+            each.quantize(stack, fresh)
         elif each.gone is not None:
             each.thin()
         out.layers.append(each.state)
@@ -77,6 +79,15 @@ def maintain(store: "ManagedStore", ahead: Mapping[int, tuple]) -> Outcome:
         room = min(store.rows_left(length), CHUNK)
         out.run = _Run.of(keys, values, -(-(out.held + room) // CHUNK) * CHUNK)
     return out
+
+
+def _leaving(stack: "Stack", store: "ManagedStore", work: list["_Work"]) -> int:
+    """How many of the run's oldest slots go to pages, the same in all layers."""
+    fresh = store.held - min(stack.residual(store.length), store.held)
+    if stack.policy is None or stack.storage.interval == SLOTS or stack.quantizes(store.length, store.prompt):
+        return fresh
+    dropped = (each.gone[:, each.slots : each.slots + fresh].any() for each in work if each.gone is not None)
+    return fresh if any(dropped) else 0  # the policy's turn alone, unless it leaves gaps in the run
 
 
 class _Work:
@@ -216,14 +227,9 @@ class _Work:
 
     # -- pages ------------------------------------------------------------------------------------------------------
 
-    def quantize(self, stack: Any) -> None:
-        """Move what is older than the residual window to pages, and clear evicted slots there."""
-        codec, held = stack.storage, self.held
-        fresh = held - min(stack.residual(self.length), held)
-        dropped = self.gone is not None and bool(self.gone[:, self.slots : self.slots + fresh].any())
-        if stack.policy and codec.interval > SLOTS and not dropped and not stack.quantizes(self.length, self.prompt):
-            fresh = 0  # the policy's turn alone
-        before = self.state.before
+    def quantize(self, stack: "Stack", fresh: int) -> None:
+        """Move the run's `fresh` oldest slots to pages, and clear evicted slots there."""
+        codec, before = stack.storage, self.state.before
         if codec.on_device is not None:
             before = max(before, self.length - codec.on_device)
         if not fresh and self.gone is None and self.loose is None and before == self.state.before:

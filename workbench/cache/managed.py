@@ -107,13 +107,9 @@ class ManagedStore(PlainStore):
         by then, the rest as it is."""
         first, device = self.length - self.held, run.k.device
         rows = torch.tensor(self._seen[-self._rows :], device=device)
-        coded = (
-            rows - rows % self.stack.storage.interval - self.stack.storage.residual - first
-        )  # slots of the run, for each row
-        end = self._seen[-1] + 1
-        count = (
-            end - end % self.stack.storage.interval - self.stack.storage.residual - first
-        )  # what will be in pages once all are committed
+        interval, kept, end = self.stack.storage.interval, self.stack.storage.residual, self._seen[-1] + 1
+        coded = rows - rows % interval - kept - first  # slots of the run that each row reads quantized
+        count = end - end % interval - kept - first  # what will be in pages once all are committed
         if count <= 0:
             return [run]
         window = None if window is None or max(self._seen) < window else window

@@ -242,7 +242,8 @@ def _wrong(plan: Any, view: LayerView, newest: int, ragged: bool) -> str | None:
 def _wrong_merge(merge: Any, live: torch.Tensor, keep: torch.Tensor) -> str | None:
     expected = f"; expected a Merge of source and target int64 [{len(live)}, m] and real weights [{len(live)}, m]"
     if not isinstance(merge, Merge) or not all(isinstance(x, torch.Tensor) for x in merge):
-        return f"a merge of type {type(merge).__name__}, of {', '.join(type(x).__name__ for x in merge)}{expected}"
+        parts = ", ".join(type(x).__name__ for x in merge) if isinstance(merge, tuple) else "no parts"
+        return f"a merge of type {type(merge).__name__}, of {parts}{expected}"
     shape = list(merge.source.shape)
     if merge.source.ndim != 2 or len(merge.source) != len(live) or any(list(x.shape) != shape for x in merge):
         return f"a merge of shapes {', '.join(str(list(x.shape)) for x in merge)}{expected}"
