@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from workbench_kernels.pages import RAW, SLOTS
+from workbench_kernels.pages import RAW
 from workbench_kernels.segment_attention import words_mask
 from workbench_kernels.selftest import MIXED, OPERATIONS, Call
 
@@ -57,7 +57,7 @@ def _each(fixed: dict[str, Any], **columns: tuple) -> list[tuple[str, dict]]:
 
 def _pages() -> list[tuple[str, dict]]:
     return [
-        (f"R={rows} n={context} kind={kind}", {"rows": rows, "count": context // SLOTS, "widths": widths} | HEADS)
+        (f"R={rows} n={context} kind={kind}", {"rows": rows, "count": context // 32, "widths": widths} | HEADS)
         for context in (8192, 1024, 32768) for rows in (1, 16, 4) for kind, widths in KINDS.items()
     ]  # fmt: skip
 
@@ -81,13 +81,8 @@ SHAPES: dict[str, list[tuple[str, dict]]] = {
     "pages.unpack": CODED,
     "pages.demote": WHOLE,
     "pages.gather": CODED,
-    "pages.scatter": _each({"kv_heads": 8, "size": 128}, rows=(8, 1)),
-    "pages.move": WHOLE,
-    "pages.compact": _each({"size": 128}, count=(1024, 64)),
-    "pages.merge": WHOLE,
     "pages.evict": WHOLE,
     "pages.rotate": _each({"kv_heads": 8, "size": 128}, keys=(8192, 32768)),
-    "pages.rotate_pages": WHOLE,
     "statistics": _each({"k": 8}, **VOCABULARIES),
     "sample": [
         (f"{label} {name}", shape | rules)

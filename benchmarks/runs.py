@@ -133,4 +133,4 @@ def finish(lm, rows: list[dict], out: Path | None, shown: int = 0, **facts: Any)
 def rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [rounded(one) for one in value]
-    return round(value, 3) if isinstance(value, float) else value
+    return round(value, 3 if abs(value) > 0.1 else 6) if isinstance(value, float) else value

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from workbench.cache import apply
+from workbench.cache.codec import Affine
 from workbench.cache.plan import CacheMethod
 from workbench.engine.distribution import Distribution
 from workbench_kernels.noise import reference as noise
@@ -93,17 +93,17 @@ def decisions() -> Iterator[list[Act]]:
             acts.append(Act("slots", made, list(view.stats.values())))
         return plan
 
-    def pack(k, v, *rest, **options):
-        rows = honest["pack"](k, v, *rest, **options)
-        acts.append(Act("page", list(apply.unpack(rows, rest[2])[:2]), [k, v]))
+    def pack(codec, k, v, *rest):
+        rows = honest["pack"](codec, k, v, *rest)
+        acts.append(Act("page", list(codec.unpack(rows)[:2]), [k, v]))
         return rows
 
-    honest = {Distribution: Distribution.choose, CacheMethod: CacheMethod.checked, "pack": apply.pack}
+    honest = {Distribution: Distribution.choose, CacheMethod: CacheMethod.checked, "pack": Affine.pack}
     honest["gumbel"] = noise.gumbel
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(Distribution, "choose", choose))
         stack.enter_context(mock.patch.object(noise, "gumbel", gumbel))
-        stack.enter_context(mock.patch.object(apply, "pack", pack))
+        stack.enter_context(mock.patch.object(Affine, "pack", pack))
         stack.enter_context(mock.patch.object(CacheMethod, "checked", checked))
         yield acts
 

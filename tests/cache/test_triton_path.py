@@ -24,6 +24,7 @@ CACHES = {
     "streaming": wb.StreamingLLM(sinks=2, window=20, interval=8),
     "kivi": wb.KIVI(bits=4, group=16),
     "kivi-k8-v2": wb.KIVI(bits_k=8, bits_v=2, group=16),
+    "kivi-64": wb.KIVI(bits=4, group=16, page_size=64, residual=0),
     "h2o+kivi": [wb.H2O(budget=40, recent=8, interval=8), wb.KIVI(bits=8, group=16, residual=0)],
 }
 LENGTH = 10

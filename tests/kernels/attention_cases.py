@@ -12,7 +12,7 @@ import torch
 
 from tests.kernels.checks import assert_close
 from workbench_kernels import segment_attention
-from workbench_kernels.pages.layout import BITS, SLOTS, PageFormat
+from workbench_kernels.pages.layout import BITS, PageFormat
 from workbench_kernels.pages.reference import pack, unpack
 
 # float32 inside whatever comes in; on a GPU 16-bit queries go with tf32 products: keys, probabilities and values are
@@ -29,9 +29,9 @@ class Paged:
     arena: torch.Tensor
     table: torch.Tensor
     count: torch.Tensor
-    k: torch.Tensor  # [Hk, P * SLOTS, D]
+    k: torch.Tensor  # [Hk, P * page, D]
     v: torch.Tensor
-    slots: torch.Tensor  # [Hk, P * SLOTS] positions
+    slots: torch.Tensor  # [Hk, P * page] positions
     live: torch.Tensor
     options: dict
 
@@ -55,6 +55,7 @@ def paged(
     size=32,
     dtype=torch.float32,
     raw=torch.float32,
+    page=32,
     counts=(3, 2),
     widths=None,
     value_size=None,
@@ -67,30 +68,30 @@ def paged(
     value_group = 16 if value_size % 32 else 32
     pages = max(counts)
     table = torch.full((len(counts), pages), 2**30, dtype=torch.int32)
-    k, v = (torch.zeros(len(counts), pages * SLOTS, d, dtype=torch.float64) for d in (size, value_size))
-    slots = torch.zeros(len(counts), pages * SLOTS, dtype=torch.int64)
-    live = torch.zeros(len(counts), pages * SLOTS, dtype=torch.bool)
+    k, v = (torch.zeros(len(counts), pages * page, d, dtype=torch.float64) for d in (size, value_size))
+    slots = torch.zeros(len(counts), pages * page, dtype=torch.int64)
+    live = torch.zeros(len(counts), pages * page, dtype=torch.bool)
     places = [(h, p) for h, held in enumerate(counts) for p in range(held)]
     shuffle.shuffle(places)
     widths = widths or shuffle.sample(WIDTHS, len(WIDTHS))
     pieces, at = [torch.full((64,), 255, dtype=torch.uint8)], 4
     for number, (h, p) in enumerate(places):
-        form = PageFormat(size, value_size, *widths[number % len(widths)], value_group, raw)
-        keys = torch.randn(1, SLOTS, size, generator=draw) * 2
-        values = torch.randn(1, SLOTS, value_size, generator=draw) + 0.5
-        positions = torch.randperm(SLOTS, generator=draw)[None] + p * SLOTS
-        page = pack(keys, values, positions, torch.tensor([SLOTS if full or number % 3 else 13]), form)
+        form = PageFormat(size, value_size, *widths[number % len(widths)], value_group, raw, page)
+        keys = torch.randn(1, page, size, generator=draw) * 2
+        values = torch.randn(1, page, value_size, generator=draw) + 0.5
+        positions = torch.randperm(page, generator=draw)[None] + p * page
+        row = pack(keys, values, positions, torch.tensor([page if full or number % 3 else page - 19]), form)
         if not full:
-            page[0, number % 4] &= 0b10110101  # slots evicted later
-        pieces += [page[0], torch.full((16 * (number % 3 + 1),), 255, dtype=torch.uint8)]
+            row[0, number % (page // 8)] &= 0b10110101  # slots evicted later
+        pieces += [row[0], torch.full((16 * (number % 3 + 1),), 255, dtype=torch.uint8)]
         table[h, p] = at
         at += (len(pieces[-2]) + len(pieces[-1])) // 16
-        span = slice(p * SLOTS, (p + 1) * SLOTS)
-        unpacked = unpack(page, form)
+        span = slice(p * page, (p + 1) * page)
+        unpacked = unpack(row, form)
         for whole, part in zip((k, v, slots, live), unpacked, strict=True):
             whole[h, span] = part[0].to(whole.dtype)
     q = torch.randn(rows, len(counts) * group, size, generator=draw).to(dtype)
-    options = {"value_dim": value_size, "group": value_group, "raw": raw}
+    options = {"value_dim": value_size, "group": value_group, "raw": raw, "slots": page}
     return Paged(q, torch.cat(pieces), table, torch.tensor(counts, dtype=torch.int32), k, v, slots, live, options)
 
 
@@ -124,7 +125,7 @@ def with_options(pages: Paged) -> tuple[dict, dict]:
     """A bias by page number, tau and a window: the options of a call, and what they mean for `expected`."""
     draw = torch.Generator().manual_seed(5)
     heads, columns = pages.table.shape
-    side = torch.randn(heads * columns + 2, SLOTS, generator=draw)
+    side = torch.randn(heads * columns + 2, pages.options["slots"], generator=draw)
     numbers = torch.randperm(heads * columns, generator=draw).int().view(heads, columns)
     positions = torch.tensor([100, 40, 70], dtype=torch.int32)
     meaning = {"tau": 0.7, "bias": side[numbers.long()].flatten(1).double(), "positions": positions, "window": 45}

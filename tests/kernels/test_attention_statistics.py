@@ -7,7 +7,6 @@ from tests.kernels.attention_cases import EXACT, broken, expected, modules, page
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
-from workbench_kernels.pages.layout import SLOTS
 
 
 def mass_of(scores: torch.Tensor, lse: torch.Tensor, heads: int, reduce: str):
@@ -29,7 +28,7 @@ def test_mass_and_entropy_from_the_definition(rows, reduce, device):
         given = lse.float().to(where.q.device)
         got = where.call(segment_attention.page_mass, given, reduce=reduce, implementation=how)
         want = mass_of(scores, lse, 2, reduce)
-        assert got.mass.shape == (*want[0].shape[:-1], 2, SLOTS)
+        assert got.mass.shape == (*want[0].shape[:-1], 2, 32)
         assert_close("mass", got.mass.flatten(-2), want[0], EXACT)
         assert_close("entropy", got.entropy, want[1], EXACT)
 
@@ -151,14 +150,14 @@ def guarded_mass(kernels, device: str) -> None:
     pages = paged(rows=3, group=3, size=48, counts=(3, 3)).to(device)
     _, lse, scores = expected(pages.to("cpu"))
     page_ins = merged, wide = [Guarded(t.to(device)) for t in (lse.float(), pages.q)]
-    page_mass = Guarded(torch.full((2, 6, 3 * SLOTS), torch.nan, device=device))  # one block more than there is
+    page_mass = Guarded(torch.full((2, 6, 3 * 32), torch.nan, device=device))  # one block more than there is
     page_entropy = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
     kernels.paged.paged_attention_kernel[(plan.blocks, 2, 2)](
         results(page_mass.inside, page_entropy.inside, merged.inside),
         queries(wide.inside, 6 * 48, 48, 3),
         kernels.paged.Pages(pages.arena, pages.table, pages.count, None, None, None, 3, 0),
         pages.scale,
-        **{"REDUCE": "max", "GROUPS": 3, "RAW": "fp32", "TILE": plan.tile},
+        **{"REDUCE": "max", "KIND": kernels.paged.Kind.of(32, 3, "fp32"), "TILE": plan.tile},
     )
     want = mass_of(scores, lse, 2, "max")
     assert_close("page mass", page_mass.inside[0].unflatten(0, (2, 3)).amax(1), want[0], EXACT)
@@ -177,7 +176,7 @@ MUTANTS = {
     "row": ("scores.py", "rows = block * ROWS + tl", "rows = block * ROWS + 1 + tl"),
     "member": ("scores.py", "(members < tile.group) & held", "(members <= tile.group) & held"),
     "key": ("dense.py", "held = keys < live", "held = keys <= live"),
-    "page": ("paged.py", "place = index * SLOTS", "place = (index - 1) * SLOTS"),
+    "page": ("paged.py", "place = index * KIND.slots", "place = (index - 1) * KIND.slots"),
     "lse": ("scores.py", "tl.load(results.merged + place,", "tl.load(results.merged + place + 1,"),
 }
 

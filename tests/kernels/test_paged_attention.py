@@ -22,7 +22,7 @@ from tests.kernels.attention_cases import (
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
-from workbench_kernels.pages.layout import RAW, SLOTS, PageFormat
+from workbench_kernels.pages.layout import RAW, PageFormat
 
 AXES = {
     "rows": (1, 3, 8),
@@ -30,6 +30,7 @@ AXES = {
     "size": (32, 64, 80, 128, 256),
     "dtype": (torch.float32, torch.float16, torch.bfloat16),
     "raw": (torch.float32, torch.float16, torch.bfloat16),
+    "page": (32, 64),
 }
 
 
@@ -51,6 +52,8 @@ def pairwise() -> list[tuple]:
 @pytest.mark.parametrize("case", pairwise(), ids=lambda c: "-".join(str(x).removeprefix("torch.") for x in c))
 def test_equals_a_softmax_over_the_slots(case, device):
     """Rows, groups, head sizes, query and raw dtypes in every pairing; widths mixed in one call, ragged heads."""
+    if case[5] == 64 and case[2] > (64 if case[3] == torch.float32 else 128):  # what the kernel refuses
+        case = (*case[:5], 32)
     pages = paged(*case, counts=(3, 1))
     want = expected(pages)
     got = pages.call(segment_attention.attend_pages, implementation="torch")
@@ -63,7 +66,7 @@ def test_equals_a_softmax_over_the_slots(case, device):
 def test_every_pair_of_widths(device):
     """25 kinds of page in one table, head size and value size apart."""
     pages = paged(rows=1, group=4, size=64, value_size=32, raw=torch.bfloat16, counts=(len(WIDTHS), 3))
-    kinds = {tuple(pages.arena[16 * u :][[4, 6]].tolist()) for u in pages.table[0].tolist()}
+    kinds = {tuple(pages.arena[16 * u :][[8, 10]].tolist()) for u in pages.table[0].tolist()}
     assert len(kinds) >= 20
     compare(pages.to(device).call(segment_attention.attend_pages, implementation="triton"), expected(pages), EXACT)
 
@@ -110,7 +113,7 @@ def test_heads_without_pages(counts, device):
             assert (out[:, :2] == 0).all() and (lse[:, :2] == -torch.inf).all()
             assert lse[:, 2:].isfinite().all() == bool(counts[1])
             figures = where.call(segment_attention.page_mass, lse, implementation=how)
-            assert figures.mass.shape == (2, table.shape[1], SLOTS) and (figures.mass[0] == 0).all()
+            assert figures.mass.shape == (2, table.shape[1], 32) and (figures.mass[0] == 0).all()
             assert (figures.entropy[:, :2] == 0).all()
 
 
@@ -140,7 +143,7 @@ def test_dead_slots_may_hold_anything(device):
     for h in range(2):
         at = 16 * int(pages.table[h, 0])
         for start, row in ((form.codes_k, form.row_k), (form.codes_v, form.row_v)):
-            body = pages.arena[at + start : at + start + SLOTS * row].view(SLOTS, row)
+            body = pages.arena[at + start : at + start + 32 * row].view(32, row)
             body[~pages.live[h]] = 255
     for where, how in ((pages, "torch"), (pages.to(device), "triton")):
         compare(where.call(segment_attention.attend_pages, implementation=how), want, EXACT)
@@ -171,7 +174,7 @@ def guarded_launch(kernels, device: str):
         kernels.scores.Queries(q.inside, *q.inside.stride()[:2], 3),
         kernels.paged.Pages(pages.arena, pages.table, pages.count, None, None, None, 3, 0),
         pages.scale,
-        **{"REDUCE": "none", "GROUPS": 3, "RAW": "fp32", "TILE": plan.tile},
+        **{"REDUCE": "none", "KIND": kernels.paged.Kind.of(32, 3, "fp32"), "TILE": plan.tile},
     )
     compare(segment_attention.merge(out.inside, lse.inside), expected(pages.to("cpu")), EXACT)
     for guarded in (q, out, lse):
@@ -187,8 +190,8 @@ MUTANTS = {
     "first-page": ("paged.py", "first = split * share", "first = split * share + 1"),
     "last-page": ("paged.py", "tl.minimum(first + share, count)", "tl.minimum(first + share, count - 1)"),
     "shift": ("paged_tiles.py", "channels // ROW * BITS", "channels // (ROW + 1) * BITS"),
-    "value-zero": ("paged_tiles.py", "steps + SLOTS * GROUPS,", "steps + SLOTS * GROUPS + 1,"),
-    "slot": ("paged.py", "((live >> slots) & 1)", "((live >> (slots + 1)) & 1)"),
+    "value-zero": ("paged_tiles.py", "kind.slots * kind.groups,", "kind.slots * kind.groups + 1,"),
+    "slot": ("paged.py", "((live >> slots.to(tl.int64)) & 1)", "((live >> (slots + 1).to(tl.int64)) & 1)"),
     "head": ("scores.py", "member < tile.group", "member <= tile.group"),
 }
 
@@ -214,6 +217,7 @@ def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
         "strided": ({"arena": pages.arena.repeat_interleave(2)[::2]}, "contiguous arena"),
         "unaligned": ({"arena": torch.cat([pages.arena[:1], pages.arena])[1:]}, "multiple of 16 bytes"),
         "size": (vars(paged(rows=1, size=272, counts=(1,))), "head sizes in multiples of 16 up to 256, got 272"),
+        "slots": (vars(paged(rows=1, size=80, counts=(1,), page=64)), "64 slots up to a head size of 64 in this dtype"),
     }
     for change, reason in wrong.values():
         case = Paged(**(vars(pages) | change))
@@ -243,11 +247,11 @@ def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
         ({"count": torch.zeros(3, dtype=torch.int32)}, r"int32 counts \[Hk\]"),
         ({"options": {"group": 24}}, "multiples of 16 and of the group"),
         ({"options": {"tau": 0.0}}, "positive tau"),
-        ({"options": {"bias": torch.zeros(4, SLOTS)}}, "bias and page numbers together"),
+        ({"options": {"bias": torch.zeros(4, 32)}}, "bias and page numbers together"),
         ({"options": {"window": 4}}, "row positions and a window together"),
         ({"options": {"positions": torch.zeros(3), "window": 4}}, "int32 row positions"),
         ({"options": {"bias": torch.zeros(4, 16), "numbers": torch.zeros(2, 3, dtype=torch.int32)}}, "float32 bias"),
-        ({"options": {"bias": torch.zeros(4, SLOTS), "numbers": torch.zeros(2, 3)}}, "int32 page numbers"),
+        ({"options": {"bias": torch.zeros(4, 32), "numbers": torch.zeros(2, 3)}}, "int32 page numbers"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -264,17 +268,18 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     jobs, kernel = [], paged.paged_attention_kernel
     every = paged.Pages("*u8", "*i32", "*i32", "*fp32", "*i32", "*i32", "i32", "i32")
     none = every._replace(bias=None, numbers=None, positions=None)
-    for rows, size, dtype, reduce, merged, pages in (
-        (8, 64, "bf16", "none", None, every),
-        (1, 80, "fp32", "none", None, none),
-        (8, 64, "fp16", "row", "*fp32", every),
+    for rows, size, dtype, page, reduce, merged, pages in (
+        (8, 64, "bf16", 32, "none", None, every),
+        (8, 128, "bf16", 64, "none", None, every),
+        (1, 80, "fp32", 32, "none", None, none),
+        (8, 64, "fp16", 32, "row", "*fp32", every),
     ):
         queries = torch.zeros(rows, 12, size, dtype=torch.float32 if dtype == "fp32" else torch.float16)
         plan = tiles.plan(queries, 4, size, size)
-        constants = {"TILE": plan.tile, "GROUPS": size // 16, "RAW": dtype, "REDUCE": reduce}
+        constants = {"TILE": plan.tile, "KIND": paged.Kind.of(page, size // 16, dtype), "REDUCE": reduce}
         types = {"results": scores.Results("*fp32", "*fp32", merged), "scale": "fp32", "pages": pages}
         types |= {"queries": scores.Queries(f"*{dtype}", *["i32"] * 3)} | dict.fromkeys(constants, "constexpr")
         signature = {name: types[name] for name in kernel.arg_names}
         jobs.append((kernel.fn.__module__, kernel.__name__, signature, constants, {"num_warps": plan.num_warps}))
     shared = [int(line.split()[2]) for line in compile_all(*jobs).splitlines()]
-    assert len(shared) == 6 and max(shared) <= 99 * 1024  # what a block may have on every GPU from sm80 on
+    assert len(shared) == 8 and max(shared) <= 99 * 1024  # what a block may have on every GPU from sm80 on

@@ -10,7 +10,7 @@ import torch
 
 from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import pages
-from workbench_kernels.pages import ALIGN, GAINS, RAW, SLOTS, PageFormat, reference
+from workbench_kernels.pages import ALIGN, GAINS, RAW, PageFormat, reference
 
 FILL = 0xA5
 FORMS = {
@@ -24,6 +24,8 @@ FORMS = {
     "raw-2": PageFormat(80, 64, RAW, 2, 32, torch.float32),
     "16-raw": PageFormat(64, 16, 16, RAW, 16, torch.float16),
     "4-16": PageFormat(32, 48, 4, 16, 16),
+    "4-4-64": PageFormat(64, 48, 4, 4, 48, slots=64),
+    "raw-2-64": PageFormat(32, 64, RAW, 2, 16, torch.bfloat16, slots=64),
 }
 CODED = {name: form for name, form in FORMS.items() if form.bits_k in GAINS and form.bits_v in GAINS}
 
@@ -51,9 +53,9 @@ def assert_guards(arena: torch.Tensor, offsets: torch.Tensor, form: PageFormat) 
     assert (arena.cpu()[around] == FILL).all(), "a kernel wrote outside its pages"
 
 
-def hard(size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """[6, SLOTS, size]: plain, constant channels, one outlier, subnormal with -0, mixed magnitudes, far from 0."""
-    x = torch.randn(6, SLOTS, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+def hard(size: int, dtype: torch.dtype = torch.float32, slots: int = 32) -> torch.Tensor:
+    """[6, slots, size]: plain, constant channels, one outlier, subnormal with -0, mixed magnitudes, far from 0."""
+    x = torch.randn(6, slots, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
     x[1] = torch.linspace(0.1, 0.11, size)
     x[2] *= 1e-3
     x[2, 3, 5] = 6e4
@@ -64,20 +66,22 @@ def hard(size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return x.to(dtype)
 
 
-USED = torch.tensor([32, 32, 32, 17, 1, 0])
-POSITIONS = (torch.arange(6 * SLOTS).view(6, SLOTS) * 7919) % 100_003
+def rows_of(form: PageFormat, dtype: torch.dtype | None = None, full: bool = False) -> tuple[torch.Tensor, ...]:
+    """What goes into six pages: k, v, positions, and used slots, of the last three a part unless `full`."""
+    k, v = (hard(size, dtype or form.dtype, form.slots) for size in (form.head_dim, form.value_dim))
+    positions = (torch.arange(6 * form.slots).view(6, form.slots) * 7919) % 100_003
+    return k, v, positions, torch.tensor([form.slots] * 3 + ([form.slots] * 3 if full else [form.slots // 2 + 1, 1, 0]))
 
 
-def packed(form: PageFormat, dtype: torch.dtype | None = None, used: torch.Tensor = USED) -> torch.Tensor:
-    dtype = dtype or form.dtype
-    return reference.pack(hard(form.head_dim, dtype), hard(form.value_dim, dtype), POSITIONS, used, form, 77)
+def packed(form: PageFormat, dtype: torch.dtype | None = None, full: bool = False) -> torch.Tensor:
+    return reference.pack(*rows_of(form, dtype, full), form)
 
 
 def steps_of(page: torch.Tensor, form: PageFormat) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(step, zero) in float64 of keys [n, 1, D] and of values [n, SLOTS, Dv], read from the bytes."""
+    """(step, zero) in float64 of keys [n, 1, D] and of values [n, slots, Dv], read from the bytes."""
     n = len(page)
     keys = page[:, form.scale_k : form.scale_v].contiguous().view(torch.float16).double().view(n, 2, 1, -1)
-    values = page[:, form.scale_v : form.codes_k].contiguous().view(torch.float16).double().view(n, 2, SLOTS, -1)
+    values = page[:, form.scale_v : form.codes_k].contiguous().view(torch.float16).double().view(n, 2, form.slots, -1)
     values = values.repeat_interleave(form.group, -1)
     return [(keys[:, 0], keys[:, 1]), (values[:, 0], values[:, 1])]
 
@@ -86,7 +90,7 @@ def codes_of(page: torch.Tensor, form: PageFormat) -> list[torch.Tensor]:
     n = len(page)
     keys, values = page[:, form.codes_k : form.codes_v], page[:, form.codes_v :]
     parts = (keys, form.bits_k), (values, form.bits_v)
-    return [reference.unplanar(rows.reshape(n, SLOTS, -1), bits) for rows, bits in parts]
+    return [reference.unplanar(rows.reshape(n, form.slots, -1), bits) for rows, bits in parts]
 
 
 def broken(tmp_path: Path, name: str, old: str, new: str):
@@ -103,13 +107,11 @@ def broken(tmp_path: Path, name: str, old: str, new: str):
 
 def bound_excess(pack, form: PageFormat) -> float:
     """The largest |x - x̂| beyond half a step, over live slots and in units of what float32 may add to it."""
-    used = torch.full((6,), SLOTS)
-    page = pack(hard(form.head_dim), hard(form.value_dim), POSITIONS, used, form, 0)
+    k, v, *_ = rows = rows_of(form, torch.float32, full=True)
+    page = pack(*rows, form)
     worst = -torch.inf
     got = reference.unpack(page, form)[:2]
-    for x, y, (step, _), bits in zip(
-        (hard(form.head_dim), hard(form.value_dim)), got, steps_of(page, form), (form.bits_k, form.bits_v), strict=True
-    ):
+    for x, y, (step, _), bits in zip((k, v), got, steps_of(page, form), (form.bits_k, form.bits_v), strict=True):
         x = x.double()
         # x - z, the quotient and x̂ are rounded to float32: 2^-24 of the largest x each, and of 255 steps
         slack = 4 * 2**-23 * x.abs().amax((1, 2), keepdim=True) + 1e-4 * step
@@ -139,11 +141,10 @@ def test_the_bound_sees_steps_rounded_the_wrong_way(tmp_path, old, new):
 @pytest.mark.parametrize("form", CODED.values(), ids=CODED)
 def test_codes_are_those_of_direct_rounding(form):
     """In float64 from the stored steps, at the page's own width; only ties within float32's reach may differ."""
-    page = packed(form, used=torch.full((6,), SLOTS))
+    page = packed(form, full=True)
     for x, codes, (step, zero), bits in zip(
-        (hard(form.head_dim), hard(form.value_dim)), codes_of(page, form), steps_of(page, form),
-        (form.bits_k, form.bits_v), strict=True,
-    ):  # fmt: skip
+        rows_of(form)[:2], codes_of(page, form), steps_of(page, form), (form.bits_k, form.bits_v), strict=True
+    ):
         exact = (x.double() - zero) / (GAINS[bits] * step)
         near = (exact - exact.floor() - 0.5).abs() < 1e-4
         direct = exact.round().clamp(0, 2**bits - 1)
@@ -166,7 +167,7 @@ def test_coding_what_was_decoded_changes_nothing(form):
 @pytest.mark.parametrize("size", [16, 32, 64, 80, 96, 128])
 def test_planar_rows_round_trip(bits, size):
     """And byte and shift of a channel are those the layout names."""
-    codes = torch.randint(0, 2**bits, (3, SLOTS, size), generator=torch.Generator().manual_seed(size))
+    codes = torch.randint(0, 2**bits, (3, 32, size), generator=torch.Generator().manual_seed(size))
     rows = reference.planar(codes, bits)
     assert rows.shape[-1] == size * bits // 8 and torch.equal(reference.unplanar(rows, bits), codes)
     channel = size - 1  # by the definition of the layout
@@ -181,9 +182,8 @@ def test_kernel_packs_the_same_bytes(name, device):
     form = FORMS[name]
     for dtype in {form.dtype, torch.bfloat16 if name == "80-2-4" else form.dtype}:
         arena, offsets = arena_for(form, 6, device)
-        k, v = hard(form.head_dim, dtype).to(device), hard(form.value_dim, dtype).to(device)
-        at, used = POSITIONS.to(device), USED.to(device)
-        out = pages.pack(k, v, at, used, form, arena, offsets, 77, implementation="triton")
+        rows = (x.to(device) for x in rows_of(form, dtype))
+        out = pages.pack(*rows, form, arena, offsets, implementation="triton")
         assert out is arena
         assert torch.equal(reference.fetch(arena, offsets, form).cpu(), packed(form, dtype))
         assert_guards(arena, offsets, form)
@@ -192,13 +192,12 @@ def test_kernel_packs_the_same_bytes(name, device):
 def test_kernel_packs_strided_rows_as_new_pages(device):
     """As a model gives them: heads beside each other, NaN in the gaps, channels far apart."""
     form = FORMS["48-4-2"]
-    wide = torch.full((6, SLOTS, 3, 70), torch.nan)
+    *_, positions, used = rows_of(form)
+    wide = torch.full((6, 32, 3, 70), torch.nan)
     wide[:, :, 1, :48] = hard(48)
     v = hard(64).permute(2, 0, 1).contiguous().permute(1, 2, 0)
-    got = pages.pack(
-        wide.to(device)[:, :, 1, :48], v.to(device), POSITIONS.int().to(device), USED.int().to(device), form, birth=77,
-        implementation="triton",
-    )  # fmt: skip
+    names = positions.int().to(device), used.int().to(device)
+    got = pages.pack(wide.to(device)[:, :, 1, :48], v.to(device), *names, form, implementation="triton")
     assert torch.equal(got.cpu(), packed(form))
 
 
@@ -212,8 +211,8 @@ def test_kernel_reads_the_same_numbers(name, device):
     got = pages.unpack(arena, form, offsets, implementation="triton")
     for left, right in zip(got, want, strict=True):
         assert torch.equal(left.cpu(), right)
-    pick = torch.randperm(6 * SLOTS, generator=torch.Generator().manual_seed(0))[:45].view(5, 9)
-    where, slots = offsets[pick.to(device) // SLOTS], pick.to(device) % SLOTS
+    pick = torch.randperm(6 * form.slots, generator=torch.Generator().manual_seed(0))[:45].view(5, 9)
+    where, slots = offsets[pick.to(device) // form.slots], pick.to(device) % form.slots
     where[2, 3] = -1
     for act in ("triton", "torch"):
         got = pages.gather(arena, form, where, slots, implementation=act)
@@ -242,13 +241,13 @@ def test_raw_round_trip_is_bit_exact(dtype, device):
     form = PageFormat(64, 32, RAW, RAW, 16, dtype)
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     draw = torch.Generator().manual_seed(1)
-    k, v = (torch.randint(-(2**63), 2**63 - 1, (2, SLOTS, d), generator=draw).to(bits) for d in (64, 32))
-    at, used = POSITIONS[:2].to(device), torch.full((2,), SLOTS, device=device)
+    k, v = (torch.randint(-(2**63), 2**63 - 1, (2, 32, d), generator=draw).to(bits) for d in (64, 32))
+    at, used = torch.arange(64, device=device).view(2, 32), torch.full((2,), 32, device=device)
     page = pages.pack(k.view(dtype).to(device), v.view(dtype).to(device), at, used, form, implementation="triton").cpu()
     assert torch.equal(page[:, form.codes_k : form.codes_v].contiguous().view(bits).view_as(k), k)
     assert torch.equal(page[:, form.codes_v :].contiguous().view(bits).view_as(v), v)
     if dtype == torch.float16:
-        x = torch.randn(2, SLOTS, 64, generator=draw).half()
+        x = torch.randn(2, 32, 64, generator=draw).half()
         half = replace(form, bits_k=16, bits_v=16, value_dim=64)
         page = pages.pack(x.to(device), x.to(device), at, used, half, implementation="triton")
         got = pages.unpack(page, half, implementation="triton")
@@ -257,7 +256,15 @@ def test_raw_round_trip_is_bit_exact(dtype, device):
 
 @pytest.mark.parametrize(
     ("name", "to_k", "to_v"),
-    [("32-8-8", 4, 2), ("32-8-8", 8, 4), ("32-8-8", 2, 8), ("80-4-4", 2, 4), ("96-8-4", 4, 2), ("raw-8", RAW, 2)],
+    [
+        ("32-8-8", 4, 2),
+        ("32-8-8", 8, 4),
+        ("32-8-8", 2, 8),
+        ("80-4-4", 2, 4),
+        ("96-8-4", 4, 2),
+        ("raw-8", RAW, 2),
+        ("8-4-64", 4, 2),
+    ],
 )
 def test_demoting_equals_packing_narrower(name, to_k, to_v, device):
     """Byte for byte, on data with exact ties in it, with the steps untouched."""
@@ -266,6 +273,7 @@ def test_demoting_equals_packing_narrower(name, to_k, to_v, device):
         "80-4-4": PageFormat(80, 80, 4, 4, 80),
         "96-8-4": PageFormat(96, 96, 8, 4, 16),
         "raw-8": PageFormat(32, 64, RAW, 8, 32, torch.bfloat16),
+        "8-4-64": PageFormat(32, 64, 8, 4, 32, slots=64),
     }[name]
     to = replace(form, bits_k=to_k, bits_v=to_v)
     arena, offsets = arena_for(form, 6, device)
@@ -310,9 +318,7 @@ def test_byte_equality_sees_a_kernel_that_is_off_by_one(control, tmp_path):
     name, old, new = CONTROLS[control]
     form = FORMS["48-4-2"]
     arena, offsets = arena_for(form, 6)
-    k, v = hard(48), hard(64)
-    kernel = broken(tmp_path, name, old, new)
-    kernel.pack(k, v, POSITIONS, USED, form, arena, offsets, 77)
+    broken(tmp_path, name, old, new).pack(*rows_of(form), form, arena, offsets)
     assert not torch.equal(reference.fetch(arena, offsets, form).cpu(), packed(form))
 
 
@@ -323,8 +329,7 @@ def test_guard_bytes_see_a_store_beyond_the_page(tmp_path):
     arena, offsets = arena_for(form, 6)
     at = "tl.store(rows_ptr + slot * side.row + column, packed"
     kernel = broken(tmp_path, "kernel_pack", at, at.replace("column", "column + 1"))
-    k, v = hard(48), hard(64)
-    kernel.pack(k, v, POSITIONS, USED, form, arena, offsets, 77)
+    kernel.pack(*rows_of(form), form, arena, offsets)
     with pytest.raises(AssertionError, match="wrote outside its pages"):
         assert_guards(arena, offsets, form)
 

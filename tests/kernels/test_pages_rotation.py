@@ -5,9 +5,9 @@ import torch
 
 from tests.kernels.checks import Guarded, assert_close
 from tests.kernels.interpreter import needs_interpreter
-from tests.kernels.test_pages import arena_for, assert_guards, broken
+from tests.kernels.test_pages import broken
 from workbench_kernels import pages
-from workbench_kernels.pages import RAW, SLOTS, PageFormat, reference
+from workbench_kernels.pages import reference
 
 # rotated and partial head sizes: (head size, frequencies)
 SIZES = {"32": (32, 16), "80-partial": (80, 20), "96": (96, 48), "128-partial": (128, 32), "256": (256, 128)}
@@ -103,40 +103,6 @@ def test_moves_from_the_origin_never_add_up(dtype):
     assert pages.rotate(baked, origin, origin, inv_freq).equal(baked)
 
 
-FORMS = {
-    "raw-float32": (PageFormat(64, 32, RAW, RAW, 16, torch.float32), 32),
-    "raw-bfloat16-partial": (PageFormat(80, 64, RAW, RAW, 16, torch.bfloat16), 20),
-    "16-4": (PageFormat(32, 64, 16, 4, 32), 16),
-}
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_pages_are_copied_with_their_keys_turned(name, device):
-    """Positions become the targets, values and header stay, and the origin pages keep every byte."""
-    form, count = FORMS[name]
-    arena, offsets = arena_for(form, 3, device)
-    out, out_offsets = arena_for(form, 4, device)
-    out_offsets = out_offsets[:3]
-    k, origin, target = draw(3, SLOTS, form.head_dim), places(3, SLOTS), places(3, SLOTS, seed=5)
-    used, inv_freq = torch.tensor([32, 32, 9]), frequencies(count)
-    page = reference.pack(k, draw(3, SLOTS, form.value_dim), origin, used, form, 6)
-    reference.put(arena, offsets, form, page.to(device))
-    where = (offsets, out, out_offsets)
-    done = pages.rotate_pages(arena, form, target.to(device), inv_freq.to(device), *where, implementation="triton")
-    assert done is out
-    before, got = reference.unpack(page, form), reference.fetch(out, out_offsets, form).cpu()
-    after = reference.unpack(got, form)
-    eps = torch.finfo(form.element(form.bits_k)).eps
-    assert_close("keys", after[0], reference.rotate(before[0], origin, target, inv_freq), max(eps, 2e-6))
-    assert torch.equal(after[1], before[1]) and torch.equal(after[2], target) and torch.equal(after[3], before[3])
-    for part in (slice(0, 16), slice(form.scale_v, form.codes_k), slice(form.codes_v, form.bytes)):
-        assert torch.equal(got[:, part], page[:, part])
-    assert torch.equal(reference.fetch(arena, offsets, form).cpu(), page)
-    assert_guards(out, out_offsets, form)
-    rows = pages.rotate_pages(page, form, target, inv_freq)
-    assert_close("reference", reference.unpack(rows, form)[0], after[0], max(eps, 2e-6))
-
-
 def test_the_kernel_stays_within_its_tensors(device):
     """NaN around every tensor: a stray load would poison, a stray store would show."""
     from workbench_kernels.pages import kernel_common, kernel_rotation
@@ -187,7 +153,3 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         pages.rotate(k, at[0, :4], at, inv_freq)
     with pytest.raises(RuntimeError, match="something is float64"):
         pages.rotate(k.double(), at, at, inv_freq, implementation="triton")
-    form = PageFormat(32, 32, 8, RAW, 16)
-    page = torch.zeros(1, form.bytes, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="rotate_pages: expected raw or 16-bit pages, got 8-bit codes"):
-        pages.rotate_pages(page, form, places(1, SLOTS), inv_freq)

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import device, kernel_speed
 from benchmarks.cases import SHAPES, Case, baselines, cases
-from workbench_kernels.pages import RAW, SLOTS
+from workbench_kernels.pages import RAW
 from workbench_kernels.selftest import OPERATIONS, compare
 
 MEASURED = [name for name in OPERATIONS if name != "attention"]
@@ -65,10 +65,10 @@ def test_work_of_paged_attention_by_hand():
     shape = small("attend_pages")
     call = OPERATIONS["attend_pages"]("cpu", torch.float32, **shape)
     pages = shape["kv_heads"] * shape["count"]
-    inputs = sum(call.tensors[name].nbytes for name in ("q", "arena", "table", "count")) - 4 * SLOTS * pages
+    inputs = sum(call.tensors[name].nbytes for name in ("q", "arena", "table", "count")) - 4 * 32 * pages
     moved, flops = OPERATIONS["attend_pages"].floor(torch.float32, **shape)
     assert moved == inputs + sum(tensor.nbytes for tensor in call.run("torch"))
-    assert flops == 2 * 2 * shape["rows"] * 4 * shape["count"] * SLOTS * shape["size"]
+    assert flops == 2 * 2 * shape["rows"] * 4 * shape["count"] * 32 * shape["size"]
 
 
 @pytest.mark.parametrize("name", MEASURED)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from workbench.cache.pages import PageTable
-from workbench_kernels.pages import SLOTS
 
 __all__ = ["runs_of", "tier_events", "together"]
 
@@ -21,7 +20,7 @@ def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> lis
         for op, tier, host in (("offload", "host", True), ("fetch", "device", False)):
             moved = sorted(at for at, (home, _) in now.items() if home == host and was.get(at, (False, 0))[0] != host)
             if moved:
-                size = sum(now[at][1] for at in moved) // SLOTS
+                size = sum(now[at][1] for at in moved) // new.page_size
                 events.append({"layer": layer, "head": head, "op": op, "destination": tier,
                                "positions": runs_of(torch.tensor(moved)), "bytes": size})  # fmt: skip
     return events
@@ -29,9 +28,9 @@ def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> lis
 
 def homes_of(page_table: PageTable, head: int) -> dict[int, tuple[bool, int]]:
     """Of a head's positions: whether each lies on the host, and the bytes of its page."""
-    where, live = (part[head].unflatten(0, (-1, SLOTS)) for part in page_table.places())
+    where, live = (part[head].unflatten(0, (-1, page_table.page_size)) for part in page_table.places())
     pages = enumerate(page_table.pages[head])
-    return {at: (page.arena.host, page.form.bytes) for i, page in pages for at in where[i][live[i]].tolist()}
+    return {at: (page.arena.host, page.codec.bytes) for i, page in pages for at in where[i][live[i]].tolist()}
 
 
 def runs_of(places: torch.Tensor) -> list[list[int]]:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.cache.apply import maintain, packed
+from workbench.cache.apply import maintain
+from workbench.cache.codec import Codec
 from workbench.cache.events import tier_events
 from workbench.cache.layer import Layer
 from workbench.cache.pages import PagedSegment, page_out
+from workbench.cache.quantize import packed
 from workbench.cache.store import MANY, PlainStore, Segment
-from workbench_kernels.pages import SLOTS, unpack
 
 if TYPE_CHECKING:
     from workbench.cache.rotation import Rotation
@@ -32,11 +33,14 @@ __all__ = ["ManagedStore"]
 
 
 class ManagedStore(PlainStore):
-    """The store of a `Stack`. prompt: tokens of the prompt; rotation: how keys read at their slots turn."""
+    """The store of a `Stack`. prompt: tokens of the prompt; rotation: how keys turn with position, where a member asks
+    for it."""
 
     def __init__(self, layers: int, stack: "Stack", prompt: int, rotation: "Rotation | None" = None):
         super().__init__(layers)
         self.stack, self.prompt, self.rotation = stack, prompt, rotation
+        self._by_slot = stack.policy is not None and "slot_positions" in stack.policy.needs
+        self._codecs: dict[int, list[Codec]] = {}
         self._layers = [Layer() for _ in range(layers)]
         self._next = stack.next(0, prompt)  # committed length of the next maintenance
         self._mass: list[list[tuple[list[int], torch.Tensor]]] = [[] for _ in range(layers)]
@@ -66,6 +70,12 @@ class ManagedStore(PlainStore):
         if self._scored:
             self.watched = [row for row, at in enumerate(positions) if self.stack.watches(at, self.prompt)]
 
+    def codecs(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> list[Codec]:
+        """How the pages of a layer with keys like k and values like v are coded, class by class."""
+        if layer not in self._codecs:
+            self._codecs[layer] = self.stack.storage.codecs(layer, k.shape[2], v.shape[2], k.dtype, self.rotation)
+        return self._codecs[layer]
+
     @property
     def _scored(self) -> bool:
         """Whether a member will read the attention that slots received again."""
@@ -77,7 +87,7 @@ class ManagedStore(PlainStore):
 
     def segments(self, layer: int, window: int | None = None) -> list[Segment]:
         found = super().segments(layer, window)
-        if self.rotation is not None and self.length > self.held:
+        if self._by_slot and self.length > self.held:
             found = [self._at_slots(found[0])]
         if self._next is not None and self._rows and self._seen[-1] >= self._next:
             found = self._quantized_ahead(layer, found[0], window)
@@ -113,19 +123,23 @@ class ManagedStore(PlainStore):
         if count <= 0:
             return [run]
         window = None if window is None or max(self._seen) < window else window
-        mask = self._mask(window, device, layer)
-        old = torch.arange(mask.shape[-1], device=device) < coded[:, None]
-        k, v = (x[:, :count].unflatten(1, (-1, SLOTS)).flatten(0, 1) for x in (run.k, run.v))
-        (form,) = self.stack.storage.formats(layer, k.shape[2], v.shape[2], run.k.dtype)
-        where = torch.arange(first, first + count, device=device).view(-1, SLOTS).repeat(len(run.k), 1)
-        pages = packed(layer, k, v, where, torch.full((len(k),), SLOTS, device=device), form)
-        self._ahead[layer] = pages, unpack(pages, form)
+        key = (window, first, count)  # alike in all layers, as nothing was evicted
+        if key not in self._masks:
+            mask = self._mask(window, device, layer)
+            old = torch.arange(mask.shape[-1], device=device) < coded[:, None]
+            self._masks[key] = (mask & old)[..., :count], mask & ~old
+        far, near = self._masks[key]
+        (codec,) = self.codecs(layer, run.k, run.v)
+        k, v = (x[:, :count].unflatten(1, (-1, codec.slots)).flatten(0, 1) for x in (run.k, run.v))
+        where = torch.arange(first, first + count, device=device).view(-1, codec.slots).repeat(len(run.k), 1)
+        pages = packed(layer, k, v, where, torch.full((len(k),), codec.slots, device=device), codec)
+        self._ahead[layer] = pages, codec.unpack(pages)
         k, v = (x.unflatten(0, (len(run.k), -1)).flatten(1, 2).to(run.k.dtype) for x in self._ahead[layer][1][:2])
-        return [Segment(k, v, (mask & old)[..., :count]), Segment(run.k, run.v, mask & ~old)]
+        return [Segment(k, v, far), Segment(run.k, run.v, near)]
 
     def _mask(self, window: int | None, device: torch.device, layer: int) -> torch.Tensor:
         kept = self._layers[layer].kept
-        if window is None or kept is None or self.rotation is not None:
+        if window is None or kept is None or self._by_slot:
             return super()._mask(window, device, layer)
         key = (window, layer)
         if key not in self._masks:
@@ -199,7 +213,7 @@ class ManagedStore(PlainStore):
             raise RuntimeError("fork between rounds: rows are still staged")
         new = ManagedStore(len(self._layers), self.stack, self.prompt, self.rotation)
         new._run, new.length, new.held, new._next = self._run, self.length, self.held, self._next
-        new._layers = [state.fork() for state in self._layers]
+        new._layers, new._codecs = [state.fork() for state in self._layers], self._codecs
         return new
 
     def read_stats(self) -> tuple[int, int, int]:
@@ -235,7 +249,7 @@ class ManagedStore(PlainStore):
         if self.stack.storage:
             facts = zip(self._run.k, self._run.v, range(n), strict=True)
             columns["bits_nominal"] = [
-                None if k is None else self.stack.storage.nominal(layer, k.shape[2], v.shape[2], k.dtype)
+                None if k is None else self.stack.storage.nominal(self.codecs(layer, k, v), k.shape[2], v.shape[2])
                 for k, v, layer in facts
             ]
         return columns

@@ -1,6 +1,6 @@
 """Pages: where quantized tokens of one layer lie, shared between forks.
 
-An `Arena` is one tensor of pages of one format. A `Page` in it is never written again; it lives as long as some
+An `Arena` is one tensor of pages of one codec. A `Page` in it is never written again; it lives as long as some
 `PageTable` names it (Python's reference count is the page's), then its place returns to the free list. A `PageTable` is
 the page table of a layer, a list of pages per KV head; it too never changes: maintenance makes another one, which keeps
 the pages that did not change. So a fork shares page tables, and writing to one copies just the pages that differ.
@@ -13,23 +13,22 @@ from dataclasses import dataclass
 
 import torch
 
+from workbench.cache.codec import Codec
 from workbench.cache.store import Segment
-from workbench_kernels.pages import ALIGN, SLOTS, PageFormat, ledger, unpack
+from workbench_kernels.pages import ALIGN, gather, unpack
 from workbench_kernels.pages.layout import HEADER
+from workbench_kernels.pages.reference import live_bits
 
-__all__ = ["Arena", "Page", "PageTable", "PagedSegment", "PendingPage", "page_out", "with_live"]
-
-LIVE_MASK = 4  # bytes at the start of a page
-FACTS = HEADER + 4 * SLOTS  # bytes of the header and the positions
+__all__ = ["Arena", "Page", "PageTable", "PagedSegment", "PendingPage", "page_out"]
 
 
 class Arena:
-    """Room for `capacity` pages of one format, uint8 [capacity, form.bytes], with a free list; `host`: in the host's
+    """Room for `capacity` pages of one codec, uint8 [capacity, codec.bytes], with a free list; `host`: in the host's
     memory. It never grows: whoever finds too little room takes its pages along to a larger one."""
 
-    def __init__(self, form: PageFormat, device: torch.device, capacity: int, host: bool = False):
-        self.form, self.host = form, host
-        self.data = torch.zeros(capacity, form.bytes, dtype=torch.uint8, device="cpu" if host else device)
+    def __init__(self, codec: Codec, device: torch.device, capacity: int, host: bool = False):
+        self.codec, self.host = codec, host
+        self.data = torch.zeros(capacity, codec.bytes, dtype=torch.uint8, device="cpu" if host else device)
         self.free = list(range(capacity - 1, -1, -1))
         self._lock = threading.Lock()
 
@@ -51,51 +50,62 @@ class Page:
         self.arena.free.append(self.place)
 
     @property
-    def form(self) -> PageFormat:
-        return self.arena.form
+    def codec(self) -> Codec:
+        return self.arena.codec
 
     @property
     def row(self) -> torch.Tensor:
         return self.arena.data[self.place]
 
+    @property
+    def source(self) -> tuple[torch.Tensor, int]:
+        return self.arena.data, self.place
+
 
 @dataclass(slots=True)
 class PendingPage:
-    """A page that has no place yet; fields as of `Page`, row: uint8 [form.bytes]."""
+    """A page that has no place yet: number `index` of `rows` uint8 [n, codec.bytes]; other fields as of `Page`."""
 
-    form: PageFormat
-    row: torch.Tensor
+    codec: Codec
+    rows: torch.Tensor
+    index: int
     live: int
     used: int
     newest: int
 
+    @property
+    def source(self) -> tuple[torch.Tensor, int]:
+        return self.rows, self.index
+
 
 class PageTable:
     """The pages of one layer: `pages[head]`, and for the kernels `table` int32 [Hk, P] (offsets in an arena in units of
-    ALIGN bytes) and `count` int32 [Hk]. Heads may have different numbers of pages, pages different formats."""
+    ALIGN bytes) and `count` int32 [Hk]. Heads may have different numbers of pages, pages different codecs of one
+    `page_size`, in slots."""
 
     def __init__(self, pages: Sequence[Sequence[Page]], device: torch.device):
         self.pages = [list(row) for row in pages]
         flat = [page for row in self.pages for page in row]
         self.arenas = list({id(page.arena): page.arena for page in flat}.values())
-        units = {id(arena): arena.form.bytes // ALIGN for arena in self.arenas}
+        units = {id(arena): arena.codec.bytes // ALIGN for arena in self.arenas}
         width = max(map(len, self.pages))
         padded = [[page.place * units[id(page.arena)] for page in row] + [0] * (width - len(row)) for row in self.pages]
         self.table = torch.tensor(padded, dtype=torch.int32, device=device).view(len(self.pages), width)
         self.count = torch.tensor([len(row) for row in self.pages], dtype=torch.int32, device=device)
-        self.slots = width * SLOTS  # per KV head, dead and missing ones included
+        self.page_size = flat[0].codec.slots
+        self.slots = width * self.page_size  # per KV head, dead and missing ones included
         self.live = [sum([page.live for page in row]) for row in self.pages]  # per KV head
         self.dense = len(self.arenas) == 1 and len(flat) == width * len(self.pages)  # all in one place, none missing
         self.whole = sum(self.live) == self.slots * len(self.pages)
         self._uses = Counter([(id(page.arena), page.live, page.used) for page in flat])
-        sizes = [(arena, sum([page.arena is arena for page in flat]) * arena.form.bytes) for arena in self.arenas]
+        sizes = [(arena, sum([page.arena is arena for page in flat]) * arena.codec.bytes) for arena in self.arenas]
         self.bytes = sum(size for _, size in sizes)
         self.offloaded = sum(size for arena, size in sizes if arena.host)  # bytes of pages on the host
-        self.offloaded_slots = sum([page.arena.host for page in flat]) * SLOTS
+        self.offloaded_slots = sum([page.arena.host for page in flat]) * self.page_size
         self.host_bytes = sum(arena.data.nbytes for arena in self.arenas if arena.host)
 
     def _parts(self, pages: torch.Tensor | None, size: int | None = None) -> Iterator[tuple]:
-        """Arena by arena: which of the pages lie there, their first `size` bytes on the device, and their format.
+        """Arena by arena: which of the pages lie there, their first `size` bytes on the device, and their codec.
 
         pages: int64 [n], numbered head by head; all Hk · P of them where None.
         """
@@ -109,16 +119,19 @@ class PageTable:
                 continue
             places = torch.tensor([found[i].place for i in inside], dtype=torch.long, device=arena.data.device)
             rows = arena.data.index_select(0, places)[:, :size].to(device)
-            yield torch.tensor(inside, dtype=torch.long, device=device), rows, arena.form
+            yield torch.tensor(inside, dtype=torch.long, device=device), rows, arena.codec
 
     def _unpacked(self, pages: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        """k [n, SLOTS, D], v [n, SLOTS, Dv], positions int64 [n, SLOTS], live bool [n, SLOTS] of pages as in `_parts`;
+        """k [n, slots, D], v [n, slots, Dv], positions int64 [n, slots], live bool [n, slots] of pages as in `_parts`;
         a missing page has nothing live."""
         if self.dense and pages is None and not self.offloaded:
-            return unpack(self.arenas[0].data.view(-1), self.arenas[0].form, self.table.flatten())
+            (arena,), offsets = self.arenas, self.table.flatten()
+            if arena.codec.kernel:
+                return unpack(arena.data.view(-1), arena.codec.kernel, offsets)
+            return arena.codec.unpack(arena.data.index_select(0, offsets // (arena.codec.bytes // ALIGN)))
         found, count = None, self.table.numel() if pages is None else len(pages)
-        for inside, rows, form in self._parts(pages):
-            parts = unpack(rows, form)
+        for inside, rows, codec in self._parts(pages):
+            parts = codec.unpack(rows)
             if found is None:
                 found = [part.new_zeros(count, *part.shape[1:]) for part in parts]
             for whole, part in zip(found, parts, strict=True):
@@ -127,29 +140,33 @@ class PageTable:
 
     def decode(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """k [Hk, slots, D], v [Hk, slots, Dv], positions int64 [Hk, slots], live bool [Hk, slots]."""
-        return tuple(part.view(len(self.pages), self.slots, *part.shape[2:]) for part in self._unpacked())
+        return tuple(part.reshape(len(self.pages), self.slots, *part.shape[2:]) for part in self._unpacked())
 
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions int64 [Hk, slots] and live bool [Hk, slots], without decoding anything."""
-        facts = torch.zeros(self.table.numel(), FACTS, dtype=torch.uint8, device=self.table.device)
-        for inside, rows, _ in self._parts(None, FACTS):
+        size = HEADER + 4 * self.page_size
+        facts = torch.zeros(self.table.numel(), size, dtype=torch.uint8, device=self.table.device)
+        for inside, rows, _ in self._parts(None, size):
             facts[inside] = rows
-        bits = facts[:, :LIVE_MASK, None] >> torch.arange(8, device=facts.device, dtype=torch.uint8) & 1
         where = facts[:, HEADER:].contiguous().view(torch.int32).long()
-        return where.view(len(self.pages), -1), bits.bool().view(len(self.pages), -1)
+        live = live_bits(facts[:, : self.page_size // 8])
+        return where.view(len(self.pages), -1), live.view(len(self.pages), -1)
 
     def read(self, head: torch.Tensor, slot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [..., D] and values [..., Dv] of single slots; head, slot: int64 [...]. Only their pages are decoded."""
-        page, entry = (head * self.table.shape[1] + slot // SLOTS).unique(return_inverse=True)
+        if self.dense and not self.offloaded and self.arenas[0].codec.kernel:
+            places = self.table[head, slot // self.page_size], slot % self.page_size
+            return gather(self.arenas[0].data.view(-1), self.arenas[0].codec.kernel, *places)[:2]
+        page, entry = (head * self.table.shape[1] + slot // self.page_size).unique(return_inverse=True)
         k, v, _, _ = self._unpacked(page)
-        return k[entry, slot % SLOTS], v[entry, slot % SLOTS]
+        return k[entry, slot % self.page_size], v[entry, slot % self.page_size]
 
     def ledger(self) -> dict[str, int]:
         """Bytes by kind, arenas included: what this page table does not name in them is `pad`."""
         kinds = Counter(table=self.table.nbytes + self.count.nbytes)
-        forms = {id(arena): arena.form for arena in self.arenas}
+        codecs = {id(arena): arena.codec for arena in self.arenas}
         for (arena, live, used), times in self._uses.items():
-            kinds.update({kind: times * size for kind, size in ledger(forms[arena], live, used).items()})
+            kinds.update({kind: times * size for kind, size in codecs[arena].ledger(live, used).items()})
         kinds["pad"] += sum(arena.data.nbytes for arena in self.arenas) - self.bytes
         return dict(kinds)
 
@@ -180,16 +197,16 @@ def page_out(
 ) -> PageTable:
     """A page table of these pages per KV head. Pages whose newest position is below `before` lie on the host.
 
-    Pages that are where they should be stay; the others go to free places of `arenas` (one per format and tier at
+    Pages that are where they should be stay; the others go to free places of `arenas` (one per codec and tier at
     most), or, where there are too few, all of that kind to a new arena. Nothing that exists is changed.
     """
     settled: list[list[Page]] = [list(row) for row in entries]
-    kinds: dict[tuple[PageFormat, bool], list[tuple[int, int]]] = {}
+    kinds: dict[tuple[Codec, bool], list[tuple[int, int]]] = {}
     for h, row in enumerate(entries):
         for i, e in enumerate(row):
-            kinds.setdefault((e.form, e.newest < before), []).append((h, i))
-    for (form, host), mine in kinds.items():
-        arena = next((arena for arena in arenas if (arena.form, arena.host) == (form, host)), None)
+            kinds.setdefault((e.codec, e.newest < before), []).append((h, i))
+    for (codec, host), mine in kinds.items():
+        arena = next((arena for arena in arenas if (arena.codec, arena.host) == (codec, host)), None)
         fresh = [(h, i) for h, i in mine if not (isinstance(entries[h][i], Page) and entries[h][i].arena is arena)]
         if not fresh:
             continue
@@ -197,19 +214,18 @@ def page_out(
         if places is None:
             capacity = len(arena.data) if arena else 0
             capacity = capacity if len(mine) <= capacity else max(len(mine), capacity * 5 // 4)
-            arena, fresh = Arena(form, device, capacity, host), mine
+            arena, fresh = Arena(codec, device, capacity, host), mine
             places = arena.take(len(fresh))
-        moved = [entries[h][i] for h, i in fresh]
-        for (h, i), place, e in zip(fresh, places, moved, strict=True):
+        batches: dict[int, tuple[torch.Tensor, list[int], list[int]]] = {}
+        for (h, i), place in zip(fresh, places, strict=True):
+            e = entries[h][i]
             settled[h][i] = Page(arena, place, e.live, e.used, e.newest)
-        rows = torch.stack([e.row.to(arena.data.device) for e in moved])
-        arena.data[torch.tensor(places, device=arena.data.device)] = rows
+            rows, at = e.source
+            batch = batches.setdefault(id(rows), (rows, [], []))
+            batch[1].append(at)
+            batch[2].append(place)
+        for rows, at, to in batches.values():
+            moved = rows.index_select(0, torch.tensor(at, device=rows.device)).to(arena.data.device)
+            arena.data.index_copy_(0, torch.tensor(to, device=arena.data.device), moved)
     return PageTable(settled, device)
 
-
-def with_live(rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-    """Copies of pages [n, bytes] whose live mask is `live` bool [n, SLOTS]."""
-    rows = rows.clone()
-    weights = 1 << torch.arange(8, device=rows.device)
-    rows[:, :LIVE_MASK] = (live.unflatten(-1, (LIVE_MASK, 8)) * weights).sum(-1).to(torch.uint8)
-    return rows

@@ -30,13 +30,13 @@ class Rotation:
 
 
 @torch.inference_mode()
-def rotation_of(lm: Any) -> Rotation:
-    """The rotation of a model's keys. Raises Unsupported where its stored keys do not turn so.
+def rotation_of(lm: Any, what: str, instead: str) -> Rotation:
+    """The rotation of a model's keys. Raises Unsupported where its stored keys do not turn so: `what` needs it.
 
     Tried on the model: the keys of one token alone depend on its position by the rotation only.
     """
     frequencies = lm.rotary_frequencies()
-    refusal = f"positions='slot' needs keys that turn with position; those of {lm.name!r} do not: use positions='baked'"
+    refusal = f"{what} needs keys that turn with position; those of {lm.name!r} do not: use {instead}"
     if frequencies is None:
         raise Unsupported(refusal)
     rotation = Rotation(frequencies)

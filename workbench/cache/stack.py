@@ -11,7 +11,7 @@ from workbench.cache.plan import CacheMethod
 from workbench.cache.store import MANY
 from workbench.declare import Declared, build, describe, get, names, register, setting
 from workbench.errors import BadInput, Unsupported, shown
-from workbench_kernels.pages import SLOTS
+from workbench_kernels.pages import ALIGN
 
 if TYPE_CHECKING:
     from workbench.cache.managed import ManagedStore
@@ -62,7 +62,7 @@ class Stack(Declared):
         """How older tokens are stored in pages: as the quantizer says, or as they are where heads keep different
         numbers of slots; None without pages."""
         if self.quantizer is None and self.policy.ragged:
-            return Paged(residual=min(self.policy.newest // SLOTS, 1) * SLOTS)
+            return Paged(residual=0 if self.policy.newest < Paged.page_size else Paged.page_size)
         return self.quantizer
 
     def residual(self, length: int) -> int:
@@ -87,9 +87,9 @@ class Stack(Declared):
         at = self.next(length, prompt)
         if self.policy is not None or at is None or length >= prompt:
             return at
-        codec = self.quantizer
-        usual = type(codec).next is Quantizer.next and not codec.needs
-        whole = not codec.interval % SLOTS and not codec.residual % codec.interval
+        storage = self.quantizer
+        usual = type(storage).next is Quantizer.next and not storage.needs
+        whole = not storage.interval % storage.page_size and not storage.residual % storage.interval
         return max(at, prompt) if usual and whole else at
 
     def watches(self, position: int, prompt: int) -> bool:
@@ -135,11 +135,19 @@ class Stack(Declared):
         for member in filter(None, (self.policy, self.quantizer)):
             if "mass" in member.needs - lm.gives:
                 raise Unsupported(f"{member.declared_name} reads attention, which {lm.name!r} does not give")
+        turning = None
+        if self.storage and self.storage.raw_keys:
+            turning = rotation_of(lm, "raw_keys=True", "raw_keys=False")
         if self.storage:
             for layer in range(lm.layers):
-                self.storage.formats(layer, lm.head_dim, lm.head_dim, lm.dtype)
-        rotation = rotation_of(lm) if self.policy and "slot_positions" in self.policy.needs else None
-        return ManagedStore(lm.layers, self, prompt, rotation)
+                for codec in self.storage.codecs(layer, lm.head_dim, lm.head_dim, lm.dtype, turning):
+                    if codec.slots != self.storage.page_size or codec.bytes % ALIGN:
+                        raise BadInput(f"quantizer {self.storage.declared_name}: codecs() answered pages of "
+                                       f"{codec.slots} slots and {codec.bytes} bytes; expected "
+                                       f"{self.storage.page_size} slots and a multiple of {ALIGN} bytes")  # fmt: skip
+        if self.policy and "slot_positions" in self.policy.needs:
+            turning = rotation_of(lm, "positions='slot'", "positions='baked'")
+        return ManagedStore(lm.layers, self, prompt, turning)
 
 
 def as_stack(value: Any) -> Stack | None:

@@ -50,8 +50,11 @@ def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
     page_table = segments[0].page_table
     if len(segments) != 2 or not page_table or len(page_table.arenas) != 1 or page_table.offloaded:
         return False
-    form, arena = page_table.arenas[0].form, page_table.arenas[0].data
-    return segment_attention.choose(q, arena=arena, dtypes=[form.dtype], sizes=[form.value_dim]).name == "triton"
+    form, arena = page_table.arenas[0].codec.kernel, page_table.arenas[0].data
+    if form is None:
+        return False
+    of = {"dtypes": [form.dtype], "sizes": [form.value_dim], "slots": form.slots}
+    return segment_attention.choose(q, arena=arena, **of).name == "triton"
 
 
 def attend_in_place(
@@ -63,13 +66,13 @@ def attend_in_place(
     out, lse = segment_attention.attend_staged(queries, run.k, run.v, scale, mask)
     masses = []
     for pages in rest:  # one at most: see `in_place`
-        table, form = pages.page_table, pages.page_table.arenas[0].form
+        table, form = pages.page_table, pages.page_table.arenas[0].codec.kernel
         where = None
         if pages.window is not None:
             where = torch.tensor(list(pages.queries), dtype=torch.int32, device=q.device)
         coded = (queries, table.arenas[0].data.flatten(), table.table, table.count, scale)
-        facts = {"value_dim": form.value_dim, "group": form.group, "raw": form.dtype, "positions": where}
-        facts["window"] = pages.window
+        facts = {"value_dim": form.value_dim, "group": form.group, "raw": form.dtype, "slots": form.slots}
+        facts |= {"positions": where, "window": pages.window}
         part, part_lse = segment_attention.attend_pages(*coded, **facts)
         out, lse = segment_attention.merge((part, out), (part_lse, lse))
         if rows:

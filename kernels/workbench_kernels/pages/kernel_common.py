@@ -7,10 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workbench_kernels.pages.layout import ALIGN, GAINS, SLOTS, PageFormat
+from workbench_kernels.pages.layout import ALIGN, GAINS, PageFormat
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-SLOT_COUNT = tl.constexpr(SLOTS)
 BLOCK = tl.constexpr(1024)
 
 
@@ -34,6 +33,7 @@ class Rows(NamedTuple):
 class Side(NamedTuple):
     """Keys or values of a page, as constants. Elements are bytes for codes, else what a page stores."""
 
+    slots: int  # of a page
     size: int  # channels
     bits: int
     gain: int  # 0 where the width is no code
@@ -58,10 +58,12 @@ def sides(form: PageFormat) -> dict[str, Side]:
     found = {}
     for name, (size, bits, group, scale, start, end) in parts.items():
         item = form.element(bits).itemsize
-        row = (end - start) // (SLOTS * item)
+        row = (end - start) // (form.slots * item)
         place = (ALIGN // item, start // item, scale // 2, start // 4, end // 4)
         padded = (triton.next_power_of_2(n) for n in (size // (group or size), group or size))
-        found[name] = Side(size, bits, GAINS.get(bits, 0), group, row, triton.next_power_of_2(row), *place, *padded)
+        found[name] = Side(
+            form.slots, size, bits, GAINS.get(bits, 0), group, row, triton.next_power_of_2(row), *place, *padded
+        )
     return found
 
 
@@ -98,11 +100,3 @@ def copy(out_ptr, in_ptr, START: tl.constexpr, END: tl.constexpr):
     for start in tl.static_range(START, END, BLOCK):
         at = start + tl.arange(0, BLOCK)
         tl.store(out_ptr + at, tl.load(in_ptr + at, mask=at < END, other=0), mask=at < END)
-
-
-@triton.jit
-def copy_rows(out_ptr, in_ptr, there, side: tl.constexpr):
-    """Rows at [entries] pointers, where `there` says so."""
-    channel = tl.arange(0, side.block)[None, :]
-    mask = there[:, None] & (channel < side.row)
-    tl.store(out_ptr[:, None] + channel, tl.load(in_ptr[:, None] + channel, mask=mask, other=0), mask=mask)

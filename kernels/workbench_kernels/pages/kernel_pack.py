@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.pages.kernel_common import SLOT_COUNT, integers, sides, views, warps
+from workbench_kernels.pages.kernel_common import integers, sides, views, warps
 from workbench_kernels.pages.layout import PageFormat
 
 
@@ -45,7 +45,7 @@ def encode(x, step, zero, GAIN: tl.constexpr):
 
 @triton.jit
 def pack_stored(rows_ptr, x_ptr, stride, used, side: tl.constexpr):
-    slot = tl.arange(0, SLOT_COUNT)[:, None]
+    slot = tl.arange(0, side.slots)[:, None]
     channel = tl.arange(0, side.block)[None, :]
     inside = channel < side.row
     x = tl.load(x_ptr + slot * stride + channel, mask=inside & (slot < used), other=0)
@@ -57,11 +57,12 @@ def pack_keys(rows_ptr, scale_ptr, x_ptr, stride, used, side: tl.constexpr):
     """One step per channel: each planar part of the row holds whole channels, so one pass is enough."""
     PARTS: tl.constexpr = 8 // side.bits
     BLOCK: tl.constexpr = side.block
-    slot = tl.arange(0, SLOT_COUNT)[:, None]
+    SLOTS: tl.constexpr = side.slots
+    slot = tl.arange(0, side.slots)[:, None]
     column = tl.arange(0, BLOCK)
     inside = column < side.row
     live = slot < used
-    packed = tl.zeros([SLOT_COUNT, BLOCK], tl.int32)
+    packed = tl.zeros([SLOTS, BLOCK], tl.int32)
     for part in tl.static_range(PARTS):
         channel = part * side.row + column
         x = tl.load(x_ptr + slot * stride + channel[None, :], mask=live & inside[None, :], other=0.0).to(tl.float32)
@@ -79,8 +80,9 @@ def pack_values(rows_ptr, scale_ptr, x_ptr, stride, used, side: tl.constexpr):
     """One step per slot and group. A group may reach over two planar parts: steps first, then codes from them."""
     PARTS: tl.constexpr = 8 // side.bits
     BLOCK: tl.constexpr = side.block
+    SLOTS: tl.constexpr = side.slots
     COUNT: tl.constexpr = side.size // side.group
-    slots = tl.arange(0, SLOT_COUNT)
+    slots = tl.arange(0, side.slots)
     group = tl.arange(0, side.groups)
     member = tl.arange(0, side.members)
     channel = group[:, None] * side.group + member[None, :]
@@ -94,27 +96,27 @@ def pack_values(rows_ptr, scale_ptr, x_ptr, stride, used, side: tl.constexpr):
     step, zero = steps(low, high)
     at = scale_ptr + slots[:, None] * COUNT + group[None, :]
     tl.store(at, step, mask=(group < COUNT)[None, :])
-    tl.store(at + SLOT_COUNT * COUNT, zero, mask=(group < COUNT)[None, :])
+    tl.store(at + side.slots * COUNT, zero, mask=(group < COUNT)[None, :])
     tl.debug_barrier()  # the steps are read back by other threads
     column = tl.arange(0, BLOCK)[None, :]
     slot = slots[:, None]
     there = (column < side.row) & (slot < used)
-    packed = tl.zeros([SLOT_COUNT, BLOCK], tl.int32)
+    packed = tl.zeros([SLOTS, BLOCK], tl.int32)
     for part in tl.static_range(PARTS):
         channel = part * side.row + column
         x = tl.load(x_ptr + slot * stride + channel, mask=there, other=0.0).to(tl.float32)
         at = scale_ptr + slot * COUNT + channel // side.group
         step = tl.load(at, mask=there, other=1.0).to(tl.float32)
-        zero = tl.load(at + SLOT_COUNT * COUNT, mask=there, other=0.0).to(tl.float32)
+        zero = tl.load(at + side.slots * COUNT, mask=there, other=0.0).to(tl.float32)
         packed |= tl.where(there, encode(x, step, zero, side.gain), 0) << (part * side.bits)
     tl.store(rows_ptr + slot * side.row + column, packed.to(tl.uint8), mask=column < side.row)
 
 
-@triton.jit(do_not_specialize=["birth"])
-def pack_kernel(arena, k, v, positions_ptr, used_ptr, offsets_ptr, birth, K: tl.constexpr, V: tl.constexpr):
-    """k [n_pages, SLOTS, D], v [n_pages, SLOTS, Dv]: `Rows`, bit patterns where the width is no code.
+@triton.jit
+def pack_kernel(arena, k, v, positions_ptr, used_ptr, offsets_ptr, K: tl.constexpr, V: tl.constexpr):
+    """k [n_pages, slots, D], v [n_pages, slots, Dv]: `Rows`, bit patterns where the width is no code.
 
-    positions: [n_pages, SLOTS]; used, offsets: [n_pages].
+    positions: [n_pages, slots]; used, offsets: [n_pages].
     """
     page = tl.program_id(0).to(tl.int64)
     offset = tl.load(offsets_ptr + page).to(tl.int64)
@@ -122,11 +124,12 @@ def pack_kernel(arena, k, v, positions_ptr, used_ptr, offsets_ptr, birth, K: tl.
     if tl.program_id(1) == 0:
         word = tl.arange(0, 4)
         kinds = K.bits + (K.gain << 8) + (V.bits << 16) + (V.gain << 24)
-        live = ((tl.full((), 1, tl.int64) << used) - 1).to(tl.int32)
-        header = tl.where(word == 0, live, tl.where(word == 1, kinds, tl.where(word == 2, used << 8, birth)))
+        of_word = tl.minimum(tl.maximum(used - 32 * word, 0), 32)
+        live = ((tl.full((4,), 1, tl.int64) << of_word) - 1).to(tl.int32)
+        header = tl.where(word < 2, live, tl.where(word == 2, kinds, used))
         tl.store(arena.words + offset * 4 + word, header)
-        slot = tl.arange(0, SLOT_COUNT)
-        positions = tl.load(positions_ptr + page * SLOT_COUNT + slot).to(tl.int32)
+        slot = tl.arange(0, K.slots)
+        positions = tl.load(positions_ptr + page * K.slots + slot).to(tl.int32)
         tl.store(arena.words + offset * 4 + 4 + slot, positions)
         rows_ptr = arena.k + offset * K.unit + K.start
         k_ptr = k.data + page * k.outer
@@ -144,10 +147,10 @@ def pack_kernel(arena, k, v, positions_ptr, used_ptr, offsets_ptr, birth, K: tl.
 
 
 @on_its_device
-def pack(k, v, positions, used, form: PageFormat, arena, offsets, birth: int = 0) -> None:
-    """See the public function; k [n, SLOTS, D], v [n, SLOTS, Dv], two programs a page."""
+def pack(k, v, positions, used, form: PageFormat, arena, offsets) -> None:
+    """See the public function; k [n, slots, D], v [n, slots, Dv], two programs a page."""
     if not len(k):
         return
     rows = integers(k, form, form.bits_k), integers(v, form, form.bits_v)
     lists = (t.contiguous() for t in (positions, used, offsets))
-    pack_kernel[(len(k), 2)](views(arena, form), *rows, *lists, birth, **sides(form), num_warps=warps(form))
+    pack_kernel[(len(k), 2)](views(arena, form), *rows, *lists, **sides(form), num_warps=warps(form))

@@ -1,19 +1,19 @@
-"""Reading packed slots and rounding pages to smaller widths, in Triton: a program takes 32 rows of keys or values."""
+"""Reading packed slots and rounding pages to smaller widths, in Triton: a program takes as many rows as a page has."""
 
 import torch
 import triton
 import triton.language as tl
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.pages.kernel_common import SLOT_COUNT, copy, row_at, sides, views, warps
-from workbench_kernels.pages.layout import SLOTS, PageFormat
+from workbench_kernels.pages.kernel_common import copy, row_at, sides, views, warps
+from workbench_kernels.pages.layout import PageFormat
 
 
 @triton.jit
 def read_rows(out_ptr, rows_ptr, halves_ptr, offset, slot, row, inside, side: tl.constexpr):
-    """Rows [SLOTS, channels] in the dtype of out, 0 where the offset is below 0."""
+    """Rows [slots, channels] in the dtype of out, 0 where the offset is below 0."""
     PARTS: tl.constexpr = 8 // side.bits if side.gain else 1
-    STEPS: tl.constexpr = SLOT_COUNT * (side.size // side.group) if side.group else side.size
+    STEPS: tl.constexpr = side.slots * (side.size // side.group) if side.group else side.size
     offset, slot = offset[:, None], slot[:, None]
     column = tl.arange(0, side.block)[None, :]
     wanted = inside[:, None] & (column < side.row)
@@ -45,11 +45,11 @@ def read_kernel(
     offsets: [n_pages] with slots None, or [n_rows] with slots [n_rows]; rows of an offset below 0 are zeros.
     """
     program = tl.program_id(0).to(tl.int64)
-    row = program * SLOT_COUNT + tl.arange(0, SLOT_COUNT)
+    row = program * K.slots + tl.arange(0, K.slots)
     inside = row < n_rows
     if slots_ptr is None:  # one offset for all rows: the steps of the keys are read once
         offset = tl.load(offsets_ptr + program + tl.arange(0, 1)).to(tl.int64)
-        slot = tl.arange(0, SLOT_COUNT)
+        slot = tl.arange(0, K.slots)
     else:
         offset = tl.load(offsets_ptr + row, mask=inside, other=-1).to(tl.int64)
         slot = tl.load(slots_ptr + row, mask=inside, other=0).to(tl.int32)
@@ -57,8 +57,8 @@ def read_kernel(
         there = inside & (offset >= 0)
         position = tl.load(arena.words + offset * 4 + 4 + slot, mask=there, other=0).to(tl.int64)
         tl.store(positions_ptr + row, position, mask=inside)
-        bits = tl.load(arena.words + offset * 4 + slot * 0, mask=there, other=0)
-        tl.store(live_ptr + row, ((bits >> slot) & 1).to(tl.uint8), mask=inside)
+        bits = tl.load(arena.words + offset * 4 + slot // 32, mask=there, other=0)
+        tl.store(live_ptr + row, ((bits >> (slot % 32)) & 1).to(tl.uint8), mask=inside)
         read_rows(k_ptr, arena.k, arena.halves, offset, slot, row, inside, K)
     else:
         read_rows(v_ptr, arena.v, arena.halves, offset, slot, row, inside, V)
@@ -73,10 +73,11 @@ def demote_rows(out_words_ptr, out_ptr, words_ptr, rows_ptr, side: tl.constexpr,
         PARTS: tl.constexpr = 8 // to.bits
         RATIO: tl.constexpr = to.gain // side.gain
         BLOCK: tl.constexpr = to.block
-        slot = tl.arange(0, SLOT_COUNT)[:, None]
+        SLOTS: tl.constexpr = side.slots
+        slot = tl.arange(0, side.slots)[:, None]
         column = tl.arange(0, BLOCK)[None, :]
         inside = column < to.row
-        packed = tl.zeros([SLOT_COUNT, BLOCK], tl.int32)
+        packed = tl.zeros([SLOTS, BLOCK], tl.int32)
         for part in tl.static_range(PARTS):
             channel = part * to.row + column
             at = rows_ptr + side.start + slot * side.row + channel % side.row
@@ -99,7 +100,7 @@ def demote_kernel(
     if tl.program_id(1) == 0:
         word = tl.arange(0, 4)
         kinds = TO_K.bits + (TO_K.gain << 8) + (TO_V.bits << 16) + (TO_V.gain << 24)
-        tl.store(out_words_ptr + word, tl.where(word == 1, kinds, tl.load(words_ptr + word)))
+        tl.store(out_words_ptr + word, tl.where(word == 2, kinds, tl.load(words_ptr + word)))
         copy(out_words_ptr, words_ptr, 4, TO_K.word)  # positions and every step: the same places
         out_ptr = out.k + out_offset * TO_K.unit
         demote_rows(out_words_ptr, out_ptr, words_ptr, arena.k + offset * K.unit, K, TO_K)
@@ -110,8 +111,8 @@ def demote_kernel(
 
 @on_its_device
 def read(arena, form: PageFormat, offsets, slots, dtype: torch.dtype):
-    """k [..., D], v [..., Dv], positions int64 [...], live bool [...] of slots anywhere; [n, SLOTS] of whole pages."""
-    shape = (len(offsets), SLOTS) if slots is None else offsets.shape
+    """k [..., D], v [..., Dv], positions int64 [...], live bool [...] of slots anywhere; [n, slots] of whole pages."""
+    shape = (len(offsets), form.slots) if slots is None else offsets.shape
     slots = None if slots is None else slots.contiguous()
     k, v = (torch.empty(*shape, size, dtype=dtype, device=arena.device) for size in (form.head_dim, form.value_dim))
     positions = torch.empty(shape, dtype=torch.int64, device=arena.device)
@@ -120,7 +121,7 @@ def read(arena, form: PageFormat, offsets, slots, dtype: torch.dtype):
         out = (k, v, positions, live.view(torch.uint8))
         names = (offsets.contiguous(), slots, rows)
         constants = {**sides(form), "num_warps": warps(form)}
-        read_kernel[(triton.cdiv(rows, SLOTS), 2)](*out, views(arena, form, floats=True), *names, **constants)
+        read_kernel[(triton.cdiv(rows, form.slots), 2)](*out, views(arena, form, floats=True), *names, **constants)
     return k, v, positions, live
 
 

@@ -1,4 +1,4 @@
-"""Moving rotated keys to other positions, in Triton: a program takes 32 keys of one head, or one page."""
+"""Moving rotated keys to other positions, in Triton: a program takes 32 keys of one head."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
-from workbench_kernels.pages.kernel_common import SLOT_COUNT, Rows, copy, sides, views
-from workbench_kernels.pages.layout import SLOTS, PageFormat
+from workbench_kernels.pages.kernel_common import Rows
+
+KEYS = tl.constexpr(32)  # of a program
 
 
 class Channels(NamedTuple):
@@ -29,7 +30,7 @@ class Channels(NamedTuple):
 @triton.jit
 def rotate_rows(out_ptr, in_ptr, out_stride, in_stride, delta, inv_freq_ptr, there, channels: tl.constexpr):
     """Channels f and f + half turn by delta * inv_freq[f]; those from 2 half on are copied."""
-    row = tl.arange(0, SLOT_COUNT)[:, None]
+    row = tl.arange(0, there.shape[0])[:, None]
     pair = tl.arange(0, channels.block)
     mask = there[:, None] & (pair < channels.half)[None, :]
     frequency = tl.load(inv_freq_ptr + pair, mask=pair < channels.half, other=0.0).to(tl.float32)
@@ -51,35 +52,14 @@ def rotate_rows(out_ptr, in_ptr, out_stride, in_stride, delta, inv_freq_ptr, the
 def rotate_kernel(out_ptr, k, origin, target, inv_freq_ptr, n_keys, CHANNELS: tl.constexpr):
     """out [n_heads, n_keys, D]; k: `Rows` of the same; origin, target: [n_heads, n_keys] and the stride of heads."""
     head = tl.program_id(1).to(tl.int64)
-    start = tl.program_id(0).to(tl.int64) * SLOT_COUNT
-    key = start + tl.arange(0, SLOT_COUNT)
+    start = tl.program_id(0).to(tl.int64) * KEYS
+    key = start + tl.arange(0, KEYS)
     there = key < n_keys
     old = tl.load(origin[0] + head * origin[1] + key, mask=there, other=0).to(tl.int64)
     delta = tl.load(target[0] + head * target[1] + key, mask=there, other=0).to(tl.int64) - old
     out_ptr += (head * n_keys + start) * CHANNELS.size
     k_ptr = k.data + head * k.outer + start * k.inner
     rotate_rows(out_ptr, k_ptr, CHANNELS.size, k.inner, delta, inv_freq_ptr, there, CHANNELS)
-
-
-@triton.jit
-def rotate_pages_kernel(out, arena, names, inv_freq_ptr, K: tl.constexpr, V: tl.constexpr, CHANNELS: tl.constexpr):
-    """out, arena: `Arena` with keys as floats; names: offsets of out and arena [n_pages], targets [n_pages, SLOTS]."""
-    page = tl.program_id(0).to(tl.int64)
-    out_offset = tl.load(names[0] + page).to(tl.int64)
-    offset = tl.load(names[1] + page).to(tl.int64)
-    slot = tl.arange(0, SLOT_COUNT)
-    words_ptr = arena.words + offset * 4
-    out_words_ptr = out.words + out_offset * 4
-    target = tl.load(names[2] + page * SLOT_COUNT + slot)
-    delta = target.to(tl.int64) - tl.load(words_ptr + 4 + slot).to(tl.int64)
-    rows_ptr = arena.k + offset * K.unit + K.start
-    out_rows_ptr = out.k + out_offset * K.unit + K.start
-    rotate_rows(out_rows_ptr, rows_ptr, K.row, K.row, delta, inv_freq_ptr, slot >= 0, CHANNELS)
-    word = tl.arange(0, 4)
-    tl.store(out_words_ptr + word, tl.load(words_ptr + word))
-    tl.store(out_words_ptr + 4 + slot, target.to(tl.int32))
-    copy(out_words_ptr, words_ptr, 4 + SLOT_COUNT, K.word)  # steps of coded values
-    copy(out_words_ptr, words_ptr, V.word, V.end)
 
 
 @on_its_device
@@ -91,15 +71,5 @@ def rotate(k: Tensor, origin: Tensor, target: Tensor, inv_freq: Tensor) -> Tenso
     if out.numel():
         places = ((t, t.stride(0) if t.ndim == 2 else 0) for t in (origin, target))
         held = (out, Rows(k, *k.stride()[:2]), *places, inv_freq.contiguous(), keys)
-        rotate_kernel[(triton.cdiv(keys, SLOTS), heads)](*held, CHANNELS=Channels.of(size, inv_freq))
+        rotate_kernel[(triton.cdiv(keys, KEYS.value), heads)](*held, CHANNELS=Channels.of(size, inv_freq))
     return out
-
-
-@on_its_device
-def rotate_pages(arena, form: PageFormat, offsets, targets, inv_freq, out, out_offsets) -> None:
-    """See the public function; one program a page."""
-    if len(offsets):
-        both = (views(part, form, floats=True) for part in (out, arena))
-        names = tuple(t.contiguous() for t in (out_offsets, offsets, targets))
-        constants = {**sides(form), "CHANNELS": Channels.of(form.head_dim, inv_freq)}
-        rotate_pages_kernel[(len(offsets),)](*both, names, inv_freq.contiguous(), **constants)

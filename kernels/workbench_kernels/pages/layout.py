@@ -1,10 +1,10 @@
-"""The packed page: 32 slots of one layer and one KV head, keys at one width, values at one width, in one run of bytes.
+"""The packed page: T slots of one layer and one KV head, keys at one width, values at one width, in one run of bytes.
 
     offset  bytes             content
-    0       16                header: u32 live mask (bit i = slot i), u8 key width, u8 key gain, u8 value width,
-                              u8 value gain, u8 flags, u8 used slots, u16 reserved, u32 birth (round number)
-    16      4 T = 128         i32 original position of each slot
-    144     4 D               f16 step s[D], f16 zero z[D] of the keys, per channel      (coded widths only)
+    0       16                header: u64 live mask (bit i = slot i), u8 key width, u8 key gain, u8 value width,
+                              u8 value gain, u8 used slots, 3 reserved
+    16      4 T               i32 original position of each slot
+    +       4 D               f16 step s[D], f16 zero z[D] of the keys, per channel      (coded widths only)
     +       4 T Dv / G        f16 step s[T, Dv/G], f16 zero z[T, Dv/G] of the values      (coded widths only)
     +       T D w / 8         key codes, planar rows of D w / 8 bytes
     +       T Dv w / 8        value codes, planar rows
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-SLOTS = 32
+PAGE_SIZES = (32, 64)  # slots that a page may have
 HEADER = 16
 ALIGN = 16  # page sizes and offsets are multiples of this; tables count in it
 RAW = 0
@@ -33,7 +33,7 @@ class PageFormat:
     """Where everything lies in a page of one kind; sizes and offsets in bytes.
 
     head_dim, value_dim: multiples of 16. bits_k, bits_v: of `BITS`. group: channels that share a value step; divides
-    value_dim. dtype: what RAW means. Raises ValueError where these do not fit.
+    value_dim. dtype: what RAW means. slots: of `PAGE_SIZES`. Raises ValueError where these do not fit.
     """
 
     head_dim: int
@@ -42,8 +42,11 @@ class PageFormat:
     bits_v: int = RAW
     group: int = 32
     dtype: torch.dtype = torch.float32
+    slots: int = 32
 
     def __post_init__(self) -> None:
+        if self.slots not in PAGE_SIZES:
+            raise ValueError(f"page: expected {' or '.join(map(str, PAGE_SIZES))} slots, got {self.slots}")
         if self.bits_k not in BITS or self.bits_v not in BITS:
             raise ValueError(f"page: expected widths of {BITS} (0 = raw), got {self.bits_k} and {self.bits_v}")
         smallest = min(self.head_dim, self.value_dim, self.group)
@@ -57,7 +60,7 @@ class PageFormat:
 
     @property
     def scale_k(self) -> int:
-        return HEADER + 4 * SLOTS
+        return HEADER + 4 * self.slots
 
     @property
     def scale_v(self) -> int:
@@ -65,15 +68,15 @@ class PageFormat:
 
     @property
     def codes_k(self) -> int:
-        return self.scale_v + (4 * SLOTS * (self.value_dim // self.group) if self.bits_v in GAINS else 0)
+        return self.scale_v + (4 * self.slots * (self.value_dim // self.group) if self.bits_v in GAINS else 0)
 
     @property
     def codes_v(self) -> int:
-        return self.codes_k + SLOTS * self.row_k
+        return self.codes_k + self.slots * self.row_k
 
     @property
     def bytes(self) -> int:
-        return self.codes_v + SLOTS * self.row_v
+        return self.codes_v + self.slots * self.row_v
 
     @property
     def row_k(self) -> int:
@@ -93,24 +96,25 @@ class PageFormat:
         return torch.uint8 if bits in GAINS else self.dtype if bits == RAW else torch.float16
 
 
-def header(form: PageFormat, used: torch.Tensor, birth: int = 0) -> torch.Tensor:
+def header(form: PageFormat, used: torch.Tensor) -> torch.Tensor:
     """The header's words, int32 [n, 4], of pages whose first `used` [n] slots are live and the rest new."""
     used = used.long()
     kinds = form.bits_k | GAINS.get(form.bits_k, 0) << 8 | form.bits_v << 16 | GAINS.get(form.bits_v, 0) << 24
-    words = [(1 << used) - 1, torch.full_like(used, kinds), used << 8, torch.full_like(used, birth)]
+    words = [(1 << used.clamp_max(32)) - 1, (1 << (used - 32).clamp_min(0)) - 1, torch.full_like(used, kinds), used]
     return torch.stack(words, -1).to(torch.int32)
 
 
-def ledger(form: PageFormat, live: int = SLOTS, used: int | None = None) -> dict[str, int]:
+def ledger(form: PageFormat, live: int | None = None, used: int | None = None) -> dict[str, int]:
     """Bytes of one page by kind; they sum to `form.bytes`.
 
-    live: slots whose live bit is set; used: slots ever written (`live` where None). An evicted slot's rows, steps and
-    position count as `dead`, those of a slot not written yet as `pad`. Steps of keys belong to the page, whatever
-    lives in it. Raises ValueError unless 0 <= live <= used <= SLOTS.
+    live: slots whose live bit is set (None: all); used: slots ever written (`live` where None). An evicted slot's rows,
+    steps and position count as `dead`, those of a slot not written yet as `pad`. Steps of keys belong to the page,
+    whatever lives in it. Raises ValueError unless 0 <= live <= used <= form.slots.
     """
+    live = form.slots if live is None else live
     used = live if used is None else used
-    if not 0 <= live <= used <= SLOTS:
-        raise ValueError(f"ledger: expected 0 <= live <= used <= {SLOTS}, got {live} live of {used} used")
+    if not 0 <= live <= used <= form.slots:
+        raise ValueError(f"ledger: expected 0 <= live <= used <= {form.slots}, got {live} live of {used} used")
     half_k = 2 * form.head_dim if form.bits_k in GAINS else 0
     half_v = 2 * (form.value_dim // form.group) if form.bits_v in GAINS else 0  # of one slot
     slot = form.row_k + form.row_v + 2 * half_v + 4
@@ -121,5 +125,5 @@ def ledger(form: PageFormat, live: int = SLOTS, used: int | None = None) -> dict
         "position": 4 * live,
         "header": HEADER,
         "dead": (used - live) * slot,
-        "pad": (SLOTS - used) * slot,
+        "pad": (form.slots - used) * slot,
     }

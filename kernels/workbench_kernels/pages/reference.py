@@ -7,9 +7,10 @@ ALIGN bytes, and its number in the page. An offset below 0 names none, and the e
 import torch
 from torch import Tensor
 
-from workbench_kernels.pages.layout import ALIGN, GAINS, HEADER, SLOTS, PageFormat, header
+from workbench_kernels.pages.layout import ALIGN, GAINS, HEADER, PAGE_SIZES, PageFormat, header
 
-USED = 9  # byte of the header
+HALF = torch.finfo(torch.float16)
+KINDS = 8  # bytes of the header before the widths
 
 
 def steps(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,26 +31,27 @@ def steps(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_codes(x: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """Codes at a width, int32 of x's shape; step and zero broadcast against x.
+    """Codes at a width, uint8 of x's shape; step and zero broadcast against x.
 
     The 8-bit code rounded once more. The gains are odd, so this is the code of direct rounding: both stages together
     err by at most half a step of the width.
     """
-    level = ((x.float() - zero.float()) / step.float()).clamp(0, 255)
-    return coarser((level + 0.5).int(), 1, GAINS[bits])
+    level = (x.float() - zero.float()).div_(step.float()).clamp_(0, 255)
+    return coarser(level.add_(0.5).floor_(), 1, GAINS[bits]).to(torch.uint8)
 
 
 def coarser(codes: Tensor, gain: int, to_gain: int) -> Tensor:
     """Codes of steps of one gain, rounded to those of a larger one."""
     ratio = to_gain // gain
-    return (codes + ratio // 2).div(ratio, rounding_mode="floor")
+    return codes if ratio == 1 else (codes.float() + ratio // 2).div_(ratio).floor_().to(codes.dtype)  # exact
 
 
 def planar(codes: Tensor, bits: int) -> Tensor:
     """int codes [..., D] -> uint8 [..., D * bits / 8]."""
-    parts = codes.unflatten(-1, (8 // bits, -1))
-    shifts = torch.arange(8 // bits, device=codes.device)[:, None] * bits
-    return (parts << shifts).sum(-2).to(torch.uint8)
+    row, *others = codes.to(torch.uint8).unflatten(-1, (8 // bits, -1)).unbind(-2)
+    for i, part in enumerate(others, 1):
+        row = row | part << (i * bits)
+    return row
 
 
 def unplanar(rows: Tensor, bits: int) -> Tensor:
@@ -58,31 +60,34 @@ def unplanar(rows: Tensor, bits: int) -> Tensor:
     return ((rows.int()[..., None, :] >> shifts) & (2**bits - 1)).flatten(-2)
 
 
-def pack(k: Tensor, v: Tensor, positions: Tensor, used: Tensor, form: PageFormat, birth: int = 0) -> Tensor:
+def pack(k: Tensor, v: Tensor, positions: Tensor, used: Tensor, form: PageFormat) -> Tensor:
     """Pages of one kind, uint8 [n, form.bytes].
 
-    k: [n, SLOTS, D]; v: [n, SLOTS, Dv]; positions: int [n, SLOTS]; used: int [n], slots from `used` on are empty and
+    k: [n, slots, D]; v: [n, slots, Dv]; positions: int [n, slots]; used: int [n], slots from `used` on are empty and
     take no part in the steps.
     """
-    n = len(k)
+    n, slots = len(k), form.slots
     page = k.new_zeros(n, form.bytes, dtype=torch.uint8)
-    live = torch.arange(SLOTS, device=k.device) < used[:, None]
-    page[:, :HEADER] = header(form, used, birth).view(torch.uint8)
+    live = torch.arange(slots, device=k.device) < used[:, None]
+    whole = used.is_cpu and bool((used == slots).all())
+    page[:, :HEADER] = header(form, used).view(torch.uint8)
     page[:, HEADER : form.scale_k] = positions.to(torch.int32).contiguous().view(torch.uint8)
     for x, bits, scales, codes, end, axis in (
         (k, form.bits_k, form.scale_k, form.codes_k, form.codes_v, -2),
         (v.unflatten(-1, (-1, form.group)), form.bits_v, form.scale_v, form.codes_v, form.bytes, -1),
     ):
         if bits not in GAINS:
-            stored = torch.where(live.view(n, SLOTS, *[1] * (x.ndim - 2)), x, 0)
+            stored = torch.where(live.view(n, slots, *[1] * (x.ndim - 2)), x, 0)
             page[:, codes:end] = stored.to(form.element(bits)).reshape(n, -1).view(torch.uint8)
             continue
-        absent = ~live.view(n, SLOTS, *[1] * (x.ndim - 2))
-        low = x.float().masked_fill(absent, torch.inf).amin(axis, keepdim=True)
-        high = x.float().masked_fill(absent, -torch.inf).amax(axis, keepdim=True)
+        absent = ~live.view(n, slots, *[1] * (x.ndim - 2))
+        x = x.float()
+        low, high = (x, x) if whole else (x.masked_fill(absent, far) for far in (torch.inf, -torch.inf))
+        low, high = low.amin(axis, keepdim=True), high.amax(axis, keepdim=True)
         empty = low == torch.inf  # no live slot
         step, zero = steps(low.masked_fill(empty, 0), high.masked_fill(empty, 0))
-        packed = planar(to_codes(x, step, zero, bits).masked_fill(absent, 0).reshape(n, SLOTS, -1), bits)
+        chosen = to_codes(x, step, zero, bits)
+        packed = planar((chosen if whole else chosen.masked_fill(absent, 0)).reshape(n, slots, -1), bits)
         both = torch.stack([step.reshape(n, -1), zero.reshape(n, -1)], 1).reshape(n, -1)
         page[:, scales : scales + 2 * both.shape[1]] = both.view(torch.uint8)
         page[:, codes:end] = packed.reshape(n, -1)
@@ -90,50 +95,74 @@ def pack(k: Tensor, v: Tensor, positions: Tensor, used: Tensor, form: PageFormat
 
 
 def unpack(page: Tensor, form: PageFormat) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pages uint8 [n, form.bytes] -> k [n, SLOTS, D] and v [n, SLOTS, Dv] in float32 (float64 for RAW float64),
-    positions int64 [n, SLOTS], live bool [n, SLOTS]."""
-    n = len(page)
-    mask = page[:, :4].contiguous().view(torch.int32)
-    live = (mask >> torch.arange(SLOTS, device=page.device)) & 1 == 1
+    """Pages uint8 [n, form.bytes] -> k [n, slots, D] and v [n, slots, Dv] in float32 (float64 for RAW float64),
+    positions int64 [n, slots], live bool [n, slots]."""
+    n, slots = len(page), form.slots
+    live = live_bits(page[:, : slots // 8])
     places = page[:, HEADER : form.scale_k].contiguous().view(torch.int32).long()
     out = []
-    for bits, gain_at, scales, codes, end, width in (
-        (form.bits_k, 5, form.scale_k, form.codes_k, form.codes_v, form.head_dim),
-        (form.bits_v, 7, form.scale_v, form.codes_v, form.bytes, form.value_dim),
+    for bits, by_channel, scales, codes, end, width in (
+        (form.bits_k, True, form.scale_k, form.codes_k, form.codes_v, form.head_dim),
+        (form.bits_v, False, form.scale_v, form.codes_v, form.bytes, form.value_dim),
     ):
         body = page[:, codes:end]
         if bits not in GAINS:
-            x = body.contiguous().view(form.element(bits)).view(n, SLOTS, width)
+            x = body.contiguous().view(form.element(bits)).view(n, slots, width)
             out.append(x if x.dtype == torch.float64 else x.float())
             continue
-        count = width if gain_at == 5 else SLOTS * (width // form.group)
-        step, zero = (
-            page[:, scales : scales + 4 * count].contiguous().view(torch.float16).float().view(n, 2, -1).unbind(1)
-        )
-        step = step * page[:, gain_at].float()[:, None]
-        body = body.unflatten(1, (SLOTS, -1))
-        x = step.new_empty(n, SLOTS, 8 // bits, body.shape[2])
+        count = width if by_channel else slots * (width // form.group)
+        step, zero = scales_at(page, scales, count)
+        step = step * GAINS[bits]
+        body = body.unflatten(1, (slots, -1))
+        x = step.new_empty(n, slots, 8 // bits, body.shape[2])
         for i in range(8 // bits):
             high = body >> (i * bits) if i else body
             x[:, :, i] = high & (2**bits - 1) if (i + 1) * bits < 8 else high
-        shape = (n, 1, -1, 1) if gain_at == 5 else (n, SLOTS, -1, 1)  # a step per channel, or per slot and group
-        x = x.view(n, SLOTS, count if gain_at == 5 else count // SLOTS, -1)
-        out.append(x.mul_(step.view(shape)).add_(zero.view(shape)).view(n, SLOTS, width))
+        shape = (n, 1, -1, 1) if by_channel else (n, slots, -1, 1)  # a step per channel, or per slot and group
+        x = x.view(n, slots, count if by_channel else count // slots, -1)
+        out.append(x.mul_(step.view(shape)).add_(zero.view(shape)).view(n, slots, width))
     return out[0], out[1], places, live
+
+
+def scales_at(page: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Stored steps and zeros, float32 [n, count] each, from the byte `start` of pages on."""
+    both = page[:, start : start + 4 * count].contiguous().view(torch.float16).float()
+    return both.view(len(page), 2, -1).unbind(1)
+
+
+def bound(page: Tensor, form: PageFormat) -> tuple[Tensor, Tensor]:
+    """What packing may have changed at most, float32 [n, slots, D] and [n, slots, Dv]: half a step, or half a unit of
+    float16."""
+    n, slots = len(page), form.slots
+    k, v, _, _ = unpack(page, form)
+    errors = [x.abs().clamp_min(HALF.tiny).float() * HALF.eps / 2 if bits == 16 else torch.zeros_like(x).float()
+              for x, bits in ((k, form.bits_k), (v, form.bits_v))]  # fmt: skip
+    if form.bits_k in GAINS:
+        step, _ = scales_at(page, form.scale_k, form.head_dim)
+        errors[0] = (step * GAINS[form.bits_k] / 2)[:, None].expand(-1, slots, -1)
+    if form.bits_v in GAINS:
+        step, _ = scales_at(page, form.scale_v, slots * (form.value_dim // form.group))
+        errors[1] = (step * GAINS[form.bits_v] / 2).view(n, slots, -1).repeat_interleave(form.group, -1)
+    return errors[0], errors[1]
+
+
+def live_bits(rows: Tensor) -> Tensor:
+    """The mask at the start of pages, uint8 [n, slots / 8] -> bool [n, slots]."""
+    return (rows[..., None] >> torch.arange(8, device=rows.device, dtype=torch.uint8) & 1).bool().flatten(1)
 
 
 def demote(page: Tensor, form: PageFormat, to: PageFormat) -> Tensor:
     """Pages uint8 [n, form.bytes] -> the same pages at smaller widths, uint8 [n, to.bytes]; steps and zeros stay."""
     n = len(page)
     out = torch.cat([page[:, : form.codes_k], page.new_empty(n, to.bytes - to.codes_k)], 1)
-    out[:, :HEADER].view(torch.int32)[:, 1] = header(to, torch.zeros(1))[:, 1]
+    out[:, :HEADER].view(torch.int32)[:, 2] = header(to, torch.zeros(1))[:, 2]
     for bits, start, end, small, low, high in (
         (form.bits_k, form.codes_k, form.codes_v, to.bits_k, to.codes_k, to.codes_v),
         (form.bits_v, form.codes_v, form.bytes, to.bits_v, to.codes_v, to.bytes),
     ):
         rows = page[:, start:end]
         if bits != small:
-            codes = unplanar(rows.reshape(n, SLOTS, -1), bits)
+            codes = unplanar(rows.reshape(n, form.slots, -1), bits)
             rows = planar(coarser(codes, GAINS[bits], GAINS[small]), small).reshape(n, -1)
         out[:, low:high] = rows
     return out
@@ -159,116 +188,22 @@ def cells(offsets: Tensor, form: PageFormat) -> Tensor:
 # -- slots ----------------------------------------------------------------------------------------------------------
 
 
-def at(offsets: Tensor, slots: Tensor, start: int, row: int) -> Tensor:
-    """Byte indices [..., row] of each slot's row in the section that begins at `start`."""
-    return (offsets.long() * ALIGN + start + slots.long() * row)[..., None] + torch.arange(row, device=offsets.device)
-
-
-def write(arena: Tensor, index: Tensor, values: Tensor) -> None:
-    arena[index] = values.contiguous().view(torch.uint8)
-
-
-def set_live(arena: Tensor, offsets: Tensor, slots: Tensor, live: bool) -> None:
-    """Set or clear live bits; what is set was used."""
-    keep = offsets >= 0
-    page, entry = offsets[keep].long().unique(return_inverse=True)
-    named = torch.zeros(len(page), SLOTS, dtype=torch.bool, device=arena.device)
-    named[entry, slots[keep].long()] = True
-    slot = torch.arange(SLOTS, device=arena.device)
-    mask = (named.long() << slot).sum(-1).to(torch.int32)
-    words = arena.view(torch.int32)
-    words[page * 4] = words[page * 4] | mask if live else words[page * 4] & ~mask
-    if live:
-        used = ((slot + 1) * named).amax(-1).to(torch.uint8)
-        arena[page * ALIGN + USED] = arena[page * ALIGN + USED].maximum(used)
-
-
 def gather(arena: Tensor, offsets: Tensor, slots: Tensor, form: PageFormat):
     """k [..., D], v [..., Dv] in float32 (float64 for RAW float64), positions int64 [...], live bool [...]."""
     page, entry = offsets.clamp_min(0).unique(return_inverse=True)
-    found = [x[entry, slots.clamp(0, SLOTS - 1).long()] for x in unpack(fetch(arena, page, form), form)]
+    found = [x[entry, slots.clamp(0, form.slots - 1).long()] for x in unpack(fetch(arena, page, form), form)]
     return tuple(x.masked_fill((offsets < 0)[(...,) + (None,) * (x.ndim - offsets.ndim)], 0) for x in found)
-
-
-def scatter(arena, k, v, rows, positions, offsets, slots, form: PageFormat) -> None:
-    """k [Hk, S, D], v [Hk, S, Dv], rows [A], positions [A] -> slots named by offsets and slots [Hk, A]."""
-    keep = (rows >= 0) & (offsets >= 0)
-    head, entry = keep.nonzero(as_tuple=True)
-    page, slot = offsets[keep], slots[keep]
-    for x, bits, start, row in ((k, form.bits_k, form.codes_k, form.row_k), (v, form.bits_v, form.codes_v, form.row_v)):
-        write(arena, at(page, slot, start, row), x[head, rows[entry].long()].to(form.element(bits)))
-    write(arena, at(page, slot, HEADER, 4), positions[entry].to(torch.int32)[:, None])
-    set_live(arena, page, slot, True)
-
-
-def move(arena, offsets, slots, to_offsets, to_slots, form: PageFormat, sides, numbers, to_numbers) -> None:
-    """Entries of any shape; sides: float32 [pages, SLOTS] tensors, numbers and to_numbers: their rows, like offsets."""
-    keep = (offsets >= 0) & (to_offsets >= 0) & ((offsets != to_offsets) | (slots != to_slots))
-    here, slot, there, to_slot = offsets[keep], slots[keep], to_offsets[keep], to_slots[keep]
-    for start, row in ((HEADER, 4), (form.codes_k, form.row_k), (form.codes_v, form.row_v)):
-        write(arena, at(there, to_slot, start, row), arena[at(here, slot, start, row)])
-    for side in sides:
-        side[to_numbers[keep].long(), to_slot.long()] = side[numbers[keep].long(), slot.long()]
-    set_live(arena, here, slot, False)
-    set_live(arena, there, to_slot, True)
-
-
-def merge(arena, offsets, slots, weights, to_offsets, to_slots, own, form: PageFormat) -> None:
-    """offsets, slots, weights [M, L] -> to_offsets, to_slots, own [M]; float32 inside, float64 kept."""
-    there = to_offsets >= 0
-    page, slot = to_offsets.clamp_min(0), to_slots.clamp(0, SLOTS - 1)
-    weights = torch.where(offsets >= 0, weights, 0)
-    sources, target = gather(arena, offsets, slots, form), gather(arena, page, slot, form)
-    for x, y, bits, start, row in (
-        (sources[0], target[0], form.bits_k, form.codes_k, form.row_k),
-        (sources[1], target[1], form.bits_v, form.codes_v, form.row_v),
-    ):
-        mixed = y * own[:, None].to(y.dtype)
-        for i in range(offsets.shape[1]):
-            mixed = mixed + x[:, i] * weights[:, i, None].to(y.dtype)
-        write(arena, at(page, slot, start, row)[there], mixed[there].to(form.element(bits)))
-    evict(arena, torch.where(there[:, None], offsets, -1), slots)
 
 
 def evict(arena: Tensor, offsets: Tensor, slots: Tensor) -> None:
     """Clear live bits; entries of any shape."""
-    set_live(arena, offsets, slots, False)
-
-
-def regroup(arena, offsets, slots, used, form: PageFormat, fresh: Tensor) -> tuple[Tensor, Tensor]:
-    """Pages uint8 [n, form.bytes] of the slots named by offsets and slots [n, SLOTS], and bool [n]: keys coded anew.
-
-    fresh: the same slots unpacked and packed again. A slot's values carry their own steps, so their codes are copied
-    always; the codes of keys where all slots of a page come from pages with the same key steps, else `fresh` stands.
-    """
-    n = len(offsets)
-    live = torch.arange(SLOTS, device=arena.device) < used[:, None]
-    offsets = torch.where(live, offsets, offsets[:, :1]).clamp_min(0)
-    out = fresh.clone()
-
-    def copy(start: int, row: int, keep: Tensor) -> None:
-        end = start + SLOTS * row
-        rows = (arena[at(offsets, slots.clamp(0, SLOTS - 1), start, row)] * live[..., None]).flatten(1)
-        out[:, start:end] = torch.where(keep[:, None], rows, out[:, start:end])
-
-    always = torch.ones(n, dtype=torch.bool, device=arena.device)
-    copy(form.codes_v, form.row_v, always)
-    if form.bits_v in GAINS:
-        size = 2 * (form.value_dim // form.group)
-        steps = slice(form.scale_v, form.scale_v + SLOTS * size)
-        absent = out[:, steps].clone()  # slots that hold nothing keep the steps that packing gives them
-        copy(form.scale_v, size, always)
-        copy(form.scale_v + SLOTS * size, size, always)
-        alive = live.repeat_interleave(size, 1)
-        out[:, steps] = torch.where(alive, out[:, steps], absent)
-    shared = always
-    if form.bits_k in GAINS:
-        steps = arena[at(offsets, torch.zeros_like(slots), form.scale_k, 4 * form.head_dim)]  # [n, SLOTS, 4 D]
-        shared = (steps == steps[:, :1]).all(-1).all(-1)
-        end = form.scale_k + 4 * form.head_dim
-        out[:, form.scale_k : end] = torch.where(shared[:, None], steps[:, 0], out[:, form.scale_k : end])
-    copy(form.codes_k, form.row_k, shared)
-    return out, ~shared
+    keep = offsets >= 0
+    page, entry = offsets[keep].long().unique(return_inverse=True)
+    named = torch.zeros(len(page), max(PAGE_SIZES), dtype=torch.bool, device=arena.device)
+    named[entry, slots[keep].long()] = True
+    mask = (named.long() << torch.arange(max(PAGE_SIZES), device=arena.device)).sum(-1)
+    words = arena.view(torch.int64)
+    words[page * 2] &= ~mask
 
 
 # -- rotation -------------------------------------------------------------------------------------------------------
@@ -282,14 +217,3 @@ def rotate(k: Tensor, origin: Tensor, target: Tensor, inv_freq: Tensor) -> Tenso
     half = len(inv_freq)
     x, y, rest = k[..., :half].to(wide), k[..., half : 2 * half].to(wide), k[..., 2 * half :]
     return torch.cat([(x * cos - y * sin).to(k.dtype), (y * cos + x * sin).to(k.dtype), rest], -1)
-
-
-def rotate_pages(page: Tensor, form: PageFormat, targets: Tensor, inv_freq: Tensor) -> Tensor:
-    """Pages uint8 [n, form.bytes] of raw or 16-bit keys -> the same with keys at targets [n, SLOTS]."""
-    n = len(page)
-    out = page.clone()
-    origin = page[:, HEADER : form.scale_k].contiguous().view(torch.int32)
-    k = page[:, form.codes_k : form.codes_v].contiguous().view(form.element(form.bits_k)).view(n, SLOTS, -1)
-    out[:, HEADER : form.scale_k] = targets.to(torch.int32).contiguous().view(torch.uint8)
-    out[:, form.codes_k : form.codes_v] = rotate(k, origin, targets, inv_freq).reshape(n, -1).view(torch.uint8)
-    return out

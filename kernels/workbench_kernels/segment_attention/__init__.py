@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from workbench_kernels.dispatch import Choice
-from workbench_kernels.pages.layout import SLOTS
 from workbench_kernels.segment_attention import checks, reference
 from workbench_kernels.segment_attention.checks import PageOptions, choose
 from workbench_kernels.segment_attention.reference import ancestor_words, mask_words, words_mask
@@ -136,7 +135,8 @@ def attend_pages(
     """
     read, pages = PageOptions(**options).of(q), (arena, table, count)
     checks.check_pages("attend_pages", q, *pages, read)
-    chosen = choose(q, arena=arena, dtypes=[read.raw], sizes=[read.value_dim], implementation=implementation).name
+    of = {"dtypes": [read.raw], "sizes": [read.value_dim], "slots": read.slots}
+    chosen = choose(q, arena=arena, **of, implementation=implementation).name
     if chosen == "triton":
         from workbench_kernels.segment_attention import paged
 
@@ -176,8 +176,8 @@ def page_mass(q, arena, table, count, scale, lse, *, reduce="sum", last=None, im
         largest of the G heads; "row" adds the heads and keeps the rows apart.
     last: count the last `last` rows alone (a row sees what it saw).
 
-    Returns `Mass`: mass [Hk, P, 32], or [R, Hk, P, 32] for "row", aligned with the table, 0 where a slot is not live or
-    behind a head's last page; entropy [R, H]; R is `last` where that is given.
+    Returns `Mass`: mass [Hk, P, slots], or [R, Hk, P, slots] for "row", aligned with the table, 0 where a slot is not
+    live or behind a head's last page; entropy [R, H]; R is `last` where that is given.
     """
     read, pages = PageOptions(**options).of(q), (arena, table, count)
     checks.check_pages("page_mass", q, *pages, read)
@@ -185,15 +185,16 @@ def page_mass(q, arena, table, count, scale, lse, *, reduce="sum", last=None, im
     if last is not None:
         q, lse = q[-last:], lse[-last:]
         read = read._replace(positions=None if read.positions is None else read.positions[-last:])
-    if choose(q, arena=arena, dtypes=[read.raw, lse.dtype], implementation=implementation).name == "triton":
+    of = {"dtypes": [read.raw, lse.dtype], "slots": read.slots}
+    if choose(q, arena=arena, **of, implementation=implementation).name == "triton":
         from workbench_kernels.segment_attention import paged
 
-        wanted = {"lse": lse, "reduce": reduce, "places": table.shape[1] * SLOTS}
+        wanted = {"lse": lse, "reduce": reduce, "places": table.shape[1] * read.slots}
         mass, entropy = paged.attend_pages(q, *pages, scale, read, **wanted)
     else:
         k, _, mask, bias = reference.dense_pages(q, *pages, read)
         mass, entropy = reference.mass(q, k, scale / read.tau, lse, mask, bias, reduce)
-    return Mass(mass.unflatten(-1, (table.shape[1], SLOTS)), entropy)
+    return Mass(mass.unflatten(-1, (table.shape[1], read.slots)), entropy)
 
 
 def segment_mass(

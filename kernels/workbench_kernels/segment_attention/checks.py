@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from workbench_kernels.dispatch import Choice, decide, refuse_dtypes
-from workbench_kernels.pages.layout import SLOTS, PageFormat
+from workbench_kernels.pages.layout import PageFormat
 
 
 class PageOptions(NamedTuple):
     """How pages are attended.
 
     value_dim, group, raw: Dv (None: D), channels that share a value step, what raw width means (None: q's dtype).
+    slots: of a page.
     tau: divides the scores further: scale * q·k / tau + bias.
-    bias, numbers: float32 [pages, 32] added to the scores of slots, and int32 [Hk, P], the row of it for each entry.
+    bias, numbers: float32 [pages, slots] added to the scores of slots, and int32 [Hk, P], the row of it for each entry.
     positions, window: int32 [R] and w; a row sees the slots whose position is more than its own minus w.
     """
 
@@ -27,32 +28,39 @@ class PageOptions(NamedTuple):
     numbers: Tensor | None = None
     positions: Tensor | None = None
     window: int | None = None
+    slots: int = 32
 
     def of(self, q: Tensor) -> "PageOptions":
         """With what is None by default taken from the queries."""
         return self._replace(value_dim=self.value_dim or q.shape[-1], raw=self.raw or q.dtype)
 
 
-def choose(*tensors: Tensor, arena: Tensor | None = None, dtypes=(), sizes=(), implementation: str = "auto") -> Choice:
+def choose(
+    *tensors: Tensor, arena: Tensor | None = None, dtypes=(), sizes=(), slots: int = 32, implementation: str = "auto"
+) -> Choice:
     """What would compute a call on these tensors.
 
     tensors: queries, and keys, values or outputs where the call has them as tensors; the last dimension of each is a
     head size. arena: the bytes of the pages, where there are pages. dtypes, sizes: further dtypes and head sizes, as
-    what raw means in those pages and how wide their values are.
+    what raw means in those pages and how wide their values are. slots: of a page.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can.
 
     Raises ValueError for another implementation, RuntimeError with the reason where Triton is asked for and cannot run.
     """
     kind = tensors[0].device.type
-    return decide(kind, lambda: _refusal(tensors, arena, dtypes, sizes), implementation, "query")
+    return decide(kind, lambda: _refusal(tensors, arena, dtypes, sizes, slots), implementation, "query")
 
 
-def _refusal(tensors, arena, dtypes, sizes) -> str | None:
+def _refusal(tensors, arena, dtypes, sizes, slots) -> str | None:
     if odd := refuse_dtypes("the input is", *(tensor.dtype for tensor in tensors), *dtypes):
         return odd
     for size in (*(tensor.shape[-1] for tensor in tensors), *sizes):
         if size % 16 or not 16 <= size <= 256:
             return f"it takes head sizes in multiples of 16 up to 256, got {size}"
+    widest = max((*(tensor.shape[-1] for tensor in tensors), *sizes))
+    most = 64 if torch.float32 in [tensor.dtype for tensor in tensors] else 128
+    if slots > 32 and widest > most:  # a block of every GPU from sm80 on has 99 KiB of shared memory
+        return f"it takes pages of {slots} slots up to a head size of {most} in this dtype, got {widest}"
     if arena is not None and not arena.is_contiguous():
         return "it takes a contiguous arena"
     if arena is not None and arena.data_ptr() % 16:
@@ -120,7 +128,7 @@ def check_pages(name: str, q: Tensor, arena: Tensor, table: Tensor, count: Tenso
         )
     _check_heads(name, q, table.shape[0])
     # raises where the head sizes or the group do not fit
-    PageFormat(q.shape[2], options.value_dim, group=options.group, dtype=options.raw)
+    PageFormat(q.shape[2], options.value_dim, group=options.group, dtype=options.raw, slots=options.slots)
     if not options.tau > 0:
         raise ValueError(f"{name}: expected a positive tau, got {options.tau}")
     pairs = ("bias and page numbers", bias, numbers), ("row positions and a window", positions, options.window)
@@ -130,7 +138,7 @@ def check_pages(name: str, q: Tensor, arena: Tensor, table: Tensor, count: Tenso
     if bias is not None and not bias.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous bias, got one with gaps")
     for what, tensor, shape, dtype in (
-        ("bias", bias, (*(() if bias is None else bias.shape[:1]), SLOTS), torch.float32),
+        ("bias", bias, (*(() if bias is None else bias.shape[:1]), options.slots), torch.float32),
         ("page numbers", numbers, table.shape, torch.int32),
         ("row positions", positions, q.shape[:1], torch.int32),
     ):

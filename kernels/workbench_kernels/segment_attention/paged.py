@@ -15,7 +15,7 @@ from torch import Tensor
 from workbench_kernels.segment_attention import scores as ops
 from workbench_kernels.segment_attention.checks import PageOptions
 from workbench_kernels.segment_attention.merging import launch
-from workbench_kernels.segment_attention.paged_tiles import ALIGN, SLOTS, load_keys, load_slots, load_values, open_page
+from workbench_kernels.segment_attention.paged_tiles import ALIGN, Kind, load_keys, load_slots, load_values, open_page
 from workbench_kernels.segment_attention.tiles import plan, split_count
 
 RAW_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -27,7 +27,7 @@ class Pages(NamedTuple):
     arena: Tensor  # [bytes] uint8
     table: Tensor  # [Hk, P] int32, in units of 16 bytes
     count: Tensor  # [Hk] int32
-    bias: Tensor | None  # [pages, SLOTS] float32
+    bias: Tensor | None  # [pages, slots] float32
     numbers: Tensor | None  # [Hk, P] int32
     positions: Tensor | None  # [R] int32
     n_pages: int  # P
@@ -35,26 +35,26 @@ class Pages(NamedTuple):
 
 
 @triton.jit
-def page_scores(q, keys, page, live, entry, pages, row_positions, scale, tile: tl.constexpr):
-    """Scores [tile rows, SLOTS], -inf where a row may not see a slot, and the slots that are live [SLOTS]."""
-    slots = tl.arange(0, SLOTS)
-    alive = ((live >> slots) & 1) == 1
+def page_scores(q, keys, page, live, entry, pages, row_positions, scale, kind: tl.constexpr, tile: tl.constexpr):
+    """Scores [tile rows, slots], -inf where a row may not see a slot, and the slots that are live [slots]."""
+    slots = tl.arange(0, kind.slots)
+    alive = ((live >> slots.to(tl.int64)) & 1) == 1
     keys = tl.where(alive[:, None], keys, 0.0)  # what a dead slot holds may be anything
     scores = tl.dot(q, tl.trans(keys), input_precision=tile.precision) * scale
     if pages.bias is not None:
         number = tl.load(pages.numbers + entry).to(tl.int64)
-        scores += tl.load(pages.bias + number * SLOTS + slots).to(tl.float32)[None, :]
+        scores += tl.load(pages.bias + number * kind.slots + slots).to(tl.float32)[None, :]
     seen = alive[None, :]
     if row_positions is not None:
-        seen = seen & (row_positions[:, None] - load_slots(page)[None, :] < pages.window)
+        seen = seen & (row_positions[:, None] - load_slots(page, kind)[None, :] < pages.window)
     return tl.where(seen, scores, float("-inf")), alive
 
 
 @triton.jit
 def paged_attention_kernel(
-    results, queries, pages, scale, GROUPS: tl.constexpr, RAW: tl.constexpr, REDUCE: tl.constexpr, TILE: tl.constexpr
+    results, queries, pages, scale, KIND: tl.constexpr, REDUCE: tl.constexpr, TILE: tl.constexpr
 ):
-    """The mass is zeroed, n = P * SLOTS. GROUPS: of channels that share a value step; REDUCE: "none" for attention."""
+    """The mass is zeroed, n = P * slots. REDUCE: "none" for attention."""
     split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows
     row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, REDUCE, TILE)
     row_positions = None
@@ -67,22 +67,22 @@ def paged_attention_kernel(
     entries = kv_head * pages.n_pages
     table_ptr = pages.table + entries
 
-    slots = tl.arange(0, SLOTS)
+    slots = tl.arange(0, KIND.slots)
     unit, live, widths = open_page(pages.arena, table_ptr, first, first < last)
     for index in range(first, last):
         next_unit, next_live, next_widths = open_page(pages.arena, table_ptr, index + 1, index + 1 < last)
         page = pages.arena + unit.to(tl.int64) * ALIGN
-        keys = load_keys(page, widths, RAW, GROUPS, TILE)
-        scores, alive = page_scores(q, keys, page, live, entries + index, pages, row_positions, scale, TILE)
+        keys = load_keys(page, widths, KIND, TILE)
+        scores, alive = page_scores(q, keys, page, live, entries + index, pages, row_positions, scale, KIND, TILE)
         if REDUCE == "none":
-            values = load_values(page, widths, RAW, GROUPS, TILE)
+            values = load_values(page, widths, KIND, TILE)
             values = tl.where(alive[:, None], values, 0.0)
             best, total, acc = ops.softmax_step(best, total, acc, scores, values, TILE)
         else:
             p, entropy = ops.probabilities(scores, merged)
             total += entropy
-            place = index * SLOTS + slots
-            ops.store_mass(results.out, p, place, slots < SLOTS, n_rows, pages.n_pages * SLOTS, REDUCE, TILE)
+            place = index * KIND.slots + slots
+            ops.store_mass(results.out, p, place, slots < KIND.slots, n_rows, pages.n_pages * KIND.slots, REDUCE, TILE)
         unit, live, widths = next_unit, next_live, next_widths
     ops.store_output(results, best, total, acc, row, head, inside, n_rows, REDUCE, TILE)
 
@@ -100,6 +100,6 @@ def attend_pages(
     numbers = None if options.numbers is None else options.numbers.contiguous()
     held = (arena, table.contiguous(), count, options.bias, numbers, options.positions)
     pages = Pages(*held, n_pages, 0 if options.window is None else options.window)
-    constants = {"GROUPS": options.value_dim // options.group, "RAW": RAW_NAMES[options.raw]}
+    kind = Kind.of(options.slots, options.value_dim // options.group, RAW_NAMES[options.raw])
     kernel = paged_attention_kernel
-    return launch(kernel, planned, splits, kv_heads, q, pages, scale / options.tau, **constants, **mass)
+    return launch(kernel, planned, splits, kv_heads, q, pages, scale / options.tau, KIND=kind, **mass)

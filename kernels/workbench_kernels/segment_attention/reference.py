@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench_kernels.pages.layout import ALIGN, SLOTS, PageFormat
-from workbench_kernels.pages.reference import unpack
+from workbench_kernels.pages.layout import ALIGN, PageFormat
+from workbench_kernels.pages.reference import KINDS, unpack
 
 
 def attend(q, k, v, scale, mask=None, bias=None) -> tuple[Tensor, Tensor]:
@@ -48,24 +48,24 @@ def mass(q, k, scale, lse, mask=None, bias=None, reduce="sum") -> tuple[Tensor, 
     return per_head.sum(1) if reduce == "sum" else per_head.amax(1), entropy
 
 
-def gather_pages(arena, table, count, head_dim, value_dim, group, dtype):
+def gather_pages(arena, table, count, head_dim, value_dim, group, dtype, slots):
     """The pages of a table side by side, unpacked one format at a time.
 
-    Returns k [Hk, P * SLOTS, D], v [Hk, P * SLOTS, Dv], positions int64 and live bool [Hk, P * SLOTS]. Slots that are
+    Returns k [Hk, P * slots, D], v [Hk, P * slots, Dv], positions int64 and live bool [Hk, P * slots]. Slots that are
     not live, those behind a head's last page included, hold zeros.
     """
     kv_heads, pages = table.shape
     units = arena[: len(arena) // ALIGN * ALIGN].unflatten(0, (-1, ALIGN))
     held = (torch.arange(pages, device=table.device) < count[:, None]).flatten().nonzero()[:, 0]
     places = table.flatten()[held].long()
-    widths = units[places][:, [4, 6]]
+    widths = units[places][:, [KINDS, KINDS + 2]]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    k = arena.new_zeros(kv_heads * pages, SLOTS, head_dim, dtype=wide)
-    v = arena.new_zeros(kv_heads * pages, SLOTS, value_dim, dtype=wide)
-    positions = arena.new_zeros(kv_heads * pages, SLOTS, dtype=torch.int64)
-    live = arena.new_zeros(kv_heads * pages, SLOTS, dtype=torch.bool)
+    k = arena.new_zeros(kv_heads * pages, slots, head_dim, dtype=wide)
+    v = arena.new_zeros(kv_heads * pages, slots, value_dim, dtype=wide)
+    positions = arena.new_zeros(kv_heads * pages, slots, dtype=torch.int64)
+    live = arena.new_zeros(kv_heads * pages, slots, dtype=torch.bool)
     for bits_k, bits_v in widths.unique(dim=0).tolist():
-        form = PageFormat(head_dim, value_dim, bits_k, bits_v, group, dtype)
+        form = PageFormat(head_dim, value_dim, bits_k, bits_v, group, dtype, slots)
         chosen = (widths == widths.new_tensor([bits_k, bits_v])).all(1)
         runs = places[chosen][:, None] + torch.arange(form.bytes // ALIGN, device=places.device)
         keys, values, places_of_slots, alive = unpack(units[runs].flatten(1), form)
@@ -78,13 +78,14 @@ def gather_pages(arena, table, count, head_dim, value_dim, group, dtype):
 def dense_pages(q, arena, table, count, options):
     """Keys, values, mask and bias of pages as `attend` takes them; options: `checks.PageOptions`."""
     size, bias = q.shape[2], options.bias
-    k, v, slots, live = gather_pages(arena, table, count, size, options.value_dim, options.group, options.raw)
+    kind = (options.value_dim, options.group, options.raw, options.slots)
+    k, v, places, live = gather_pages(arena, table, count, size, *kind)
     mask = live[:, None]
     if options.window is not None:
-        mask = mask & (options.positions[:, None] - slots[:, None] < options.window)
+        mask = mask & (options.positions[:, None] - places[:, None] < options.window)
     if bias is not None:  # 0 behind a head's last page
         held = torch.arange(table.shape[1], device=table.device) < count[:, None]
-        spread = bias.new_zeros(*table.shape, SLOTS)
+        spread = bias.new_zeros(*table.shape, options.slots)
         spread[held] = bias[options.numbers[held].long()]
         bias = spread.flatten(1)
     return k, v, mask, bias

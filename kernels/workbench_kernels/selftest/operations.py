@@ -13,11 +13,12 @@ from torch import Tensor
 
 from workbench_kernels import distribution, pages, segment_attention, verification
 from workbench_kernels.dispatch import Choice
-from workbench_kernels.pages import ALIGN, RAW, SLOTS, PageFormat
+from workbench_kernels.pages import ALIGN, RAW, PageFormat
 from workbench_kernels.pages.layout import HEADER
 
 __all__ = ["MIXED", "OPERATIONS", "Call", "Operation"]
 
+SLOTS = 32  # of a page here
 MIXED = ((RAW, RAW), (16, 8), (8, 4), (4, 2), (2, 16))  # widths of keys and values, page by page
 ROUNDING = 2e-5  # float32 sums of another order; the kernel tests hold the kernels to the same figure
 
@@ -209,10 +210,9 @@ def stored(device, dtype, count, size, widths=(RAW, RAW)) -> tuple[PageFormat, d
 
 
 def _on_pages(verb: Callable, t: dict, *arguments, dtypes=(), read=None, tolerance=0.0, **fixed) -> Call:
-    """read: the tensor that the call changes, or (arena, format, offsets) of the pages it changes."""
+    """read: the tensor that the call changes."""
     choice = pages.choose(t["k"].device, *dtypes)
-    left = (lambda: pages.unpack(*read, implementation="torch")) if isinstance(read, tuple) else lambda: (read,)
-    left = None if read is None else left
+    left = None if read is None else lambda: (read,)
     return _call(verb, *arguments, choice=choice, tensors=t, read=left, tolerance=tolerance, **fixed)
 
 
@@ -243,53 +243,6 @@ def gather(device, dtype, count=2, size=32, widths=(8, 4)) -> Call:
     return _on_pages(pages.gather, t, t["arena"], form, t["offsets"][order // SLOTS], order % SLOTS)
 
 
-def scatter(device, dtype, kv_heads=2, rows=3, size=32) -> Call:
-    """Staged rows to the first slots of one page per head."""
-    form, t = stored(device, dtype, kv_heads, size)
-    pages.blank(t["arena"], t["offsets"], form)
-    chosen = torch.arange(rows, device=device)
-    slots = chosen.flip(0).expand(kv_heads, rows).contiguous()
-    held = (t["k"], t["v"], chosen, chosen, t["offsets"][:, None].expand(kv_heads, rows).contiguous(), slots)
-    return _on_pages(pages.scatter, t, t["arena"], form, *held, read=t["arena"])
-
-
-def move(device, dtype, count=2, size=32) -> Call:
-    """Half of the slots into the evicted half of the next page, and back: two launches."""
-    form, t = stored(device, dtype, count, size)
-    half = torch.arange(SLOTS // 2, device=device).expand(count, -1).contiguous()
-    here = t["offsets"][:, None].expand(count, SLOTS // 2).contiguous()
-    there = (here.roll(1, 0), half + SLOTS // 2)
-    pages.evict(t["arena"], *there, implementation="torch")
-
-    def both(implementation: str) -> None:
-        pages.move(t["arena"], form, here, half, *there, implementation=implementation)
-        pages.move(t["arena"], form, *there, here, half, implementation=implementation)
-
-    return _on_pages(both, t, read=t["arena"])
-
-
-def compact(device, dtype, count=2, size=32) -> Call:
-    """Two half-empty pages of 4-bit codes into one, over and over."""
-    form, t = stored(device, dtype, 2 * count, size, (4, 4))
-    arena = torch.cat([t["arena"], torch.zeros(count * form.bytes, dtype=torch.uint8, device=device)])
-    to = len(t["arena"]) // ALIGN + torch.arange(count, device=device, dtype=torch.int32) * (form.bytes // ALIGN)
-    offsets = t["offsets"].view(count, 2).repeat_interleave(SLOTS // 2, 1)
-    slots = torch.arange(SLOTS, device=device).expand(count, SLOTS).contiguous()
-    return _on_pages(pages.compact, t, arena, form, offsets, slots, t["used"][:count], to, read=arena)
-
-
-def merge_slots(device, dtype, count=2, size=32) -> Call:
-    """A quarter of each page's slots into the next quarter; weights keep the values bounded."""
-    form, t = stored(device, dtype, count, size)
-    quarter = SLOTS // 4
-    to_slots = torch.arange(quarter, device=device).repeat(count)
-    to = t["offsets"].repeat_interleave(quarter)
-    weights = torch.full((len(to), 1), 0.5, device=device)
-    held = (to[:, None], to_slots[:, None] + quarter, weights, to, to_slots, weights[:, 0].contiguous())
-    left = (t["arena"], form, t["offsets"])
-    return _on_pages(pages.merge, t, t["arena"], form, *held, dtypes=[dtype], read=left, tolerance=ROUNDING)
-
-
 def evict(device, dtype, count=2, size=32) -> Call:
     """Every other slot of each page."""
     _, t = stored(device, dtype, count, size)
@@ -306,14 +259,6 @@ def rotate(device, dtype, kv_heads=2, keys=40, size=32) -> Call:
     k, origin = draw(device, dtype, kv_heads, keys, size), torch.arange(keys, device=device)
     t = {"k": k, "origin": origin, "target": origin.flip(0).contiguous(), "inv_freq": frequencies(device, size)}
     return _on_pages(pages.rotate, t, *t.values(), dtypes=[dtype], tolerance=ROUNDING)
-
-
-def rotate_pages(device, dtype, count=2, size=32) -> Call:
-    form, t = stored(device, dtype, count, size)
-    out = torch.zeros_like(t["arena"])
-    held = (t["positions"].flip(0).contiguous(), frequencies(device, size), t["offsets"], out, t["offsets"])
-    left = (out, form, t["offsets"])
-    return _on_pages(pages.rotate_pages, t, t["arena"], form, *held, dtypes=[dtype], read=left, tolerance=ROUNDING)
 
 
 def _page(dtype, size, widths=(RAW, RAW)) -> int:
@@ -385,21 +330,9 @@ OPERATIONS: dict[str, Operation] = {
         count * (_page(t, size, (8, 8)) + _page(t, size, (4, 4)) + 12))),
     # an offset and a number per slot, in place of an offset per page
     "pages.gather": Operation(gather, lambda t, count, **s: _unpack(t, count, **s) + count * (12 * SLOTS - 4)),
-    "pages.scatter": Operation(scatter, lambda t, kv_heads, rows, size: (
-        kv_heads * rows * (4 * size * t.itemsize + 16) + 16 * rows + 32 * kv_heads)),
-    # there and back: rows and positions read and written, four indices, live masks
-    "pages.move": Operation(move, lambda t, count, size: (
-        2 * count * (SLOTS // 2 * (2 * (2 * size * t.itemsize + 4) + 24) + 8))),
-    "pages.compact": Operation(compact, lambda t, count, size: (
-        2 * count * _page(t, size, (4, 4)) + count * (12 * SLOTS + 5))),
-    # a source and a target read, the target written, by four indices and two weights
-    "pages.merge": Operation(merge_slots, lambda t, count, size: (
-        count * (SLOTS // 4 * (6 * size * t.itemsize + 32) + 8))),
     "pages.evict": Operation(evict, lambda t, count, size: count * (SLOTS // 2 * 12 + 8)),
     "pages.rotate": Operation(rotate, lambda t, kv_heads, keys, size: (
         2 * kv_heads * keys * size * t.itemsize + 16 * keys + 2 * size)),
-    "pages.rotate_pages": Operation(rotate_pages, lambda t, count, size: (
-        count * (2 * _page(t, size) + 4 * SLOTS + 8) + 2 * size)),
     "statistics": Operation(statistics, lambda t, rows, vocab, k: rows * (vocab * t.itemsize + 20 + 12 * k)),
     "sample": Operation(sample, lambda t, rows, vocab, **_: rows * (vocab * t.itemsize + 64)),
     "verify.greedy": Operation(verify("greedy"), _verify),

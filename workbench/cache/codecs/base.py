@@ -5,28 +5,45 @@ from typing import Any, ClassVar
 
 import torch
 
+from workbench.cache.codec import Affine, Codec
 from workbench.cache.plan import LayerView
+from workbench.cache.rotation import Rotation
 from workbench.declare import Declared
 from workbench.errors import BadInput, Unsupported
-from workbench_kernels.pages import PageFormat
+from workbench_kernels.pages import GAINS, PageFormat
 
 __all__ = ["Quantizer"]
 
 
 class Quantizer(Declared):
-    """Base of all quantizers. Tokens older than the newest `residual` are quantized into pages of 32 slots (see
+    """Base of all quantizers. Tokens older than the newest `residual` are quantized into pages (see
     `workbench_kernels.pages`). Eviction clears slots there; pages that lost half of them are packed anew with others,
     which rounds their tokens once more.
 
-    Fields that every quantizer has: `residual` (newest tokens kept in the model's own dtype, in multiples of a page)
-    and `on_device` (newest tokens whose pages stay on the device; older pages lie in the host's memory and are fetched
-    whenever they are read; None keeps all on the device).
+    Fields that every quantizer has: `page_size` (tokens of a page, 32 or 64), `residual` (newest tokens kept in the
+    model's own dtype) and `on_device` (newest tokens whose pages stay on the device; older pages lie in the host's
+    memory and are fetched whenever they are read; None keeps all on the device).
     """
 
     family = "quantizer"
     needs: ClassVar[frozenset[str]] = frozenset()  # "mass": the attention that each slot received
-    interval: ClassVar[int] = 32  # a page
+    page_size: ClassVar[int] = 32
+    raw_keys: ClassVar[bool] = False  # keys are coded as they were before their rotary embedding
+    in_pages: ClassVar[tuple[str, ...]] = ()  # settings that count in whole pages
     shares: ClassVar[tuple[float, ...]] = (1.0,)  # of the slots, class by class, as declared
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.in_pages:
+            if (value := getattr(self, name)) % self.page_size:
+                size = self.page_size
+                raise BadInput(f"{type(self).__name__}({name}=…): expected a multiple of {size} (page_size), got "
+                               f"{value}; give {-(-value // size) * size}")  # fmt: skip
+
+    @property
+    def interval(self) -> int:
+        """Committed tokens between two turns."""
+        return self.page_size
 
     def widths(self, layer: int) -> tuple[int, int]:
         """Bits of a layer's keys and values; 16 is half precision, 0 the model's own dtype."""
@@ -43,9 +60,16 @@ class Quantizer(Declared):
         """
         return None
 
-    def formats(self, layer: int, head_dim: int, value_dim: int, dtype: torch.dtype) -> list[PageFormat]:
-        """The layouts of a layer's pages, class by class. Raises Unsupported where the head sizes do not fit."""
-        return [self._format(layer, widths, head_dim, value_dim, dtype) for widths in self.ladder(layer)]
+    def codecs(
+        self, layer: int, head_dim: int, value_dim: int, dtype: torch.dtype, rotation: Rotation | None = None
+    ) -> list[Codec]:
+        """How a layer's pages are coded, class by class. Raises Unsupported where the head sizes do not fit.
+
+        rotation: how the model's keys turn with position, where the quantizer asks for `raw_keys`.
+        """
+        frequencies = rotation.frequencies if rotation and self.raw_keys else None
+        forms = [self._format(layer, widths, head_dim, value_dim, dtype) for widths in self.ladder(layer)]
+        return [Affine(form, frequencies if form.bits_k in GAINS else None) for form in forms]
 
     def _format(self, layer: int, widths: Any, head_dim: int, value_dim: int, dtype: torch.dtype) -> PageFormat:
         if not isinstance(widths, tuple | list) or [type(bits) for bits in widths] != [int, int]:
@@ -55,7 +79,7 @@ class Quantizer(Declared):
             )
         group = min(getattr(self, "group", value_dim), value_dim)
         try:
-            return PageFormat(head_dim, value_dim, *widths, group, dtype)
+            return PageFormat(head_dim, value_dim, *widths, group, dtype, self.page_size)
         except ValueError as error:
             raise Unsupported(f"{self.declared_name}: {error}") from None
 
@@ -63,10 +87,8 @@ class Quantizer(Declared):
         """The first committed length above `length` at which pages are quantized."""
         return length - length % self.interval + self.interval
 
-    def nominal(self, layer: int, head_dim: int, value_dim: int, dtype: torch.dtype) -> float:
-        """Bits of an element as declared, keys and values together."""
-        found = []
-        for form in self.formats(layer, head_dim, value_dim, dtype):
-            bits = head_dim * form.stored(form.bits_k) + value_dim * form.stored(form.bits_v)
-            found.append(bits / (head_dim + value_dim))
-        return sum(share * bits for share, bits in zip(self.shares, found, strict=True))
+    def nominal(self, codecs: Sequence[Codec], head_dim: int, value_dim: int) -> float:
+        """Bits of an element as declared, keys and values together, of a layer with such codecs."""
+        pairs = [codec.bits for codec in codecs]
+        each = [(head_dim * k + value_dim * v) / (head_dim + value_dim) for k, v in pairs]
+        return sum(share * bits for share, bits in zip(self.shares, each, strict=True))

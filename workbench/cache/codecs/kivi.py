@@ -7,7 +7,7 @@ from workbench.cache.codecs.base import Quantizer
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 from workbench.values import bounded
-from workbench_kernels.pages import BITS
+from workbench_kernels.pages import BITS, PAGE_SIZES
 
 __all__ = ["KIVI"]
 
@@ -15,24 +15,31 @@ __all__ = ["KIVI"]
 @register("quantizer", "kivi")
 @dataclass(frozen=True)
 class KIVI(Quantizer):
-    """Keys in steps per channel of 32 tokens, values in steps per token and `group` channels.
+    """Keys in steps per channel of a page, values in steps per token and `group` channels.
 
-    The newest `residual` tokens stay as they are; older ones are quantized, 32 at a time. `layers` gives single layers
+    The newest `residual` tokens stay as they are; older ones are quantized page by page. `layers` gives single layers
     another width: a list (first layer first) or a mapping {layer: bits}; -1 in a list takes the common width.
+
+    `raw_keys` as in "KVQuant: Towards 10 Million Context Length LLM Inference with KV Cache Quantization"
+    (https://arxiv.org/abs/2401.18079; https://github.com/SqueezeAILab/KVQuant).
 
     Source: "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache" (https://arxiv.org/abs/2402.02750;
     https://github.com/jy-yuan/KIVI). Departures: 8-bit steps are stored for every width and nested (4 bits: 17 of them,
     2 bits: 85), so that a page can be narrowed later without its originals; keys and values leave the residual window
-    together, by pages of 32; a prompt is quantized as it goes in.
+    together, by pages; a prompt is quantized as it goes in.
     """
 
     bits: int = setting(4, ge=0, le=16, unit="bits", help="2, 4, 8, 16 (half precision) or 0 (the model's own dtype)")
     bits_k: int | None = setting(None, ge=0, le=16, unit="bits", help="width of keys, if not `bits`")
     bits_v: int | None = setting(None, ge=0, le=16, unit="bits", help="width of values, if not `bits`")
-    residual: int = setting(32, ge=0, le=4096, unit="tokens", help="newest tokens left as they are; multiples of 32")
+    residual: int = setting(32, ge=0, le=4096, unit="tokens", help="newest tokens left as they are; whole pages")
+    page_size: int = setting(32, choices=PAGE_SIZES, unit="tokens", help="of a page")
     group: int = setting(32, ge=1, le=1024, unit="channels", help="channels of a value that share a step")
+    raw_keys: bool = setting(False, help="quantize keys as they are before their rotary embedding, as KVQuant does")
     layers: tuple[int, ...] | None = setting(None, help="widths of single layers, first to last; -1: the common one")
     on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the host's memory")
+
+    in_pages = ("residual",)
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, Mapping):
@@ -47,8 +54,6 @@ class KIVI(Quantizer):
         for layer, bits in enumerate(self.layers or ()):
             if bits not in (-1, *BITS):
                 raise BadInput(f"KIVI(layers=…): expected widths of {known}, got {bits} for layer {layer}")
-        if self.residual % 32:
-            raise BadInput(f"KIVI(residual=…): expected a multiple of 32, got {self.residual}")
 
     def widths(self, layer: int) -> tuple[int, int]:
         own = self.layers[layer] if self.layers and layer < len(self.layers) else -1

@@ -9,7 +9,7 @@ from workbench.cache.codecs.base import Quantizer
 from workbench.cache.plan import LayerView
 from workbench.declare import register, setting
 from workbench.errors import BadInput
-from workbench_kernels.pages import BITS
+from workbench_kernels.pages import BITS, PAGE_SIZES
 
 __all__ = ["MixedKIVI"]
 
@@ -31,12 +31,14 @@ class MixedKIVI(Quantizer):
     bits: int = setting(4, ge=0, le=16, unit="bits", help="of what is looked at most: 2, 4, 8, 16 or 0 (as it is)")
     low_bits: int = setting(2, ge=0, le=16, unit="bits", help="of the others")
     share: float = setting(0.25, ge=0, le=1, help="of the tokens that leave, those with `bits`")
-    residual: int = setting(32, ge=0, le=4096, unit="tokens", help="newest tokens left as they are; multiples of 32")
-    interval: int = setting(128, ge=32, le=4096, unit="tokens", help="tokens that leave together; multiples of 32")
+    residual: int = setting(32, ge=0, le=4096, unit="tokens", help="newest tokens left as they are; whole pages")
+    page_size: int = setting(32, choices=PAGE_SIZES, unit="tokens", help="of a page")
+    interval: int = setting(128, ge=32, le=4096, unit="tokens", help="tokens that leave together; whole pages")
     group: int = setting(32, ge=1, le=1024, unit="channels", help="channels of a value that share a step")
     on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the host's memory")
 
     needs = frozenset({"mass"})
+    in_pages = ("residual", "interval")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,9 +46,6 @@ class MixedKIVI(Quantizer):
             if getattr(self, name) not in BITS:
                 known = ", ".join(map(str, sorted(BITS)))
                 raise BadInput(f"MixedKIVI({name}=…): expected one of {known}, got {getattr(self, name)}")
-        for name in ("residual", "interval"):
-            if getattr(self, name) % 32:
-                raise BadInput(f"MixedKIVI({name}=…): expected a multiple of 32, got {getattr(self, name)}")
 
     @property
     def shares(self) -> tuple[float, float]:

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from workbench.cache.codecs.base import Quantizer
 from workbench.declare import register, setting
-from workbench.errors import BadInput
-from workbench_kernels.pages import RAW
+from workbench_kernels.pages import PAGE_SIZES, RAW
 
 __all__ = ["Paged"]
 
@@ -19,13 +18,11 @@ class Paged(Quantizer):
     (https://arxiv.org/abs/2309.06180; https://github.com/vllm-project/vllm).
     """
 
-    residual: int = setting(32, ge=0, le=4096, unit="tokens", help="newest tokens left in one run; multiples of 32")
+    residual: int = setting(32, ge=0, le=4096, unit="tokens", help="newest tokens left in one run; whole pages")
+    page_size: int = setting(32, choices=PAGE_SIZES, unit="tokens", help="of a page")
     on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the host's memory")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.residual % 32:
-            raise BadInput(f"Paged(residual=…): expected a multiple of 32, got {self.residual}")
+    in_pages = ("residual",)
 
     def widths(self, layer: int) -> tuple[int, int]:
         return RAW, RAW
