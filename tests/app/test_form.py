@@ -85,11 +85,13 @@ def test_the_form_takes_a_cache_stack(visitor):
     controls = dict(zip(policy.paths, policy.components, strict=True))
     visitor.shown[controls["policy", "h2o", "budget"]._id] = 64
     visitor.set("cache quantizer", "kivi")
+    visitor.shown[VISITS[visitor.name].form.stack["requantize"]._id] = "never"
     visitor.start(tokens=64)
     visitor.fire("play")
     visitor.watch()
     stack = VISITS[visitor.name].branch.run.settings.cache
     assert stack.policy.budget == 64 and stack.quantizer.declared_name == "kivi"
+    assert stack.during_prompt and stack.requantize == "never"
     visitor.fire("pick", {"index": 55})  # its round brings the committed length to 64
     assert "Events: quantize" in visitor.get("phases")
     visitor.fire("pick", {"index": 54})

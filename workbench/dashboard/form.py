@@ -101,6 +101,7 @@ class Form:
             policy = MemberControls("policy", "cache policy", None, "which tokens stay", nothing="all stay", **named)
             about = "how they are stored"
             quantizer = MemberControls("quantizer", "cache quantizer", None, about, nothing="as they are", **named)
+            self.stack = {entry.name: control(entry) for entry in describe(wb.Stack) if entry.kind != "member"}
         self.families = (decoder, policy, quantizer)
         drawn = {entry.name for entry in describe(wb.Sampling)}
         shown = {name: entry for name, entry in keywords().items() if entry.kind != "object"}
@@ -113,6 +114,7 @@ class Form:
                 self.settings |= {entry.name: control(entry, **widest.get(entry.name, {})) for entry in entries}
         self.components = [prompt, kind, *where, *self.settings.values()]
         self.components += [component for family in self.families for component in family.components]
+        self.components += self.stack.values()
 
     def read(self, values: Sequence[Any]) -> Wanted:
         """What the controls' values ask for. Raises BadInput where one does not fit."""
@@ -133,7 +135,7 @@ class Form:
             raise BadInput(f"max_new_tokens: the app goes up to {MAX_NEW_TOKENS}; use workbench.decode for more")
         settings["stop"] = settings["stop"] or ()
         decoder, *stack = [family.read([*islice(rest, len(family.components))]) for family in self.families]
-        settings["cache"] = wb.Stack(*stack) if any(stack) else None
+        settings["cache"] = wb.Stack(*stack, **dict(zip(self.stack, rest, strict=True))) if any(stack) else None
         given = [{"role": "user", "content": prompt}] if kind == "chat message" else prompt
         chosen = (("device", device, "cpu"), ("dtype", dtype, "auto"))
         where = {name: value for name, value, usual in chosen if value and value != usual}
@@ -145,4 +147,5 @@ class Form:
         stack = (getattr(cache, "policy", None), getattr(cache, "quantizer", None))
         for family, member in zip(self.families, (decoder, *stack), strict=True):
             rest += family.values(member)
+        rest += [getattr(cache, name, component.value) for name, component in self.stack.items()]
         return [prompt, KINDS[0], self.models[0], *self.first.values(), *rest]
