@@ -87,6 +87,7 @@ from workbench.experiments.lossless import lossless as lossless
 from workbench.report.capsule import open_capsule as open_capsule
 from workbench.models.loading import register_model as register_model
 from workbench.experiments.skipping import search_skip as search_skip
+from workbench.api import stream as stream
 from workbench.report.capsule import write_capsule as write_capsule
 
 __version__: str

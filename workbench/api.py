@@ -1,7 +1,9 @@
 """Plain Python first: decode a prompt, compare decoders, plug a decoder into `model.generate`."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,50 +11,137 @@ import torch
 
 from workbench import generation
 from workbench.decoders import Decoder
-from workbench.engine.prompt import Prompt
+from workbench.engine.bundle import together
+from workbench.engine.prompt import Prompt, is_several, prompts_of
 from workbench.engine.settings import Settings, refuse_stateful, with_keywords
-from workbench.errors import BadInput
+from workbench.errors import BadInput, shown
 from workbench.generation import Batch
 from workbench.models.adapter import wrap
 from workbench.models.loading import Model
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
 
-__all__ = ["custom_generate", "decode"]
+__all__ = ["custom_generate", "decode", "stream"]
 
 
 @with_keywords
 def decode(
     lm: Model,
-    prompt: Prompt,
+    prompt: Prompt | Sequence[Prompt],
     decoder: Decoder | None = None,
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
     on_round: Callable[[Session], None] | None = None,
     **settings: Any,
-) -> Trace:
-    """Decode one prompt to its end and return the trace.
+) -> Trace | list[Trace]:
+    """Decode a prompt to its end and return the trace; of several prompts, the traces.
+
+    Several prompts are decoded side by side, their forwards bundled: the texts are those of the lone runs up to
+    rounding, sooner. Times in their traces are those of the shared forwards, not to be added up. Rounds that take place
+    on a GPU alone share the forwards of the prompt only.
 
     Parameters
     ----------
     lm: a model from `workbench.load`, the name of one, or a transformers model. prompt: text, token ids or chat
-    messages. decoder: plain decoding by default. out: file that the trace is written to round by round; `overwrite`
-    allows it to exist. on_round: called with the session after every round (progress, streaming).
+    messages, or a list of such prompts. decoder: plain decoding by default. out: file that the trace of one prompt is
+    written to round by round; `overwrite` allows it to exist. on_round: called with the session after every round
+    (progress, streaming), of several prompts in turn and in inference mode.
     settings: by keyword, of
         KEYWORDS
 
     Ctrl-C ends the run as `interrupted` and returns the trace so far. Raises BadInput before any work where something
-    does not fit; NumericalError and out-of-memory errors end the trace as `error` and carry it as `.trace`.
+    does not fit; NumericalError and out-of-memory errors end the trace as `error` and carry it as `.trace`, and all
+    traces as `.traces`, where several prompts end with it.
     """
-    session = Session(lm, prompt, decoder, out=out, overwrite=overwrite, **settings)
-    try:
+    several = is_several(prompt)
+    if not several:
+        sessions = [Session(lm, prompt, decoder, out=out, overwrite=overwrite, **settings)]
+    else:
+        sessions = _several(lm, prompts_of(prompt), decoder, out, settings)
+
+    def run(session: Session) -> None:
         while session._compute():
             if on_round is not None:
                 on_round(session)
+
+    try:
+        together([partial(run, session) for session in sessions])
     except KeyboardInterrupt:
-        session.end("interrupted")
-    return session.trace
+        for session in sessions:
+            session.end("interrupted")
+    except Exception as error:
+        for session in sessions if several else ():
+            if session.trace.end is None:
+                with suppress(BadInput):  # where the error is one of writing
+                    session.end("interrupted")
+        error.traces = [session.trace for session in sessions]
+        raise
+    traces = [session.trace for session in sessions]
+    return traces if several else traces[0]
+
+
+def _several(lm: Model, prompts: list[Prompt], decoder: Any, out: Any, settings: dict[str, Any]) -> list[Session]:
+    """The sessions of several prompts; what is refused names the prompt by its number."""
+    if out is not None:
+        raise BadInput("out is one file; for a list of prompts leave it out, and save each trace")
+    sessions = []
+    for number, prompt in enumerate(prompts):
+        try:
+            sessions.append(Session(lm, prompt, decoder, **settings))
+        except BadInput as error:
+            raise BadInput(f"prompt {number}: {error}") from None
+    if len(sessions) > 1:
+        first = sessions[0]
+        why = "several prompts are decoded side by side with it"
+        refuse_stateful(first.settings.sampling.processors, first.lm.vocab_size, first.lm.device, why)
+    return sessions
+
+
+@with_keywords
+def stream(
+    lm: Model,
+    prompt: Prompt,
+    decoder: Decoder | None = None,
+    *,
+    streamer: Any = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Iterator[dict[str, Any]]:
+    """Decode one prompt and give its tokens as they come: rows with the columns of the tokens and rounds tables.
+
+        for token in wb.stream(lm, "def add(a, b):", wb.Speculative()):
+            print(token["text"], end="", flush=True)
+
+    Parameters
+    ----------
+    lm, prompt, decoder, out, overwrite: as of `decode`. streamer: a transformers streamer, which gets the prompt, then
+    every id as of `generate`. settings: by keyword, of
+        KEYWORDS
+
+    Whoever stops reading ends the run as `interrupted`. Raises BadInput before any work where something does not fit.
+    """
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise BadInput(f"streamer: expected a transformers streamer, with put and end, got {shown(streamer)}")
+    session = Session(lm, prompt, decoder, out=out, overwrite=overwrite, **settings)
+
+    def tokens() -> Iterator[dict[str, Any]]:
+        try:
+            if streamer is not None:
+                streamer.put(torch.tensor([session.prompt_ids]))
+            while session._compute():
+                for row in session.trace.last_rows():
+                    if streamer is not None:
+                        streamer.put(torch.tensor([row["token_id"]]))
+                    yield row
+        finally:
+            if session.trace.end is None:
+                session.end("interrupted")
+            if streamer is not None:
+                streamer.end()
+
+    return tokens()
 
 
 class custom_generate:
@@ -60,7 +149,7 @@ class custom_generate:
 
         model.generate(**inputs, custom_generate=workbench.custom_generate(workbench.Speculative()))
 
-    Every row of the batch is decoded by itself, in turns, and greedy text is that of `generate` without us.
+    Every row of the batch is decoded by itself, forwards bundled, and greedy text is that of `generate` without us.
     `max_new_tokens`, sampling settings, processors, stopping criteria, streamer, end-of-text and pad tokens are those
     of the call; beams, assistants, embeddings for prompts and whatever else cannot be honoured are refused by name.
     Row i draws as `decode(…, sample=i)` does. The traces of the last call are in `.traces`, one a row.
@@ -123,7 +212,7 @@ class custom_generate:
 
 
 class _Rows:
-    """The runs of one call, a session for each row, decoded in turns.
+    """The runs of one call, a session for each row, a round of each at a time.
 
     done: for each row, how many new tokens it had when a stopping criterion first held.
     """
@@ -170,8 +259,10 @@ class _Rows:
         pending, counts = dict(enumerate(self.sessions)), [0] * len(self.batch)
         self.sessions = []  # a row's cache goes when the row is done
         while pending:
-            for row, session in list(pending.items()):
-                more, new = session._compute(), session.state.new_tokens
+            turn = list(pending.items())
+            going = together([session._compute for _, session in turn])
+            for (row, session), more in zip(turn, going, strict=True):
+                new = session.state.new_tokens
                 self.batch.put(row, new)
                 for token in new[counts[row] :] if streamer is not None else ():
                     streamer.put(torch.tensor([token]))

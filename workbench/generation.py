@@ -33,7 +33,7 @@ WARPERS = (  # our settings, in the order in which they act, as transformers' cl
 )
 INPUTS = {"attention_mask", "position_ids", "past_key_values", "cache_position", "use_cache", "logits_to_keep"}
 NEUTRAL: dict[str, tuple] = {  # options that are not served, and the values of each that ask for nothing
-    **dict.fromkeys(("num_beams", "num_return_sequences", "num_beam_groups"), (None, 1)),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), (None, 1)),
     **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), (None, False)),
     **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff"), (None, 0.0)),
     **dict.fromkeys(("use_mtp", "is_assistant"), (None, False)),
@@ -57,6 +57,8 @@ def refuse_unserved(model, input_ids: torch.Tensor, config, inputs: dict[str, An
         raise BadInput(
             f"custom_generate decodes with one stack of layers; {type(model).__name__} is an encoder-decoder"
         )
+    if not kept_back and getattr(config, "num_return_sequences", None) not in (None, 1):
+        raise BadInput("num_return_sequences: `generate` repeats the rows; called by itself, give as many rows")
     for name in (*kept_back, *NEUTRAL):
         value = kept_back.get(name) if name in kept_back else getattr(config, name, None)
         if name != "streamer" and value not in NEUTRAL.get(name, (None, False)):
@@ -75,8 +77,8 @@ def refuse_unserved(model, input_ids: torch.Tensor, config, inputs: dict[str, An
 
 
 def _unserved(name: str, value: Any) -> str:
-    if name in ("num_beams", "num_return_sequences"):
-        return "custom_generate decodes one sequence per row; expected num_beams=1 and num_return_sequences=1"
+    if name == "num_beams":
+        return "custom_generate searches no beams; expected num_beams=1"
     if name.startswith("output_"):
         return f"custom_generate returns token ids and traces; expected {name} unset (see .traces)"
     if name in DRAFTING:

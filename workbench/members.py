@@ -107,7 +107,7 @@ MEMBERS = (  # family, name, module, class or function
 )
 
 OTHERS = {  # what `workbench` offers beside the members, by module
-    "workbench.api": ("custom_generate", "decode"),
+    "workbench.api": ("custom_generate", "decode", "stream"),
     "workbench.cache.codecs.base": ("Quantizer",),
     "workbench.cache.plan": ("CacheMethod", "LayerView", "Merge", "Plan"),
     "workbench.decoders.base": ("Decoder",),

@@ -100,8 +100,7 @@ def test_streamers_and_output_objects(lm, batch, capsys):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"num_beams": 2}, "one sequence per row"),
-        ({"num_return_sequences": 2, "do_sample": True}, "one sequence per row"),
+        ({"num_beams": 2}, "searches no beams"),
         ({"epsilon_cutoff": 0.01, "do_sample": True}, "epsilon_cutoff"),
         ({"eta_cutoff": 0.01, "do_sample": True}, "eta_cutoff"),
         ({"output_scores": True, "return_dict_in_generate": True}, "expected output_scores unset"),
@@ -112,6 +111,20 @@ def test_what_it_does_not_serve_is_refused_in_one_line(lm, batch, options, reaso
     with pytest.raises(BadInput, match=reason) as caught:
         lm.model.generate(**batch[1], max_new_tokens=4, custom_generate=wb.custom_generate(), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_returned_sequences_are_samples_of_their_own(lm, batch):
+    """Row i of what comes back draws as `decode(…, sample=i)` does."""
+    texts, _ = batch
+    ids = torch.tensor([texts[0]])
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 6, "num_return_sequences": 3}
+    found = lm.model.generate(
+        ids, attention_mask=torch.ones_like(ids), custom_generate=wb.custom_generate(seed=3), **options
+    )
+    alone = [wb.decode(lm, list(texts[0]), temperature=1.0, seed=3, sample=i, max_new_tokens=6) for i in range(3)]
+    rows = zip(found[:, len(texts[0]) :].tolist(), alone, strict=True)
+    assert all(row[: len(trace.token_ids)] == trace.token_ids for row, trace in rows)
+    assert len({tuple(trace.token_ids) for trace in alone}) > 1
 
 
 def test_the_model_is_left_as_it_was(lm, batch):

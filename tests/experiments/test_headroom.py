@@ -1,12 +1,16 @@
 """Counterfactual replay: what it says of a shape is what a run with that shape does."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import workbench as wb
 from workbench import views
 from workbench.errors import BadInput
+from workbench.experiments.headroom import _line
+from workbench.views.break_even import break_even_numbers
 
 LENGTH = 72
 FLAT = wb.Costs(draft=1.0, start=4.0, row=0.1)
@@ -67,11 +71,22 @@ def test_dear_drafts_leave_nothing_to_gain(recorded):
 
 
 def test_costs_are_those_of_the_run(recorded):
+    """Times that are planted: 0.5 ms a level of the drafter, 4 ms and 0.25 a row of the target."""
     _, trace = recorded
-    costs = wb.Costs.of(trace)
-    passes = trace.forwards
-    assert costs.draft == pytest.approx(passes["wall_ms"][passes["phase"] == "draft"].median(), rel=0.5)
-    assert costs.start > 0 and costs.row >= 0
+    passes = trace.forwards.copy()
+    passes["rows"] = np.where(passes["phase"] == "target", passes["round"] % 3 + 3, passes["rows"])
+    passes["wall_ms"] = np.where(passes["phase"] == "draft", 0.5, 4 + 0.25 * passes["rows"])
+    costs = wb.Costs.of(SimpleNamespace(forwards=passes, rounds=trace.rounds, run=trace.run))
+    assert (costs.draft, costs.start, costs.row, costs.plain) == pytest.approx((0.5, 4, 0.25, 4.25))
+    real = wb.Costs.of(trace)
+    assert real.draft > 0 and min(real.start, real.row) >= 0 < max(real.start, real.row)
+
+
+@pytest.mark.parametrize(
+    ("times", "line"), [((3, 4, 6), (2, 1)), ((5, 4, 2), (4, 0)), ((1, 4, 8), (0, 2)), ((7,), (7, 0))]
+)
+def test_noise_makes_no_price_negative(times, line):
+    assert _line(np.array([1.0, 2.0, 4.0][: len(times)]), np.array(times, float)) == pytest.approx(line)
 
 
 def test_costs_can_be_measured(lm):
@@ -97,3 +112,10 @@ def test_what_cannot_be_replayed_is_refused(lm):
     rejecting = wb.Speculative(verifier=wb.Rejection())
     with pytest.raises(BadInput, match="verified by 'rejection'"):
         wb.headroom(wb.decode(lm, "x = 1", rejecting, level="full", temperature=0.8, **short))
+
+
+def test_runs_that_shared_their_forwards_have_no_price(lm, held_out):
+    traces = wb.decode(lm, held_out[:2], wb.Speculative(), max_new_tokens=6)
+    with pytest.raises(BadInput, match="shared its forwards with other prompts"):
+        wb.Costs.of(traces[0])
+    assert break_even_numbers(traces[0]).predicted is None

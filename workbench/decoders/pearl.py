@@ -1,6 +1,5 @@
 """PEARL: the draft model goes on drafting while the target verifies what it drafted before."""
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -89,15 +88,17 @@ class Pearl(Decoder):
             lambda: self._draft(builder, pending, new),
             lambda: aside.forward("target", read, range(root, root + pending + 1)),
             overlapping(state),
+            r.now,
         )
         extend(r.step.forwards, aside.step.forwards)
+        r.waited += aside.waited
         target = aside.step.ms["target"]
         r.step.ms |= {"draft": draft, "target": r.step.ms.get("target", 0.0) + target}
         # 2. test the pending tokens and the first new one; no distribution is known after the latter
         drafted = builder.tree
         builder.keep(range(1, pending + 1 + (new > 0)))
         tree, logits = builder.tree, torch.cat([out.logits, out.logits[-1:]]) if new else out.logits
-        start = time.perf_counter()
+        start = r.now()
         dist = r.dist(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(row)])
         outcome = self.parts.verify(dist, tree, root + 1, r)
         r.record_time("verify", start)
@@ -172,16 +173,18 @@ def overlapping(state: State) -> bool:
     return len(devices) == 2 and all(device.type == "cuda" for device in devices)
 
 
-def both(draft: Callable[[], None], target: Callable[[], Output], overlap: bool) -> tuple[float, Output]:
+def both(
+    draft: Callable[[], None], target: Callable[[], Output], overlap: bool, now: Callable[[], float]
+) -> tuple[float, Output]:
     """Run both runners, one after the other or in two threads: (ms of the draft's, what the target's gave)."""
-    start = time.perf_counter()
+    start = now()
     if not overlap:
         draft()
-        return (time.perf_counter() - start) * 1000, target()
+        return (now() - start) * 1000, target()
     with ThreadPoolExecutor(1) as other:
         running = other.submit(target)
         draft()
-        spent = (time.perf_counter() - start) * 1000
+        spent = (now() - start) * 1000
         return spent, running.result()
 
 

@@ -1,6 +1,5 @@
 """Speculative decoding: draft a tree, score it in one forward of the target, keep what the verifier accepts."""
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -77,13 +76,13 @@ class Speculative(Decoder):
         root = len(state.tokens) - 1
         # 1. draft: depth is capped by the contexts and the cache's next maintenance, never by max_new_tokens
         depth = min(state.context_left, state.runners["target"].rows_left(root), MAX_NODES + 1) - 1
-        start = time.perf_counter()
+        start = r.now()
         tree = self.drafter.propose(state, r, self.shape, max(0, depth), self.verifier.seeded)
-        r.step.ms["draft"] = (time.perf_counter() - start) * 1000
+        r.step.ms["draft"] = (r.now() - start) * 1000
         # 2. score every node in one forward
         hidden = "hidden" in self.verifier.needs
         logits = self.drafter.score(state, r, tree, hidden)
-        start = time.perf_counter()
+        start = r.now()
         if hidden:
             self.verifier.score_hidden(state.runners["target"].model, tree)
         dist = r.dist(logits, lambda row: state.tokens + [tree.tokens[n] for n in tree.path(row)])
@@ -101,7 +100,7 @@ class Speculative(Decoder):
     ) -> None:
         """Verify the tree, append what stands and commit its rows: the round once all distributions are known, and
         in a device round the outcome too."""
-        root, start = len(state.tokens) - 1, time.perf_counter()
+        root, start = len(state.tokens) - 1, r.now()
         # 3. verify
         outcome = outcome or self.verify(dist, tree, root + 1, r)
         r.record_time("verify", start)

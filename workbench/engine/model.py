@@ -43,6 +43,26 @@ class ForwardRequest:
         """Whether the tokens are hidden states."""
         return isinstance(self.tokens, torch.Tensor) and self.tokens.is_floating_point()
 
+    @property
+    def kind(self) -> tuple:
+        """What requests must have in common to be one forward."""
+        layers = None if self.layers is None else tuple(self.layers)
+        return self.embedded, layers, frozenset(self.want)
+
+    @property
+    def asked(self) -> Sequence[int]:
+        """The rows that logits are wanted of, as numbers from 0. Raises IndexError for a row that is not there."""
+        rows = range(len(self.positions))
+        if isinstance(self.logits_at, str):
+            return {"all": rows, "last": rows[-1:]}[self.logits_at]
+        return [rows[row] for row in self.logits_at]
+
+    def ask(self, model: "LanguageModel") -> "Output":
+        """This forward alone."""
+        return model.forward(
+            self.tokens, self.positions, self.cache, self.mask, self.layers, self.logits_at, self.want
+        )
+
     def chosen(self, rows: torch.Tensor) -> torch.Tensor:
         """Those of the rows [R, ...] that `logits_at` names."""
         if isinstance(self.logits_at, str):
@@ -54,12 +74,15 @@ class ForwardRequest:
 class Output:
     """logits: [rows asked for, V]; where wanted, hidden: [R, width] final hidden states, behind the final norm; exit:
     [R, width] the residual stream behind the last layer that ran, before the norm; states: l -> the same behind the
-    first l layers, for the numbers wanted."""
+    first l layers, for the numbers wanted. sequences, wall_ms: of a forward that tasks
+    run side by side asked for, None where it was this one's alone."""
 
     logits: torch.Tensor
     hidden: torch.Tensor | None = None
     exit: torch.Tensor | None = None
     states: dict[int, torch.Tensor] | None = None
+    sequences: int | None = None
+    wall_ms: float | None = None
 
 
 class LanguageModel(Protocol):
@@ -97,6 +120,15 @@ class LanguageModel(Protocol):
         """`forward(tokens, positions, cache, …)`: run the rows of a `ForwardRequest`, whose fields are the arguments;
         they are staged, and the logits asked for returned."""
         return self._forward(ForwardRequest(*request, **options))
+
+    @property
+    def bundles(self) -> bool:
+        """Whether `forward_many` may be asked."""
+        return False
+
+    def forward_many(self, requests: Sequence[ForwardRequest]) -> list[Output]:
+        """The outputs of requests of one `kind`, of different sequences, from one forward."""
+        raise Unsupported(f"{self.name!r} reads one sequence at a time")
 
     def new_store(self) -> CacheStore:
         return PlainStore(self.layers)

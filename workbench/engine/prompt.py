@@ -8,7 +8,7 @@ from workbench.engine.text import Detokenizer, decode, reader_of, token_of, toke
 from workbench.errors import BadInput, shown
 from workbench.values import whole
 
-__all__ = ["Prompt", "encode_prompt", "encode_text", "need_tokenizer", "prompts_of", "single_token"]
+__all__ = ["Prompt", "encode_prompt", "encode_text", "is_several", "need_tokenizer", "prompts_of", "single_token"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 KINDS = "text, token ids or chat messages"
@@ -60,9 +60,17 @@ def prompts_of(given: Prompt | Iterable[Prompt]) -> list[Prompt]:
     if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
         return [given]
     given = list(given)
-    first = given[0] if given else None
-    message = isinstance(first, Mapping) and "input_ids" not in first
-    return [given] if message or whole(first) is not None else given
+    return given if is_several(given) or not given else [given]
+
+
+def is_several(given: Any) -> bool:
+    """Whether this is a list, or an array, of prompts: not text, ids or messages."""
+    if hasattr(given, "tolist"):
+        return getattr(given, "ndim", 1) > 1
+    if not isinstance(given, list | tuple) or not given:
+        return False
+    message = isinstance(given[0], Mapping) and "input_ids" not in given[0]
+    return not message and (whole(given[0]) is None or getattr(given[0], "ndim", 0) > 0)
 
 
 def need_tokenizer(lm: LanguageModel, what: str, text: Any) -> None:

@@ -57,13 +57,14 @@ class Costs:
         price of a row is by a line through the medians, or 0 where all its forwards had the same number of rows. Where
         they ran a part of the layers alone (the drafter ran the others), plain is in proportion to the whole model."""
         passes, depth = trace.forwards, trace.rounds.set_index("round")["depth"]
+        if passes["sequences"].notna().any():
+            raise BadInput("the run shared its forwards with other prompts, so that they have no price of their own: "
+                           "decode this prompt alone")  # fmt: skip
         drafting = passes[passes["phase"] == "draft"].groupby("round")["wall_ms"].sum() / depth[depth > 0]
         draft = drafting.dropna().median()
         target = passes[passes["phase"] == "target"]
         times = target.groupby("rows")["wall_ms"].median()
-        row, start = np.polyfit(times.index.astype(float), times, 1) if len(times) > 1 else (0.0, times.iloc[0])
-        row = max(row, 0.0)
-        start = start if row else times.median()
+        start, row = _line(times.index.to_numpy(float), times.to_numpy())
         share = layer_shares(trace.run, target).median()
         return cls(float(0 if np.isnan(draft) else draft), float(start), float(row), float((start + row) / share))
 
@@ -84,8 +85,15 @@ class Costs:
                 spent.append((Round._clock(model) - start) * 1000)
                 store.discard()
         drafting, *scoring = map(median, times)
-        row, start = np.polyfit(counts, scoring, 1)
-        return cls(drafting, float(start), float(row))
+        return cls(drafting, *_line(np.array(counts, float), np.array(scoring)))
+
+
+def _line(rows: np.ndarray, times: np.ndarray) -> tuple[float, float]:
+    """Where a line through times over rows starts, and its rise; where noise makes one negative, the other alone."""
+    rise, start = np.polyfit(rows, times, 1) if len(rows) > 1 else (0.0, times[0])
+    if rise <= 0:
+        return float(np.median(times)), 0.0
+    return (float(start), float(rise)) if start > 0 else (0.0, float(np.median(times / rows)))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ own prefix.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.decoders import Autoregressive, Decoder
+from workbench.engine.bundle import together
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, encode_prompt, prompts_of
@@ -44,6 +46,7 @@ TIES = {torch.float64: 1e-9, torch.float32: 1e-3}  # nats between the best two; 
 HALF_TIE = 0.13
 BEGINNING = 64  # tokens of the first prompt that the counted runs go on from
 WIDTH = 2  # likeliest tokens at every place that the cut runs draw from
+TOGETHER = 8  # seeds whose runs share forwards
 SHORTEST, CUT, LONGEST = 6, 8, 32  # tokens of a counted run; of a cut one at most; at most
 FEWEST = 100  # runs, however soon the count is ended
 
@@ -271,16 +274,18 @@ def _counted(
         return _text(decoder, state)[0]
 
     def count(seeds: range) -> tuple[Found, Found]:
-        """Two runs a seed; fifty seeds at least, if somebody ends the count."""
-        bar = tqdm(seeds, disable=progress is not True, desc="lossless", unit=" pairs of runs")
+        """Two runs a seed, some seeds at once; fifty seeds at least, if somebody ends the count."""
+        bar = tqdm(total=len(seeds), disable=progress is not True, desc="lossless", unit=" pairs of runs")
         try:
-            for done, seed in enumerate(bar):
+            for done in range(0, len(seeds), TOGETHER):
                 if callable(progress) and progress(2 * done, 2 * len(seeds)) and 2 * done >= FEWEST:
                     break
-                short, long = (run(start, seed) for start in starts)
-                dist = _distributions(wide, long[:-1])
-                texts.add(short)
-                places.add(long, dist)
+                some = seeds[done : done + TOGETHER]
+                found = together([partial(run, start, seed) for seed in some for start in starts])
+                for short, long in zip(found[::2], found[1::2], strict=True):
+                    texts.add(short)
+                    places.add(long, _distributions(wide, long[:-1]))
+                bar.update(len(some))
         except KeyboardInterrupt:
             if 2 * len(places.runs) < FEWEST:
                 raise

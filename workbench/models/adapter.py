@@ -23,6 +23,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from workbench.cache.store import CacheStore
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
+from workbench.engine.bundle import Bundle
 from workbench.engine.costs import costs_of
 from workbench.engine.model import ForwardRequest, LanguageModel, Output, facts, kept
 from workbench.engine.structure import final_norm, layers_of, picture, routed, shallow_copy, tail_of
@@ -92,7 +93,18 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
     key.window = sliding_window
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     store = key.cache.store
-    segments = store.segments(key.layer, sliding_window)
+    if isinstance(store, Bundle):
+        parts = [_attend(one, key.layer, query[:, :, rows], scale, sliding_window)
+                 for one, rows in zip(store.stores, store.rows, strict=True)]  # fmt: skip
+        out = torch.cat(parts, 2)
+    else:
+        out = _attend(store, key.layer, query, scale, sliding_window)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _attend(store: CacheStore, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
+    """What rows [1, H, R, D] of one sequence read in its store: [1, H, R, Dv]."""
+    segments = store.segments(layer, window)
     if in_place(query, segments):
         out, mass = attend_in_place(query, segments, scale, store.watched)
         store.implementation = "triton"
@@ -101,8 +113,8 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
         mass = column_mass(query, segments, scale, store.watched) if store.watched else None
         out = attend(query, segments, scale)
     if mass is not None:
-        store.add_mass(key.layer, mass)
-    return out.transpose(1, 2).contiguous(), None
+        store.add_mass(layer, mass)
+    return out
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)
@@ -213,6 +225,35 @@ class TransformersModel(LanguageModel):
             finally:
                 cache.end()
                 self._cache.store = None
+
+    def forward_many(self, requests: Sequence[ForwardRequest]) -> list[Output]:
+        bundle = Bundle(requests)
+        return bundle.split(self._forward(bundle.request()))
+
+    @property
+    def bundles(self) -> bool:
+        """Whether rows of different sequences may share a forward: rotary angles must not follow its length, and no
+        module may mix rows. Tried on the model."""
+        return kept(self, ("bundles",), self._try_bundle)
+
+    @torch.inference_mode()
+    def _try_bundle(self) -> bool:
+        for kinds in (getattr(module, "rope_type", None) for module in self._engine.modules()):
+            if {"dynamic", "longrope"} & set(kinds.values() if isinstance(kinds, dict) else [kinds]):
+                return False
+
+        def behind(count: int) -> ForwardRequest:
+            """Two rows behind some committed ones."""
+            ids, store = [(7 * i + 3) % self.ids_read for i in range(count + 2)], self.new_store()
+            self._forward(ForwardRequest(ids[:count], range(count), store, logits_at=()))
+            store.commit(range(count))
+            return ForwardRequest(ids[count:], range(count, count + 2), store)
+
+        alone, bundled = ([behind(count) for count in (1, 6)] for _ in "12")
+        bundle = Bundle(bundled)
+        pairs = zip(map(self._forward, alone), bundle.split(self._forward(bundle.request())), strict=True)
+        within = 1e-3 if self.dtype in (torch.float32, torch.float64) else 5e-2
+        return all((x.logits - y.logits).abs().max() <= within * x.logits.abs().max() for x, y in pairs)
 
     def _run(self, request: ForwardRequest) -> Output:
         rows, places = (

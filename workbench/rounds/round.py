@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import torch
 
 from workbench.cache.store import CacheStore
+from workbench.engine.bundle import hub_here
 from workbench.engine.distribution import Distribution
-from workbench.engine.model import LanguageModel, Output
+from workbench.engine.model import ForwardRequest, LanguageModel, Output
 from workbench.engine.settings import holds
 from workbench.engine.text import Detokenizer
 from workbench.engine.vocabulary import readable
@@ -38,7 +39,8 @@ class Round:
         self.settings = state.settings
         self.step = Step(mode)
         self.logging = state.settings.level != "off"
-        self._start = time.perf_counter()
+        self.waited = 0.0  # seconds for other sequences of a bundle
+        self._start = self.now()
 
     # -- forwards -----------------------------------------------------------------------------------------------
 
@@ -60,11 +62,15 @@ class Round:
             tokens = readable(model, tokens)
         reads = Reads(*store.read_stats())
         start = self._clock(model)
-        out = model.forward(tokens, positions, store, mask, layers, logits_at, want)
+        asked, hub = (tokens, positions, store, mask, layers, logits_at, want), hub_here()
+        out = model.forward(*asked) if hub is None else hub.ask(model, ForwardRequest(*asked))
         wall = (self._clock(model) - start) * 1000
+        if out.wall_ms is not None:
+            self.waited += (wall - out.wall_ms) / 1000
+            wall = out.wall_ms
         reads = reads._replace(raw=reads.raw + store.staged - rows)
         ran = None if layers is None else len(layers)
-        self.record_forward(role, rows, reads, wall, store.implementation, phase, ran)
+        self.record_forward(role, rows, reads, wall, store.implementation, phase, ran, out.sequences)
         return out
 
     def record_forward(
@@ -76,9 +82,10 @@ class Round:
         implementation: str,
         phase: str | None = None,
         layers_run: int | None = None,
+        sequences: int | None = None,
     ) -> None:
         """Record a forward of `rows` rows. wall: its time in ms, None where it cannot be told from that of its round.
-        layers_run: of the model's layers, all for None."""
+        layers_run: of the model's layers, all for None. sequences: that shared the forward, None for this one alone."""
         phase = phase or role
         if wall is not None:
             key = "draft" if phase == "draft" else "target"
@@ -86,8 +93,12 @@ class Round:
         entry: dict[str, Any] = {"phase": phase, "model": role, "rows": rows}
         if self.logging:
             entry |= forward_costs(self.state.runners[role].model, rows, reads, layers_run)
-            entry |= {"wall_ms": wall, "implementation": implementation}
+            entry |= {"wall_ms": wall, "implementation": implementation, "sequences": sequences}
         extend(self.step.forwards, {name: [value] for name, value in entry.items()})
+
+    def now(self) -> float:
+        """Seconds on the round's clock, which stands still while other sequences of a bundle are at work."""
+        return time.perf_counter() - self.waited
 
     @staticmethod
     def _clock(model: LanguageModel) -> float:
@@ -116,7 +127,7 @@ class Round:
             end = min(upto, start + self._chunk(role))
             out = self.forward(role, self.state.tokens[start:end], range(start, end), None, rows, "prefill", want)
             if asked:
-                began = time.perf_counter()
+                began = self.now()
                 self._keep_prompt(out.logits, start, end)
                 self.record_time("recording", began)
             self._commit(runner.store, range(end - start))
@@ -179,7 +190,7 @@ class Round:
             state.ended = self._ending()
             if state.ended:
                 break
-        start = time.perf_counter()
+        start = self.now()
         step.tokens = {"token_id": tokens[:kept], "source": sources[:kept], "model": [model] * kept}
         if self.logging:
             step.tokens |= dist.statistics(tokens[:kept], rows[:kept])
@@ -215,7 +226,7 @@ class Round:
 
     def commit(self, role: str, rows: Sequence[int]) -> None:
         """Keep a runner's staged rows; the rest is dropped."""
-        start, before = time.perf_counter(), self.step.ms.get("cache", 0.0)
+        start, before = self.now(), self.step.ms.get("cache", 0.0)
         self._commit(self.state.runners[role].store, rows)
         self.record_time("commit", start + (self.step.ms.get("cache", 0.0) - before) / 1000)
 
@@ -227,12 +238,12 @@ class Round:
             self.step.ms["cache"] = self.step.ms.get("cache", 0.0) + spent
 
     def record_time(self, phase: str, start: float) -> None:
-        """Add the time since `start` to that of a phase."""
-        self.step.ms[phase] = self.step.ms.get(phase, 0.0) + (time.perf_counter() - start) * 1000
+        """Add the time since `start`, of `now`, to that of a phase."""
+        self.step.ms[phase] = self.step.ms.get(phase, 0.0) + (self.now() - start) * 1000
 
     def finish(self) -> Step:
         """The record, with the ledgers of all runners and what their caches dropped, quantised and fetched."""
-        step, state, start = self.step, self.state, time.perf_counter()
+        step, state, start = self.step, self.state, self.now()
         if self.logging:
             step.cache = {role: runner.store.ledger() for role, runner in state.runners.items()}
             if held := held_bytes(state.memory):
@@ -243,7 +254,7 @@ class Round:
             extend(step.bits, bits | {"model": [role] * len(bits["model"])} if bits else {})
         self.record_time("recording", start)
         step.context, step.rest = len(state.tokens), state.text.rest
-        step.ms["total"] = (time.perf_counter() - self._start) * 1000
+        step.ms["total"] = (self.now() - self._start) * 1000
         state.rounds += 1
         return step
 

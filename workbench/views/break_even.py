@@ -99,8 +99,9 @@ def break_even_numbers(trace: Trace, baseline: Trace | None = None) -> BreakEven
 
 
 def _target_passes(trace: Trace):
+    """The target's forwards; not those shared with other prompts, whose time is not that of their own rows."""
     passes = trace.forwards
-    passes = passes[(passes["phase"] == "target") & (passes["wall_ms"] > 0)]
+    passes = passes[(passes["phase"] == "target") & (passes["wall_ms"] > 0) & passes["sequences"].isna()]
     return passes.assign(share=layer_shares(trace.run, passes))
 
 
