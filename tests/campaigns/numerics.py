@@ -3,8 +3,8 @@
     python -m tests.campaigns.numerics [--short] [--fresh] [--arm NAME ...] [--out FILE]
 
 Every part (a file of tests, or a notebook) runs under every arm: kernels of other instruction sets, other numbers of
-threads, and products rounded another way (`tests/another_cpu.py`). Each result is written as it comes; what is known of
-the present arms and parts is not run again, unless `--fresh`. The last line says whether all passed.
+threads, and products rounded another way (`tests/another_cpu.py`). Each result is written as it comes; what passed
+before is not run again, unless `--fresh`. The last line says whether all passed.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     known = json.loads(options.out.read_text())["arms"] if keep else {}
     with kernel_folder() as folder:
         for arm, (part, given) in itertools.product(arms, parts(options.short).items()):
-            if part not in known.setdefault(arm, {}):
+            if known.setdefault(arm, {}).get(part, {"failed": 1})["failed"]:
                 known[arm][part] = found = run(ARMS[arm], given, folder)
                 print(
                     f"{arm}: {part}: {found['passed']} passed, {found['failed']} failed, {found['seconds']} s",

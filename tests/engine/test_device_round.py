@@ -84,7 +84,7 @@ def test_models_with_differently_padded_vocabularies(pair, monkeypatch):
         host = sampling.dist(widened(logits, size), lambda row: [])
         host = known_only(host, 5).raw if size > 5 else host.raw
         device_rows = DeviceSampling(sampling, 0, "torch").dists(cut(logits, size)).raw
-        assert torch.equal(fit(device_rows, size), host)
+        torch.testing.assert_close(fit(device_rows, size), host, rtol=1e-6, atol=1e-6)  # sums over rows of two widths
 
 
 @needs_interpreter

@@ -23,8 +23,8 @@ __all__ = ["MEGABYTES", "SECONDS", "Report", "corpora", "run"]
 
 SECONDS, MEGABYTES = 2.0, 300
 HUNG = 20.0  # seconds of processor time after which a call is broken off
-CHUNK = 2000  # examples drawn at once, so that what hypothesis remembers stays small
-WARM = 10  # examples after which a corpus has imported and loaded what it needs
+CHUNK = 250  # examples drawn at once, so that what hypothesis remembers stays small
+WARM = 10  # examples after which a corpus has imported and loaded what it needs; their memory is the base
 
 
 class Hung(BaseException):
@@ -87,7 +87,7 @@ def _attempt(report: Report, call: Callable[[Any], None], value: Any) -> None:
     if seconds > SECONDS and (seconds := _timed(report, call, value)) > SECONDS:
         report.fault(f"slow: more than {SECONDS:g} s", value)
     report.slowest_s = max(report.slowest_s, seconds)
-    grown = _peak_mb() - report.base_mb
+    grown = _peak_mb() - report.base_mb if report.examples > WARM else 0.0
     if grown > MEGABYTES >= report.peak_mb:
         report.fault(f"large: more than {MEGABYTES} MB", value)
     report.peak_mb = max(report.peak_mb, grown)
