@@ -3,6 +3,7 @@
 import gc
 import random
 import threading
+from unittest import mock
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from tests.rounding import close
 from tests.table import stacks
 from workbench.cache import apply, quantize
 from workbench.cache.codec import Affine
-from workbench.cache.pages import Arena, PendingPage, page_out
-from workbench.engine.attention import attend, attend_in_place, column_mass, in_place
+from workbench.cache.pages import Arena, PageTable, PendingPage, page_out
+from workbench.cache.store import Segment
+from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
 from workbench_kernels.pages import PageFormat, pack
 
 STACKS = dict(stacks())
@@ -84,6 +86,29 @@ def test_two_tiers_hold_what_they_should():
     assert page_table.host_bytes == 2 * FORM.bytes and page_table.offloaded == 2 * FORM.bytes
     back = page_out(page_table.pages, CPU, page_table.arenas)
     assert back.host_bytes == 0 and all(map(torch.equal, page_rows(back), page_rows(page_table)))
+
+
+@torch.inference_mode()
+def test_pages_are_decoded_beside_the_run(small):
+    """To the last bit what decoding and putting side by side gives; where it cannot be, nothing."""
+    run = Segment(torch.randn(2, 7, 16), torch.randn(2, 7, 16))
+    table = page_out([drafts(3), drafts(3, 1000)], CPU, [])
+    k, v, *_ = table.decode()
+    both = table.decoded_before(run)
+    assert torch.equal(both[0], torch.cat([k, run.k], 1)) and torch.equal(both[1], torch.cat([v, run.v], 1))
+    ragged = page_out([drafts(3), drafts(1, 1000)], CPU, [])
+    offloaded = page_out([drafts(3), drafts(3, 1000)], CPU, [], before=64)
+    half = Segment(run.k.half(), run.v.half())
+    for pages_, given in ((ragged, run), (offloaded, run), (table, half)):
+        assert pages_.decoded_before(given) is None
+    store = STACKS["kivi4"].new_store(small, 40)
+    feed(small, store, TEXT[:130])
+    store.begin([130])
+    store.stage(0, *torch.randn(2, 2, 1, 16))
+    segments = store.segments(0)
+    assert segments[0].plain and segments[1].plain and join(torch.zeros(1, 4, 1, 16), segments).k.shape[1] == 131
+    with mock.patch.object(PageTable, "decode", side_effect=AssertionError):
+        join(torch.zeros(1, 4, 1, 16), segments)  # without another copy
 
 
 def test_threads_take_different_places():

@@ -15,9 +15,10 @@ import torch
 
 from workbench.cache.codec import Codec
 from workbench.cache.store import Segment
-from workbench_kernels.pages import ALIGN, gather, unpack
+from workbench_kernels.pages import ALIGN, GAINS, gather, unpack
 from workbench_kernels.pages.layout import HEADER
 from workbench_kernels.pages.reference import live_bits
+from workbench_kernels.pages.reference import unpack as unpack_into
 
 __all__ = ["Arena", "Page", "PageTable", "PagedSegment", "PendingPage", "page_out"]
 
@@ -142,6 +143,20 @@ class PageTable:
         """k [Hk, slots, D], v [Hk, slots, Dv], positions int64 [Hk, slots], live bool [Hk, slots]."""
         return tuple(part.reshape(len(self.pages), self.slots, *part.shape[2:]) for part in self._unpacked())
 
+    def decoded_before(self, run: Segment) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """k [Hk, slots + n, D] and v of these pages with a run's behind, without another copy; None where that cannot
+        be: elsewhere than on a CPU, in parts, or of other widths than codes of a float32 model."""
+        codec = self.arenas[0].codec
+        coded = codec.kernel and {codec.kernel.bits_k, codec.kernel.bits_v} <= GAINS.keys()
+        if not (self.dense and coded and run.k.is_cpu and run.k.dtype == torch.float32) or self.offloaded:
+            return None
+        both = [x.new_empty(len(x), self.slots + x.shape[1], x.shape[2]) for x in (run.k, run.v)]
+        rows = self.arenas[0].data.index_select(0, self.table.flatten() // (codec.bytes // ALIGN))
+        unpack_into(rows, codec.kernel, [x[:, : self.slots].unflatten(1, (-1, self.page_size)) for x in both])
+        for x, new in zip(both, (run.k, run.v), strict=True):
+            x[:, self.slots :] = new
+        return both[0], both[1]
+
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions int64 [Hk, slots] and live bool [Hk, slots], without decoding anything."""
         size = HEADER + 4 * self.page_size
@@ -180,6 +195,11 @@ class PagedSegment:
     queries: Sequence[int]
     window: int | None = None
     bias: torch.Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether every row sees all slots, as they are."""
+        return self.page_table.whole and self.window is None and self.bias is None
 
     def dense(self, dtype: torch.dtype) -> Segment:
         k, v, positions, live = self.page_table.decode()

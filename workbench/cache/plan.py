@@ -3,6 +3,9 @@
 A method acts at boundaries, which are committed lengths. There the store shows it a `LayerView` of every layer and
 does what its `Plan` says, once the plan has been checked. Methods hold no state: what they ask for in `needs` is
 collected for them from committed rows only, so that how tokens were drafted leaves no trace.
+
+Three words are kept for methods that will need them: `probe` (rows read at a boundary for their facts, then dropped),
+`cold` (slots that move to the host) and `unread` (slots held, and not attended until the next boundary).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -43,6 +43,11 @@ class Segment:
     bias: torch.Tensor | None = None
     page_table = None  # keys and values lie here as they are, not in coded pages
 
+    @property
+    def plain(self) -> bool:
+        """Whether every row sees all of it, as it is."""
+        return self.mask is None and not self.causal and self.bias is None
+
     def dense(self, dtype: torch.dtype) -> "Segment":
         """With keys and values as numbers: of pages, decoded."""
         return self

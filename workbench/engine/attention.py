@@ -86,6 +86,10 @@ def attend_in_place(
 
 def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:
     """The segments as one, in q's dtype, pages decoded."""
+    if len(segments) == 2 and segments[0].page_table and segments[0].plain and segments[1].plain:
+        pages, run = segments
+        if both := pages.page_table.decoded_before(run):
+            return Segment(*both)
     dense = [segment.dense(q.dtype) for segment in segments]
     if len(dense) == 1:
         return dense[0]

@@ -4,6 +4,8 @@ Whole pages are rows of bytes, uint8 [n, format.bytes]. A slot is named by its p
 ALIGN bytes, and its number in the page. An offset below 0 names none, and the entry does nothing.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -94,34 +96,39 @@ def pack(k: Tensor, v: Tensor, positions: Tensor, used: Tensor, form: PageFormat
     return page
 
 
-def unpack(page: Tensor, form: PageFormat) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def unpack(page: Tensor, form: PageFormat, out: Sequence[Tensor | None] = (None, None)) -> tuple[Tensor, ...]:
     """Pages uint8 [n, form.bytes] -> k [n, slots, D] and v [n, slots, Dv] in float32 (float64 for RAW float64),
-    positions int64 [n, slots], live bool [n, slots]."""
+    positions int64 [n, slots], live bool [n, slots].
+
+    out: float32 tensors [*lead, slots, D] and [*lead, slots, Dv], with gaps or without, where lead multiplies to n: k
+    and v of coded widths are written there.
+    """
     n, slots = len(page), form.slots
     live = live_bits(page[:, : slots // 8])
     places = page[:, HEADER : form.scale_k].contiguous().view(torch.int32).long()
-    out = []
-    for bits, by_channel, scales, codes, end, width in (
-        (form.bits_k, True, form.scale_k, form.codes_k, form.codes_v, form.head_dim),
-        (form.bits_v, False, form.scale_v, form.codes_v, form.bytes, form.value_dim),
+    found = []
+    for x, bits, by_channel, scales, codes, end, width in (
+        (out[0], form.bits_k, True, form.scale_k, form.codes_k, form.codes_v, form.head_dim),
+        (out[1], form.bits_v, False, form.scale_v, form.codes_v, form.bytes, form.value_dim),
     ):
         body = page[:, codes:end]
         if bits not in GAINS:
             x = body.contiguous().view(form.element(bits)).view(n, slots, width)
-            out.append(x if x.dtype == torch.float64 else x.float())
+            found.append(x if x.dtype == torch.float64 else x.float())
             continue
         count = width if by_channel else slots * (width // form.group)
         step, zero = scales_at(page, scales, count)
-        step = step * GAINS[bits]
-        body = body.unflatten(1, (slots, -1))
-        x = step.new_empty(n, slots, 8 // bits, body.shape[2])
+        x = step.new_empty(n, slots, width) if x is None else x
+        lead = x.shape[:-2]
+        body, parts = body.unflatten(1, (slots, -1)).unflatten(0, lead), x.unflatten(-1, (8 // bits, -1))
         for i in range(8 // bits):
             high = body >> (i * bits) if i else body
-            x[:, :, i] = high & (2**bits - 1) if (i + 1) * bits < 8 else high
-        shape = (n, 1, -1, 1) if by_channel else (n, slots, -1, 1)  # a step per channel, or per slot and group
-        x = x.view(n, slots, count if by_channel else count // slots, -1)
-        out.append(x.mul_(step.view(shape)).add_(zero.view(shape)).view(n, slots, width))
-    return out[0], out[1], places, live
+            parts[..., i, :] = high & (2**bits - 1) if (i + 1) * bits < 8 else high
+        shape = (*lead, 1, -1, 1) if by_channel else (*lead, slots, -1, 1)  # a step per channel, or per slot and group
+        parts = x.unflatten(-1, (count if by_channel else count // slots, -1))
+        parts.mul_((step * GAINS[bits]).view(shape)).add_(zero.view(shape))
+        found.append(x)
+    return found[0], found[1], places, live
 
 
 def scales_at(page: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
