@@ -75,7 +75,8 @@ def decode(
             if session.trace.end is None:
                 with suppress(BadInput):  # where the error is one of writing
                     session.end("interrupted")
-        error.traces = [session.trace for session in sessions]
+        if several:
+            error.traces = [session.trace for session in sessions]
         raise
     traces = [session.trace for session in sessions]
     return traces if several else traces[0]
@@ -136,10 +137,11 @@ def stream(
                         streamer.put(torch.tensor([row["token_id"]]))
                     yield row
         finally:
-            if session.trace.end is None:
-                session.end("interrupted")
             if streamer is not None:
                 streamer.end()
+            with suppress(BadInput):  # where the error is one of writing
+                if session.trace.end is None:
+                    session.end("interrupted")
 
     return tokens()
 

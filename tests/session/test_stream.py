@@ -63,6 +63,19 @@ def test_whoever_stops_reading_ends_the_run(lm, tmp_path):
     assert not (tmp_path / "other.wb").exists()
 
 
+def test_a_streamer_is_told_of_the_end_whatever_goes_wrong(lm):
+    ended = []
+
+    def put(ids):
+        if ids.ndim == 1:
+            raise KeyError("full")
+
+    tokens = wb.stream(lm, PROMPT, streamer=SimpleNamespace(put=put, end=lambda: ended.append(1)), max_new_tokens=3)
+    with pytest.raises(KeyError):
+        next(tokens)
+    assert ended == [1]
+
+
 def test_bad_input_is_refused_before_the_first_token(lm):
     with pytest.raises(wb.BadInput, match="the prompt is empty"):
         wb.stream(lm, "")
