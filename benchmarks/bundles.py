@@ -1,4 +1,5 @@
-"""What several sequences in one forward save: tokens of eight prompts, bundled and one after the other.
+"""What several sequences in one forward save: tokens of eight prompts, or of eight samples of one prompt, bundled and
+one after the other.
 
     python benchmarks/bundles.py [--sequences 8] [--tokens 32] [--repeats 5] [--out benchmarks/results/bundles.json]
 
@@ -19,13 +20,17 @@ ARMS = {
     "KIVI 4": {"cache": wb.KIVI()},
     "speculative": {"decoder": wb.Speculative()},
 }
+SAMPLES = {"one prompt, 8 samples": {"temperature": 0.8}}
 CONTEXTS = (64, 1000)
 
 
 def spent(lm, prompts: list[list[int]], tokens: int, bundled: bool, **how) -> tuple[float, list[list[int]]]:
     """Seconds from the first token of every prompt to the last of all, and the texts."""
     decoder = how.pop("decoder", None)
-    sessions = [wb.Session(lm, prompt, decoder, max_new_tokens=tokens, ignore_eos=True, **how) for prompt in prompts]
+    sessions = [wb.Session(lm, prompt, decoder, max_new_tokens=tokens, ignore_eos=True, sample=i, **how)
+                for i, prompt in enumerate(prompts)]  # fmt: skip
+    if bundled and all(prompt == prompts[0] for prompt in prompts):
+        sessions[0].read_prompt(sessions[1:])
     together([partial(session.run, rounds=1) for session in sessions])
     start = time.perf_counter()
     if bundled:
@@ -45,12 +50,13 @@ def main() -> None:
         prompts = [text[i * context : (i + 1) * context] for i in range(given.sequences)]
         best, texts = {}, {}
         for _ in range(given.repeats):
-            for arm, how in ARMS.items():
+            for arm, how in (ARMS | SAMPLES).items():
+                asked = [prompts[0]] * given.sequences if arm in SAMPLES else prompts
                 for bundled in (False, True):
-                    seconds, found = spent(lm, prompts, given.tokens, bundled, **how)
+                    seconds, found = spent(lm, asked, given.tokens, bundled, **how)
                     best[arm, bundled] = min(best.get((arm, bundled), seconds), seconds)
                     texts[arm, bundled] = found
-        for arm in ARMS:
+        for arm in ARMS | SAMPLES:
             lone, many = best[arm, False], best[arm, True]
             new = given.sequences * given.tokens
             same = sum(map(list.__eq__, texts[arm, False], texts[arm, True]))

@@ -20,6 +20,7 @@ from workbench.models.adapter import wrap
 from workbench.models.loading import Model
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
+from workbench.values import bounded
 
 __all__ = ["custom_generate", "decode", "stream"]
 
@@ -30,21 +31,23 @@ def decode(
     prompt: Prompt | Sequence[Prompt],
     decoder: Decoder | None = None,
     *,
+    n: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     on_round: Callable[[Session], None] | None = None,
     **settings: Any,
 ) -> Trace | list[Trace]:
-    """Decode a prompt to its end and return the trace; of several prompts, the traces.
+    """Decode a prompt to its end and return the trace; of several prompts or samples, the traces.
 
-    Several prompts are decoded side by side, their forwards bundled: the texts are those of the lone runs up to
-    rounding, sooner. Times in their traces are those of the shared forwards, not to be added up. Rounds that take place
-    on a GPU alone share the forwards of the prompt only.
+    Several are decoded side by side, their forwards bundled: the texts are those of the lone runs up to rounding,
+    sooner. A prompt that several have is read once, and its cache is shared. Times in their traces are those of the
+    shared forwards, not to be added up. Rounds that take place on a GPU alone share the forwards of the prompt only.
 
     Parameters
     ----------
     lm: a model from `workbench.load`, the name of one, or a transformers model. prompt: text, token ids or chat
-    messages, or a list of such prompts. decoder: plain decoding by default. out: file that the trace of one prompt is
+    messages, or a list of such prompts. decoder: plain decoding by default. n: how many samples of one prompt; number
+    i is what `sample=i` alone gives, counted from the setting `sample`. out: file that the trace of one prompt is
     written to round by round; `overwrite` allows it to exist. on_round: called with the session after every round
     (progress, streaming), of several prompts in turn and in inference mode.
     settings: by keyword, of
@@ -54,11 +57,17 @@ def decode(
     does not fit; NumericalError and out-of-memory errors end the trace as `error` and carry it as `.trace`, and all
     traces as `.traces`, where several prompts end with it.
     """
-    several = is_several(prompt)
+    several = is_several(prompt) or n is not None
     if not several:
         sessions = [Session(lm, prompt, decoder, out=out, overwrite=overwrite, **settings)]
+    elif n is None:
+        sessions = _several(lm, [(prompt, {}) for prompt in prompts_of(prompt)], decoder, out, settings)
+    elif is_several(prompt):
+        raise BadInput("n: samples of one prompt; expected one prompt, got a list: decode each with n")
     else:
-        sessions = _several(lm, prompts_of(prompt), decoder, out, settings)
+        first = bounded("sample", settings.pop("sample", 0), 0)
+        samples = [(prompt, {"sample": first + i}) for i in range(bounded("n", n, 1, 1024))]
+        sessions = _several(lm, samples, decoder, out, settings)
 
     def run(session: Session) -> None:
         while session._compute():
@@ -66,6 +75,7 @@ def decode(
                 on_round(session)
 
     try:
+        _read_prompts(sessions)
         together([partial(run, session) for session in sessions])
     except KeyboardInterrupt:
         for session in sessions:
@@ -82,14 +92,15 @@ def decode(
     return traces if several else traces[0]
 
 
-def _several(lm: Model, prompts: list[Prompt], decoder: Any, out: Any, settings: dict[str, Any]) -> list[Session]:
-    """The sessions of several prompts; what is refused names the prompt by its number."""
+def _several(lm: Model, asked: list[tuple[Prompt, dict]], decoder: Any, out: Any, settings: dict) -> list[Session]:
+    """The sessions of several prompts, each with settings of its own; what is refused names the prompt by its
+    number."""
     if out is not None:
-        raise BadInput("out is one file; for a list of prompts leave it out, and save each trace")
+        raise BadInput("out is one file; for several prompts or samples leave it out, and save each trace")
     sessions = []
-    for number, prompt in enumerate(prompts):
+    for number, (prompt, own) in enumerate(asked):
         try:
-            sessions.append(Session(lm, prompt, decoder, **settings))
+            sessions.append(Session(lm, prompt, decoder, **settings, **own))
         except BadInput as error:
             raise BadInput(f"prompt {number}: {error}") from None
     if len(sessions) > 1:
@@ -97,6 +108,14 @@ def _several(lm: Model, prompts: list[Prompt], decoder: Any, out: Any, settings:
         why = "several prompts are decoded side by side with it"
         refuse_stateful(first.settings.sampling.processors, first.lm.vocab_size, first.lm.device, why)
     return sessions
+
+
+def _read_prompts(sessions: list[Session]) -> None:
+    """Read every prompt that several sessions have, once."""
+    groups: dict[tuple, list[Session]] = {}
+    for session in sessions:
+        groups.setdefault(tuple(session.prompt_ids), []).append(session)
+    together([partial(first.read_prompt, others) for first, *others in groups.values() if others])
 
 
 @with_keywords
@@ -232,6 +251,7 @@ class _Rows:
         settings |= {"seed": how.seed, "level": how.level, "cache": how.cache, "eos_ids": eos, "max_new_tokens": most}
         rows = ({"processors": own, "sample": row} for row, own in enumerate(each))
         self.sessions = [self._session(how, row, settings | own) for row, own in enumerate(rows)]
+        _read_prompts(self.sessions)
         how.traces = [session.trace for session in self.sessions]
 
     def _session(self, how: custom_generate, row: int, settings: dict[str, Any]) -> Session:

@@ -29,7 +29,10 @@ FUNCTIONS = {  # families of functions, whose members are called and not declare
 }
 
 MEMBERS = (  # family, name, module, class or function
+    ("decoder", "adadec", "workbench.decoders.adadec", "AdaDec"),
     ("decoder", "autoregressive", "workbench.decoders.autoregressive", "Autoregressive"),
+    ("decoder", "beam", "workbench.decoders.beam", "Beam"),
+    ("decoder", "best_of", "workbench.decoders.best_of", "BestOf"),
     ("decoder", "entropy_adaptive", "workbench.decoders.entropy_adaptive", "EntropyAdaptive"),
     ("decoder", "mirostat", "workbench.decoders.mirostat", "Mirostat"),
     ("decoder", "pearl", "workbench.decoders.pearl", "Pearl"),
@@ -135,7 +138,8 @@ INNER = {  # what the rooms offer besides to those who extend them, by module
     "workbench.cache.stack": ("as_stack",),
     "workbench.cache.store": ("CacheStore", "PlainStore", "Segment"),
     "workbench.rounds.round": ("Round",),
-    "workbench.rounds.state": ("Runner", "State"),
+    "workbench.rounds.search": ("begin", "each", "grow", "read", "settle", "win"),
+    "workbench.rounds.state": ("Hypothesis", "Runner", "State"),
     "workbench.speculation.tree": ("DIST", "POINT"),
     "workbench.speculation.verifiers.base": ("Outcome",),
     "workbench.views.branch": ("BranchDiff",),

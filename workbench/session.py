@@ -11,7 +11,7 @@ earlier one, which gives the same result, since decoding is deterministic.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -173,6 +173,24 @@ class Session(Cursor):
                 return True
         return False
 
+    def read_prompt(self, others: "Sequence[Session]" = ()) -> None:
+        """Read the prompt, for other sessions as well that have just begun with the same: they share its cache."""
+        tip = self.state
+        if self.rounds or len(tip.tokens) < 2:
+            return
+        self._keep(tip)
+        state = tip.fork()
+        step = self.decoder.step(state)
+        if "sequences" in step.forwards:
+            step.forwards["sequences"] = [len(others) + 1 if others else None] * len(step.forwards["phase"])
+        for runner in state.runners.values() if state.strategy.name == "stock" else ():
+            runner.store.share()
+        for session in (self, *others):
+            own, begun = state.fork(), session.state
+            own.settings, own.strategy = begun.settings, begun.strategy
+            session._tips = {0: begun, 1: own}
+            session._recorder.round(step, None)
+
     def _failed(self, error: Exception) -> None:
         """Name the error in the trace, as far as that can still be written, and hand the trace over with it."""
         with suppress(BadInput):
@@ -312,7 +330,7 @@ class Session(Cursor):
         earlier = [r for r in self._snapshots if r <= number]
         state = (self._snapshots[max(earlier)] if earlier else self._first).fork()
         while state.rounds < number:
-            self.decoder.step(state)
+            self.decoder.step(state, self.trace.index.event(state.rounds).get("inputs", {}))
         return state
 
     def widget(self):

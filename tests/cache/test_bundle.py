@@ -154,7 +154,7 @@ def test_one_forward_serves_all(small, monkeypatch):
 
 
 def test_what_several_prompts_cannot_have(small, tmp_path):
-    with pytest.raises(wb.BadInput, match="out is one file; for a list of prompts leave it out"):
+    with pytest.raises(wb.BadInput, match="out is one file; for several prompts or samples leave it out"):
         wb.decode(small, PROMPTS, out=tmp_path / "run.wb")
     with pytest.raises(wb.BadInput, match="prompt 1: .*expected text, token ids or chat messages"):
         wb.decode(small, [PROMPT, None])

@@ -7,14 +7,14 @@ import workbench as wb
 from tests.cache.conftest import DRAFT, PROMPT, feed
 from tests.engine.test_bytes import walk
 from tests.table import DECODERS, POLICIES, covered, stacks
+from workbench.rounds.costs import ledgers
 from workbench.trace.schema import CACHE_KINDS
 
 STACKS = dict(stacks()) | {"slots": wb.Stack(wb.StreamingLLM(4, 24, 16, positions="slot"))}
 
 
 def ledger(state) -> int:
-    columns = [runner.store.ledger() for runner in state.runners.values()]
-    return sum(sum(column.get(kind, [0])) for column in columns for kind in CACHE_KINDS)
+    return sum(sum(column.get(kind, [0])) for column in ledgers(state).values() for kind in CACHE_KINDS)
 
 
 @pytest.mark.parametrize("name", [*covered(), "slots"])

@@ -11,7 +11,7 @@ import torch
 
 import workbench as wb
 from tests.table import DECODERS
-from workbench.rounds.costs import held_bytes
+from workbench.rounds.costs import held_bytes, ledgers
 
 OPAQUE = (str, bytes, int, float, bool, type(None), type, types.ModuleType, weakref.ref, torch.dtype, torch.device)
 
@@ -46,8 +46,7 @@ def walk(state: Any) -> int:
 def ledger(state: Any) -> int:
     kinds = {"payload", "staging", "pad"}
     total = 0
-    for runner in state.runners.values():
-        columns = runner.store.ledger()
+    for columns in ledgers(state).values():
         assert set(columns) == kinds | {"live_slots", "logical_length"}
         total += sum(sum(columns[kind]) for kind in kinds)
     return total
@@ -71,9 +70,9 @@ def test_the_walk_equals_the_ledger_and_the_trace_at_every_round(lm, held_out, n
         if done == ROUNDS:
             break
     assert session.rounds > ROUNDS
-    text = list(session.state.tokens)
-    for runner in session.state.runners.values():
-        assert runner.store.length <= len(text) - 1 and runner.store.staged == 0
+    for state in (session.state, *(one.state for one in session.state.hypotheses.values())):
+        for runner in state.runners.values():
+            assert runner.store.length <= len(state.tokens) - 1 and runner.store.staged == 0
 
 
 PLANTS = {

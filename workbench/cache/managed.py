@@ -216,6 +216,9 @@ class ManagedStore(PlainStore):
         new._layers, new._codecs = [state.fork() for state in self._layers], self._codecs
         return new
 
+    def share(self) -> None:
+        """Nothing: pages are shared as they are, and the run beside them is short."""
+
     def read_stats(self) -> tuple[int, int, int]:
         page_tables = [state.page_table for state in self._layers if state.page_table is not None]
         return (
@@ -234,14 +237,14 @@ class ManagedStore(PlainStore):
         self._fetched = [(0, 0)] * len(self._layers)
         return found
 
-    def ledger(self) -> dict[str, list]:
-        columns = super().ledger()
+    def ledger(self, counted: set[int] | None = None) -> dict[str, list]:
+        columns = super().ledger(counted)
         n = len(self._layers)
         columns |= {kind: [0] * n for kind in ("scale", "zero", "position", "header", "table", "score", "bias", "dead")}
         columns |= {"host_bytes": [0] * n, "evicted": list(self._evicted), "merged": list(self._merged)}
         columns["fetched"] = [slots for slots, _ in self._fetched]
         for layer, state in enumerate(self._layers):
-            for kind, size in state.ledger().items():
+            for kind, size in state.ledger(counted).items():
                 columns[kind][layer] += size
             if state.page_table is not None:
                 columns["live_slots"][layer] += round(sum(state.page_table.live) / len(state.page_table.live))

@@ -176,13 +176,21 @@ class PageTable:
         k, v, _, _ = self._unpacked(page)
         return k[entry, slot % self.page_size], v[entry, slot % self.page_size]
 
-    def ledger(self) -> dict[str, int]:
-        """Bytes by kind, arenas included: what this page table does not name in them is `pad`."""
-        kinds = Counter(table=self.table.nbytes + self.count.nbytes)
-        codecs = {id(arena): arena.codec for arena in self.arenas}
-        for (arena, live, used), times in self._uses.items():
+    def ledger(self, counted: set[int] | None = None) -> dict[str, int]:
+        """Bytes by kind, arenas included: what this page table does not name in them is `pad`. counted: as in
+        `Layer`."""
+        uses, arenas, table = self._uses, self.arenas, self.table.nbytes + self.count.nbytes
+        if counted is not None:
+            pages = [page for row in self.pages for page in row if id(page) not in counted]
+            uses = Counter([(id(page.arena), page.live, page.used) for page in pages])
+            arenas = [arena for arena in arenas if id(arena) not in counted]
+            table = 0 if id(self) in counted else table
+            counted.update(map(id, (self, *pages, *arenas)))
+        kinds, codecs = Counter(table=table), {id(arena): arena.codec for arena in self.arenas}
+        for (arena, live, used), times in uses.items():
             kinds.update({kind: times * size for kind, size in codecs[arena].ledger(live, used).items()})
-        kinds["pad"] += sum(arena.data.nbytes for arena in self.arenas) - self.bytes
+            kinds["pad"] -= times * codecs[arena].bytes
+        kinds["pad"] += sum(arena.data.nbytes for arena in arenas)
         return dict(kinds)
 
 

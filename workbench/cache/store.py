@@ -10,13 +10,14 @@ forward of other layers over the same positions stages into the same slots. A ro
 
 A fork copies nothing: both sides share the run, and each knows its own length. Whoever stages where another has
 committed, or is just now staging (branches may run in threads), makes its own copy. Appending to slots that nobody
-else uses is no conflict.
+else uses is no conflict. Where many forks are to go on side by side, `share` first makes what is committed a trunk:
+it stays where it is, each fork begins a run of its own behind it, and one forward of several reads it once for all.
 """
 
 import threading
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,7 @@ __all__ = ["MANY", "CacheStore", "PlainStore", "Segment"]
 
 MANY = 2**62  # rows: no limit
 _SLOTS = 64  # capacity grows in multiples of this, and at least by half
+_SHARED = 128  # slots of a run from which on `share` keeps it whole
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class CacheStore(Protocol):
     staged: int  # rows in flight, in all layers or in some
     behind: int  # of them, those that the layers of the open forward had staged before it
     watched: Sequence[int] = ()  # rows of the open forward whose attention mass is wanted
+    trunk: Sequence[Sequence["Segment"]] = ()  # pieces before the run that forks share: a segment for every layer
     implementation: str = "sdpa"  # what computed the attention last
     maintained_ms: float = 0.0  # what maintenance took so far
 
@@ -75,7 +78,10 @@ class CacheStore(Protocol):
     def commit(self, rows: Sequence[int]) -> None: ...
     def discard(self) -> None: ...
     def fork(self) -> "CacheStore": ...
-    def ledger(self) -> dict[str, list]: ...
+    def ledger(self, counted: set[int] | None = None) -> dict[str, list]: ...
+
+    def share(self) -> None:
+        """Forks that follow will go on side by side: what is committed need not be copied for them."""
 
     def add_mass(self, layer: int, mass: torch.Tensor) -> None:
         """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
@@ -85,7 +91,8 @@ class CacheStore(Protocol):
         return MANY
 
     def read_stats(self) -> tuple[int, int, int]:
-        """What a forward reads: raw slots, coded slots (both per KV head, the most of any layer), bytes of pages."""
+        """What a forward reads behind the trunk: raw slots, coded slots (both per KV head, the most of any layer),
+        bytes of pages."""
         return self.length, 0, 0
 
     def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
@@ -140,12 +147,14 @@ class _Run:
 
 
 class PlainStore(CacheStore):
-    """Every committed token in the model's own dtype, one rectangular run per layer."""
+    """Every committed token in the model's own dtype: one rectangular run per layer, behind the trunk where there is
+    one."""
 
     def __init__(self, layers: int):
         self._run = _Run(layers)
         self.length = 0
         self.held = 0  # committed slots of the run: all tokens here, fewer where a policy evicts
+        self.trunk: tuple[Sequence[Segment], ...] = ()
         self.staged = self.behind = 0
         self._rows = 0
         self._counts: dict[int, int] = {}  # layer -> rows it has staged
@@ -207,17 +216,32 @@ class PlainStore(CacheStore):
         del self._positions[self.staged :]
 
     def segments(self, layer: int, window: int | None = None) -> list[Segment]:
-        """What this forward's rows attend to in a layer: one run. `window`: keys less than that many positions back."""
-        n = self.held + self._counts.get(layer, 0)
-        k, v = self._run.k[layer][:, :n], self._run.v[layer][:, :n]
+        """What this forward's rows attend to in a layer: the trunk, and one run behind it. `window`: keys less than
+        that many positions back."""
         if window is not None and max(self._seen) < window:
             window = None
+        return [*self._pieces(layer, window), self._own(layer, window)]
+
+    def _pieces(self, layer: int, window: int | None) -> Iterator[Segment]:
+        start = 0
+        for piece in self.trunk:
+            segment = piece[layer]
+            if window is not None:
+                rows = torch.tensor(self._seen[-self._rows :], device=segment.k.device)
+                where = torch.arange(start, start + segment.k.shape[1], device=segment.k.device)
+                segment = replace(segment, mask=rows[:, None] - where < window)
+            start += segment.k.shape[1]
+            yield segment
+
+    def _own(self, layer: int, window: int | None) -> Segment:
+        n = self.held + self._counts.get(layer, 0)
+        k, v = self._run.k[layer][:, :n], self._run.v[layer][:, :n]
         if window is None and self._visible is None:
             if self._rows == 1:
-                return [Segment(k, v)]
+                return Segment(k, v)
             if n == self._rows or self._unmasked(k):
-                return [Segment(k, v, causal=True)]
-        return [Segment(k, v, self._mask(window, k.device, layer))]
+                return Segment(k, v, causal=True)
+        return Segment(k, v, self._mask(window, k.device, layer))
 
     @staticmethod
     def _unmasked(k: torch.Tensor) -> bool:
@@ -283,18 +307,52 @@ class PlainStore(CacheStore):
         if self.staged or self._rows:
             raise RuntimeError("fork between rounds: rows are still staged")
         new = PlainStore(0)
-        new._run, new.length, new.held = self._run, self.length, self.held
+        new._run, new.length, new.held, new.trunk = self._run, self.length, self.held, self.trunk
         return new
 
-    def ledger(self) -> dict[str, list]:
-        """Columns over layers: live slots, and bytes by kind as they lie in storage (free slots are `pad`)."""
-        columns: dict[str, list] = {"live_slots": [], "logical_length": [], "payload": [], "staging": [], "pad": []}
+    def share(self) -> None:
+        """Make the run a piece of the trunk, unless it is so short that a copy costs less than another piece to read.
+
+        Pieces behind the first are joined while the last is no shorter than the one before it, so they stay few.
+        """
+        if self.held < _SHARED:
+            return
+        own = zip(self._run.k, self._run.v, strict=True)
+        pieces = [*self.trunk, [Segment(k[:, : self.held], v[:, : self.held]) for k, v in own]]
+        while len(pieces) > 2 and pieces[-2][0].k.shape[1] <= pieces[-1][0].k.shape[1]:
+            last, before = pieces.pop(), pieces.pop()
+            pieces.append([Segment(torch.cat([a.k, b.k], 1), torch.cat([a.v, b.v], 1))
+                           for a, b in zip(before, last, strict=True)])  # fmt: skip
+        self.trunk, self._run, self.held = tuple(pieces), _Run(len(self._run.k)), 0
+
+    def read_stats(self) -> tuple[int, int, int]:
+        return self.held, 0, 0
+
+    def ledger(self, counted: set[int] | None = None) -> dict[str, list]:
+        """Columns over layers: live slots, and bytes by kind as they lie in storage (free slots are `pad`).
+
+        counted: addresses of storages that other stores have counted, with this one's from now on; those cost nothing.
+        """
+        counted = set() if counted is None else counted
+        kinds = ("payload", "staging", "pad")
+        columns: dict[str, list] = {"live_slots": [], "logical_length": [], **{kind: [] for kind in kinds}}
         for layer, (k, v) in enumerate(zip(self._run.k, self._run.v, strict=True)):
-            slot = 0 if k is None else (k.nbytes + v.nbytes) // self._run.capacity
-            staged = self._counts.get(layer, 0)
-            columns["live_slots"].append(self.held)
+            sizes, live = [0, 0, 0], self.held
+            parts = [] if k is None else [(k, v, self.held, self._counts.get(layer, 0))]
+            for piece in self.trunk:
+                segment, count = piece[layer], piece[layer].k.shape[1]
+                live += count
+                parts.append((segment.k, segment.v, count, 0))
+            for k, v, held, staged in parts:
+                storage = k.untyped_storage()
+                if storage.data_ptr() in counted:
+                    continue
+                counted.add(storage.data_ptr())
+                slot = (k.shape[0] * k.shape[2] + v.shape[0] * v.shape[2]) * k.itemsize
+                free = storage.nbytes() // (k.shape[0] * k.shape[2] * k.itemsize) - held - staged
+                sizes = [size + slot * count for size, count in zip(sizes, (held, staged, free), strict=True)]
+            columns["live_slots"].append(live)
             columns["logical_length"].append(self.length)
-            columns["payload"].append(slot * self.held)
-            columns["staging"].append(slot * staged)
-            columns["pad"].append(slot * (self._run.capacity - self.held - staged))
+            for kind, size in zip(kinds, sizes, strict=True):
+                columns[kind].append(size)
         return columns

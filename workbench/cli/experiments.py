@@ -20,6 +20,7 @@ def add_compare(parser: options.Parser) -> None:
     arm = "a decoder to compare, e.g. spec=speculative,drafter=copyspec,shape.length=4 (the first is the baseline)"
     parser.add_argument("--arm", action="append", default=[], metavar="NAME=DECODER,…", help=arm)
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each; the fastest counts")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="prompts decoded side by side")
     options.add_model(parser)
     options.add_members(parser, "of the cache: cache.budget=128")
     options.add_settings(parser)
@@ -39,7 +40,8 @@ def compare_arms(args: argparse.Namespace) -> int:
     stack, others = options.members_of(args)
     for name in others:
         raise BadInput(f"compare --set {name}: expected a parameter of the cache, such as cache.budget=128")
-    how = {"repeats": args.repeats, "progress": sys.stderr.isatty(), "cache": stack, **options.settings_of(args)}
+    how = {"repeats": args.repeats, "batch_size": args.batch_size, "progress": sys.stderr.isatty(), "cache": stack}
+    how |= options.settings_of(args)
     found = compare(options.load_model(args), prompts, arms, **how)
     if args.json:
         options.print_json(json.loads(found.to_json(orient="index")))

@@ -3,8 +3,9 @@
 A decoder is a validated dataclass with one method, `decode_round(state, r)`: run forwards through the round, choose
 tokens, `append` them, commit the cache rows that belong to them. All it knows between rounds lies in the state."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,6 +18,7 @@ from workbench.engine.settings import Settings
 from workbench.engine.text import Detokenizer
 from workbench.errors import BadInput
 from workbench.rounds.round import Observer, Round
+from workbench.rounds.search import win
 from workbench.rounds.state import Runner, State
 from workbench.trace.records import Step
 
@@ -47,8 +49,12 @@ class Decoder(Declared):
         """The cache stack of each role that has one."""
         return {"target": settings.cache}
 
+    def prompts(self, lm: LanguageModel, prompt_ids: Sequence[int]) -> dict[str, Sequence[int]]:
+        """The prompts of those roles that read another than the run's."""
+        return {}
+
     def decode_round(self, state: State, r: Round) -> None:
-        """One round: at least one token."""
+        """One round: tokens of the text, or a step of a search."""
         raise NotImplementedError
 
     def observer(self) -> Observer | None:
@@ -62,12 +68,12 @@ class Decoder(Declared):
     def start(self, lm: LanguageModel, prompt_ids: Sequence[int], settings: Settings) -> State:
         """A state at the end of the prompt. Raises BadInput, before any work, where something does not fit."""
         self.check(lm, settings)
-        caches, prompt = self.caches(settings), len(prompt_ids)
-        runners = {}
+        caches, prompts, runners = self.caches(settings), self.prompts(lm, prompt_ids), {}
         for role, model in self.runners(lm).items():
-            stack = caches.get(role)
-            runners[role] = Runner(model, stack.new_store(model, prompt) if stack else model.new_store())
-        state = State(list(prompt_ids), prompt, settings, runners, Detokenizer(lm.tokenizer, prompt_ids))
+            stack, own = caches.get(role), prompts.get(role)
+            store = stack.new_store(model, len(own or prompt_ids)) if stack else model.new_store()
+            runners[role] = Runner(model, store, tuple(own) if own else None)
+        state = State(list(prompt_ids), len(prompt_ids), settings, runners, Detokenizer(lm.tokenizer, prompt_ids))
         return self.adopt(state, settings)
 
     def adopt(self, state: State, settings: Settings) -> State:
@@ -77,14 +83,18 @@ class Decoder(Declared):
         return state
 
     @torch.inference_mode()
-    def step(self, state: State) -> Step:
-        """One round on the state: its record."""
+    def step(self, state: State, inputs: Mapping[str, Any] = MappingProxyType({})) -> Step:
+        """One round on the state: its record. inputs: those recorded of the round, where it is done again."""
         if state.ended:
             raise BadInput(f"the run has ended ({state.ended}); fork it to go on")
-        prefill = state.rounds == 0 and len(state.tokens) > 1
-        r = Round(state, "prefill" if prefill else "plain", self.observer())
+        prefill = state.rounds == 0 and any(len(state.tokens_of(role)) > 1 for role in state.runners)
+        r = Round(state, "prefill" if prefill else "plain", self.observer(), inputs)
         if prefill:
             r.prefill(self.first(state))
         elif not run_round(self, state, r):
             self.decode_round(state, r)
+        if r.settings.max_time is not None and r.out_of_time() and not state.ended:
+            if left := [one for one in state.hypotheses.values() if one.fate != "pruned"]:
+                win(r, max(left, key=lambda one: one.score))
+            state.ended = state.ended or "time"
         return r.finish()

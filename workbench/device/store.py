@@ -70,6 +70,8 @@ class StaticStore(PlainStore):
             return f"a {type(store).__name__} is maintained by the host"
         if not store.length:
             return "nothing is cached yet"
+        if store.trunk:
+            return "other sequences share its first tokens"
         if any(len({tensor.shape for tensor in tensors}) > 1 for tensors in (store._run.k, store._run.v)):
             return "the layers' keys and values are of different shapes"
         return None
@@ -99,6 +101,9 @@ class StaticStore(PlainStore):
     def discard(self) -> None:
         self._landed = None
         super().discard()
+
+    def share(self) -> None:
+        """Nothing: the run stays where it is."""
 
     def fork(self) -> "StaticStore":
         if self.staged or self._rows:

@@ -1,6 +1,7 @@
 """Attention over segments: softmax does not care how the keys are cut up.
 
-One rectangular run, the common case, is one SDPA call as it is. On a GPU coded pages are read where they lie, by a
+One rectangular run, the common case, is one SDPA call as it is. What several sequences share is read once for all, and
+merged with what each has of its own. On a GPU coded pages are read where they lie, by a
 kernel of their own, and merged with the run beside them. Anywhere else the segments are put side by side, pages decoded
 on the way, and then are one SDPA call too. With WORKBENCH_KERNELS=triton in the environment everything that the Triton
 kernels can take goes through them, single runs as well.
@@ -17,12 +18,22 @@ from workbench.cache.store import Segment
 from workbench_kernels import segment_attention
 from workbench_kernels.dispatch import VARIABLE
 
-__all__ = ["attend", "attend_in_place", "column_mass", "in_place", "join"]
+__all__ = ["attend", "attend_in_place", "attend_shared", "column_mass", "in_place", "join"]
+
+SHORT = 2048  # slots of several runs, up to which they are read in one product
+FEW = 64  # query rows by heads of a group, up to which a CPU reads the keys of a group once for all its heads
 
 
 def attend(q: torch.Tensor, segments: Sequence[Segment], scale: float) -> torch.Tensor:
     """q: [1, H, R, D] -> [1, H, R, Dv]; H is a multiple of the segments' KV heads (grouped-query attention)."""
     whole = join(q, segments)
+    group = q.shape[1] // len(whole.k)
+    alike = not whole.causal and whole.bias is None and (whole.mask is None or whole.mask.ndim == 2)
+    if alike and group > 1 and group * q.shape[2] <= FEW and q.is_cpu:
+        rows = q.unflatten(1, (-1, group)).flatten(2, 3)  # [1, Hk, G * R, D]
+        mask = None if whole.mask is None else whole.mask.repeat(group, 1)
+        out = F.scaled_dot_product_attention(rows, whole.k[None], whole.v[None], attn_mask=mask, scale=scale)
+        return out.unflatten(2, (group, -1)).flatten(1, 2)
     if whole.bias is not None:
         mask = whole.bias[:, None].to(q.dtype).expand(-1, q.shape[2], -1)
         if whole.mask is not None or whole.causal:
@@ -82,6 +93,48 @@ def attend_in_place(
         return out, None
     masses.append(segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask, reduce="row").mass)
     return out, torch.cat(masses, -1)[list(rows)] / (q.shape[1] // run.k.shape[0])
+
+
+def attend_shared(
+    q: torch.Tensor, parts: Sequence[tuple[slice, Sequence[Segment]]], scale: float
+) -> torch.Tensor:
+    """Attention of several sequences, each of rows of its own; keys that more than one has are read once for all.
+
+    q: [1, H, R, D]. parts: the rows of each sequence, and its segments, own run last; the others are plain, and the
+    same object where sequences share them. Returns [1, H, rows of all parts, Dv], part behind part. "Hydragen"
+    (https://arxiv.org/abs/2402.05099).
+    """
+    queries, shared = q[0].transpose(0, 1), {}
+    order = [row for rows, _ in parts for row in range(*rows.indices(len(queries)))]
+    queries = queries if len(order) == len(queries) else queries[order]
+    counts = [len(range(*rows.indices(q.shape[2]))) for rows, _ in parts]
+    runs, start = [segments[-1] for _, segments in parts], 0
+    for count, (_, segments) in zip(counts, parts, strict=True):
+        for segment in segments[:-1]:
+            shared.setdefault(id(segment), (segment, []))[1].extend(range(start, start + count))
+        start += count
+    out, lse = _attend_runs(queries, counts, runs, scale)
+    for segment, rows in shared.values():
+        at = slice(None) if len(rows) == len(out) else rows
+        part = segment_attention.attend_prefix(queries[at][:, None], segment.k, segment.v, scale)
+        pairs = zip(part, (out, lse), strict=True)
+        out[at], lse[at] = segment_attention.merge(*([x[:, 0], own[at]] for x, own in pairs))
+    return out.to(q.dtype).transpose(0, 1)[None]
+
+
+def _attend_runs(
+    queries: torch.Tensor, counts: Sequence[int], runs: Sequence[Segment], scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each sequence's rows, `counts` of them, over its own run; short ones in one product, the rest masked."""
+    lengths = [run.k.shape[1] for run in runs]
+    if all(run.mask is None and not run.causal for run in runs) and sum(lengths) <= SHORT:
+        owner = torch.arange(len(runs), device=queries.device)
+        rows, slots = (owner.repeat_interleave(torch.tensor(n, device=owner.device)) for n in (counts, lengths))
+        k, v = (torch.cat([getattr(run, name) for run in runs], 1) for name in ("k", "v"))
+        return segment_attention.attend_staged(queries, k, v, scale, rows[:, None] == slots)
+    found = [segment_attention.attend_staged(rows, run.k, run.v, scale, "causal" if run.causal else run.mask)
+             for rows, run in zip(queries.split(counts), runs, strict=True)]  # fmt: skip
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
 
 def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:

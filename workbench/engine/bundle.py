@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,8 @@ from workbench.engine.model import ForwardRequest, LanguageModel, Output
 __all__ = ["Bundle", "hub_here", "together"]
 
 T = TypeVar("T")
+Asked = tuple[LanguageModel, ForwardRequest]
+NUMBERS = count()
 ROWS = 1024  # of a forward that several share, at most
 
 
@@ -92,34 +95,37 @@ class Hub:
 
     def ask(self, model: LanguageModel, request: ForwardRequest) -> Output:
         """Wait, in a task, for the forward that holds this request."""
-        return self.home.switch((model, request))
-
-    @staticmethod
-    def answer(asked: dict[int, tuple[LanguageModel, ForwardRequest]]) -> dict[int, Output | Exception]:
-        """One forward for all requests to one model that can share one, or the error that it raised."""
-        groups: dict[tuple, list[int]] = {}
-        for number, (model, request) in asked.items():
-            groups.setdefault((id(model), request.kind), []).append(number)
-        found: dict[int, Output | Exception] = {}
-        for alike in groups.values():
-            model = asked[alike[0]][0]
-            for numbers in _shares(alike, asked) if len(alike) > 1 and model.bundles else [[n] for n in alike]:
-                requests, start = [asked[number][1] for number in numbers], time.perf_counter()
-                try:
-                    outputs = model.forward_many(requests) if len(numbers) > 1 else [requests[0].ask(model)]
-                    if model.device.type == "cuda":
-                        torch.cuda.current_stream(model.device).synchronize()
-                except Exception as error:
-                    found |= dict.fromkeys(numbers, error)
-                    continue
-                wall = (time.perf_counter() - start) * 1000
-                for number, out in zip(numbers, outputs, strict=True):
-                    out.sequences, out.wall_ms = len(numbers) if len(numbers) > 1 else None, wall
-                    found[number] = out
+        (found,) = self.home.switch([(model, request)])
+        if isinstance(found, Exception):
+            raise found
         return found
 
 
-def _shares(numbers: list[int], asked: dict[int, tuple[LanguageModel, ForwardRequest]]) -> list[list[int]]:
+def _answer(asked: list[Asked]) -> list[Output | Exception]:
+    """One forward for all requests to one model that can share one, or the error that it raised."""
+    groups: dict[tuple, list[int]] = {}
+    for number, (model, request) in enumerate(asked):
+        groups.setdefault((id(model), request.kind), []).append(number)
+    found: dict[int, Output | Exception] = {}
+    for alike in groups.values():
+        model = asked[alike[0]][0]
+        for numbers in _shares(alike, asked) if len(alike) > 1 and model.bundles else [[n] for n in alike]:
+            requests, start = [asked[number][1] for number in numbers], time.perf_counter()
+            try:
+                outputs = model.forward_many(requests) if len(numbers) > 1 else [requests[0].ask(model)]
+                if model.device.type == "cuda":
+                    torch.cuda.current_stream(model.device).synchronize()
+            except Exception as error:
+                found |= dict.fromkeys(numbers, error)
+                continue
+            wall, own = (time.perf_counter() - start) * 1000, next(NUMBERS)
+            for number, out in zip(numbers, outputs, strict=True):
+                out.number, out.sequences, out.wall_ms = own, len(numbers) if len(numbers) > 1 else None, wall
+                found[number] = out
+    return [found[number] for number in range(len(asked))]
+
+
+def _shares(numbers: list[int], asked: list[Asked]) -> list[list[int]]:
     """The requests as few forwards of at most `ROWS` rows."""
     shares, rows = [[]], 0
     for number in numbers:
@@ -141,9 +147,14 @@ def hub_here() -> Hub | None:
     return hub if hub is not None and hub.thread == threading.get_ident() else None
 
 
-def together(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """What the tasks return, their forwards bundled. An error in one ends the others where they are, and is raised."""
-    if len(tasks) < 2 or hub_here() is not None:
+def together(tasks: Sequence[Callable[[], T]], waited: Callable[[float], None] = lambda seconds: None) -> list[T]:
+    """What the tasks return, their forwards bundled. An error in one ends the others where they are, and is raised.
+
+    Within a task of another `together` the forwards are bundled with those of that one's tasks, too. waited: told how
+    long forwards took in which nothing here had a share.
+    """
+    outer = hub_here()
+    if len(tasks) < 2:
         return [task() for task in tasks]
     from greenlet import getcurrent, greenlet
 
@@ -153,16 +164,25 @@ def together(tasks: Sequence[Callable[[], T]]) -> list[T]:
         HUB.set(hub)  # in the context of this greenlet alone
         results[number] = task()
 
+    def answer(asked: list[Asked]) -> list[Output | Exception]:
+        if outer is None:
+            return _answer(asked)
+        start = time.perf_counter()
+        found = outer.home.switch(asked)
+        own = {out.number: out.wall_ms for out in found if isinstance(out, Output)}
+        waited(time.perf_counter() - start - sum(own.values()) / 1000)
+        return found
+
     greenlets = [greenlet(partial(run, number, task)) for number, task in enumerate(tasks)]
     for one in greenlets:
         one.gr_context = copy_context()
     with torch.inference_mode():  # tasks change between each other, and are ended, inside of it
         try:
             asked = {number: one.switch() for number, one in enumerate(greenlets)}
-            while asked := {number: request for number, request in asked.items() if not greenlets[number].dead}:
-                for number, out in Hub.answer(asked).items():
-                    one = greenlets[number]
-                    asked[number] = one.throw(out) if isinstance(out, Exception) else one.switch(out)
+            while asked := {number: pairs for number, pairs in asked.items() if not greenlets[number].dead}:
+                found = iter(answer([pair for pairs in asked.values() for pair in pairs]))
+                for number, pairs in asked.items():
+                    asked[number] = greenlets[number].switch([next(found) for _ in pairs])
         finally:
             for one in greenlets:
                 with suppress(BaseException):

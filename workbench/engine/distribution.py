@@ -47,9 +47,12 @@ class Distribution:
             return out
         return self.scores[row].double().softmax(-1)
 
-    def choose(self, row: int, seed: int, position: int) -> int:
-        """The token a plain decoder takes: the argmax, or the seeded Gumbel-max draw of (seed, position)."""
-        return self.best(row) if self.greedy else draw(self.scores[row], seed, "target", position)
+    def choose(self, row: int, seed: int, position: int, hypothesis: int = 0) -> int:
+        """The token a plain decoder takes: the argmax, or the seeded Gumbel-max draw of (seed, position); of another
+        hypothesis of a search another draw."""
+        if self.greedy:
+            return self.best(row)
+        return draw(self.scores[row], seed, "target", position, hypothesis=hypothesis)
 
     def statistics(self, tokens: list[int], rows: Sequence[int] | None = None) -> dict[str, list]:
         """Token columns of the tokens taken at rows (default: 0, 1, …)."""
@@ -158,14 +161,14 @@ def _candidates(values: list[float], ids: list[float]) -> list[list]:
 
 
 def draw(
-    scores: torch.Tensor, seed: int, purpose: str, position: int, count: int = 1, branch: int = 0
+    scores: torch.Tensor, seed: int, purpose: str, position: int, count: int = 1, branch: int = 0, hypothesis: int = 0
 ) -> int | list[int]:
     """Gumbel-max draw from log-probabilities `scores` [V] on their support; `count` > 1 draws without replacement.
 
     Returns the token, or a list of at most `count` tokens in draw order.
     """
     support = (scores > -torch.inf).nonzero()[:, 0]
-    perturbed = scores[support].double() + noise.gumbel(seed, purpose, position, support, branch)
+    perturbed = scores[support].double() + noise.gumbel(seed, purpose, position, support, branch, hypothesis)
     if count == 1:
         return int(support[perturbed.argmax()])
     return support[perturbed.topk(min(count, len(support))).indices].tolist()

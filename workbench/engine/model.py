@@ -74,13 +74,14 @@ class ForwardRequest:
 class Output:
     """logits: [rows asked for, V]; where wanted, hidden: [R, width] final hidden states, behind the final norm; exit:
     [R, width] the residual stream behind the last layer that ran, before the norm; states: l -> the same behind the
-    first l layers, for the numbers wanted. sequences, wall_ms: of a forward that tasks
-    run side by side asked for, None where it was this one's alone."""
+    first l layers, for the numbers wanted. number, sequences, wall_ms: of a forward that tasks run side by side asked
+    for: its own number, how many sequences share it (None for one), its time."""
 
     logits: torch.Tensor
     hidden: torch.Tensor | None = None
     exit: torch.Tensor | None = None
     states: dict[int, torch.Tensor] | None = None
+    number: int | None = None
     sequences: int | None = None
     wall_ms: float | None = None
 

@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.decoders import Autoregressive, Decoder
+from workbench.engine.bundle import together
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, prompts_of
 from workbench.errors import BadInput, shown
@@ -40,11 +41,12 @@ class Run(NamedTuple):
 
 
 class Comparison:
-    """Every prompt under every arm, prompt by prompt; iterated, it decodes a round at a time, so that it can be left
-    after any.
+    """Every prompt under every arm, `batch_size` prompts at a time; iterated, it decodes a round at a time, so that it
+    can be left after any.
 
     arms: name -> arm; the first is the baseline. gaps: measure, too, how far the distribution of each arm is from the
-    baseline's on the baseline's text. repeats: runs of each prompt and arm, of which the fastest counts.
+    baseline's on the baseline's text. repeats: runs of each prompt and arm, of which the fastest counts. batch_size:
+    prompts that share their forwards.
 
     now: the arm under way. done, total: runs. found: a mapping from arm to run per finished prompt.
     Raises BadInput, before any work, where a prompt, an arm or a setting does not fit.
@@ -57,12 +59,15 @@ class Comparison:
         arms: Mapping[str, Arm],
         repeats: int = 1,
         gaps: bool = False,
+        batch_size: int = 1,
         **settings: Any,
     ):
         if not prompts or not arms:
             raise BadInput("compare: expected at least one prompt and one arm")
-        if (whole(repeats) or 0) < 1:
-            raise BadInput(f"repeats: expected an integer of at least 1, got {shown(repeats)}")
+        for name, count in (("repeats", repeats), ("batch_size", batch_size)):
+            if (whole(count) or 0) < 1:
+                raise BadInput(f"{name}: expected an integer of at least 1, got {shown(count)}")
+        self.batch_size = batch_size
         self.lm, self.prompts, self.arms = lm, list(prompts), dict(arms)
         self.repeats, self.gaps, self.settings = repeats, gaps, settings
         for prompt in self.prompts:
@@ -73,26 +78,36 @@ class Comparison:
         self.found: list[dict[str, Run]] = []
 
     def __iter__(self) -> Iterator[None]:
-        for prompt in self.prompts:
-            found: dict[str, Run] = {}
+        for start in range(0, len(self.prompts), self.batch_size):
+            prompts = self.prompts[start : start + self.batch_size]
+            traces: list[dict[str, Trace]] = [{} for _ in prompts]
             for name, arm in self.arms.items():
-                self.now, traces = name, []
+                self.now, runs = name, []
                 for _ in range(self.repeats):
-                    session = self._session(prompt, arm)
-                    yield from _decode(session)
-                    traces.append(session.trace)
-                    self.done += 1
-                trace = min(traces, key=_decode_ms)
-                own = arm.cache is None and trace.run["guarantee"] in SAME
-                if not found:
-                    forced, plain, base = trace.token_ids, own, {}
-                apart = 0.0 if self.gaps else None
-                if self.gaps and not (found and plain and own):
-                    dists = yield from self._distributions(prompt, arm, forced)
-                    base = base or dists
-                    apart = gap(base, dists)
-                found[name] = Run(trace, apart)
-            self.found.append(found)
+                    sessions = [self._session(prompt, arm) for prompt in prompts]
+                    yield from _decode(*sessions)
+                    runs.append([session.trace for session in sessions])
+                    self.done += len(sessions)
+                for place, found in enumerate(traces):
+                    found[name] = min((run[place] for run in runs), key=_decode_ms)
+            for prompt, found in zip(prompts, traces, strict=True):
+                self.found.append((yield from self._with_gaps(prompt, found)))
+
+    def _with_gaps(self, prompt: Prompt, traces: dict[str, Trace]) -> Generator[None, None, dict[str, Run]]:
+        """The runs of a prompt, and the gaps that were asked for; none is measured where it must be 0."""
+        found: dict[str, Run] = {}
+        for name, trace in traces.items():
+            self.now, arm = name, self.arms[name]
+            own = arm.cache is None and trace.run["guarantee"] in SAME
+            if not found:
+                forced, plain, base = trace.token_ids, own, {}
+            apart = 0.0 if self.gaps else None
+            if self.gaps and not (found and plain and own):
+                dists = yield from self._distributions(prompt, arm, forced)
+                base = base or dists
+                apart = gap(base, dists)
+            found[name] = Run(trace, apart)
+        return found
 
     def _session(self, prompt: Prompt, arm: Arm, **more: Any) -> Session:
         return Session(self.lm, prompt, arm.decoder, **{**self.settings, "cache": arm.cache, **more})
@@ -161,6 +176,7 @@ def compare(
     *,
     repeats: int = 1,
     gaps: bool = False,
+    batch_size: int = 1,
     progress: bool = True,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -168,7 +184,8 @@ def compare(
 
     prompts: one prompt or several. arms: name -> decoder (None is plain decoding); the first is the baseline. An `Arm`
     in place of a decoder brings a cache stack of its own. repeats: runs of each prompt and arm; the fastest counts for
-    the time. gaps: score the baseline's text under every arm, too, which gives the column `kl_nats`. settings: as for
+    the time. gaps: score the baseline's text under every arm, too, which gives the column `kl_nats`. batch_size: how
+    many prompts are decoded side by side; a prompt's time is then that of the forwards it shares. settings: as for
     `workbench.decode`.
 
     Columns: `guarantee`, `prompts`, `tokens`, `tokens_per_target_forward`, `draft_acceptance_rate`,
@@ -183,7 +200,7 @@ def compare(
     prompts = prompts_of(prompts)
     stack = settings.pop("cache", None)
     given = {name: arm if isinstance(arm, Arm) else Arm(check_decoder(arm), stack) for name, arm in arms.items()}
-    runs = Comparison(lm, prompts, given, repeats, gaps, **settings)
+    runs = Comparison(lm, prompts, given, repeats, gaps, batch_size, **settings)
     try:
         with tqdm(total=runs.total, disable=not progress, desc="compare", unit="run") as bar:
             for _ in runs:
@@ -205,8 +222,11 @@ def gap(full: Distributions, other: Distributions) -> float | None:
     return mean(float((full[i].exp() * (full[i] - other[i])).sum()) for i in places) if places else None
 
 
-def _decode(session: Session) -> Iterator[None]:
-    while session.step() is not None:
+def _decode(*sessions: Session) -> Iterator[None]:
+    """To the ends of all, a round of each at a time."""
+    while sessions:
+        going = together([session.step for session in sessions])
+        sessions = [session for session, event in zip(sessions, going, strict=True) if event is not None]
         yield
 
 

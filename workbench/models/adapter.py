@@ -22,7 +22,7 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from workbench.cache.store import CacheStore
-from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
+from workbench.engine.attention import attend, attend_in_place, attend_shared, column_mass, in_place, join
 from workbench.engine.bundle import Bundle
 from workbench.engine.costs import costs_of
 from workbench.engine.model import ForwardRequest, LanguageModel, Output, facts, kept
@@ -94,12 +94,28 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     store = key.cache.store
     if isinstance(store, Bundle):
-        parts = [_attend(one, key.layer, query[:, :, rows], scale, sliding_window)
-                 for one, rows in zip(store.stores, store.rows, strict=True)]  # fmt: skip
-        out = torch.cat(parts, 2)
+        out = _attend_all(store, key.layer, query, scale, sliding_window)
     else:
         out = _attend(store, key.layer, query, scale, sliding_window)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _attend_all(store: Bundle, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
+    """What the rows of several sequences read, each in its own store; trunks once for all that share them."""
+    parts: list[torch.Tensor | None] = [None] * len(store.stores)
+    shared = []
+    for i, (one, rows) in enumerate(zip(store.stores, store.rows, strict=True)):
+        segments = one.segments(layer, window) if one.trunk else ()
+        if segments and all(segment.plain for segment in segments[:-1]):
+            shared.append((i, rows, segments))
+        else:
+            parts[i] = _attend(one, layer, query[:, :, rows], scale, window)
+    if shared:
+        numbers, *given = zip(*shared, strict=True)
+        out = attend_shared(query, list(zip(*given, strict=True)), scale)
+        for i, part in zip(numbers, out.split([rows.stop - rows.start for rows in given[0]], 2), strict=True):
+            parts[i] = part
+    return torch.cat(parts, 2)
 
 
 def _attend(store: CacheStore, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """What a forward costs, from the model's shapes and what it reads of its cache; what is kept between rounds."""
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,25 +9,36 @@ import torch
 
 from workbench.engine.model import LanguageModel
 
-__all__ = ["Reads", "forward_costs", "held_bytes"]
+__all__ = ["Reads", "forward_costs", "held_bytes", "ledgers"]
 
 
 class Reads(NamedTuple):
-    """What a forward reads of a cache: raw slots, coded slots, bytes of the coded ones."""
+    """What a forward reads of a cache: raw slots, coded slots, bytes of the coded ones; trunk: the slots of each piece
+    that several sequences may share."""
 
     raw: int
     coded: int = 0
     coded_bytes: int = 0
+    trunk: Mapping[int, int] = MappingProxyType({})
+
+    @property
+    def context(self) -> int:
+        return self.raw + self.coded + sum(self.trunk.values())
 
 
-def forward_costs(model: LanguageModel, rows: int, reads: Reads, layers_run: int | None) -> dict[str, Any]:
-    """Operations and bytes of a forward of `rows` rows, in proportion to the layers that ran: all for None."""
+def forward_costs(
+    model: LanguageModel, parts: Sequence[tuple[int, Reads]], layers_run: int | None = None
+) -> dict[str, Any]:
+    """Operations and bytes of a forward, in proportion to the layers that ran: all for None. parts: how many rows of
+    each sequence, and what they read; a piece of a trunk is read once."""
     layers_run = model.layers if layers_run is None else layers_run
-    context, row_bytes = reads.raw + reads.coded, model.kv_bytes()
+    context, row_bytes = max(reads.context for _, reads in parts), model.kv_bytes()
+    rows, trunk = sum(count for count, _ in parts), {k: n for _, reads in parts for k, n in reads.trunk.items()}
+    raw = sum(reads.raw for _, reads in parts) + sum(trunk.values())
     counts = {
-        "flops": model.forward_flops(rows, context + rows),
+        "flops": sum(model.forward_flops(count, reads.context + count) for count, reads in parts),
         "weight_bytes": model.weights_read(rows),
-        "kv_read_bytes": row_bytes * (reads.raw + rows) + reads.coded_bytes,
+        "kv_read_bytes": row_bytes * (raw + rows) + sum(reads.coded_bytes for _, reads in parts),
         "kv_write_bytes": row_bytes * rows,
     }
     share = layers_run / model.layers
@@ -47,3 +60,24 @@ def held_bytes(memory: dict[str, Any]) -> int:
         elif isinstance(held, tuple | list):
             queue += held
     return total
+
+
+def ledgers(state: Any) -> dict[str, dict[str, list]]:
+    """The cache columns of every role: of all hypotheses together, what they share counted once; lengths are those of
+    the longest."""
+    if not state.hypotheses:
+        return {role: runner.store.ledger() for role, runner in state.runners.items()}
+    found, counted = {}, set()
+    for one in (state, *(hypothesis.state for hypothesis in state.hypotheses.values())):
+        for role, runner in one.runners.items():
+            whole = found.setdefault(role, {})
+            for name, column in runner.store.ledger(counted).items():
+                both = {"live_slots": max, "logical_length": max, "bits_nominal": _first}.get(name, sum)
+                if name in whole:
+                    column = [both(pair) for pair in zip(whole[name], column, strict=True)]
+                whole[name] = column
+    return found
+
+
+def _first(pair: tuple[float | None, float | None]) -> float | None:
+    return pair[1] if pair[0] is None else pair[0]

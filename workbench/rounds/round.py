@@ -1,7 +1,8 @@
 """One round: its forwards, the distributions of their logits, the tokens it appends, and its record."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -13,8 +14,8 @@ from workbench.engine.model import ForwardRequest, LanguageModel, Output
 from workbench.engine.settings import holds
 from workbench.engine.text import Detokenizer
 from workbench.engine.vocabulary import readable
-from workbench.rounds.costs import Reads, forward_costs, held_bytes
-from workbench.rounds.state import State
+from workbench.rounds.costs import Reads, forward_costs, held_bytes, ledgers
+from workbench.rounds.state import Hypothesis, State
 from workbench.trace.records import Step
 
 __all__ = ["PREFILL_CHUNK", "Observer", "Round"]
@@ -34,12 +35,17 @@ class Observer(Protocol):
 class Round:
     """Runs one round's forwards and keeps its record; ends as a `Step`."""
 
-    def __init__(self, state: State, mode: str, observer: Observer | None = None):
-        self.state, self.observer = state, observer
+    def __init__(
+        self, state: State, mode: str, observer: Observer | None = None, inputs: Mapping = MappingProxyType({})
+    ):
+        """inputs: of the round that is done again, as they were recorded."""
+        self.state, self.observer, self.inputs = state, observer, inputs
         self.settings = state.settings
         self.step = Step(mode)
         self.logging = state.settings.level != "off"
+        self.phase: str | None = None  # of its forwards, where it is not their role
         self.waited = 0.0  # seconds for other sequences of a bundle
+        self._shared: dict[int, tuple[int, list]] = {}  # forwards of several hypotheses: number -> row, parts
         self._start = self.now()
 
     # -- forwards -----------------------------------------------------------------------------------------------
@@ -60,17 +66,17 @@ class Round:
         model, store = runner.model, runner.store
         if role != "target" and not isinstance(tokens, torch.Tensor):
             tokens = readable(model, tokens)
-        reads = Reads(*store.read_stats())
+        reads = Reads(*store.read_stats(), {id(piece): piece[0].k.shape[1] for piece in store.trunk})
         start = self._clock(model)
         asked, hub = (tokens, positions, store, mask, layers, logits_at, want), hub_here()
         out = model.forward(*asked) if hub is None else hub.ask(model, ForwardRequest(*asked))
         wall = (self._clock(model) - start) * 1000
         if out.wall_ms is not None:
-            self.waited += (wall - out.wall_ms) / 1000
+            self.wait((wall - out.wall_ms) / 1000)
             wall = out.wall_ms
         reads = reads._replace(raw=reads.raw + store.staged - rows)
         ran = None if layers is None else len(layers)
-        self.record_forward(role, rows, reads, wall, store.implementation, phase, ran, out.sequences)
+        self.record_forward(role, rows, reads, wall, store.implementation, phase, ran, out)
         return out
 
     def record_forward(
@@ -82,19 +88,45 @@ class Round:
         implementation: str,
         phase: str | None = None,
         layers_run: int | None = None,
-        sequences: int | None = None,
+        out: Output | None = None,
     ) -> None:
-        """Record a forward of `rows` rows. wall: its time in ms, None where it cannot be told from that of its round.
-        layers_run: of the model's layers, all for None. sequences: that shared the forward, None for this one alone."""
-        phase = phase or role
-        if wall is not None:
+        """Record a forward of `rows` rows; where another hypothesis shared it, with that one's. wall: its time in ms,
+        None where it cannot be told from that of its round. layers_run: of the model's layers, all for None."""
+        phase, table = phase or self.phase or role, self.step.forwards
+        number, sequences = (None, None) if out is None else (out.number, out.sequences)
+        place, parts = self._shared.get(number, (None, []))
+        if wall is not None and place is None:
             key = "draft" if phase == "draft" else "target"
             self.step.ms[key] = self.step.ms.get(key, 0.0) + wall
-        entry: dict[str, Any] = {"phase": phase, "model": role, "rows": rows}
+        parts.append((rows, reads))
+        entry: dict[str, Any] = {"phase": phase, "model": role, "rows": sum(count for count, _ in parts)}
         if self.logging:
-            entry |= forward_costs(self.state.runners[role].model, rows, reads, layers_run)
+            entry |= forward_costs(self.state.runners[role].model, parts, layers_run)
             entry |= {"wall_ms": wall, "implementation": implementation, "sequences": sequences}
-        extend(self.step.forwards, {name: [value] for name, value in entry.items()})
+        if place is None:
+            extend(table, {name: [value] for name, value in entry.items()})
+            if number is not None:
+                self._shared[number] = len(table["phase"]) - 1, parts
+        else:
+            for name, value in entry.items():
+                table[name][place] = value
+
+    def input(self, name: str, make: Callable[[], Any]) -> Any:
+        """What decides in this round and does not follow from the state and the seed, such as a time: made, and
+        recorded; where the round is done again, what was recorded. A value that JSON holds exactly."""
+        self.step.inputs[name] = value = self.inputs[name] if name in self.inputs else make()
+        return value
+
+    def out_of_time(self) -> bool:
+        """Whether the run has decoded for `max_time`."""
+        state = self.state
+        spent = self.input("spent_ms", lambda: state.spent_ms + round((self.now() - self._start) * 1000))
+        state.spent_ms = spent
+        return spent >= self.settings.max_time * 1000
+
+    def wait(self, seconds: float) -> None:
+        """Leave time out of the round's clock in which nothing of its own was at work."""
+        self.waited += seconds
 
     def now(self) -> float:
         """Seconds on the round's clock, which stands still while other sequences of a bundle are at work."""
@@ -109,7 +141,7 @@ class Round:
     def prefill(self, roles: Sequence[str]) -> None:
         """Read all but the last token into the caches of these roles, as far as their contexts hold the text."""
         for role in filter(self.state.fits, roles):
-            self.catch_up(role, len(self.state.tokens) - 1)
+            self.catch_up(role, len(self.state.tokens_of(role)) - 1)
         if prompt := self.step.prompt:
             text = Detokenizer(self.state.runners["target"].model.tokenizer, self.state.tokens[:1])
             prompt["text"] = [text.push(token) for token in prompt["token_id"]]
@@ -123,9 +155,10 @@ class Round:
         asked = target and self.settings.prompt_rows and self.logging and self.step.mode == "prefill"
         rows = "all" if asked or "logits" in needs else "last"
         want = [need for need in needs if need == "hidden" or isinstance(need, int)]
+        tokens = self.state.tokens_of(role)
         while (start := runner.store.length) < upto:
             end = min(upto, start + self._chunk(role))
-            out = self.forward(role, self.state.tokens[start:end], range(start, end), None, rows, "prefill", want)
+            out = self.forward(role, tokens[start:end], range(start, end), None, rows, "prefill", want)
             if asked:
                 began = self.now()
                 self._keep_prompt(out.logits, start, end)
@@ -147,13 +180,14 @@ class Round:
 
     def approach(self, role: str) -> None:
         """Where one forward cannot hold all that a runner has not read, feed it all but the pending token."""
-        if len(self.state.tokens) - self.state.runners[role].store.length > self._chunk(role):
-            self.catch_up(role, len(self.state.tokens) - 1)
+        count = len(self.state.tokens_of(role))
+        if count - self.state.runners[role].store.length > self._chunk(role):
+            self.catch_up(role, count - 1)
 
     def advance(self, role: str, logits_at: str = "last") -> Output:
         """Feed a runner all tokens up to the pending one, commit them, and return the last row's logits, or all."""
         self.approach(role)
-        tokens, start = self.state.tokens, self.state.runners[role].store.length
+        tokens, start = self.state.tokens_of(role), self.state.runners[role].store.length
         out = self.forward(role, tokens[start:], range(start, len(tokens)), logits_at=logits_at)
         self.commit(role, range(len(tokens) - start))
         return out
@@ -168,10 +202,10 @@ class Round:
         """The id the user put at an absolute position, if any."""
         return self.settings.force.get(position - self.state.prompt_length)
 
-    def choose(self, dist: Distribution, row: int, position: int) -> int:
+    def choose(self, dist: Distribution, row: int, position: int, hypothesis: int = 0) -> int:
         """What plain decoding takes at an absolute position: forced, argmax, or the seeded draw."""
         forced = self.forced(position)
-        return dist.choose(row, self.settings.noise_seed, position) if forced is None else forced
+        return dist.choose(row, self.settings.noise_seed, position, hypothesis) if forced is None else forced
 
     def append(
         self, dist: Distribution, rows: list[int], tokens: list[int], sources: list[str], model: str = "target"
@@ -180,6 +214,20 @@ class Round:
 
         Returns how many were kept.
         """
+        kept = self.take(tokens)
+        start = self.now()
+        columns = {"token_id": tokens[:kept], "source": sources[:kept], "model": [model] * kept}
+        if self.logging:
+            columns |= dist.statistics(tokens[:kept], rows[:kept])
+        self.log_tokens(columns)
+        if self.settings.level == "full":
+            places = range(len(self.state.tokens) - kept, len(self.state.tokens))
+            self.keep_rows("target", dist.raw[rows[:kept]], {"position": list(places)})
+        self.record_time("recording", start)
+        return kept
+
+    def take(self, tokens: Sequence[int]) -> int:
+        """Put tokens behind the text, up to where the run ends; how many were kept."""
         state, step, kept = self.state, self.step, 0
         for token in tokens:
             if self.forced(len(state.tokens)) is not None:
@@ -187,21 +235,17 @@ class Round:
             state.tokens.append(token)
             step.texts.append(state.text.push(token))
             kept += 1
-            state.ended = self._ending()
+            state.ended = self.ending()
             if state.ended:
                 break
-        start = self.now()
-        step.tokens = {"token_id": tokens[:kept], "source": sources[:kept], "model": [model] * kept}
-        if self.logging:
-            step.tokens |= dist.statistics(tokens[:kept], rows[:kept])
-        step.emitted = kept
-        if self.settings.level == "full":
-            places = range(len(state.tokens) - kept, len(state.tokens))
-            self.keep_rows("target", dist.raw[rows[:kept]], {"position": list(places)})
-        self.record_time("recording", start)
         return kept
 
-    def _ending(self) -> str | None:
+    def log_tokens(self, columns: dict[str, list]) -> None:
+        """Note the columns of the tokens that this round put behind the text."""
+        self.step.tokens, self.step.emitted = columns, len(columns["token_id"])
+
+    def ending(self) -> str | None:
+        """Why the run ends with the last token, or None."""
         state, settings = self.state, self.settings
         if state.tokens[-1] in settings.eos_ids and self.forced(len(state.tokens) - 1) is None:
             return "eos"
@@ -217,10 +261,16 @@ class Round:
         columns: what else is known of each row: `position`, that of the token it predicts; for a draft also `node`
         (−1 where it read committed text only) and `best`, what it would propose there, in order.
         """
-        best = raw.topk(min(top, raw.shape[-1]))
-        tail = (1 - best.values.exp().sum(-1)).clamp_min(0)
-        kept = {"ids": best.indices.tolist(), "logp": [[round(v, 5) for v in row] for row in best.values.tolist()]}
-        extend(self.step.rows.setdefault(role, {}), kept | {"tail_mass": tail.tolist(), **columns})
+        extend(self.step.rows.setdefault(role, {}), top_rows(raw, top) | columns)
+
+    def log_hypotheses(self, hypotheses: Iterable[Hypothesis]) -> None:
+        """Note hypotheses as they are."""
+        for one in hypotheses if self.logging else ():
+            last = one.known[0] if one.known else {}
+            row = {"id": one.id, "parent": one.parent, "depth": len(one.state.tokens) - self.state.prompt_length,
+                   "token_id": last.get("token_id"), "text": last.get("text"), "logp": one.logp, "score": one.score,
+                   "role": one.role, "fate": one.fate, "reason": one.reason}  # fmt: skip
+            extend(self.step.hypotheses, {name: [value] for name, value in row.items()})
 
     # -- the end of the round -----------------------------------------------------------------------------------
 
@@ -244,19 +294,33 @@ class Round:
     def finish(self) -> Step:
         """The record, with the ledgers of all runners and what their caches dropped, quantised and fetched."""
         step, state, start = self.step, self.state, self.now()
+        self.log_hypotheses(state.hypotheses.values())
+        state.hypotheses = {one.id: one for one in state.hypotheses.values() if one.fate in ("live", "finished")}
         if self.logging:
-            step.cache = {role: runner.store.ledger() for role, runner in state.runners.items()}
+            step.cache = ledgers(state)
             if held := held_bytes(state.memory):
                 step.cache["memory"] = {"live_slots": [0], "logical_length": [0], "table": [held]}
-        for role, runner in state.runners.items():
-            events, bits = runner.store.drain()
-            step.cache_events += [{"model": role, **event} for event in events]
-            extend(step.bits, bits | {"model": [role] * len(bits["model"])} if bits else {})
+        leading = next(iter(state.hypotheses.values()), None)
+        for one in (None, *state.hypotheses.values()):
+            told = {} if one is None else {"hypothesis": one.id}
+            for role, runner in (one.state if one else state).runners.items():
+                events, bits = runner.store.drain()
+                step.cache_events += [{"model": role, **told, **event} for event in events]
+                if bits and one is leading:  # the widths of one cache: that of the best
+                    extend(step.bits, bits | {"model": [role] * len(bits["model"])})
         self.record_time("recording", start)
         step.context, step.rest = len(state.tokens), state.text.rest
         step.ms["total"] = (self.now() - self._start) * 1000
         state.rounds += 1
         return step
+
+
+def top_rows(raw: torch.Tensor, top: int = 64) -> dict[str, list]:
+    """Columns of the rows of log-probabilities [n, V]: the largest ones and the mass of the rest."""
+    best = raw.topk(min(top, raw.shape[-1]))
+    tail = (1 - best.values.exp().sum(-1)).clamp_min(0)
+    kept = {"ids": best.indices.tolist(), "logp": [[round(v, 5) for v in row] for row in best.values.tolist()]}
+    return kept | {"tail_mass": tail.tolist()}
 
 
 def extend(columns: dict[str, list], more: dict[str, list]) -> None:

@@ -8,18 +8,20 @@ from workbench.engine.model import LanguageModel
 from workbench.engine.settings import Settings
 from workbench.engine.text import Detokenizer
 
-__all__ = ["Runner", "State"]
+__all__ = ["Hypothesis", "Runner", "State"]
 
 
 @dataclass(slots=True)
 class Runner:
-    """A model and its cache. The cache holds a prefix of the state's tokens, never more."""
+    """A model and its cache. The cache holds a prefix of the runner's tokens, never more: those of the state, or, behind
+    a prompt of its own, the new ones (see `State.tokens_of`)."""
 
     model: LanguageModel
     store: CacheStore
+    prompt: tuple[int, ...] | None = None
 
     def fork(self) -> "Runner":
-        return Runner(self.model, self.store.fork())
+        return Runner(self.model, self.store.fork(), self.prompt)
 
     def rows_left(self, length: int) -> int:
         """How many rows from a committed length on may go into one forward: up to the cache's next maintenance."""
@@ -36,7 +38,8 @@ class State:
 
     tokens: prompt and new ids. runners: role ("target", "draft") -> model and cache. strategy: where rounds take place
     (see `device.round.Strategy`). memory: the decoder's and drafter's own figures; its values are replaced, never
-    changed in place. ended: why the run is over, or None.
+    changed in place. spent_ms: what its rounds have taken, where the settings limit it. ended: why the run is over, or
+    None. hypotheses: what the text may go on with, by id, the best first.
     """
 
     tokens: list[int]
@@ -47,11 +50,15 @@ class State:
     strategy: Any = None
     memory: dict[str, Any] = field(default_factory=dict)
     rounds: int = 0
+    spent_ms: int = 0
     ended: str | None = None
+    hypotheses: dict[int, "Hypothesis"] = field(default_factory=dict)
 
     def fork(self) -> "State":
         runners = {role: runner.fork() for role, runner in self.runners.items()}
-        return replace(self, tokens=list(self.tokens), runners=runners, text=self.text.fork(), memory=dict(self.memory))
+        same = {"text": self.text.fork(), "memory": dict(self.memory)}
+        forks = {id: replace(one, state=one.state.fork()) for id, one in self.hypotheses.items()}
+        return replace(self, tokens=list(self.tokens), runners=runners, hypotheses=forks, **same)
 
     @property
     def new_tokens(self) -> list[int]:
@@ -67,6 +74,32 @@ class State:
         """How many more tokens fit the target's context."""
         return self.runners["target"].model.context - len(self.tokens)
 
+    def tokens_of(self, role: str) -> list[int]:
+        """What a runner reads: its prompt, which is the state's where it has none of its own, and the new tokens."""
+        prompt = self.runners[role].prompt
+        return self.tokens if prompt is None else [*prompt, *self.new_tokens]
+
     def fits(self, role: str) -> bool:
-        """True while a runner's context still holds all tokens."""
-        return len(self.tokens) <= self.runners[role].model.context
+        """True while a runner's context still holds all its tokens."""
+        return len(self.tokens_of(role)) <= self.runners[role].model.context
+
+
+@dataclass(slots=True)
+class Hypothesis:
+    """One way in which the text may go on: a state of its own, of which nothing is text until it wins.
+
+    id, parent: of its lineage: an id follows from the parent's and the place among its children, so it is the same
+    whatever else there is. state: all tokens so far, with caches that hold them. logp: nats, of its tokens behind the
+    text. score: what it is ranked by, higher first. role, fate: as in the hypotheses table. known: what the trace will
+    say of its last token, and the same of the tokens before.
+    """
+
+    id: int
+    parent: int | None
+    state: State
+    role: str
+    logp: float = 0.0
+    score: float = 0.0
+    fate: str = "live"
+    reason: str | None = None
+    known: "tuple[dict[str, Any], tuple | None] | None" = None

@@ -129,6 +129,7 @@ class Recorder(Sequence):
         for name in COUNTS:
             if (value := getattr(step, name)) is not None and value is not False:
                 event[name] = clean(value, name, flags)
+        event["inputs"] = clean(step.inputs, "inputs", flags)
         event["ms"] = clean(step.ms, "ms", flags, DIGITS["wall_ms"])
         for name, columns in groups.items():
             event[name] = listed(name, columns, flags)

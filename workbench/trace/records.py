@@ -31,6 +31,7 @@ class Step:
     ms: wall-clock milliseconds of the phases `draft`, `target`, `verify`, `commit`, `cache`, `recording`, `total`.
     cache: role ("target", "draft") -> columns over layers of the cache table, bytes by kind.
     bits: rows of the bits table that changed in a way not implied by appending at the store's own width.
+    inputs: what decided in the round and does not follow from its state and the seed, by name (see `Round.input`).
     figures: the decoder's state after the round (mu, window mean, active model, …).
     decisions: `decision` events raised in this round.
     cache_events: `cache` events raised in this round (quantize, evict, merge, …).
@@ -52,6 +53,7 @@ class Step:
     ms: dict[str, float] = field(default_factory=dict)
     cache: dict[str, Columns] = field(default_factory=dict)
     bits: Columns = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     decisions: list[dict] = field(default_factory=list)
     cache_events: list[dict] = field(default_factory=list)

@@ -126,7 +126,7 @@ TABLES["rounds"] = (
     _need("accepted", "int", "tokens", "drafted tokens committed"),
     _need("emitted", "int", "tokens", "tokens committed, bonus included"),
     _need("bonus", "bool", "", "a token was drawn after the accepted path"),
-    Column("stop_reason", "short", "", "what ended the run in this round (eos, length, stop, …)"),
+    Column("stop_reason", "short", "", "what ended the run in this round (eos, length, stop, time, …)"),
     Column("budget", "int", "tokens", "draft tokens allowed"),
     _need("depth", "int", "tokens", "deepest drafted node"),
     Column("draft_ms", "float", "ms", "time of the drafter"),
@@ -311,6 +311,7 @@ ROWS = (
 
 _CACHE_EVENT = (
     Column("model", "name", "", "role of the model"),
+    Column("hypothesis", "int", "", "hypothesis whose cache it was; missing for that of the text"),
     Column("layer", "int", "", "layer from 0"),
     Column("head", "int", "", "KV head from 0; missing = all"),
     Column("op", "name", "", ", ".join(OPS)),
@@ -380,6 +381,7 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("prompt", "columns", "", "the same of the prompt's tokens from the second on, where asked for"),
         *(Column(name, "columns", "", f"columns of the {name} table") for name in [*KEYS][2:]),
         Column("cache", "layers", "", "role → columns of the cache table over layers; zero kinds and counts left out"),
+        Column("inputs", "mapping", "", "what decided and follows from no seed; read back if the round is done again"),
         Column("figures", "mapping", "", "state of the decoder after the round"),
         Column("flags", "texts", "", "columns in which a value was infinite or NaN and is null here"),
     ),
@@ -393,7 +395,7 @@ EVENTS: dict[str, tuple[Column, ...]] = {
     ),
     "mark": (_need("round", "int", "", "rounds recorded before it"), *_MARK_EVENT),
     "end": (
-        _need("reason", "short", "", "eos, length, stop, grammar, interrupted, error"),
+        _need("reason", "short", "", "eos, length, stop, time, grammar, interrupted, error"),
         Column("message", "text", "", "one line"),
         Column("totals", "any", "", "rounds, tokens, drafted, accepted, total_ms"),
     ),

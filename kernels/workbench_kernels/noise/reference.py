@@ -1,7 +1,8 @@
 """Counter-based random numbers in torch: each is a pure function of (seed, purpose, position, index), not of a stream.
 
 The same seed gives the same draws whatever was stepped back, forked or drafted in between. Two purposes never share a
-number. Draws of one purpose at one position that must be independent differ in their branch, 0 by default. The hash is
+number. Draws of one purpose at one position that must be independent differ in their branch (of a draft) or their
+hypothesis (of a search), both 0 by default. The hash is
 the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators"). Uniforms are
 float64 in the open interval (0, 1).
 """
@@ -9,11 +10,12 @@ float64 in the open interval (0, 1).
 import torch
 from torch import Tensor
 
-__all__ = ["gumbel", "gumbel_rows", "launch_key", "seed_of_sample", "uniform"]
+__all__ = ["child_of", "gumbel", "gumbel_rows", "launch_key", "seed_of_sample", "uniform"]
 
 MASK = (1 << 64) - 1
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-SAMPLE = 0xD1B54A32D192ED03  # apart from the constants above, so that no sample meets the key of a purpose
+# apart from the constants above, so that no sample meets the key of a purpose, and no hypothesis that of a branch
+SAMPLE, HYPOTHESIS = 0xD1B54A32D192ED03, 0xAEF17502108EF2D9
 PURPOSES = {"target": 1, "draft": 2, "accept": 3, "residual": 4, "match": 5}
 
 
@@ -35,10 +37,16 @@ def launch_key(seed: int, purpose: str) -> int:
     return signed(mix(mix(seed + GOLDEN) + PURPOSES[purpose] * GOLDEN))
 
 
-def position_key(seed: int, purpose: str, position: int, branch: int = 0) -> int:
+def position_key(seed: int, purpose: str, position: int, branch: int = 0, hypothesis: int = 0) -> int:
     """uint64 key of all draws of a purpose at a position."""
     key = mix(launch_key(seed, purpose) + (position + 1) * GOLDEN)
+    key = mix((key ^ HYPOTHESIS) + hypothesis * GOLDEN) if hypothesis else key
     return mix(key + branch * GOLDEN) if branch else key
+
+
+def child_of(hypothesis: int, rank: int) -> int:
+    """The id, 1 to 2^53 − 1, of the child of that rank (from 0) of a hypothesis."""
+    return (mix(mix(hypothesis ^ HYPOTHESIS) + (rank + 1) * GOLDEN) >> 11) or 1
 
 
 def seed_of_sample(seed: int, sample: int) -> int:
@@ -51,13 +59,15 @@ def uniform(seed: int, purpose: str, position: int, index: int = 0) -> float:
     return ((mix(position_key(seed, purpose, position) + (index + 1) * GOLDEN) >> 12) + 0.5) * 2.0**-52
 
 
-def gumbel(seed: int, purpose: str, position: int, ids: Tensor, branch: int = 0) -> Tensor:
+def gumbel(
+    seed: int, purpose: str, position: int, ids: Tensor, branch: int = 0, hypothesis: int = 0
+) -> Tensor:
     """Standard Gumbel noise of token ids, float64, of the shape and on the device of `ids`.
 
-    Entry i depends on (seed, purpose, position, ids[i], branch) alone. In branch 0 it equals
-    −log(−log(uniform(…, index=ids[i]))).
+    Entry i depends on (seed, purpose, position, ids[i], branch, hypothesis) alone. With branch and hypothesis 0 it
+    equals −log(−log(uniform(…, index=ids[i]))).
     """
-    key = signed(position_key(seed, purpose, position, branch))
+    key = signed(position_key(seed, purpose, position, branch, hypothesis))
     return gumbel_of((ids.to(torch.int64) + 1) * signed(GOLDEN) + key)
 
 

@@ -1,0 +1,86 @@
+"""Beam search: the likeliest texts of every length, as transformers searches them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from workbench.declare import register, setting
+from workbench.decoders.base import Decoder
+from workbench.engine.model import LanguageModel
+from workbench.engine.sampling import Sampling
+from workbench.engine.settings import Settings
+from workbench.errors import BadInput
+from workbench.rounds import Hypothesis, Round, State, search
+
+__all__ = ["Beam"]
+
+
+@register("decoder", "beam")
+@dataclass(frozen=True)
+class Beam(Decoder):
+    """Go on with the `beams` likeliest texts of each length; of those that ended, the best by log-probability over
+    length^`length_penalty` wins.
+
+    A text that ends competes only where it is among the best `beams` of its length. The search stops when no beam can
+    become better than the worst of `beams` ended texts: judged at its present length (`early_stopping="auto"`), or at
+    the most that it may have ("never"); or as soon as there are so many ("always"). What all beams begin with is text
+    at once.
+
+    Source: beam search of transformers (`num_beams`, `length_penalty`, and `early_stopping`, which says False, "never"
+    and True there; https://github.com/huggingface/transformers). Texts are equal where log-probabilities do not tie.
+    """
+
+    beams: int = setting(4, ge=1, le=64, help="texts that are kept")
+    length_penalty: float = setting(1.0, ge=-10, le=10, help="power of the length that a log-probability is divided by")
+    early_stopping: str = setting("auto", choices=("auto", "never", "always"), help="when the search may stop")
+
+    verified = ("equality with beam search of transformers",)
+
+    def guarantee(self, sampling: Sampling) -> str:
+        return "exact" if self.beams == 1 and sampling.greedy else "own"
+
+    def check(self, lm: LanguageModel, settings: Settings) -> None:
+        if not settings.sampling.greedy:
+            raise BadInput("beam: expected temperature=0, as beams are not drawn; or use best_of")
+
+    def decode_round(self, state: State, r: Round) -> None:
+        r.step.mode = "search"
+        live = [one for one in state.hypotheses.values() if one.fate == "live"] or [search.begin(state, "beam")]
+        ended = [one for one in state.hypotheses.values() if one.fate == "finished"]
+        read = search.read(r, live)
+        raw = read.raw.float()
+        dist = r.dist(raw, lambda row: live[row].state.tokens)  # processors see log-probabilities, as theirs do
+        sums = torch.tensor([one.state.memory.get("sum", 0.0) for one in live], device=raw.device)
+        totals = dist.scores.float() + sums[:, None]
+        if (forced := r.forced(len(live[0].state.tokens))) is not None:
+            totals[:, :forced] = totals[:, forced + 1 :] = -torch.inf
+        size = totals.shape[1]
+        top = totals.flatten().topk(min(max(2, 1 + len(r.settings.eos_ids)) * self.beams, totals.numel()))
+        best = [pair for pair in zip(top.values.tolist(), top.indices.tolist(), strict=True) if pair[0] > -torch.inf]
+        grown = search.grow(r, read, [(live[place // size], place // size, place % size) for _, place in best])
+        length = len(grown[0].state.new_tokens)
+        for one, (total, _) in zip(grown, best, strict=True):
+            one.state.memory["sum"] = total
+            one.score = total / length**self.length_penalty
+        ended += [one for one in grown[: self.beams] if one.fate == "finished"]
+        ended = sorted(ended, key=lambda one: -one.score)[: self.beams]
+        live = [one for one in grown if one.fate == "live"]
+        done = not live or self._done(live[0].state.memory["sum"], ended, length, r.settings.max_new_tokens)
+        live = live[: self.beams]
+        kept = {one.id for one in (*live, *ended)}
+        for one in (*state.hypotheses.values(), *grown):
+            one.fate = one.fate if one.id in kept else "pruned"
+        state.hypotheses = {one.id: one for one in (*live, *ended, *grown)}
+        if done:
+            search.win(r, ended[0])
+        else:
+            search.settle(r, [*live, *ended])
+
+    def _done(self, total: float, ended: list[Hypothesis], length: int, most: int) -> bool:
+        """Whether no beam, the best of which has `total` at this length, can still become one of the ended texts."""
+        if len(ended) < self.beams:
+            return False
+        if self.early_stopping == "always" or self.beams == 1:
+            return True
+        length = most if self.early_stopping == "never" and self.length_penalty > 0 else length
+        return total / length**self.length_penalty <= ended[-1].score

@@ -1,0 +1,54 @@
+"""Best of n: several samples side by side, of which the likeliest becomes the text."""
+
+from dataclasses import dataclass, replace
+
+from workbench.declare import register, setting
+from workbench.decoders.base import Decoder
+from workbench.engine.sampling import Sampling
+from workbench.rounds import Round, State, search
+
+__all__ = ["BestOf"]
+
+
+@register("decoder", "best_of")
+@dataclass(frozen=True)
+class BestOf(Decoder):
+    """Sample i is what plain decoding writes with `sample=i`; of the n texts that with the highest log-probability
+    wins, the sum over its tokens or the mean, under the raw distribution.
+
+    All samples read one prompt, and share a forward. The text appears once the last of them has ended. At temperature 0
+    there is one sample, the greedy text.
+
+    Source: `best_of` of OpenAI's completions and vLLM's sampling parameters (https://github.com/vllm-project/vllm).
+    """
+
+    n: int = setting(4, ge=1, le=64, help="samples")
+    by: str = setting("sum", choices=("sum", "mean"), help="log-probability of the text, or per token")
+
+    verified = ("equality with plain decoding of every sample",)
+
+    def guarantee(self, sampling: Sampling) -> str:
+        return "exact" if sampling.greedy else "seeded" if self.n == 1 else "own"
+
+    def decode_round(self, state: State, r: Round) -> None:
+        r.step.mode = "search"
+        live = [one for one in state.hypotheses.values() if one.fate == "live"] or [search.begin(state, "sample")]
+        ended = [one for one in state.hypotheses.values() if one.fate == "finished"]
+        dist = search.read(r, live)
+        numbers = [one.state.memory["sample"] for one in live] if state.hypotheses else range(self.n)
+        numbers = numbers[:1] if r.settings.sampling.greedy else numbers
+        picks = []
+        for place, number in enumerate(numbers):
+            row = place if state.hypotheses else 0
+            seed = replace(r.settings, sample=r.settings.sample + number).noise_seed
+            forced = r.forced(len(live[row].state.tokens))
+            token = dist.choose(row, seed, len(live[row].state.tokens)) if forced is None else forced
+            picks.append((live[row], row, token))
+        grown = search.grow(r, dist, picks)
+        for one, number in zip(grown, numbers, strict=True):
+            one.state.memory["sample"] = number
+            one.score = one.logp / (1 if self.by == "sum" else len(one.state.new_tokens))
+        ranked = sorted([*ended, *grown], key=lambda one: (-one.score, one.state.memory["sample"]))
+        state.hypotheses = {one.id: one for one in ranked}
+        if all(one.fate == "finished" for one in ranked):
+            search.win(r, ranked[0])
