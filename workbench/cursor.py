@@ -88,11 +88,14 @@ class Cursor:
                 if by == "token" and place.token > before:
                     place = self._behind(before + 1)
                 rows = () if holds is None else self.trace.rows_of(number, empty=True)
-                passed = (row for row in rows if "index" not in row or before <= row["index"] < place.token)
-                row = next(filter(holds, passed), None)
-                self._place = self._behind(row["index"] + 1) if row and "index" in row else place
-                if by == "round" or row or place.token > before:
-                    return number, row
+                passed = range(before, max(place.token, before + 1))
+                for token, row in enumerate(rows, index.start(number)):
+                    if token in passed and holds(row):
+                        self._place = place if token + 1 >= place.token else self._behind(token + 1)
+                        return number, row
+                self._place = place
+                if by == "round" or place.token > before:
+                    return number, None
             return None, None
 
     def _ahead(self) -> int | None:

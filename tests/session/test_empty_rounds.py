@@ -11,10 +11,9 @@ import workbench as wb
 from tests.session.empty_rounds import Search
 from tests.session.test_session import contents
 from workbench import session as session_module
-from workbench import web
 from workbench.cli import main
 from workbench.cursor import Place, Replay
-from workbench.dashboard import branches, screen, transport
+from workbench.dashboard import branches, screen, share, transport
 from workbench.dashboard.serve import NOTHING, answer
 from workbench.dashboard.visits import Branch, Visit
 from workbench.declare.registry import KNOWN
@@ -46,7 +45,7 @@ def straight(toy) -> Trace:
     return wb.decode(toy, PROMPT, Search(), max_new_tokens=12, ignore_eos=True)
 
 
-# -- moving -----------------------------------------------------------------------------------------------------------
+# -- moving --
 
 
 def test_every_round_is_a_step_and_a_place(toy, straight):
@@ -113,7 +112,7 @@ def test_a_jump_may_name_the_place(toy):
     assert mark["kind"] == "cursor" and mark["place"] == {"index": 3, "round": 5}
 
 
-# -- running ----------------------------------------------------------------------------------------------------------
+# -- running --
 
 
 def test_a_condition_stops_behind_a_round_without_tokens(toy):
@@ -155,7 +154,7 @@ def test_rounds_without_tokens_count_and_may_be_paused_at(toy):
     assert one.place == (5, 3) and not one.ended and seen == [3, 3, 3, 4]
 
 
-# -- branches ---------------------------------------------------------------------------------------------------------
+# -- branches --
 
 
 @pytest.mark.parametrize("snapshots", [512, 2])
@@ -225,7 +224,7 @@ def test_how_far_the_rounds_before_have_looked(straight, toy):
     ]
 
 
-# -- the record -------------------------------------------------------------------------------------------------------
+# -- the record --
 
 
 def test_the_record_replays_and_counts_every_round(toy, straight, tmp_path):
@@ -261,23 +260,7 @@ def test_every_way_to_decode_gives_the_same_tokens(toy, straight, lm):
     assert found[0, len(prompts[0]) :].tolist() == alone[0]
 
 
-# -- faces ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_widget_steps_and_goes_back_by_place(toy):
-    one = search(toy)
-    widget = one.widget()
-    seen = []
-    for act in ["step"] * 5 + ["back"] * 2 + ["step"]:
-        getattr(widget, act)()
-        delta = json.loads(widget.delta)
-        seen.append((delta["place"]["round"], delta["place"]["at"], delta["cursor"]))
-        assert set(delta["hypotheses"].get("round", ())) <= {one.rounds - 1}  # those of the rounds asked for
-    assert seen == [(2, 1, 0), (3, 2, 0), (4, 3, 3), (5, 4, 3), (6, 5, 3), (5, 4, 3), (4, 3, 3), (5, 4, 3)]
-    assert one.rounds == 6
-    data = web.payload(one.trace, since=4)
-    assert set(data["hypotheses"]["round"]) == {4, 5} and {*data["hypotheses"]["fate"]} == {"live", "pruned"}
-    widget.close()
+# -- front-ends --
 
 
 @pytest.mark.parametrize("kind", ["session", "file"])
@@ -295,6 +278,8 @@ def test_the_app_steps_over_rounds_without_tokens(toy, kind):
     branch.retreat("phase")
     assert (branch.round, branch.phase) == (2, 4)
     branch.retreat("round")
+    branch.retreat("phase")
+    assert (branch.round, branch.phase) == (1, 4) and run.place == (2, 0)
     branch.retreat("round")
     assert branch.round is None and run.place == (0, 0)
     holds = wb.conditions.parse("emitted == 0 and round > 1")
@@ -307,19 +292,32 @@ def test_the_app_steps_over_rounds_without_tokens(toy, kind):
     assert run.place == ENDS[-1] and branch.advance("round") == (False, False)
 
 
+def test_a_run_that_ended_in_a_round_without_tokens_is_shown_to_its_end(toy, tmp_path):
+    one = search(toy)
+    one.run(rounds=5)
+    one.state.ended = "stop"  # as a search that gives up
+    one.trace.save(tmp_path / "run.wb")
+    one.jump(3)
+    branch = Branch("a", one)
+    assert not branch.done and branch.advance("round")[0] and branch.advance("round")[0] and branch.done
+    visit = Visit("a")
+    share.open_trace(visit, str(tmp_path / "run.wb"))
+    assert visit.branch.run.place == (6, 3) and visit.branch.done and "Ended: replayed" in visit.message
+
+
 def test_the_page_says_which_round_it_is_at(toy):
     visit = Visit("a")
     visit.add("search", search(toy))
     said = []
     for forward in (True, True, True, True, False, False):
-        transport.step(visit, "round", forward)
+        parts = transport.step(visit, "round", forward)
+        assert parts[screen.PANEL.index("back")]["interactive"] is True
         said.append(visit.message)
     assert said[:3] == ["Token 0. Round 1.", "Token 0. Round 2.", "Token 3. Round 3."]
     assert said[3:] == ["Token 3. Round 4.", "Token 3. Round 3.", "Token 0 of 3 recorded. Round 2."]
     view = json.loads(screen.view(visit, since=0))
     assert view["place"] == {"round": 3, "token": 0, "at": 2} and 4 in view["hypotheses"]["round"]
-    made = transport.step(visit, "round")
-    assert made[screen.PANEL.index("back")]["interactive"] is True
+    transport.step(visit, "round")
     visit.worker = threading.main_thread()  # one that is at it
     trace = visit.branch.run.trace
     assert answer(visit, trace.id, 99, 3, "", "3") == NOTHING == answer(visit, trace.id, 99, 3, "")
