@@ -67,10 +67,7 @@ class Cursor:
         return self.trace.index.at(bounded("round_at", index, 0, what="a token number"))
 
     def step(self, by: str = "round") -> dict[str, Any] | None:
-        """One round forward, whether or not it has tokens, or on to the next token (`by="token"`).
-
-        Returns the round's event, or None at the end of the run.
-        """
+        """One round on, also one without tokens, or on to the next token; its event, or None at the end of the run."""
         one_of("by", by, "round", "token")
         with self._lock:
             number, _ = self.advance(by)
@@ -104,10 +101,7 @@ class Cursor:
         return number if number < self.rounds else None
 
     def back(self, steps: int = 1, by: str = "round") -> int:
-        """Move the cursor back by rounds, those without tokens too, or by tokens; returns the tokens before it.
-
-        Nothing recorded is lost.
-        """
+        """Move back by rounds, those without tokens too, or by tokens; returns the new cursor. Nothing is lost."""
         one_of("by", by, "round", "token")
         steps = bounded("back", steps, 0, what="a number of steps")
         with self._lock:
@@ -121,7 +115,7 @@ class Cursor:
     def jump(self, to: int, round: int | None = None) -> int:
         """Put the cursor behind the first `to` new tokens (0 to `length`); returns that number.
 
-        round: rounds before the place, where several rounds end with that many tokens; by default the first place.
+        round: rounds before the place, where several places have that many tokens; by default the first of them.
         """
         with self._lock:
             to = bounded("jump", to, 0, self.length, "a token number")

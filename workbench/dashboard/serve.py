@@ -140,10 +140,9 @@ def _check_port(host: str, port: int) -> None:
 def answer(visit: Visit | None, run: str, rounds: int, cursor: int, phase: str, at: str = "") -> str:
     """The JSON text for a page that has drawn this run up to that many rounds, the cursor and the phase there.
 
-    at: the round that the cursor it has drawn is in or behind, "null" at the start; "" where it does not say.
-
     `NOTHING` where there is nothing new, or the visit is busy; `REST` where the page should fire its `tick` event: the
-    run is no longer decoded, or it is looked at phase by phase. Else what the trace view draws.
+    run is no longer decoded, or it is looked at phase by phase. Else what the trace view draws. at: the round that its
+    cursor is in or behind, "null" at the start, "" where the page does not say.
     """
     if visit is None:
         return REST

@@ -56,9 +56,7 @@ COLUMNS = {
         "round", "mode", "drafted", "accepted", "emitted", "total_ms", "cache_bytes", "host_bytes", "bits_per_element",
     ),
     "drafts": ("round", "node", "parent", "depth", "text", "drafter", "q", "p", "fate", "reason"),
-    "hypotheses": (
-        "round", "id", "parent", "depth", "token_id", "text", "logp", "score", "role", "fate", "reason",
-    ),
+    "hypotheses": ("round", "id", "parent", "depth", "token_id", "text", "logp", "score", "role", "fate", "reason"),
     "forwards": ("round", "phase", "model", "rows", "implementation"),
 }  # fmt: skip
 _BLUE, _ORANGE = PALETTE["signal"]["entropy_raw"], PALETTE["signal"]["entropy_sampled"]
