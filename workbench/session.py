@@ -4,10 +4,11 @@ Rounds are computed, recorded, and only then taken for done: what the session kn
 record, which grows a round at a time, whole or not at all. So an error, a full disk or Ctrl-C, wherever it falls,
 leaves a session that can go on, with no token lost or shown twice.
 
-Going back moves a cursor over the record; anything else from there (another token, another setting) is a fork: a
-session and a trace of its own. States are snapshotted before every round, which copies nothing (a store's fork records
-lengths); beyond `SNAPSHOTS` of them every second one is dropped, and what is missing is made again from the nearest
-earlier one, which gives the same result, since decoding is deterministic.
+Going back moves a cursor over the record, in which every round is a place, also one that appends nothing; anything else
+from there (another token, another setting) is a fork: a session and a trace of its own. States are snapshotted before
+every round, which copies nothing (a store's fork records lengths); beyond `SNAPSHOTS` of them every second one is
+dropped, and what is missing is made again from the nearest earlier one, which gives the same result, since decoding is
+deterministic.
 """
 
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import conditions
-from workbench.cursor import Cursor
+from workbench.cursor import Cursor, Place
 from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.settings import Settings, make_settings, with_keywords
@@ -85,7 +86,7 @@ class Session(Cursor):
         self._given = self.settings.force if parent is None else parent._given
         self._snapshots: dict[int, State] = {}
         self._stride = 1
-        self._cursor = self.length
+        self._place = self._before(self.rounds)
         self._pause = threading.Event()
 
     # -- what there is ------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ class Session(Cursor):
         """The new text from new token `start` up to `stop`, by default the cursor; for whoever shows it as it grows,
         and `unfinished` at the end."""
         texts: list[str] = []
-        index, stop = self.trace.index, self._cursor if stop is None else stop
+        index, stop = self.trace.index, self.cursor if stop is None else stop
         for number in range(index.at(start), min(index.at(stop - 1) + 1, len(index))):
             before = index.start(number)
             found = index.event(number).get("tokens", {}).get("text", ())
@@ -129,7 +130,7 @@ class Session(Cursor):
     @property
     def unfinished(self) -> str:
         """What the end of the run adds to the last token's text, where the cursor is there: a character cut short."""
-        return rest(final(self._recorder)) if self._cursor == self.length else ""
+        return rest(final(self._recorder)) if self.cursor == self.length else ""
 
     @property
     def ended(self) -> str | None:
@@ -142,23 +143,21 @@ class Session(Cursor):
         return self._tips[self.rounds]
 
     def __repr__(self) -> str:
-        where = f", at {self._cursor}" if self._cursor < self.length else ""
+        where = "" if self.at_tip else f", at {self.cursor}"
         ended = f", ended: {self.ended}" if self.ended else ""
         return f"Session({self.decoder.declared_name}, {self.length} tokens in {self.rounds} rounds{where}{ended})"
 
     # -- forward ------------------------------------------------------------------------------------------------
 
     def _ahead(self) -> int | None:
-        """The round that holds the token at the cursor, computed where need be; None at the end of the run.
+        """The round that the next step goes on in, computed where need be; None at the end of the run.
 
         Ctrl-C, bad numbers and lack of memory leave the session at the end of the last complete round.
         """
-        if self._cursor >= self.length and not self._compute():
-            return None
-        return self.round_at(self._cursor)
+        return super()._ahead() if not self.at_tip or self._compute() else None
 
     def _compute(self) -> bool:
-        """One emitting round at the tip (and the prefill before the first); False at the end of the run."""
+        """One round at the tip (and the prefill before the first); False at the end of the run."""
         while not (tip := self.state).ended:
             self._keep(tip)
             state, rounds = tip.fork(), self.rounds
@@ -169,7 +168,7 @@ class Session(Cursor):
             except Exception as error:
                 self._failed(error)
                 raise
-            if step.emitted:
+            if self.trace.index.is_place(rounds):
                 return True
         return False
 
@@ -204,7 +203,9 @@ class Session(Cursor):
         """Step until the run ends, `until` holds, `rounds` rounds were done, or `pause` is called.
 
         until: a condition on the columns of the tokens and rounds tables, such as `"entropy > 3 and rank > 1"`, or a
-            callable on such a row (a mapping). The cursor stops right after the token that fulfils it.
+            callable on such a row (a mapping). The cursor stops right after the token that fulfils it. A round without
+            tokens is asked once, by its columns of the rounds table alone, and the cursor stops right after the round.
+        rounds: those without tokens count, too.
 
         Returns the row that fulfilled the condition, else None. Ctrl-C pauses the run and is raised again.
         """
@@ -212,20 +213,19 @@ class Session(Cursor):
         if TEXTS & getattr(holds, "names", frozenset()):
             need_tokenizer(self.lm, "until", holds.text)
         rounds = None if rounds is None else bounded("rounds", rounds, 0)
+
+        def stops(row: Mapping[str, Any]) -> bool:
+            """Whether the condition holds; if so, it is on record before the cursor moves."""
+            if found := holds(row):
+                place = {"index": row.get("index", self.cursor), "round": row["round"]}
+                self._recorder.mark("breakpoint", place, getattr(holds, "text", "callable"))
+            return found
+
         self._pause.clear()
         done = 0
         while not self._pause.is_set() and (rounds is None or done < rounds):
-            with self._lock:
-                before, number = self._cursor, self._ahead()
-                if number is None:
-                    return None
-                rows = () if holds is None else self.trace.rows_of(number)
-                row = next((row for row in rows if row["index"] >= before and holds(row)), None)
-                if row is not None:
-                    note = getattr(holds, "text", "callable")
-                    self._recorder.mark("breakpoint", {"index": row["index"]}, note)
-                self._cursor = self.trace.index[number].tokens if row is None else row["index"] + 1
-            if row is not None:
+            number, row = self.advance("round", None if holds is None else stops)
+            if number is None or row is not None:
                 return row
             done += 1
         return None
@@ -236,13 +236,13 @@ class Session(Cursor):
 
     # -- back and sideways --------------------------------------------------------------------------------------
 
-    def _moved(self, to: int) -> None:
-        self._recorder.mark("cursor", {"index": to})
+    def _moved(self, place: Place) -> None:
+        self._recorder.mark("cursor", {"index": place.token, "round": place.round})
 
     def replay(self) -> Iterator[dict[str, Any]]:
         """The recorded rounds from the start, the cursor moving along; nothing is computed."""
         for number in range(self.rounds):
-            self._cursor = self.trace.index[number].tokens
+            self._place = self._before(number + 1)
             yield expand(self.trace.index.event(number), final(self._recorder))
 
     def fork(
@@ -254,36 +254,43 @@ class Session(Cursor):
         out: str | Path | None = None,
         **changes: Any,
     ) -> "Session":
-        """A branch from before new token `at` (default: the cursor): another token there, another setting, or both.
+        """A branch from the cursor, or from where `jump(at)` goes: another token there, another setting, or both.
 
-        token: id or text of one token, forced at `at`. decoder, changes: another decoder or settings from there on.
-        Where `at` is inside a round, its tokens before `at` are forced in the branch; without any change the round is
-        simply done again. Shares all caches with this session until one of the two writes.
+        at: new tokens before the place. token: id or text of one token, forced at `at`. decoder, changes: another
+        decoder or settings from there on. Where `at` is inside a round, its tokens before `at` are forced in the
+        branch; without any change the round is simply done again. A change never meets a hypothesis longer than `at`
+        tokens: the branch leaves before the round that had one, and the tokens from there to `at` are forced. Shares
+        all caches with this session until one of the two writes.
 
         Raises BadInput where `at` is outside the record, the text is not one token, or a setting does not fit.
         """
         decoder = self.decoder if decoder is None else check_decoder(decoder)
         settings = make_settings(self.lm, self.settings, **changes)
         with self._lock:
-            at = self._cursor if at is None else bounded("fork", at, 0, self.length, "a token number")
+            place = self._place
+            if at is not None:
+                place = self._behind(bounded("fork", at, 0, self.length, "a token number"))
+            at, index = place.token, self.trace.index
             if at >= settings.max_new_tokens:
                 most = settings.max_new_tokens
                 raise BadInput(f"fork: token {at} lies beyond max_new_tokens={most}; raise it to go on")
             chosen = None if token is None else single_token(self.lm, token, self.prompt_ids, self.trace.token_ids, at)
-            number = self.round_at(at)
+            number = self._passing(place.round)
             owner = self._owner(number)
-            start, ids = self.trace.index.start(number), self.trace.index.ids(number)
             branch = object.__new__(Session)
             branch.lm, branch.prompt, branch.prompt_ids = self.lm, self.prompt, self.prompt_ids
             branch.decoder = decoder
             given = settings.force if "force" in changes else self._given
             again = (
-                (chosen is None or ids[at - start : at - start + 1] == [chosen])
+                (chosen is None or index.ids(at, at + 1) == [chosen])
                 and (branch.decoder, given) == (owner.decoder, owner._given)
                 and replace(settings, force={}) == replace(owner.settings, force={})
             )
             if not again:
-                forced = dict(enumerate(ids[: at - start], start)) | ({} if chosen is None else {at: chosen})
+                while index.reach(number) > at:
+                    number -= 1
+                owner, start = self._owner(number), index.start(number)
+                forced = dict(enumerate(index.ids(start, at), start)) | ({} if chosen is None else {at: chosen})
                 settings = replace(settings, force={**given, **forced})
             branch.settings = settings
             state = self._refit(owner._state_before(number), owner.decoder, branch.decoder, settings)

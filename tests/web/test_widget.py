@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 import workbench as wb
+from tests.session.empty_rounds import Search
 from workbench import web
 from workbench.widgets import SessionWidget, TraceWidget
 
@@ -68,6 +69,24 @@ def test_the_front_end_sees_every_step_as_a_delta(session):
     front.press("run")
     assert session.ended == "length" and front.text == session.text and front.last["ended"] == "length"
     assert not front.last["status"]["running"]
+    widget.close()
+
+
+def test_rounds_without_tokens_are_steps_too(toy):
+    """The place moves where the cursor does not; the hypotheses come with their rounds."""
+    session = wb.Session(toy, [0, 1, 2], Search(), max_new_tokens=6, ignore_eos=True)
+    front, seen = Front(widget := session.widget()), []
+    for act in ["step"] * 5 + ["back"] * 2 + ["step"]:
+        front.press(act)
+        place = front.last["place"]
+        seen.append((place["round"], place["at"], front.last["cursor"]))
+        assert set(front.last["hypotheses"].get("round", ())) <= {session.rounds - 1}
+    assert seen == [(2, 1, 0), (3, 2, 0), (4, 3, 3), (5, 4, 3), (6, 5, 3), (5, 4, 3), (4, 3, 3), (5, 4, 3)]
+    assert session.rounds == 6 and place["token"] == 3
+    front.press("run")
+    assert front.last["ended"] == "length" and front.last["place"]["round"] == session.rounds
+    hypotheses = web.payload(session.trace, since=4)["hypotheses"]
+    assert {*hypotheses["round"]} == {4, 5, 6} and {*hypotheses["fate"]} == {"live", "pruned", "won"}
     widget.close()
 
 

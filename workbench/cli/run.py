@@ -21,7 +21,7 @@ def add_run(parser: options.Parser) -> None:
     options.add_members(parser, "a parameter: shape.length=4, cache.budget=128")
     options.add_settings(parser)
     parser.add_argument("--force-ids", metavar="IDS", help="token ids to score instead of sampling, e.g. 12,7,99")
-    parser.add_argument("--until", metavar="CONDITION", help="stop after the first such token: 'entropy > 3'")
+    parser.add_argument("--until", metavar="CONDITION", help="stop after the first such token or round: 'entropy > 3'")
     parser.add_argument("--out", metavar="FILE", help="write the trace here as it happens, e.g. run.wb")
     parser.add_argument("--overwrite", action="store_true", help="allow --out to exist")
     parser.add_argument("--json", action="store_true", help="print the text and all figures as JSON instead")

@@ -58,8 +58,9 @@ def resettle(visit: Visit, *values: Any) -> tuple:
     if not wanted.is_of(run.lm):
         raise BadInput(f"this run is one of {run.lm.name}; for another model, device or dtype press Start")
     worker = visit.halt()
-    at = run.cursor if visit.selected is None else visit.focus + 1
+    at = None if visit.selected is None else visit.focus + 1
     made = run.fork(at=at, decoder=wanted.decoder, **wanted.settings)
+    at = made.trace.run["parent"]["index"]
     names = ", ".join([wanted.decoder.declared_name, *wanted.cached])
     return _look(visit, made, f"from token {at}: {names}", f"Goes on from token {at} with the new settings.", worker)
 

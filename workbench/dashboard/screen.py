@@ -60,9 +60,9 @@ def view(visit: Visit, since: int | None = None) -> str:
     """The JSON text for the trace view: `workbench.web.payload` from round `since` on, by default what the page lacks.
 
     Given, `since` is what the page has asked for, and all that it is known to hold until it is heard of again. Beside
-    it, where the visitor is: `cursor`, tokens before the run's; `selected`, the token inspected; `follow`, scroll to
-    it; `phase`, the one shown; `live`, the page's name while its run is decoded. Every text is another one (`turn`), so
-    that the page, whose cursor may have moved since, takes notice of it.
+    it, where the visitor is: `cursor`, tokens before the run's; `place`, rounds too; `selected`, the token inspected;
+    `follow`, scroll to it; `phase`, the one shown; `live`, the page's name while its run is decoded. Every text is
+    another one (`turn`), so that the page, whose cursor may have moved since, takes notice of it.
     """
     branch, run = visit.branch, visit.branch.run
     mine, sent = visit.sent
@@ -70,6 +70,7 @@ def view(visit: Visit, since: int | None = None) -> str:
     since = (sent if mine is run else 0) if since is None else since
     place = {
         "cursor": branch.reached,
+        "place": {**run.place._asdict(), "at": branch.round},
         "selected": visit.focus,
         "follow": visit.selected is None,
         "phase": branch.phase,
@@ -86,8 +87,9 @@ def say(visit: Visit, text: str = "") -> None:
     branch, run = visit.branch, visit.branch.run
     over = f" Ended: {run.ended}." if branch.done else ""
     behind = f" of {run.length} recorded" if run.cursor < run.length else ""
-    phase = "" if branch.phase is None else f" Round {branch.round}, {PHASES[branch.phase]}."
-    visit.message = f"{text} Token {branch.reached}{behind}.{phase}{over}".strip()
+    phase = "" if branch.phase is None else f", {PHASES[branch.phase]}"
+    round = "" if branch.round is None else f" Round {branch.round}{phase}."
+    visit.message = f"{text} Token {branch.reached}{behind}.{round}{over}".strip()
 
 
 def _empty(visit: Visit) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def _filled(visit: Visit) -> dict[str, Any]:
     labels = [(one.label, number) for number, one in enumerate(visit.branches)]
     taken = [] if visit.focus is None else html.candidates(trace, visit.focus, visit.reader)
     ready = {"save": True, "pause": playing, "resettle": live, "fork": live and run.length > 0}
-    rested = {"forget": True, "back": run.cursor > 0, **dict.fromkeys(("step", "play"), not branch.done)}
+    rested = {"forget": True, "back": run.round is not None, **dict.fromkeys(("step", "play"), not branch.done)}
     rested |= dict.fromkeys(("capsule", "perfetto"), run.length > 0)
     ready |= {name: may and not playing for name, may in rested.items()}
     return {

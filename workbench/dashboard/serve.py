@@ -137,11 +137,12 @@ def _check_port(host: str, port: int) -> None:
         raise BadInput(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from None
 
 
-def answer(visit: Visit | None, run: str, rounds: int, cursor: int, phase: str) -> str:
+def answer(visit: Visit | None, run: str, rounds: int, cursor: int, phase: str, at: str = "") -> str:
     """The JSON text for a page that has drawn this run up to that many rounds, the cursor and the phase there.
 
     `NOTHING` where there is nothing new, or the visit is busy; `REST` where the page should fire its `tick` event: the
-    run is no longer decoded, or it is looked at phase by phase. Else what the trace view draws.
+    run is no longer decoded, or it is looked at phase by phase. Else what the trace view draws. at: the round that its
+    cursor is in or behind, "null" at the start, "" where the page does not say.
     """
     if visit is None:
         return REST
@@ -154,7 +155,8 @@ def answer(visit: Visit | None, run: str, rounds: int, cursor: int, phase: str) 
         branch = visit.branch
         mine = branch.run.trace.id == run
         place = (str(branch.reached), "" if branch.phase is None else str(branch.phase))
-        if mine and rounds >= branch.run.rounds and place == (str(cursor), phase):
+        here = "null" if branch.round is None else str(branch.round)
+        if mine and rounds >= branch.run.rounds and place == (str(cursor), phase) and at in ("", here):
             return NOTHING
         return REST if branch.phase is not None else screen.view(visit, rounds if mine else 0)
     finally:
@@ -169,7 +171,8 @@ async def _live(request: Request) -> Response:
     except ValueError:
         return Response("rounds and cursor: expected whole numbers", status_code=400)
     visit = VISITS.get(request.path_params["page"])
-    text = answer(visit, asked.get("run", ""), max(rounds, 0), cursor, asked.get("phase", ""))
+    run, phase, at = (asked.get(name, "") for name in ("run", "phase", "at"))
+    text = answer(visit, run, max(rounds, 0), cursor, phase, at)
     return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 

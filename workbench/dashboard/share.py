@@ -79,7 +79,7 @@ def open_trace(visit: Visit, path: str) -> tuple:
     name = Path(path).name
     trace = open_file(Path(path))
     replay = Replay(trace)
-    replay.jump(replay.length)
+    replay.jump(replay.length, replay.rounds)
     visit.add(name, replay)
     lost = f" Dropped: {'; '.join(trace.dropped)}." if trace.dropped else ""
     page.say(visit, f"Opened {name}: {replay.length} tokens.{lost}")

@@ -52,46 +52,39 @@ class Branch:
     @property
     def done(self) -> bool:
         """Whether nothing lies ahead of the cursor."""
-        run = self.run
-        return bool(run.ended) and run.cursor >= run.length and self.phase in (None, LAST)
+        return bool(self.run.ended) and self.run.at_tip and self.phase in (None, LAST)
 
     @property
     def round(self) -> int | None:
-        """The round of the last token before the cursor."""
-        return self.run.round_at(self.run.cursor - 1) if self.run.cursor else None
+        """The number of the round that the cursor is in or right behind; None at the start."""
+        return None if self.run.round is None else self.run.trace.index.event(self.run.round)["round"]
 
     @property
     def reached(self) -> int:
         """Tokens committed as far as the phases shown go."""
         if self.phase is None or self.phase >= COMMIT:
             return self.run.cursor
-        return self.run.trace.index.start(self.round) if self.run.cursor else 0
+        return self.run.trace.index.start(self.run.round) if self.run.round is not None else 0
 
     def advance(self, by: str, holds: Holds | None = None) -> tuple[bool, bool]:
-        """One phase, round or token on. Returns (whether it moved, whether `holds` stopped it at a token)."""
+        """One phase, round or token on. Returns (whether it moved, whether `holds` stopped it)."""
         if by == "phase" and self.phase is not None and self.phase < LAST:
             self.phase += 1
             return True, False
-        before = self.run.cursor
-        if self.run.step("token" if by == "token" else "round") is None:
+        number, row = self.run.advance("token" if by == "token" else "round", holds)
+        if number is None:
             return False, False
         self.phase = 0 if by == "phase" else None
-        if holds is not None and self.run.cursor > before:
-            trace, number = self.run.trace, self.run.trace.index.at(before)
-            for place, row in enumerate(trace.rows_of(number), trace.index.start(number)):
-                if before <= place < self.run.cursor and holds(row):
-                    self.run.jump(place + 1)
-                    return True, True
-        return True, False
+        return True, row is not None
 
     def retreat(self, by: str) -> None:
         """One phase, round or token back; nothing recorded is lost."""
         if by == "phase" and self.phase != 0:
-            if self.run.cursor:
+            if self.run.round is not None:
                 self.phase = (len(PHASES) if self.phase is None else self.phase) - 1
             return
         self.run.back(by="round" if by == "phase" else by)
-        self.phase = LAST if by == "phase" and self.run.cursor else None
+        self.phase = LAST if by == "phase" and self.run.round is not None else None
 
     def jump(self, to: int) -> None:
         """Put the cursor behind the first `to` tokens."""

@@ -11,16 +11,19 @@ from workbench.trace.tables import cache_bytes
 __all__ = ["Reached", "RoundIndex"]
 
 Event = dict[str, Any]
+SEARCHES = ("branch", "search", "diffusion")  # modes whose rounds look beyond the text
 
 
 class Reached(NamedTuple):
-    """The totals by the end of a round; `place` is where its event lies in the log."""
+    """The totals by the end of a round; `place` is where its event lies in the log, `reach` the new tokens of the
+    longest hypothesis so far."""
 
     place: int
     tokens: int
     drafted: int
     accepted: int
     ms: float
+    reach: float = 0
 
 
 class RoundIndex:
@@ -84,9 +87,23 @@ class RoundIndex:
         end = self._reached[number + 1].place if number + 1 < len(self) else None
         return self._log[start:end]
 
-    def ids(self, number: int) -> list[int]:
-        """The ids of the new tokens of a round; none where it is the next one."""
-        return self.event(number).get("tokens", {}).get("token_id", []) if number < len(self) else []
+    def is_place(self, number: int) -> bool:
+        """Whether a cursor can stand behind a round: not behind a prefill, which is passed over with the next round."""
+        return self.event(number).get("mode") != "prefill" or self[number].tokens > self.start(number)
+
+    def reach(self, number: int) -> float:
+        """The new tokens of the longest hypothesis in the rounds before a round, which may be the next one.
+
+        Infinite behind a round of a search that does not say how far it looked, as at level `off`.
+        """
+        return self[number - 1].reach if number else 0
+
+    def ids(self, start: int, stop: int) -> list[int]:
+        """The ids of the new tokens from `start` up to `stop`, as far as there are any."""
+        first = self.at(start)
+        events = map(self.event, range(first, min(self.at(stop - 1) + 1, len(self))))
+        found = [token for event in events for token in event.get("tokens", {}).get("token_id", ())]
+        return found[start - self.start(first) : stop - self.start(first)]
 
     def peak(self, rounds: int) -> int:
         """The most bytes that the caches took in the first `rounds` rounds."""
@@ -99,4 +116,12 @@ class RoundIndex:
 def _after(before: Reached, place: int, event: Event) -> Reached:
     counts = (*map(event.get, ("emitted", "drafted", "accepted")), event.get("ms", {}).get("total"))
     numbers = (count if isinstance(count, (int, float)) else 0 for count in counts)  # 0 for what is damaged
-    return Reached(place, *map(sum, zip(before[1:], numbers, strict=True)))
+    totals = map(sum, zip(before[1:5], numbers, strict=True))
+    return Reached(place, *totals, max(before.reach, _looked(event)))
+
+
+def _looked(event: Event) -> float:
+    """The new tokens of the longest hypothesis of a round."""
+    depths = event.get("hypotheses", {}).get("depth", ())
+    unknown = float("inf") if event.get("mode") in SEARCHES else 0
+    return max((depth for depth in depths if isinstance(depth, int)), default=unknown)

@@ -333,7 +333,7 @@ _DECISION_EVENT = (
 )
 _MARK_EVENT = (
     Column("kind", "short", "", "back, jump, breakpoint, note, …"),
-    Column("place", "any", "", "where: a token index or a round"),
+    Column("place", "any", "", "where: `index` and `round`; for a cursor, tokens and rounds before it"),
     Column("note", "text", "", "free text"),
 )
 COUNTS = ("drafted", "accepted", "emitted", "bonus", "stop_reason", "budget", "depth", "context")  # of a round event

@@ -26,7 +26,7 @@ def summarize(trace: "Trace") -> dict[str, Any]:
       ones, leaving out those behind a rejection.
     - `target_forwards`: target forward passes the tokens cost (a prefill counts only where its round emitted a token);
       `draft_forwards`: passes of the drafting phase.
-    - `tokens_per_second` over the rounds that emitted; `time_to_first_token_ms` up to the end of the first such round.
+    - `tokens_per_second` over the same rounds; `time_to_first_token_ms` up to the end of the first that emitted.
     - `recording_ms`: what logging cost, over all rounds; `full_cache_bytes`: of the last round, as in the rounds table.
     - `modelled_speedup`: see `modelled_speedup()`; `measured_speedup`: over the plain run in `run["baseline"]`.
     """
@@ -35,7 +35,7 @@ def summarize(trace: "Trace") -> dict[str, Any]:
         "rounds": len(rounds),
         "tokens": len(tokens),
         **_acceptance(rounds, drafts),
-        **_forward_counts(tokens, forwards),
+        **_forward_counts(trace.run, rounds, forwards),
         "entropy_raw_nats": _spread(tokens["entropy_raw_nats"]),
         "repeated_4gram_share": repeated_4gram_share(trace.token_ids),
         "cache_bytes": {"last": _last(rounds["cache_bytes"], int), "peak": _last(rounds["peak_bytes"], int)},
@@ -113,12 +113,18 @@ def _reached(accepted: pd.Series, deepest: int, cut: int) -> list[float]:
     return [float(count / rounds) for count, rounds in zip(more[:deepest], counted, strict=True) if rounds]
 
 
-def _forward_counts(tokens: pd.DataFrame, forwards: pd.DataFrame) -> dict[str, Any]:
+def _paying(rounds: pd.DataFrame) -> pd.DataFrame:
+    """The rounds that tokens have to pay for: all but a prefill that emitted nothing."""
+    return rounds[(rounds["mode"] != "prefill") | (rounds["emitted"] > 0)]
+
+
+def _forward_counts(run: dict[str, Any], rounds: pd.DataFrame, forwards: pd.DataFrame) -> dict[str, Any]:
     if forwards.empty:
         return {"tokens_per_target_forward": None, "target_forwards": None, "draft_forwards": None}
-    paid = int(tokens["target_forwards"].sum())
+    passes = forwards[forwards["round"].isin(_paying(rounds)["round"])]
+    paid = sum(is_target(run, phase, role) for phase, role in zip(passes["phase"], passes["model"], strict=True))
     return {
-        "tokens_per_target_forward": _ratio(len(tokens), paid),
+        "tokens_per_target_forward": _ratio(rounds["emitted"].sum(), paid),
         "target_forwards": paid,
         "draft_forwards": int((forwards["phase"] == "draft").sum()),
     }
@@ -131,9 +137,9 @@ def repeated_4gram_share(ids: list[int]) -> float:
 
 
 def _speed(trace: "Trace", rounds: pd.DataFrame) -> dict[str, float | None]:
-    emitting = rounds[rounds["emitted"] > 0]
+    emitting, paying = rounds[rounds["emitted"] > 0], _paying(rounds)
     until_first = rounds.loc[: emitting.index[0], "total_ms"] if len(emitting) else pd.Series(dtype=float)
-    per_second = _ratio(1000 * emitting["emitted"].sum(), emitting["total_ms"].sum())  # missing times sum to 0: None
+    per_second = _ratio(1000 * emitting["emitted"].sum(), paying["total_ms"].sum())  # missing times sum to 0: None
     plain = (trace.run.get("baseline") or {}).get("tokens_per_second")
     return {
         "tokens_per_second": per_second,

@@ -272,14 +272,16 @@ def cache_bytes(run: Event, event: Event) -> int:
     return _footprint(run, event)["cache_bytes"] if event.get("cache") else 0
 
 
-def rows(log: list[Event], peak: int = 0) -> list[dict[str, Any]]:
+def rows(log: list[Event], peak: int = 0, empty: bool = False) -> list[dict[str, Any]]:
     """The tokens of one round as plain mappings: columns of the tokens table, then those of its round.
 
     log: the run event, that round, and what was recorded up to the next one. peak: most cache bytes before it.
-    For conditions and inspectors that follow a run; an empty list where the round emitted nothing. Missing values are
-    absent keys or None.
+    For conditions and inspectors that follow a run; an empty list where the round emitted nothing, or with `empty` the
+    one row of its round. Missing values are absent keys or None.
     """
     whole = {name: values[0] for name, values in _rounds(log, peak).items()}
     columns = _tokens(log)
     n = len(columns.get("token_id", ()))
+    if empty and not n:
+        return [whole]
     return [{**{name: values[i] for name, values in columns.items()}, **whole} for i in range(n)]

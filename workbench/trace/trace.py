@@ -145,9 +145,12 @@ class Trace:
         last = tables.final(self.log)
         return (tables.expand(event, last) for event in self.log if event["type"] == "round")
 
-    def rows_of(self, number: int) -> list[dict[str, Any]]:
-        """The tokens of a round as plain mappings (columns of tokens and rounds); costs the same in a long run."""
-        return tables.rows([self.run, *self.index.events(number)], self.index.peak(number))
+    def rows_of(self, number: int, empty: bool = False) -> list[dict[str, Any]]:
+        """The tokens of a round as plain mappings (columns of tokens and rounds); costs the same in a long run.
+
+        empty: a round without tokens is one row, of the columns of rounds alone.
+        """
+        return tables.rows([self.run, *self.index.events(number)], self.index.peak(number), empty)
 
     def last_rows(self) -> list[dict[str, Any]]:
         """The tokens of the last round as plain mappings; an empty list where there is none."""

@@ -12,8 +12,8 @@ const connect = ({ element, props, trigger, watch }, { settled, beat, away, ...o
   const view = mount(element, { ...options, onCursor: (i) => told(i, settled), onPick: (i) => told(i, 0) });
   const draw = (data) => {
     const fits = view.update(data);
-    const { id: run, rounds_recorded: rounds, cursor, phase } = data;
-    drawn = fits ? { run, rounds, cursor, phase: phase ?? "" } : {};
+    const { id: run, rounds_recorded: rounds, cursor, phase, place } = data;
+    drawn = fits ? { run, rounds, cursor, phase: phase ?? "", at: place?.at } : {};
     return fits;
   };
   const look = async () => {

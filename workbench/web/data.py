@@ -6,9 +6,10 @@
   same `id` drops what it has from there on and appends; `since == 0` replaces everything.
 - `length`, `rounds_recorded`: new tokens and rounds of the whole trace; `first`: index of the first token in here.
 - `ended`: why the run is over, null while it goes on.
-- `tokens`, `rounds`, `drafts`, `forwards`: columns, name -> list, one entry per row, null where unknown; a column known
-  nowhere is left out. Names and units are those of `workbench.trace.schema`, restricted to `COLUMNS`; `tokens.kind`
-  (`drafted`, `bonus`, `residual`, `target`, `plain`) says how the token came about, whatever its drafter's name.
+- `tokens`, `rounds`, `drafts`, `hypotheses`, `forwards`: columns, name -> list, one entry per row, null where unknown;
+  a column known nowhere is left out. Names and units are those of `workbench.trace.schema`, restricted to `COLUMNS`;
+  `tokens.kind` (`drafted`, `bonus`, `residual`, `target`, `plain`) says how the token came about, whatever its
+  drafter's name.
 - `names`: token id -> text, for the candidates in `topk_raw` and `topk_sampled`.
 - `colours`: group -> name -> colour, for sources, and for fates.
 
@@ -20,8 +21,9 @@ Only where `since == 0`, as it does not change:
 - `signals`: name -> {of, label, unit, colour, low, high}: by what tokens can be coloured; `of` names `table.column`,
   `low` and `high` the ends of the scale (null: those of the data).
 
-Whoever sends it may add `cursor` (tokens before the run's own cursor; later ones are drawn faint), `selected` (the
-token to inspect; null follows the cursor), `follow` (scroll to it) and `status` ({running, ended, message}).
+Whoever sends it may add `cursor` (tokens before the run's own cursor; later ones are drawn faint), `place` (of that
+cursor: `round` and `token`, how many lie before it; `at`, the round it is in or behind, null at the start), `selected`
+(the token to inspect; null follows the cursor), `follow` (scroll to it) and `status` ({running, ended, message}).
 """
 
 import html
@@ -54,6 +56,7 @@ COLUMNS = {
         "round", "mode", "drafted", "accepted", "emitted", "total_ms", "cache_bytes", "host_bytes", "bits_per_element",
     ),
     "drafts": ("round", "node", "parent", "depth", "text", "drafter", "q", "p", "fate", "reason"),
+    "hypotheses": ("round", "id", "parent", "depth", "token_id", "text", "logp", "score", "role", "fate", "reason"),
     "forwards": ("round", "phase", "model", "rows", "implementation"),
 }  # fmt: skip
 _BLUE, _ORANGE = PALETTE["signal"]["entropy_raw"], PALETTE["signal"]["entropy_sampled"]
@@ -195,7 +198,7 @@ def reader(trace: Trace) -> Reader:
     read, known = _heard.get(trace, (1, {}))  # read on from where it was read last
     size = len(trace.log)
     for event in trace.log[read:size]:
-        for group in ("drafts", "tokens", "prompt") if event["type"] == "round" else ():
+        for group in ("drafts", "hypotheses", "tokens", "prompt") if event["type"] == "round" else ():
             columns = event.get(group, {})
             if columns.keys() >= {"text", "token_id"}:
                 known |= {i: text for i, text in zip(columns["token_id"], columns["text"], strict=True) if text}

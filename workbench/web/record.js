@@ -1,7 +1,7 @@
 // The rounds received so far, joined. `take(delta)` is the receiving side of the contract in data.py.
 // Tokens go by index: 0 is the first new one; those of a prompt whose distributions are recorded come before, from `first` on.
 
-const TABLES = ["tokens", "rounds", "drafts", "forwards"];
+const TABLES = ["tokens", "rounds", "drafts", "hypotheses", "forwards"];
 
 export const KINDS = {
   drafted: "drafted and kept", bonus: "after a draft kept whole", residual: "in place of a refused draft",
@@ -85,7 +85,7 @@ export function record() {
     return i > spans[here].first ? spans[here].first : spans[Math.max(0, here - 1)].first;
   };
 
-  // Rows of `drafts` or `forwards` that belong to a round, as objects.
+  // Rows of `drafts`, `hypotheses` or `forwards` that belong to a round, as objects.
   held.rows = (table, round) => once(`${table}/${round}`, () => {
     const found = once(`${table} by round`, () => {
       const lists = new Map();

@@ -4,6 +4,7 @@ import { KINDS } from "./record.js";
 // The token view: every token in the running text, coloured by a signal; a list box with a roving tab stop.
 
 const STRONGEST = 60; // percent of a signal's colour behind a token, so that the text reads in light and in dark
+const LINES = 8; // of hypotheses that are listed
 let views = 0;
 
 export function tokenView(held, { label, colourBy, onMove, onPick, onHover }) {
@@ -16,7 +17,8 @@ export function tokenView(held, { label, colourBy, onMove, onPick, onHover }) {
   asked.append(ghosts, " show refused drafts");
   bar.append(colour.element, legend, asked);
   bar.hidden = true; // until there is something to colour
-  const box = node("div", "wb-tokens"), prompt = node("span", "wb-prompt");
+  const box = node("div", "wb-tokens"), prompt = node("span", "wb-prompt"), search = node("div", "wb-search");
+  search.hidden = true;
   box.tabIndex = -1;
   box.setAttribute("role", "listbox");
   box.setAttribute("aria-label", label);
@@ -147,6 +149,20 @@ export function tokenView(held, { label, colourBy, onMove, onPick, onHover }) {
     }
   }
 
+  // The hypotheses of a round, below the text.
+  function searched(round) {
+    const rows = round === null ? [] : held.rows("hypotheses", round);
+    const lines = rows.slice(0, LINES).map((row) => {
+      const over = row.fate && row.fate !== "live" && row.fate !== "won";
+      const name = row.id < 26 ? String.fromCharCode(65 + row.id) : `#${row.id}`;
+      const facts = [name, visible(row.text ?? "", true), shown(row.score), fateOf(row)];
+      return node("div", over ? "wb-over" : "", `${over ? "✕ " : ""}${facts.join(" · ")}`);
+    });
+    if (rows.length > LINES) lines.push(node("div", "", `+${rows.length - LINES}`));
+    search.replaceChildren(...lines);
+    search.hidden = !lines.length;
+  }
+
   function dim(from) {
     limit = from;
     const edge = Math.min(from, spans.length);
@@ -209,5 +225,5 @@ export function tokenView(held, { label, colourBy, onMove, onPick, onHover }) {
     else onMove(moves[event.key]());
   });
 
-  return { bar, box, draw, select, reveal, hover, dim };
+  return { bar, box, search, draw, select, reveal, hover, dim, searched };
 }

@@ -36,7 +36,7 @@ export function mount(element, options = {}) {
   const keys = transport(held, { at: () => at, onMove: moved, onPlay: (on) => { playing = on; veil(); } });
   const decode = options.onAction && decodeControls({ onAction: options.onAction });
   const places = {
-    transport: [keys.element], tokens: [view.bar, view.box, note, live], timeline: [timeline.element],
+    transport: [keys.element], tokens: [view.bar, view.box, view.search, note, live], timeline: [timeline.element],
     inspector: [glass.element], table: [table.element],
   };
   if (css) root.append(node("style", "", css));
@@ -60,6 +60,7 @@ export function mount(element, options = {}) {
     at = i === null || held.empty() ? null : Math.max(held.first, Math.min(i, held.count() - 1));
     view.select(at);
     view.reveal(at);
+    view.searched(at === null ? null : held.token("round", at));
     if (playing) veil();
     if (parts.includes("timeline")) timeline.cursor(at);
     if (parts.includes("inspector")) glass.show(at);
@@ -84,8 +85,10 @@ export function mount(element, options = {}) {
     const follow = "selected" in delta ? delta.selected ?? (delta.cursor ? delta.cursor - 1 : null) : at ?? 0;
     const scroll = view.box.scrollTop;
     go(follow);
+    if (delta.place && delta.follow) view.searched(delta.place.at);
     if (delta.follow === false) view.box.scrollTop = scroll;
-    if (decode) decode.show({ ended: held.ended, cursor: delta.cursor, length: held.count(), ...delta.status });
+    const { cursor, place, status } = delta, rounds = held.rounds_recorded;
+    decode?.show({ ended: held.ended, cursor, length: held.count(), place, rounds, ...status });
     return true;
   }
 

@@ -88,12 +88,14 @@ export function decodeControls({ onAction }) {
   status.setAttribute("role", "status");
   element.append(...buttons.map(([, one]) => one), status);
 
-  function show({ running = false, ended = null, cursor = 0, length = 0, message = "" }) {
-    const done = ended && cursor >= length;
-    const usable = { back: !running && cursor > 0, step: !running && !done, run: !running && !done, pause: running };
+  const START = { round: 0, at: null };
+  function show({ running = false, ended = null, cursor = 0, length = 0, place = START, rounds = 0, message = "" }) {
+    const done = ended && place.round >= rounds;
+    const usable = { back: !running && place.at !== null, step: !running && !done, run: !running && !done, pause: running };
     for (const [name, one] of buttons) one.disabled = !usable[name];
-    const place = `token ${cursor}${cursor < length ? ` of ${length} recorded` : ""}`;
-    status.textContent = message || (running ? "decoding …" : done ? `ended: ${ended}` : place);
+    const where = `token ${cursor}${cursor < length ? ` of ${length} recorded` : ""}`;
+    const round = place.at === null ? "" : `, round ${place.at}`;
+    status.textContent = message || (running ? "decoding …" : done ? `ended: ${ended}` : where + round);
   }
 
   return { element, show };

@@ -28,7 +28,7 @@ class SessionWidget(TraceWidget):
         super().__init__(session.trace, live=True, **options)
 
     def step(self) -> asyncio.Task | None:
-        """Decode one round (or move over one that is recorded); the task that does it, where there is an event loop."""
+        """Decode one round (or move over a recorded one), also one without tokens; its task, where there is a loop."""
         return self._start(rounds=1)
 
     def run(self) -> asyncio.Task | None:
@@ -91,7 +91,8 @@ class SessionWidget(TraceWidget):
         session = self._session
         data = web.payload(self._trace, since, session.reader)
         status = {"running": self.running, "ended": session.ended, "message": self._message}
-        return {**data, "cursor": session.cursor, "selected": None, "follow": True, "status": status}
+        place = {**session.place._asdict(), "at": session.round}
+        return {**data, "cursor": session.cursor, "place": place, "selected": None, "follow": True, "status": status}
 
     def _received(self, widget: Any, content: dict[str, Any], buffers: list) -> None:
         act = {"step": self.step, "run": self.run, "pause": self.pause, "back": self.back}.get(content.get("act"))

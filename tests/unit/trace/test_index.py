@@ -40,6 +40,15 @@ def test_tokens_are_found_in_their_rounds_also_behind_rounds_without_any():
     assert index.after(event(4)).tokens == 10 and len(index) == 6
 
 
+def test_how_far_the_hypotheses_before_a_round_reach():
+    """The longest of all rounds before; a search that says nothing may have looked anywhere."""
+    depths = [(), (2, 5, 3), (4,), (None, "9"), (6,)]
+    log = [{"type": "run"}, *(event(0, hypotheses={"depth": [*found]}) for found in depths)]
+    log += [event(1, mode="chain"), event(1, mode="diffusion"), event(1)]
+    index = RoundIndex(log)
+    assert [index.reach(number) for number in range(9)] == [0, 0, 5, 5, 5, 6, 6, float("inf"), float("inf")]
+
+
 def test_what_a_damaged_round_holds_counts_as_nothing():
     index = RoundIndex([{"type": "run"}, event(1, drafted="x", accepted=None, ms={"total": "long"}), event(2)])
     assert index.last == Reached(2, 3, 0, 0, 0.5)
