@@ -179,16 +179,20 @@ class Session(Cursor):
             return
         self._keep(tip)
         state = tip.fork()
-        step = self.decoder.step(state)
-        if "sequences" in step.forwards:
-            step.forwards["sequences"] = [len(others) + 1 if others else None] * len(step.forwards["phase"])
-        for runner in state.runners.values() if state.strategy.name == "stock" else ():
-            runner.store.share()
-        for session in (self, *others):
-            own, begun = state.fork(), session.state
-            own.settings, own.strategy = begun.settings, begun.strategy
-            session._tips = {0: begun, 1: own}
-            session._recorder.round(step, None)
+        try:
+            step = self.decoder.step(state)
+            if "sequences" in step.forwards:
+                step.forwards["sequences"] = [len(others) + 1 if others else None] * len(step.forwards["phase"])
+            for runner in state.runners.values() if state.strategy.name == "stock" else ():
+                runner.store.share()
+            for session in (self, *others):
+                own, begun = state.fork(), session.state
+                own.settings, own.strategy = begun.settings, begun.strategy
+                session._tips = {0: begun, 1: own}
+                session._recorder.round(step, state.ended)
+        except Exception as error:
+            self._failed(error)
+            raise
 
     def _failed(self, error: Exception) -> None:
         """Name the error in the trace, as far as that can still be written, and hand the trace over with it."""

@@ -398,3 +398,32 @@ def test_a_runner_may_have_a_prompt_of_its_own(small):
         assert [float(x) for x in surprisal] == pytest.approx(lone["surprisal_nats"].tolist(), abs=1e-3)
         rows = trace.cache[trace.cache["round"] == 5].groupby("model")["logical_length"].max()
         assert rows["other"] - rows["target"] == len(other) - len(PROMPT)
+
+
+# -- branches in the middle of a search --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", [wb.Beam(beams=3), wb.BestOf(n=3), wb.AdaDec(threshold=1.0)], ids=str)
+@pytest.mark.parametrize("stack", [None, "h2o+kivi4"])
+def test_branches_in_the_middle_of_a_search(small, decoder, stack):
+    """A branch without a change goes on as the straight run; with a forced token it is the run that was forced."""
+    given = {"max_new_tokens": 16, "cache": dict(stacks()).get(stack), "temperature": 0.0}
+    if decoder.declared_name == "best_of":
+        given |= {"temperature": 1.1, "seed": 3}
+    session = wb.Session(small, PROMPT, decoder, **given)
+    session.run(rounds=6)
+    place = session.place
+    branch = session.fork()
+    session.run()
+    branch.run()
+    assert branch.trace.token_ids == session.trace.token_ids and branch.rounds == session.rounds
+    session.jump(place.token, round=place.round)
+    late = session.fork()
+    late.run()
+    assert late.trace.token_ids == session.trace.token_ids
+    token = (session.trace.token_ids[9] + 1) % 11
+    forced = session.fork(9, token)
+    forced.run()
+    text = [*session.trace.token_ids[:9], token]
+    assert forced.trace.token_ids[:10] == text
+    assert forced.trace.token_ids == wb.decode(small, PROMPT, decoder, force=text, **given).token_ids

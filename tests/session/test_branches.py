@@ -84,9 +84,9 @@ def test_forking_and_forking_again_leaves_every_ancestor_as_it_was(toy, name):
     options = {"temperature": row.temperature if row.sampled else 0.0}
     root = session(toy, row.make("toy-draft"), **options)
     root.run(rounds=6)
-    child = root.fork(at=root.length - 1, token=1)
+    child = root.fork(at=max(root.length - 1, 0), token=1)
     child.run(rounds=2)
-    grandchild = child.fork(at=child.length - 1, token=2)
+    grandchild = child.fork(at=max(child.length - 1, 0), token=2)
     logs = [list(one.trace.log) for one in (root, child)]
     finished(grandchild)
     assert [list(one.trace.log) for one in (root, child)] == logs

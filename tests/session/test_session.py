@@ -33,6 +33,11 @@ def contents(trace: wb.Trace) -> list[dict]:
     return rounds
 
 
+def without_copies(trace: wb.Trace) -> list[dict]:
+    """The same without the bytes of a search: which of several forks has to copy a run depends on who was first."""
+    return [{k: v for k, v in event.items() if k != "cache" or "hypotheses" not in event} for event in contents(trace)]
+
+
 @ALL
 def test_stepping_equals_decoding(toy, name):
     """A stepped run is the decoded run, whatever was stepped back or looked at in between."""
@@ -56,14 +61,15 @@ def test_back_and_jump_move_only_the_cursor(toy, name):
     s = toy_session(toy, name)
     s.run(rounds=5)
     before, tip = contents(s.trace), s.state
-    reached = s.cursor
-    assert s.back() < reached
+    reached = s.place
+    assert s.back() <= reached.token and s.place < reached
     assert s.back(by="token") == s.cursor
     assert s.jump(0) == 0 and s.text == ""
-    while s.cursor < reached:
+    while s.place < reached:
         s.step()
     assert contents(s.trace) == before and s.state is tip
-    assert [e["kind"] for e in s.trace.log if e["type"] == "mark"] == ["cursor"] * 3
+    marks = [e["kind"] for e in s.trace.log if e["type"] == "mark"]
+    assert marks == ["cursor"] * (3 if reached.token else len(marks)) and marks
 
 
 @ALL
@@ -72,10 +78,10 @@ def test_fork_on_a_round_start_continues_bit_for_bit(toy, name):
     s = toy_session(toy, name, sampled=True)
     s.run()
     for number in (1, s.rounds // 2):
-        at = s.trace.index[number - 1].tokens
-        branch = s.fork(at=at)
+        at = s.jump(s.trace.index[number - 1].tokens, round=number)
+        branch = s.fork()
         branch.run()
-        assert contents(branch.trace) == contents(s.trace)
+        assert without_copies(branch.trace) == without_copies(s.trace)
         assert branch.trace.run["parent"] == {"trace": s.trace.id, "round": number, "index": at}
 
 

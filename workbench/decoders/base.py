@@ -77,8 +77,12 @@ class Decoder(Declared):
         return self.adopt(state, settings)
 
     def adopt(self, state: State, settings: Settings) -> State:
-        """The state under these settings, as if its run had not ended; where its rounds take place is chosen anew."""
+        """The state under these settings, as if its run had not ended; where its rounds take place is chosen anew. A
+        search begins anew from the text where a forced token contradicts a hypothesis."""
         state.settings, state.ended = settings, None
+        texts = [one.state.new_tokens for one in state.hypotheses.values()]
+        if any(index < len(text) and text[index] != id for text in texts for index, id in settings.force.items()):
+            state.hypotheses = {}
         state.strategy = choose_round(self, settings, {role: runner.model for role, runner in state.runners.items()})
         return state
 

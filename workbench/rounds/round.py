@@ -202,10 +202,10 @@ class Round:
         """The id the user put at an absolute position, if any."""
         return self.settings.force.get(position - self.state.prompt_length)
 
-    def choose(self, dist: Distribution, row: int, position: int, hypothesis: int = 0) -> int:
+    def choose(self, dist: Distribution, row: int, position: int) -> int:
         """What plain decoding takes at an absolute position: forced, argmax, or the seeded draw."""
         forced = self.forced(position)
-        return dist.choose(row, self.settings.noise_seed, position, hypothesis) if forced is None else forced
+        return dist.choose(row, self.settings.noise_seed, position) if forced is None else forced
 
     def append(
         self, dist: Distribution, rows: list[int], tokens: list[int], sources: list[str], model: str = "target"
