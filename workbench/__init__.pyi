@@ -2,12 +2,15 @@
 
 # ruff: noqa: I001
 from workbench.speculation.drafters.aded import ADED as ADED
+from workbench.decoders.adadec import AdaDec as AdaDec
 from workbench.cache.methods.adakv import AdaKV as AdaKV
 from workbench.speculation.shapes.adaptive import AdaptiveConfidence as AdaptiveConfidence
 from workbench.experiments.compare import Arm as Arm
 from workbench.decoders.autoregressive import Autoregressive as Autoregressive
 from workbench.errors import BadInput as BadInput
 from workbench.errors import BadTrace as BadTrace
+from workbench.decoders.beam import Beam as Beam
+from workbench.decoders.best_of import BestOf as BestOf
 from workbench.cache.methods.cam import CaM as CaM
 from workbench.cache.plan import CacheMethod as CacheMethod
 from workbench.speculation.shapes.confidence import ConfidenceStop as ConfidenceStop

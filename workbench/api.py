@@ -65,8 +65,9 @@ def decode(
     elif is_several(prompt):
         raise BadInput("n: samples of one prompt; expected one prompt, got a list: decode each with n")
     else:
-        first = bounded("sample", settings.pop("sample", 0), 0)
-        samples = [(prompt, {"sample": first + i}) for i in range(bounded("n", n, 1, 1024))]
+        n = bounded("n", n, 1, 1024)
+        first = bounded("sample", settings.pop("sample", 0), 0, 2**63 - n)
+        samples = [(prompt, {"sample": first + i}) for i in range(n)]
         sessions = _several(lm, samples, decoder, out, settings)
 
     def run(session: Session) -> None:
@@ -102,7 +103,7 @@ def _several(lm: Model, asked: list[tuple[Prompt, dict]], decoder: Any, out: Any
         try:
             sessions.append(Session(lm, prompt, decoder, **settings, **own))
         except BadInput as error:
-            raise BadInput(f"prompt {number}: {error}") from None
+            raise error if own else BadInput(f"prompt {number}: {error}") from None
     if len(sessions) > 1:
         first = sessions[0]
         why = "several prompts are decoded side by side with it"
@@ -115,7 +116,9 @@ def _read_prompts(sessions: list[Session]) -> None:
     groups: dict[tuple, list[Session]] = {}
     for session in sessions:
         groups.setdefault(tuple(session.prompt_ids), []).append(session)
-    together([partial(first.read_prompt, others) for first, *others in groups.values() if others])
+    for first, *others in groups.values():
+        if others:
+            first.read_prompt(others)
 
 
 @with_keywords
@@ -172,8 +175,9 @@ class custom_generate:
 
     Every row of the batch is decoded by itself, forwards bundled, and greedy text is that of `generate` without us.
     `max_new_tokens`, sampling settings, processors, stopping criteria, streamer, end-of-text and pad tokens are those
-    of the call; beams, assistants, embeddings for prompts and whatever else cannot be honoured are refused by name.
-    Row i draws as `decode(…, sample=i)` does. The traces of the last call are in `.traces`, one a row.
+    of the call; `num_beams` (give `Beam(beams=…)`), assistants, embeddings for prompts and whatever else cannot be
+    honoured are refused by name. Row i draws as `decode(…, sample=i)` does. The traces of the last call are in
+    `.traces`, one a row.
 
     Parameters
     ----------
@@ -251,7 +255,6 @@ class _Rows:
         settings |= {"seed": how.seed, "level": how.level, "cache": how.cache, "eos_ids": eos, "max_new_tokens": most}
         rows = ({"processors": own, "sample": row} for row, own in enumerate(each))
         self.sessions = [self._session(how, row, settings | own) for row, own in enumerate(rows)]
-        _read_prompts(self.sessions)
         how.traces = [session.trace for session in self.sessions]
 
     def _session(self, how: custom_generate, row: int, settings: dict[str, Any]) -> Session:
@@ -268,16 +271,20 @@ class _Rows:
             raise BadInput(f"row {row} of the batch: {error}" if len(self.batch) > 1 else str(error)) from error
 
     def _stopped(self, row: int, new: Sequence[int]) -> bool:
-        """Whether a row ends here. Without an end-of-text token stock rows go on until all of them are done."""
-        if self.done[row] is None:
-            seen = self.batch.around(row, self.batch.row(row, new))
-            if any(generation.criterion_holds(criterion, seen, row) for criterion in self.criteria):
-                self.done[row] = len(new)
-        done = [self.done[row]] if self.ends else self.done
-        return all(count is not None and count <= len(new) for count in done)
+        """Whether a row would end here; searches ask this of texts that come to nothing, too. Without an end-of-text
+        token stock rows go on until all of them are done."""
+        done = dict(enumerate(self.done))
+        if done[row] is None and self._holds(row, new):
+            done[row] = len(new)
+        return all(count is not None and count <= len(new) for count in ([done[row]] if self.ends else done.values()))
+
+    def _holds(self, row: int, new: Sequence[int]) -> bool:
+        seen = self.batch.around(row, self.batch.row(row, new))
+        return any(generation.criterion_holds(criterion, seen, row) for criterion in self.criteria)
 
     def decode(self, streamer: Any) -> int:
         """Decode all rows; returns the number of new tokens of the longest."""
+        _read_prompts(self.sessions)
         pending, counts = dict(enumerate(self.sessions)), [0] * len(self.batch)
         self.sessions = []  # a row's cache goes when the row is done
         while pending:
@@ -288,6 +295,9 @@ class _Rows:
                 self.batch.put(row, new)
                 for token in new[counts[row] :] if streamer is not None else ():
                     streamer.put(torch.tensor([token]))
+                if self.done[row] is None:
+                    lengths = range(counts[row] + 1, len(new) + 1)
+                    self.done[row] = next((n for n in lengths if self._holds(row, new[:n])), None)
                 counts[row] = len(new)
                 if not more or session.ended:
                     del pending[row]

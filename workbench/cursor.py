@@ -11,6 +11,7 @@ from workbench.values import bounded, one_of
 __all__ = ["Cursor", "Place", "Replay"]
 
 Row = Mapping[str, Any]
+MANY = 2**62
 
 
 class Place(NamedTuple):
@@ -73,8 +74,11 @@ class Cursor:
             number, _ = self.advance(by)
             return None if number is None else expand(self.trace.index.event(number), final(self.trace.log))
 
-    def advance(self, by: str, holds: Callable[[Row], bool] | None = None) -> tuple[int | None, Row | None]:
-        """A step that stops right behind the first row that `holds`: a token, or a round without any.
+    def advance(
+        self, by: str, holds: Callable[[Row], bool] | None = None, rounds: int = MANY
+    ) -> tuple[int | None, Row | None]:
+        """A step that stops right behind the first row that `holds`: a token, or a round without any; and after
+        `rounds` rounds without a token.
 
         Returns the round, None at the end of the run, and the row, None where there was no such.
         """
@@ -91,7 +95,8 @@ class Cursor:
                         self._place = place if token + 1 >= place.token else self._behind(token + 1)
                         return number, row
                 self._place = place
-                if by == "round" or place.token > before:
+                rounds -= 1
+                if by == "round" or place.token > before or not rounds:
                     return number, None
             return None, None
 

@@ -78,7 +78,7 @@ def refuse_unserved(model, input_ids: torch.Tensor, config, inputs: dict[str, An
 
 def _unserved(name: str, value: Any) -> str:
     if name == "num_beams":
-        return f"custom_generate searches with its own decoder, as custom_generate(Beam(beams={value})); expected num_beams=1"
+        return f"custom_generate searches as custom_generate(Beam(beams={value})); expected num_beams=1"
     if name.startswith("output_"):
         return f"custom_generate returns token ids and traces; expected {name} unset (see .traces)"
     if name in DRAFTING:

@@ -221,7 +221,8 @@ class Session(Cursor):
         def stops(row: Mapping[str, Any]) -> bool:
             """Whether the condition holds; if so, it is on record before the cursor moves."""
             if found := holds(row):
-                place = {"index": row.get("index", self.cursor), "round": row["round"]}
+                index = self.cursor if row["index"] is None else row["index"]
+                place = {"index": index, "round": row["round"]}
                 self._recorder.mark("breakpoint", place, getattr(holds, "text", "callable"))
             return found
 
@@ -318,10 +319,12 @@ class Session(Cursor):
         if decoder == before and caches[0] == caches[1]:
             return decoder.adopt(state, settings)
         fresh = decoder.start(self.lm, self.prompt_ids, settings)
-        fresh.tokens, fresh.text, fresh.rounds = state.tokens, state.text, state.rounds
+        fresh.tokens, fresh.text = state.tokens, state.text
+        fresh.rounds, fresh.spent_us = state.rounds, state.spent_us
         for role, runner in state.runners.items():
+            other = fresh.runners.get(role)
             same = caches[0].get(role) == caches[1].get(role)
-            if same and role in fresh.runners and fresh.runners[role].model is runner.model:
+            if same and other and (other.model, other.prompt) == (runner.model, runner.prompt):
                 fresh.runners[role] = runner
         return fresh
 

@@ -100,7 +100,7 @@ def test_streamers_and_output_objects(lm, batch, capsys):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"num_beams": 2}, "searches no beams"),
+        ({"num_beams": 2}, r"searches as custom_generate\(Beam\(beams=2\)\)"),
         ({"epsilon_cutoff": 0.01, "do_sample": True}, "epsilon_cutoff"),
         ({"eta_cutoff": 0.01, "do_sample": True}, "eta_cutoff"),
         ({"output_scores": True, "return_dict_in_generate": True}, "expected output_scores unset"),

@@ -148,7 +148,7 @@ def test_samples_share_the_prompt(small):
         session.run()
     trunks = [session.state.runners["target"].store.trunk for session in sessions]
     assert len({id(trunk[0]) for trunk in trunks}) == 1 and trunks[0][0][0].k.shape[1] == len(LONG) - 1
-    counted: set[int] = set()
+    counted: dict[int, int] = {}
     sizes = [sum(session.state.runners["target"].store.ledger(counted)["payload"]) for session in sessions]
     token = small.kv_bytes()
     assert sizes == [token * (len(LONG) + 5), *[token * 6] * 3]
@@ -233,7 +233,8 @@ def test_a_search_is_the_same_whatever_is_gone_back_to(small):
         state = session._state_before(number)
         expected = session.trace.hypotheses.query(f"round == {number}")
         found = session.decoder.step(state).hypotheses
-        assert found["id"] == expected["id"].tolist() and found["logp"] == pytest.approx(expected["logp"].tolist(), abs=1e-4)
+        assert found["id"] == expected["id"].tolist()
+        assert found["logp"] == pytest.approx(expected["logp"].tolist(), abs=1e-4)
 
 
 def test_forwards_of_hypotheses_are_one_row_and_read_the_trunk_once(small):
@@ -343,12 +344,12 @@ def test_time_ends_a_run_and_is_read_back(small, decoder, monkeypatch):
     session = wb.Session(small, PROMPT, decoder, max_time=1.0, max_new_tokens=400)
     session.run()
     assert session.ended == session.trace.end["reason"] == "time" and 0 < session.length < 400
-    spent = [event["inputs"]["spent_ms"] for event in session.trace.log if event["type"] == "round"]
-    assert spent == sorted(spent) and spent[-1] >= 1000 > spent[-2]
+    spent = [event["inputs"]["spent_us"] for event in session.trace.log if event["type"] == "round"]
+    assert spent == sorted(spent) and spent[-1] >= 1_000_000 > spent[-2]
     monkeypatch.setattr(Round, "now", lambda self: next(times) * 100)  # a slower machine
     session._snapshots = {}
     state = session._state_before(session.rounds - 1)
-    assert state.ended is None and state.spent_ms == spent[-2]
+    assert state.ended is None and state.spent_us == spent[-2]
     session.decoder.step(state, session.trace.index.event(session.rounds - 1)["inputs"])
     assert state.ended == "time" and state.new_tokens == session.trace.token_ids
     with pytest.raises(wb.BadInput, match="max_time"):
@@ -427,3 +428,122 @@ def test_branches_in_the_middle_of_a_search(small, decoder, stack):
     text = [*session.trace.token_ids[:9], token]
     assert forced.trace.token_ids[:10] == text
     assert forced.trace.token_ids == wb.decode(small, PROMPT, decoder, force=text, **given).token_ids
+
+
+def test_beams_that_begin_anew_are_those_of_the_forced_run(wide):
+    """With ends of text of different lengths, what the settled text has cost counts on."""
+    late, lengths = 0, set()
+    for number in range(10):
+        prompt, given = [(number * 7 + 3 * i * i) % 11 for i in range(20)], {"max_new_tokens": 40, "eos_ids": [number]}
+        session = wb.Session(wide, prompt, wb.Beam(beams=2, length_penalty=1.5), **given)
+        session.run()
+        text = session.trace.token_ids
+        for at in range(8, len(text), 9):
+            token = (text[at] + 1 + number) % 11
+            fork = session.fork(at, token)
+            late += fork.place.token > 0
+            fork.run()
+            alone = wb.decode(wide, prompt, session.decoder, force=[*text[:at], token], **given)
+            assert fork.trace.token_ids == alone.token_ids, (number, at)
+            lengths.add(fork.length)
+    assert late and len(lengths) > 3
+
+
+def test_a_forced_token_stands_whatever_a_processor_says(small):
+    def without(ids, scores):
+        return scores.index_fill(-1, torch.tensor([9]), -torch.inf)
+
+    for decoder in (wb.Beam(), wb.BestOf(), wb.AdaDec(threshold=0.0)):
+        trace = wb.decode(small, PROMPT, decoder, force=[9, 9], processors=[without], max_new_tokens=6)
+        assert trace.token_ids[:2] == [9, 9] and 9 not in trace.token_ids[2:]
+
+
+def test_processors_with_a_memory_are_refused_in_a_search(small):
+    class Counting:
+        calls = 0
+
+        def __call__(self, ids, scores):
+            self.calls += 1
+            return scores + self.calls * torch.arange(scores.shape[-1])
+
+    for decoder in (wb.Beam(), wb.BestOf(), wb.AdaDec()):
+        with pytest.raises(wb.BadInput, match="stateful: it is called for every"):
+            wb.Session(small, PROMPT, decoder, processors=[Counting()])
+    arms = {"plain": None}
+    with pytest.raises(wb.BadInput, match="side by side"):
+        wb.compare(small, [PROMPT, PROMPT], arms, processors=[Counting()], batch_size=2, progress=False)
+
+
+@pytest.mark.parametrize("name", ["h2o", "kivi4", "h2o+kivi4"])
+def test_what_maintenance_did_to_each_hypothesis_is_in_the_record(small, name):
+    """Events of the winner's lineage are those of the plain run forced to its text; counts are of all caches."""
+    stack = dict(stacks())[name]
+    trace = wb.decode(small, PROMPT, wb.Beam(beams=3), cache=stack, max_new_tokens=60)
+    plain = wb.decode(small, PROMPT, force=trace.token_ids, cache=stack, max_new_tokens=60)
+    tables = [t.events[t.events["type"] == "cache"].groupby(["op", "layer"]).size() for t in (trace, plain)]
+    assert (tables[0] >= tables[1]).all() and set(tables[0].index) == set(tables[1].index)
+    evicted = [t.cache["evicted"].sum() for t in (trace, plain)]
+    assert evicted[0] >= evicted[1] and (evicted[1] > 0) == ("h2o" in name)
+
+
+def test_bytes_of_shared_runs_are_counted_as_what_they_hold(small):
+    """Payload is distinct committed slots, also where a hypothesis goes on in a run that another store has counted; a
+    store on the device has the columns of the plain one."""
+    from workbench.device.store import StaticStore
+
+    session = wb.Session(small, PROMPT, wb.Beam(beams=3), max_new_tokens=40)
+    session.run(rounds=9)
+    slots: dict[int, int] = {}
+    for state in (session.state, *(one.state for one in session.state.hypotheses.values())):
+        store = state.runners["target"].store
+        key = store._run.k[0].data_ptr()
+        slots[key] = max(slots.get(key, 0), store.held)
+    columns = ledgers(session.state)["target"]
+    assert columns["live_slots"] == [sum(slots.values())] * 2
+    assert columns["payload"] == [sum(slots.values()) * small.kv_bytes() // 2] * 2
+    store = small.new_store()
+    with torch.inference_mode():
+        feed(small, store, PROMPT)
+    plain, static = store.ledger(), StaticStore.of(store).ledger()
+    assert plain["payload"] == static["payload"] and min(static["pad"]) > 0
+
+
+def test_rows_in_flight_are_not_shared(small):
+    store = small.new_store()
+    with torch.inference_mode():
+        small.forward([1, 2], range(2), store)
+    with pytest.raises(RuntimeError, match="share between rounds"):
+        store.share()
+
+
+def test_samples_compared_side_by_side(small):
+    prompts, arms = [PROMPT[:20], PROMPT[5:30], PROMPT[9:40]], {"plain": None, "beam": wb.Beam(beams=2)}
+    tables = [wb.compare(small, prompts, arms, batch_size=size, gaps=True, max_new_tokens=8, progress=False)
+              for size in (1, 2)]  # fmt: skip
+    texts = [[[t.token_ids for t in table.attrs["traces"][name]] for name in arms] for table in tables]
+    assert texts[0] == texts[1] and tables[0]["tokens"].tolist() == tables[1]["tokens"].tolist()
+    assert tables[1].attrs["traces"]["plain"][0].forwards["sequences"].max() == 2
+    with pytest.raises(wb.BadInput, match="batch_size: expected an integer of at least 1"):
+        wb.compare(small, prompts, arms, batch_size=0)
+
+
+def test_criteria_of_generate_hold_for_the_text_that_stands(small):
+    """A criterion that hypotheses meet, which come to nothing, ends nothing."""
+
+    class Said(tf.StoppingCriteria):
+        def __init__(self, token):
+            self.token = token
+
+        def __call__(self, ids, scores, **kwargs):
+            return (ids[:, 12:] == self.token).any(-1)
+
+    rows, found = torch.tensor([PROMPT[:12]]), []
+    given = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    given["attention_mask"] = torch.ones_like(rows)
+    for token in range(11):
+        stock = small.model.generate(rows, **given, num_beams=4, stopping_criteria=[Said(token)])
+        ours = small.model.generate(rows, **given, custom_generate=wb.custom_generate(wb.Beam()),
+                                    stopping_criteria=[Said(token)])  # fmt: skip
+        assert torch.equal(ours, stock), token
+        found.append(ours.shape[1])
+    assert len(set(found)) > 2

@@ -58,12 +58,12 @@ class Layer:
         old = added[:, :base] if self.mass is None else added[:, :base] + self.mass
         return torch.cat([old, added[:, [base + row for row in rows]]], 1)
 
-    def ledger(self, counted: set[int] | None = None) -> dict[str, int]:
+    def ledger(self, counted: dict[int, int] | None = None) -> dict[str, int]:
         """Bytes by kind, of what is not in `counted`: addresses of tensors, and ids of tables, pages and arenas."""
         kinds = self.page_table.ledger(counted) if self.page_table else {}
         for kind, tensor in (("position", self.kept), ("score", self.mass), ("bias", self.bias)):
             new = tensor is not None and (counted is None or tensor.data_ptr() not in counted)
             kinds[kind] = kinds.get(kind, 0) + (tensor.nbytes if new else 0)
             if new and counted is not None:
-                counted.add(tensor.data_ptr())
+                counted[tensor.data_ptr()] = 1
         return kinds

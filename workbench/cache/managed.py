@@ -237,18 +237,25 @@ class ManagedStore(PlainStore):
         self._fetched = [(0, 0)] * len(self._layers)
         return found
 
-    def ledger(self, counted: set[int] | None = None) -> dict[str, list]:
+    @property
+    def acts(self) -> dict[str, list[int]]:
+        return {"evicted": self._evicted, "merged": self._merged, "fetched": [slots for slots, _ in self._fetched]}
+
+    def ledger(self, counted: dict[int, int] | None = None) -> dict[str, list]:
         columns = super().ledger(counted)
         n = len(self._layers)
         columns |= {kind: [0] * n for kind in ("scale", "zero", "position", "header", "table", "score", "bias", "dead")}
-        columns |= {"host_bytes": [0] * n, "evicted": list(self._evicted), "merged": list(self._merged)}
-        columns["fetched"] = [slots for slots, _ in self._fetched]
+        columns |= {"host_bytes": [0] * n} | {name: list(column) for name, column in self.acts.items()}
         for layer, state in enumerate(self._layers):
+            if (table := state.page_table) is not None:
+                seen, live = counted or {}, table.live
+                if counted:
+                    live = [sum(page.live for page in row if id(page) not in seen) for row in table.pages]
+                columns["live_slots"][layer] += round(sum(live) / len(live))
+                arenas = (arena for arena in table.arenas if arena.host and id(arena) not in seen)
+                columns["host_bytes"][layer] = sum(arena.data.nbytes for arena in arenas)
             for kind, size in state.ledger(counted).items():
                 columns[kind][layer] += size
-            if state.page_table is not None:
-                columns["live_slots"][layer] += round(sum(state.page_table.live) / len(state.page_table.live))
-                columns["host_bytes"][layer] = state.page_table.host_bytes
         if self.stack.storage:
             facts = zip(self._run.k, self._run.v, range(n), strict=True)
             columns["bits_nominal"] = [

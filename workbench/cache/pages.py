@@ -103,7 +103,6 @@ class PageTable:
         self.bytes = sum(size for _, size in sizes)
         self.offloaded = sum(size for arena, size in sizes if arena.host)  # bytes of pages on the host
         self.offloaded_slots = sum([page.arena.host for page in flat]) * self.page_size
-        self.host_bytes = sum(arena.data.nbytes for arena in self.arenas if arena.host)
 
     def _parts(self, pages: torch.Tensor | None, size: int | None = None) -> Iterator[tuple]:
         """Arena by arena: which of the pages lie there, their first `size` bytes on the device, and their codec.
@@ -176,7 +175,7 @@ class PageTable:
         k, v, _, _ = self._unpacked(page)
         return k[entry, slot % self.page_size], v[entry, slot % self.page_size]
 
-    def ledger(self, counted: set[int] | None = None) -> dict[str, int]:
+    def ledger(self, counted: dict[int, int] | None = None) -> dict[str, int]:
         """Bytes by kind, arenas included: what this page table does not name in them is `pad`. counted: as in
         `Layer`."""
         uses, arenas, table = self._uses, self.arenas, self.table.nbytes + self.count.nbytes
@@ -185,7 +184,7 @@ class PageTable:
             uses = Counter([(id(page.arena), page.live, page.used) for page in pages])
             arenas = [arena for arena in arenas if id(arena) not in counted]
             table = 0 if id(self) in counted else table
-            counted.update(map(id, (self, *pages, *arenas)))
+            counted.update(dict.fromkeys(map(id, (self, *pages, *arenas)), 1))
         kinds, codecs = Counter(table=table), {id(arena): arena.codec for arena in self.arenas}
         for (arena, live, used), times in uses.items():
             kinds.update({kind: times * size for kind, size in codecs[arena].ledger(live, used).items()})

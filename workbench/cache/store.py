@@ -78,7 +78,7 @@ class CacheStore(Protocol):
     def commit(self, rows: Sequence[int]) -> None: ...
     def discard(self) -> None: ...
     def fork(self) -> "CacheStore": ...
-    def ledger(self, counted: set[int] | None = None) -> dict[str, list]: ...
+    def ledger(self, counted: dict[int, int] | None = None) -> dict[str, list]: ...
 
     def share(self) -> None:
         """Forks that follow will go on side by side: what is committed need not be copied for them."""
@@ -94,6 +94,11 @@ class CacheStore(Protocol):
         """What a forward reads behind the trunk: raw slots, coded slots (both per KV head, the most of any layer),
         bytes of pages."""
         return self.length, 0, 0
+
+    @property
+    def acts(self) -> dict[str, list[int]]:
+        """Slots per KV head and layer that maintenance dropped, merged and fetched since the last `drain`."""
+        return {}
 
     def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
         """Events and rows of the bits table of what maintenance did since the last call."""
@@ -315,6 +320,8 @@ class PlainStore(CacheStore):
 
         Pieces behind the first are joined while the last is no shorter than the one before it, so they stay few.
         """
+        if self.staged or self._rows:
+            raise RuntimeError("share between rounds: rows are still staged")
         if self.held < _SHARED:
             return
         own = zip(self._run.k, self._run.v, strict=True)
@@ -328,29 +335,28 @@ class PlainStore(CacheStore):
     def read_stats(self) -> tuple[int, int, int]:
         return self.held, 0, 0
 
-    def ledger(self, counted: set[int] | None = None) -> dict[str, list]:
+    def ledger(self, counted: dict[int, int] | None = None) -> dict[str, list]:
         """Columns over layers: live slots, and bytes by kind as they lie in storage (free slots are `pad`).
 
-        counted: addresses of storages that other stores have counted, with this one's from now on; those cost nothing.
+        counted: what other stores have counted, with this one's from now on, which costs nothing again: by the address
+        of a run's keys the slots of it, else by address or id of what it is.
         """
-        counted = set() if counted is None else counted
+        counted = {} if counted is None else counted
         kinds = ("payload", "staging", "pad")
         columns: dict[str, list] = {"live_slots": [], "logical_length": [], **{kind: [] for kind in kinds}}
         for layer, (k, v) in enumerate(zip(self._run.k, self._run.v, strict=True)):
-            sizes, live = [0, 0, 0], self.held
+            live, sizes = 0, [0, 0, 0]
             parts = [] if k is None else [(k, v, self.held, self._counts.get(layer, 0))]
             for piece in self.trunk:
-                segment, count = piece[layer], piece[layer].k.shape[1]
-                live += count
-                parts.append((segment.k, segment.v, count, 0))
+                parts.append((piece[layer].k, piece[layer].v, piece[layer].k.shape[1], 0))
             for k, v, held, staged in parts:
-                storage = k.untyped_storage()
-                if storage.data_ptr() in counted:
-                    continue
-                counted.add(storage.data_ptr())
                 slot = (k.shape[0] * k.shape[2] + v.shape[0] * v.shape[2]) * k.itemsize
-                free = storage.nbytes() // (k.shape[0] * k.shape[2] * k.itemsize) - held - staged
-                sizes = [size + slot * count for size, count in zip(sizes, (held, staged, free), strict=True)]
+                known = counted.get(k.data_ptr())
+                more = held if known is None else max(held - known, 0)
+                free = (k.stride(0) // k.shape[2] if known is None else 0) - more - staged
+                counted[k.data_ptr()] = max(held + staged, known or 0)
+                live += more
+                sizes = [size + slot * count for size, count in zip(sizes, (more, staged, free), strict=True)]
             columns["live_slots"].append(live)
             columns["logical_length"].append(self.length)
             for kind, size in zip(kinds, sizes, strict=True):

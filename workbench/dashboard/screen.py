@@ -70,7 +70,7 @@ def view(visit: Visit, since: int | None = None) -> str:
     since = (sent if mine is run else 0) if since is None else since
     place = {
         "cursor": branch.reached,
-        "place": {**run.place._asdict(), "at": branch.round},
+        "place": {**run.place._asdict(), "at": branch.round, "tip": run.at_tip},
         "selected": visit.focus,
         "follow": visit.selected is None,
         "phase": branch.phase,

@@ -71,7 +71,7 @@ class Branch:
         if by == "phase" and self.phase is not None and self.phase < LAST:
             self.phase += 1
             return True, False
-        number, row = self.run.advance("token" if by == "token" else "round", holds)
+        number, row = self.run.advance("token" if by == "token" else "round", holds, rounds=1)
         if number is None:
             return False, False
         self.phase = 0 if by == "phase" else None

@@ -6,7 +6,7 @@ from workbench.declare import register, setting
 from workbench.decoders.base import Decoder
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
-from workbench.engine.settings import Settings
+from workbench.engine.settings import Settings, refuse_stateful
 from workbench.errors import BadInput
 from workbench.rounds import Round, State, search
 
@@ -30,6 +30,7 @@ class AdaDec(Decoder):
     candidates: int = setting(3, ge=1, le=64, help="tokens that are compared")
     lookahead: int = setting(5, ge=0, le=256, unit="tokens", help="how far each of them is followed")
 
+    searches = True
     verified = ("equality with greedy decoding in its neutral settings",)
 
     def guarantee(self, sampling: Sampling) -> str:
@@ -38,6 +39,7 @@ class AdaDec(Decoder):
     def check(self, lm: LanguageModel, settings: Settings) -> None:
         if not settings.sampling.greedy:
             raise BadInput("adadec: expected temperature=0, as its tokens are not drawn")
+        refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device, "it is called for every candidate")
 
     def decode_round(self, state: State, r: Round) -> None:
         dist, position = r.dist(r.advance("target").logits), len(state.tokens)
@@ -55,7 +57,10 @@ class AdaDec(Decoder):
                     break
                 r.log_hypotheses(live.values())
                 found = search.read(r, [*live.values()], "lookahead")
-                picks = [(one, row, found.best(row)) for row, one in enumerate(live.values())]
+                picks = []
+                for row, one in enumerate(live.values()):
+                    given = r.forced(len(one.state.tokens))
+                    picks.append((one, row, found.best(row) if given is None else given))
                 for place, one in zip(live, search.grow(r, found, picks), strict=True):
                     ahead[place] = one
             for one in ahead:

@@ -33,6 +33,7 @@ class Decoder(Declared):
 
     family = "decoder"
     verified: ClassVar[tuple[str, ...]] = ()  # what in the test suite has verified the guarantee
+    searches: ClassVar[bool] = False  # chooses among texts of the model, and has no distribution of its own
 
     def guarantee(self, sampling: Sampling) -> str:
         """`exact`, `distribution`, `seeded`, `own` or `lossy`, relative to plain decoding with the same settings."""

@@ -8,7 +8,7 @@ from workbench.declare import register, setting
 from workbench.decoders.base import Decoder
 from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
-from workbench.engine.settings import Settings
+from workbench.engine.settings import Settings, refuse_stateful
 from workbench.errors import BadInput
 from workbench.rounds import Hypothesis, Round, State, search
 
@@ -34,6 +34,7 @@ class Beam(Decoder):
     length_penalty: float = setting(1.0, ge=-10, le=10, help="power of the length that a log-probability is divided by")
     early_stopping: str = setting("auto", choices=("auto", "never", "always"), help="when the search may stop")
 
+    searches = True
     verified = ("equality with beam search of transformers",)
 
     def guarantee(self, sampling: Sampling) -> str:
@@ -42,30 +43,37 @@ class Beam(Decoder):
     def check(self, lm: LanguageModel, settings: Settings) -> None:
         if not settings.sampling.greedy:
             raise BadInput("beam: expected temperature=0, as beams are not drawn; or use best_of")
+        refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device, "it is called for every beam")
 
     def decode_round(self, state: State, r: Round) -> None:
+        if self.beams == 1:  # as theirs
+            dist = r.dist(r.advance("target").logits)
+            r.append(dist, [0], [r.choose(dist, 0, len(state.tokens))], ["target"])
+            return
         r.step.mode = "search"
+        state.memory.setdefault("from", len(state.new_tokens) if "sum" not in state.memory else 0)
         live = [one for one in state.hypotheses.values() if one.fate == "live"] or [search.begin(state, "beam")]
         ended = [one for one in state.hypotheses.values() if one.fate == "finished"]
-        read = search.read(r, live)
-        raw = read.raw.float()
-        dist = r.dist(raw, lambda row: live[row].state.tokens)  # processors see log-probabilities, as theirs do
-        sums = torch.tensor([one.state.memory.get("sum", 0.0) for one in live], device=raw.device)
+        dist = search.read(r, live, logp=True)  # as theirs
+        sums = torch.tensor([one.state.memory.get("sum", 0.0) for one in live], device=dist.raw.device)
         totals = dist.scores.float() + sums[:, None]
         if (forced := r.forced(len(live[0].state.tokens))) is not None:
-            totals[:, :forced] = totals[:, forced + 1 :] = -torch.inf
+            own, raw = totals[:, forced], dist.raw[:, forced] + sums
+            totals = torch.full_like(totals, -torch.inf)
+            totals[:, forced] = torch.where(own > -torch.inf, own, raw)  # a processor may rule it out
         size = totals.shape[1]
         top = totals.flatten().topk(min(max(2, 1 + len(r.settings.eos_ids)) * self.beams, totals.numel()))
         best = [pair for pair in zip(top.values.tolist(), top.indices.tolist(), strict=True) if pair[0] > -torch.inf]
-        grown = search.grow(r, read, [(live[place // size], place // size, place % size) for _, place in best])
-        length = len(grown[0].state.new_tokens)
+        grown = search.grow(r, dist, [(live[place // size], place // size, place % size) for _, place in best])
+        length = len(grown[0].state.new_tokens) - state.memory["from"]
         for one, (total, _) in zip(grown, best, strict=True):
-            one.state.memory["sum"] = total
+            one.state.memory["sum"] = one.known[0]["sum"] = total
             one.score = total / length**self.length_penalty
         ended += [one for one in grown[: self.beams] if one.fate == "finished"]
         ended = sorted(ended, key=lambda one: -one.score)[: self.beams]
         live = [one for one in grown if one.fate == "live"]
-        done = not live or self._done(live[0].state.memory["sum"], ended, length, r.settings.max_new_tokens)
+        most = r.settings.max_new_tokens - state.memory["from"]
+        done = not live or self._done(live[0].state.memory["sum"], ended, length, most)
         live = live[: self.beams]
         kept = {one.id for one in (*live, *ended)}
         for one in (*state.hypotheses.values(), *grown):
@@ -73,14 +81,14 @@ class Beam(Decoder):
         state.hypotheses = {one.id: one for one in (*live, *ended, *grown)}
         if done:
             search.win(r, ended[0])
-        else:
-            search.settle(r, [*live, *ended])
+        elif last := search.settle(r, [*live, *ended]):
+            state.memory["sum"] = last["sum"]  # where a search would begin from the text
 
     def _done(self, total: float, ended: list[Hypothesis], length: int, most: int) -> bool:
         """Whether no beam, the best of which has `total` at this length, can still become one of the ended texts."""
         if len(ended) < self.beams:
             return False
-        if self.early_stopping == "always" or self.beams == 1:
+        if self.early_stopping == "always":
             return True
         length = most if self.early_stopping == "never" and self.length_penalty > 0 else length
         return total / length**self.length_penalty <= ended[-1].score

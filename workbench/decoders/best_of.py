@@ -1,11 +1,14 @@
 """Best of n: several samples side by side, of which the likeliest becomes the text."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from workbench.declare import register, setting
 from workbench.decoders.base import Decoder
+from workbench.engine.model import LanguageModel
 from workbench.engine.sampling import Sampling
+from workbench.engine.settings import Settings, refuse_stateful
 from workbench.rounds import Round, State, search
+from workbench_kernels.noise import seed_of_sample
 
 __all__ = ["BestOf"]
 
@@ -25,10 +28,14 @@ class BestOf(Decoder):
     n: int = setting(4, ge=1, le=64, help="samples")
     by: str = setting("sum", choices=("sum", "mean"), help="log-probability of the text, or per token")
 
+    searches = True
     verified = ("equality with plain decoding of every sample",)
 
     def guarantee(self, sampling: Sampling) -> str:
         return "exact" if sampling.greedy else "seeded" if self.n == 1 else "own"
+
+    def check(self, lm: LanguageModel, settings: Settings) -> None:
+        refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device, "it is called for every sample")
 
     def decode_round(self, state: State, r: Round) -> None:
         r.step.mode = "search"
@@ -40,14 +47,15 @@ class BestOf(Decoder):
         picks = []
         for place, number in enumerate(numbers):
             row = place if state.hypotheses else 0
-            seed = replace(r.settings, sample=r.settings.sample + number).noise_seed
+            seed = seed_of_sample(r.settings.seed, r.settings.sample + number)
             forced = r.forced(len(live[row].state.tokens))
             token = dist.choose(row, seed, len(live[row].state.tokens)) if forced is None else forced
             picks.append((live[row], row, token))
+        start = live[0].state.memory["from"] if state.hypotheses else len(state.new_tokens)
         grown = search.grow(r, dist, picks)
         for one, number in zip(grown, numbers, strict=True):
-            one.state.memory["sample"] = number
-            one.score = one.logp / (1 if self.by == "sum" else len(one.state.new_tokens))
+            one.state.memory |= {"sample": number, "from": start}
+            one.score = one.logp / (1 if self.by == "sum" else len(one.state.new_tokens) - start)
         ranked = sorted([*ended, *grown], key=lambda one: (-one.score, one.state.memory["sample"]))
         state.hypotheses = {one.id: one for one in ranked}
         if all(one.fate == "finished" for one in ranked):

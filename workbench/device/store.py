@@ -2,7 +2,7 @@
 
 It is the plain store with three differences: the run of all layers is one tensor, its capacity grows by doubling, and a
 round on the device may have put rows in place before the host hears of them. The host's `length` is right again after
-that round's one copy; sharing and forking are the plain store's own.
+that round's one copy. A fork that writes where another has written copies the run; nothing is made a trunk.
 """
 
 import weakref

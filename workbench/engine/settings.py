@@ -103,7 +103,7 @@ class Settings(Declared):
         help="the run ends once the new text contains this; in Python several, and callables (new ids) -> bool",
     )
     max_time: float | None = setting(
-        None, gt=0, unit="s", help="the run ends with the round in which it has decoded for so long"
+        None, gt=0, unit="s", help="the run ends once its rounds, since this was set, have taken so long"
     )
     ignore_eos: bool = setting(False, help="go on after the end-of-text token")
     seed: int = setting(0, **SEEDS, help="of all randomness")

@@ -13,6 +13,7 @@ from workbench.decoders import Autoregressive, Decoder
 from workbench.engine.bundle import together
 from workbench.engine.model import LanguageModel
 from workbench.engine.prompt import Prompt, prompts_of
+from workbench.engine.settings import refuse_stateful
 from workbench.errors import BadInput, shown
 from workbench.session import Session, check_decoder
 from workbench.trace import Trace
@@ -72,7 +73,10 @@ class Comparison:
         self.repeats, self.gaps, self.settings = repeats, gaps, settings
         for prompt in self.prompts:
             for arm in self.arms.values():
-                self._session(prompt, arm)
+                session = self._session(prompt, arm)
+                if batch_size > 1:
+                    why = "prompts decoded side by side share it"
+                    refuse_stateful(session.settings.sampling.processors, session.lm.vocab_size, session.lm.device, why)
         self.now = ""
         self.done, self.total = 0, len(self.prompts) * len(self.arms) * repeats
         self.found: list[dict[str, Run]] = []
@@ -120,9 +124,11 @@ class Comparison:
             seen[ids.shape[1]] = scores[0].double().log_softmax(-1).cpu()
             return scores
 
-        own = arm.decoder.guarantee(self._session(prompt, arm).settings.sampling) not in SAME
+        promised = arm.decoder.guarantee(self._session(prompt, arm).settings.sampling)
+        own = promised not in SAME and not arm.decoder.searches
         scorer = Arm(arm.decoder if own else Autoregressive(), arm.cache)
-        more = {"force": forced, "max_new_tokens": len(forced), "processors": (note,), "level": "off", "stop": ()}
+        more = {"force": forced, "max_new_tokens": len(forced), "processors": (note,), "level": "off", "stop": (),
+                "max_time": None}  # fmt: skip
         yield from _decode(self._session(prompt, scorer, **more, ignore_eos=True))
         return seen
 

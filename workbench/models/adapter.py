@@ -121,6 +121,8 @@ def _attend_all(store: Bundle, layer: int, query: torch.Tensor, scale: float, wi
 def _attend(store: CacheStore, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
     """What rows [1, H, R, D] of one sequence read in its store: [1, H, R, Dv]."""
     segments = store.segments(layer, window)
+    if store.trunk and all(segment.plain for segment in segments[:-1]):
+        return attend_shared(query, [(slice(None), segments)], scale)
     if in_place(query, segments):
         out, mass = attend_in_place(query, segments, scale, store.watched)
         store.implementation = "triton"

@@ -126,7 +126,8 @@ def _sections(trace: Trace) -> dict[str, dict[str, Any]]:
     decoder = run.get("decoder") or {}
     settings = {"decoder": decoder.get("name"), **_flat(decoder.get("settings") or {})}
     settings |= {name: value for name, value in (run.get("sampling") or {}).items() if value not in (None, [])}
-    settings |= {name: run.get(name) for name in ("seed", "max_new_tokens", "stop", "level", "cache", "forced")}
+    names = ("seed", "sample", "max_new_tokens", "max_time", "stop", "level", "cache", "forced")
+    settings |= {name: run.get(name) for name in names}
     models = {f"Model: {model.get('role')}": model for model in run.get("models") or ()}
     provenance = {"trace": trace.id} | {name: run.get(name) for name in ("time", "device", "guarantee")}
     provenance |= {"verified by": ", ".join(run.get("verified") or ())} | (run.get("versions") or {})

@@ -63,16 +63,16 @@ def held_bytes(memory: dict[str, Any]) -> int:
 
 
 def ledgers(state: Any) -> dict[str, dict[str, list]]:
-    """The cache columns of every role: of all hypotheses together, what they share counted once; lengths are those of
-    the longest."""
+    """The cache columns of every role: of all hypotheses together, what they share counted once; the logical length is
+    that of the longest."""
     if not state.hypotheses:
         return {role: runner.store.ledger() for role, runner in state.runners.items()}
-    found, counted = {}, set()
+    found, counted = {}, {}
     for one in (state, *(hypothesis.state for hypothesis in state.hypotheses.values())):
         for role, runner in one.runners.items():
             whole = found.setdefault(role, {})
             for name, column in runner.store.ledger(counted).items():
-                both = {"live_slots": max, "logical_length": max, "bits_nominal": _first}.get(name, sum)
+                both = {"logical_length": max, "bits_nominal": _first}.get(name, sum)
                 if name in whole:
                     column = [both(pair) for pair in zip(whole[name], column, strict=True)]
                 whole[name] = column

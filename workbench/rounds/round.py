@@ -45,7 +45,8 @@ class Round:
         self.logging = state.settings.level != "off"
         self.phase: str | None = None  # of its forwards, where it is not their role
         self.waited = 0.0  # seconds for other sequences of a bundle
-        self._shared: dict[int, tuple[int, list]] = {}  # forwards of several hypotheses: number -> row, parts
+        self._shared: dict[tuple, tuple[int, list]] = {}  # forwards of several hypotheses -> row of the table, parts
+        self._acts: dict[str, dict[str, list[int]]] = {}  # what maintenance did to the caches of a role
         self._start = self.now()
 
     # -- forwards -----------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ class Round:
         None where it cannot be told from that of its round. layers_run: of the model's layers, all for None."""
         phase, table = phase or self.phase or role, self.step.forwards
         number, sequences = (None, None) if out is None else (out.number, out.sequences)
-        place, parts = self._shared.get(number, (None, []))
+        place, parts = self._shared.get((number, role, phase), (None, []))
         if wall is not None and place is None:
             key = "draft" if phase == "draft" else "target"
             self.step.ms[key] = self.step.ms.get(key, 0.0) + wall
@@ -106,7 +107,7 @@ class Round:
         if place is None:
             extend(table, {name: [value] for name, value in entry.items()})
             if number is not None:
-                self._shared[number] = len(table["phase"]) - 1, parts
+                self._shared[number, role, phase] = len(table["phase"]) - 1, parts
         else:
             for name, value in entry.items():
                 table[name][place] = value
@@ -120,9 +121,9 @@ class Round:
     def out_of_time(self) -> bool:
         """Whether the run has decoded for `max_time`."""
         state = self.state
-        spent = self.input("spent_ms", lambda: state.spent_ms + round((self.now() - self._start) * 1000))
-        state.spent_ms = spent
-        return spent >= self.settings.max_time * 1000
+        spent = self.input("spent_us", lambda: state.spent_us + round((self.now() - self._start) * 1e6))
+        state.spent_us = spent
+        return spent >= self.settings.max_time * 1e6
 
     def wait(self, seconds: float) -> None:
         """Leave time out of the round's clock in which nothing of its own was at work."""
@@ -287,6 +288,19 @@ class Round:
         if spent := store.maintained_ms - before:
             self.step.ms["cache"] = self.step.ms.get("cache", 0.0) + spent
 
+    def drain(self, one: Hypothesis | None = None, dropped: bool = False, bits: bool = True) -> None:
+        """Note what maintenance did to the caches of the state, or of a hypothesis. dropped: it is only looked at, and
+        counts for no cache. bits: note widths, too."""
+        told = {} if one is None else {"hypothesis": one.id}
+        for role, runner in (one.state if one else self.state).runners.items():
+            acts = self._acts.setdefault(role, {})
+            for name, column in runner.store.acts.items() if not dropped else ():
+                acts[name] = [sum(pair) for pair in zip(acts.get(name, [0] * len(column)), column, strict=True)]
+            events, found = runner.store.drain()
+            self.step.cache_events += [{"model": role, **told, **event} for event in events]
+            if found and bits:
+                extend(self.step.bits, found | {"model": [role] * len(found["model"])})
+
     def record_time(self, phase: str, start: float) -> None:
         """Add the time since `start`, of `now`, to that of a phase."""
         self.step.ms[phase] = self.step.ms.get(phase, 0.0) + (self.now() - start) * 1000
@@ -296,18 +310,14 @@ class Round:
         step, state, start = self.step, self.state, self.now()
         self.log_hypotheses(state.hypotheses.values())
         state.hypotheses = {one.id: one for one in state.hypotheses.values() if one.fate in ("live", "finished")}
+        for one in (None, *state.hypotheses.values()):
+            self.drain(one)
         if self.logging:
             step.cache = ledgers(state)
+            for role, acts in self._acts.items():
+                step.cache[role] |= acts
             if held := held_bytes(state.memory):
                 step.cache["memory"] = {"live_slots": [0], "logical_length": [0], "table": [held]}
-        leading = next(iter(state.hypotheses.values()), None)
-        for one in (None, *state.hypotheses.values()):
-            told = {} if one is None else {"hypothesis": one.id}
-            for role, runner in (one.state if one else state).runners.items():
-                events, bits = runner.store.drain()
-                step.cache_events += [{"model": role, **told, **event} for event in events]
-                if bits and one is leading:  # the widths of one cache: that of the best
-                    extend(step.bits, bits | {"model": [role] * len(bits["model"])})
         self.record_time("recording", start)
         step.context, step.rest = len(state.tokens), state.text.rest
         step.ms["total"] = (self.now() - self._start) * 1000

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from itertools import takewhile
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,10 +29,10 @@ Pick = tuple[Hypothesis, int, int]
 
 def begin(state: State, role: str) -> Hypothesis:
     """The text so far as a hypothesis, with a fork of its caches."""
-    for runner in state.runners.values():
-        runner.store.share()
     fork = state.fork()
     fork.hypotheses = {}
+    for runner in fork.runners.values():
+        runner.store.share()
     return Hypothesis(0, None, fork, role)
 
 
@@ -47,10 +47,16 @@ def each(r: Round, hypotheses: Sequence[Hypothesis], act: Callable[[Round], T], 
     return found
 
 
-def read(r: Round, hypotheses: Sequence[Hypothesis], phase: str | None = None) -> Distribution:
-    """Read what the hypotheses have not read, and give the distributions of what may follow, a row for each."""
-    logits = each(r, hypotheses, lambda one: one.advance("target").logits, phase)
-    return r.dist(torch.cat(logits), lambda row: hypotheses[row].state.tokens)
+def read(r: Round, hypotheses: Sequence[Hypothesis], phase: str | None = None, logp: bool = False) -> Distribution:
+    """Read what the hypotheses have not read, and give the distributions of what may follow, a row for each.
+
+    phase: "lookahead" where all are dropped in this round. logp: processors get log-probabilities, not logits.
+    """
+    logits = torch.cat(each(r, hypotheses, lambda one: one.advance("target").logits, phase))
+    for place, one in enumerate(hypotheses):  # widths are noted of one cache, that of the best
+        r.drain(one, dropped=phase == "lookahead", bits=place == 0 and phase != "lookahead")
+    logits = logits.float().log_softmax(-1) if logp else logits
+    return r.dist(logits, lambda row: hypotheses[row].state.tokens)
 
 
 def grow(r: Round, dist: Distribution, picks: Sequence[Pick]) -> list[Hypothesis]:
@@ -95,26 +101,27 @@ def grow(r: Round, dist: Distribution, picks: Sequence[Pick]) -> list[Hypothesis
     return children
 
 
-def settle(r: Round, hypotheses: Sequence[Hypothesis]) -> None:
-    """Make text of what all hypotheses begin with, but for the last token of each."""
+def settle(r: Round, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
+    """Make text of what all hypotheses begin with, but for the last token of each; what is known of the last token that
+    became text."""
     start = len(r.state.tokens)
     columns = zip(*(one.state.tokens[start:-1] for one in hypotheses), strict=False)
-    if count := sum(1 for _ in takewhile(lambda tokens: len({*tokens}) == 1, columns)):
-        _append(r, hypotheses[0], count)
+    count = sum(1 for _ in takewhile(lambda tokens: len({*tokens}) == 1, columns))
+    return _append(r, hypotheses[0], count) if count else {}
 
 
 def win(r: Round, hypothesis: Hypothesis) -> None:
     """Make a hypothesis the text of the run, and its caches the run's; the others are dropped."""
     for one in r.state.hypotheses.values():
-        one.fate = "pruned" if one.fate != "pruned" and one is not hypothesis else one.fate
-    hypothesis.fate = "won"
+        one.fate = "won" if one is hypothesis else "pruned"
     state = hypothesis.state
     _append(r, hypothesis, len(state.tokens) - len(r.state.tokens))
     r.state.runners, r.state.memory = state.runners, state.memory
 
 
-def _append(r: Round, hypothesis: Hypothesis, count: int) -> None:
-    """Put the next `count` tokens of a hypothesis behind the text, with what was known of each when it was chosen."""
+def _append(r: Round, hypothesis: Hypothesis, count: int) -> dict[str, Any]:
+    """Put the next `count` tokens of a hypothesis behind the text, with what was known of each when it was chosen; what
+    is known of the last."""
     known, link, start = [], hypothesis.known, len(r.state.tokens)
     for _ in range(len(hypothesis.state.tokens) - start):
         facts, link = link
@@ -124,11 +131,12 @@ def _append(r: Round, hypothesis: Hypothesis, count: int) -> None:
     columns: dict[str, list] = {"source": ["target"] * count, "model": ["target"] * count,
                                 "hypothesis": [hypothesis.id] * count}  # fmt: skip
     for facts in known[:count]:
-        extend(columns, {name: [value] for name, value in facts.items() if name not in ("text", "row")})
+        extend(columns, {name: [value] for name, value in facts.items() if name not in ("text", "row", "sum")})
         if "row" in facts:
             names = ("ids", "logp", "tail_mass")
             row = {name: [value] for name, value in zip(names, facts["row"], strict=True)}
             extend(r.step.rows.setdefault("target", {}), row | {"position": [start]})
             start += 1
     r.log_tokens(columns)
+    return known[count - 1]
 

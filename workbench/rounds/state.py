@@ -13,8 +13,8 @@ __all__ = ["Hypothesis", "Runner", "State"]
 
 @dataclass(slots=True)
 class Runner:
-    """A model and its cache. The cache holds a prefix of the runner's tokens, never more: those of the state, or, behind
-    a prompt of its own, the new ones (see `State.tokens_of`)."""
+    """A model and its cache, which holds a prefix of the runner's tokens, never more: those of the state, or, behind a
+    prompt of its own, the new ones (see `State.tokens_of`)."""
 
     model: LanguageModel
     store: CacheStore
@@ -38,7 +38,7 @@ class State:
 
     tokens: prompt and new ids. runners: role ("target", "draft") -> model and cache. strategy: where rounds take place
     (see `device.round.Strategy`). memory: the decoder's and drafter's own figures; its values are replaced, never
-    changed in place. spent_ms: what its rounds have taken, where the settings limit it. ended: why the run is over, or
+    changed in place. spent_us: what its rounds have taken, where the settings limit it. ended: why the run is over, or
     None. hypotheses: what the text may go on with, by id, the best first.
     """
 
@@ -50,7 +50,7 @@ class State:
     strategy: Any = None
     memory: dict[str, Any] = field(default_factory=dict)
     rounds: int = 0
-    spent_ms: int = 0
+    spent_us: int = 0
     ended: str | None = None
     hypotheses: dict[int, "Hypothesis"] = field(default_factory=dict)
 

@@ -121,7 +121,8 @@ def _after(before: Reached, place: int, event: Event) -> Reached:
 
 
 def _looked(event: Event) -> float:
-    """The new tokens of the longest hypothesis of a round."""
+    """The new tokens of the longest hypothesis that a round leaves behind."""
+    if event.get("mode") not in SEARCHES:
+        return 0
     depths = event.get("hypotheses", {}).get("depth", ())
-    unknown = float("inf") if event.get("mode") in SEARCHES else 0
-    return max((depth for depth in depths if isinstance(depth, int)), default=unknown)
+    return max((depth for depth in depths if isinstance(depth, int)), default=float("inf"))

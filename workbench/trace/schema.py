@@ -362,6 +362,7 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("sample", "int", "", "which of the samples of that seed, 0 where there is one"),
         Column("level", "short", "", ", ".join(LEVELS)),
         Column("max_new_tokens", "int", "tokens", "limit of the run"),
+        Column("max_time", "float", "s", "limit of its rounds' time"),
         Column("stop", "texts", "", "stop strings"),
         Column("forced", "mapping", "", "index of a new token, as text → the id it was given"),
         Column("prompt_ids", "ids", "", "token ids of the prompt"),

@@ -74,8 +74,9 @@ def model(run: Event, role: Any) -> dict[str, Any]:
 
 
 def is_target(run: Event, phase: str, role: str | None) -> bool:
-    """Whether a forward pass is one of the target that tokens have to pay for (phase `target` or `prefill`)."""
-    return phase in ("target", "prefill") and not _drafts(run, role)
+    """Whether a forward pass is one of the target that tokens have to pay for (phase `target`, `lookahead` or
+    `prefill`)."""
+    return phase in ("target", "lookahead", "prefill") and not _drafts(run, role)
 
 
 def _drafts(run: Event, role: str | None) -> bool:
@@ -277,11 +278,11 @@ def rows(log: list[Event], peak: int = 0, empty: bool = False) -> list[dict[str,
 
     log: the run event, that round, and what was recorded up to the next one. peak: most cache bytes before it.
     For conditions and inspectors that follow a run; an empty list where the round emitted nothing, or with `empty` the
-    one row of its round. Missing values are absent keys or None.
+    one row of its round, whose token columns are None. Missing values are absent keys or None.
     """
     whole = {name: values[0] for name, values in _rounds(log, peak).items()}
     columns = _tokens(log)
     n = len(columns.get("token_id", ()))
     if empty and not n:
-        return [whole]
+        return [dict.fromkeys(column.name for column in TABLES["tokens"]) | whole]
     return [{**{name: values[i] for name, values in columns.items()}, **whole} for i in range(n)]

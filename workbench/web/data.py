@@ -22,8 +22,9 @@ Only where `since == 0`, as it does not change:
   `low` and `high` the ends of the scale (null: those of the data).
 
 Whoever sends it may add `cursor` (tokens before the run's own cursor; later ones are drawn faint), `place` (of that
-cursor: `round` and `token`, how many lie before it; `at`, the round it is in or behind, null at the start), `selected`
-(the token to inspect; null follows the cursor), `follow` (scroll to it) and `status` ({running, ended, message}).
+cursor: `round` and `token`, how many lie before it; `at`, the round it is in or behind, null at the start; `tip`,
+whether nothing lies ahead), `selected` (the token to inspect; null follows the cursor), `follow` (scroll to it) and
+`status` ({running, ended, message}).
 """
 
 import html

@@ -4,7 +4,7 @@ import { KINDS } from "./record.js";
 // The token view: every token in the running text, coloured by a signal; a list box with a roving tab stop.
 
 const STRONGEST = 60; // percent of a signal's colour behind a token, so that the text reads in light and in dark
-const LINES = 8; // of hypotheses that are listed
+const LINES = 8, TAIL = 12; // hypotheses that are listed, tokens of each
 let views = 0;
 
 export function tokenView(held, { label, colourBy, onMove, onPick, onHover }) {
@@ -149,13 +149,29 @@ export function tokenView(held, { label, colourBy, onMove, onPick, onHover }) {
     }
   }
 
+  // The last tokens of a hypothesis: its own, and those of the hypotheses it goes on from.
+  function tail(row, round) {
+    let text = row.text ?? "";
+    for (let n = 1; n < TAIL && row; n += 1) {
+      const { id, parent, depth } = row, isParent = (other) => other.id === parent && other.depth < depth;
+      let found = held.rows("hypotheses", round).find(isParent);
+      while (!found) { // where it has waited, having ended: a round earlier
+        const before = held.rows("hypotheses", --round);
+        found = before.find(isParent);
+        if (!found && !before.some((other) => other.id === id)) return text;
+      }
+      row = found;
+      text = (row.text ?? "") + text;
+    }
+    return text;
+  }
+
   // The hypotheses of a round, below the text.
   function searched(round) {
     const rows = round === null ? [] : held.rows("hypotheses", round);
-    const lines = rows.slice(0, LINES).map((row) => {
-      const over = row.fate && row.fate !== "live" && row.fate !== "won";
-      const name = row.id < 26 ? String.fromCharCode(65 + row.id) : `#${row.id}`;
-      const facts = [name, visible(row.text ?? "", true), shown(row.score), fateOf(row)];
+    const lines = rows.slice(0, LINES).map((row, place) => {
+      const over = row.fate === "pruned";
+      const facts = [String.fromCharCode(65 + place), visible(tail(row, round), true), shown(row.score), fateOf(row)];
       return node("div", over ? "wb-over" : "", `${over ? "✕ " : ""}${facts.join(" · ")}`);
     });
     if (rows.length > LINES) lines.push(node("div", "", `+${rows.length - LINES}`));

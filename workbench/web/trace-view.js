@@ -87,8 +87,8 @@ export function mount(element, options = {}) {
     go(follow);
     if (delta.place && delta.follow) view.searched(delta.place.at);
     if (delta.follow === false) view.box.scrollTop = scroll;
-    const { cursor, place, status } = delta, rounds = held.rounds_recorded;
-    decode?.show({ ended: held.ended, cursor, length: held.count(), place, rounds, ...status });
+    const { cursor, place, status } = delta;
+    decode?.show({ ended: held.ended, cursor, length: held.count(), place, ...status });
     return true;
   }
 

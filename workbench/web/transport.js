@@ -88,9 +88,9 @@ export function decodeControls({ onAction }) {
   status.setAttribute("role", "status");
   element.append(...buttons.map(([, one]) => one), status);
 
-  const START = { round: 0, at: null };
-  function show({ running = false, ended = null, cursor = 0, length = 0, place = START, rounds = 0, message = "" }) {
-    const done = ended && place.round >= rounds;
+  const START = { at: null, tip: true };
+  function show({ running = false, ended = null, cursor = 0, length = 0, place = START, message = "" }) {
+    const done = ended && place.tip;
     const usable = { back: !running && place.at !== null, step: !running && !done, run: !running && !done, pause: running };
     for (const [name, one] of buttons) one.disabled = !usable[name];
     const where = `token ${cursor}${cursor < length ? ` of ${length} recorded` : ""}`;

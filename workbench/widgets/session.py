@@ -91,7 +91,7 @@ class SessionWidget(TraceWidget):
         session = self._session
         data = web.payload(self._trace, since, session.reader)
         status = {"running": self.running, "ended": session.ended, "message": self._message}
-        place = {**session.place._asdict(), "at": session.round}
+        place = {**session.place._asdict(), "at": session.round, "tip": session.at_tip}
         return {**data, "cursor": session.cursor, "place": place, "selected": None, "follow": True, "status": status}
 
     def _received(self, widget: Any, content: dict[str, Any], buffers: list) -> None:
