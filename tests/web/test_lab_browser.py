@@ -114,7 +114,7 @@ def test_the_widget_lives_in_its_cell_is_driven_by_keyboard_and_is_freed(chromiu
         holds(page, f"made => {count} === made", made)
     assert page.locator(".jp-Notebook.jp-mod-editMode").count() == 0  # Enter did not reach the notebook
     press("take the run one round back")
-    holds(page, "() => document.querySelector('.wb-status').innerText === 'token 2 of 3 recorded'")
+    holds(page, "() => document.querySelector('.wb-status').innerText === 'token 2 of 3 recorded, round 2'")
     assert page.locator(f"{TOKEN}.wb-ahead").count() == 1
 
     page.evaluate(

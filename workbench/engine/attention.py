@@ -9,6 +9,7 @@ kernels can take goes through them, single runs as well.
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -128,13 +129,19 @@ def _attend_runs(
     """Each sequence's rows, `counts` of them, over its own run; short ones in one product, the rest masked."""
     lengths = [run.k.shape[1] for run in runs]
     if all(run.mask is None and not run.causal for run in runs) and sum(lengths) <= SHORT:
-        owner = torch.arange(len(runs), device=queries.device)
-        rows, slots = (owner.repeat_interleave(torch.tensor(n, device=owner.device)) for n in (counts, lengths))
         k, v = (torch.cat([getattr(run, name) for run in runs], 1) for name in ("k", "v"))
-        return segment_attention.attend_staged(queries, k, v, scale, rows[:, None] == slots)
+        return segment_attention.attend_staged(queries, k, v, scale, _own(tuple(counts), tuple(lengths), k.device))
     found = [segment_attention.attend_staged(rows, run.k, run.v, scale, "causal" if run.causal else run.mask)
              for rows, run in zip(queries.split(counts), runs, strict=True)]  # fmt: skip
     return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+
+@lru_cache(maxsize=4)
+def _own(counts: tuple[int, ...], lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """[rows, slots] bool: which slots are of a row's own sequence. The same in all layers."""
+    owner = torch.arange(len(counts))
+    rows, slots = (owner.repeat_interleave(torch.tensor(n)) for n in (counts, lengths))
+    return (rows[:, None] == slots).to(device)
 
 
 def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:

@@ -14,10 +14,16 @@ def attend(q, k, v, scale, mask=None, bias=None) -> tuple[Tensor, Tensor]:
     """q [R, H, D] over k [Hk, n, D], v [Hk, n, Dv] -> out [R, H, Dv], lse [R, H]. See the public function."""
     rows, heads, _ = q.shape
     kv_heads, n, size = v.shape
+    if not n:
+        wide = _wide(q)
+        return wide.new_zeros(rows, heads, size), wide.new_full((rows, heads), -torch.inf)
     scores = _scores(q, k, scale, mask, bias)
-    lse = scores.logsumexp(-1)  # [Hk, G, R]; -inf for a row that sees nothing
-    weights = (scores - _finite(lse)[..., None]).exp()
+    top = _finite(scores.amax(-1, keepdim=True))
+    weights = (scores - top).exp()
+    total = weights.sum(-1, keepdim=True)  # [Hk, G, R, 1]; 0 for a row that sees nothing
+    lse = (top + total.log())[..., 0]
     out = weights.flatten(1, 2) @ _wide(v).to(scores.dtype)  # [Hk, G * R, Dv]
+    out = out / total.flatten(1, 2).masked_fill(total.flatten(1, 2) == 0, 1)
     out = out.view(kv_heads, -1, rows, size).permute(2, 0, 1, 3).reshape(rows, heads, size)
     return out, lse.permute(2, 0, 1).reshape(rows, heads)
 

@@ -41,12 +41,12 @@ def test_tokens_are_found_in_their_rounds_also_behind_rounds_without_any():
 
 
 def test_how_far_the_hypotheses_before_a_round_reach():
-    """The longest of all rounds before; a search that says nothing may have looked anywhere."""
-    depths = [(), (2, 5, 3), (4,), (None, "9"), (6,)]
-    log = [{"type": "run"}, *(event(0, hypotheses={"depth": [*found]}) for found in depths)]
+    """The longest of all searches before; one that says nothing may have looked anywhere, lookahead is dropped."""
+    log = [{"type": "run"}, event(0), event(1, hypotheses={"depth": [9]})]
+    log += [event(0, mode="search", hypotheses={"depth": found}) for found in ([2, 5, 3], [4], [None, 6])]
     log += [event(1, mode="chain"), event(1, mode="diffusion"), event(1)]
     index = RoundIndex(log)
-    assert [index.reach(number) for number in range(9)] == [0, 0, 5, 5, 5, 6, 6, float("inf"), float("inf")]
+    assert [index.reach(number) for number in range(9)] == [0, 0, 0, 5, 5, 6, 6, float("inf"), float("inf")]
 
 
 def test_what_a_damaged_round_holds_counts_as_nothing():
