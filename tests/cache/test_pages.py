@@ -83,9 +83,11 @@ def test_two_tiers_hold_what_they_should():
     assert homes == [[True, True, False], [False, False, False]] and len(page_table.arenas) == 2
     drafted = torch.stack([draft.rows[draft.index] for row in entries for draft in row])
     assert torch.equal(torch.stack(page_rows(page_table)), drafted)
-    assert sum(a.data.nbytes for a in page_table.arenas if a.host) == 2 * FORM.bytes and page_table.offloaded == 2 * FORM.bytes
+    assert sum(arena.data.nbytes for arena in page_table.arenas if arena.host) == 2 * FORM.bytes
+    assert page_table.offloaded == 2 * FORM.bytes
     back = page_out(page_table.pages, CPU, page_table.arenas)
-    assert not any(arena.host for arena in back.arenas) and all(map(torch.equal, page_rows(back), page_rows(page_table)))
+    assert not any(arena.host for arena in back.arenas)
+    assert all(map(torch.equal, page_rows(back), page_rows(page_table)))
 
 
 @torch.inference_mode()
