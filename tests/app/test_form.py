@@ -2,6 +2,7 @@
 
 import json
 
+import gradio as gr
 import pytest
 
 import workbench as wb
@@ -159,3 +160,14 @@ def test_the_module_becomes_a_function_body():
 def test_a_plain_form_is_a_short_call():
     code = python.call("embedded", PROMPT, None, {"temperature": 0.0, "max_new_tokens": 5, "cache": None})
     assert code.count("=") == 4 and "max_new_tokens=5" in code
+
+
+def test_an_optional_number_is_off_where_its_field_is_empty(visitor):
+    """These fields are texts: a field for numbers, once drawn, sends 0 for nothing."""
+    for text, value in (("", None), (" 40 ", 40)):
+        visitor.set("top k", text)
+        visitor.fire("start")
+        assert VISITS[visitor.name].branch.run.settings.sampling.top_k == value
+    visitor.set("top k", "1e3")
+    with pytest.raises(gr.Error, match="top_k: expected an integer of at least 1, got"):
+        visitor.fire("start")

@@ -24,11 +24,28 @@ def shown_value(entry: Field, value: Any) -> Any:
     """A parameter's value as its control holds it."""
     if entry.kind in ("list", "texts"):
         return ", ".join(map(str, value or ()))
+    if _optional_number(entry):
+        return "" if value is None else str(value)
     return "" if value is None and _text(entry) else value
 
 
+def meant(entry: Field, value: Any) -> Any:
+    """The parameter's value that a control's value stands for; a number that cannot be read is left to be refused."""
+    if not _optional_number(entry) or not isinstance(value, str):
+        return value
+    try:
+        return (int if entry.kind == "int" else float)(value) if value.strip() else None
+    except ValueError:
+        return value
+
+
 def _text(entry: Field) -> bool:
-    return entry.kind in ("str", "list", "texts")
+    return entry.kind in ("str", "list", "texts") or _optional_number(entry)
+
+
+def _optional_number(entry: Field) -> bool:
+    """A field for numbers takes an empty one for 0 once it is drawn, so these are texts."""
+    return entry.optional and entry.kind in ("int", "float") and not entry.choices
 
 
 def control(
@@ -50,14 +67,12 @@ def control(
         offered = list(entry.choices) or list(dict.fromkeys([value, *models]))
         return gr.Dropdown(offered, value=value, allow_custom_value=bool(entry.model) and anything, **common)
     if _text(entry):
-        return gr.Textbox(value, max_lines=1, **common)
+        return gr.Textbox(value, max_lines=1, placeholder="off" if _optional_number(entry) else None, **common)
     whole = entry.kind == "int"
     low, high = (entry.ge if entry.ge is not None else entry.gt), (entry.le if entry.le is not None else entry.lt)
-    if not entry.optional and low is not None and high is not None and high - low <= widest:
+    if low is not None and high is not None and high - low <= widest:
         step = 1 if whole else 0.01 if high - low <= 1 else 0.1
         return gr.Slider(low, high, value, step=step, **common)
-    if entry.optional:
-        common["placeholder"] = "off"
     return gr.Number(value, precision=0 if whole else None, step=1 if whole else 0.1, **common)
 
 
@@ -125,7 +140,8 @@ class MemberControls:
         for path, value in named.items():
             chosen = all(named[path[:place]] == path[place] for place in range(1, len(path), 2))
             if chosen and len(path) > 1 and (value or self.paths[path] is not None):
-                flat[_key(path)] = value
+                entry = self.paths[path]
+                flat[_key(path)] = value if entry is None else meant(entry, value)
         if not self.anything and (kept := declare.owner_only(self.family, name, flat, self.models)):
             raise BadInput(f"{', '.join(kept)}: only the owner of this app may set that; run your own: workbench app")
         return declare.build(self.family, name, flat)

@@ -10,7 +10,7 @@ import gradio as gr
 import torch
 
 import workbench as wb
-from workbench.dashboard.controls import MemberControls, control
+from workbench.dashboard.controls import MemberControls, control, meant, shown_value
 from workbench.declare import describe, models
 from workbench.errors import BadInput
 from workbench.models.loading import Progress, companion, known_models, load, resolve_device, resolve_dtype
@@ -120,7 +120,7 @@ class Form:
         """What the controls' values ask for. Raises BadInput where one does not fit."""
         rest = iter(values)
         prompt, kind, model, device, dtype = islice(rest, 5)
-        settings = {name: next(rest) for name in self.settings}
+        settings = {name: meant(keywords()[name], next(rest)) for name in self.settings}
         if not isinstance(model, str):
             raise BadInput(f"model: expected a name, got {model!r}")
         if not self.anything and model not in self.models:
@@ -143,7 +143,9 @@ class Form:
 
     def values(self, prompt: str, decoder: Any, cache: Any, settings: Mapping[str, Any]) -> list[Any]:
         """The controls' values that ask for these, the first model and the defaults of everything else."""
-        rest = [settings.get(name, component.value) for name, component in self.settings.items()]
+        entries = keywords()
+        rest = [shown_value(entries[name], settings[name]) if name in settings else component.value
+                for name, component in self.settings.items()]  # fmt: skip
         stack = (getattr(cache, "policy", None), getattr(cache, "quantizer", None))
         for family, member in zip(self.families, (decoder, *stack), strict=True):
             rest += family.values(member)
