@@ -63,9 +63,11 @@ class Crowd:
         self.members = self.members[codes == codes[0]]
         return found[0]
 
-    def gumbel(self, seed: int, purpose: str, position: int, ids: torch.Tensor, branch: int = 0) -> "Noise":
+    def gumbel(
+        self, seed: int, purpose: str, position: int, ids: torch.Tensor, branch: int = 0, hypothesis: int = 0
+    ) -> "Noise":
         """In the place of `noise.gumbel`."""
-        assert seed == self.running
+        assert seed == self.running and not hypothesis
         return Noise(self, self._table(purpose, position, branch), ids)
 
     def uniform(self, seed: int, purpose: str, position: int, index: int = 0) -> "Uniform":

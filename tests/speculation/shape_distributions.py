@@ -39,7 +39,7 @@ def noise_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tables: dict[tuple, torch.Tensor] = {}
     first = torch.arange(1, VOCAB + 1) * noise.signed(noise.GOLDEN)
 
-    def gumbel(seed, purpose, position, ids, branch=0):
+    def gumbel(seed, purpose, position, ids, branch=0, hypothesis=0):
         block, row = divmod(seed, BLOCK)
         if (block, purpose, position, branch) not in tables:
             seeds = range(block * BLOCK, (block + 1) * BLOCK)
