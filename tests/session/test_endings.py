@@ -106,7 +106,7 @@ REFUSED = {
     "model": (lambda lm: wb.load("no-such-model"), "cannot find model"),
     "device": (lambda lm: wb.load("embedded", device="tpu"), "device"),
     "dtype": (lambda lm: wb.load("embedded", dtype="int3"), "unknown dtype 'int3'"),
-    "taken name": (lambda lm: wb.register_model("embedded", lm), "belongs to an embedded model"),
+    "taken name": (lambda lm: wb.register_model("embedded", lm), "belongs to a model of the workbench"),
 }
 
 

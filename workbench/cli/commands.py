@@ -9,6 +9,7 @@ from workbench import __version__
 from workbench.cli import lab
 from workbench.cli.experiments import add_compare, add_verify, compare_arms, verify
 from workbench.cli.options import Parser, print_json
+from workbench.cli.preparing import preparing
 from workbench.cli.run import add_run, run
 from workbench.errors import BadInput
 
@@ -147,9 +148,41 @@ class Command:
     execute: Callable[[argparse.Namespace], int]
 
 
+def add_models(parser: Parser) -> None:
+    parser.add_argument("action", nargs="?", choices=("list", "get"), default="list", help="list them, or fetch one")
+    parser.add_argument("name", nargs="?", help="the model to fetch, e.g. smollm2")
+
+
+def models(args: argparse.Namespace) -> int:
+    """The models by name; with `get NAME`, fetch one and convert it."""
+    if args.action == "list":
+        from workbench.report.catalogue import about, listing
+
+        print(about("models", args.name) if args.name else listing("models"))
+        return 0
+    with preparing():
+        from transformers.utils.logging import disable_progress_bar
+
+        from workbench.report.catalogue import fetch
+
+        disable_progress_bar()
+    if args.name is None:
+        raise BadInput("models get: expected a name, such as smollm2; `workbench models` lists them")
+    said: list[str] = []
+
+    def progress(step: str, done: int, total: int) -> None:
+        if said[-1:] != [step]:
+            said.append(step)
+            print(f"{step}, {total / 1e6:.0f} MB …", file=sys.stderr)
+
+    print(fetch(args.name, progress))
+    return 0
+
+
 COMMANDS = {
     "run": Command("decode a prompt", add_run, run),
     "list": Command(f"{MEMBERS}, models, refusals", add_list, list_members),
+    "models": Command("the models by name; fetch one that is offered", add_models, models),
     "show": Command("the figures and tables of a trace", add_show, show),
     "replay": Command("watch a recorded run again, without the model", add_replay, replay_run),
     "capsule": Command("a recorded run as one offline HTML file", add_capsule, capsule),

@@ -378,7 +378,8 @@ class TransformersModel(LanguageModel):
     def describe(self) -> dict:
         """The facts about the model that a trace records."""
         shapes = {n: (*p.shape, str(p.dtype)) for n, p in self.model.named_parameters()}
-        return facts(self, type(self.model).__name__, shapes, self._digest.of(self.model))
+        found = facts(self, type(self.model).__name__, shapes, self._digest.of(self.model))
+        return found | {"quantization": getattr(self.model.config, "gguf_quantization", None)}
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -5,15 +5,16 @@ Weights are `model.safetensors`, or the files that `model.safetensors.index.json
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from workbench.errors import BadInput, Unsupported
+from workbench.errors import BadInput, Unsupported, WorkbenchError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")  # suffixes of what a model is loaded from
@@ -31,6 +32,12 @@ class Entry(NamedTuple):
     file: Path
     begin: int
     end: int
+
+
+def cache_folder(name: str) -> Path:
+    """The folder of that name in the user's cache; it need not be there."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(base) / "decoding-workbench" / name
 
 
 def some(names: Iterable[Any], most: int = 3) -> str:
@@ -158,6 +165,23 @@ def digest(tensors: Mapping[str, Entry]) -> str:
             for at in range(entry.begin, entry.end, _CHUNK):
                 total.update(opened.read(min(entry.end - at, _CHUNK)))
     return total.hexdigest()
+
+
+@contextmanager
+def door(name: str, what: str, remedy: str = "") -> Iterator[None]:
+    """Whatever a library raises while a model is loaded becomes one line that names the model."""
+    try:
+        yield
+    except WorkbenchError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name!r}: {error}") from error
+    except Exception as error:
+        first = first_line(error)
+        if "trust_remote_code" in str(error):
+            raise Unsupported(f"{name!r} needs its own code; pass trust_remote_code=True if you trust it") from error
+        kind = Unsupported if isinstance(error, ValueError | ImportError) and not remedy else BadInput
+        raise kind(f"{name!r} {what}: {first}{remedy}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -6,10 +6,8 @@ weights as they are, if they are not too many.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -18,7 +16,7 @@ from torch import nn
 
 from workbench.errors import BadInput
 from workbench.models import checkpoint
-from workbench.models.checkpoint import Entry
+from workbench.models.checkpoint import Entry, cache_folder
 
 __all__ = ["Digest"]
 
@@ -70,7 +68,7 @@ def _facts(files: Mapping[str, Entry]) -> tuple:
 def _of_files(files: Mapping[str, Entry], facts: tuple) -> str:
     if facts not in _known:
         large = sum(size for _, size, *_ in facts) > LARGE
-        kept = _folder() / hashlib.sha256(repr(facts).encode()).hexdigest() if large else None
+        kept = cache_folder("digests") / hashlib.sha256(repr(facts).encode()).hexdigest() if large else None
         found = kept.read_text() if kept and kept.is_file() else ""
         _known[facts] = found if len(found) == 64 else checkpoint.digest(files)
         if kept and found != _known[facts]:
@@ -79,11 +77,6 @@ def _of_files(files: Mapping[str, Entry], facts: tuple) -> str:
             with suppress(BadInput):  # a folder that cannot be written costs the next process the time
                 write_whole(made_folder(kept.parent) / kept.name, _known[facts].encode())
     return _known[facts]
-
-
-def _folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(base) / "decoding-workbench" / "digests"
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,4 +1,5 @@
-"""Loading models: the embedded pair, a hub id, a local directory; safetensors only, no remote code unless asked for.
+"""Loading models: the embedded pair, an offer, a hub id, a local directory or GGUF file; no pickles, no remote code
+unless asked for.
 
 A model is what its files say: weights that are missing, unexpected or of another size are refused by name. Loaded
 models live in one cache, one for all arguments of `load`, as long as the files stay as they are, and are shared.
@@ -8,7 +9,6 @@ transformers is imported with the first model, which lets the app serve its page
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,18 @@ import torch
 
 from workbench.engine.model import LanguageModel
 from workbench.engine.vocabulary import refuse_other_vocabulary
-from workbench.errors import BadInput, Unsupported, WorkbenchError, shown
-from workbench.models import checkpoint, hub
+from workbench.errors import BadInput, Unsupported, shown
+from workbench.models import checkpoint, gguf, hub
+from workbench.models.offers import OFFERS, get, need, present
 from workbench.models.progress import Progress, reading
 
 if TYPE_CHECKING:
     from workbench.models.adapter import TransformersModel
 
-__all__ = ["EMBEDDED", "Model", "as_model", "companion", "load", "register_model", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "EMBEDDED", "OFFERS", "Model", "as_model", "companion", "get", "load", "present", "register_model",
+    "resolve_device", "resolve_dtype",
+]  # fmt: skip
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 EMBEDDED = {"embedded": "target", "embedded-draft": "draft"}
@@ -78,7 +82,8 @@ def load(
     tokenizer: str | Path | None = None,
     progress: Progress | None = None,
 ) -> LanguageModel:
-    """Load a causal language model: "embedded", "embedded-draft", a registered name, a hub id or a local directory.
+    """Load a causal language model: "embedded", "embedded-draft", "smollm2" once it was fetched (`workbench models get
+    smollm2`), a registered name, a hub id, a local directory or a GGUF file.
 
     A model loaded before with the same arguments is given again, unless its files have changed since.
 
@@ -87,7 +92,8 @@ def load(
     device: "cpu" (default), "cuda", "cuda:1" or "auto".
     dtype: "float32" (default on a CPU), "bfloat16", …; None on a GPU keeps the checkpoint's own.
     tokenizer: where to read the tokenizer from, if not from `name`.
-    progress: called with the step ("fetching", "loading"), the bytes done and in all; what it raises ends the loading.
+    progress: called with the step ("fetching", "converting", "loading"), the bytes done and in all; what it raises ends
+    the loading.
 
     Raises
     ------
@@ -99,7 +105,9 @@ def load(
         return _as_registered(name, device, dtype, revision, tokenizer)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    source = PRETRAINED / EMBEDDED[name] if name in EMBEDDED else place_of(name)
+    source = PRETRAINED / EMBEDDED[name] if name in EMBEDDED else place_of(need(name) if name in OFFERS else name)
+    if isinstance(source, Path) and gguf.is_gguf(source):
+        source = gguf.converted(source, progress)
     if tokenizer is not None:
         reader = place_of(tokenizer, "tokenizer")
     else:  # the embedded models share the one beside them
@@ -140,7 +148,7 @@ def place_of(name: str | Path, what: str = "model") -> Path | str:
     except (OSError, ValueError, RuntimeError):
         pass  # no path on this system
     if isinstance(name, Path) or not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
-        wanted = "a folder with config.json and *.safetensors" if what == "model" else "a folder with its files"
+        wanted = "a folder with config.json and *.safetensors, a GGUF file" if what == "model" else "a folder"
         raise BadInput(f"no {what} directory {named}; expected {wanted}, or a hub id")
     return name
 
@@ -165,8 +173,8 @@ def register_model(name: str, model: Any, tokenizer: Any = None) -> LanguageMode
     """
     if not isinstance(name, str) or not name:
         raise BadInput(f"register_model: expected a name, got {name!r}")
-    if name in EMBEDDED:
-        raise BadInput(f"the name {name!r} belongs to an embedded model; choose another")
+    if name in EMBEDDED or name in OFFERS:
+        raise BadInput(f"the name {name!r} belongs to a model of the workbench; choose another")
     _registered[name] = _served(model, tokenizer)
     return _registered[name]
 
@@ -192,8 +200,9 @@ def _served(given: Any, tokenizer: Any = None) -> LanguageModel:
 
 
 def known_models() -> list[str]:
-    """Names that `load` takes without a path: the embedded models and those registered in this process."""
-    return [*EMBEDDED, *sorted(_registered)]
+    """Names that `load` takes without a path: the embedded models, the offers that were fetched, and those registered
+    in this process."""
+    return [*EMBEDDED, *filter(present, OFFERS), *sorted(_registered)]
 
 
 def companion(lm: LanguageModel, name: str, progress: Progress | None = None) -> LanguageModel:
@@ -215,7 +224,7 @@ def _load(name, source, device, dtype, revision, trust_remote_code, reader, key,
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     if (isinstance(source, str) or isinstance(reader, str)) and not hub.reachable():
         shared["local_files_only"] = True
-    with _door(name, "cannot be loaded"):
+    with checkpoint.door(name, "cannot be loaded"):
         if isinstance(source, Path):
             tensors, plan = checkpoint.check_directory(source, name), _plan(name, source, shared)
         else:  # what cannot be served is refused before its weights are fetched
@@ -226,11 +235,11 @@ def _load(name, source, device, dtype, revision, trust_remote_code, reader, key,
             checkpoint.refuse_misfits(name, plan, tensors)
         with reading(sum(entry.end - entry.begin for entry in tensors.values()), progress):
             model = _weights(name, source, plan.config, dtype, shared)
-    with _door(name, "has no readable tokenizer", "; pass tokenizer=… with one that fits"):
+    with checkpoint.door(name, "has no readable tokenizer", "; pass tokenizer=… with one that fits"):
         for file in ("tokenizer.json", "tokenizer_config.json") if isinstance(reader, Path) else ():
             checkpoint.refuse_no_object(reader / file, str(reader))
         tokens = AutoTokenizer.from_pretrained(str(reader), **shared)
-    with _door(name, "cannot be served"):
+    with checkpoint.door(name, "cannot be served"):
         return TransformersModel(model.to(device).eval(), tokens, name=name, key=key, files=tensors)
 
 
@@ -278,23 +287,6 @@ _FAULTS = {
     "mismatched_keys": "weights have other sizes than config.json says",
     "error_msgs": "weights cannot be read",
 }
-
-
-@contextmanager
-def _door(name: str, what: str, remedy: str = "") -> Iterator[None]:
-    """Whatever a library raises while a model is loaded becomes one line that names the model."""
-    try:
-        yield
-    except WorkbenchError as error:
-        if name in str(error):
-            raise
-        raise type(error)(f"{name!r}: {error}") from error
-    except Exception as error:
-        first = checkpoint.first_line(error)
-        if "trust_remote_code" in str(error):
-            raise Unsupported(f"{name!r} needs its own code; pass trust_remote_code=True if you trust it") from error
-        kind = Unsupported if isinstance(error, ValueError | ImportError) and not remedy else BadInput
-        raise kind(f"{name!r} {what}: {first}{remedy}") from error
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 import inspect
 import json
+from typing import Any
 
 from workbench import declare, members
 from workbench.errors import BadInput
 
-__all__ = ["KINDS", "about", "listing"]
+__all__ = ["KINDS", "about", "fetch", "listing"]
 
 FAMILIES = {several: family for family, several in (members.FAMILIES | members.FUNCTIONS).items()}
 
@@ -61,20 +62,32 @@ def _refusals(chosen: str | None = None) -> str:
     return "\n".join(lines) or f"nothing is refused with {chosen!r}"
 
 
-def _models(chosen: str | None = None) -> str:
-    from workbench.models.loading import EMBEDDED, PRETRAINED, known_models
+def fetch(name: str, progress: Any = None) -> str:
+    """Fetch a model that is offered; the folder where it lies."""
+    from workbench.models.loading import get
 
-    if chosen is not None and chosen not in known_models():
-        raise BadInput(f"no model is called {chosen!r}; known: {', '.join(known_models())}, hub ids, local directories")
+    return str(get(name, progress))
+
+
+def _models(chosen: str | None = None) -> str:
+    from workbench.models.loading import EMBEDDED, OFFERS, PRETRAINED, known_models, present
+
+    known = list(dict.fromkeys([*known_models(), *OFFERS]))
+    if chosen is not None and chosen not in known:
+        raise BadInput(f"no model is called {chosen!r}; known: {', '.join(known)}, hub ids, local directories")
     lines = []
-    for name in [chosen] if chosen else known_models():
+    for name in [chosen] if chosen else known:
         text = "registered in this process"
         if name in EMBEDDED:
             facts = json.loads((PRETRAINED / EMBEDDED[name] / "config.json").read_text())
             text = f"ships with the package: {facts['num_hidden_layers']} layers of width {facts['hidden_size']}"
             text += f", context {facts['max_position_embeddings']}"
+        elif name in OFFERS:
+            offer = OFFERS[name]
+            here = "here" if present(name) else f"fetch it with: workbench models get {name} ({offer.size} MB)"
+            text = f"{offer.about}; {offer.license}; {here}"
         lines.append(f"{name:18s} {text}")
-    others = "or a hub id, or a local directory with config.json and *.safetensors"
+    others = "or a hub id, a local directory with config.json and *.safetensors, or a GGUF file"
     return "\n".join(lines if chosen else [*lines, others])
 
 
