@@ -40,6 +40,8 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
     """The content of a `run` event for a state at its start. Raises BadInput for a guarantee that there is not."""
     settings, lm = state.settings, state.runners["target"].model
     sampling = settings.sampling
+    body, slower = lm.body if state.strategy.name == "stock" else (state.strategy.name, None)
+    why = "; ".join(filter(None, (state.strategy.reason, slower)))
     promised = decoder.guarantee(sampling)
     if promised not in GUARANTEES:
         known = ", ".join(GUARANTEES)
@@ -47,7 +49,7 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
     return {
         "versions": versions(),
         "device": device_name(lm.device),
-        "body": {"name": state.strategy.name, "reason": state.strategy.reason},
+        "body": {"name": body, "reason": why},
         "models": [{"role": role, **runner.model.describe()} for role, runner in state.runners.items()],
         "decoder": to_dict(decoder),
         "guarantee": promised,

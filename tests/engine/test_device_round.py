@@ -233,19 +233,20 @@ def test_what_stays_on_the_host_says_why(name, pair):
     session = wb.Session(pair, PROMPT, make() if make else None, max_new_tokens=6, **settings)
     session.run()
     told = session.trace.run["body"]
-    assert told["name"] == ("stock" if says else "fast") and (says or "asked for") in told["reason"]
+    assert told["name"] == (pair.body[0] if says else "fast") and (says or "asked for") in told["reason"]
     assert ("device+sdpa" in set(session.trace.forwards["implementation"])) == (says is None)
 
 
 def test_other_reasons(pair, toy, monkeypatch):
     def choice(lm, **options):
-        return wb.Session(lm, [1, 2], **options).trace.run["body"]
+        return tuple(wb.Session(lm, [1, 2], **options).trace.run["body"].values())
 
-    assert choice(toy) == {"name": "stock", "reason": "ToyModel runs on the host"}
+    name, slower = pair.body
+    assert choice(toy) == ("stock", "ToyModel runs on the host")
     monkeypatch.setenv(device.VARIABLE, "auto")
-    assert choice(pair) == {"name": "stock", "reason": "the model is on 'cpu'"}
+    assert choice(pair) == (name, f"the model is on 'cpu'; {slower}")
     monkeypatch.setenv(device.VARIABLE, "host")
-    assert choice(pair) == {"name": "stock", "reason": "asked for"}
+    assert choice(pair) == (name, f"asked for; {slower}")
     monkeypatch.setenv(device.VARIABLE, "gpu")
     with pytest.raises(BadInput, match="expected auto, device or host, got 'gpu'"):
         choice(pair)

@@ -168,6 +168,21 @@ def test_the_cache_holds_every_argument_and_the_files(folder, tmp_path, monkeypa
     assert now == stock(random_model(seed=7), PROMPT, 8) != wb.decode(lm, PROMPT, max_new_tokens=8).token_ids
 
 
+def test_weights_are_rounded_where_asked_and_traces_say_so(folder):
+    """Those that bfloat16 holds stay what they are, and nothing is said of them."""
+    lm, rounded = wb.load(folder), wb.load(folder, weights="bfloat16")
+    assert rounded is not lm and wb.load(folder, weights="bfloat16") is rounded
+    for weight, other in zip(lm.model.parameters(), rounded.model.parameters(), strict=True):
+        assert torch.equal(weight.bfloat16().float(), other) and (weight.ndim == 1 or not torch.equal(weight, other))
+    told = [wb.decode(one, PROMPT, max_new_tokens=1).run["models"][0]["quantization"] for one in (lm, rounded)]
+    assert told == [None, "rounded to bfloat16"]
+    same = wb.load("embedded", weights="bfloat16")
+    assert all(map(torch.equal, same.model.parameters(), wb.load("embedded").model.parameters()))
+    assert same.describe()["quantization"] is None
+    with pytest.raises(BadInput, match="weights: expected bfloat16 or None, got 'int4'"):
+        wb.load(folder, weights="int4")
+
+
 def test_a_file_written_over_in_place_does_not_reach_a_loaded_model(folder):
     """Weights mapped from a file are the file: zeros written there became the model's, and a shorter file a crash."""
     lm = wb.load(folder)
@@ -182,7 +197,7 @@ def test_a_model_in_memory_is_what_it_is():
     """`load` of a registered name ignored dtype, device and tokenizer."""
     lm = wb.register_model("in-memory", random_model())
     assert wb.load("in-memory") is lm and wb.load("in-memory", dtype="float32", device="cpu") is lm
-    for asked in ({"dtype": "float64"}, {"tokenizer": "embedded"}, {"revision": "main"}):
+    for asked in ({"dtype": "float64"}, {"tokenizer": "embedded"}, {"revision": "main"}, {"weights": "bfloat16"}):
         with pytest.raises(BadInput, match="a model in memory"):
             wb.load("in-memory", **asked)
     for thing in (5, None, object()):

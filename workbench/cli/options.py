@@ -25,6 +25,7 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("--model", default="embedded", help="embedded, embedded-draft, a hub id or a local directory")
     parser.add_argument("--device", help="cpu (default), cuda, cuda:1 or auto")
     parser.add_argument("--dtype", help="float32, bfloat16, … (default: float32 on a CPU, else the checkpoint's own)")
+    parser.add_argument("--weights", help="bfloat16: rounded to it, whatever the dtype computed in")
 
 
 def add_settings(parser: Parser) -> None:
@@ -58,7 +59,7 @@ def load_model(args: argparse.Namespace):
         from workbench import load
 
         disable_progress_bar()
-        return load(args.model, device=args.device, dtype=args.dtype)
+        return load(args.model, device=args.device, dtype=args.dtype, weights=args.weights)
 
 
 def pairs(texts: Sequence[str]) -> dict[str, str]:

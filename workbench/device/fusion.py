@@ -5,10 +5,12 @@ Both swaps are made on the engine's own copy of a model, and only where a trial 
 
 import types
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 
 import torch
-import torch.nn.functional as F
+
+from workbench.errors import Unsupported
+from workbench.models.fast import Norm
 
 __all__ = ["fuse", "fuse_norms", "fuse_rotary"]
 
@@ -26,15 +28,12 @@ def fuse_norms(engine: torch.nn.Module) -> int:
     """RMS norms written out step by step become torch's fused one, which rounds once; returns how many did."""
     swapped = 0
     for module in engine.modules():
-        weight = getattr(module, "weight", None)
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if not type(module).__name__.endswith("RMSNorm") or weight is None or eps is None:
-            continue
-        fused = partial(F.rms_norm, normalized_shape=tuple(weight.shape), weight=weight, eps=eps)
-        trial = torch.linspace(-3, 3, 2 * weight.numel(), device=weight.device).to(weight.dtype).view(2, -1)
-        if _agree(fused(trial), module(trial)):
-            module.forward = fused
-            swapped += 1
+        if type(module).__name__.endswith("RMSNorm"):
+            with suppress(Unsupported):
+                norm = Norm.of(module)
+                if not norm.plus:  # which would round twice
+                    module.forward = norm
+                    swapped += 1
     return swapped
 
 

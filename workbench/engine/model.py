@@ -38,6 +38,10 @@ class ForwardRequest:
     logits_at: str | Sequence[int] = "all"
     want: Sequence[str | int] = ()
 
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.positions):
+            raise BadInput(f"forward: got {len(self.tokens)} tokens and {len(self.positions)} positions")
+
     @property
     def embedded(self) -> bool:
         """Whether the tokens are hidden states."""
@@ -59,9 +63,7 @@ class ForwardRequest:
 
     def ask(self, model: "LanguageModel") -> "Output":
         """This forward alone."""
-        return model.forward(
-            self.tokens, self.positions, self.cache, self.mask, self.layers, self.logits_at, self.want
-        )
+        return model.forward(self.tokens, self.positions, self.cache, self.mask, self.layers, self.logits_at, self.want)
 
     def chosen(self, rows: torch.Tensor) -> torch.Tensor:
         """Those of the rows [R, ...] that `logits_at` names."""
@@ -110,6 +112,7 @@ class LanguageModel(Protocol):
     eos_ids: frozenset[int]
     parameters: int
     weight_bytes: int
+    body: tuple[str, str | None] = ("stock", None)  # what runs a forward on the host, and why nothing faster does
 
     def _forward(self, request: ForwardRequest) -> Output: ...
     def head(self, hidden: torch.Tensor) -> torch.Tensor: ...  # the one way from final hidden states to logits

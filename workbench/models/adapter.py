@@ -30,7 +30,9 @@ from workbench.engine.structure import final_norm, layers_of, picture, routed, s
 from workbench.errors import BadInput, Unsupported
 from workbench.models.checkpoint import Entry
 from workbench.models.digest import Digest
-from workbench.models.probing import context_of, eos_ids, probe, refuse_unserved
+from workbench.models.fast import FastBody
+from workbench.models.native import NativeBody
+from workbench.models.probing import compare, context_of, eos_ids, probe, refuse_unserved
 
 __all__ = ["TransformersModel", "refuse_unserved", "shallow_copy", "wrap"]
 
@@ -52,6 +54,7 @@ class _Handle(CacheLayerMixin):
         super().__init__()
         self.cache, self.layer = cache, layer
         self.window: int | None = None  # sliding window the layer last asked for
+        self.scale = 1.0  # of the scores, likewise
         self.widths = (0, 0, 0)  # KV heads, width of their keys, width of their values
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -90,14 +93,12 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
     for name, meaning in _UNSERVED.items():
         if kwargs.get(name) is not None:
             raise Unsupported(f"{type(module).__name__} uses {meaning} ({name}), which the engine does not serve")
-    key.window = sliding_window
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    store = key.cache.store
-    if isinstance(store, Bundle):
-        out = _attend_all(store, key.layer, query, scale, sliding_window)
-    else:
-        out = _attend(store, key.layer, query, scale, sliding_window)
-    return out.transpose(1, 2).contiguous(), None
+    key.window, key.scale = sliding_window, query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _read(key.cache.store, key.layer, query, key.scale, sliding_window).transpose(1, 2).contiguous(), None
+
+
+def _read(store: CacheStore, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
+    return (_attend_all if isinstance(store, Bundle) else _attend)(store, layer, query, scale, window)
 
 
 def _attend_all(store: Bundle, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
@@ -146,6 +147,7 @@ class TransformersModel(LanguageModel):
     """
 
     gives = frozenset({"hidden", "exit", "states", "layers", "mass"})
+    bodies: tuple[type[FastBody], ...] = (NativeBody, FastBody)  # that may run in the model's place, the fastest first
 
     def __init__(
         self,
@@ -173,13 +175,14 @@ class TransformersModel(LanguageModel):
                 self._adopt()
             elif self._digest.look(self.model):
                 self._parts.clear()  # the copy has the new numbers; what was computed from the old ones goes
+                self._find_body()
 
     def _adopt(self) -> None:
         model, config = self.model, self.model.config.get_text_config()
         self._parts: dict[tuple, Any] = {}  # see `kept`
         self._picture = None
         seen = picture(model)
-        self.context = context_of(config)
+        self.context, self.device, self.dtype = context_of(config), model.device, model.dtype
         self.layers: int = config.num_hidden_layers
         self.parameters = sum(p.numel() for p in model.parameters())
         self.weight_bytes = sum(p.nbytes for p in model.parameters())
@@ -187,11 +190,33 @@ class TransformersModel(LanguageModel):
         self._lock = threading.Lock()
         self._cache = _Cache(self.layers)
         _ = self.eos_ids  # that they are ids
+        self._fast: FastBody | None = None
         probe(self)
+        self._find_body()
         self.costs = costs_of(model, [handle.widths for handle in self._cache.layers])
         self.kv_heads, keys, values = self._cache.layers[0].widths
         self.head_dim: int = keys
         self._picture = seen
+
+    def _find_body(self) -> None:
+        """Settle which body runs: the fastest that gives the model's own logits."""
+        self._fast, handles = None, self._cache.layers
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            self.body = ("stock", "the fast body is for float32 on a CPU")
+            return
+        given, reasons = (self._engine, [h.scale for h in handles], [h.window for h in handles], _read), []
+        for kind in self.bodies:
+            try:
+                fast = kind(*given)
+                compare(self, fast)
+            except Unsupported as error:
+                reasons.append(str(error))
+            except Exception as error:  # whatever it is, the model itself serves
+                reasons.append(f"{type(error).__name__}: {error}".splitlines()[0])
+            else:
+                self._fast, self.body = fast, ("fast", f"not compiled: {reasons[0]}" if reasons else None)
+                return
+        self.body = ("stock", f"no fast body: {reasons[-1] if reasons else 'asked for'}")
 
     @property
     def vocab_size(self) -> int:
@@ -202,14 +227,6 @@ class TransformersModel(LanguageModel):
     def ids_read(self) -> int:
         """Ids the model can be given: the rows of its input embeddings."""
         return self.model.get_input_embeddings().weight.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -227,8 +244,10 @@ class TransformersModel(LanguageModel):
         layers, cache = request.layers, request.cache
         if layers is not None and (not len(layers) or not all(0 <= layer < self.layers for layer in layers)):
             raise BadInput(f"layers: expected numbers in [0, {self.layers}), got {list(layers)}")
-        if "hidden" in request.want:
+        if "hidden" in request.want and self._fast is None:
             self._tail()  # found before anything is staged
+        if (fast := self._fast) is not None:
+            return self._by(fast, request)
         with self._lock:
             self._cache.store = cache
             cache.begin(request.positions, request.mask, layers)
@@ -243,6 +262,14 @@ class TransformersModel(LanguageModel):
             finally:
                 cache.end()
                 self._cache.store = None
+
+    @staticmethod
+    def _by(fast: FastBody, request: ForwardRequest) -> Output:
+        request.cache.begin(request.positions, request.mask, request.layers)
+        try:
+            return fast.forward(request)
+        finally:
+            request.cache.end()
 
     def forward_many(self, requests: Sequence[ForwardRequest]) -> list[Output]:
         bundle = Bundle(requests)
@@ -331,7 +358,7 @@ class TransformersModel(LanguageModel):
     @torch.inference_mode()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, width] final hidden states -> [R, V] logits, as the model itself makes them: scaled and capped."""
-        return self.logits(hidden)
+        return self.logits(hidden) if (fast := self._fast) is None else fast.head(hidden)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The same for states [..., width], outside of inference mode: gradients pass to the states."""
@@ -379,7 +406,8 @@ class TransformersModel(LanguageModel):
         """The facts about the model that a trace records."""
         shapes = {n: (*p.shape, str(p.dtype)) for n, p in self.model.named_parameters()}
         found = facts(self, type(self.model).__name__, shapes, self._digest.of(self.model))
-        return found | {"quantization": getattr(self.model.config, "gguf_quantization", None)}
+        told = (getattr(self.model.config, name, None) for name in ("gguf_quantization", "weights_rounded"))
+        return found | {"quantization": ", ".join(filter(None, told)) or None}
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -108,7 +108,8 @@ def _mark(model: nn.Module) -> tuple:
         told = None
         if tensor.numel() and not tensor.is_meta and tensor.element_size() in _WORDS:
             flat = tensor.reshape(-1).view(_WORDS[tensor.element_size()])
-            some = flat[:: max(1, min(len(flat) // SAMPLES, tensor.shape[-1] if tensor.dim() else 1))]
+            row = tensor.shape[-1] if tensor.dim() else 1
+            some = flat[:: max(1, min(len(flat) // SAMPLES, row - 1))]  # of every row another column
             if tensor.device.type == "cpu":
                 told = crc32(np.ascontiguousarray(some.numpy()))
             else:

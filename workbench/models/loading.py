@@ -80,6 +80,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     tokenizer: str | Path | None = None,
+    weights: str | None = None,
     progress: Progress | None = None,
 ) -> LanguageModel:
     """Load a causal language model: "embedded", "embedded-draft", "smollm2" once it was fetched (`workbench models get
@@ -92,6 +93,8 @@ def load(
     device: "cpu" (default), "cuda", "cuda:1" or "auto".
     dtype: "float32" (default on a CPU), "bfloat16", …; None on a GPU keeps the checkpoint's own.
     tokenizer: where to read the tokenizer from, if not from `name`.
+    weights: "bfloat16" rounds the weights to it, whatever the dtype computed in. On a CPU in float32 the compiled body
+        then reads half the bytes. Lossy, and said under `quantization` in traces, unless they were bfloat16 before.
     progress: called with the step ("fetching", "converting", "loading"), the bytes done and in all; what it raises ends
     the loading.
 
@@ -102,7 +105,9 @@ def load(
     weights (pickle files are never read).
     """
     if isinstance(name, str) and name in _registered:
-        return _as_registered(name, device, dtype, revision, tokenizer)
+        return _as_registered(name, device, dtype, revision, tokenizer, weights)
+    if weights not in (None, "bfloat16"):
+        raise BadInput(f"weights: expected bfloat16 or None, got {shown(weights)}")
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     source = PRETRAINED / EMBEDDED[name] if name in EMBEDDED else place_of(need(name) if name in OFFERS else name)
@@ -112,22 +117,24 @@ def load(
         reader = place_of(tokenizer, "tokenizer")
     else:  # the embedded models share the one beside them
         reader = PRETRAINED / "tokenizer" if isinstance(source, Path) and source.parent == PRETRAINED else source
-    key = (str(source), revision, kind, str(where), bool(trust_remote_code), str(reader))
+    key = (str(source), revision, kind, str(where), bool(trust_remote_code), str(reader), weights)
     with _locks[key]:
         now = _stamp(source, reader, revision)
         if key in _loaded and _loaded[key][0] != now:
             del _loaded[key]
         if key not in _loaded:
-            lm = _load(str(name), source, where, kind, revision, bool(trust_remote_code), reader, key, progress)
+            lm = _load(
+                str(name), source, where, kind, revision, bool(trust_remote_code), reader, weights, key, progress
+            )
             _loaded[key] = (now if isinstance(source, Path) else _stamp(source, reader, revision), lm)
         return _served(_loaded[key][1])
 
 
-def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer: Any) -> LanguageModel:
+def _as_registered(name: str, device: Any, dtype: Any, revision: Any, tokenizer: Any, weights: Any) -> LanguageModel:
     """A model in memory is what it is: BadInput where something else is asked of it."""
     lm = _served(_registered[name])
     asked = {"device": device and resolve_device(device), "dtype": dtype and resolve_dtype(dtype, lm.device)}
-    for option, value in {**asked, "revision": revision, "tokenizer": tokenizer}.items():
+    for option, value in {**asked, "revision": revision, "tokenizer": tokenizer, "weights": weights}.items():
         if value is not None and (option not in asked or value != getattr(lm, option)):
             raise BadInput(
                 f"{name!r} is a model in memory, in {str(lm.dtype).removeprefix('torch.')} on {lm.device}: {option}"
@@ -216,7 +223,9 @@ def companion(lm: LanguageModel, name: str, progress: Progress | None = None) ->
     return other
 
 
-def _load(name, source, device, dtype, revision, trust_remote_code, reader, key, progress) -> "TransformersModel":
+def _load(
+    name, source, device, dtype, revision, trust_remote_code, reader, weights, key, progress
+) -> "TransformersModel":
     from transformers import AutoTokenizer
 
     from workbench.models.adapter import TransformersModel
@@ -235,6 +244,8 @@ def _load(name, source, device, dtype, revision, trust_remote_code, reader, key,
             checkpoint.refuse_misfits(name, plan, tensors)
         with reading(sum(entry.end - entry.begin for entry in tensors.values()), progress):
             model = _weights(name, source, plan.config, dtype, shared)
+        if weights and _rounded(model):
+            model.config.weights_rounded = f"rounded to {weights}"
     with checkpoint.door(name, "has no readable tokenizer", "; pass tokenizer=… with one that fits"):
         for file in ("tokenizer.json", "tokenizer_config.json") if isinstance(reader, Path) else ():
             checkpoint.refuse_no_object(reader / file, str(reader))
@@ -279,6 +290,16 @@ def _weights(name: str, source: Path | str, config: Any, dtype: torch.dtype | No
         if weight.device.type == "cpu":  # it may be the file itself, mapped: who writes that anew must not reach it
             weight.data = weight.data.clone()
     return model
+
+
+def _rounded(model: torch.nn.Module) -> bool:
+    """Round all weights to bfloat16, in the dtype that they have; whether that changed one."""
+    changed = False
+    for weight in filter(torch.is_floating_point, model.parameters()):
+        rounded = weight.data.bfloat16().to(weight.dtype)
+        changed = changed or not torch.equal(rounded, weight.data)
+        weight.data = rounded
+    return changed
 
 
 _FAULTS = {

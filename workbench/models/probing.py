@@ -1,5 +1,7 @@
 """Which models the engine serves: told from class and config, then tried out; and what their configs say."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -7,13 +9,17 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from workbench.engine.model import ForwardRequest, Output
 from workbench.engine.structure import shallow_copy
 from workbench.errors import BadInput, Unsupported
 
 if TYPE_CHECKING:
     from workbench.models.adapter import TransformersModel
+    from workbench.models.fast import FastBody
 
-__all__ = ["context_of", "eos_ids", "probe", "refuse_unserved"]
+__all__ = ["compare", "context_of", "eos_ids", "probe", "refuse_unserved"]
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of logits, relative to the largest
 
 
 def context_of(config: Any) -> int:
@@ -93,11 +99,36 @@ def probe(lm: "TransformersModel") -> None:
             raise Unsupported(f"{what} does not pass its sliding window to the attention function; it is not served")
     if not torch.isfinite(stock).all():
         return  # broken weights are named when a run meets them
-    ours = torch.cat([first, second])
-    scale = stock.abs().max().clamp_min(1e-6)
-    tolerance = {torch.float64: 1e-8, torch.float32: 1e-4}.get(lm.dtype, 5e-2)
-    worst = ((ours - stock).abs().max() / scale).item()
-    if worst > tolerance:
+    worst = _apart(torch.cat([first, second]), stock)
+    if worst > TOLERANCE.get(lm.dtype, 5e-2):
         raise Unsupported(
             f"{what} gives other logits through the engine (relative error {worst:.1e}); it is not served"
         )
+
+
+@torch.inference_mode()
+def compare(lm: "TransformersModel", fast: "FastBody") -> None:
+    """Raise Unsupported where a fast body gives other logits than the model itself: of a long chunk, of a tree far
+    behind it, and of hidden states small and large."""
+    ids = [(7 * i + 3) % lm.ids_read for i in range(24)]
+    tree = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], dtype=torch.bool)
+    far = max(lm.context - 3, 24)
+
+    def outputs(run: Callable[[ForwardRequest], Output]) -> Iterator[torch.Tensor]:
+        store = lm.new_store()
+        yield run(ForwardRequest(ids, range(24), store)).logits
+        store.commit(range(24))
+        yield run(ForwardRequest(ids[:4], [far, far + 1, far + 1, far + 2], store, tree)).logits
+
+    stock, wide = list(outputs(lm._forward)), lm.embed(ids[:4])
+    found = list(outputs(partial(lm._by, fast)))
+    for size in (1, 100):
+        stock.append(lm.logits(size * wide))
+        found.append(fast.head(size * wide))
+    worst = max(map(_apart, found, stock))
+    if not worst <= TOLERANCE[lm.dtype]:
+        raise Unsupported(f"it gives other logits (relative error {worst:.1e})")
+
+
+def _apart(ours: torch.Tensor, stock: torch.Tensor) -> float:
+    return ((ours - stock).abs().max() / stock.abs().max().clamp_min(1e-6)).item()

@@ -16,7 +16,8 @@ import torch
 from packaging.requirements import Requirement
 
 from workbench import declare
-from workbench.errors import BadInput
+from workbench.errors import BadInput, Unsupported
+from workbench.models.native import library
 from workbench_kernels.dispatch import VARIABLE
 from workbench_kernels.selftest import OPERATIONS
 
@@ -101,6 +102,10 @@ def advice(packages: list[dict[str, Any]]) -> list[str]:
             lines.append(f"PyTorch is built for CUDA {torch.version.cuda} and sees no device: look at nvidia-smi")
     elif not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
         lines.append("Triton compiles its launchers with a C compiler and finds none: install gcc, or name one in CC")
+    try:
+        library()
+    except Unsupported as error:
+        lines.append(f"models run on the CPU without their compiled body: {error}")
     if os.environ.get(VARIABLE):
         lines.append(f"{VARIABLE}={os.environ[VARIABLE]} decides which implementation runs; unset it for the usual one")
     return lines

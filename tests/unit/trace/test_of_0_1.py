@@ -100,7 +100,8 @@ def test_todays_code_writes_the_same(name, old, lm, monkeypatch):
     columns = ["round", "model", "layer", "head", "start", "length", "bits_k", "codec", "reason"]
     pd.testing.assert_frame_equal(new.bits[columns], old.bits[columns])
     assert new.events["op"].dropna().tolist() == old.events["op"].dropna().tolist()
-    same = ("decoder", "guarantee", "body", "cache", "sampling", "seed", "sample", "forced", "prompt_ids")
+    assert new.run["body"]["name"] == "fast"
+    same = ("decoder", "guarantee", "cache", "sampling", "seed", "sample", "forced", "prompt_ids")
     found = {key: new.run[key] for key in same}
     if cache := found["cache"]:
         stack, kivi = cache["settings"], cache["settings"]["quantizer"]["settings"]
