@@ -11,6 +11,7 @@ __all__ = ["clean", "listed", "number", "pack_layers", "unpack_layers"]
 
 Columns = dict[str, list]
 DIGITS = {"topk_raw": 3, "topk_sampled": 3, "wall_ms": 4}  # fewer than the usual six, where they are there to look at
+AS_IT_IS = frozenset({int, str, bool, type(None)})
 ZERO = dict.fromkeys((*CACHE_KINDS, *CACHE_COUNTS, "host_bytes"), 0)
 
 
@@ -27,10 +28,10 @@ def clean(value: Any, name: str, flags: list[str], digits: int = 6) -> Any:
             return float(f"{value:.{digits}g}")
         flags.append(name)
         return None
-    if kind is int or kind is str or kind is bool or value is None:
+    if kind in AS_IT_IS:
         return value
     if kind is list or kind is tuple:
-        return [clean(item, name, flags, digits) for item in value]
+        return [item if type(item) in AS_IT_IS else clean(item, name, flags, digits) for item in value]
     if isinstance(value, dict):
         return {str(key): clean(item, f"{name}.{key}", flags, digits) for key, item in value.items()}
     if isinstance(value, os.PathLike):
@@ -56,12 +57,19 @@ def listed(group: str, columns: Columns, flags: list[str]) -> Columns:
 
 def pack_layers(columns: Columns, facts: dict[str, Any], where: str, flags: list[str]) -> dict[str, Any]:
     """Cache columns over the layers of one model as the file holds them; `facts` is the model's entry in `run`."""
-    packed = {name: clean(values, f"{where}.{name}", flags) for name, values in columns.items()}
-    for name, values in packed.items():
-        if values and isinstance(values, list) and values.count(values[0]) == len(values):
-            packed[name] = values[0]
+    packed = {}
+    for name, values in columns.items():
+        one = _alike(values)
+        packed[name] = clean(values[0] if one else values, f"{where}.{name}", flags)
+        if not one and _alike(packed[name]):
+            packed[name] = packed[name][0]
     usual = _usual(packed, facts)
     return {name: value for name, value in packed.items() if value is not None and value != usual.get(name)}
+
+
+def _alike(values: Any) -> bool:
+    """Whether all that a list holds is the same."""
+    return isinstance(values, list) and bool(values) and values.count(values[0]) == len(values)
 
 
 def unpack_layers(packed: dict[str, Any], facts: dict[str, Any]) -> Columns:
