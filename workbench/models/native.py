@@ -30,7 +30,7 @@ from workbench.models import fast
 from workbench.models.checkpoint import cache_folder
 from workbench_kernels.dispatch import VARIABLE
 
-__all__ = ["NativeBody", "library"]
+__all__ = ["COMPILERS", "NativeBody", "compiled"]
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno",
@@ -39,6 +39,7 @@ BLOCK = 16  # outputs side by side
 FEW = 16  # rows, up to which a product reads its weights here
 WIDE = 4096  # rows by slots, up to which attention is faster here
 SMALL = 2**22  # bytes of weights, up to which a second thread costs more than it saves
+COMPILERS = ("c++", "g++", "clang++")
 FORCED = ("torch", "triton")  # values of WORKBENCH_KERNELS that leave this out
 ACTIVATIONS: tuple[Callable, ...] = (F.silu, functools.partial(F.gelu, approximate="tanh"), F.relu, F.gelu)
 
@@ -90,7 +91,7 @@ class NativeBody(fast.FastBody):
     """
 
     def __init__(self, *given: Any):
-        library()
+        compiled()
         super().__init__(*given)
         sources = [part for layer in self._layers for part in vars(layer).values() if isinstance(part, tuple)]
         tensors = (tensor for part in (*sources, self._head) for tensor in part if isinstance(tensor, torch.Tensor))
@@ -125,7 +126,7 @@ class _Held:
 
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
-        self.library = library()
+        self.code = compiled()
 
     def address(self, tensor: torch.Tensor | None) -> int | None:
         if tensor is None:
@@ -164,7 +165,7 @@ class _NativeHead(_Held):
             return self.torch(hidden)
         hidden, out = hidden.contiguous(), hidden.new_empty(len(hidden), outputs)
         given = (ctypes.byref(self.native), hidden.data_ptr(), len(hidden), out.data_ptr(), _threads(inputs * outputs))
-        self.library.matrix_product(*given)
+        self.code.matrix_product(*given)
         return out
 
 
@@ -193,13 +194,13 @@ class _NativeLayer(_Held):
         v, threads = x.new_empty(rows, self.groups, self.values), _threads(self.weights)
         cos, sin = (0, 0) if turn is None else (part.data_ptr() for part in turn)
         places = (q.data_ptr(), k.data_ptr(), v.data_ptr())
-        self.library.layer_before(self.place, x.data_ptr(), rows, cos, sin, *places, threads)
+        self.code.layer_before(self.place, x.data_ptr(), rows, cos, sin, *places, threads)
         store.stage(layer.number, k.transpose(0, 1), v.transpose(0, 1))
         read = self.read(q, store, threads)
         if read is None:
             _said(store, "sdpa")
             read = layer.read(q, store, attend).contiguous()
-        self.library.layer_after(self.place, x.data_ptr(), read.data_ptr(), rows, y.data_ptr(), threads)
+        self.code.layer_after(self.place, x.data_ptr(), read.data_ptr(), rows, y.data_ptr(), threads)
         return y
 
     def read(self, q: torch.Tensor, store: CacheStore, threads: int) -> torch.Tensor | None:
@@ -220,7 +221,7 @@ class _NativeLayer(_Held):
             counts.append(len(found))
         many, out = len(counts), q.new_empty(len(q), self.heads * self.values)
         numbers = (ctypes.c_int64 * (2 * many))(*counts, *lengths)
-        self.library.attend(
+        self.code.attend(
             (Run * len(runs))(*runs), numbers, ctypes.addressof(numbers) + 8 * many, many, q.data_ptr(), self.heads,
             self.groups, layer.width, self.values, layer.scale, out.data_ptr(), threads
         )  # fmt: skip
@@ -258,21 +259,21 @@ def _activation(act: Callable) -> int:
 _building = threading.Lock()
 
 
-def library() -> ctypes.CDLL:
+def compiled() -> ctypes.CDLL:
     """The compiled source. Raises Unsupported where it cannot be had."""
     if (wish := os.environ.get(VARIABLE)) in FORCED:
         raise Unsupported(f"{VARIABLE}={wish}")
     with _building:
-        found = _library()
+        found = _compiled()
     if isinstance(found, str):
         raise Unsupported(found)
     return found
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | str:
+def _compiled() -> ctypes.CDLL | str:
     """The compiled source, or why there is none: tried once."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
     if compiler is None:
         return "no C++ compiler found"
     reasons = []

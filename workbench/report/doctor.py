@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from workbench import declare
 from workbench.errors import BadInput, Unsupported
-from workbench.models.native import library
+from workbench.models.native import compiled
 from workbench_kernels.dispatch import VARIABLE
 from workbench_kernels.selftest import OPERATIONS
 
@@ -103,7 +103,7 @@ def advice(packages: list[dict[str, Any]]) -> list[str]:
     elif not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
         lines.append("Triton compiles its launchers with a C compiler and finds none: install gcc, or name one in CC")
     try:
-        library()
+        compiled()
     except Unsupported as error:
         lines.append(f"models run on the CPU without their compiled body: {error}")
     if os.environ.get(VARIABLE):
