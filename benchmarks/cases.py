@@ -111,18 +111,22 @@ def cases(quick: bool = False) -> list[Case]:
 def baselines(case: Case, call: Call) -> dict[str, Callable[[], Any]]:
     """What else gives the result, or its main part: the reference as it is and compiled, SDPA, torch sampling."""
     compiled = torch.compile(lambda: call.run("torch"), dynamic=False)
-    found: dict[str, Callable[[], Any]] = {"reference": lambda: call.run("torch"), "compiled reference": compiled}
+    found = {"reference": lambda: call.run("torch"), "compiled reference": compiled} | eager(case, call)
+    if "torch sampling" in found:
+        found["compiled torch sampling"] = torch.compile(found["torch sampling"], dynamic=False)
+    return found
+
+
+def eager(case: Case, call: Call) -> dict[str, Callable[[], Any]]:
+    """Those that PyTorch has ready."""
     t = call.tensors
     if case.operation in ("attend_pages", "attend_prefix"):
-        found |= _sdpa(t["q"], t["k"], t["v"])
-    elif case.operation == "attend_staged":
-        found |= _sdpa(t["q"], t["k"], t["v"], words_mask(t["words"], t["k"].shape[1]))
-    elif case.operation == "attend_live":
-        found |= _sdpa(t["q"], t["live_k"], t["live_v"], t["mask"])
-    elif case.operation == "sample":
-        draw = _sampling(t["logits"], case.shape)
-        found |= {"torch sampling": draw, "compiled torch sampling": torch.compile(draw, dynamic=False)}
-    return found
+        return _sdpa(t["q"], t["k"], t["v"])
+    if case.operation == "attend_staged":
+        return _sdpa(t["q"], t["k"], t["v"], words_mask(t["words"], t["k"].shape[1]))
+    if case.operation == "attend_live":
+        return _sdpa(t["q"], t["live_k"], t["live_v"], t["mask"])
+    return {"torch sampling": _sampling(t["logits"], case.shape)} if case.operation == "sample" else {}
 
 
 def _sdpa(q, k, v, mask=None) -> dict[str, Callable[[], Any]]:

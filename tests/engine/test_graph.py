@@ -28,7 +28,7 @@ class Cuda:
 
     def Stream(self, where):
         self.made += 1
-        name = ("side", "own")[(self.made - 1) % 2]
+        name = "side" if self.made == 1 else f"own {self.made - 1}"
         return SimpleNamespace(name=name, device="cpu", wait_stream=lambda other: self.note(f"{name} waits"))
 
     def note(self, call: str) -> None:
@@ -88,15 +88,43 @@ def cuda(monkeypatch):
     fake = Cuda()
     monkeypatch.setattr(graph, "cuda", fake)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *at: fake.note(f"leave {at}"), raising=False)
-    graph._streams.cache_clear()
+    clear()
     shown, filters = warnings.showwarning, warnings.filters[:]
     yield fake
-    graph._streams.cache_clear()
+    clear()
     assert (fake.now, fake.mode) == ("main", 0) and gc.isenabled() and not graph._capturing.locked()
     assert warnings.showwarning is shown and warnings.filters == filters
 
 
 GPU = torch.device("cuda", 0)
+
+
+def clear():
+    graph._side.cache_clear()
+    graph._idle.cache_clear()
+
+
+def test_every_live_graph_has_a_stream_of_its_own(cuda):
+    """One that is closed, forgotten or failed gives it back, closed once for all; one too many runs as it is."""
+    used = []
+    live = [Replayed(lambda: used.append(cuda.now), GPU) for _ in range(graph._STREAMS + 1)]
+    for replayed in live:
+        replayed()
+    streams = [name for name in used if name.startswith("own")]
+    assert len(set(streams)) == len(streams) == graph._STREAMS and cuda.made == 1 + graph._STREAMS
+    assert live[-1].reason == "24 graphs are alive already" and not live[-1].captured
+    live[3].close()
+    live[3].close()
+    del live[5], replayed
+    assert cuda.calls.count("reset") == 2
+    again = [Replayed(lambda: used.append(cuda.now), GPU) for _ in range(3)]
+    for replayed in again:
+        replayed()
+    assert sorted(name for name in used[len(used) - 9 :] if name.startswith("own")) == sorted([streams[3], streams[5]])
+    assert [replayed.captured for replayed in again] == [True, True, False]
+    live[0].close()
+    again[-1]()
+    assert again[-1].captured and again[-1].reason is None
 
 
 def test_warm_ups_run_on_a_side_stream_the_last_one_watched_and_the_capture_on_another(cuda):
@@ -114,14 +142,12 @@ def test_warm_ups_run_on_a_side_stream_the_last_one_watched_and_the_capture_on_a
         "run on side, mode 0, gc True, locked True",
         "run on side, mode warn, gc True, locked True",
         "capture in (0, 7), thread_local",
-        "run on own, mode 0, gc False, locked True",
+        "run on own 24, mode 0, gc False, locked True",
         "end",
         "main waits for side",
         "replay",
         "replay",
     ]
-    Replayed(run, GPU)()
-    assert cuda.made == 2  # streams, and the workspaces they keep
     replayed.close()
     assert replayed() == 5 and cuda.calls[-2] == "reset" and not replayed.captured and replayed.reason == "closed"
 
@@ -165,7 +191,7 @@ def test_whatever_the_function_raises_the_process_is_as_before(error, when, cuda
     again; another error makes the function run as it is."""
 
     def run():
-        place = "capture" if cuda.now == "own" else f"mode {cuda.mode}"
+        place = "capture" if cuda.now.startswith("own") else f"mode {cuda.mode}"
         if cuda.now != "main" and place == when:
             raise error("no\nmore")
         return 3
@@ -271,6 +297,21 @@ def test_a_captured_graph_reads_its_inputs_anew_and_is_freed():
     replayed.close()
     x.fill_(5)
     assert replayed().tolist() == [10] * 4 and not replayed.captured and replayed.reason == "closed"
+
+
+@pytest.mark.gpu
+def test_graphs_that_are_left_compute_on_when_one_is_closed():
+    """pytorch issue 193402: a reset frees the workspaces of its stream, which these products use."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    a, b = (torch.randn(512, 512, device="cuda", generator=draw).bfloat16() for _ in range(2))
+    live = [Replayed(lambda n=n: (a @ b.T.roll(n, 0)).sum(1), a.device) for n in range(5)]
+    want = [replayed().clone() for replayed in live]
+    for closed in range(4):
+        live[closed].close()
+        filled = [torch.full((2**22,), torch.nan, device="cuda") for _ in range(8)]  # where the workspace was
+        for n in range(closed + 1, 5):
+            assert live[n].captured and torch.equal(live[n](), want[n])
+        del filled
 
 
 @pytest.mark.gpu

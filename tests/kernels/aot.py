@@ -6,6 +6,8 @@ import subprocess
 import sys
 from functools import cache
 
+MOST_SHARED = {"80": 99 * 1024, "90": 227 * 1024}  # bytes of a program; of sm80 code, on the smallest GPU that runs it
+
 SCRIPT = """
 import importlib, json, sys, traceback
 from collections import namedtuple
@@ -18,6 +20,17 @@ def named(values):
     kinds = {dict: lambda t: namedtuple("T", t)(**t), list: tuple}
     return {name: kinds.get(type(t), lambda t: t)(t) for name, t in values.items()}
 
+def aligned(signature):
+    # as a launch adds them: pointers, and strides of whole rows, are multiples of 16
+    found = {}
+    for i, (name, kind) in enumerate(signature.items()):
+        fields = [((i, j), *field) for j, field in enumerate(kind._asdict().items())] if isinstance(kind, tuple) and \
+            hasattr(kind, "_asdict") else [((i,), name, kind)]
+        for path, field, one in fields:
+            if isinstance(one, str) and (one.startswith("*") or one == "i32" and "stride" in field):
+                found[path] = [["tt.divisibility", 16]]
+    return found
+
 def compile_both(module, name, signature, constexprs, options):
     kernel = getattr(importlib.import_module(module), name)
     constexprs = named(constexprs)
@@ -28,7 +41,7 @@ def compile_both(module, name, signature, constexprs, options):
                 constexprs[kernel.arg_names.index(argument), place] = None
     signature = named(signature)
     for arch in (80, 90):
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned(signature))
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
         assert len(compiled.asm["cubin"]) > 0
         yield f"{name} {arch} {compiled.metadata.shared}"
@@ -52,7 +65,8 @@ def compiler() -> subprocess.Popen:
 
 
 def compile_all(*kernels: tuple[str, str, dict, dict, dict]) -> str:
-    """Compile kernels (module, name, signature, constexprs, options) for sm80 and sm90: a line for each of both.
+    """Compile kernels (module, name, signature, constexprs, options) for sm80 and sm90 as launches do, with aligned
+    pointers and strides: a line for each of both, the kernel's name, the architecture, bytes of shared memory.
 
     signature: argument name -> Triton type ("*fp32", "i32", "constexpr", …; a dict by field, or a named tuple, for a
     named tuple, in which None is None), all arguments; constexprs: name -> value; options: e.g. {"num_warps": 4}.

@@ -1,9 +1,12 @@
 """Staged rows, shared prefixes and the live slots of a run, row by row against a dense softmax in float64."""
 
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
-from tests.kernels.aot import compile_all
+from tests.kernels.aot import MOST_SHARED, compile_all
 from tests.kernels.attention_cases import EXACT, TF32, broken, compare, dense, modules
 from tests.kernels.checks import Guarded
 from tests.kernels.interpreter import needs_interpreter
@@ -270,13 +273,46 @@ def test_arguments_that_do_not_fit_are_refused():
         attend_live(q[:, :3], k, v, base, words, 3, 1.0)
 
 
+def test_splits_fill_a_device_once(monkeypatch):
+    """As many programs as run at once, of which registers, shared memory or threads decide; a launch asks its compiled
+    kernel, once a kind. Registers and shared memory are those that Triton 3.7 gives the kernels on sm90."""
+    merging, tiles = modules().merging, modules().tiles
+    h200 = SimpleNamespace(
+        warp_size=32, regs_per_multiprocessor=65536, shared_memory_per_multiprocessor=228 * 1024,
+        max_threads_per_multi_processor=2048, multi_processor_count=132,
+    )  # fmt: skip
+    assert [tiles.resident_programs(registers, shared, 4, h200) // 132 for registers, shared in
+            ((168, 49408), (182, 66048), (128, 45056), (32, 0), (255, 230 * 1024))] == [3, 2, 4, 16, 1]  # fmt: skip
+    assert tiles.split_count(512, 8, 396) == 49 and tiles.split_count(20, 8, 396) == 10
+    assert tiles.split_count(512, 400, 396) == tiles.split_count(1, 8, 396) == 1
+    asked = []
+
+    class Kernel:
+        __name__ = "kernel"
+
+        def warmup(self, results, queries, *arguments, grid, **constants):
+            asked.append(constants)
+            return SimpleNamespace(run=None, n_regs=168, metadata=SimpleNamespace(shared=49408, num_warps=4))
+
+    q = MagicMock(is_cuda=True, device="cuda", stride=lambda: (1, 1, 1))
+    monkeypatch.setattr(merging, "_resident", {})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h200)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    for mask in ("none", "words", "none"):
+        assert merging._resident_of(Kernel(), q, None, (torch.zeros(1), 3), {"MASK": mask}) == 3 * 132
+    assert [constants["MASK"] for constants in asked] == ["none", "words"]
+
+
 def test_the_kernels_compile_for_gpus_that_are_not_here():
-    """Ahead of time for sm80 and sm90: one row of an 8B model under a mask, wide float32 heads, masses, the merge."""
+    """Ahead of time for sm80 and sm90: one row and a whole tree of an 8B model under a mask, wide float32 heads,
+    masses, the merge; of shared memory no more than every GPU since sm80 has."""
     attention, merging, _, scores, tiles = vars(modules()).values()
     jobs = []
     for dtype, rows, size, keys, more, base, words in (
         ("bf16", 1, 128, 64, {"MASK": "words", "REDUCE": "none"}, "*i32", "*i32"),
+        ("bf16", 64, 128, 64, {"MASK": "words", "REDUCE": "none"}, "*i32", "*i32"),
         ("fp32", 12, 128, 32, {"MASK": "none", "REDUCE": "none"}, "*i32", None),
+        ("fp32", 1, 256, 16, {"MASK": "none", "REDUCE": "none"}, "*i32", None),
         ("fp32", 8, 80, 32, {"MASK": "causal", "REDUCE": "max"}, None, None),
     ):
         plan = tiles.plan(torch.zeros(rows, 32, size, dtype=getattr(torch, NAMES[dtype])), 8, size, size)
@@ -291,5 +327,5 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     constants = {"VALUE_DIM": 128, "BLOCK_V": 128, "BLOCK_S": 16}
     types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in merging.merge_fwd_kernel.arg_names}
     jobs.append((merging.__name__, "merge_fwd_kernel", types | dict.fromkeys(constants, "constexpr"), constants, {}))
-    shared = [int(line.split()[2]) for line in compile_all(*jobs).splitlines()]
-    assert len(shared) == 8 and max(shared) <= 99 * 1024  # what a block may have on every GPU from sm80 on
+    found = [line.split()[1:] for line in compile_all(*jobs).splitlines()]
+    assert len(found) == 12 and all(int(shared) <= MOST_SHARED[arch] for arch, shared in found)

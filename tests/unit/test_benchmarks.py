@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import device, kernel_speed
+from benchmarks import device, device_check, kernel_speed
 from benchmarks.cases import SHAPES, Case, baselines, cases
 from workbench_kernels.pages import RAW
 from workbench_kernels.selftest import OPERATIONS, compare
@@ -166,3 +166,43 @@ def test_it_runs_as_a_script():
         command = [sys.executable, str(script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parents[1])
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+# -- the check of a device ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would measure for minutes")
+def test_the_check_of_a_device_runs_here_in_small_and_tells_no_time(tmp_path, monkeypatch):
+    """All of it but the tests; both ways to decode give one token, whatever the settings."""
+    monkeypatch.setenv("WORKBENCH_ROUND", "auto")
+    phases = [part for name in device_check.PHASES if name != "tests" for part in ("--only", name)]
+    assert device_check.main(["--here", "--out", str(tmp_path), *phases]) == 0
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert set(found) == set(device_check.PHASES) - {"tests"}
+    assert all(told["conditions"]["dry_run"] for told in found.values())
+    rows = {row["name"]: row for told in found.values() for row in told["rows"]}
+    questions = [row for name, row in rows.items() if name.startswith("question")]
+    assert len(questions) == 4 and all(len(row["tokens"]) == 1 for row in questions)
+    assert len(found["kernels"]["rows"]) == len(device_check.KERNELS)
+    timed = ("ms", "built_s", "seconds", "us", "GB_per_s", "TFLOP_per_s", "median_us", "floor_us", "saved")
+    assert all(row.get(name) is None for row in rows.values() for name in timed)
+
+
+def test_a_phase_that_fails_or_takes_too_long_does_not_stop_the_next(tmp_path, monkeypatch, capfd):
+    asked = []
+
+    def run(command, limit):
+        name = command[command.index("--only") + 1]
+        asked.append((name, limit))
+        if name == "tests":
+            raise subprocess.TimeoutExpired("python", limit)
+        return int(name == "model"), None
+
+    monkeypatch.setattr(device_check, "_run", run)
+    assert device_check.main(["--out", str(tmp_path)]) == 1
+    assert asked == list(device_check.LIMITS.items()) and sum(device_check.LIMITS.values()) <= 480
+    assert "2 of 4 phases came to their end" in capfd.readouterr().out
+    monkeypatch.undo()
+    told = device_check._told([sys.executable, "-c", "print('FAILED one'); raise SystemExit(3)"], 20)
+    assert told["status"] == 3 and told["failed"] == ["FAILED one"]
+    assert device_check._told([sys.executable, "-c", "import time; time.sleep(9)"], 0.2)["status"] is None

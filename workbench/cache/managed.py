@@ -22,6 +22,7 @@ from workbench.cache.codec import Codec
 from workbench.cache.events import tier_events
 from workbench.cache.layer import Layer
 from workbench.cache.pages import PagedSegment, page_out
+from workbench.cache.places import index
 from workbench.cache.quantize import packed
 from workbench.cache.store import MANY, PlainStore, Segment
 
@@ -116,7 +117,7 @@ class ManagedStore(PlainStore):
         """The run in two versions, for rows of a prompt that pass boundaries: each row reads quantized what is in pages
         by then, the rest as it is."""
         first, device = self.length - self.held, run.k.device
-        rows = torch.tensor(self._seen[-self._rows :], device=device)
+        rows = index(self._seen[-self._rows :], device)
         interval, kept, end = self.stack.storage.interval, self.stack.storage.residual, self._seen[-1] + 1
         coded = rows - rows % interval - kept - first  # slots of the run that each row reads quantized
         count = end - end % interval - kept - first  # what will be in pages once all are committed
@@ -144,8 +145,8 @@ class ManagedStore(PlainStore):
         key = (window, layer)
         if key not in self._masks:
             seen = super()._mask(None, device, layer)
-            rows = torch.tensor(self._seen[-self._rows :], device=device)[:, None]
-            staged = torch.tensor(self._seen, device=device).expand(len(kept), -1)
+            rows = index(self._seen[-self._rows :], device)[:, None]
+            staged = index(self._seen, device).expand(len(kept), -1)
             where = torch.cat([self._layers[layer].positions(self.held, self.length, device), staged], 1)
             self._masks[key] = seen & (rows - where[:, None] < window)
         return self._masks[key]

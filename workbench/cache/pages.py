@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from workbench.cache.codec import Codec
+from workbench.cache.places import index
 from workbench.cache.store import Segment
 from workbench_kernels.pages import ALIGN, GAINS, gather, unpack
 from workbench_kernels.pages.layout import HEADER
@@ -214,7 +215,7 @@ class PagedSegment:
         if not self.page_table.whole or self.window is not None:
             mask = live[:, None].expand(-1, len(self.queries), -1)
         if self.window is not None:
-            rows = torch.tensor(list(self.queries), device=k.device)[:, None]
+            rows = index(self.queries, k.device)[:, None]
             mask = mask & (rows - positions[:, None] < self.window)
         return Segment(k.to(dtype), v.to(dtype), mask, bias=self.bias)
 

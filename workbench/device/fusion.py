@@ -17,10 +17,9 @@ __all__ = ["fuse", "fuse_norms", "fuse_rotary"]
 ROTARY = "apply_rotary_pos_emb"
 
 
-def fuse(engine: torch.nn.Module) -> None:
-    """Swap what can be swapped in a model on a GPU."""
-    fuse_norms(engine)
-    fuse_rotary(engine, torch.compile)
+def fuse(engine: torch.nn.Module) -> dict[str, int]:
+    """Swap what can be swapped in a model on a GPU; returns in how many modules, by what."""
+    return {"norms": fuse_norms(engine), "rotary": fuse_rotary(engine, torch.compile)}
 
 
 @torch.inference_mode()

@@ -1,5 +1,8 @@
 """A function over static tensors, run as it is or captured once as a CUDA graph and replayed.
 
+Every graph is captured on a stream of its own for as long as it lives: when one is reset, torch frees the workspaces
+that cuBLAS has on its stream, and other graphs of the same stream would go on using them (pytorch issue 193402).
+
 Capture and replay have never run on a GPU yet: tests without one check in which order CUDA is asked, and that whatever
 goes wrong leaves stream, debug mode and collector as they were.
 """
@@ -21,6 +24,7 @@ from torch import cuda
 __all__ = ["Replayed"]
 
 _WARM_UPS = 2  # compile kernels, choose algorithms and fill workspaces; a third is watched
+_STREAMS = 24  # graphs alive at once on a device: torch has 32 streams, and gives them out again from the first
 _WAITS = "called a synchronizing CUDA operation"
 _capturing = threading.Lock()  # a process captures one graph at a time, and what is set meanwhile holds for all of it
 
@@ -44,6 +48,8 @@ class Replayed:
         self._device = device
         self._graph: cuda.CUDAGraph | None = None
         self._output: Any = None
+        self._free: Callable[[], Any] = lambda: None
+        self._waits = device.type == "cuda"  # for its capture
         self.reason: str | None = "not called yet" if device.type == "cuda" else f"the model is on {device.type!r}"
 
     @property
@@ -56,7 +62,7 @@ class Replayed:
 
     def __call__(self) -> Any:
         """The function's result; a captured one is overwritten by the next call."""
-        if self.reason == "not called yet":
+        if self._waits:
             self._capture()
         if self._graph is None:
             return self._function()
@@ -65,7 +71,10 @@ class Replayed:
 
     def _capture(self) -> None:
         with _capturing, cuda.device(self._device):
-            current, (side, stream) = cuda.current_stream(), _streams(self._device)
+            current, side = cuda.current_stream(), _side(self._device)
+            if not (streams := _idle(self._device)):
+                self.reason = f"{_STREAMS} graphs are alive already"
+                return
             side.wait_stream(current)
             try:
                 with cuda.stream(side):
@@ -73,27 +82,45 @@ class Replayed:
                         self._function()
                     reason = _first_wait(self._function)
                 if reason is None:
-                    self._graph, self._output = _captured(self._function, stream)
-                self.reason = reason
+                    stream = streams.pop()
+                    try:
+                        self._graph, self._output = _captured(self._function, stream)
+                    except BaseException:
+                        streams.append(stream)
+                        raise
+                    self._free = weakref.finalize(self, _release, self._graph, streams, stream)
+                self.reason, self._waits = reason, False
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
+                self._waits = False
                 self.reason = f"the capture failed: {type(error).__name__}: {error}".splitlines()[0]
             finally:
                 current.wait_stream(side)
 
     def close(self) -> None:
         """Free the graph and its memory; later calls run the function as it is."""
-        if self._graph is not None:
-            self._graph.reset()
+        self._free()
         self._graph = self._output = None
-        self.reason = "closed"
+        self.reason, self._waits = "closed", False
 
 
 @lru_cache
-def _streams(device: torch.device) -> tuple[cuda.Stream, cuda.Stream]:
-    """To warm up on and to capture on: two a device and no more, since every stream used keeps workspaces for ever."""
-    return cuda.Stream(device), cuda.Stream(device)
+def _side(device: torch.device) -> cuda.Stream:
+    """To warm up on: one a device, since every stream used keeps workspaces for ever."""
+    return cuda.Stream(device)
+
+
+@lru_cache
+def _idle(device: torch.device) -> list[cuda.Stream]:
+    """The streams of a device that no graph is captured on."""
+    return [cuda.Stream(device) for _ in range(_STREAMS)]
+
+
+def _release(graph: cuda.CUDAGraph, streams: list[cuda.Stream], stream: cuda.Stream) -> None:
+    """Free a graph; its stream may be captured on again."""
+    graph.reset()
+    streams.append(stream)
 
 
 def _first_wait(function: Callable[[], Any]) -> str | None:

@@ -34,8 +34,7 @@ class DeviceModel:
 
     def __init__(self, lm: TransformersModel):
         self._engine = routed(lm.model, IMPLEMENTATION)
-        if lm.device.type == "cuda":
-            fuse(self._engine)
+        self.fused = fuse(self._engine) if lm.device.type == "cuda" else {}
         self._cache = _Cache(lm.layers)
         self.lock = threading.Lock()  # hold it around forwards, and around the capture of them
         self.device, self.vocab_size, self.ids_read = lm.device, lm.vocab_size, lm.ids_read

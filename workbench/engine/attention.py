@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
+from workbench.cache.places import index
 from workbench.cache.store import Segment
 from workbench_kernels import segment_attention
 from workbench_kernels.dispatch import VARIABLE
@@ -81,7 +82,7 @@ def attend_in_place(
         table, form = pages.page_table, pages.page_table.arenas[0].codec.kernel
         where = None
         if pages.window is not None:
-            where = torch.tensor(list(pages.queries), dtype=torch.int32, device=q.device)
+            where = index(pages.queries, q.device).int()
         coded = (queries, table.arenas[0].data.flatten(), table.table, table.count, scale)
         facts = {"value_dim": form.value_dim, "group": form.group, "raw": form.dtype, "slots": form.slots}
         facts |= {"positions": where, "window": pages.window}
@@ -93,7 +94,7 @@ def attend_in_place(
     if not rows:
         return out, None
     masses.append(segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask, reduce="row").mass)
-    return out, torch.cat(masses, -1)[list(rows)] / (q.shape[1] // run.k.shape[0])
+    return out, torch.cat(masses, -1)[index(rows, q.device)] / (q.shape[1] // run.k.shape[0])
 
 
 def attend_shared(
@@ -107,7 +108,7 @@ def attend_shared(
     """
     queries, shared = q[0].transpose(0, 1), {}
     order = [row for rows, _ in parts for row in range(*rows.indices(len(queries)))]
-    queries = queries if len(order) == len(queries) else queries[order]
+    queries = queries if len(order) == len(queries) else queries[index(order, q.device)]
     counts = [len(range(*rows.indices(q.shape[2]))) for rows, _ in parts]
     runs, start = [segments[-1] for _, segments in parts], 0
     for count, (_, segments) in zip(counts, parts, strict=True):
@@ -116,7 +117,7 @@ def attend_shared(
         start += count
     out, lse = _attend_runs(queries, counts, runs, scale)
     for segment, rows in shared.values():
-        at = slice(None) if len(rows) == len(out) else rows
+        at = slice(None) if len(rows) == len(out) else index(rows, q.device)
         part = segment_attention.attend_prefix(queries[at][:, None], segment.k, segment.v, scale)
         pairs = zip(part, (out, lse), strict=True)
         out[at], lse[at] = segment_attention.merge(*([x[:, 0], own[at]] for x, own in pairs))
@@ -173,13 +174,13 @@ def column_mass(q: torch.Tensor, segments: Sequence[Segment], scale: float, rows
     whole = join(q, segments)
     kv_heads, n, _ = whole.k.shape
     group = q.shape[1] // kv_heads
-    chosen = q[0, :, list(rows)]
+    chosen = q[0, :, index(rows, q.device)]
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = chosen.to(wide).unflatten(0, (kv_heads, group)) @ whole.k.to(wide)[:, None].transpose(-1, -2) * scale
     if whole.bias is not None:
         scores = scores + whole.bias[:, None, None].to(wide)
     if whole.mask is not None or whole.causal:
-        seen = _mask(whole, q.shape[2])[:, list(rows)]
+        seen = _mask(whole, q.shape[2])[:, index(rows, q.device)]
         scores = scores.masked_fill(~seen[:, None], -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True)
     return (scores - lse).exp().mean(1).transpose(0, 1)

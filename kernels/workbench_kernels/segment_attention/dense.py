@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench_kernels.segment_attention import scores as ops
 from workbench_kernels.segment_attention.merging import launch
-from workbench_kernels.segment_attention.tiles import STAGES, plan, split_count
+from workbench_kernels.segment_attention.tiles import STAGES, plan
 
 
 class Keys(NamedTuple):
@@ -76,8 +76,10 @@ def attend_dense(q, k, v, scale, mask=None, splits=None, base=None, staged=None,
     head_dim, (kv_heads, n, value_dim) = q.shape[2], v.shape
     words = mask.contiguous() if isinstance(mask, Tensor) else None
     planned = plan(q, kv_heads, head_dim, value_dim)
-    block_keys = 32 if max(head_dim, value_dim) * q.itemsize > 256 else 64
-    splits = splits or split_count(-(-n // block_keys), planned.blocks * kv_heads, q.device)
+    block_keys = max(16, min(64, 16384 // (max(planned.tile.block_d, planned.tile.block_v) * q.itemsize)))
     segment = Keys(k, v, *k.stride()[:2], *v.stride()[:2], base, words, n if staged is None else staged)
     constants = {"MASK": mask or "none" if words is None else "words", "KEYS": block_keys, "num_stages": STAGES}
-    return launch(dense_attention_kernel, planned, splits, kv_heads, q, segment, scale, **constants, **mass)
+    steps = -(-n // block_keys)
+    return launch(
+        dense_attention_kernel, planned, steps, kv_heads, q, segment, scale, splits=splits, **constants, **mass
+    )

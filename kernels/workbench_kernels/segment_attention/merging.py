@@ -1,5 +1,7 @@
 """The exact merge of (output, log-sum-exp) pairs, and the launch of attention kernels, whose splits need it."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -7,7 +9,9 @@ from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.segment_attention.scores import Queries, Results
-from workbench_kernels.segment_attention.tiles import Plan
+from workbench_kernels.segment_attention.tiles import Plan, resident_programs, split_count
+
+_resident: dict[tuple, int] = {}
 
 
 @triton.jit
@@ -69,10 +73,11 @@ def merge_stacked(outs: Tensor, lses: Tensor, sigma: Tensor | None = None) -> tu
 def launch(
     kernel,
     plan: Plan,
-    splits: int,
+    steps: int,
     kv_heads: int,
     q: Tensor,
     *arguments,
+    splits: int | None = None,
     lse=None,
     reduce="none",
     places=0,
@@ -81,11 +86,17 @@ def launch(
     """Run an attention kernel over (row blocks, splits, KV heads), and put together what the splits give.
 
     kernel: takes `Results`, `Queries` of q [R, H, D], then `arguments`; constants: its own, and those of the launch.
+    steps: of its loop where nothing is split; splits: into how many parts, where the device is not to decide it.
     Returns out [R, H, Dv] and lse [R, H], merged. With the merged lse given and `reduce`, returns the mass of `places`
     keys, [Hk, places] or [R, Hk, places], and the entropy [R, H]. These are sums in a fixed order, without atomics: the
     same figures every time.
     """
     rows, heads, _ = q.shape
+    constants |= {"REDUCE": reduce, "TILE": plan.tile, "num_warps": plan.num_warps}
+    merged = None if lse is None else lse.float().contiguous()
+    if splits is None:
+        resident = _resident_of(kernel, q, merged, arguments, constants)
+        splits = split_count(steps, plan.blocks * kv_heads, resident)
     if reduce == "none":
         out = torch.empty(splits, rows, heads, plan.tile.value_dim, dtype=torch.float32, device=q.device)
     else:
@@ -93,8 +104,7 @@ def launch(
         out = torch.zeros(*shape, places, dtype=torch.float32, device=q.device)
     side = torch.empty(splits, rows, heads, dtype=torch.float32, device=q.device)
     if rows:
-        results = Results(out, side, None if lse is None else lse.float().contiguous())
-        constants |= {"REDUCE": reduce, "TILE": plan.tile, "num_warps": plan.num_warps}
+        results = Results(out, side, merged)
         queries = Queries(q, *q.stride()[:2], rows)
         kernel[(plan.blocks, splits, kv_heads)](results, queries, *arguments, **constants)
     if reduce == "none":
@@ -102,3 +112,23 @@ def launch(
     if reduce != "row":
         out = out.sum(0) if reduce == "sum" else out.sum(0).unflatten(0, (kv_heads, -1)).amax(1)
     return out, side.sum(0)
+
+
+def _resident_of(kernel, q: Tensor, merged: Tensor | None, arguments: tuple, constants: dict[str, Any]) -> int:
+    """How many programs of a kernel run at once where q lies, by what it is compiled to, which is asked once a kind; 4
+    in the interpreter."""
+    if not q.is_cuda:
+        return 4
+    fields = [part for one in arguments for part in (one if isinstance(one, tuple) else (one,))]
+    kinds = tuple(part.dtype if isinstance(part, Tensor) else type(part) for part in fields)
+    key = (kernel.__name__, q.device, q.dtype, merged is None, kinds, *constants.items())
+    if key not in _resident:
+        side = torch.empty(1, device=q.device)
+        queries = Queries(q, *q.stride()[:2], len(q))
+        made = kernel.warmup(Results(side, side, merged), queries, *arguments, grid=(1,), **constants)
+        if made is None:  # by the interpreter
+            return 4
+        _ = made.run  # loads it, and tells its registers
+        facts = torch.cuda.get_device_properties(q.device)
+        _resident[key] = resident_programs(made.n_regs, made.metadata.shared, made.metadata.num_warps, facts)
+    return _resident[key]

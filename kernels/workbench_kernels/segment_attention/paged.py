@@ -16,7 +16,7 @@ from workbench_kernels.segment_attention import scores as ops
 from workbench_kernels.segment_attention.checks import PageOptions
 from workbench_kernels.segment_attention.merging import launch
 from workbench_kernels.segment_attention.paged_tiles import ALIGN, Kind, load_keys, load_slots, load_values, open_page
-from workbench_kernels.segment_attention.tiles import plan, split_count
+from workbench_kernels.segment_attention.tiles import plan
 
 RAW_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -96,10 +96,9 @@ def attend_pages(
         q = q.contiguous()
     kv_heads, n_pages = table.shape
     planned = plan(q, kv_heads, q.shape[2], options.value_dim)
-    splits = splits or split_count(n_pages, planned.blocks * kv_heads, q.device)
     numbers = None if options.numbers is None else options.numbers.contiguous()
     held = (arena, table.contiguous(), count, options.bias, numbers, options.positions)
     pages = Pages(*held, n_pages, 0 if options.window is None else options.window)
     kind = Kind.of(options.slots, options.value_dim // options.group, RAW_NAMES[options.raw])
     kernel = paged_attention_kernel
-    return launch(kernel, planned, splits, kv_heads, q, pages, scale / options.tau, KIND=kind, **mass)
+    return launch(kernel, planned, n_pages, kv_heads, q, pages, scale / options.tau, splits=splits, KIND=kind, **mass)

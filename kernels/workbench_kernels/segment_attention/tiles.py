@@ -4,8 +4,7 @@ A tile holds query rows times the query heads that share a KV head; heads are pa
 t is query row t // heads and head t % heads of its group. Keys are read once per tile.
 """
 
-from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -48,13 +47,19 @@ def plan(q: torch.Tensor, kv_heads: int, head_dim: int, value_dim: int) -> Plan:
     return Plan(tile, -(-rows // tile.rows), 8 if tile_rows * row_bytes > 8192 else 4)
 
 
-def split_count(steps: int, programs: int, device: torch.device, least: int = 2) -> int:
-    """Into how many parts to cut a loop of `steps` steps that `programs` programs would run: enough for four programs
-    a multiprocessor, none shorter than `least` steps."""
-    wanted = -(-4 * _multiprocessors(device) // max(programs, 1))
-    return max(1, min(wanted, steps // least))
+def split_count(steps: int, programs: int, resident: int, least: int = 2) -> int:
+    """Into how many parts to cut a loop of `steps` steps that `programs` programs would run: as many as the device runs
+    at once, so that there is no second wave, and none shorter than `least` steps."""
+    return max(1, min(resident // max(programs, 1), steps // least))
 
 
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def resident_programs(registers: int, shared: int, warps: int, device: Any) -> int:
+    """How many programs of a compiled kernel a GPU runs at once. registers: of a thread; shared: bytes of a program;
+    device: as of `torch.cuda.get_device_properties`."""
+    of_warp = -(-registers * device.warp_size // 256) * 256  # registers are handed out by 256
+    fit = (
+        device.regs_per_multiprocessor // (of_warp * warps),
+        device.shared_memory_per_multiprocessor // (shared + 1024),  # a KiB of each is the driver's
+        device.max_threads_per_multi_processor // (warps * device.warp_size),
+    )
+    return max(1, min(fit)) * device.multi_processor_count
