@@ -11,10 +11,11 @@ import workbench as wb
 from tests.engine.test_adapter import MODELS, PROMPT, SIZES, WINDOW, build, close, llama
 from workbench.engine.model import ForwardRequest
 from workbench.errors import Unsupported
-from workbench.models import native
 from workbench.models.adapter import TransformersModel, wrap
+from workbench.models.codes import rounded
 from workbench.models.fast import FastBody, Norm
 from workbench.models.native import NativeBody
+from workbench_kernels.native import COMPILERS
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
@@ -22,6 +23,7 @@ FORMS = {name: MODELS[name] for name in MODELS if not name.startswith(("gpt", "p
     "llama-biased": lambda: llama(attention_bias=True, mlp_bias=True),
     "llama-scaled-rotary": lambda: llama(rope_parameters=YARN),
     "llama-gelu": lambda: llama(hidden_act="gelu"),
+    "llama-coded": lambda: llama(hidden_size=64, intermediate_size=96),
     "llama-relu": lambda: llama(hidden_act="relu", intermediate_size=50),
     "gemma3": lambda: tf.Gemma3ForCausalLM(
         tf.Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=WINDOW, layer_types=KINDS)
@@ -32,7 +34,7 @@ FORMS = {name: MODELS[name] for name in MODELS if not name.startswith(("gpt", "p
 TREE = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], dtype=torch.bool)
 
 
-HAS_COMPILER = any(map(shutil.which, native.COMPILERS))  # a source that it does not take is a failure, not a skip
+HAS_COMPILER = any(map(shutil.which, COMPILERS))  # a source that it does not take is a failure, not a skip
 BODIES = [
     pytest.param(FastBody, id="torch"),
     pytest.param(NativeBody, id="compiled", marks=pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")),
@@ -41,11 +43,14 @@ compiled = BODIES[1].marks[0]
 
 
 def made(name: str) -> tf.PreTrainedModel:
-    """In float32, with numbers that bfloat16 holds."""
+    """In float32, with numbers that bfloat16 holds; where it is coded, of 4 bits in products and 8 in embeddings."""
     MODELS.setdefault(name, FORMS[name])
     model = build(name, torch.float32)
-    for weight in model.parameters():
-        weight.data = weight.data.bfloat16().float()
+    for place, weight in model.named_parameters():
+        if name.endswith("coded") and weight.ndim == 2:
+            weight.data = rounded(weight.data, 8 if "embed" in place or "head" in place else 4)
+        else:
+            weight.data = weight.data.bfloat16().float()
     return model
 
 

@@ -12,6 +12,7 @@ import workbench as wb
 from tests.engine.small import PROMPT, folder_of, random_model, stock, words
 from workbench.errors import BadInput, Unsupported
 from workbench.models import hub
+from workbench.models.codes import codes_of
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -179,8 +180,24 @@ def test_weights_are_rounded_where_asked_and_traces_say_so(folder):
     same = wb.load("embedded", weights="bfloat16")
     assert all(map(torch.equal, same.model.parameters(), wb.load("embedded").model.parameters()))
     assert same.describe()["quantization"] is None
-    with pytest.raises(BadInput, match="weights: expected bfloat16 or None, got 'int4'"):
-        wb.load(folder, weights="int4")
+    with pytest.raises(BadInput, match="weights: expected bfloat16, int4 or None, got 'int2'"):
+        wb.load(folder, weights="int2")
+
+
+def test_weights_of_four_bits_decode_as_their_own_model(folder):
+    """Greedy text is that of `generate` over the rounded weights; said in traces, and rounded once for all."""
+    random_model(intermediate_size=64).save_pretrained(folder)
+    lm = wb.load(folder, weights="int4")
+    assert lm.describe()["quantization"] == "rounded to int4"
+    assert wb.decode(lm, PROMPT, max_new_tokens=8).token_ids == stock(lm.model, PROMPT, 8)
+    kinds = {name: codes_of(weight) for name, weight in lm.model.named_parameters() if weight.ndim == 2}
+    assert {name: found and found[0] for name, found in kinds.items()} == {
+        name: 8 if "embed" in name or "head" in name else 4 for name in kinds
+    }
+    lm.model.save_pretrained(folder)
+    again = wb.load(folder, weights="int4")
+    assert lm.body == again.body == ("fast", None) or "compiler" in str(lm.body)
+    assert again is not lm and all(map(torch.equal, again.model.parameters(), lm.model.parameters()))
 
 
 def test_a_file_written_over_in_place_does_not_reach_a_loaded_model(folder):

@@ -12,12 +12,13 @@ import torch
 from tests.engine.test_adapter import PROMPT, close
 from tests.engine.test_fast import LONG, bundled, compiled, made, prefilled, served
 from workbench.engine.model import ForwardRequest
-from workbench.models import native
+from workbench.models import codes, native
 from workbench.models.adapter import TransformersModel
 from workbench.models.fast import FastBody
 from workbench.models.native import NativeBody
+from workbench_kernels import native as built
 
-BUILD = native._compiled.__wrapped__
+BUILD = built._compiled.__wrapped__
 
 
 @compiled
@@ -35,7 +36,7 @@ def test_few_rows_are_read_natively_and_many_are_not():
 
 
 @compiled
-@pytest.mark.parametrize("name", ["llama-gqa", "gemma3", "olmo2"])
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-coded", "gemma3", "olmo2"])
 def test_a_compiled_row_does_not_know_of_the_others(name, monkeypatch):
     """Bit for bit: alone, among sixteen, by two threads, in a bundle."""
     lm = served(made(name), NativeBody)
@@ -130,7 +131,7 @@ def test_packed_weights_follow_those_of_the_model():
     check()
     assert not is_native(lm)
     lm.refresh()
-    assert lm.body == ("fast", "not compiled: weights that are not bfloat16 numbers")
+    assert lm.body[0] == "fast" and lm.body[1].startswith("not compiled: weights that are neither bfloat16 numbers")
     check()
     weight.data = model.model.layers[1].mlp.down_proj.weight.data.clone()  # torch does not count that
     lm.refresh()
@@ -141,11 +142,39 @@ def test_packed_weights_follow_those_of_the_model():
     check()
 
 
+def test_weights_of_few_bits_are_found_and_no_others():
+    """As GGUF's Q4_0, Q4_1 and Q8_0 have them, and rounded to such; groups of one number; the numbers come back."""
+    draw = torch.Generator().manual_seed(1)
+    scale = torch.rand(40, 3, 1, generator=draw).half().float() + 0.1
+    least = torch.randn(40, 3, 1, generator=draw).half().float()
+
+    def grid(low: int, high: int) -> torch.Tensor:
+        return torch.randint(low, high + 1, (40, 3, 32), generator=draw)
+
+    q4_0, q4_1, q8_0 = grid(-8, 7), grid(0, 15), grid(-127, 127)
+    q4_0[..., 9], q8_0[..., 4] = -8, -127
+    normal, flat = torch.randn(40, 96, generator=draw), torch.full((40, 96), 0.3)
+    cases = [(4, scale * q4_0), (4, scale * q4_1 + least), (8, scale * q8_0), (4, codes.rounded(normal)),
+             (8, codes.rounded(normal, 8)), (4, flat), (4, flat * 0)]  # fmt: skip
+    for bits, weight in cases:
+        weight = weight.reshape(40, 96)
+        found, code, steps, low = codes.codes_of(weight)
+        assert found == bits and code.min() >= 0 and code.max() < 2**bits
+        again = (low[..., None] + steps[..., None] * code).flatten(1)
+        torch.testing.assert_close(again, weight, rtol=0, atol=2e-6 * weight.abs().max().item())
+    near = codes.rounded(normal)
+    near[7, 40] += 0.01  # one number that is on no grid
+    peaks = normal * 0.02  # one weight of a group so large that the others are next to nothing of it
+    peaks[:, ::32] = 1e6
+    assert {codes.codes_of(odd) for odd in (normal, near, peaks, flat[:, :40])} == {None}
+    assert (codes.rounded(normal) - normal).abs().max() < 0.25
+
+
 def rebuilt(monkeypatch) -> str | None:
     """Why a model gets no compiled body now, if so."""
     if os.environ.get("WORKBENCH_KERNELS") != "torch":
         monkeypatch.delenv("WORKBENCH_KERNELS", raising=False)
-    monkeypatch.setattr(native, "_compiled", BUILD)
+    monkeypatch.setattr(built, "_compiled", BUILD)
     return served(made("llama-gqa"), NativeBody, FastBody).body[1]
 
 
@@ -174,21 +203,21 @@ def test_who_wants_torch_alone_gets_it(monkeypatch):
 def test_it_is_built_once(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert rebuilt(monkeypatch) is None
-    (built,) = tmp_path.rglob("*.so")
+    (file,) = tmp_path.rglob("*.so")
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", None)
         assert rebuilt(monkeypatch) is None
-    assert list(built.parent.iterdir()) == [built]
+    assert list(file.parent.iterdir()) == [file]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    cut = tmp_path / "other" / built.relative_to(tmp_path)
+    cut = tmp_path / "other" / file.relative_to(tmp_path)
     cut.parent.mkdir(parents=True)
-    cut.write_bytes(built.read_bytes()[:100])  # cut short: made anew
-    assert rebuilt(monkeypatch) is None and cut.stat().st_size == built.stat().st_size
-    built.unlink()
+    cut.write_bytes(file.read_bytes()[:100])  # cut short: made anew
+    assert rebuilt(monkeypatch) is None and cut.stat().st_size == file.stat().st_size
+    file.unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    built.parent.chmod(0o777)  # anybody's: left alone
+    file.parent.chmod(0o777)  # anybody's: left alone
     assert rebuilt(monkeypatch) is None
-    assert not list(built.parent.iterdir())
+    assert not list(file.parent.iterdir())
 
 
 @compiled
@@ -196,5 +225,5 @@ def test_it_is_built_where_there_is_no_home(monkeypatch):
     def homeless(name: str):
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(native, "cache_folder", homeless)
+    monkeypatch.setattr(built, "cache_folder", homeless)
     assert rebuilt(monkeypatch) is None

@@ -25,7 +25,7 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("--model", default="embedded", help="embedded, embedded-draft, a hub id or a local directory")
     parser.add_argument("--device", help="cpu (default), cuda, cuda:1 or auto")
     parser.add_argument("--dtype", help="float32, bfloat16, … (default: float32 on a CPU, else the checkpoint's own)")
-    parser.add_argument("--weights", help="bfloat16: rounded to it, whatever the dtype computed in")
+    parser.add_argument("--weights", help="bfloat16 or int4: rounded to it, whatever the dtype computed in")
 
 
 def add_settings(parser: Parser) -> None:

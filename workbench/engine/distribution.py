@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from workbench_kernels.distribution import native
 from workbench_kernels.noise import reference as noise
 
 __all__ = ["TOP", "Distribution", "divergences", "figures", "unpack"]
@@ -26,12 +27,32 @@ class Distribution:
     cut_by: for each row the names of what removed tokens.
     """
 
-    def __init__(self, raw: torch.Tensor, scores: torch.Tensor, cut_by: list[tuple[str, ...]], greedy: bool = False):
-        self.raw, self.scores, self.cut_by, self.greedy = raw, scores, cut_by, greedy
-        self._best: list[int] | None = None
+    def __init__(
+        self,
+        raw: torch.Tensor | None,
+        scores: torch.Tensor | None,
+        cut_by: list[tuple[str, ...]],
+        greedy: bool = False,
+        logits: torch.Tensor | None = None,
+        best: list[int] | None = None,
+    ):
+        """raw: None where nobody may need it, and it follows from `logits`; scores: None where they are `raw`."""
+        self.cut_by, self.greedy = cut_by, greedy
+        self._raw, self._scores = raw, None if scores is raw else scores
+        self._logits, self._best = raw if logits is None else logits, best
 
     def __len__(self) -> int:
-        return len(self.raw)
+        return len(self._logits)
+
+    @property
+    def raw(self) -> torch.Tensor:
+        if self._raw is None:
+            self._raw = self._logits.log_softmax(-1)
+        return self._raw
+
+    @property
+    def scores(self) -> torch.Tensor:
+        return self.raw if self._scores is None else self._scores
 
     def best(self, row: int) -> int:
         """The most probable token of the distribution sampled from; the lowest id wins a tie."""
@@ -56,14 +77,27 @@ class Distribution:
 
     def statistics(self, tokens: list[int], rows: Sequence[int] | None = None) -> dict[str, list]:
         """Token columns of the tokens taken at rows (default: 0, 1, …)."""
-        rows = range(len(tokens)) if rows is None else rows
-        whole = list(rows) == list(range(len(self)))
-        raw, scores = (part if whole else part[list(rows)] for part in (self.raw, self.scores))
-        sampled = not self.greedy and self.scores is not self.raw
-        ids = torch.tensor(tokens, device=raw.device)[:, None]
-        table = figures(raw, scores if sampled else None, ids).tolist()  # the one copy to the host
+        rows = list(range(len(tokens)) if rows is None else rows)
+        sampled = not self.greedy and self._scores is not None
+        table = self._table(tokens, rows, sampled)
         best = [self.best(n) == t for n, t in zip(rows, tokens, strict=True)] if self.greedy else None
-        return unpack(table, raw.shape[-1], [self.cut_by[row] for row in rows], sampled, best)
+        return unpack(table, self._logits.shape[-1], [self.cut_by[row] for row in rows], sampled, best)
+
+    def _table(self, tokens: list[int], rows: list[int], sampled: bool) -> list[list[float]]:
+        """As of `figures`, on the host."""
+        whole = rows == list(range(len(self)))
+        known = (self._logits, self._scores)[: 1 + sampled]
+        codes = [native.code_for(part) for part in known] if tokens else [None]
+        if None in codes:
+            known = (self.raw, self._scores if sampled else None)
+        parts = [part if whole or part is None else part[rows] for part in known]
+        if None in codes:
+            return figures(*parts, torch.tensor(tokens, device=parts[0].device)[:, None]).tolist()  # the one copy
+        top = min(TOP, parts[0].shape[-1])
+        raw, *drawn = (native.figures(code, part, tokens, top) for code, part in zip(codes, parts, strict=True))
+        if not drawn:
+            return raw
+        return [own[:-1] + [one[0], one[-1], one[2], *one[4:-1]] for own, one in zip(raw, drawn[0], strict=True)]
 
     def compare(self, tree: Any) -> dict[str, list]:
         """Columns of the drafts table for a `DraftTree` of which row i follows node i, None for the root: p of each
@@ -167,6 +201,8 @@ def draw(
 
     Returns the token, or a list of at most `count` tokens in draw order.
     """
+    if count == 1 and (code := native.code_for(scores)):
+        return native.draw(code, scores, noise.position_key(seed, purpose, position, branch, hypothesis))
     support = (scores > -torch.inf).nonzero()[:, 0]
     perturbed = scores[support].double() + noise.gumbel(seed, purpose, position, support, branch, hypothesis)
     if count == 1:

@@ -74,10 +74,10 @@ class ForwardRequest:
 
 @dataclass(slots=True)
 class Output:
-    """logits: [rows asked for, V]; where wanted, hidden: [R, width] final hidden states, behind the final norm; exit:
-    [R, width] the residual stream behind the last layer that ran, before the norm; states: l -> the same behind the
-    first l layers, for the numbers wanted. number, sequences, wall_ms: of a forward that tasks run side by side asked
-    for: its own number, how many sequences share it (None for one), its time."""
+    """logits: [rows asked for, V], the caller's to keep; where wanted, hidden: [R, width] final hidden states, behind
+    the final norm; exit: [R, width] the residual stream behind the last layer that ran, before the norm; states: l ->
+    the same behind the first l layers, for the numbers wanted. number, sequences, wall_ms: of a forward that tasks run
+    side by side asked for: its own number, how many sequences share it (None for one), its time."""
 
     logits: torch.Tensor
     hidden: torch.Tensor | None = None

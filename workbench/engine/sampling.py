@@ -18,6 +18,7 @@ import torch
 from workbench.declare import Declared, setting
 from workbench.engine.distribution import Distribution
 from workbench.errors import BadInput, NumericalError, WorkbenchError, shown
+from workbench_kernels.distribution import native
 
 __all__ = ["Sampling", "name_of", "processed"]
 
@@ -75,19 +76,21 @@ class Sampling(Declared):
 
         Raises NumericalError where a logit is NaN or infinite.
         """
-        scores = wide(logits)
-        if not finite(scores).item():
+        logits = scores = wide(logits)
+        code = native.code_for(logits)
+        best, sane = native.best(code, logits) if code else (None, finite(logits).item())
+        if not sane:
             raise NumericalError("the model returned NaN or infinite logits; check its weights and dtype")
-        raw = scores.log_softmax(-1)
         if self.processors:
+            best = None
             scores = torch.cat([self._process(prefixes(i), scores[i : i + 1].clone()) for i in range(len(scores))])
         elif self.plain:
-            return Distribution(raw, raw, [()] * len(raw))
+            return Distribution(None, None, [()] * len(logits), logits=logits)
         if self.greedy:
-            return Distribution(raw, scores, [("greedy",)] * len(raw), greedy=True)
+            return Distribution(None, scores, [("greedy",)] * len(logits), True, logits, best)
         heated = self._heat(scores)
         logp, removed = self.cut(heated)
-        return Distribution(raw, logp, self._cut_by(heated, removed))
+        return Distribution(None, logp, self._cut_by(heated, removed), logits=logits)
 
     @property
     def plain(self) -> bool:

@@ -12,7 +12,6 @@ that of the prompt; a token that completes a character holds it, those before it
 """
 
 import codecs
-import copy
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -174,8 +173,8 @@ class Detokenizer:
         self._last = ""  # what the last token added
 
     def fork(self) -> "Detokenizer":
-        new = copy.copy(self)
-        new._way = copy.copy(self._way)
+        new = _copied(self)
+        new._way = self._way and _copied(self._way)
         return new
 
     def push(self, token: int) -> str:
@@ -222,6 +221,13 @@ def token_of(tokenizer: Any, text: str, after: Detokenizer, likely: Sequence[int
             if text in (added, added + state.rest):
                 return token
     return None
+
+
+def _copied(one: Any) -> Any:
+    """A shallow copy; `copy.copy` takes ten times as long."""
+    new = object.__new__(type(one))
+    vars(new).update(vars(one))
+    return new
 
 
 class _Bytes:

@@ -5,7 +5,6 @@ Weights are `model.safetensors`, or the files that `model.safetensors.index.json
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import prod
@@ -32,12 +31,6 @@ class Entry(NamedTuple):
     file: Path
     begin: int
     end: int
-
-
-def cache_folder(name: str) -> Path:
-    """The folder of that name in the user's cache; it need not be there."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(base) / "decoding-workbench" / name
 
 
 def some(names: Iterable[Any], most: int = 3) -> str:

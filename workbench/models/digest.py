@@ -16,7 +16,8 @@ from torch import nn
 
 from workbench.errors import BadInput
 from workbench.models import checkpoint
-from workbench.models.checkpoint import Entry, cache_folder
+from workbench.models.checkpoint import Entry
+from workbench_kernels.native import cache_folder
 
 __all__ = ["Digest"]
 

@@ -18,6 +18,7 @@ import torch
 from workbench.errors import BadInput, Unsupported
 from workbench.models import checkpoint
 from workbench.models.progress import Progress
+from workbench_kernels.native import cache_folder
 
 __all__ = ["converted", "is_gguf"]
 
@@ -43,7 +44,7 @@ def converted(file: Path, progress: Progress | None = None) -> Path:
     does not read its architecture.
     """
     key = hashlib.sha256(repr(checkpoint.facts([file])).encode()).hexdigest()[:32]
-    place = checkpoint.cache_folder("gguf") / key
+    place = cache_folder("gguf") / key
     if not place.is_dir():
         missing = [name for name in NEEDED if find_spec(name) is None]
         if missing:

@@ -9,7 +9,8 @@ transformers is imported with the first model, which lets the app serve its page
 import re
 import threading
 from collections import defaultdict
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ import torch
 from workbench.engine.model import LanguageModel
 from workbench.engine.vocabulary import refuse_other_vocabulary
 from workbench.errors import BadInput, Unsupported, shown
-from workbench.models import checkpoint, gguf, hub
+from workbench.models import checkpoint, codes, gguf, hub
 from workbench.models.offers import OFFERS, get, need, present
 from workbench.models.progress import Progress, reading
+from workbench_kernels import native
 
 if TYPE_CHECKING:
     from workbench.models.adapter import TransformersModel
@@ -93,8 +95,11 @@ def load(
     device: "cpu" (default), "cuda", "cuda:1" or "auto".
     dtype: "float32" (default on a CPU), "bfloat16", …; None on a GPU keeps the checkpoint's own.
     tokenizer: where to read the tokenizer from, if not from `name`.
-    weights: "bfloat16" rounds the weights to it, whatever the dtype computed in. On a CPU in float32 the compiled body
-        then reads half the bytes. Lossy, and said under `quantization` in traces, unless they were bfloat16 before.
+    weights: "bfloat16" rounds the weights to it, whatever the dtype computed in; "int4" rounds them to 16
+        values between the least and the largest of 32 side by side, embeddings and head to 256, and what is no matrix
+        of such groups to bfloat16. On a CPU in float32 the
+        compiled body then reads half the bytes, or a fifth. Lossy, and said under `quantization` in traces, unless
+        they were such numbers before.
     progress: called with the step ("fetching", "converting", "loading"), the bytes done and in all; what it raises ends
     the loading.
 
@@ -106,8 +111,8 @@ def load(
     """
     if isinstance(name, str) and name in _registered:
         return _as_registered(name, device, dtype, revision, tokenizer, weights)
-    if weights not in (None, "bfloat16"):
-        raise BadInput(f"weights: expected bfloat16 or None, got {shown(weights)}")
+    if weights not in (None, *ROUNDINGS):
+        raise BadInput(f"weights: expected {', '.join(ROUNDINGS)} or None, got {shown(weights)}")
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     source = PRETRAINED / EMBEDDED[name] if name in EMBEDDED else place_of(need(name) if name in OFFERS else name)
@@ -203,6 +208,9 @@ def _served(given: Any, tokenizer: Any = None) -> LanguageModel:
             " workbench.load gives"
         )
     given.refresh()
+    if given.device.type == "cpu":
+        with suppress(RuntimeError):  # torch computes what it would
+            native.compiled()  # which may take seconds once: not in a run's first round
     return given
 
 
@@ -244,7 +252,7 @@ def _load(
             checkpoint.refuse_misfits(name, plan, tensors)
         with reading(sum(entry.end - entry.begin for entry in tensors.values()), progress):
             model = _weights(name, source, plan.config, dtype, shared)
-        if weights and _rounded(model):
+        if weights and _rounded(model, ROUNDINGS[weights]):
             model.config.weights_rounded = f"rounded to {weights}"
     with checkpoint.door(name, "has no readable tokenizer", "; pass tokenizer=… with one that fits"):
         for file in ("tokenizer.json", "tokenizer_config.json") if isinstance(reader, Path) else ():
@@ -292,14 +300,27 @@ def _weights(name: str, source: Path | str, config: Any, dtype: torch.dtype | No
     return model
 
 
-def _rounded(model: torch.nn.Module) -> bool:
-    """Round all weights to bfloat16, in the dtype that they have; whether that changed one."""
+def _rounded(model: torch.nn.Module, to: Callable[[torch.Tensor, bool], torch.Tensor]) -> bool:
+    """Round all weights, in the dtype that they have; whether that changed one."""
+    ends = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)] + [model.get_output_embeddings()]
+    ends = {id(p) for m in ends for p in m.parameters()}
     changed = False
     for weight in filter(torch.is_floating_point, model.parameters()):
-        rounded = weight.data.bfloat16().to(weight.dtype)
+        rounded = to(weight.data, id(weight) in ends).to(weight.dtype)
         changed = changed or not torch.equal(rounded, weight.data)
         weight.data = rounded
     return changed
+
+
+def _int4(weight: torch.Tensor, end: bool) -> torch.Tensor:
+    if weight.ndim < 2 or weight.shape[-1] % codes.GROUP:
+        return weight.bfloat16()
+    bits = 8 if end else 4
+    have = codes.codes_of(weight) if weight.ndim == 2 and weight.dtype == torch.float32 else None
+    return weight if have and have[0] <= bits else codes.rounded(weight, bits)
+
+
+ROUNDINGS = {"bfloat16": lambda weight, end: weight.bfloat16(), "int4": _int4}
 
 
 _FAULTS = {

@@ -1,22 +1,16 @@
 """The fast body compiled: what lies before and behind a layer's attention, in one call each, for forwards of few rows.
 
-`native.cpp` beside this file is built once by the C++ compiler of this machine, into the user's cache. It reads copies
-of weights that are bfloat16 on disk as such, half the bytes of float32 for the same numbers; all else stays float32.
-Sums run in one order, so a row's numbers do not depend on the rows beside it. Wider forwards go through torch.
+`workbench_kernels.native` builds it by the C++ compiler of this machine. It reads copies of the weights that say the
+same numbers in fewer bytes: bfloat16 where they are such, as on most disks, or 4 or 8 bits in groups of 32, as in GGUF
+files. All else stays float32. Sums run in one order, so a row's numbers do not depend on the rows beside it. Wider
+forwards go through torch.
 """
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,26 +21,22 @@ from workbench.engine.attention import join
 from workbench.engine.bundle import Bundle
 from workbench.errors import Unsupported
 from workbench.models import fast
-from workbench.models.checkpoint import cache_folder
+from workbench.models.codes import codes_of
+from workbench_kernels import native
 from workbench_kernels.dispatch import VARIABLE
 
-__all__ = ["COMPILERS", "NativeBody", "compiled"]
+__all__ = ["NativeBody", "compiled"]
 
-SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno",
-         "-fno-trapping-math", "-march=native")  # fmt: skip
 BLOCK = 16  # outputs side by side
 FEW = 16  # rows, up to which a product reads its weights here
 WIDE = 4096  # rows by slots, up to which attention is faster here
 SMALL = 2**22  # bytes of weights, up to which a second thread costs more than it saves
-COMPILERS = ("c++", "g++", "clang++")
-FORCED = ("torch", "triton")  # values of WORKBENCH_KERNELS that leave this out
 ACTIVATIONS: tuple[Callable, ...] = (F.silu, functools.partial(F.gelu, approximate="tanh"), F.relu, F.gelu)
 
 
 class Matrix(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("outputs", ctypes.c_int64),
-                ("inputs", ctypes.c_int64)]  # fmt: skip
+                ("inputs", ctypes.c_int64), ("bits", ctypes.c_int64)]  # fmt: skip
 
 
 class Norm(ctypes.Structure):
@@ -82,9 +72,20 @@ class Run(ctypes.Structure):
         return cls(k.data_ptr(), v.data_ptr(), place, k.shape[1], *strides, segment.causal)
 
 
+def compiled() -> ctypes.CDLL:
+    """The compiled source. Raises Unsupported where it cannot be had."""
+    try:
+        found = native.compiled()
+    except RuntimeError as error:
+        raise Unsupported(str(error)) from error
+    if found.layer_bytes() != ctypes.sizeof(Layer) + ctypes.sizeof(Run):
+        raise Unsupported("its structures have another size")
+    return found
+
+
 class NativeBody(fast.FastBody):
     """A `FastBody` whose narrow forwards are compiled. Raises Unsupported where nothing can be compiled here, or the
-    weights are not bfloat16 numbers.
+    weights cannot be said in 16 bits or fewer.
 
     Weights are packed anew where they were changed in place. What goes past torch's own count of changes, as writing to
     `.data` does, is seen when the next run begins.
@@ -110,7 +111,7 @@ class NativeBody(fast.FastBody):
                         self._packed = self._pack()
                     except Unsupported:  # numbers that only torch can read
                         self._packed = (self._marks(), *super().parts())
-        return super().parts() if os.environ.get(VARIABLE) in FORCED else self._packed[1:]
+        return super().parts() if os.environ.get(VARIABLE) in native.FORCED else self._packed[1:]
 
     def _marks(self) -> list[tuple[int, int]]:
         return [(tensor.data_ptr(), tensor._version) for tensor in self._sources]
@@ -139,19 +140,35 @@ class _Held:
 
     @torch.no_grad()
     def matrix(self, linear: fast.Linear) -> Matrix:
-        """Raises Unsupported for weights that are not bfloat16 numbers."""
+        """Raises Unsupported for weights that take more than 16 bits."""
         weight, (outputs, inputs) = linear.weight, linear.weight.shape
-        half = F.pad(weight.bfloat16(), (0, 0, 0, -outputs % BLOCK))
-        if inputs % 2 or not torch.equal(half[:outputs].float(), weight):
-            raise Unsupported("weights that are not bfloat16 numbers")
-        pairs = half.view(-1, BLOCK, inputs // 2, 2).transpose(1, 2).contiguous()
-        self.tensors.append(pairs)
-        return Matrix(pairs.data_ptr(), self.address(linear.bias), outputs, inputs)
+        half = weight.bfloat16()
+        if inputs % 2 == 0 and torch.equal(half.float(), weight):
+            bits, packed = 16, F.pad(half, (0, 0, 0, -outputs % BLOCK)).view(-1, BLOCK, inputs // 2, 2).transpose(1, 2)
+        else:
+            bits, packed = _packed(weight)
+        packed = packed.contiguous()
+        self.tensors.append(packed)
+        return Matrix(packed.data_ptr(), self.address(linear.bias), outputs, inputs, bits)
 
     @torch.no_grad()
     def norm(self, norm: fast.Norm) -> Norm:
         weight = 1 + norm.weight if norm.plus else norm.weight
         return Norm(self.address(weight), self.address(norm.bias), norm.eps, norm.centred)
+
+
+def _packed(weight: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """Bits of a code, and int32 [blocks of outputs, groups, words, outputs of a block]: of every group and output its
+    scale, its lowest weight and its codes. Raises Unsupported where these weights are no such numbers."""
+    found = codes_of(weight)
+    if found is None:
+        raise Unsupported("weights that are neither bfloat16 numbers nor 4 or 8 bits in groups of 32")
+    bits, codes, scale, low = found
+    each = codes.unflatten(-1, (bits, 32 // bits))
+    words = sum(each[..., n] << n * bits for n in range(32 // bits))  # the uppermost one into the sign
+    whole = torch.cat([scale[..., None].view(torch.int32), low[..., None].view(torch.int32), words], -1)
+    whole = F.pad(whole, (0, 0, 0, 0, 0, -len(whole) % BLOCK))
+    return bits, whole.unflatten(0, (-1, BLOCK)).movedim(1, 3)
 
 
 class _NativeHead(_Held):
@@ -251,85 +268,3 @@ def _activation(act: Callable) -> int:
         if torch.allclose(act(trial), known(trial), rtol=1e-6, atol=1e-6):
             return number
     raise Unsupported(f"no compiled {type(act).__name__}")
-
-
-# -- building -----------------------------------------------------------------------------------------------------
-
-
-_building = threading.Lock()
-
-
-def compiled() -> ctypes.CDLL:
-    """The compiled source. Raises Unsupported where it cannot be had."""
-    if (wish := os.environ.get(VARIABLE)) in FORCED:
-        raise Unsupported(f"{VARIABLE}={wish}")
-    with _building:
-        found = _compiled()
-    if isinstance(found, str):
-        raise Unsupported(found)
-    return found
-
-
-@functools.cache
-def _compiled() -> ctypes.CDLL | str:
-    """The compiled source, or why there is none: tried once."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
-    if compiler is None:
-        return "no C++ compiler found"
-    reasons = []
-    for flags in ((*FLAGS, "-fopenmp"), FLAGS):
-        try:
-            found = _loaded(compiler, flags)
-        except (OSError, subprocess.SubprocessError) as error:
-            told = getattr(error, "stderr", None) or str(error)
-            reasons += told.strip().splitlines()[:1]
-            continue
-        if found.layer_bytes() == ctypes.sizeof(Layer) + ctypes.sizeof(Run):
-            return _declared(found)
-        reasons.append("its structures have another size")
-    return f"{compiler}: {'; '.join(dict.fromkeys(reasons))}"
-
-
-def _loaded(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    """What this compiler makes of the source for this CPU, from the user's cache or into it; made anew where what lies
-    there does not load. A cache that is not the user's own is left alone."""
-    facts, made = Path("/proc/cpuinfo"), os.stat(compiler)
-    words = ("flags", "Features", "CPU part", "isa")
-    cpu = sorted({line for line in facts.read_text().splitlines() if line.startswith(words)}) if facts.is_file() else ()
-    key = (SOURCE.read_bytes(), compiler, made.st_size, made.st_mtime, flags, platform.uname()[4:], *cpu)
-    with tempfile.TemporaryDirectory() as own:
-        folder = _kept() or Path(own)
-        place = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
-        if place.is_file():
-            with suppress(OSError):
-                return ctypes.CDLL(str(place))
-        part = Path(own) / "part.so"
-        command = [compiler, *flags, "-o", str(part), str(SOURCE)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        beside = folder / f"{place.stem}.{os.getpid()}"
-        shutil.copyfile(part, beside)
-        beside.replace(place)
-        return ctypes.CDLL(str(place))
-
-
-def _kept() -> Path | None:
-    """The user's own folder for what is built; None where there is none, or another may write it."""
-    try:
-        folder = cache_folder("native")
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.stat()
-    except (OSError, RuntimeError):
-        return None
-    own = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
-    return folder if own and os.access(folder, os.W_OK) else None
-
-
-def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    place, number = ctypes.c_void_p, ctypes.c_int64
-    found.layer_before.argtypes = [place, place, number, *[place] * 5, ctypes.c_int]
-    found.layer_after.argtypes = [place, place, place, number, place, ctypes.c_int]
-    found.matrix_product.argtypes = [place, place, number, place, ctypes.c_int]
-    found.attend.argtypes = [place, place, place, number, place, *[number] * 4, ctypes.c_float, place, ctypes.c_int]
-    for name in ("layer_before", "layer_after", "matrix_product", "attend"):
-        getattr(found, name).restype = None
-    return found

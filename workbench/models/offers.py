@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from workbench.errors import BadInput
 from workbench.models import gguf
-from workbench.models.checkpoint import cache_folder
 from workbench.models.progress import Progress
+from workbench_kernels.native import cache_folder
 
 __all__ = ["OFFERS", "Offer", "get", "need", "present"]
 

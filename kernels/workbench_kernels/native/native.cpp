@@ -1,5 +1,6 @@
-// The parts of a decoder layer before and behind its attention, for few rows, in float32 from bfloat16 weights. Every
-// sum runs in one order, whatever the number of rows or threads: a row's result is that of the row alone.
+// The parts of a decoder layer before and behind its attention, for few rows, in float32 from weights of 16, 8 or 4 bits,
+// and the figures of rows of logits. Every sum runs in one order, whatever the number of rows or threads: a row's result is that
+// of the row alone.
 
 #include <cmath>
 #include <cstdint>
@@ -19,13 +20,22 @@ static inline floats as_floats(ints wide) {
 
 // -- products -------------------------------------------------------------------------------------------------------
 
-// data: of 16 outputs at a time, behind each other, the weights of two inputs in one integer, the first in its low half;
-// the last 16 are filled up with zeros. inputs: even. bias: or null.
+// data: of 16 outputs at a time, behind each other; the last 16 are filled up with zeros. bias: or null.
+// bits: 16 for bfloat16, the weights of two inputs in one integer, the first in its low half; inputs are even. 8 or 4 for
+// codes: of every 32 inputs a scale, a lowest weight, and the codes, as many in one integer as it holds, the first lowest.
 struct Matrix {
   const int32_t* data;
   const float* bias;
-  int64_t outputs, inputs;
+  int64_t outputs, inputs, bits;
 };
+
+constexpr int GROUP = 32;
+
+static inline void put(const Matrix& m, int64_t block, floats sum, float* y) {
+  int64_t start = block * BLOCK, count = m.outputs - start < BLOCK ? m.outputs - start : BLOCK;
+  for (int64_t i = 0; m.bias && i < count; i++) sum[i] += m.bias[start + i];
+  memcpy(y + start, &sum, count * sizeof(float));
+}
 
 template <int BLOCKS, int ROWS>
 static inline void tile(const Matrix& m, int64_t block, const float* x, float* y) {
@@ -42,12 +52,38 @@ static inline void tile(const Matrix& m, int64_t block, const float* x, float* y
       }
     }
   for (int b = 0; b < BLOCKS; b++)
-    for (int r = 0; r < ROWS; r++) {
-      floats sum = even[b][r] + odd[b][r];
-      int64_t start = (block + b) * BLOCK, count = m.outputs - start < BLOCK ? m.outputs - start : BLOCK;
-      for (int64_t i = 0; m.bias && i < count; i++) sum[i] += m.bias[start + i];
-      memcpy(y + r * m.outputs + start, &sum, count * sizeof(float));
+    for (int r = 0; r < ROWS; r++) put(m, block + b, even[b][r] + odd[b][r], y + r * m.outputs);
+}
+
+// totals: of x, over each group of inputs
+template <int BITS, int ROWS>
+static inline void tile_of_codes(const Matrix& m, int64_t block, const float* x, const float* totals, float* y) {
+  int64_t groups = m.inputs / GROUP;
+  const int32_t* w = m.data + block * groups * (2 + BITS) * BLOCK;
+  floats sum[ROWS] = {};
+  for (int64_t g = 0; g < groups; g++, w += (2 + BITS) * BLOCK) {
+    floats scale = load((const float*)w), low = load((const float*)w + BLOCK), part[ROWS] = {};
+    for (int j = 0; j < BITS; j++) {
+      ints word = *(const ints*)(w + (2 + j) * BLOCK);
+      for (int n = 0; n < 32 / BITS; n++) {
+        floats code = __builtin_convertvector((word >> (n * BITS)) & ((1 << BITS) - 1), floats);
+        for (int r = 0; r < ROWS; r++) part[r] += code * x[r * m.inputs + g * GROUP + j * (32 / BITS) + n];
+      }
     }
+    for (int r = 0; r < ROWS; r++) sum[r] += scale * part[r] + low * totals[r * groups + g];
+  }
+  for (int r = 0; r < ROWS; r++) put(m, block, sum[r], y + r * m.outputs);
+}
+
+template <int BITS>
+static inline void rows_of_codes(const Matrix& m, int64_t block, const float* x, const float* totals, int64_t rows,
+                                 float* y) {
+  int64_t r = 0, groups = m.inputs / GROUP;
+  for (; r + 4 <= rows; r += 4)
+    tile_of_codes<BITS, 4>(m, block, x + r * m.inputs, totals + r * groups, y + r * m.outputs);
+  if (r + 2 <= rows)
+    tile_of_codes<BITS, 2>(m, block, x + r * m.inputs, totals + r * groups, y + r * m.outputs), r += 2;
+  if (r < rows) tile_of_codes<BITS, 1>(m, block, x + r * m.inputs, totals + r * groups, y + r * m.outputs);
 }
 
 template <int BLOCKS>
@@ -60,6 +96,17 @@ static inline void rows_of(const Matrix& m, int64_t block, const float* x, int64
 
 static void multiply(const Matrix& m, const float* x, int64_t rows, float* y, int threads) {
   int64_t blocks = (m.outputs + BLOCK - 1) / BLOCK, several = blocks / 2;
+  if (m.bits < 16) {
+    int64_t groups = m.inputs / GROUP;
+    std::vector<float> totals(rows * groups);
+    for (int64_t i = 0; i < rows * groups; i++)
+      for (int64_t j = 0; j < GROUP; j++) totals[i] += x[i * GROUP + j];
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t b = 0; b < blocks; b++)
+      if (m.bits == 4) rows_of_codes<4>(m, b, x, totals.data(), rows, y);
+      else rows_of_codes<8>(m, b, x, totals.data(), rows, y);
+    return;
+  }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < several; b++) rows_of<2>(m, 2 * b, x, rows, y);
   if (blocks % 2) rows_of<1>(m, blocks - 1, x, rows, y);
@@ -231,6 +278,83 @@ static void attend_group(const Queries& all, const Segment* segments, int64_t co
   if (t < queries) attend_some<1>(all, segments, count, group, t, scores);
 }
 
+// -- rows of logits -------------------------------------------------------------------------------------------------
+
+// Calls part(16 of x, where they begin) for all of a row, which is filled up with -inf.
+template <typename Part>
+static inline void parts_of(const float* x, int64_t count, Part part) {
+  int64_t i = 0;
+  for (; i + BLOCK <= count; i += BLOCK) part(load(x + i), i);
+  if (i < count) {
+    floats last = floats{} - INFINITY;
+    memcpy(&last, x + i, (count - i) * sizeof(float));
+    part(last, i);
+  }
+}
+
+static inline bool any(ints mask) {
+  int32_t found = 0;
+  for (int i = 0; i < BLOCK; i++) found |= mask[i];
+  return found;
+}
+
+static float largest(const float* x, int64_t count) {  // NaN where there is one
+  floats most = floats{} - INFINITY;
+  parts_of(x, count, [&](floats v, int64_t) { most = v > most || v != v ? v : most; });
+  float best = most[0];
+  for (int i = 1; i < BLOCK; i++) best = most[i] > best || most[i] != most[i] ? most[i] : best;
+  return best;
+}
+
+// Log-sum-exp is shifted by the largest; float sums of 64 parts at a time are added up in double.
+static void figures_of(const float* x, int64_t count, int64_t id, int64_t top, double* out) {
+  const float best = largest(x, count), mine = x[id];
+  double mass = 0, first = 0, second = 0;
+  floats masses = {}, firsts = {}, seconds = {};
+  ints above = {}, alive = {};
+  std::vector<float> values(top, -INFINITY);
+  std::vector<int64_t> ids(top, -1);
+  auto flush = [&] {
+    mass += total(masses), first += total(firsts), second += total(seconds);
+    masses = firsts = seconds = floats{};
+  };
+  parts_of(x, count, [&](floats v, int64_t at) {
+    floats far = v - best;
+    ints near = far >= -87.0f;  // else a weight of nothing, however large what it is of
+    floats away = near ? far : floats{}, weight = near ? exponential(far) : floats{};
+    masses += weight, firsts += weight * away, seconds += weight * away * away;
+    above -= v > mine, alive -= v > -INFINITY;
+    if (top && any(v > values[top - 1]))
+      for (int64_t i = 0; i < BLOCK && at + i < count; i++)
+        if (v[i] > values[top - 1]) {
+          int64_t place = top - 1;
+          for (; place && values[place - 1] < v[i]; place--) values[place] = values[place - 1], ids[place] = ids[place - 1];
+          values[place] = v[i], ids[place] = at + i;
+        }
+    if (at / BLOCK % 64 == 63) flush();
+  });
+  flush();
+  double lse = best + std::log(mass), mean = first / mass;
+  double rank = 1, kept = 0;
+  for (int i = 0; i < BLOCK; i++) rank += above[i], kept += alive[i];
+  out[0] = std::log(mass) - mean, out[1] = second / mass - mean * mean, out[2] = mine - lse, out[3] = rank;
+  for (int64_t i = 0; i < top; i++) out[4 + i] = values[i] - lse, out[4 + top + i] = ids[i];
+  out[4 + 2 * top] = kept;
+}
+
+static inline uint64_t mixed(uint64_t v) {  // SplitMix64's finaliser
+  v = (v ^ (v >> 30)) * 0xBF58476D1CE4E5B9;
+  v = (v ^ (v >> 27)) * 0x94D049BB133111EB;
+  return v ^ (v >> 31);
+}
+
+constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15;
+
+static inline double perturbed(float score, uint64_t key, int64_t id) {  // by Gumbel noise
+  double uniform = ((double)(mixed(key + (id + 1) * GOLDEN) >> 12) + 0.5) * 0x1p-52;
+  return score - std::log(-std::log(uniform));
+}
+
 // -- a layer --------------------------------------------------------------------------------------------------------
 
 struct Layer {
@@ -305,6 +429,49 @@ void attend(const Segment* segments, const int64_t* counts, const int64_t* rows,
     for (int64_t t = 0; t < sequences * groups; t++)
       attend_group(each[t / groups], own[t / groups], counts[t / groups], t % groups, scores);
   }
+}
+
+// rows of logits [rows, count] -> the first of the largest of each, and whether all are finite numbers.
+void row_best(const float* x, int64_t rows, int64_t count, int64_t* best, int64_t* finite) {
+  for (int64_t r = 0; r < rows; r++, x += count) {
+    float most = largest(x, count);
+    ints odd = {};
+    best[r] = count;
+    parts_of(x, count, [&](floats v, int64_t at) {
+      if (at + BLOCK <= count) odd |= v - v != floats{};
+      ints here = v == most;
+      if (best[r] == count && any(here))
+        for (int i = BLOCK - 1; i >= 0; i--) best[r] = here[i] ? at + i : best[r];
+    });
+    bool sound = !any(odd);
+    for (int64_t i = count / BLOCK * BLOCK; i < count; i++) sound = sound && std::isfinite(x[i]);
+    finite[r] = sound;
+  }
+}
+
+// rows of scores [rows, count], -inf where a token is ruled out -> of each, for its token ids[r]: entropy, variance of the
+// surprisal, log-probability, rank, the top log-probabilities, their ids, how many tokens are not ruled out.
+void row_figures(const float* x, int64_t rows, int64_t count, const int64_t* ids, int64_t top, double* out) {
+  for (int64_t r = 0; r < rows; r++) figures_of(x + r * count, count, ids[r], top, out + r * (5 + 2 * top));
+}
+
+// The token of the largest of scores [count] and Gumbel noise. Most are ruled out in float, by a uniform number that is at
+// most as large and still too small for their score, with a margin for rounding; what is left is compared in double.
+int64_t row_draw(const float* scores, int64_t count, uint64_t key) {
+  int64_t found, sane;
+  row_best(scores, 1, count, &found, &sane);
+  if (found == count || scores[found] == -INFINITY) return -1;
+  double most = perturbed(scores[found], key, found);
+  parts_of(scores, count, [&](floats v, int64_t at) {
+    floats uniform, least = exponential(-exponential(v - (float)most)) * (1 - 2e-5f);
+    for (int i = 0; i < BLOCK; i++) uniform[i] = (float)(int32_t)((mixed(key + (at + i + 1) * GOLDEN) >> 40) + 1) * 0x1p-24f;
+    if (any(uniform >= least))
+      for (int64_t i = 0; i < BLOCK && at + i < count; i++) {
+        double own = uniform[i] >= least[i] ? perturbed(v[i], key, at + i) : -INFINITY;
+        if (own > most || (own == most && at + i < found)) most = own, found = at + i;
+      }
+  });
+  return found;
 }
 
 int64_t layer_bytes() { return sizeof(Layer) + sizeof(Segment); }
