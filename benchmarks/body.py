@@ -4,7 +4,7 @@ adds to a bare loop over the functional body.
     python benchmarks/body.py [--model embedded] [--threads 1] [--context 50] [--tokens 64] [--prompts 6] [--repeats 5]
 
 Greedy, whole calls, one text after the other, all arms in turn; the ratio of `model.generate`'s time to an arm's, with
-its interval, and whether all texts are equal. With `--rounded 1` the weights are first rounded to bfloat16.
+its interval, and whether all texts are equal. With `--weights int4` (or bfloat16) the weights are first rounded to it.
 """
 
 import time
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 import workbench as wb
 from benchmarks.runs import Record, finish, interleaved, interval, options, ours, prompts, ratio, same, theirs
+from workbench.cache.store import Segment
 from workbench.engine.model import ForwardRequest
 from workbench.models.adapter import TransformersModel
 from workbench.models.fast import FastBody
@@ -26,14 +27,21 @@ STOCK = "model.generate"
 class Buffers:
     """Keys and values of a text that only grows: no cache store, nothing recorded."""
 
+    watched = ()
+
     def __init__(self, layers: int, most: int):
         self.k, self.v, self.most, self.length = [None] * layers, [None] * layers, most, 0
 
     def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         if self.k[layer] is None:
             self.k[layer], self.v[layer] = (x.new_empty(x.shape[0], self.most, x.shape[2]) for x in (k, v))
+        self.rows = k.shape[1]
         self.k[layer][:, self.length : self.length + k.shape[1]] = k
         self.v[layer][:, self.length : self.length + v.shape[1]] = v
+
+    def segments(self, layer: int, window: int | None) -> list[Segment]:
+        seen, rows = self.length + self.rows, self.rows
+        return [Segment(self.k[layer][:, :seen], self.v[layer][:, :seen], causal=rows > 1)]
 
 
 def attend(store: Buffers, layer: int, q: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
@@ -47,7 +55,7 @@ def attend(store: Buffers, layer: int, q: torch.Tensor, scale: float, window: in
 
 @torch.inference_mode()
 def bare(lm: TransformersModel, body: FastBody, tokens: int, prompt: list[int], seed: int) -> Record:
-    """The functional body in the shortest loop there is."""
+    """A body in the shortest loop there is."""
     start, store = time.perf_counter(), Buffers(lm.layers, len(prompt) + tokens)
     ids, text = prompt, []
     while len(text) < tokens:
@@ -59,19 +67,21 @@ def bare(lm: TransformersModel, body: FastBody, tokens: int, prompt: list[int], 
 
 
 def main() -> None:
-    parser = options(__doc__, model="embedded", threads=1, context=50, tokens=64, prompts=6, repeats=5, rounded=0)
+    parser = options(__doc__, model="embedded", threads=1, context=50, tokens=64, prompts=6, repeats=5, weights="")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    loaded = wb.load(given.model, weights="bfloat16" if given.rounded else None)
+    loaded = wb.load(given.model, weights=given.weights or None)
     models = {
         name: type(name, (TransformersModel,), {"bodies": bodies})(loaded.model, loaded.tokenizer)
         for name, bodies in {"stock": (), "torch": (FastBody,), "compiled": (NativeBody, FastBody)}.items()
     }
     handles = models["torch"]._cache.layers
-    body = FastBody(models["torch"]._engine, [h.scale for h in handles], [h.window for h in handles], attend)
+    parts = (models["torch"]._engine, [h.scale for h in handles], [h.window for h in handles], attend)
     text = [token for prompt in prompts(50) for token in loaded.tokenizer.encode(prompt)]
     given_ids = [text[i * given.context : (i + 1) * given.context] for i in range(given.prompts)]
-    arms = {STOCK: partial(theirs, loaded, given.tokens), "bare": partial(bare, models["torch"], body, given.tokens)}
+    arms = {STOCK: partial(theirs, loaded, given.tokens)}
+    arms["bare"] = partial(bare, models["torch"], FastBody(*parts), given.tokens)
+    arms["bare, compiled"] = partial(bare, models["compiled"], NativeBody(*parts), given.tokens)
     if loaded.eos_ids:  # all arms go on to the end
         arms[STOCK] = partial(theirs, loaded, given.tokens, eos_token_id=None)
     for name, lm in models.items():

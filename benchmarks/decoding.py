@@ -4,8 +4,8 @@
 
 Every arm decodes the same held-out prompts greedily with the embedded target. A figure is the ratio of
 `model.generate`'s time to the arm's on the same prompt (whole call, prefill included), each the best of `repeats`
-interleaved runs. Text equality with `model.generate` is checked on every run: no ratio is printed for an arm that
-differs.
+interleaved runs. `recording_ms_per_token` is what logging took of that, by the trace's own account. Text equality with
+`model.generate` is checked on every run: no ratio is printed for an arm that differs.
 """
 
 from functools import partial
@@ -38,6 +38,8 @@ def table(rows: dict[str, list[Record]]) -> list[dict]:
             quarter, ordered = len(ratios) // 4, sorted(ratios)
             entry |= {"speedup": median(ratios), "quartiles": [ordered[quarter], ordered[-1 - quarter]]}
             entry |= {"speedup_without_loops": median(calm) if calm else None, "prompts_without_loops": len(calm)}
+        if name != STOCK:
+            entry["recording_ms_per_token"] = median(r["recording_ms"] / len(r["text"]) for r in found)
         if name != STOCK and found[0]["forwards"]:  # not logged at level off
             entry |= counted(found) | {"repeated_4gram_share": mean(r["repeated"] for r in found)}
         out.append(entry)

@@ -42,6 +42,7 @@ def ours(lm, decoder: wb.Decoder | None, prompt: list[int], seed: int, **setting
         "forwards": summary["target_forwards"] or 0,
         "drafted": summary["num_draft_tokens"] or 0,
         "accepted": summary["num_accepted_tokens"] or 0,
+        "recording_ms": summary["recording_ms"],
         "draft_ms": float(trace.rounds["draft_ms"].fillna(0).sum()),
         "repeated": summary["repeated_4gram_share"] or 0.0,
     }

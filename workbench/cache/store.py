@@ -22,6 +22,8 @@ from typing import Any, Protocol
 
 import torch
 
+from workbench.cache.places import index
+
 __all__ = ["MANY", "CacheStore", "PlainStore", "Segment"]
 
 MANY = 2**62  # rows: no limit
@@ -118,7 +120,7 @@ class _Run:
     `frontier` counts the slots somebody has committed to; `writer` refers to the store with rows in flight behind it.
     """
 
-    __slots__ = ("capacity", "frontier", "k", "v", "writer")
+    __slots__ = ("_sizes", "capacity", "frontier", "k", "v", "writer")
 
     def __init__(self, layers: int):
         self.k: list[torch.Tensor | None] = [None] * layers
@@ -126,6 +128,19 @@ class _Run:
         self.capacity = 0
         self.frontier = 0
         self.writer = _nobody
+        self._sizes: list[tuple[int, int]] | None = None
+
+    def set(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """The buffers of a layer."""
+        self.k[layer], self.v[layer], self._sizes = k, v, None
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Of every layer the bytes of a slot, and how many there is room for."""
+        if self._sizes is None:
+            self._sizes = [(0, 0) if k is None else (_slot_bytes(k, v), k.stride(0) // k.shape[2])
+                           for k, v in zip(self.k, self.v, strict=True)]  # fmt: skip
+        return self._sizes
 
     @classmethod
     def of(cls, k: list[torch.Tensor], v: list[torch.Tensor], capacity: int) -> "_Run":
@@ -208,8 +223,8 @@ class PlainStore(CacheStore):
         """Put the new rows' keys [Hk, R, D] and values [Hk, R, Dv] of one layer behind all it has staged before."""
         run, start = self._run, self.held + self.behind
         if run.k[layer] is None:
-            run.k[layer] = k.new_empty(k.shape[0], run.capacity, k.shape[2])
-            run.v[layer] = v.new_empty(v.shape[0], run.capacity, v.shape[2])
+            room = (x.new_empty(x.shape[0], run.capacity, x.shape[2]) for x in (k, v))
+            run.set(layer, *room)
         run.k[layer][:, start : start + self._rows] = k
         run.v[layer][:, start : start + self._rows] = v
         self._counts[layer] = self.behind + self._rows
@@ -232,7 +247,7 @@ class PlainStore(CacheStore):
         for piece in self.trunk:
             segment = piece[layer]
             if window is not None:
-                rows = torch.tensor(self._seen[-self._rows :], device=segment.k.device)
+                rows = index(self._seen[-self._rows :], segment.k.device)
                 where = torch.arange(start, start + segment.k.shape[1], device=segment.k.device)
                 segment = replace(segment, mask=rows[:, None] - where < window)
             start += segment.k.shape[1]
@@ -341,6 +356,16 @@ class PlainStore(CacheStore):
         counted: what other stores have counted, with this one's from now on, which costs nothing again: by the address
         of a run's keys the slots of it, else by address or id of what it is.
         """
+        if counted is None and not self.trunk:
+            sizes = self._run.sizes
+            staged = [self._counts.get(layer, 0) for layer in range(len(sizes))]
+            return {
+                "live_slots": [self.held if slot else 0 for slot, _ in sizes],
+                "logical_length": [self.length] * len(sizes),
+                "payload": [slot * self.held for slot, _ in sizes],
+                "staging": [slot * rows for (slot, _), rows in zip(sizes, staged, strict=True)],
+                "pad": [slot * (room - self.held - rows) for (slot, room), rows in zip(sizes, staged, strict=True)],
+            }
         counted = {} if counted is None else counted
         kinds = ("payload", "staging", "pad")
         columns: dict[str, list] = {"live_slots": [], "logical_length": [], **{kind: [] for kind in kinds}}
@@ -350,7 +375,7 @@ class PlainStore(CacheStore):
             for piece in self.trunk:
                 parts.append((piece[layer].k, piece[layer].v, piece[layer].k.shape[1], 0))
             for k, v, held, staged in parts:
-                slot = (k.shape[0] * k.shape[2] + v.shape[0] * v.shape[2]) * k.itemsize
+                slot = _slot_bytes(k, v)
                 known = counted.get(k.data_ptr())
                 more = held if known is None else max(held - known, 0)
                 free = (k.stride(0) // k.shape[2] if known is None else 0) - more - staged
@@ -362,3 +387,7 @@ class PlainStore(CacheStore):
             for kind, size in zip(kinds, sizes, strict=True):
                 columns[kind].append(size)
         return columns
+
+
+def _slot_bytes(k: torch.Tensor, v: torch.Tensor) -> int:
+    return (k.shape[0] * k.shape[2] + v.shape[0] * v.shape[2]) * k.itemsize

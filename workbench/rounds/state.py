@@ -56,9 +56,11 @@ class State:
 
     def fork(self) -> "State":
         runners = {role: runner.fork() for role, runner in self.runners.items()}
-        same = {"text": self.text.fork(), "memory": dict(self.memory)}
         forks = {id: replace(one, state=one.state.fork()) for id, one in self.hypotheses.items()}
-        return replace(self, tokens=list(self.tokens), runners=runners, hypotheses=forks, **same)
+        return State(
+            list(self.tokens), self.prompt_length, self.settings, runners, self.text.fork(), self.strategy,
+            dict(self.memory), self.rounds, self.spent_us, self.ended, forks,
+        )  # fmt: skip
 
     @property
     def new_tokens(self) -> list[int]:

@@ -11,13 +11,14 @@ __all__ = ["clean", "listed", "number", "pack_layers", "unpack_layers"]
 
 Columns = dict[str, list]
 DIGITS = {"topk_raw": 3, "topk_sampled": 3, "wall_ms": 4}  # fewer than the usual six, where they are there to look at
+FORMS = {digits: f".{digits}g" for digits in range(1, 18)}
 AS_IT_IS = frozenset({int, str, bool, type(None)})
 ZERO = dict.fromkeys((*CACHE_KINDS, *CACHE_COUNTS, "host_bytes"), 0)
 
 
 def number(value: float, digits: int = 6) -> float:
     """A float with that many significant digits."""
-    return float(f"{value:.{digits}g}")
+    return float(format(value, FORMS[digits]))
 
 
 def clean(value: Any, name: str, flags: list[str], digits: int = 6) -> Any:
@@ -25,13 +26,16 @@ def clean(value: Any, name: str, flags: list[str], digits: int = 6) -> Any:
     kind = type(value)
     if kind is float:
         if math.isfinite(value):
-            return float(f"{value:.{digits}g}")
+            return float(format(value, FORMS[digits]))
         flags.append(name)
         return None
     if kind in AS_IT_IS:
         return value
     if kind is list or kind is tuple:
-        return [item if type(item) in AS_IT_IS else clean(item, name, flags, digits) for item in value]
+        form = FORMS[digits]
+        return [item if (kind := type(item)) in AS_IT_IS
+                else float(format(item, form)) if kind is float and math.isfinite(item)
+                else clean(item, name, flags, digits) for item in value]  # fmt: skip
     if isinstance(value, dict):
         return {str(key): clean(item, f"{name}.{key}", flags, digits) for key, item in value.items()}
     if isinstance(value, os.PathLike):
