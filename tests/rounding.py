@@ -14,6 +14,7 @@ import torch
 from workbench.cache.codec import Affine
 from workbench.cache.plan import CacheMethod
 from workbench.engine.distribution import Distribution
+from workbench_kernels.distribution import native
 from workbench_kernels.noise import reference as noise
 
 __all__ = ["MARGIN", "SHARE", "Texts", "close", "margins", "tolerance"]
@@ -103,6 +104,7 @@ def decisions() -> Iterator[list[Act]]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(Distribution, "choose", choose))
         stack.enter_context(mock.patch.object(noise, "gumbel", gumbel))
+        stack.enter_context(mock.patch.object(native, "code_for", lambda rows: None))  # it makes noise of its own
         stack.enter_context(mock.patch.object(Affine, "pack", pack))
         stack.enter_context(mock.patch.object(CacheMethod, "checked", checked))
         yield acts
