@@ -92,7 +92,7 @@ def migrating() -> str:
         "Rooms": rooms,
         "Members": {f"{family} `{old}`": new for (family, old), new in aliases.MEMBERS.items()},
         "Parameters": _inner({f"{family} `{name}`": found for (family, name), found in aliases.PARAMETERS.items()}),
-        "Modules": {f"`{old}`": new for old, new in aliases.MODULES.items()},
+        "Modules": {f"`{old}`": new for old, new in (aliases.MODULES | aliases.CLASSES).items()},
         "Traces": _inner({"`run`": aliases.RUN, **{f"`{key}`": words for key, words in aliases.VALUES.items()}}),
         "Results": {f"`{old}`": new for old, new in aliases.RESULTS.items()},
         "Classes of your own": _inner({**aliases.METHODS, "argument": aliases.ARGUMENTS}),

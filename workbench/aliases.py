@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from types import CodeType
 from typing import Any
 
-__all__ = ["Renamed", "install", "member", "name", "parameters", "refuse_old", "renamed", "tell"]
+__all__ = ["Renamed", "install", "member", "moved", "name", "parameters", "refuse_old", "renamed", "tell"]
 
 NAMES = {  # of `workbench` and its rooms
     "CachePolicy": "CacheMethod", "Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round",
@@ -23,6 +23,14 @@ HOMES = {  # names that have another room now, by the old one
     "workbench.speculation": ("search_skip",),
     "workbench.speculation.drafters": ("search_skip",),
 }
+
+CLASSES = {  # that have another name or module now, by the old one
+    f"workbench.speculation.heads.modules.{old}": f"workbench.speculation.drafters.{new}"
+    for old, new in {
+        "Block": "eagle.Block", "Eagle": "eagle.EagleLayer", "Hydra": "hydra.HydraHeads",
+        "Medusa": "medusa.MedusaHeads", "Residual": "medusa.Residual",
+    }.items()
+}  # fmt: skip
 
 MEMBERS = {("verifier", "keyed"): "seeded"}
 
@@ -83,6 +91,7 @@ MODULES = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for nam
     "workbench.decoders.device": "workbench.device.round",
     "workbench.diagnosis": "workbench.report.doctor",
     "workbench.engine.device_law": "workbench.device.sampling",
+    "workbench.engine.noise": "workbench_kernels.noise.reference",
     "workbench.engine.device_model": "workbench.device.model",
     "workbench.engine.device_round": "workbench.device.forward",
     "workbench.lab": "workbench.cli.lab",
@@ -92,6 +101,8 @@ MODULES = {f"{old}.{name}": f"{new}.{name}" for old, new, names in MOVED for nam
     "workbench.pretrained.train": "workbench.training.stage",
     "workbench.selftest": "workbench_kernels.selftest",
     "workbench.speculation.growth": "workbench.speculation.tree_builder",
+    "workbench.speculation.heads.adapter": "workbench.speculation.drafters.kangaroo",
+    "workbench.speculation.heads.judge": "workbench.speculation.verifiers.judge",
     "workbench.speculation.training": "workbench.training",
     "workbench.trace.laws": "workbench.trace.distributions",
 }
@@ -124,6 +135,16 @@ def name(package: str, old: str, public: Mapping[str, str]) -> str | None:
         return None
     tell(f"{package}.{old}", f"{public[new]}.{new}" if elsewhere else new)
     return new
+
+
+def moved(module: str, old: str) -> Any:
+    """The class that a module once held under a name. Raises AttributeError for any other name."""
+    new = CLASSES.get(f"{module}.{old}")
+    if new is None:
+        raise AttributeError(f"module {module!r} has no attribute {old!r}")
+    tell(f"{module}.{old}", new)
+    place, _, present = new.rpartition(".")
+    return getattr(import_module(place), present)
 
 
 def member(family: str, old: str) -> str:

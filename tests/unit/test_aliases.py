@@ -1,6 +1,7 @@
 """Names of version 0.1: they work, in Python, on the command line and in files, and warn once with the new name."""
 
 import importlib
+import re
 import subprocess
 import sys
 import warnings
@@ -156,3 +157,15 @@ def test_sessions_import_without_transformers_and_docstrings():
     code = "import sys, workbench.session; sys.exit('transformers' in sys.modules)"
     for flags in ([], ["-OO"]):
         assert subprocess.run([sys.executable, *flags, "-c", code], check=False).returncode == 0, flags
+
+
+@pytest.mark.parametrize("old", aliases.CLASSES)
+def test_old_classes_are_found_where_they_were(old):
+    module, _, name = old.rpartition(".")
+    place, _, new = aliases.CLASSES[old].rpartition(".")
+    aliases._told.discard(old)
+    with pytest.warns(aliases.Renamed, match=re.escape(aliases.CLASSES[old])):
+        found = getattr(importlib.import_module(module), name)
+    assert found is getattr(importlib.import_module(place), new)
+    with pytest.raises(AttributeError, match="has no attribute 'Other'"):
+        getattr(importlib.import_module(module), "Other")  # noqa: B009, as any caller would

@@ -172,8 +172,17 @@ def _unwrap(page: bytes, path: Path) -> bytes:
 def _unpack(content: bytes, path: Path, most: int) -> tuple[BinaryIO, str]:
     """The lines of gzip members, and what is wrong behind them: what a cut-off or damaged one has before is kept.
 
-    most: bytes that they may have; what claims to be more is refused.
+    most: bytes that they may have; what claims to be more is refused. What was copied as if it were text, each line
+    feed behind a carriage return, is read as it was before.
     """
+    found = _members(content, path, most)
+    if found[1] and b"\r\n" in content:
+        before = _members(content.replace(b"\r\n", b"\n"), path, most)
+        found = max(found, before, key=lambda one: (not one[1], len(one[0].getbuffer())))
+    return found
+
+
+def _members(content: bytes, path: Path, most: int) -> tuple[io.BytesIO, str]:
     stream, pieces, left, damage = gzip.GzipFile(fileobj=io.BytesIO(content)), [], most, ""
     try:
         while left >= 0 and (piece := stream.read1(2**16)):

@@ -80,6 +80,21 @@ def test_a_cut_or_damaged_gzip_member_keeps_what_is_before(made_up, tmp_path, mo
         assert again.log == trace.log[: len(again.log)] and again.dropped[0].endswith("damaged from here on")
 
 
+def test_a_saved_trace_copied_as_text_reads_as_it_was(made_up, tmp_path):
+    """Each line feed behind a carriage return, as from another system; with a byte changed besides it is damaged."""
+    trace, path, changed = made_up.record([(4, 2)] * 8).trace, tmp_path / "run.wb", 0
+    for tokens in range(2, len(trace.log)):
+        content = storage.packed(trace.log[:tokens])
+        copied = content.replace(b"\n", b"\r\n")
+        changed += copied != content
+        path.write_bytes(copied)
+        again = Trace.load(path)
+        assert again.log == trace.log[:tokens] and not again.dropped
+    assert changed
+    path.write_bytes(copied[:-6] + bytes([copied[-6] ^ 255]) + copied[-5:])  # in the checksum
+    assert Trace.load(path).dropped
+
+
 def test_a_gzipped_trace_holds_at_most_so_many_times_its_own_bytes(made_up, tmp_path):
     """A bomb is refused in one line, at the cost of its bytes; an honest trace that shrinks as much is saved larger."""
     lines = b"".join(map(storage.encode, made_up.record([(4, 2)]).trace.log))

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from workbench import aliases
+
 __all__ = ["Attend", "Attention", "Norm", "causal"]
 
 THETA = 10_000.0  # of rotary positions
@@ -58,3 +60,8 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attention of whole sequences to themselves, for training."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def __getattr__(name: str) -> type:
+    """The classes that stood here in version 0.1."""
+    return aliases.moved(__name__, name)
