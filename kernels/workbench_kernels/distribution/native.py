@@ -47,5 +47,5 @@ def draw(code: Any, scores: Tensor, key: int) -> int:
     IndexError where no score is a number that can be drawn."""
     found = code.row_draw(scores.data_ptr(), len(scores), key)
     if found < 0:
-        raise IndexError("scores: expected one at least that is neither -inf nor NaN, and none that is NaN")
+        raise IndexError("scores: expected no NaN, and one at least that is not -inf")
     return found

@@ -1,6 +1,6 @@
-// The parts of a decoder layer before and behind its attention, for few rows, in float32 from weights of 16, 8 or 4 bits,
-// and the figures of rows of logits. Every sum runs in one order, whatever the number of rows or threads: a row's result is that
-// of the row alone.
+// The parts of a decoder layer before and behind its attention, for few rows, in float32 from weights of 16, 8 or 4
+// bits, and the figures of rows of logits. Every sum runs in one order, whatever the number of rows or threads: a row's
+// result is that of the row alone.
 
 #include <cmath>
 #include <cstdint>
@@ -21,8 +21,9 @@ static inline floats as_floats(ints wide) {
 // -- products -------------------------------------------------------------------------------------------------------
 
 // data: of 16 outputs at a time, behind each other; the last 16 are filled up with zeros. bias: or null.
-// bits: 16 for bfloat16, the weights of two inputs in one integer, the first in its low half; inputs are even. 8 or 4 for
-// codes: of every 32 inputs a scale, a lowest weight, and the codes, as many in one integer as it holds, the first lowest.
+// bits: 16 for bfloat16, the weights of two inputs in one integer, the first in its low half; inputs are even. 8 or 4
+// for codes: of every 32 inputs a scale, a lowest weight, and the codes, as many in one integer as it holds, the first
+// lowest.
 struct Matrix {
   const int32_t* data;
   const float* bias;
@@ -449,14 +450,15 @@ void row_best(const float* x, int64_t rows, int64_t count, int64_t* best, int64_
   }
 }
 
-// rows of scores [rows, count], -inf where a token is ruled out -> of each, for its token ids[r]: entropy, variance of the
-// surprisal, log-probability, rank, the top log-probabilities, their ids, how many tokens are not ruled out.
+// rows of scores [rows, count], -inf where a token is ruled out -> of each, for its token ids[r]: entropy, variance of
+// the surprisal, log-probability, rank, the top log-probabilities, their ids, how many tokens are not ruled out.
 void row_figures(const float* x, int64_t rows, int64_t count, const int64_t* ids, int64_t top, double* out) {
   for (int64_t r = 0; r < rows; r++) figures_of(x + r * count, count, ids[r], top, out + r * (5 + 2 * top));
 }
 
-// The token of the largest of scores [count] and Gumbel noise. Most are ruled out in float, by a uniform number that is at
-// most as large and still too small for their score, with a margin for rounding; what is left is compared in double.
+// The token of the largest sum of scores [count] and Gumbel noise; -1 where there is none. Most are ruled out in float:
+// a uniform number that is no smaller than theirs would be too small for their score, with a margin for rounding. What is
+// left is compared in double.
 int64_t row_draw(const float* scores, int64_t count, uint64_t key) {
   int64_t found, sane;
   row_best(scores, 1, count, &found, &sane);
@@ -464,7 +466,8 @@ int64_t row_draw(const float* scores, int64_t count, uint64_t key) {
   double most = perturbed(scores[found], key, found);
   parts_of(scores, count, [&](floats v, int64_t at) {
     floats uniform, least = exponential(-exponential(v - (float)most)) * (1 - 2e-5f);
-    for (int i = 0; i < BLOCK; i++) uniform[i] = (float)(int32_t)((mixed(key + (at + i + 1) * GOLDEN) >> 40) + 1) * 0x1p-24f;
+    for (int i = 0; i < BLOCK; i++)
+      uniform[i] = (float)(int32_t)((mixed(key + (at + i + 1) * GOLDEN) >> 40) + 1) * 0x1p-24f;
     if (any(uniform >= least))
       for (int64_t i = 0; i < BLOCK && at + i < count; i++) {
         double own = uniform[i] >= least[i] ? perturbed(v[i], key, at + i) : -INFINITY;
