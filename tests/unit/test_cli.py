@@ -4,11 +4,13 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from workbench.cli import main
 from workbench.members import MEMBERS
+from workbench.speculation.heads import weights
 from workbench.trace import Trace
 
 RUN = ["run", "def f(x):", "--max-new-tokens", "6"]
@@ -367,3 +369,24 @@ def test_help_names_every_command_and_is_quick():
 def test_unknown_commands_are_refused_in_one_line(refused):
     assert "invalid choice: 'frobnicate'" in refused("frobnicate")
     assert "COMMAND" in refused()
+
+
+def test_parts_are_made_by_the_training_under_the_models_name(monkeypatch, tmp_path, capsys):
+    """One process a part, in the user's cache; the first that fails ends it. Its folder is found by that name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked, statuses = [], iter((0, 0, 3))
+
+    def run(command, check):
+        asked.append(command)
+        return SimpleNamespace(returncode=next(statuses))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert main(["models", "make", "smollm2", "--parts", "medusa,eagle", "--minutes", "5"]) == 0
+    folder = tmp_path / "decoding-workbench" / "parts" / "smollm2"
+    assert [command[3] for command in asked] == ["medusa", "eagle"]
+    assert asked[0][4:8] == ["--target", "smollm2", "--out", str(folder)] and asked[0][-2:] == ["--minutes", "5.0"]
+    assert "weights='smollm2'" in capsys.readouterr().out
+    assert main(["models", "make", "smollm2", "--parts", "hydra,eagle"]) == 3 and len(asked) == 3
+    folder.mkdir(parents=True)
+    weights.find.cache_clear()
+    assert weights.find("medusa", "smollm2") == folder / "medusa.safetensors"

@@ -1,9 +1,11 @@
 """The commands, one entry each: what they add to their parser, and what they do. All but the longest are here."""
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from workbench import __version__
 from workbench.cli import lab
@@ -149,17 +151,22 @@ class Command:
 
 
 def add_models(parser: Parser) -> None:
-    parser.add_argument("action", nargs="?", choices=("list", "get"), default="list", help="list them, or fetch one")
-    parser.add_argument("name", nargs="?", help="the model to fetch, e.g. smollm2")
+    what = "list them, fetch one, or train drafting parts for one"
+    parser.add_argument("action", nargs="?", choices=("list", "get", "make"), default="list", help=what)
+    parser.add_argument("name", nargs="?", help="the model, e.g. smollm2")
+    parser.add_argument("--parts", default="medusa,hydra,eagle,kangaroo", help="what to train (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, help="of each part; run it again to go on")
 
 
 def models(args: argparse.Namespace) -> int:
-    """The models by name; with `get NAME`, fetch one and convert it."""
+    """The models by name; with `get NAME`, fetch one and convert it; with `make NAME`, train what drafts for it."""
     if args.action == "list":
         from workbench.report.catalogue import about, listing
 
         print(about("models", args.name) if args.name else listing("models"))
         return 0
+    if args.action == "make":
+        return make(args)
     with preparing():
         from transformers.utils.logging import disable_progress_bar
 
@@ -179,10 +186,28 @@ def models(args: argparse.Namespace) -> int:
     return 0
 
 
+def make(args: argparse.Namespace) -> int:
+    """Train parts in the user's cache, where `weights=NAME` finds them; what is half done is gone on with."""
+    if args.name is None:
+        raise BadInput("models make: expected a model, such as smollm2; `workbench models` lists them")
+    from workbench_kernels.native import cache_folder
+
+    folder = cache_folder("parts") / Path(args.name).name
+    for part in args.parts.split(","):
+        command = [sys.executable, "-m", "workbench.training", part, "--target", args.name, "--out", str(folder),
+                   "--text", "400000"]  # fmt: skip
+        if args.minutes:
+            command += ["--minutes", str(args.minutes)]
+        if status := subprocess.run(command, check=False).returncode:
+            return status
+    print(f"made for {args.name}: {args.parts}; drafters take them by weights={folder.name!r}")
+    return 0
+
+
 COMMANDS = {
     "run": Command("decode a prompt", add_run, run),
     "list": Command(f"{MEMBERS}, models, refusals", add_list, list_members),
-    "models": Command("the models by name; fetch one that is offered", add_models, models),
+    "models": Command("the models by name; fetch one that is offered, train parts for one", add_models, models),
     "show": Command("the figures and tables of a trace", add_show, show),
     "replay": Command("watch a recorded run again, without the model", add_replay, replay_run),
     "capsule": Command("a recorded run as one offline HTML file", add_capsule, capsule),

@@ -96,7 +96,7 @@ class Eagle(RowDrafter):
 
     variant: str = setting("eagle", choices=("eagle", "fspad"), help="the layer's input and output: see above")
     weights: str = setting(
-        "embedded", trust="owner", help="a trained layer: 'embedded', or a directory or file made by the training"
+        "embedded", trust="owner", help="a trained layer: 'embedded', a name of `models make`, a folder or file"
     )
 
     needs = frozenset({"hidden"})

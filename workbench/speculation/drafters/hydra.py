@@ -45,7 +45,7 @@ class Hydra(HeadDrafter):
     """
 
     weights: str = setting(
-        "embedded", trust="owner", help="trained heads: 'embedded', or a directory or file made by the training"
+        "embedded", trust="owner", help="trained heads: 'embedded', a name of `models make`, a folder or file"
     )
 
     def default_shape(self) -> DraftShape:

@@ -20,6 +20,7 @@ from workbench.engine.model import LanguageModel, kept
 from workbench.errors import BadInput
 from workbench.models.checkpoint import first_line
 from workbench.models.loading import PRETRAINED
+from workbench_kernels.native import cache_folder
 
 __all__ = ["EMBEDDED", "alike", "find", "kept", "load", "probe", "save"]
 
@@ -66,8 +67,10 @@ def save(
 
 @cache
 def find(kind: str, weights: str) -> Path:
-    """The file of a part: "embedded" is what ships with the embedded target, a directory holds <kind>.safetensors."""
-    place = EMBEDDED if weights == "embedded" else Path(weights).expanduser()
+    """The file of a part: "embedded" is what ships with the embedded target, a directory holds <kind>.safetensors, as
+    does what `workbench models make NAME` has made under that name."""
+    made = cache_folder("parts") / weights
+    place = EMBEDDED if weights == "embedded" else made if made.is_dir() else Path(weights).expanduser()
     return place if place.suffix == ".safetensors" else place / f"{kind}.safetensors"
 
 
