@@ -10,6 +10,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 # nbval compares what a reader sees as text; drawings are checked by the tests of the views.
 DRAWN = ("text/html", "application/javascript", "application/vnd.plotly.v1+json", "image/svg+xml")
+SENTENCE = r"(?s)\AFigure: .*"  # what a drawing shows, times and speeds too
 
 LONGEST = ("test_equality", "browser", ".ipynb")  # parts of the names of files
 
@@ -17,6 +18,7 @@ LONGEST = ("test_equality", "browser", ".ipynb")  # parts of the names of files
 def pytest_collectstart(collector: pytest.Collector) -> None:
     if collector.path.suffix == ".ipynb":
         collector.skip_compare += DRAWN
+        collector.sanitize_patterns[SENTENCE] = "Figure"
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -11,6 +11,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 ROOT = Path(__file__).parents[2]
 TABLE = "from IPython.display import HTML; HTML('<b>now</b>')"
+FIGURE = """from IPython.display import display
+display({"text/plain": "Figure: took 2 ms.", "image/svg+xml": "<svg>2</svg>"}, raw=True)"""
 
 
 def printed(text: str) -> list:
@@ -34,7 +36,15 @@ CELLS = {
         ),
         True,
     ),
-    "an error": (new_code_cell("1 / 0", execution_count=4), False),
+    "other figure": (
+        new_code_cell(
+            FIGURE,
+            execution_count=4,
+            outputs=[new_output("display_data", {"text/plain": "Figure: took 1 ms.", "image/svg+xml": "<svg>1</svg>"})],
+        ),
+        True,
+    ),
+    "an error": (new_code_cell("1 / 0", execution_count=5), False),
 }
 
 

@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 from workbench.errors import BadInput, shown
 from workbench.trace import Trace
 from workbench.trace.summary import behind
-from workbench.views.figure import figure, inert, offered
+from workbench.views.figure import figure, inert, ink, offered
 from workbench.views.palette import PALETTE
+from workbench.views.words import named
 
 __all__ = ["acceptance", "acceptance_length", "divergence"]
 
@@ -69,7 +70,7 @@ def acceptance(traces: Traces, by: str = "position", theme: str | None = None) -
     )  # fmt: skip
     points = go.Scatter(
         x=across, y=(accepted / drafted).tolist(), name="of all drafted", mode="markers", meta=["drafted"],
-        marker={"color": PALETTE["source"]["draft"], "size": 11, "symbol": "diamond",
+        marker={"color": ink(theme), "size": 11, "symbol": "diamond",
                 "line": {"color": "white", "width": 1}}, customdata=[[n] for n in drafted],
         hovertemplate="%{x}: %{y:.1%} of %{customdata[0]} drafted<extra></extra>",
     )  # fmt: skip
@@ -94,7 +95,7 @@ def _groups(drafts: pd.DataFrame, by: str) -> pd.Series:
 
 def _label(group: Any, by: str) -> str:
     if by == "drafter":
-        return inert(group)
+        return inert(named(group))
     low, high = BANDS[int(group)], BANDS[int(group) + 1]
     return f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"
 
@@ -114,18 +115,21 @@ def acceptance_length(traces: Traces, theme: str | None = None) -> go.Figure:
     pooled = [sum(s[name] * s["num_drafts"] for s in found) / max(1, drafts) for name in names]
     across = ["pooled", "per request"]
     values = [[pooled[kind], mean(single[kind])] if drafts else [] for kind in range(2)]
-    kinds = ((0, "with the target's token", "bonus", ""), (1, "accepted alone", "target", "/"))
+    kinds = (
+        (0, "with the target's token", PALETTE["source"]["bonus"], ""),
+        (1, "accepted alone", PALETTE["fate"]["accepted"], "/"),
+    )
     bars = [
         go.Bar(
             x=across[: len(values[kind])], y=values[kind], name=label, texttemplate="%{y:.2f}",
             textposition="outside", cliponaxis=False, hovertemplate="%{x}: %{y:.3f} tokens<extra>" + label + "</extra>",
-            marker={"color": PALETTE["source"][source], "pattern": {"shape": shape, **HATCH}},
+            marker={"color": color, "pattern": {"shape": shape, **HATCH}},
         )
-        for kind, label, source, shape in kinds
+        for kind, label, color, shape in kinds
     ]  # fmt: skip
     points = go.Scatter(
         x=["per request"] * len(found), y=single[0], mode="markers", name="single requests",
-        marker={"symbol": "line-ew-open", "size": 18, "color": PALETTE["signal"]["reference"], "line": {"width": 2}},
+        marker={"symbol": "line-ew-open", "size": 18, "color": ink(theme), "line": {"width": 2}},
         hovertemplate="%{y:.3f} tokens, with the target's<extra>one request</extra>", showlegend=len(found) > 1,
     )  # fmt: skip
     across = {"title": "mean over", "type": "category"}

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.views.figure import figure, offered
-from workbench.views.palette import SEQUENTIAL
+from workbench.views.palette import PALETTE, scale
 from workbench.views.slots import last_round, replay, too_many
 
 __all__ = ["bit_map"]
@@ -66,9 +66,10 @@ def _mean(widths: np.ndarray) -> np.ndarray:
 
 
 def _scale(top: float) -> list[list]:
-    """The colours at equal ratios of 1 + bits, so that 2, 4 and 8 bits differ as visibly as 16 and 32."""
-    n = len(SEQUENTIAL) - 1
-    return [[((1 + top) ** (place / n) - 1) / top, colour] for place, colour in enumerate(SEQUENTIAL)]
+    """The shades at equal ratios of 1 + bits, so that 2, 4 and 8 bits differ as visibly as 16 and 32."""
+    shades = scale(PALETTE["signal"]["bits"])
+    n = len(shades) - 1
+    return [[((1 + top) ** (place / n) - 1) / top, shade] for place, shade in enumerate(shades)]
 
 
 def _top(widest: float) -> float:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.views.figure import figure, inert, ink, numbers, shown
-from workbench.views.palette import PALETTE
+from workbench.views.palette import PALETTE, tint
 
 __all__ = ["CAUSES", "BranchDiff", "branch_diff"]
 
@@ -139,14 +139,14 @@ def _draw(a: Trace, b: Trace, diff: BranchDiff, theme: str | None) -> go.Figure:
             go.Heatmap(
                 x=across, y=["a", "b"], z=present, text=[text["a"], text["b"]], texttemplate="%{text}", yaxis="y2",
                 name="tokens", zmin=0, zmax=1, showscale=False, xgap=2, ygap=2,
-                colorscale=[[0, "rgba(128,128,128,0.12)"], [1, "rgba(213,94,0,0.30)"]],
+                colorscale=[[0, tint(PALETTE["arm"]["b"], 0.1)], [1, tint(PALETTE["arm"]["b"], 0.3)]],
                 textfont={"color": ink(theme), "size": 11}, colorbar={"title": "differs (1 = yes)"},
                 hovertemplate="%{y} %{x}: %{text}<extra></extra>",
             )
         )  # fmt: skip
     layout: dict[str, Any] = {
         "xaxis": {"title": "token index", "anchor": "y2", "tickformat": "d"},
-        "yaxis": {"title": "entropy, raw distribution (nats)", "domain": [0.34, 1], "rangemode": "tozero"},
+        "yaxis": {"title": "entropy (nats)", "domain": [0.34, 1], "rangemode": "tozero"},
         "yaxis2": {"title": "run", "domain": [0, 0.24], "type": "category", "autorange": "reversed"},
         "height": 440,
     }

@@ -152,9 +152,9 @@ def break_even(trace: Trace, baseline: Trace | None = None, theme: str | None = 
                     hovertemplate="%{x} tokens drafted: %{y:.2f} times<extra></extra>",
                 )
             )  # fmt: skip
-        drawn.append(_point(found.drafted, found.predicted, "predicted", signal["entropy_raw"], "circle-open"))
+        drawn.append(_point(found.drafted, found.predicted, "predicted", signal["reference"], "circle-open"))
         if found.measured is not None:
-            drawn.append(_point(found.drafted, found.measured, "measured", signal["accepted"], "diamond"))
+            drawn.append(_point(found.drafted, found.measured, "measured", PALETTE["arm"]["b"], "diamond"))
         line = {"color": signal["reference"], "dash": "dash", "width": 1.5}
         even = {"mode": "lines", "name": "break-even", "line": line, "hoverinfo": "skip"}
         drawn.append(go.Scatter(x=[0, longest], y=[1, 1], **even))

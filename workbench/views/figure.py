@@ -5,7 +5,9 @@ transparent, so that the page shows through.
 """
 
 import html
+import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -15,10 +17,38 @@ from workbench.errors import BadInput
 from workbench.errors import shown as shown_value
 from workbench.trace.forms import writable
 from workbench.views.palette import PAGES
+from workbench.views.static import svg
 
-__all__ = ["as_table", "description", "figure", "ink", "inert", "numbers", "offered", "shown", "unit_of", "visible"]
+__all__ = [
+    "Figure", "as_table", "description", "figure", "ink", "inert", "numbers", "offered", "shown", "unit_of", "visible",
+]  # fmt: skip
 
 CLEAR = "rgba(0,0,0,0)"
+HEIGHT = 400  # of a figure that names none
+CONFIG = {"showSendToCloud": False, "displaylogo": False}
+
+
+class Figure(go.Figure):
+    """A Plotly figure that a notebook also keeps as a drawing and as a sentence, for pages that run no script."""
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **more: Any) -> dict[str, Any]:
+        bundle = {"text/plain": f"Figure: {description(self)}"}
+        with suppress(Exception):  # a package's view may hold what only Plotly draws
+            bundle["image/svg+xml"] = svg(self)
+        return bundle | super()._repr_mimebundle_(include, exclude, **{"config": CONFIG, **more})
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        bundle = self._repr_mimebundle_()
+        if set(bundle) <= {"text/plain", "image/svg+xml"}:  # Plotly opens a page of its own
+            self.show()
+        else:
+            display(bundle, raw=True)
+
+    def show(self, *args: Any, **options: Any) -> None:
+        """Show the figure by itself, as `plotly.io.show` does."""
+        super().show(*args, **{"config": CONFIG, **options})
 
 
 def offered(title: str, **options: Any) -> Callable[[Callable], Callable]:
@@ -50,7 +80,7 @@ def _template(theme: str | None) -> dict[str, Any]:
             "font": {"family": "system-ui, sans-serif", "size": 12, "color": text},
             "paper_bgcolor": CLEAR,
             "plot_bgcolor": CLEAR,
-            "hoverlabel": {"align": "left"},
+            "hoverlabel": {"align": "left", "namelength": -1},
             "xaxis": axis,
             "yaxis": {**axis, "title": {"standoff": 8}},
         }
@@ -63,20 +93,25 @@ def figure(
     """A figure in the common look; zoom is kept while the same view of the same run is drawn again.
 
     description: what the figure shows in one sentence, for those who cannot see it; kept in `layout.meta`. note: HTML
-    that stands in the place of what there is not.
+    that stands in the place of what there is not, without axes.
     """
-    common = {
+    common: dict[str, Any] = {
         "template": _template(theme),
-        "margin": {"l": 64, "r": 16, "t": 24, "b": 48},
+        "height": HEIGHT,
+        "margin": {"l": 64, "r": 16, "t": 32, "b": 60},
         "uirevision": f"{name}:{run_id}",
-        "legend": {"orientation": "h", "y": 1.04, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        # below all else, for the buttons stand at the top
+        "legend": {
+            "orientation": "h", "traceorder": "normal", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom",
+        },
         "showlegend": True,
         "meta": {"view": name, "description": inert(description)},
-    }
+    }  # fmt: skip
     if note:
+        layout = {key: {**part, "visible": False} if key[1:5] == "axis" else part for key, part in layout.items()}
         middle = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
         common["annotations"] = [{"text": note, "showarrow": False, "font": {"size": 14}, **middle}]
-    return go.Figure(data=list(traces), layout={**common, **layout})
+    return Figure(data=list(traces), layout={**common, **layout})
 
 
 def description(figure: go.Figure) -> str:
@@ -99,11 +134,13 @@ def _rows(figure: go.Figure, trace: Any) -> list[dict[str, Any]]:
     across, up = _plain(across), _plain(up)
     series, extra = _plain(trace.name), list(trace.meta or ())
     if trace.type == "heatmap":
-        amount = _plain(trace.colorbar.title.text or trace.name)
+        amount = _plain(trace.colorbar.title.text)
         return [
-            {"series": series, up: _plain(y), across: _plain(x), amount: value}
-            for y, values in zip(trace.y, trace.z, strict=True)
-            for x, value in zip(trace.x, values, strict=True)
+            {"series": series, up: _plain(y), across: _plain(x)}
+            | ({amount: value} if amount else {})
+            | (dict(zip(extra, trace.customdata[row][column], strict=True)) if extra else {})
+            for row, (y, values) in enumerate(zip(trace.y, trace.z, strict=True))
+            for column, (x, value) in enumerate(zip(trace.x, values, strict=True))
             if not pd.isna(value)
         ]
     data = trace.customdata if extra else [()] * len(trace.x)
@@ -121,19 +158,21 @@ def _plain(value: Any) -> Any:
 
 
 def inert(text: str | None) -> str:
-    """Text in which nothing is taken for markup or a formula."""
-    return html.escape(writable(text or "")).replace("$", "&#36;")
+    """Text in which nothing is taken for markup or a formula; quotes stay, of which Plotly would show the entities."""
+    return html.escape(writable(text or ""), quote=False).replace("$", "&#36;")
 
 
 def shown(text: Any, limit: int = 40) -> str:
     """Model text as an inert label: white space visible, long text cut."""
     if not isinstance(text, str):
         return ""
-    return inert(visible(text if len(text) <= limit else text[: limit - 1] + "…"))
+    word = visible(text)
+    return inert(word if len(word) <= limit else word[: limit - 1] + "…")
 
 
 def visible(text: str) -> str:
-    """Text with marks in the place of white space."""
+    """Text with marks in the place of white space; four spaces and more are counted."""
+    text = re.sub(" {4,}", lambda spaces: f"␣×{len(spaces[0])}", text)
     return text.translate({10: "⏎", 13: "␍", 9: "⇥", 32: "␣"})
 
 

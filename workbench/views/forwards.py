@@ -6,6 +6,7 @@ from workbench.trace import Trace
 from workbench.trace.perfetto import spans
 from workbench.views.figure import figure, inert, offered
 from workbench.views.palette import colour
+from workbench.views.words import named
 
 __all__ = ["forwards_timeline"]
 
@@ -15,18 +16,19 @@ HATCH = {"size": 5, "solidity": 0.25, "fillmode": "overlay"}
 
 @offered("forward passes")
 def forwards_timeline(trace: Trace, theme: str | None = None) -> go.Figure:
-    """Every forward pass as a bar on the clock, a row per phase and model; below them the phases on the host.
+    """Every forward pass as a bar over time, a row per phase and model; below them the phases on the host.
 
     Begins are derived: see `workbench.trace.perfetto.spans`.
     """
     found, passes = spans(trace), trace.forwards
     found = found[found["phase"] != "round"].sort_values("place", key=lambda place: place < 0, kind="stable")
-    rows = found["phase"].where(found["model"] == "", found["phase"] + " · " + found["model"])
+    rows = [_row(*names) for names in zip(found["phase"], found["model"], strict=True)]
+    found = found.assign(row=rows)
     facts = passes[["rows", "context", "implementation"]].reindex(found["place"]).astype(object)
     facts = facts.where(facts.notna(), "?").set_axis(found.index)
     bars = []
     for row in dict.fromkeys(rows):
-        mine = found[rows == row]
+        mine = found[found["row"] == row]
         phase = mine["phase"].iloc[0]
         data = [
             [number, *(inert(f"{v:g}" if isinstance(v, float) else str(v)) for v in fact)]
@@ -52,6 +54,11 @@ def forwards_timeline(trace: Trace, theme: str | None = None) -> go.Figure:
     if len(passes):
         words = f"{len(passes)} forward passes, {passes['wall_ms'].sum():.4g} ms in all"
         by_phase = passes.groupby("phase", sort=False)["wall_ms"].sum()
-        words += ": " + ", ".join(f"{phase} {ms:.4g} ms" for phase, ms in by_phase.items()) + "."
+        words += ": " + ", ".join(f"{named(phase)} {ms:.4g} ms" for phase, ms in by_phase.items()) + "."
     note, height = "" if bars else "no forward passes recorded", 120 + 34 * max(len(bars), 4)
     return figure("forwards_timeline", trace.id, bars, words, theme, note, barmode="overlay", height=height, **axes)
+
+
+def _row(phase: str, model: str) -> str:
+    """A phase and the model that ran in it, once where both have one name."""
+    return " · ".join(dict.fromkeys(named(name) for name in (phase, model) if name))

@@ -42,5 +42,5 @@ def headroom(table: pd.DataFrame, theme: str | None = None) -> go.Figure:
             "range": [0, 1.15 * max(best, 1.0, *shapes["modelled_speedup"])],
         },
     }
-    drawn = [bars, line(best, "oracle", "solid", signal["accepted"]), line(1.0, "plain", "dash", signal["reference"])]
+    drawn = [bars, line(best, "oracle", "solid", PALETTE["arm"]["b"]), line(1.0, "plain", "dash", signal["reference"])]
     return figure("headroom", "", drawn, table.attrs.get("note", ""), theme, height=440, **axes)

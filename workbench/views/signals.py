@@ -6,10 +6,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
+from workbench.trace.schema import SOURCES
 from workbench.trace.summary import behind_the_end
 from workbench.views.figure import figure, inert, ink, numbers, offered, shown, unit_of
 from workbench.views.palette import PALETTE, colours
 from workbench.views.stacked import by_kind, stacked
+from workbench.views.words import named
 
 __all__ = ["entropy", "signals"]
 
@@ -22,7 +24,7 @@ ROWS = (("y", (0.77, 1.0), "entropy (nats)"), ("y2", (0.52, 0.73), "token in rou
 def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -> go.Figure:
     """Entropy, acceptance, cache bytes and bits per element over the index of the token.
 
-    Rows, top to bottom: entropy of the raw distribution and of the one sampled from; every token at its place in its
+    Rows, top to bottom: entropy of the next-token distribution and of the sampled one; every token at its place in its
     round, coloured by who produced it, with the drafted and accepted tokens of the round; bytes of keys and values
     after the token's round, stacked by model (one model: by kind); bits per element of the target's cache. `cursor`
     marks a token.
@@ -62,11 +64,11 @@ def signals(trace: Trace, cursor: int | None = None, theme: str | None = None) -
 
 @offered("entropy and surprisal")
 def entropy(trace: Trace, theme: str | None = None) -> go.Figure:
-    """Entropy of the raw and of the sampled distribution, and the surprisal of the chosen token, over its index."""
+    """Entropy of the next-token and of the sampled distribution, and the surprisal of the chosen token."""
     tokens = trace.tokens
     chosen = go.Scatter(
         x=tokens["index"].tolist(), y=numbers(tokens["surprisal_nats"]), name="surprisal of the token", mode="markers",
-        marker={"color": PALETTE["signal"]["accepted"], "size": 5, "symbol": "diamond"},
+        marker={"color": PALETTE["signal"]["reference"], "size": 5, "symbol": "diamond"},
         customdata=_labels(tokens), hovertemplate="%{x} %{customdata}<br>surprisal %{y:.3f} nats<extra></extra>",
     )  # fmt: skip
     axes = {
@@ -74,9 +76,8 @@ def entropy(trace: Trace, theme: str | None = None) -> go.Figure:
         "yaxis": {"title": "nats", "rangemode": "tozero"},
     }
     note = "no entropies recorded" if tokens["entropy_raw_nats"].isna().all() else ""
-    words = (
-        f"Entropy and surprisal of {len(tokens)} tokens: {_mean(tokens['entropy_raw_nats'], 'nats, raw distribution')}"
-    )
+    words = f"Entropy and surprisal of {len(tokens)} tokens: "
+    words += _mean(tokens["entropy_raw_nats"], "nats, next-token distribution")
     words += f", {_mean(tokens['entropy_sampled_nats'], 'nats, sampled distribution')}."
     return figure("entropy", trace.id, [*_entropy(tokens), chosen], words, theme, note, **axes)
 
@@ -94,7 +95,8 @@ def _labels(tokens: pd.DataFrame) -> list[str]:
 
 
 def _entropy(tokens: pd.DataFrame) -> list[go.Scatter]:
-    kinds = (("entropy_raw", "raw distribution", "solid"), ("entropy_sampled", "sampled distribution", "dot"))
+    """Lines of both entropies; that of the sampled distribution says nothing where the likeliest token is taken."""
+    kinds = (("entropy_raw", "next-token distribution", "solid"), ("entropy_sampled", "sampled distribution", "dot"))
     return [
         go.Scatter(
             x=tokens["index"].tolist(), y=numbers(tokens[f"{column}_nats"]), name=f"entropy, {name}",
@@ -102,7 +104,7 @@ def _entropy(tokens: pd.DataFrame) -> list[go.Scatter]:
             marker={"size": 4}, customdata=_labels(tokens), yaxis="y",
             hovertemplate="%{x} %{customdata}<br>%{y:.3f} nats<extra>" + name + "</extra>",
         )
-        for column, name, dash in kinds
+        for column, name, dash in kinds if column == "entropy_raw" or tokens[f"{column}_nats"].any()
     ]  # fmt: skip
 
 
@@ -123,11 +125,12 @@ def _acceptance(tokens: pd.DataFrame, joined: pd.DataFrame) -> list[go.Scatter]:
         _step(joined, "accepted", "accepted in the round", PALETTE["signal"]["accepted"], "y2"),
     ]
     for source, color in colours("source", list(dict.fromkeys(sources))).items():
-        mine = tokens[sources == source]
+        mine, name = tokens[sources == source], inert(named(source))
         traces.append(
             go.Scatter(
-                x=mine["index"].tolist(), y=place[mine.index].tolist(), name=f"from {inert(source)}", mode="markers",
-                yaxis="y2", marker={"color": color, "size": 7, "symbol": SYMBOLS.get(source, "circle")},
+                x=mine["index"].tolist(), y=place[mine.index].tolist(), mode="markers", yaxis="y2",
+                name=f"{name} token" if source in SOURCES else f"from {name}",
+                marker={"color": color, "size": 7, "symbol": SYMBOLS.get(source, "circle")},
                 customdata=_labels(mine), hovertemplate="%{x} %{customdata}<extra>%{fullData.name}</extra>",
             )
         )  # fmt: skip

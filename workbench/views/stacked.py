@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from workbench.trace.schema import CACHE_KINDS
 from workbench.views.figure import inert, numbers
 from workbench.views.palette import colours
+from workbench.views.words import named
 
 __all__ = ["by_kind", "stacked"]
 
@@ -24,8 +25,8 @@ def stacked(
     hover = f"{'round ' if shape == 'hv' else ''}%{{x}}: %{{y:.2f}} {unit}<extra>%{{fullData.name}}</extra>"
     return [
         go.Scatter(
-            x=parts.index.tolist(), y=numbers(parts[part] / scale), name=name + inert(str(part)), mode="lines+markers",
-            yaxis=axis, stackgroup=of, marker={"size": 3}, hovertemplate=hover,
+            x=parts.index.tolist(), y=numbers(parts[part] / scale), name=name + inert(named(str(part))),
+            mode="lines+markers", yaxis=axis, stackgroup=of, marker={"size": 3}, hovertemplate=hover,
             line={"shape": shape, "width": 1, "color": chosen[str(part)]},
         )
         for part in parts.columns

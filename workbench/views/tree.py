@@ -10,6 +10,7 @@ from workbench.trace.schema import SOURCES
 from workbench.views.figure import figure, inert, ink, offered, shown
 from workbench.views.palette import PALETTE, colour
 from workbench.views.slots import last_round
+from workbench.views.words import named
 
 __all__ = ["draft_tree"]
 
@@ -17,6 +18,7 @@ SYMBOLS = {
     "accepted": "circle", "rejected": "x", "sibling_won": "diamond-open", "parent_rejected": "circle-open",
     "pruned": "triangle-down-open", "after_end": "square-open",
 }  # fmt: skip
+LONGEST = 10  # letters of a label
 NUMBERED, DEEP = 24, 8  # most nodes, and levels, that carry their p and q in writing
 ROOT, LAST = 0, -1  # nodes that are not drafted: the pending token, and the one the target added
 COLUMNS = ("token", "p", "q", "fate", "reason", "drafter", "kind", "rank", "u")
@@ -46,7 +48,7 @@ def draft_tree(trace: Trace, round: int | None = None, theme: str | None = None)
     heights = _heights(parents)
     places = {node: (depths[node], heights[node]) for node in depths}
     path = {*accepted, LAST}
-    limit = max(3, min(14, 100 // (max(depths.values()) + 1)))
+    limit = max(3, min(LONGEST, 100 // (max(depths.values()) + 1)))
     fates = nodes["fate"].fillna("not recorded")
     drawn = [
         _edges([(places[p], places[n]) for n, p in parents.items() if n not in path], "drafted after", ink(theme), 1),
@@ -72,8 +74,8 @@ def draft_tree(trace: Trace, round: int | None = None, theme: str | None = None)
         "height": min(900, max(260, 200 + 58 * int(leaves))),
     }  # fmt: skip
     words = f"Draft of round {number}: {len(nodes)} nodes, {len(accepted)} accepted"
-    words += ", " + ", ".join(f"{n} {fate}" for fate, n in fates.value_counts().items() if fate != "accepted")
-    words = words.removesuffix(", ") + (f"; then a token from the target ({added['source']})." if added else ".")
+    words += ", " + ", ".join(f"{n} {named(fate)}" for fate, n in fates.value_counts().items() if fate != "accepted")
+    words = words.removesuffix(", ") + (f"; then the {named(added['source'])} token." if added else ".")
     return figure("draft_tree", trace.id, drawn, words, theme, **axes)
 
 
@@ -83,8 +85,7 @@ def _nothing(trace: Trace, number: int, theme: str | None) -> go.Figure:
     note = f"round {number} drafted nothing" if number >= 0 else "no rounds yet"
     if drafted:
         note = f"round {number} drafted {drafted} tokens; this trace does not record them (level off)"
-    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "range": [0, 1]}
-    axes = {"xaxis": {"title": "depth in the draft (tokens)", **hidden}, "yaxis": {"title": "branch", **hidden}}
+    axes = {"xaxis": {"title": "depth in the draft (tokens)"}, "yaxis": {"title": "branch"}}
     return figure("draft_tree", trace.id, [], f"{note}.", theme, note, height=260, **axes)
 
 
@@ -141,17 +142,17 @@ def _nodes(nodes: pd.DataFrame, fate: str, places: dict[int, tuple], limit: int)
     for token, text, p, q, reason, drafter, kind, rank, u in zip(*(nodes[c] for c in columns), strict=True):
         name = shown(text) or ("" if pd.isna(token) else f"id {int(token)}")
         labels.append(shown(text, limit) or name)
-        parts = [name, _number(p), _number(q), inert(fate), *map(inert, (reason, drafter, kind)), _number(rank)]
-        facts.append([*parts, _number(u)])
+        who = (inert(named(part or "")) for part in (fate, reason, drafter, kind))
+        facts.append([name, _number(p), _number(q), *who, _number(rank), _number(u)])
     color = colour("fate", fate)
     symbol = {"symbol": SYMBOLS.get(fate, "hexagon-open"), "line": {"width": 2, "color": color}}
     hover = (
         "%{customdata[0]}   rank %{customdata[7]}<br>p = %{customdata[1]}, q = %{customdata[2]}, u = %{customdata[8]}"
-        f"<br>%{{customdata[5]}} %{{customdata[6]}}<br>%{{customdata[4]}}<extra>{inert(fate)}</extra>"
+        f"<br>%{{customdata[5]}}, %{{customdata[6]}}<br>%{{customdata[4]}}<extra>{inert(named(fate))}</extra>"
     )
     facts = {"customdata": facts, "meta": list(COLUMNS), "hovertemplate": hover}
     spots = [places[int(node)] for node in nodes["node"]]
-    return _marks(spots, inert(fate), labels, marker={"color": color, "size": 13, **symbol}, **facts)
+    return _marks(spots, inert(named(fate)), labels, marker={"color": color, "size": 13, **symbol}, **facts)
 
 
 def _number(value: float) -> str:
@@ -172,14 +173,18 @@ def _written(nodes: pd.DataFrame, places: dict[int, tuple]) -> go.Scatter:
 
 def _pending(trace: Trace, number: int, place: tuple, limit: int, color: str) -> go.Scatter:
     before = trace.tokens["text"][trace.tokens["round"] < number]
-    text = (shown(before.iloc[-1], limit) if len(before) else "") or "pending"
-    marker, hover = {"color": color, "size": 10, "symbol": "square"}, "%{text}<extra>pending token</extra>"
-    return _marks([place], "pending token", [text], marker=marker, hovertemplate=hover)
+    text = before.iloc[-1] if len(before) else ""
+    facts = {"customdata": [[shown(text) or "pending"]], "meta": ["token"]}
+    facts["hovertemplate"] = "%{customdata[0]}<extra>pending token</extra>"
+    marker = {"color": color, "size": 10, "symbol": "square"}
+    return _marks([place], "pending token", [shown(text, limit) or "pending"], marker=marker, **facts)
 
 
 def _bonus(token: dict[str, Any], place: tuple, limit: int) -> go.Scatter:
-    source, text = token["source"], shown(token["text"], limit) or f"id {token['token_id']}"
-    hover = f"%{{text}}<br>p = %{{customdata[0]}}<extra>{source} token, from the target</extra>"
-    facts = {"meta": ["p"], "customdata": [[_number(token["p_sampled"])]], "hovertemplate": hover}
+    source, text = token["source"], token["text"]
+    name, number = f"{named(source)} token", f"id {token['token_id']}"
+    hover = f"%{{customdata[0]}}<br>p = %{{customdata[1]}}<extra>{name}, from the target</extra>"
+    data = [[shown(text) or number, _number(token["p_sampled"])]]
+    facts = {"meta": ["token", "p"], "customdata": data, "hovertemplate": hover}
     marker = {"color": colour("source", source), "size": 16, "symbol": "star"}
-    return _marks([place], f"{source} token", [text], marker=marker, **facts)
+    return _marks([place], name, [shown(text, limit) or number], marker=marker, **facts)

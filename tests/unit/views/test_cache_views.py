@@ -117,28 +117,47 @@ def small():
     return recorder.trace
 
 
-def test_the_map_draws_every_state_and_its_width(small):
-    held, gone = views.cache_map(small).data
-    kept, into, host, away, evicted = (
-        STATES.index(n) for n in ("kept", "merged into", "host", "merged away", "evicted")
-    )
-    assert held.y == ("0 · 0", "0 · 1", "1 · 0", "1 · 1")
-    assert [list(row) for row in held.z] == [
-        [kept, None, kept, kept, kept], [kept, None, None, into, kept], [None, kept, kept, None, kept],
-        [kept, kept, host, host, kept],
+def states(figure) -> list[list[str]]:
+    """The name of every cell's state, empty where nothing is drawn; each cell is drawn once."""
+    rows = [["" for _ in row] for row in figure.data[0].z]
+    for heat in figure.data:
+        for row, values in enumerate(heat.z):
+            for column, value in enumerate(values):
+                if not np.isnan(value):
+                    assert not rows[row][column] and value == STATES.index(heat.name.removeprefix("on the "))
+                    rows[row][column] = heat.name
+    return rows
+
+
+def test_the_map_draws_every_state_and_numbers_are_in_the_hover_text_alone(small):
+    figure = views.cache_map(small)
+    drawn = {heat.name: heat for heat in figure.data}
+    assert drawn["kept"].y == ("0 · 0", "0 · 1", "1 · 0", "1 · 1")
+    kept, host = "kept", "on the host"
+    assert states(figure) == [
+        [kept, "evicted", kept, kept, kept], [kept, "evicted", "merged away", "merged into", kept],
+        ["evicted", kept, kept, "evicted", kept], [kept, kept, host, host, kept],
     ]  # fmt: skip
-    assert [list(row) for row in gone.z][:2] == [[None, evicted, None, None, None], [None, evicted, away, None, None]]
-    assert list(held.text[2]) == ["×", "4/2", "16", "×", "16"] and list(held.text[1][2:4]) == ["›", "+"]
-    assert held.customdata[3][0] == "kept, keys 4 bits, values 2 bits"
-    assert "4 evicted" in views.description(views.cache_map(small)) and "2 host" in views.description(
-        views.cache_map(small)
-    )
+    assert {name: heat.texttemplate for name, heat in drawn.items()} == {
+        "evicted": None, "kept": None, "merged away": "›", "merged into": "+", host: "h",
+    }  # fmt: skip
+    held = drawn["kept"]
+    assert list(held.customdata[3][0]) == [4, 2] and "keys %{customdata[0]} bits" in held.hovertemplate
+    table = views.as_table(figure)
+    row = table[(table["layer · head"] == "1 · 1") & (table["position (tokens)"] == 0)].iloc[0]
+    assert (row["series"], row["bits of keys"], row["bits of values"]) == ("kept", 4, 2)
+    assert "4 evicted" in views.description(figure) and "2 on the host" in views.description(figure)
+
+
+def test_the_legend_of_the_map_lists_the_states_that_occur(small):
+    for number, names in ((0, ["kept"]), (1, ["evicted", "merged away", "on the host", "merged into", "kept"])):
+        drawn = views.cache_map(small, round=number).data
+        assert [heat.name for heat in drawn if heat.showlegend] == names
+        assert not any(heat.showscale for heat in drawn)
 
 
 def test_the_map_follows_the_round_and_chooses_layers_and_heads(small):
-    held, gone = views.cache_map(small, round=0).data
-    assert {value for row in held.z for value in row} == {STATES.index("kept")}
-    assert {value for row in gone.z for value in row} == {None}
+    assert {name for row in states(views.cache_map(small, round=0)) for name in row} == {"kept"}
     assert views.cache_map(small, layer=1, head=0).data[0].y == ("1 · 0",)
     for wrong in ({"layer": 2}, {"head": 2}, {"round": 2}, {"layer": -1}):
         with pytest.raises(BadInput, match="expected 0 to 1"):
@@ -195,9 +214,9 @@ def test_a_large_map_is_small_to_embed_and_shows_heads_where_asked():
     for asked, rows in (({"by_head": True}, layers * heads), ({"layer": 2}, heads)):
         figure = views.cache_map(recorder.trace, **asked)
         drawn = {heat.name: heat for heat in figure.data}
-        assert list(drawn) == ["evicted", "host", "kept"] and all(len(heat.y) == rows for heat in drawn.values())
-        cells = {name: (heat.z == STATES.index(name)).sum() for name, heat in drawn.items()}
-        assert cells == {"evicted": 100 * layers if rows > heads else 100, "host": rows,
+        assert list(drawn) == ["evicted", "on the host", "kept"] and all(len(heat.y) == rows for heat in drawn.values())
+        cells = {name: (~np.isnan(heat.z)).sum() for name, heat in drawn.items()}
+        assert cells == {"evicted": 100 * layers if rows > heads else 100, "on the host": rows,
                          "kept": rows * (positions - 1) - cells["evicted"]}  # fmt: skip
         assert drawn["kept"].customdata[-1][50].tolist() == [16, 16] and "keys" in drawn["kept"].hovertemplate
         assert len(figure.to_json()) < 12 * len(drawn) * rows * positions and len(views.as_table(figure)) == sum(
@@ -223,16 +242,16 @@ def test_the_ledger_stacks_kinds_and_knows_tiers_and_the_plain_cache():
     trace = recorder.trace
     figure = views.ledger_over_time(trace)
     lines = {line.name: line for line in figure.data}
-    assert set(lines) == {"payload", "scale", "on the device", "plain cache"}
+    assert set(lines) == {"payload", "scale", "on the device", "full cache"}
     both = [lines["payload"].y[i] + lines["scale"].y[i] for i in range(2)]
     assert both == (trace.rounds["cache_bytes"] + trace.rounds["host_bytes"]).tolist()
     assert list(lines["on the device"].y) == trace.rounds["cache_bytes"].tolist() and lines["on the device"].y[1] == 0
-    assert list(lines["plain cache"].y) == [n * LAYERS * HEADS * 2 * 4 * 16 / 8 for n in (4, 6)]
-    assert lines["payload"].stackgroup and not lines["plain cache"].stackgroup
+    assert list(lines["full cache"].y) == [n * LAYERS * HEADS * 2 * 4 * 16 / 8 for n in (4, 6)]
+    assert lines["payload"].stackgroup and not lines["full cache"].stackgroup
     assert "on the host" in views.description(figure)
 
 
 def test_without_shapes_there_is_no_reference_line():
     recorder = Recorder({"id": "made-up", "models": [{"role": "target"}]})
     recorder.round(Step("prefill", cache={"target": ledger([4], 4)}))
-    assert "plain cache" not in {line.name for line in views.ledger_over_time(recorder.trace).data}
+    assert "full cache" not in {line.name for line in views.ledger_over_time(recorder.trace).data}

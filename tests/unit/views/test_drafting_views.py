@@ -35,7 +35,7 @@ def tree(made_up):
 def test_a_tree_places_every_node_below_its_parent_and_ends_in_the_targets_token(tree):
     figure = views.draft_tree(tree, 0)
     places = {}
-    for fate, texts in {"accepted": ["␣a"], "sibling_won": ["b"], "parent_rejected": ["⏎"]}.items():
+    for fate, texts in {"accepted": ["␣a"], "another sibling won": ["b"], "parent rejected": ["⏎"]}.items():
         assert list(named(figure, fate).text) == texts
     assert list(named(figure, "rejected").text) == ["&lt;b&gt;", "&#36;x&#36;"]
     for part in figure.data:
@@ -69,8 +69,8 @@ def test_a_chain_lies_on_a_line_until_the_target_disagrees(made_up):
     assert set(named(figure, "accepted").y) == set(named(figure, "bonus token").y) == {0}
     assert named(figure, "bonus token").x == (5,) and named(figure, "bonus token").marker.symbol == "star"
     figure = views.draft_tree(made_up.record([(4, 2)]).trace, 1)
-    assert named(figure, "residual token").x == named(figure, "rejected").x == (3,)
-    assert named(figure, "residual token").y != named(figure, "rejected").y
+    assert named(figure, "resampled token").x == named(figure, "rejected").x == (3,)
+    assert named(figure, "resampled token").y != named(figure, "rejected").y
 
 
 def test_where_nothing_is_drawn_the_sentence_stands_alone(made_up):

@@ -1,6 +1,7 @@
 """Light and dark pages: contrast of every colour, transparent grounds; words and tables beside every figure."""
 
 import inspect
+import re
 
 import plotly.graph_objects as go
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tests import table
 from workbench import views
 from workbench.errors import BadInput
-from workbench.views.palette import PAGES, PALETTE, SEQUENTIAL, colours
+from workbench.views.palette import PAGES, PALETTE, colours, scale
 
 FIGURES = [name for name in table.VIEWS if name != "headroom"]  # it draws what few traces hold
 BROWSER_DARK = "#111111"  # JupyterLab's dark page
@@ -44,10 +45,18 @@ def test_text_reads_on_its_page_and_without_a_theme_on_both():
         assert contrast(PAGES[None]["text"], PAGES[theme]["page"]) >= 4
 
 
-def test_the_sequential_scale_rises_in_lightness_and_leaves_both_pages():
-    steps = [luminance(color) for color in SEQUENTIAL]
-    assert steps == sorted(steps)
-    assert contrast(SEQUENTIAL[0], PAGES["dark"]["page"]) > 1.8 and contrast(SEQUENTIAL[-1], "#ffffff") > 1.3
+def over(page: str, shade: str) -> str:
+    """A shade `rgba(…)` as it looks on a page."""
+    *parts, alpha = map(float, re.findall(r"[\d.]+", shade))
+    under = [int(page[place : place + 2], 16) for place in (1, 3, 5)]
+    return "#" + "".join(f"{round(alpha * a + (1 - alpha) * b):02x}" for a, b in zip(parts, under, strict=True))
+
+
+@pytest.mark.parametrize("page", [PAGES["light"]["page"], PAGES["dark"]["page"], BROWSER_DARK])
+@pytest.mark.parametrize("color", [PALETTE["signal"]["bits"], PALETTE["slot"]["kept"]])
+def test_more_of_a_scale_is_further_from_the_page(color, page):
+    steps = [contrast(over(page, shade), page) for shade in scale(color)]
+    assert steps == sorted(steps) and steps[0] > 1.25 and steps[-1] > 3
 
 
 @pytest.mark.parametrize("theme", ["light", "dark", None])

@@ -49,13 +49,13 @@ def test_the_timeline_draws_the_spans(made_up):
     trace = made_up.record([(4, 2), (0, 0)]).trace
     figure, found = views.forwards_timeline(trace), spans(trace)
     assert [bar.name for bar in figure.data][:4] == [
-        "prefill · target", "prefill · draft", "draft · draft", "target · target",
+        "prefill · target", "prefill · draft", "draft", "target",
     ]  # fmt: skip
     assert {bar.name for bar in figure.data[4:]} == {"verify", "commit", "cache"}
     drawn = sorted(pair for bar in figure.data for pair in zip(bar.base, bar.x, strict=True))
     found = found[found["phase"] != "round"]
     assert drawn == sorted(zip(found["start_ms"], found["length_ms"], strict=True))
-    (draft,) = [bar for bar in figure.data if bar.name == "draft · draft"]
+    (draft,) = [bar for bar in figure.data if bar.name == "draft"]
     assert list(draft.customdata[0]) == [1, "1", "3", "sdpa"] and draft.marker.pattern.shape
 
 

@@ -78,14 +78,14 @@ def test_signals_share_one_token_axis_and_draw_the_tables(made_up):
     assert [name for name in figure.layout.to_plotly_json() if name.startswith("xaxis")] == ["xaxis"]
     assert {trace.yaxis for trace in figure.data} == {"y", "y2", "y3", "y4"}
     index = tokens["index"].tolist()
-    raw = named(figure, "entropy, raw distribution")
+    raw = named(figure, "entropy, next-token distribution")
     assert list(raw.x) == index and list(raw.y) == tokens["entropy_raw_nats"].tolist()
     assert list(named(figure, "entropy, sampled distribution").y) == tokens["entropy_sampled_nats"].tolist()
     assert list(named(figure, "drafted in the round").y) == [4] * 9
     assert list(named(figure, "accepted in the round").y) == [2] * 3 + [4] * 5 + [0]
     drafted = named(figure, "from draft-model")
     assert list(drafted.x) == [0, 1, 3, 4, 5, 6] and list(drafted.y) == [1, 2, 1, 2, 3, 4]
-    assert list(named(figure, "from residual").x) == [2, 8] and list(named(figure, "from bonus").x) == [7]
+    assert list(named(figure, "resampled token").x) == [2, 8] and list(named(figure, "bonus token").x) == [7]
     assert list(named(figure, "bits per element").y) == [32.0] * 9
     assert figure.layout.yaxis3.title.text == "cache (KiB)"
     stacked = [
@@ -119,7 +119,7 @@ def test_a_single_token_or_round_can_be_seen(made_up):
 
 def test_sources_differ_in_colour_and_symbol(made_up):
     figure = views.signals(made_up.record([(4, 2), (4, 4), (0, 0)]).trace)
-    points = [trace.marker for trace in figure.data if trace.name.startswith("from ")]
+    points = [trace.marker for trace in figure.data if trace.mode == "markers"]
     assert len({marker.color for marker in points}) == len({marker.symbol for marker in points}) == len(points) == 3
 
 
@@ -167,8 +167,54 @@ def test_text_of_the_model_is_inert(made_up, view):
     assert "<" not in text and "$" not in text
 
 
+def test_quotes_stay_as_they_are(made_up):
+    """Plotly reads few entities: `&quot;` once stood in the drawings."""
+    assert shown("\"a'&<") == "\"a'&amp;&lt;"
+
+
+def test_long_labels_of_a_tree_are_cut_and_whole_in_the_hover_text(made_up):
+    text = "a_very_long_token_indeed"
+    recorder = Recorder(made_up.run_event())
+    drafts = {"node": [1], "parent": [0], "depth": [1], "token_id": [1], "text": [text], "fate": ["accepted"]}
+    tokens = {"token_id": [1, 2], "source": ["d", "bonus"]}
+    for _ in range(2):
+        recorder.round(Step("chain", tokens=tokens, texts=[text, text], drafts=drafts, drafted=1, emitted=2, depth=1))
+    figure = views.draft_tree(recorder.trace)
+    for name in ("accepted", "pending token", "bonus token"):
+        drawn = named(figure, name)
+        assert drawn.text[0] == "a_very_lo…" and drawn.customdata[0][0] == text
+        assert drawn.hovertemplate.startswith("%{customdata[0]}")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_figures_say_words_for_the_names_of_a_trace(made_up, view):
+    """In legends, hover texts, axes, tables and sentences."""
+    recorder, many = Recorder(made_up.run_event()), len(FATES)
+    step = made_up.chain_step(random.Random(0), 5, many, many - 1)
+    step.drafts.update(fate=list(FATES), drafter=["draft_model"] * many)
+    step.tokens["source"] = [*["draft_model"] * (many - 1), "residual"]
+    recorder.round(replace(step, texts=["x"] * many))
+    figure = VIEWS[view](recorder.trace)
+    said = views.description(figure) + views.as_table(figure).to_csv()
+    said += json.dumps([[one.name, one.hovertemplate] for one in figure.data])
+    for name in ("_won", "_rejected", "after_end", "draft_model", "raw distribution", "draft · draft", "residual"):
+        assert name not in said
+    if view == "draft_tree":
+        assert {"another sibling won", "parent rejected", "after the end"} < {one.name for one in figure.data}
+
+
+def test_where_the_likeliest_token_is_taken_its_entropy_of_nothing_is_not_drawn(made_up):
+    recorder = Recorder(made_up.run_event())
+    for _ in range(2):
+        tokens = {"token_id": [1], "entropy_raw_nats": [1.5], "entropy_sampled_nats": [0.0]}
+        recorder.round(Step("plain", tokens=tokens, texts=["x"], emitted=1))
+    for figure in (views.entropy(recorder.trace), views.signals(recorder.trace)):
+        (drawn,) = [one.name for one in figure.data if one.name.startswith("entropy")]
+        assert drawn == "entropy, next-token distribution"
+
+
 def test_labels_show_white_space_and_stay_short():
-    assert shown(" a\n\t<") == "␣a⏎⇥&lt;"
+    assert shown(" a\n\t<") == "␣a⏎⇥&lt;" and shown("\n" + 8 * " " + "x") == "⏎␣×8x"
     assert shown("x" * 50) == "x" * 39 + "…" and shown(None) == shown(float("nan")) == ""
 
 
@@ -183,6 +229,7 @@ def test_the_palette_covers_the_vocabulary_and_is_plain_data():
     assert set(PALETTE["fate"]) == set(FATES) and len(set(PALETTE["fate"].values())) == len(FATES)
     assert json.loads(json.dumps(PALETTE)) == PALETTE
     names = ["target", "d1", "d2", "residual", "d3"]
+    assert colours("source", names)["d1"] == PALETTE["fate"]["accepted"]
     assert len(set(colours("source", names).values())) == len(names)
 
 
