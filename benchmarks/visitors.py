@@ -5,10 +5,11 @@
 
 The app is served by a process of its own, with one thread per operation of torch; the visitors are Python clients
 that speak to it over HTTP as pages do. They first all watch a long run of plain decoding at once, then step for the
-given time: run speculatively, watch to the end, back, by phase, by round, forget. Reported: updates and decoded
-rounds per second of the watched runs, how long an answer took, processor time of the server beside decoding over that
-of decoding, errors, texts that were not what the same prompt gives alone, and memory and open sessions before, during
-and after. Whether memory is flat shows in the second wave of visitors: the first one also pays for what is loaded once.
+given time: run speculatively, watch to the end, pick a token, branch there, by phase, by round, forget. Reported:
+updates and decoded rounds per second of the watched runs, how long an answer took, processor time of the server beside
+decoding over that of decoding, errors, texts that were not what the same prompt gives alone, and memory and open
+sessions before, during and after. Whether memory is flat shows in the second wave of visitors: the first one also pays
+for what is loaded once.
 """
 
 import json
@@ -28,6 +29,7 @@ import httpx
 from workbench.training.prompts import held_out_prompts
 
 TOKENS, LONG = 32, 512  # of a run while stepping, and of the one that all watch
+PLAINLY = {"temperature": 0.0, "top_p": "", "seed": 0, "shape": "", "cache_policy": "", "cache_quantizer": ""}
 PAUSE_S = 0.2  # between two presses
 WARM_S = 1.0  # into the watched runs before anything is measured
 SAMPLE_S = 1.0  # between two looks at the server's memory
@@ -111,17 +113,22 @@ class Page:
     def _get(self, path: str) -> Any:
         return _checked(self.http.get(path)).json()
 
-    def press(self, event: str, **values: Any) -> None:
-        """Fire an event once the named fields hold these values."""
-        self.shown |= {self.named[name.replace("_", " ")]: value for name, value in values.items()}
-        self.fire(event)
+    def press(self, event: str, **told: Any) -> None:
+        """Fire an event that says this."""
+        self.fire(event, told)
         self.presses += 1
 
-    def fire(self, event: str) -> None:
+    def fill(self, **values: Any) -> None:
+        """Let the named fields hold these values."""
+        self.shown |= {self.named[name.replace("_", " ")]: value for name, value in values.items()}
+
+    def fire(self, event: str, told: dict[str, Any] | None = None) -> None:
         """Fire an event with what the page shows now, and take the updates in."""
         one = self.events[event]
+        form = [self.shown[number] for number in self.events["fill_go"]["inputs"]]
+        self.shown[self.named["filled"]] = json.dumps({"values": form, "told": told or {}})
         inputs = [None if number in self.state else self.shown[number] for number in one["inputs"]]
-        asked = {"data": inputs, "fn_index": one["id"], "session_hash": self.name, "event_data": None}
+        asked = {"data": inputs, "fn_index": one["id"], "session_hash": self.name, "event_data": told}
         _checked(self.http.post("/gradio_api/queue/join", json={**asked, "trigger_id": None}))
         with self.http.stream("GET", f"/gradio_api/queue/data?session_hash={self.name}") as reply:
             found = (json.loads(line[5:]) for line in reply.iter_lines() if line.startswith("data:"))
@@ -199,7 +206,7 @@ class Visitor(threading.Thread):
         page = self.page
         try:
             self._open("autoregressive", LONG, ignore_eos=True)
-            page.press("play")
+            page.press("run")
             self.gate.wait()
             page.watch(time.monotonic() + WARM_S)
             page.answers, first, started = [], page.view["rounds_recorded"], time.monotonic()
@@ -218,17 +225,21 @@ class Visitor(threading.Thread):
             page.close()
 
     def _open(self, decoder: str, tokens: int, ignore_eos: bool) -> None:
-        facts = {"prompt": self.prompt, "max_new_tokens": tokens, "decoder": decoder, "ignore_eos": ignore_eos}
-        self.page.press("start", **facts)
+        run = {"prompt": self.prompt, "max_new_tokens": tokens, "decoder": decoder, "ignore_eos": ignore_eos}
+        self.page.fill(**PLAINLY, **run)  # the page opens on a preset
+        self.page.press("start")
 
     def _round(self) -> None:
         self._open("speculative", TOKENS, ignore_eos=False)
-        self.page.press("play")
+        self.page.press("run")
         self.page.watch()
         self.texts.append(self.page.text)
-        for press in ("back round", "step phase", "step phase", "step round", "back token"):
-            event, by = press.split()
-            self.page.press(event, by=by)
+        presses = (
+            ("pick", {"index": 3}), ("fork", {"index": 3, "text": " if"}), ("step", {"by": "phase"}),
+            ("step", {"by": "phase"}), ("step", {"by": "round"}), ("forget", {}), ("choose", {"run": 0}),
+        )  # fmt: skip
+        for event, told in presses:
+            self.page.press(event, **told)
             time.sleep(PAUSE_S)
         self.page.press("forget")
 

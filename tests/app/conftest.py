@@ -108,18 +108,21 @@ def mortal():
 
 @pytest.fixture
 def open_page(chromium, served):
-    """Opens the app in a window of a given size; at the end no request may have left the machine, no script failed."""
+    """Opens the app in a window of a given size, light or dark, `script` before all else; at the end no request may
+    have left the machine, no script failed."""
     pages = []
 
-    def open_(width: int = 1400, height: int = 900, at: str = served):
-        context = chromium.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+    def open_(width: int = 1400, height: int = 900, at: str = served, scheme: str = "light", script: str = ""):
+        size = {"width": width, "height": height}
+        context = chromium.new_context(viewport=size, accept_downloads=True, color_scheme=scheme)
         page = context.new_page()
+        page.add_init_script(f"localStorage.setItem('workbench-tour', 'seen'); {script}")
         page.set_default_timeout(PATIENCE)
         seen = SimpleNamespace(context=context, own=at, requests=[], errors=[])
         page.on("request", lambda request: seen.requests.append(request.url))
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.goto(at)
-        page.wait_for_selector("#start:not([disabled])", timeout=PATIENCE)
+        page.wait_for_selector(".wb-token", timeout=PATIENCE)
         pages.append(seen)
         return page
 

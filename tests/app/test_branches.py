@@ -19,49 +19,41 @@ def plain() -> Trace:
     return wb.decode(wb.load("embedded"), PROMPT, max_new_tokens=12)
 
 
-def test_candidates_are_those_of_the_token_with_what_was_cut(visitor, plain):
-    visitor.set("temperature", 0.8)
-    visitor.set("top k", 2)
-    visitor.start(tokens=4).step().step()
-    visitor.fire("pick", {"index": 0})
-    labels = visitor.choices("candidate")
-    assert [number for _, number in labels] == plain.tokens["topk_raw"][0][0]
-    assert all(" → 0." in label or " → 1" in label for label, _ in labels[:2]) and "→" not in labels[2][0]
-    assert sum("taken" in label for label, _ in labels) <= 1
-    assert all("cut by top_k" in label for label, _ in labels[2:]) and "cut" not in labels[0][0]
-
-
 def test_a_branch_takes_a_candidate_and_both_runs_stay(visitor, plain):
     visitor.start().step().step().step()
-    visitor.fire("pick", {"index": 1})
-    visitor.set("candidate", plain.tokens["topk_raw"][1][0][2])
-    visitor.fire("fork")
+    visitor.fire("fork", {"index": 1, "token": plain.tokens["topk_raw"][1][0][2]})
     assert visitor.texts[0] == plain.tokens["text"][0] and visitor.texts[1] != plain.tokens["text"][1]
-    assert [number for _, number in visitor.choices("branches")] == [0, 1]
-    visitor.set("branches", 0)
-    visitor.fire("branch")
-    assert visitor.text == "".join(plain.tokens["text"][:3])
+    assert visitor.runs == ["A · autoregressive", "B · from 1*"]
+    assert visitor.view["marks"] == [{"index": 1, "text": "forced token"}]
+    visitor.fire("choose", {"run": 0})
+    assert visitor.text == "".join(plain.tokens["text"][:3]) and visitor.runs[0].endswith("*")
+    visitor.fire("choose", {"run": 7})
+    assert visitor.runs[0].endswith("*")
 
 
 def test_other_settings_in_mid_run_make_a_branch_that_goes_on(visitor):
     visitor.start(tokens=200)
-    visitor.set("speed", "10 steps / s")
-    visitor.fire("play")
+    visitor.fire("run", {"pace": 0.1})
     visitor.set("decoder", "speculative")
     visitor.set("max new tokens", 20)
-    visitor.fire("resettle")
-    assert visitor.playing and "speculative" in visitor.choices("branches")[1][0]
+    visitor.fire("resettle", {})
+    assert visitor.playing and visitor.view["decoder"] == "speculative" and len(visitor.runs) == 2
     visitor.watch()
     assert len(visitor.texts) == 20 and len(VISITS[visitor.name].branches[0].run.trace.token_ids) < 200
 
 
+@pytest.mark.parametrize("index", [False, True, 1.0, "1", None, [1], {}, -1, 99])
+def test_what_is_no_token_number_is_not_branched_at(visitor, index):
+    visitor.start().step()
+    assert "choose a token first" in refused(visitor, "fork", {"index": index, "text": " if"})
+
+
 def test_branches_that_make_no_sense_are_refused(visitor):
     visitor.start().step()
-    assert "a branch needs something new" in refused(visitor, "fork")
-    visitor.set("typed", "several tokens, surely")
-    assert "expected exactly one" in refused(visitor, "fork")
+    assert "a branch needs something new" in refused(visitor, "fork", {"index": 0})
+    assert "expected exactly one" in refused(visitor, "fork", {"index": 0, "text": "several tokens, surely"})
     visitor.set("model", "embedded-draft")
-    assert "for another model, device or dtype press Start" in refused(visitor, "resettle")
+    assert "for another model, device or dtype press Run" in refused(visitor, "resettle", {"index": 0})
     assert len(visitor.texts) == 1
 
 
@@ -70,17 +62,15 @@ def test_runs_are_kept_until_forgotten_and_no_more_than_the_limit(visitor):
         visitor.start(tokens=1)
     assert "press Forget on one" in refused(visitor, "start")
     visitor.fire("forget")
-    assert len(visitor.choices("branches")) == MAX_BRANCHES - 1
+    assert len(visitor.runs) == MAX_BRANCHES - 1
     visitor.start(tokens=1)
 
 
 def test_two_runs_side_by_side_show_where_they_part_and_why(visitor, plain):
     visitor.start()
-    visitor.fire("play")
+    visitor.fire("run", {})
     visitor.watch()
-    visitor.fire("pick", {"index": 3})
-    visitor.set("typed", " if")
-    visitor.fire("fork")
+    visitor.fire("fork", {"index": 3, "text": " if"})
     visitor.set("left", 0)
     visitor.set("right", 1)
     html, plot, words = visitor.fire("beside")
@@ -120,13 +110,8 @@ def test_traces_and_capsules_open_without_a_model(visitor, kind, tmp_path, monke
     VISITS[visitor.name].sent = (None, 0)
     visitor.fire("tick")
     assert f"Opened {path.name}" in visitor.status and visitor.texts == texts
-    assert not visitor.enabled("fork") and not visitor.enabled("resettle")
-    visitor.fire("back")
-    assert visitor.cursor < len(texts)
-    assert "Round 2, draft." in visitor.step("phase").status or "Round 3, draft." in visitor.status
-    visitor.fire("play")
-    assert "Ended: replayed" in visitor.watch().status
-    assert "no model behind it" in refused(visitor, "fork")
+    assert visitor.view["can"] is False
+    assert "no model behind it" in refused(visitor, "fork", {"index": 0, "text": " if"})
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,22 @@
 """The form without a browser: controls from declarations, presets, the run as Python, inert text, events."""
 
 import json
+import re
 
 import gradio as gr
 import pytest
 
 import workbench as wb
+from tests.app.test_transport import refused
 from tests.app.visitor import PROMPT, Visitor
-from workbench import declare
+from workbench import declare, web
 from workbench.dashboard import python
 from workbench.dashboard.controls import _nests
 from workbench.dashboard.figures import FIGURES
+from workbench.dashboard.form import GATHER
 from workbench.dashboard.presets import presets
 from workbench.dashboard.visits import VISITS
+from workbench.web.slots import OPS
 
 
 def test_every_declared_parameter_has_a_control_with_its_help(app):
@@ -46,16 +50,15 @@ def evaluated(code: str) -> wb.Trace:
 def test_a_preset_fills_the_form_and_copies_as_python(visitor, name):
     """What the form asks for, the call that is copied, and the run of the app give one text."""
     chosen = presets()[name]
-    visitor.set("preset", name)
-    visitor.fire("preset")
-    assert chosen.look[:20] in visitor.get("look").replace("&#x27;", "'") and visitor.get("prompt") == chosen.prompt
+    visitor.fire("preset", {"name": name})
+    assert chosen.look in visitor.view["line"] and visitor.get("prompt") == chosen.prompt
     visitor.set("max new tokens", 10)
     visitor.fire("start")
     run = VISITS[visitor.name].branch.run
     assert run.decoder == chosen.decoder and run.settings.cache == chosen.cache
     if name == "long context":
         return  # reading it takes seconds; the next test evaluates a call with a cache
-    visitor.fire("play")
+    visitor.fire("run", {})
     visitor.watch()
     visitor.fire("copy")
     trace = evaluated(visitor.get("code"))
@@ -68,13 +71,11 @@ def test_a_branch_copies_as_python_too(visitor):
     visitor.start(tokens=10).step().step().step()
     visitor.set("temperature", 0.9)
     visitor.set("top k", 20)
-    visitor.fire("resettle")
-    visitor.fire("play")
+    visitor.fire("resettle", {})
+    visitor.fire("run", {})
     visitor.watch()
-    visitor.fire("pick", {"index": 5})
-    visitor.set("typed", " if")
-    visitor.fire("fork")
-    visitor.fire("play")
+    visitor.fire("fork", {"index": 5, "text": " if"})
+    visitor.fire("run", {})
     visitor.watch()
     trace = evaluated(visitor.get("code"))
     assert trace.text == visitor.text and trace.tokens["text"][5] == " if"
@@ -88,15 +89,14 @@ def test_the_form_takes_a_cache_stack(visitor):
     visitor.set("cache quantizer", "kivi")
     visitor.shown[VISITS[visitor.name].form.stack["requantize"]._id] = "never"
     visitor.start(tokens=64)
-    visitor.fire("play")
+    visitor.fire("run", {})
     visitor.watch()
     stack = VISITS[visitor.name].branch.run.settings.cache
     assert stack.policy.budget == 64 and stack.quantizer.declared_name == "kivi"
     assert stack.during_prompt and stack.requantize == "never"
-    visitor.fire("pick", {"index": 55})  # its round brings the committed length to 64
-    assert "Events: quantize" in visitor.get("phases")
-    visitor.fire("pick", {"index": 54})
-    assert "No maintenance was due." in visitor.get("phases")
+    slots = web.payload(VISITS[visitor.name].branch.run.trace)["slots"]
+    narrowed = {round for round, op in zip(slots["round"], slots["op"], strict=True) if OPS[op] == "width"}
+    assert narrowed == {56}  # the round of token 55 brings the committed length to 64, a boundary
     visitor.fire("copy")
     assert evaluated(visitor.get("code")).text == visitor.text
 
@@ -114,13 +114,12 @@ def test_every_figure_has_words_and_a_table(visitor, name):
 def test_text_of_model_and_prompt_is_inert(visitor):
     hostile = "</script><img src=x onerror=alert(1)> {{7*7}} ${7*7} `x`"
     visitor.start(tokens=2, prompt=hostile).step()
-    visitor.set("typed", "<")
-    visitor.fire("fork")
+    visitor.fire("fork", {"index": 0, "text": "<"})
     assert visitor.view["prompt"] == hostile  # set as text, never as markup
     assert "<" not in visitor.get("view")
     visitor.set("left", 0)
     visitor.set("right", 1)
-    for html in (*visitor.fire("beside"), visitor.get("phases"), visitor.status):
+    for html in (*visitor.fire("beside"), visitor.get("setup"), visitor.get("status")):
         assert "<img" not in str(html) and "</script" not in str(html)
     from workbench.dashboard.html import inert, shown
 
@@ -143,17 +142,36 @@ def test_other_models_may_be_named_on_this_machine_only():
 
 
 def test_every_event_of_the_app_is_private_and_named(app):
-    known = {"start", "go", "step", "back", "play", "pause", "tick", "pick", "lost", "figure", "branch", "forget"}
+    known = {"start", "go", "step", "run", "pause", "tick", "pick", "lost", "figure", "choose", "forget", "edited"}
     known |= {"fork", "resettle", "beside", "add", "compare", "stop", "beat", "open", "copy", "save", "capsule"}
     assert known | {"perfetto", "csv", "json", "preset", "loaded"} <= {fn.api_name for fn in app.fns.values()}
     assert all(fn.api_visibility == "private" for fn in app.fns.values() if fn.api_name != "closed")
 
 
-def test_the_module_becomes_a_function_body():
-    from workbench.dashboard.screen import script
+def test_no_event_of_the_server_takes_the_controls_of_the_form_one_by_one(app):
+    """Gradio's page spends time with every event on each control that was an input or output of any: the form goes as
+    one text, which the browser makes."""
+    parts = [len(fn.inputs) + len(fn.outputs) for fn in app.fns.values() if fn.fn is not None]
+    assert len(parts) > 60 and max(parts) < 32
+    gathered = [fn for fn in app.fns.values() if fn.fn is None and len(fn.inputs) > 500]
+    assert {fn.js for fn in gathered} == {GATHER} and len({tuple(fn.inputs) for fn in gathered}) == 1
 
-    code = script()
-    assert "export" not in code and "import " not in code and "function mount(" in code
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "3", '{"values": []}', '{"values": {}}', "[" * 9000, '{"values": [NaN]}', '{"values": "x"}']
+)
+def test_what_is_no_form_is_refused_in_one_line(visitor, text):
+    visitor._gather = lambda told: visitor.set("filled", text)
+    assert "a value that does not fit its control" in refused(visitor, "start")
+    assert refused(visitor, "go") and VISITS[visitor.name].branches == []
+
+
+def test_the_view_is_one_module_that_fetches_nothing():
+    from workbench.dashboard.screen import module
+
+    code = module()
+    assert code.count("export ") == 1 and code.endswith("export { connect };\n")
+    assert not re.search(r"^import|\bimport\(", code, re.MULTILINE) and "function mount(" in code
     assert "innerHTML" not in code and "http" not in code
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import workbench as wb
 from tests.app.test_transport import refused
-from workbench.dashboard import experiments, limits, opening, uploads
+from workbench.dashboard import comparing, limits, opening, uploads, verifying
 from workbench.dashboard.jobs import Worker
 from workbench.dashboard.limits import Turn
 from workbench.dashboard.uploads import FILE, MAX_INT, MAX_TRACE, ROUTES, UNFIT, UPLOADS, Uploads, sound
@@ -115,20 +115,36 @@ def test_a_run_and_a_visitor_have_so_much_time(turns, monkeypatch):
 def test_what_a_page_decodes_is_its_visitor_s(visitor):
     visitor.start(tokens=2)
     VISITS[visitor.name].client = "somebody"
-    visitor.fire("play")
+    visitor.fire("run", {})
     assert VISITS[visitor.name].worker.turn.who == "somebody"
     visitor.watch()
 
 
+class Hundred:
+    """A comparison of a hundred runs of nothing. left: those to come."""
+
+    arms, found = {}, ()
+
+    def __init__(self, *values, **named):
+        self.left = iter(range(100))
+
+    def __iter__(self):
+        return self.left
+
+
 def test_a_comparison_and_a_measurement_end_when_their_time_is_over(turns, monkeypatch):
     monkeypatch.setattr(limits, "RUN_S", 0.0)
-    monkeypatch.setattr(experiments, "Comparison", lambda *values, **named: iter(range(100)))
-    compared = experiments.Compared(None, [], {}, "somebody")
+    for module in (comparing, verifying):
+        monkeypatch.setattr(module, "Comparison", Hundred)
+    compared = comparing.Compared(None, [], {}, "somebody")
     compared.start()
     compared.join(60)
-    assert compared.error == limits.LONG and next(compared.comparison) == 1
-    measured = experiments.Measured(None, None, "", "somebody")
+    assert compared.error == limits.LONG and next(compared.comparison.left) == 1
+    measured = verifying.Measured(None, None, [], "somebody", 100, cache=None, temperature=0.8)
     assert measured.counted(1, 100) is False
+    measured.start()
+    measured.join(60)
+    assert [next(part.left) for part in measured.parts] == [1, 0] and measured.verdict is None
     measured.turn.take()
     assert measured.counted(1, 100) is True
     measured.turn.give()
@@ -197,7 +213,8 @@ FILES = (
 
 
 @pytest.mark.parametrize(
-    ("place", "event"), [("open", "open"), ("prompt", "start"), ("typed", "fork"), ("branches", "branch")]
+    ("place", "event"),
+    [("open", "open"), ("prompt", "start"), ("left", "beside"), ("figure", "figure"), ("arms", "add")],
 )
 def test_a_file_that_was_not_handed_in_is_refused_without_a_look_up(visitor, monkeypatch, place, event):
     """Gradio resolves whatever address stands for a file, in any control, and asks a server elsewhere about it."""
@@ -211,6 +228,23 @@ def test_a_file_that_was_not_handed_in_is_refused_without_a_look_up(visitor, mon
             with pytest.raises(gr.Error) as error:
                 visitor.fire(event)
             assert error.value.message == FILE
+    assert not [one for one in asked if "evil" in str(one) or "passwd" in str(one) or "169" in str(one)]
+
+
+def test_a_file_in_what_an_event_says_is_refused_without_a_look_up(visitor, monkeypatch):
+    """Gradio looks for files in it, too, and said whether one lies in its folder."""
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *values, **more: asked.append(values))
+    real = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **more: (asked.append(str(path)), real(path, **more))[1])
+    visitor.start(tokens=4).step()
+    events = {"step": "by", "run": "until", "fork": "text", "choose": "run", "preset": "name", "pick": "index"}
+    for file in FILES:
+        for event, name in events.items():
+            with pytest.raises(gr.Error) as error:
+                visitor.fire(event, {"index": 0, name: {**file, **META}})
+            assert error.value.message == FILE
+    assert len(visitor.texts) == 1 and len(visitor.runs) == 1
     assert not [one for one in asked if "evil" in str(one) or "passwd" in str(one) or "169" in str(one)]
 
 

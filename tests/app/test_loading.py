@@ -27,8 +27,8 @@ class Asked:
         return wanted
 
 
-def lines(update) -> str:
-    return update[0]["value"] if update[0]["visible"] else ""
+def lines(update: str) -> str:
+    return update
 
 
 def test_a_loading_is_told_in_bytes_and_can_be_cancelled():
@@ -47,7 +47,7 @@ def test_a_loading_is_told_in_bytes_and_can_be_cancelled():
     visit = Visit("page", form=Asked(load_all))
     shown = loading.wait(visit)
     update = next(shown)
-    assert "fetching some/model, 3.0 of 9.0 GB" in lines(update) and update[1]["visible"]
+    assert "fetching some/model, 3.0 of 9.0 GB" in lines(update)
     with pytest.raises(gr.Error, match="being loaded already"):
         next(loading.wait(visit))
     loading.stop(visit)
@@ -59,7 +59,7 @@ def test_a_loading_is_told_in_bytes_and_can_be_cancelled():
 
 
 def test_the_line_goes_away_before_an_error_is_said():
-    """A model that cannot be loaded leaves no line and no button, and its error is the status."""
+    """A model that cannot be loaded leaves no line, and its error is the status."""
     held = threading.Event()
 
     def load_all(tell):

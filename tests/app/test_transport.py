@@ -1,5 +1,6 @@
 """Forward and back without a browser: by phase, by round, by token; run, pause, breakpoints."""
 
+import json
 import time
 
 import gradio as gr
@@ -9,19 +10,20 @@ import workbench as wb
 from tests.app.visitor import PROMPT, Visitor
 from workbench.dashboard import limits
 from workbench.dashboard.form import MAX_NEW_TOKENS, MAX_PROMPT
-from workbench.dashboard.html import PHASES
 from workbench.dashboard.jobs import Worker
-from workbench.dashboard.visits import BY, VISITS, forget_idle
+from workbench.dashboard.presets import presets
+from workbench.dashboard.visits import VISITS, forget_idle
 from workbench.trace import Trace
+from workbench.web.data import COMMIT, PHASES
 
 
 def refused(visitor: Visitor, event: str, data: dict | None = None) -> str:
-    """The one line with which an event is refused, in the toast and, after it, in the status line."""
+    """The one line with which an event is refused, in the status line."""
     with pytest.raises(gr.Error) as error:
         visitor.fire(event, data)
     visitor.fire("failed")
     line = error.value.message
-    assert "\n" not in line and visitor.status == line
+    assert "\n" not in line and visitor.status == line and not error.value.visible  # no box over the page beside it
     return line
 
 
@@ -31,56 +33,53 @@ def plain() -> Trace:
     return wb.decode(wb.load("embedded"), PROMPT, max_new_tokens=12)
 
 
-def test_a_fresh_page_can_only_start(visitor):
-    assert visitor.enabled("Run") and visitor.enabled("Start paused")
-    for button in ("step", "back", "play", "pause", "fork", "resettle", "forget", "save", "capsule", "perfetto"):
+def test_a_fresh_page_shows_a_recorded_run_and_nothing_to_decode(app):
+    """No model, no wait: a run that teaches, at the token to look at, and its settings in the form."""
+    visit = VISITS[(fresh := Visitor(app, "fresh", empty=False)).name]
+    assert fresh.runs == ["A · cache cliff*"] and len(fresh.texts) == 96 and fresh.view["selected"] == 40
+    assert "fall off a cliff" in fresh.view["line"] and fresh.view["badge"]["caution"] and not fresh.view["can"]
+    assert fresh.get("prompt").strip() and json.loads(fresh.get("setup"))["preset"] == "cache cliff"
+    assert [chip["group"] for chip in json.loads(fresh.get("setup"))["chips"]][:2] == ["Prompt", "Decoder"]
+    assert fresh.enabled("save") and visit.branches[0].run.ended
+
+
+def test_a_page_without_runs_can_only_start(visitor):
+    for button in ("save", "capsule", "perfetto"):
         assert not visitor.enabled(button)
-    assert refused(visitor, "step").startswith("nothing to step through yet")
+    assert refused(visitor, "step", {"by": "round"}).startswith("nothing to step through yet")
 
 
-def test_step_and_back_move_over_one_record(visitor, plain):
+def test_steps_go_on_from_the_end_of_the_record(visitor, plain):
     visitor.start()
-    assert "Ready: " in visitor.status and "guarantee: exact" in visitor.status
+    assert visitor.status == "9 tokens of prompt."
+    assert visitor.view["badge"]["text"] == "= exact" and visitor.view["can"]
     visitor.step().step().step().step("token")
     assert visitor.text == "".join(plain.tokens["text"][:4]) and visitor.cursor == 4
-    visitor.fire("back")
-    assert visitor.cursor == 3 and len(visitor.texts) == 4 and "Token 3 of 4 recorded" in visitor.status
-
-
-def test_a_round_is_stepped_phase_by_phase_and_back(visitor):
-    """Phases are views of a recorded round: its tokens count as committed from the phase `commit` on."""
-    visitor.start(decoder="speculative").step()
-    before = visitor.cursor
-    for place, phase in enumerate(PHASES):
-        visitor.step("phase")
-        shown = visitor.get("phases")
-        assert f"Round 2, {phase}." in visitor.status and shown.count("not shown yet") == len(PHASES) - 1 - place
-        assert (visitor.cursor == before) == (place < PHASES.index("commit"))
-    assert "drafted" not in shown or "accepted" in shown
-    for phase in reversed(PHASES[:-1]):
-        visitor.fire("back")
-        assert f"Round 2, {phase}." in visitor.status
-    visitor.fire("back")
-    assert "Round 1, cache." in visitor.status and visitor.cursor == before
-
-
-def test_the_cursor_in_the_page_is_where_the_next_step_goes_on(visitor):
-    """Scrubbing happens in the browser; the server hears of the token it came to rest on."""
-    visitor.start(tokens=6)
-    visitor.fire("play")
-    visitor.watch()
-    assert visitor.cursor == 6
     visitor.fire("pick", {"index": 1})
-    assert visitor.cursor == 6  # the page has moved its own cursor; nothing is sent back
-    assert visitor.step("token").cursor == 3
-    visitor.fire("pick", {"index": 4})
-    visitor.fire("back")
-    assert visitor.cursor == 4
-    visitor.fire("pick", {"index": 99})
+    assert visitor.cursor == 4  # the page has moved its own cursor; nothing is sent back
     before = visitor.get("view")
-    assert visitor.step().cursor == 5
-    visitor.fire("pick", {"index": 3})
     assert visitor.step("token").cursor == 5 and visitor.get("view") != before  # else the page would not take notice
+    assert refused(visitor, "step", {"by": "leap"}).startswith("step by")
+
+
+def test_a_round_is_stepped_phase_by_phase_and_nothing_is_sent_before_its_phase(visitor):
+    """Phases are views of a recorded round: its tokens are sent from the phase `commit` on."""
+    visitor.start(decoder="speculative").step()
+    before = len(visitor.texts)
+    for place in range(len(PHASES)):
+        visitor.step("phase")
+        last = place == len(PHASES) - 1
+        assert visitor.phase == (None if last else place)
+        assert (len(visitor.texts) == before) == (place < COMMIT)
+        sent = json.loads(visitor.get("view"))
+        rounds, fates = sent["drafts"]["round"], sent["drafts"].get("fate", ())
+        fates = [fate for round, fate in zip(rounds, fates, strict=False) if fate and round == 2]
+        assert bool(fates) == (place >= 2) and (sent["rounds"].get("cache_bytes", [None])[-1] is not None) == last
+        assert last or "drafts accepted" not in visitor.view["line"]
+    whole = len(visitor.texts)
+    visitor.step("phase").step("round")
+    assert visitor.phase is None and len(visitor.texts) > whole  # the open round is shown whole, none is skipped
+    assert len(VISITS[visitor.name].branch.run.trace.rounds) == 4
 
 
 @pytest.mark.parametrize("index", [False, True, 1.0, "1", None, [1], {}])
@@ -94,24 +93,23 @@ def test_what_is_no_token_number_is_not_picked(visitor, index):
 
 def test_run_plays_to_the_end(visitor, plain):
     visitor.start()
-    visitor.fire("play")
-    assert visitor.playing and visitor.enabled("pause") and not visitor.enabled("step")
+    visitor.fire("run", {})
+    assert visitor.playing
     visitor.watch()
-    assert visitor.text == plain.text and "Ended: length" in visitor.status and not visitor.enabled("step")
+    assert visitor.text == plain.text and "Ended: length" in visitor.status and visitor.view["ended"] == "length"
 
 
 def test_run_opens_and_plays_in_one_press(visitor, plain):
     visitor.set("prompt", PROMPT)
     visitor.set("max new tokens", 12)
-    visitor.fire("go")
+    visitor.fire("go", {})
     assert visitor.playing
     assert visitor.watch().text == plain.text
 
 
 def test_pause_stops_between_two_steps(visitor):
     visitor.start(tokens=64)
-    visitor.set("speed", "10 steps / s")
-    visitor.fire("play")
+    visitor.fire("run", {"pace": 0.1})
     while visitor.cursor == 0:
         visitor.fire("tick")
     visitor.fire("pause")
@@ -130,15 +128,12 @@ def test_the_page_is_sent_only_what_it_lacks(visitor):
     assert '"since":0' in whole
 
 
-@pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("decoder", ["autoregressive", "speculative"])
-def test_a_breakpoint_stops_right_after_its_token(visitor, by, decoder):
+def test_a_breakpoint_stops_right_after_its_token(visitor, decoder):
     visitor.start(decoder=decoder)
-    visitor.set("by", by)
-    visitor.set("until", "index >= 4 and rank >= 1")
-    visitor.fire("play")
+    visitor.fire("run", {"until": "index >= 4 and rank >= 1"})
     visitor.watch()
-    assert visitor.cursor in (5, *([3, 4] if by == "phase" else []))
+    assert visitor.cursor == 5
     assert "Stopped where index &gt;= 4 and rank &gt;= 1" in visitor.status
 
 
@@ -158,8 +153,11 @@ def test_a_breakpoint_stops_right_after_its_token(visitor, by, decoder):
 def test_bad_input_is_refused_in_one_line_and_the_run_stays(visitor, label, value, line):
     visitor.start(tokens=4).step()
     before = visitor.view
-    visitor.set(label, value)
-    assert line in refused(visitor, "play" if label == "until" else "start")
+    if label == "until":
+        assert line in refused(visitor, "run", {"until": value})
+    else:
+        visitor.set(label, value)
+        assert line in refused(visitor, "start")
     assert visitor.fire("pause") and visitor.texts == before["tokens"]["text"]
 
 
@@ -179,10 +177,13 @@ def test_more_runs_at_once_than_the_limit_are_refused(visitor, monkeypatch):
     monkeypatch.setattr(limits, "_turns", threading.BoundedSemaphore(1))
     turn = limits.Turn()
     turn.take()
-    assert "the most at once; try again in a moment" in refused(visitor, "play")
+    assert "the most at once; try again in a moment" in refused(visitor, "run", {})
     assert visitor.fire("tick") and not visitor.playing
+    assert "the most at once" in refused(visitor, "go", {})
+    visitor.fire("tick")
+    assert len(visitor.runs) == 1  # as if it had not been asked for
     turn.give()
-    visitor.fire("play")
+    visitor.fire("run", {})
     visitor.watch()
 
 
@@ -198,13 +199,13 @@ def test_a_run_that_fails_does_not_take_the_visit_down(visitor, monkeypatch):
     visitor.start(tokens=6).step()
     with monkeypatch.context() as patch:
         patch.setattr(Autoregressive, "decode_round", broken)
-        assert refused(visitor, "step") == "the model returned NaN"
-        visitor.fire("play")
+        assert refused(visitor, "step", {"by": "round"}) == "the model returned NaN"
+        visitor.fire("run", {})
         assert visitor.watch().status == "the model returned NaN"
         patch.setattr(Autoregressive, "decode_round", bug)
-        visitor.fire("play")
+        visitor.fire("run", {})
         assert visitor.watch().status == "unexpected TypeError: no such thing"
-    visitor.fire("back")
+    visitor.fire("tick")
     assert len(visitor.texts) == 1
     visitor.start(tokens=2).step()
     assert len(visitor.texts) == 1
@@ -214,8 +215,8 @@ def test_two_visitors_do_not_mix(app):
     one, two = Visitor(app, "one"), Visitor(app, "two")
     one.start(tokens=30)
     two.start(tokens=4, prompt="class Stack:").step()
-    one.fire("play")
-    two.fire("play")
+    one.fire("run", {})
+    two.fire("run", {})
     two.watch()
     one.watch()
     assert (one.cursor, two.cursor) == (30, 4)
@@ -227,7 +228,7 @@ def test_a_closed_page_lets_go_of_its_runs_even_while_they_play(app):
     from workbench.dashboard.app import closed
 
     leaving = Visitor(app, "leaving").start(tokens=400)
-    leaving.fire("play")
+    leaving.fire("run", {})
     visit, worker = VISITS["leaving"], VISITS["leaving"].worker
     assert isinstance(worker, Worker) and worker.is_alive()
     closed(gr.Request(session_hash="leaving"))
@@ -239,5 +240,39 @@ def test_an_idle_page_lets_go_of_its_runs_and_says_so(visitor):
     assert forget_idle(older=3600) == 0
     assert forget_idle(older=-1) >= 1
     visitor.fire("tick")
-    assert "was idle" in visitor.status and not visitor.enabled("step")
+    assert "was idle" in visitor.status and visitor.view == {}
     assert visitor.start(tokens=4).step().cursor == 1
+
+
+@pytest.mark.parametrize(
+    "asked", [{"until": 3}, {"until": ["x"]}, {"pace": -1}, {"pace": 1e9}, {"pace": "1"}, {"pace": True}]
+)
+def test_what_is_no_condition_or_pace_is_refused(visitor, asked):
+    visitor.start(tokens=2)
+    assert "until is a condition, and pace 0 to 5 seconds a step" in refused(visitor, "run", asked)
+
+
+def test_presets_show_their_recorded_run_at_once_and_fill_the_form(visitor):
+    for name in presets():
+        visitor.fire("preset", {"name": name})
+        assert visitor.runs[-1] == f"{chr(64 + len(visitor.runs))} · {name}*" and len(visitor.texts) > 30
+        setup = json.loads(visitor.get("setup"))
+        assert setup["preset"] == name and setup["trouble"] == ""
+        for chip in setup["chips"]:  # what the form says is what the run was asked to do
+            assert chip["text"] == chip["run"] or chip["group"] == "Model", chip
+    visitor.fire("preset", {"name": next(iter(presets()))})
+    assert visitor.runs[0].endswith("*")  # it is open already
+    assert "there is no such preset" in refused(visitor, "preset", {"name": "nothing of that name"})
+    assert len(visitor.runs) == len(presets())
+
+
+def test_the_setup_row_says_what_the_form_says_and_why_it_cannot_be_run(visitor):
+    visitor.set("temperature", 0.7)
+    visitor.set("cache policy", "h2o")
+    visitor.fire("edited", {})
+    chips = {chip["group"]: chip["text"] for chip in json.loads(visitor.get("setup"))["chips"]}
+    assert chips["Sampling"] == "T 0.7" and chips["Cache"].startswith("h2o")
+    assert chips["Decoder"].startswith("speculative")
+    visitor.set("top p", 1.5)
+    visitor.fire("edited", {})
+    assert "expected a number in (0, 1]" in json.loads(visitor.get("setup"))["trouble"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import workbench.dashboard  # noqa: F401  (before gradio: it switches the analytics off)
 
 import gradio as gr  # isort: skip
+from workbench.dashboard.visits import VISITS  # isort: skip
 from gradio.state_holder import SessionState  # isort: skip
 
 PROMPT = "def fibonacci(n):"
@@ -17,20 +19,28 @@ PROMPT = "def fibonacci(n):"
 class Visitor:
     """One page of the app without a browser: holds what the page shows, fires events, takes the updates in."""
 
-    def __init__(self, app: gr.Blocks, name: str = "somebody"):
+    def __init__(self, app: gr.Blocks, name: str = "somebody", empty: bool = True, key: str = ""):
         self.app, self.name = app, name
         self.session = SessionState(app)
         self.shown: dict[int, Any] = {number: getattr(block, "value", None) for number, block in app.blocks.items()}
         self.props: dict[int, dict[str, Any]] = {}
         self.events = {fn.api_name: fn for fn in app.fns.values()}
         self.view: dict[str, Any] = {}
+        self.set("key", key)
         self.fire("loaded")
+        if not empty:
+            return
+        form = VISITS[name].form
+        for component in form.components:  # the page opens on a preset
+            self.shown[component._id] = form.defaults[id(component)]
+        self.fire("forget")
 
     def fire(self, event: str, data: dict | None = None) -> list[Any]:
         """Fire the event of that name with what the page shows now."""
         fn = self.events[event]
         request = gr.Request(session_hash=self.name)
         event_data = gr.EventData(None, data) if data is not None else None
+        self._gather(data)
         inputs = [None if block.stateful else self.shown[block._id] for block in fn.inputs]
         options = {"state": self.session, "request": request, "event_data": event_data}
         with ThreadPoolExecutor(1) as own:  # a browser test may have left a loop running in this thread
@@ -38,6 +48,12 @@ class Visitor:
         for block, value in zip(fn.outputs, done["data"], strict=True):
             self._take(block, value)
         return done["data"]
+
+    def _gather(self, told: dict | None) -> None:
+        """What the browser does before an event that takes the form along."""
+        if self.name in VISITS:
+            values = [self.shown[component._id] for component in VISITS[self.name].form.components]
+            self.set("filled", json.dumps({"values": values, "told": told or {}}))
 
     def _take(self, block: Any, value: Any) -> None:
         number = block._id
@@ -49,6 +65,9 @@ class Visitor:
             self.shown[number] = value
             if block.elem_id == "view":
                 self._receive(json.loads(value) if value else {})
+            if block.elem_id == "chosen":
+                form = VISITS[self.name].form
+                self.shown |= {one._id: value for one, value in zip(form.components, json.loads(value), strict=True)}
 
     def _receive(self, delta: dict[str, Any]) -> None:
         """What the page holds after a delta, by the contract of `workbench.web.data`; tokens alone."""
@@ -88,11 +107,21 @@ class Visitor:
 
     @property
     def status(self) -> str:
-        return self.get("status")
+        return re.sub("<[^>]*>", "", self.get("status"))
 
     @property
     def cursor(self) -> int:
         return self.view["cursor"]
+
+    @property
+    def phase(self) -> int | None:
+        """Up to which phase the last round is shown; None where it is shown whole."""
+        return self.view["phase"]
+
+    @property
+    def runs(self) -> list[str]:
+        """The names of the runs, the one looked at marked."""
+        return [run["name"] + "*" * run["on"] for run in self.view["runs"]]
 
     @property
     def texts(self) -> list[str]:
@@ -104,7 +133,7 @@ class Visitor:
 
     @property
     def playing(self) -> bool:
-        return self.enabled("pause")
+        return bool(self.view) and self.view["status"]["running"]
 
     def start(self, tokens: int = 12, decoder: str = "autoregressive", prompt: str = PROMPT) -> "Visitor":
         self.set("prompt", prompt)
@@ -114,8 +143,7 @@ class Visitor:
         return self
 
     def step(self, by: str = "round") -> "Visitor":
-        self.set("by", by)
-        self.fire("step")
+        self.fire("step", {"by": by})
         return self
 
     def watch(self, seconds: float = 30) -> "Visitor":

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +15,7 @@ from gradio.state_holder import SessionState  # isort: skip
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
-from workbench.dashboard import build_app, experiments, jobs
+from workbench.dashboard import build_app, experiments, jobs, paying
 from workbench.dashboard.limits import Pages
 from workbench.dashboard.security import Gate, Rules
 from workbench.dashboard.uploads import ROUTES, UPLOADS
@@ -24,9 +25,9 @@ from workbench.errors import BadInput
 __all__ = ["CORPORA"]
 
 EVENTS = (
-    "start", "go", "step", "back", "play", "pause", "tick", "pick", "lost", "figure", "branch", "forget", "fork",
-    "resettle", "beside", "add", "compare", "stop", "beat", "measure", "enough", "pulse", "open", "copy", "save",
-    "capsule", "perfetto", "csv", "json", "preset", "failed",
+    "start", "go", "step", "run", "pause", "tick", "pick", "lost", "preset", "edited", "cancel", "choose", "forget",
+    "fork", "resettle", "figure", "figures", "sides", "beside", "add", "compare", "stop", "beat", "measure", "enough",
+    "pulse", "baseline", "paying", "verify", "open", "copy", "save", "capsule", "perfetto", "csv", "json", "failed",
 )  # fmt: skip
 META = {"_type": "gradio.FileData"}
 texts = st.one_of(
@@ -48,12 +49,20 @@ values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
     max_leaves=6,
 )
-told = st.one_of(st.none(), st.fixed_dictionaries({"index": values}), values)
-wrong = st.lists(st.tuples(st.integers(0, 400), values), min_size=1, max_size=3)
+likely = {  # what the page says with its events, and what may stand there instead
+    "by": ["phase", "round", "token"], "until": ["", "index >= 1", "entropy > 3"], "pace": [0, 0.1],
+    "index": [0, 1], "token": [7, 300], "text": [" if", ""], "run": [0, 1], "name": ["cache cliff", "long context"],
+}  # fmt: skip
+told = st.one_of(
+    st.none(),
+    values,
+    st.fixed_dictionaries({}, optional={name: st.sampled_from(usual) | values for name, usual in likely.items()}),
+)
+wrong = st.lists(st.tuples(st.integers(0, 800), values), min_size=1, max_size=3)
 
 
 class Page:
-    """A page of the app without a browser, over one loop of its own; it has run two rounds."""
+    """A page of the app without a browser, over one loop of its own; it has run a round, and another is open."""
 
     def __init__(self):
         self.app = build_app(anything=False)
@@ -66,18 +75,26 @@ class Page:
             number: small.get(getattr(block, "label", None), getattr(block, "value", None))
             for number, block in self.app.blocks.items()
         }
+        self.form = [block._id for block in self.events["fill_go"].inputs]
         self.begin()
 
     def begin(self) -> None:
-        for name in ("loaded", "start", "step", "step"):
-            self.fire(name, [])
+        for name, told in (("loaded", None), ("start", None), ("step", {}), ("step", {"by": "phase"})):
+            self.fire(name, [], told)
 
     def fire(self, name: str, wrong: list, data: Any = None) -> None:
-        """Fire an event; wrong: (place, value) of controls that do not hold what they usually do."""
+        """Fire an event; wrong: (place, value) of controls that do not hold what they usually do, also in the form, of
+        which the page makes one text."""
         fn = self.events[name]
         inputs = [None if block.stateful else self.usual[block._id] for block in fn.inputs]
+        held = [place for place, block in enumerate(fn.inputs) if block.elem_id == "filled"]
+        form = [self.usual[number] for number in self.form]
         for place, value in wrong if inputs else ():
-            inputs[place % len(inputs)] = value
+            part = form if held and place >= len(inputs) else inputs
+            part[place % len(part)] = value
+        for place in held:
+            if inputs[place] == self.usual[fn.inputs[place]._id]:
+                inputs[place] = json.dumps({"values": form, "told": data if data is not None else {}})
         told = {"request": gr.Request(session_hash="hostile"), "event_data": gr.EventData(None, data)}
         options = {"state": self.session, **told}
         work = self.app.process_api(fn, inputs, **options)
@@ -92,8 +109,10 @@ def page() -> Page:
 def fire(event: tuple[str, list, Any]) -> None:
     """Nothing decodes for long: workers, comparisons and measurements are made, and not started."""
     here, (name, wrong, data) = page(), event
-    still = patch.object
-    with still(jobs.Worker, "start"), still(experiments.Compared, "start"), still(experiments.Measured, "start"):
+    kinds = (jobs.Worker, experiments.Compared, experiments.Measured, paying.Plain)
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(patch.object(kind, "start"))
         try:
             here.fire(name, wrong, data)
         except gr.Error as error:

@@ -1,5 +1,7 @@
 """The short form of `python -m tests.hostile`: about a thousand inputs over all corpora, always the same ones."""
 
+import re
+
 import pytest
 
 from tests.hostile.runner import corpora, run
@@ -14,6 +16,15 @@ def test_hostile_inputs_are_taken_or_refused_in_one_line(name):
     report = run(name, CORPORA[name], -(-EXAMPLES // len(CORPORA)))
     assert not report.faults, report.faults
     assert report.examples > 0
+
+
+def test_no_event_of_the_app_is_left_out():
+    """But those that open a page, load a model, or stay in the browser or among the controls."""
+    from tests.hostile import events
+
+    named = {re.sub(r"_\d+$", "", name) for name in events.page().events}
+    opening, drawing = {"loaded", "closed"}, {"partial", "str", "js_fn"}
+    assert {name for name in named if not name.startswith(("load_", "fill_"))} - opening - drawing == set(events.EVENTS)
 
 
 @pytest.mark.parametrize("fault", ["raises", "lines", "slow", "large"])

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 import workbench as wb
 from workbench import cli, views, web
 from workbench.cursor import Replay
-from workbench.dashboard import html
-from workbench.dashboard.visits import Branch
+from workbench.dashboard import screen
+from workbench.dashboard.paying import paying
+from workbench.dashboard.visits import Branch, Visit
 from workbench.errors import BadInput
 from workbench.experiments.headroom import headroom
 from workbench.report import headline
@@ -34,6 +35,8 @@ from workbench.report.capsule import capsule_of
 from workbench.report.terminal import table
 from workbench.trace import Recorder, Step, Trace
 from workbench.trace.schema import EVENTS, TABLES
+from workbench.views.static import svg
+from workbench.web.data import PHASES
 
 __all__ = ["CORPORA", "exercise", "honest", "uses"]
 
@@ -54,7 +57,7 @@ def _figure(make: Callable[[Trace], Any]) -> Use:
         for figure in made if isinstance(made, (tuple, list)) else [made]:
             if hasattr(figure, "layout"):
                 json.loads(figure.to_json())
-                views.as_table(figure), views.description(figure)
+                views.as_table(figure), views.description(figure), svg(figure)
 
     return use
 
@@ -103,19 +106,25 @@ def _parquet(trace: Trace, folder: Path) -> None:
 
 
 def _replay(trace: Trace, folder: Path) -> None:
-    """The app's cursor over an opened trace: every step forward and back, phase by phase."""
+    """The app's cursor over an opened trace: every step forward, phase by phase, and what the page is sent of each."""
     branch = Branch("a", Replay(trace))
     for by in ("phase", "round", "token"):
         branch.jump(0)
         for _ in range(12):
             if not branch.advance(by, lambda row: False)[0]:
                 break
-            html.phases(trace, branch.round, branch.phase)
-            for index in range(min(branch.run.cursor, 12)):
-                html.candidates(trace, index, lambda token: f"id {token}")
-        for _ in range(3):
-            branch.retreat(by)
-    html.figures(trace)
+    for number in trace.rounds["round"].head(12):
+        for phase in range(len(PHASES)):
+            web.to_json(web.payload(trace, upto=(int(number), phase)))
+
+
+def _shown(trace: Trace, folder: Path) -> None:
+    """All that the app's page shows of an opened trace."""
+    visit = Visit("a")
+    visit.add("a", Replay(trace))
+    visit.branch.jump(visit.branch.run.length)
+    screen.panel(visit)
+    paying(visit)
 
 
 def _command(*words: str) -> Use:
@@ -141,6 +150,7 @@ def uses() -> dict[str, Use]:
         "steps": lambda trace, folder: list(trace.steps()),
         "repr": lambda trace, folder: (repr(trace), trace._repr_mimebundle_()),
         "headline": lambda trace, folder: headline.headline(trace),
+        "run line": lambda trace, folder: headline.run_line(trace),
         "payload": lambda trace, folder: [web.to_json(web.payload(trace, since)) for since in (0, 1)],
         "plain": lambda trace, folder: web.plain(trace).encode(),
         "capsule": lambda trace, folder: capsule_of(trace).encode(),
@@ -149,6 +159,7 @@ def uses() -> dict[str, Use]:
         "perfetto": lambda trace, folder: trace.to_perfetto(folder / "perfetto.json"),
         "divergence": lambda trace, folder: _where_recorded(lambda: trace.divergence(trace)),
         "app": _replay,
+        "page": _shown,
         "terminal": lambda trace, folder: [table(name, getattr(trace, name), 0) for name in TABLES],
         "show": _command("show"),
         "show --json": _command("show", "--json"),

@@ -11,6 +11,7 @@ import workbench as wb
 from tests.session.empty_rounds import Search
 from tests.session.test_session import contents
 from workbench import session as session_module
+from workbench import web
 from workbench.cli import main
 from workbench.cursor import Place, Replay
 from workbench.dashboard import branches, screen, share, transport
@@ -19,6 +20,8 @@ from workbench.dashboard.visits import Branch, Visit
 from workbench.declare.registry import KNOWN
 from workbench.errors import BadInput
 from workbench.trace import Trace
+
+from gradio import EventData  # isort: skip
 
 PROMPT = [0, 1, 2, 3, 1, 2]
 EMITTED = [0, 0, 3] * 4
@@ -268,20 +271,25 @@ def test_every_way_to_decode_gives_the_same_tokens(toy, straight, lm):
 def test_the_app_steps_over_rounds_without_tokens(toy, kind):
     run = search(toy) if kind == "session" else Replay(done(toy).trace)
     branch = Branch("a", run)
+
+    def shown() -> tuple[int | None, int | None, int]:
+        """Round, phase, and the tokens that the page is sent."""
+        upto = (branch.round, branch.phase)
+        return *upto, web.payload(run.trace, upto=upto)["length"] if branch.open else run.cursor
+
     assert branch.round is None and not branch.done
-    assert branch.advance("round") == (True, False) and (branch.round, branch.reached) == (1, 0)
-    assert branch.advance("phase") == (True, False) and (branch.round, branch.phase) == (2, 0)
+    assert branch.advance("round") == (True, False) and shown() == (1, None, 0)
+    assert branch.advance("phase") == (True, False) and shown() == (2, 0, 0)
     for _ in range(4):
         branch.advance("phase")
-    assert (branch.round, branch.phase) == (2, 4)
+    assert shown() == (2, 4, 0)
+    for phase, tokens in enumerate((0, 0, 0, 3, 3)):
+        branch.advance("phase")
+        assert shown() == (3, phase, tokens) and run.cursor == 3
     branch.advance("phase")
-    assert (branch.round, branch.phase, branch.reached, run.cursor) == (3, 0, 0, 3)
-    branch.retreat("phase")
-    assert (branch.round, branch.phase) == (2, 4)
-    branch.retreat("round")
-    branch.retreat("phase")
-    assert (branch.round, branch.phase) == (1, 4) and run.place == (2, 0)
-    branch.retreat("round")
+    assert shown() == (4, 0, 3) and run.place == (5, 3)
+    assert branch.advance("round") == (True, False) and shown() == (4, None, 3)  # what is open is shown whole first
+    branch.jump(0)
     assert branch.round is None and run.place == (0, 0)
     holds = wb.conditions.parse("emitted == 0 and round > 1")
     assert branch.advance("round", holds) == (True, False) and branch.advance("round", holds) == (True, True)
@@ -309,20 +317,23 @@ def test_a_run_that_ended_in_a_round_without_tokens_is_shown_to_its_end(toy, tmp
 def test_the_page_says_which_round_it_is_at(toy):
     visit = Visit("a")
     visit.add("search", search(toy))
-    said = []
-    for forward in (True, True, True, True, False, False):
-        parts = transport.step(visit, "round", forward)
-        assert parts[screen.PANEL.index("back")]["interactive"] is True
-        said.append(visit.message)
-    assert said[:3] == ["Token 0. Round 1.", "Token 0. Round 2.", "Token 3. Round 3."]
-    assert said[3:] == ["Token 3. Round 4.", "Token 3. Round 3.", "Token 0 of 3 recorded. Round 2."]
+
+    def place(parts) -> tuple:
+        return tuple(json.loads(parts[screen.PANEL.index("view")])["place"].values())  # round, token, at, tip
+
+    def step(by: str = "round") -> tuple:
+        return place(transport.step(visit, EventData(None, {"by": by})))
+
+    places = [(2, 0, 1, True), (3, 0, 2, True), (4, 3, 3, True), (5, 3, 4, True)]
+    assert [step(), step(), step("token"), step()] == places
+    visit.branch.jump(3)
     view = json.loads(screen.view(visit, since=0))
-    assert view["place"] == {"round": 3, "token": 0, "at": 2, "tip": False} and 4 in view["hypotheses"]["round"]
-    transport.step(visit, "round")
+    assert view["place"] == {"round": 4, "token": 3, "at": 3, "tip": False} and 4 in view["hypotheses"]["round"]
+    assert step() == (6, 3, 5, True)  # on from the end of the record
     visit.worker = threading.main_thread()  # one that is at it
     trace = visit.branch.run.trace
-    assert answer(visit, trace.id, 99, 3, "", "3") == NOTHING == answer(visit, trace.id, 99, 3, "")
-    assert json.loads(answer(visit, trace.id, 99, 3, "", "4"))["place"]["at"] == 3
+    assert answer(visit, trace.id, 99, 3, "5") == NOTHING == answer(visit, trace.id, 99, 3)
+    assert json.loads(answer(visit, trace.id, 99, 3, "4"))["place"]["at"] == 5
     visit.worker = None
 
 
@@ -332,8 +343,11 @@ def test_the_settings_of_the_form_go_on_from_the_place(toy):
     visit = Visit("a", form=SimpleNamespace(read=lambda values: wanted))
     visit.add("search", search(toy))
     visit.branch.run.run(rounds=5)
-    branches.resettle(visit)
+    branches.resettle(visit, "{}")
     assert visit.branch.run.trace.run["parent"]["round"] == 6 and visit.branch.run.place == (7, 6)
+    visit.current = 0
+    branches.resettle(visit, json.dumps({"told": {"index": 2}}))  # behind the token that is looked at
+    assert visit.branch.run.trace.run["parent"] == {"trace": visit.branches[0].run.trace.id, "round": 4, "index": 3}
 
 
 def test_the_command_line_stops_at_a_round_without_tokens(capsys, monkeypatch, tmp_path):

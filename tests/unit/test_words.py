@@ -45,6 +45,6 @@ def test_the_glossary_has_a_short_line_for_every_word():
     assert all(len(line) <= 120 and line.endswith(".") for line in lines[1:])
 
 
-@pytest.mark.parametrize("word", ["surprisal", "margin", "entropy, raw", "entropy, sampled"])
+@pytest.mark.parametrize("word", ["surprisal", "margin", "entropy", "entropy, sampled"])
 def test_tooltips_say_what_the_glossary_says(word):
     assert web.glossary()[word] in web.module() and f'"{word}"' in (web.FOLDER / "inspector.js").read_text()

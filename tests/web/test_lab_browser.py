@@ -15,9 +15,9 @@ import pytest
 from playwright.sync_api import TimeoutError
 
 from tests.conftest import PATIENCE
+from tests.web.pages import TOKEN, at
 
 pytestmark = pytest.mark.browser
-TOKEN = ".wb-token[role=option]"
 STARTED = "n => document.querySelectorAll('.jp-CodeCell')[n].querySelector('.jp-InputPrompt').innerText !== '[ ]:'"
 CELLS = (
     "import gc, weakref\n"
@@ -101,44 +101,59 @@ def test_the_widget_lives_in_its_cell_is_driven_by_keyboard_and_is_freed(chromiu
     page.goto(lab.page)
     page.wait_for_selector(".jp-StatusBar-Widget :text('| Idle')", timeout=PATIENCE)
     run_cell(page, 0)
-    page.wait_for_selector(".jp-OutputArea .wb-view .wb-decode", timeout=PATIENCE)
-    decode = page.get_by_role("group", name="decode", exact=True)
+    page.wait_for_selector(".jp-OutputArea .wb-view .wb-transport", timeout=PATIENCE)
+    controls = page.get_by_role("group", name="step through the run", exact=True)
 
     def press(name: str) -> None:
         """A button by keyboard alone; JupyterLab's own shortcuts for the key must stay quiet."""
-        decode.get_by_role("button", name=name).press("Enter")
+        controls.get_by_role("button", name=name).press("Enter")
 
     count = f"document.querySelectorAll('{TOKEN}').length"
+    place = "document.querySelector('.wb-place').innerText"
     for made in (1, 2, 3):
-        press("decode one round")
+        press("one step on")
         holds(page, f"made => {count} === made", made)
     assert page.locator(".jp-Notebook.jp-mod-editMode").count() == 0  # Enter did not reach the notebook
-    press("take the run one round back")
-    holds(page, "() => document.querySelector('.wb-status').innerText === 'token 2 of 3 recorded, round 2'")
-    assert page.locator(f"{TOKEN}.wb-ahead").count() == 1
+    press("one step back")
+    assert at(page) == 1 and page.evaluate(place) == "token 1 of 3 · round 2"
+    press("to the head of the run")
+    assert at(page) == 2 and page.inner_text(".wb-play").strip() == "Decode"
 
     page.evaluate(
         "() => { window.seen = []; const box = document.querySelector('.wb-tokens');"
         " const look = () => window.seen.push([box.querySelectorAll('.wb-token').length,"
-        " document.querySelector('.wb-status').innerText]);"
-        " new MutationObserver(look).observe(box, {childList: true}); }"
+        " document.querySelector('.wb-play').innerText.trim()]);"
+        " new MutationObserver(look).observe(box.firstElementChild, {childList: true}); }"
     )
-    press("decode to the end")
-    holds(page, "() => window.seen.length >= 4")
+    press("decode on from here")
+    holds(page, "() => new Set(window.seen.map(([n]) => n)).size >= 4")
     press("pause after this round")
-    holds(page, "() => document.querySelector('.wb-status').innerText.startsWith('token ')")
+    holds(page, "() => ['Decode', 'Replay'].includes(document.querySelector('.wb-play').innerText.trim())")
     seen = page.evaluate("window.seen")
-    assert 3 < seen[0][0] < seen[1][0] < seen[2][0] < seen[3][0] < 400  # it grew, update by update, until the pause
-    assert seen[1][1] == "decoding …" and page.evaluate(count) >= seen[-1][0]
+    sizes = sorted({size for size, _ in seen})
+    assert [size for size, _ in seen] == sorted(size for size, _ in seen)
+    assert 3 <= sizes[0] < sizes[1] < sizes[2] < sizes[3] < 400  # it grew, update by update, until the pause
+    assert "Pause" in {said for _, said in seen} and page.evaluate(count) >= sizes[-1]
 
-    scrub, at = page.locator(".wb-scrub"), f"document.querySelector('{TOKEN}[aria-selected=true]').dataset.index"
-    scrub.press("Home")
-    assert page.evaluate(at) == "0"
-    scrub.press("ArrowRight")
-    assert page.evaluate(at) == "1"
-    page.locator(f"{TOKEN}[tabindex='0']").press("ArrowRight")
-    assert page.evaluate(at) == "2" and "token 2 at position" in page.inner_text(".wb-inspector")
-    assert page.evaluate(f"document.activeElement.matches('{TOKEN}')")  # the focus stayed in the widget
+    box = page.locator(".wb-tokens")
+    box.press("Home")
+    assert at(page) == 0
+    box.press("ArrowRight")
+    assert at(page) == 1
+    box.press("ArrowRight")
+    assert at(page) == 2 and "token 2 · position" in page.inner_text(".wb-inspector")
+    assert page.evaluate("document.activeElement.matches('.wb-tokens')")  # the focus stayed in the widget
+    box.press("Enter")  # branch here
+    assert page.evaluate("document.activeElement.matches('.wb-branch input')")
+    page.keyboard.type(" return")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".wb-chip >> nth=1", timeout=PATIENCE)
+    assert page.locator(".wb-chip").all_inner_texts() == ["A", "B"] and page.evaluate(count) == 3
+    page.locator(".wb-chip").first.press("Enter")
+    holds(page, f"made => {count} >= made", sizes[-1])
+    view = page.locator(".wb-view").bounding_box()
+    assert abs(view["height"] - 640) < 2 or view["width"] < 900
+    assert page.locator(".jp-Notebook.jp-mod-editMode").count() == 0
     page.keyboard.press("Control+s")  # a chord is still JupyterLab's
     page.wait_for_selector(".jp-mod-dirty", state="detached", timeout=PATIENCE)
     assert "widget-state" not in lab.file.read_text() and "drafted and kept" in lab.file.read_text()

@@ -1,24 +1,16 @@
 """The module in a real Chromium, on capsule files: nothing is requested, no script fails, keys do what they say."""
 
-import time
-from types import SimpleNamespace
-
 import pytest
 
 import workbench as wb
-from tests.conftest import PATIENCE
+from tests.web.conftest import HOSTILE
+from tests.web.pages import TOKEN, at, close, mount, open_file, sideways, tracks, until, x_of
 from workbench import web
+from workbench.report import headline
+from workbench.views.palette import HUES
 
 pytestmark = pytest.mark.browser
-TOKEN = ".wb-token[role=option]"
 TOKENS = 512
-AT = "() => Number(document.querySelector('.wb-token[aria-selected=true]').dataset.index)"
-
-
-@pytest.fixture(scope="module")
-def capsules(speculative, tree, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("capsules")
-    return SimpleNamespace(long=speculative.capsule(folder / "long.html"), tree=tree.capsule(folder / "tree.html"))
 
 
 @pytest.fixture
@@ -26,137 +18,89 @@ def look(chromium):
     """Opens a file in a window; at the end nothing else was asked for, no script failed, no policy was broken."""
     opened = []
 
-    def open_(path, width=1400, height=1000, **options):
-        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(PATIENCE)
-        page, seen = context.new_page(), SimpleNamespace(context=context, requests=[], errors=[], own=path.as_uri())
-        page.on("request", lambda request: seen.requests.append(request.url))
-        page.on("pageerror", lambda error: seen.errors.append(str(error)))
-        page.on("console", lambda line: line.type == "error" and seen.errors.append(line.text))
-        page.goto(seen.own)
-        page.wait_for_selector(".wb-view")
-        opened.append(seen)
-        return page
+    def open_(path, size="laptop", **options):
+        opened.append(open_file(chromium, path, size, **options))
+        return opened[-1]
 
     yield open_
-    for seen in opened:
-        seen.context.close()
-        assert not seen.errors and seen.requests == [seen.own]
+    for page in opened:
+        close(page)
 
 
-def sideways(page) -> int:
-    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+def tints(page, which: str = TOKEN) -> list[str]:
+    return page.locator(which).evaluate_all("all => all.map((token) => token.style.getPropertyValue('--tint'))")
 
 
-def at(page) -> int:
-    return page.evaluate(AT)
+def value(page, track: str) -> str:
+    return page.inner_text(f".wb-gutter [data-track={track}] .wb-big")
 
 
-def until(holds) -> None:
-    """Wait for something; the page's policy lets no waiting function in."""
-    end = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < end, "nothing happened"
+def line(page, name: str) -> list[float]:
+    """Where a vertical line of the timeline stands, in px of the window."""
+    return page.locator(f".wb-{name}").evaluate_all("all => all.map((one) => one.getBoundingClientRect().left)")
 
 
 def test_keys_move_the_cursor_and_all_parts_follow(look, capsules, speculative):
     page = look(capsules.long)
     assert page.locator(TOKEN).count() == TOKENS and at(page) == 0
-    page.focus(f"{TOKEN}[tabindex='0']")
+    page.focus(".wb-tokens")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     assert at(page) == 2
     rounds = speculative.tokens["round"].tolist()
     starts = [i for i in range(TOKENS) if not i or rounds[i] != rounds[i - 1]]
     page.keyboard.press("Shift+ArrowRight")
-    assert at(page) == next(start for start in starts if start > 2)
+    following = next(start for start in starts if start > 2)
+    assert at(page) == following
+    page.keyboard.press("ArrowDown")
+    assert at(page) == next(start for start in starts if start > following)
+    page.keyboard.press("ArrowUp")
     page.keyboard.press("Shift+ArrowLeft")
-    assert at(page) == max(start for start in starts if start < next(s for s in starts if s > 2))
+    assert at(page) == max(start for start in starts if start < following)
     page.keyboard.press("End")
     assert at(page) == TOKENS - 1
     page.keyboard.press("ArrowLeft")
-    assert at(page) == TOKENS - 2 and page.evaluate("document.activeElement.dataset.index") == str(TOKENS - 2)
-    assert f"token {TOKENS - 2} at position" in page.inner_text(".wb-inspector")
-    assert page.input_value(".wb-scrub") == str(TOKENS - 2)
-    assert page.inner_text("[aria-live=polite]").startswith(f"token {TOKENS - 2} ")
-    assert page.locator(f"{TOKEN}[tabindex='0']").count() == 1
-    line = page.locator(".wb-line-cursor")
-    assert line.get_attribute("visibility") == "visible" and float(line.get_attribute("x1")) > 1000
+    assert at(page) == TOKENS - 2 and page.evaluate("document.activeElement.className") == "wb-tokens"
+    page.keyboard.press("b")
+    page.keyboard.press("n")
+    last = speculative.tokens.iloc[TOKENS - 2]
+    assert page.inner_text(".wb-word").endswith(f"token {TOKENS - 2} · position {last['position']}")
+    assert page.inner_text(".wb-place") == f"token {TOKENS - 2} of {TOKENS} · round {last['round']}"
+    assert page.text_content("[aria-live=polite]").startswith(f"token {TOKENS - 2}: ")
+    assert line(page, "cursor") == pytest.approx([x_of(page, TOKENS - 2, TOKENS)], abs=1)
+    assert page.locator(".wb-frame-at").count() >= 1
     page.keyboard.press("Home")
-    assert at(page) == 0 and float(line.get_attribute("x1")) < 150
-    entropy = speculative.tokens["entropy_raw_nats"][0]
-    assert f"{round(float(f'{entropy:.5g}'), 3):g} nats" in page.inner_text(".wb-facts")
+    assert at(page) == 0 and line(page, "cursor") == pytest.approx([x_of(page, 0, TOKENS)], abs=1)
+    first = speculative.tokens.iloc[0]
+    facts = page.inner_text(".wb-facts").split()
+    assert facts[facts.index("entropy") + 1] == f"{first['entropy_raw_nats']:.2f}"
+    assert facts[facts.index("surprisal") + 1] == f"{first['surprisal_nats']:.2f}"
+    assert value(page, "entropy") == f"{first['entropy_raw_nats']:.2f} nats"
 
 
-def clock(page):
-    """spent() -> ms of the page's own processor time so far, however busy the machine is."""
-    meter = page.context.new_cdp_session(page)
-    meter.send("Performance.enable", {"timeDomain": "threadTicks"})
+def test_candidates_show_both_distributions_what_cut_them_and_the_draft(look, capsules, speculative):
+    """Bars before and after temperature and cuts; the token that was taken; drafts that were rejected."""
+    page, tokens = look(capsules.long), speculative.tokens
+    page.keyboard.press("ArrowRight")
+    ids, ps = tokens["topk_raw"][1]
+    rows = page.locator("[data-name=candidates] tr:not(:has(th))")
+    taken = tokens["token_id"][1]
+    assert rows.count() == len(ids) + (taken not in ids)
+    numbers = [[float(one) for one in rows.nth(k).locator(".wb-number").all_inner_texts()[:1]] for k in range(len(ids))]
+    assert numbers == [[pytest.approx(p, abs=6e-4)] for p in ps]
+    assert rows.nth(0).locator("u").count() == 1  # outline: before; filled: after
+    widths = rows.nth(0).locator("u, s").evaluate_all("all => all.map((one) => one.getBoundingClientRect().width)")
+    after = dict(zip(*tokens["topk_sampled"][1], strict=True)).get(ids[0], 0)
+    assert widths[1] / widths[0] == pytest.approx(after / ps[0], rel=0.1)
+    chosen = page.locator("[data-name=candidates] .wb-taken")
+    assert chosen.count() == 1 and chosen.locator("code").inner_text()
 
-    def spent() -> float:
-        measured = {one["name"]: one["value"] for one in meter.send("Performance.getMetrics")["metrics"]}
-        return 1000 * measured["TaskDuration"]
-
-    return spent
-
-
-def test_moving_the_cursor_over_512_tokens_is_quick(look, capsules):
-    """A key, all parts drawn, the page painted anew: below 50 ms of the page's own processor time, far jumps too."""
-    page = look(capsules.long)
-    page.focus(f"{TOKEN}[tabindex='0']")
-    spent, moves = clock(page), []
-    for key in (["ArrowRight"] * 9 + ["End"] + ["ArrowLeft"] * 9 + ["Home"]) * 2:
-        before, began = at(page), spent()
-        page.keyboard.press(key)
-        page.evaluate("new Promise(requestAnimationFrame)")
-        moves.append(spent() - began)
-        assert at(page) != before
-    near, far = [ms for n, ms in enumerate(moves) if n % 10 != 9], moves[9::10]
-    # of many the median and of few the least: some of them share a cache with others
-    assert min(moves) > 0 and sorted(near)[len(near) // 2] < 50 and min(far) < 50, sorted(moves)[-5:]
-
-
-def test_4096_tokens_stay_smooth(chromium, capsules, speculative):
-    """Eight times the run: a move stays below 100 ms of processor time, the arrival of one more round below 500."""
-    data = web.payload(speculative)
-    page = chromium.new_context().new_page()
-    page.set_content("<div id=place></div>")
-    page.evaluate(
-        """async ([source, css, data]) => {
-          const { mount } = await import(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })));
-          const times = 8, n = data.rounds_recorded, whole = structuredClone(data);
-          for (const table of ['tokens', 'rounds', 'drafts', 'forwards']) {
-            for (const [name, column] of Object.entries(data[table])) {
-              const copy = (k) => name === 'round' ? column.map((round) => round + k * n) : column;
-              whole[table][name] = Array.from({ length: times }, (_, k) => copy(k)).flat();
-            }
-          }
-          whole.rounds_recorded = times * n;
-          window.view = mount(document.getElementById('place'), { data: whole, css });
-          const one = structuredClone(data);
-          for (const table of ['tokens', 'rounds', 'drafts', 'forwards']) {
-            const last = data[table].round.map((round) => round === n - 1);
-            for (const [name, column] of Object.entries(data[table])) {
-              const kept = column.filter((_, k) => last[k]);
-              one[table][name] = name === 'round' ? kept.map(() => times * n) : kept;
-            }
-          }
-          window.one = Object.assign(one, { since: times * n, rounds_recorded: times * n + 1 });
-        }""",
-        [web.module(), web.css(), data],
-    )
-    spent = clock(page)
-    began = spent()
-    page.evaluate("for (let k = 0; k < 30; k++) (view.setCursor((k * 997) % 4096), document.body.offsetWidth)")
-    moved = spent()
-    assert page.evaluate("[view.update(one), document.body.offsetWidth]")[0] is True
-    arrived = spent()
-    assert 0 < (moved - began) / 30 < 100 and 0 < arrived - moved < 500
-    assert page.evaluate("view.update({ ...one, since: one.since + 5 })") is False  # rounds are missing before these
-    assert 8 * TOKENS < page.locator(TOKEN).count() < 8 * TOKENS + 8
-    page.evaluate("view.destroy()")
-    assert page.evaluate("document.getElementById('place').childElementCount") == 0
-    page.context.close()
+    rejected = next(i for i in range(TOKENS) if tokens["source"][i] in ("target", "residual") and i and
+                    any(speculative.drafts.query(f"round == {tokens['round'][i]}")["fate"] == "rejected"))  # fmt: skip
+    page.evaluate(f"document.querySelector('[data-index=\"{rejected}\"]').click()")
+    assert at(page) == rejected
+    assert page.locator("[data-name=candidates] [title='rejected']").count() <= 1
+    assert page.locator("[data-name=candidates] .wb-fork").count() == 0  # there is nothing here that could branch
 
 
 def test_prompt_rows_are_coloured_and_looked_at_like_tokens(look, lm, tmp_path):
@@ -165,82 +109,137 @@ def test_prompt_rows_are_coloured_and_looked_at_like_tokens(look, lm, tmp_path):
     plain = wb.decode(lm, prompt, max_new_tokens=3, ignore_eos=True)
     page = look(plain.capsule(tmp_path / "plain.html"))
     assert page.inner_text(".wb-prompt") == prompt and page.locator(f".wb-prompt {TOKEN}").count() == 0
-    page.locator(TOKEN).first.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
     assert at(page) == 0
 
     trace = wb.decode(lm, prompt, max_new_tokens=3, ignore_eos=True, prompt_rows=True)
     page, count = look(trace.capsule(tmp_path / "rows.html")), len(trace.run["prompt_ids"])
     rows = page.locator(f".wb-prompt {TOKEN}")
     assert "".join(rows.all_text_contents()) == prompt and rows.count() == count and at(page) == 0
-    page.locator(f"{TOKEN}[tabindex='0']").press("ArrowLeft")
-    assert at(page) == -1 and page.locator(".wb-line-cursor").get_attribute("visibility") == "hidden"
+    page.keyboard.press("ArrowLeft")
     last = trace.prompt_tokens.iloc[-1]
-    said = page.inner_text("[aria-live=polite]")
-    assert said.startswith("token -1 ") and f"surprisal {float(f'{last.surprisal_nats:.5g}'):.3f}".rstrip("0") in said
-    assert f"token -1 at position {count - 1}, round 0 (the prompt)" in page.inner_text(".wb-head")
-    assert page.locator(".wb-distribution .wb-number").count() > 0
+    assert at(page) == -1 and line(page, "cursor")[0] < x_of(page, 0, 3)
+    assert page.text_content("[aria-live=polite]").startswith("token -1: ")
+    assert page.inner_text(".wb-word").endswith(f"token -1 · position {count - 1}")
+    assert page.inner_text(".wb-from") == "of the prompt"
+    assert f"{last.surprisal_nats:.2f}" in page.inner_text(".wb-facts")
+    assert value(page, "entropy") == f"{last.entropy_raw_nats:.2f} nats"
+    assert page.locator("[data-name=candidates] .wb-number").count() > 0
+
+    past = page.locator(".wb-past")
+    top, bottom = (page.locator(".wb-plot > svg .wb-rule").nth(k).bounding_box()["y"] for k in (0, 1))
+    box = past.bounding_box()  # the entropy of the prompt is drawn left of token 0, inside its own track
+    assert box["x"] + box["width"] <= x_of(page, 0, 3) and box["width"] > 20
+    assert top < box["y"] and box["y"] + box["height"] < bottom
+
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"])
+    assert -count < at(page) < -1
     page.keyboard.press("Home")
-    assert (
-        at(page) == -count and page.locator(".wb-distribution").count() == 0
-    )  # nothing stands before it that foretells it
-    tints = rows.evaluate_all("all => all.map(token => token.style.backgroundColor)")
-    assert tints[0] == "" and all(tints[1:]) and len(set(tints)) > 3
-    page.locator(".wb-bar select").first.select_option("source")
-    assert not any(rows.evaluate_all("all => all.map(token => token.style.backgroundColor)"))
+    assert at(page) == 0
+    for _ in range(count):
+        page.keyboard.press("ArrowLeft")
+    assert at(page) == -count
+    assert page.locator("[data-name=candidates]").count() == 0  # nothing stands before it that foretells it
+    shades = tints(page, f".wb-prompt {TOKEN}")
+    assert shades[0] == "transparent" and len(set(shades)) > 4
+    page.get_by_label("colour tokens by").select_option("source")
+    assert set(tints(page, f".wb-prompt {TOKEN}")) == {"transparent"}
     page.get_by_text("Data table").click()
     assert page.inner_text(".wb-table caption") == f"tokens -{count} to 2 of 3"
     assert page.locator(".wb-table tr").count() == 1 + count + 3
 
 
-def test_hovering_links_strip_and_chart(look, capsules):
+def test_hovering_links_text_and_timeline(look, capsules):
     page = look(capsules.tree)
+    n = page.locator(TOKEN).count()
     page.locator(TOKEN).nth(7).hover()
-    line = page.locator(".wb-line-hover")
-    assert line.get_attribute("visibility") == "visible" and page.inner_text(".wb-note").startswith("token 7 ")
-    box = page.locator(".wb-timeline svg").bounding_box()
-    page.mouse.move(box["x"] + float(line.get_attribute("x1")) + 1, box["y"] + 60)
-    assert page.locator(f"{TOKEN}.wb-hover").get_attribute("data-index") == "7" and at(page) == 0
-    page.mouse.click(box["x"] + box["width"] - 14, box["y"] + 60)
-    assert at(page) == 23
+    assert line(page, "hovered") == pytest.approx([x_of(page, 7, n)], abs=1)
+    hovered = value(page, "entropy")
+    frame = page.locator(".wb-frame-hover").first.bounding_box()
+    token = page.locator(TOKEN).nth(7).bounding_box()
+    assert abs(frame["y"] - token["y"]) < 6 and at(page) == 0
+    box = page.locator(".wb-plot").bounding_box()
+    page.mouse.move(x_of(page, 9, n), box["y"] + 60)
+    assert line(page, "hovered") == pytest.approx([x_of(page, 9, n)], abs=1) and value(page, "entropy") != hovered
+    assert page.locator(".wb-frame-hover").count() > 0
+    page.mouse.click(x_of(page, n - 1, n), box["y"] + 60)
+    assert at(page) == n - 1
     page.mouse.move(5, 5)
-    assert page.locator(f"{TOKEN}.wb-hover").count() == 0 and page.inner_text(".wb-note").startswith("token 23 ")
+    assert page.locator(".wb-frame-hover, .wb-hovered").count() == 0
 
 
-def test_transport_steps_plays_and_pauses(look, capsules):
+def test_transport_steps_plays_and_pauses(look, capsules, tree):
     page = look(capsules.tree)
-    page.get_by_role("button", name="one token on").click()
+    n = len(tree.tokens)
+    page.get_by_role("button", name="one step on").click()
     assert at(page) == 1
-    page.get_by_role("button", name="one round on").click()
-    assert at(page) > 1
-    page.get_by_role("button", name="one round back").click()
+    page.get_by_role("button", name="round", exact=True).click()
+    assert page.get_by_role("button", name="round", exact=True).get_attribute("aria-pressed") == "true"
+    page.get_by_role("button", name="one step on").click()
+    assert tree.tokens["round"][at(page)] == tree.tokens["round"][1] + 1
+    page.get_by_role("button", name="one step back").click()
+    assert tree.tokens["round"][at(page)] == tree.tokens["round"][1]
+    page.get_by_role("button", name="token", exact=True).click()
     page.get_by_role("button", name="to the first token").click()
     assert at(page) == 0
     page.locator(".wb-transport select").select_option("40")
-    page.get_by_role("button", name="play from the cursor").click()
+    play = page.locator(".wb-play")
+    assert play.inner_text().strip() == "Replay"
+    play.click()
     until(lambda: at(page) > 3)
-    assert page.locator(".wb-ahead").count() > 0  # not reached yet
-    until(lambda: at(page) == 23)
-    page.wait_for_selector(".wb-ahead", state="detached")
-    page.locator(".wb-scrub").fill("5")
-    assert at(page) == 5
+    assert play.inner_text().strip() == "Pause"
+    play.click()
+    stopped = at(page)
+    page.keyboard.press(" ")
+    until(lambda: at(page) == n - 1)
+    assert stopped < n - 1
+    until(lambda: play.inner_text().strip() == "Replay")
+    assert page.get_by_role("button", name="one step on").is_disabled()  # nothing here decodes
+    page.get_by_role("button", name="to the first token").click()
+    page.get_by_role("button", name="to the head of the run").click()
+    assert at(page) == n - 1
 
 
-def test_every_signal_can_colour_the_tokens_and_refused_drafts_appear(look, capsules, tree):
+def test_every_signal_can_colour_the_tokens_and_rejected_drafts_stand_in_the_text(look, capsules, tree):
     page = look(capsules.tree)
-    choice = page.locator(".wb-bar select").first
-    names = choice.locator("option").evaluate_all("options => options.map(option => option.value)")
-    assert names == ["source", "entropy", "sampled", "surprisal", "p", "rank", "cache", "bits", "round"]
+    choice = page.get_by_label("colour tokens by")
+    names = choice.locator("option").evaluate_all("options => options.map((option) => option.value)")
+    assert names == ["entropy", "sampled", "surprisal", "p", "rank", "cache", "bits", "source"]
     seen = set()
     for name in names:
         choice.select_option(name)
-        seen.add(str(page.locator(TOKEN).evaluate_all("all => all.map(token => token.style.backgroundColor)")))
+        seen.add(str(tints(page)))
         assert page.inner_text(".wb-legend")
     assert len(seen) >= 7
-    assert page.locator(".wb-ghost").count() == 0
-    page.get_by_label("show refused drafts").check()
     refused = tree.drafts[tree.drafts["fate"] != "accepted"]
-    assert page.locator(".wb-ghost s").count() == len(refused)
-    assert page.locator(TOKEN).count() == 24
+    told = page.locator(".wb-refused").evaluate_all("all => all.map((ghost) => ghost.title.split('\\n').length)")
+    assert sum(told) == len(refused)
+    box = page.get_by_label("rejected drafts in the text")
+    assert box.is_checked()
+    box.uncheck()
+    assert page.locator(".wb-refused").count() == 0 and page.locator(TOKEN).count() == len(tree.tokens)
+    page.keyboard.press("g")
+    assert box.is_checked() and page.locator(".wb-refused").count() == len(told)
+    page.keyboard.press("c")
+    assert choice.input_value() == names[0]  # after the last the first
+
+
+def test_tokens_say_where_they_came_from(look, capsules, speculative):
+    """A class, a sentence and a line of its own for each source."""
+    page = look(capsules.long)
+    kinds = web.payload(speculative)["tokens"]["kind"]
+    for kind, name, told in (("drafted", "accepted", "drafted and accepted"), ("residual", "resampled", "resampled"),
+                             ("bonus", "bonus", "bonus")):  # fmt: skip
+        marked = page.locator(f"{TOKEN}.wb-{name}")
+        assert marked.count() == kinds.count(kind)
+        if kind in kinds:
+            assert told in marked.first.get_attribute("aria-label")
+            at_ = kinds.index(kind)
+            page.evaluate(f"document.querySelector('[data-index=\"{at_}\"]').click()")
+            assert told in page.inner_text(".wb-from") and page.locator(".wb-from .wb-sign").count() == 1
+    firsts = page.locator(f"{TOKEN}.wb-first").evaluate_all("all => all.map((token) => Number(token.dataset.index))")
+    rounds = speculative.tokens["round"].tolist()
+    assert firsts == [i for i in range(1, TOKENS) if rounds[i] != rounds[i - 1]]
 
 
 def test_the_chart_has_a_table_with_the_same_numbers(look, capsules, tree):
@@ -250,22 +249,57 @@ def test_the_chart_has_a_table_with_the_same_numbers(look, capsules, tree):
     page.wait_for_selector(".wb-table td")
     row = page.locator(".wb-table tr").nth(4).inner_text().split("\t")
     assert row[0] == "3" and float(row[4]) == pytest.approx(tree.tokens["entropy_raw_nats"][3], abs=1e-3)
-    titles = page.locator(".wb-title").all_text_contents()
-    assert [title.split(")")[0] for title in titles] == [
-        "entropy (nats", "per round (tokens", "keys and values (MiB", "bits / element (bits",
-    ]  # fmt: skip
-    assert "token index" in page.text_content(".wb-timeline")
+    assert tracks(page) == ["entropy", "drafts", "cache", "bits"]
+    names = page.locator(".wb-gutter b").all_inner_texts()
+    assert [name.strip() for name in names] == ["Entropy", "Drafts", "KV cache", "Bits / element"]
+    image = page.locator(".wb-plot > svg[role=img]")
+    assert image.get_attribute("aria-label").startswith("Entropy, Drafts, KV cache, Bits / element over the tokens")
+    assert page.locator(".wb-table caption").inner_text() == "tokens 0 to 23 of 24"
+
+
+def test_the_gutter_says_what_the_trace_holds(look, capsules, tree):
+    """The value at the cursor, large; the run's figure, quiet."""
+    page, tokens, rounds = look(capsules.tree), tree.tokens, tree.rounds
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    row = rounds[rounds["round"] == tokens["round"][5]].iloc[0]
+    assert value(page, "entropy") == f"{tokens['entropy_raw_nats'][5]:.2f} nats"
+    assert value(page, "drafts") == f"{row['accepted']:.0f} of {row['drafted']:.0f}"
+    assert value(page, "bits") == f"{row['bits_per_element']:.1f}"
+    target = tree.cache.query(f"model == 'target' and round == {row['round']}")
+    size = (target["bytes"] - target["pad"] - target["staging"]).sum()
+    assert value(page, "cache") == headline.size(size)
+    quiet = page.inner_text(".wb-gutter [data-track=drafts]")
+    fates = tree.drafts["fate"].value_counts()
+    rate = rounds["accepted"].sum() / (rounds["drafted"].sum() - fates.get("after_end", 0))
+    assert f"{rate:.0%}".replace("%", " %") in quiet
+    assert f"mean {tokens['entropy_raw_nats'].mean():.2f}" in page.inner_text(".wb-gutter [data-track=entropy]")
+
+
+def test_tracks_are_opened_and_closed(look, capsules):
+    page = look(capsules.tree)
+    page.get_by_text("+ tracks").click()
+    time = page.get_by_role("checkbox", name="Time")
+    time.focus()
+    page.keyboard.press(" ")
+    assert "time" in tracks(page) and time.is_checked()
+    assert time.evaluate("one => one === document.activeElement")
+    page.get_by_role("checkbox", name="Drafts", exact=True).uncheck()
+    assert tracks(page) == ["entropy", "cache", "bits", "time"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling(look, capsules, scheme):
-    page = look(capsules.long, 390, 844, color_scheme=scheme)
-    page.get_by_label("show refused drafts").check()
+    page = look(capsules.long, "phone", color_scheme=scheme)
     page.get_by_text("Data table").click()
     assert sideways(page) == 0
-    text, ground = page.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
+    text, ground = page.evaluate(
+        "(s => [s.color, s.backgroundColor])(getComputedStyle(document.querySelector('.wb-view')))"
+    )
     light = [sum(map(int, colour[4:-1].split(", "))) for colour in (text, ground)]
     assert (light[0] > 600 and light[1] < 150) if scheme == "dark" else (light[0] < 150 and light[1] > 600)
+    names = page.locator(".wb-gutter b")
+    assert names.first.is_visible() and value(page, "entropy") != "–"  # over the curves, where there is no room beside
 
 
 @pytest.mark.parametrize(
@@ -280,23 +314,20 @@ def test_a_phone_needs_no_sideways_scrolling(look, capsules, scheme):
 def test_the_page_decides_between_light_and_dark(chromium, tree, page_says, scheme):
     """Gradio's and Jupyter's own choice wins over that of the system, which is the other one here."""
     other = {"dark": "light", "light": "dark"}[scheme]
-    context = chromium.new_context(color_scheme=other)
-    page = context.new_page()
-    page.set_content("<div id=place></div>")
+    page = mount(chromium, web.payload(tree), scheme=other)
     seen = page.evaluate(
-        """async ([source, css, data, says]) => {
-          const { mount } = await import(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })));
-          mount(document.getElementById('place'), { data, css, parts: ['tokens'] });
-          const now = () => getComputedStyle(document.querySelector('.wb-prompt')).color;
+        """says => {
+          const now = () => getComputedStyle(document.querySelector('.wb-view')).color;
           const system = now();
           for (const [name, value] of Object.entries(says)) document.body.setAttribute(name, value);
           return [system, now()];
         }""",
-        [web.module(), web.css(), web.payload(tree), page_says],
+        page_says,
     )
-    context.close()
-    quiet = {"light": "rgb(85, 85, 85)", "dark": "rgb(180, 180, 180)"}
-    assert seen == [quiet[other], quiet[scheme]]
+    close(page)
+    ink = {name: f"rgb({', '.join(str(int(hue[k : k + 2], 16)) for k in (1, 3, 5))})"
+           for name, hue in zip(("light", "dark"), HUES["ink"], strict=True)}  # fmt: skip
+    assert seen == [ink[other], ink[scheme]]
 
 
 def test_hostile_texts_are_text(look, hostile, tmp_path):
@@ -311,12 +342,10 @@ def test_a_script_put_into_the_page_does_not_run(chromium, tree, tmp_path):
     """The policy holds: what was not there when the page was written is refused."""
     page_text = tree.capsule(tmp_path / "run.html").read_text(encoding="utf-8")
     (tmp_path / "run.html").write_text(page_text.replace("</main>", "</main><script>window.broken=1</script>"))
-    context = chromium.new_context()
-    page = context.new_page()
-    page.goto((tmp_path / "run.html").as_uri())
+    page = open_file(chromium, tmp_path / "run.html")
     page.wait_for_selector(TOKEN)
-    assert page.evaluate("window.broken") is None
-    context.close()
+    assert page.evaluate("window.broken") is None and page.seen.errors  # the policy says so
+    page.context.close()
 
 
 @pytest.mark.parametrize("tokens", [0, 1])
@@ -325,4 +354,26 @@ def test_short_runs_are_drawn(look, lm, tokens, tmp_path):
     trace = wb.Trace(trace.log[:1]) if tokens == 0 else trace
     page = look(trace.capsule(tmp_path / "run.html"))
     assert page.locator(TOKEN).count() == tokens
-    page.get_by_role("button", name="play from the cursor").click(force=True)
+    page.locator(".wb-play").click(force=True)
+    for key in ("ArrowRight", "ArrowLeft", "1", "ArrowRight", "ArrowRight", "ArrowLeft", "3", "ArrowRight", "z", "End"):
+        page.keyboard.press(key)
+    assert page.inner_text(".wb-place").startswith("no tokens yet" if tokens == 0 else "token 0 of 1")
+    assert (at(page) is None) == (tokens == 0)
+
+
+def test_a_view_that_is_taken_away_leaves_nothing(chromium, tree):
+    page = mount(chromium, web.payload(tree))
+    page.evaluate("view.destroy()")
+    assert page.evaluate("document.getElementById('place').childElementCount") == 0
+    page.keyboard.press("ArrowRight")
+    close(page)
+
+
+def test_the_view_asks_for_all_where_rounds_are_missing(chromium, tree):
+    page, rounds = mount(chromium, web.payload(tree)), len(tree.rounds)
+    assert page.evaluate("data => view.update(data)", web.payload(tree, rounds - 2)) is True
+    assert page.locator(TOKEN).count() == len(tree.tokens)
+    late = {**web.payload(tree, rounds - 1), "since": rounds + 5}
+    assert page.evaluate("data => view.update(data)", late) is False
+    assert page.evaluate("data => view.update(data)", {**web.payload(tree, 1), "id": HOSTILE}) is False
+    close(page)

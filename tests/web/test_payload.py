@@ -10,6 +10,7 @@ from copy import deepcopy
 import pytest
 
 import workbench as wb
+from tests.web import forms
 from workbench import web
 from workbench.errors import BadTrace
 from workbench.trace import Trace, tables
@@ -23,7 +24,7 @@ def received(held: dict, delta: dict) -> dict:
         return deepcopy(delta)
     assert delta["id"] == held["id"] and delta["since"] <= held["rounds_recorded"]
     joined = {**held, **delta, "since": 0, "first": 0, "names": held["names"] | delta["names"]}
-    for table in COLUMNS:
+    for table in (*COLUMNS, "slots"):
         before, after = held[table], delta[table]
         kept = sum(round < delta["since"] for round in before.get("round", ()))
         more = len(after.get("round", ()))
@@ -31,13 +32,12 @@ def received(held: dict, delta: dict) -> dict:
             name: before.get(name, [None] * kept)[:kept] + after.get(name, [None] * more)
             for name in {**before, **after}
         }
-    joined["colours"] = {**held["colours"], "source": held["colours"]["source"] | delta["colours"]["source"]}
     return joined
 
 
 def test_columns_are_those_of_the_schema():
     for table, columns in COLUMNS.items():
-        assert set(columns) <= {column.name for column in TABLES[table]}
+        assert set(columns) <= {column.name for column in TABLES.get(table, TABLES["events"])}
     for of, *_ in SIGNALS.values():
         table, column = of.split(".")
         assert column in COLUMNS[table]
@@ -75,18 +75,21 @@ def test_a_trace_names_the_candidates_it_knows(toy):
     }
 
 
-@pytest.mark.parametrize("cuts", [(1,), (2, 3, 9), tuple(range(1, 20))], ids=["one", "some", "each"])
-def test_deltas_add_up_to_the_whole(tree, cuts):
-    """A live view that received round after round equals one that opened the finished trace."""
-    growing, held = Trace(tree.log[:1]), None
-    ends = [i + 1 for i, event in enumerate(tree.log) if event["type"] == "round"]
-    since = 0
+@pytest.mark.parametrize("cuts", [(1,), (2, 3, 9), tuple(range(1, 40))], ids=["one", "some", "each"])
+@pytest.mark.parametrize("run", ["tree", "managed"])
+def test_deltas_add_up_to_the_whole(request, run, cuts):
+    """A live view that received round after round equals one that opened the finished trace; `managed` evicts and
+    quantizes, so that what happened to a slot matters."""
+    whole = request.getfixturevalue(run)
+    growing, held = Trace(whole.log[:1]), None
+    starts = [i for i, event in enumerate(whole.log) if event["type"] == "round"]
+    ends, since = [*starts[1:], len(whole.log)], 0  # a round's events follow it
     for cut in (*(cut for cut in cuts if cut < len(ends)), len(ends)):
-        growing.log[:] = tree.log if cut == len(ends) else tree.log[: ends[cut - 1]]
+        growing.log[:] = whole.log[: ends[cut - 1]]
         delta = web.payload(growing, since)
         assert delta["rounds"]["round"] == list(range(since, cut))
         held, since = received(held, delta) if held else delta, cut
-    assert held == web.payload(tree)
+    assert held == web.payload(whole) and held["slots"]["round"]
 
 
 def test_a_delta_that_starts_too_early_would_double_rows(tree):
@@ -156,7 +159,7 @@ def test_the_distributions_at_the_prompt_are_columns_like_those_of_the_tokens(lm
     assert prompt["entropy_raw_nats"][0] is None  # nothing came before the first
     assert prompt["entropy_raw_nats"][1:] == pytest.approx(rows["entropy_raw_nats"].tolist(), rel=1e-4)
     asked = {str(token) for dist in prompt["topk_raw"] if dist for token in dist[0]}
-    assert asked <= set(data["names"]) and "prompt" in data["colours"]["source"]
+    assert asked <= set(data["names"]) and set(prompt["source"]) == {"prompt"}
     assert "prompt" not in web.payload(trace, 1)
 
 
@@ -166,6 +169,76 @@ def test_a_long_prompt_with_distributions_is_cut_at_its_beginning(lm, monkeypatc
     prompt = web.payload(trace)["prompt"]
     assert prompt["index"] == [-5, -4, -3, -2, -1] and prompt["text"][0] == "…"
     assert prompt["token_id"] == trace.run["prompt_ids"][-5:]
+
+
+@pytest.mark.parametrize("run", ["tree", "managed"])
+def test_the_bytes_of_a_cache_add_up(request, run):
+    """The target's, its free slots and other models' are all that the rounds table counts; by hand, the full cache."""
+    trace = request.getfixturevalue(run)
+    data, rounds = web.payload(trace)["rounds"], trace.rounds
+    parts = zip(*(data[name] for name in ("target_bytes", "free_bytes", "others_bytes")), strict=True)
+    assert [sum(one) for one in parts] == (rounds["cache_bytes"] + rounds["host_bytes"]).tolist()
+    model, cache = trace.run["models"][0], trace.cache[trace.cache["model"] == "target"]
+    lengths = cache.groupby("round")["logical_length"].sum()
+    token = model["kv_heads"] * 2 * model["head_dim"] * model["kv_bits"] / 8
+    assert data["target_full_bytes"] == pytest.approx((lengths * token).tolist(), rel=1e-4)
+    free = cache.groupby("round")[["pad", "staging"]].sum().sum(axis=1)
+    assert data["free_bytes"] == free.tolist() and max(data["others_bytes"]) > 0
+
+
+def test_decisions_are_rows_of_their_round():
+    data = web.payload(forms.decisions())
+    assert data["decisions"] == {"round": [2], "controller": ["budget gate"], "action": ["stop_draft"],
+                                 "threshold": ["3"], "signals": ["entropy 3.41 nats"]}  # fmt: skip
+
+
+def test_reads_are_sums_over_the_layers_of_the_target():
+    trace = forms.reads()
+    rounds, table = web.payload(trace)["rounds"], trace.reads
+    for name, column in (("units_held", "held"), ("units_read", "read"), ("bytes_fetched", "bytes_fetched")):
+        sums = table.groupby("round")[column].sum()
+        assert rounds[name] == [sums.get(round) for round in rounds["round"]]
+    log = deepcopy(trace.log)
+    log[-2]["reads"]["model"] = ["target", "draft"]
+    assert web.payload(Trace(log))["rounds"]["units_read"][-1] == 8
+
+
+def test_forced_tokens_and_branches_are_marks(lm):
+    session = wb.Session(lm, "def f(x):", max_new_tokens=6)
+    for _ in range(4):
+        session.step()
+    branch = session.fork(at=2, token=" return")
+    branch.step()
+    marks = web.payload(branch.trace)["marks"]
+    assert marks == [{"index": 2, "text": "forced token"}]
+    narrow = session.fork(at=3, cache=wb.Stack(quantizer=wb.KIVI(bits=4)))
+    assert web.payload(narrow.trace)["marks"] == [{"index": 3, "text": "from here: autoregressive, cache kivi"}]
+    assert web.payload(session.trace)["marks"] == [] and "marks" not in web.payload(branch.trace, 1)
+
+
+def test_a_column_of_a_plug_in_comes_where_it_holds_numbers(tree):
+    log = deepcopy(tree.log)
+    for event in log:
+        if event["type"] == "round" and event["emitted"]:
+            n = event["emitted"]
+            event["tokens"] |= {
+                "their.surprise": [0.5] * n,
+                "words": ["a"] * n,
+                "flags": [True] * n,
+                "gaps": [None] * n,
+            }
+            event["tokens"]["whole"] = [*range(n)]
+    tokens = web.payload(Trace(log))["tokens"]
+    assert tokens["their.surprise"] == [0.5] * len(tokens["round"]) and tokens["whole"][0] == 0
+    assert not {"words", "flags", "gaps"} & tokens.keys()
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_traces_by_hand_are_traces(form, tmp_path):
+    """What the tests of the forms draw is let in at the door of a file, whole."""
+    trace = forms.FORMS[form]()
+    back = wb.Trace.load(trace.save(tmp_path / "run.wb") or tmp_path / "run.wb")
+    assert back.log == trace.log and not back.dropped
 
 
 def test_a_column_that_holds_no_numbers_is_refused(tree):
@@ -206,16 +279,34 @@ def test_the_module_is_one_text_without_a_network():
         "fetch(",
         "</script",
         "<!--",
-        "url(",
     ):
         assert word not in whole and word not in web.css()
-    assert not re.search(r"//\w", whole + web.css())  # no address without a scheme
+    assert not re.search(r"//\w|url\((?!#)", whole + web.css())  # no address without a scheme, none but in the page
+
+
+def test_the_module_stays_small():
+    assert len(web.module()) < 100_000 and len(web.css()) < 25_000
 
 
 def test_every_part_of_the_module_is_short():
-    for path in web.FOLDER.glob("*.js"):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        assert len(lines) < 400 and path.name in (*web.PARTS, *web.SCRIPTS)
+    parts = {path.relative_to(web.FOLDER).as_posix(): path for path in web.FOLDER.rglob("*.js")}
+    assert parts.keys() == {*web.PARTS, *web.SCRIPTS}
+    for path in parts.values():
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 400, path
+
+
+def test_what_a_part_imports_is_there_and_used():
+    """The parts are joined without their imports, which would hide a wrong one."""
+    texts = {name: (web.FOLDER / name).read_text(encoding="utf-8") for name in web.PARTS}
+    imports = re.compile(r"^import \{ ([^}]*) \} from \"(\.\.?/[\w-]+\.js)\";\n", re.MULTILINE)
+    for name, text in texts.items():
+        for names, source in imports.findall(text):
+            other = (web.FOLDER / name).parent.joinpath(source).resolve().relative_to(web.FOLDER.resolve()).as_posix()
+            for one in names.split(", "):
+                assert re.search(rf"^export (?:const|function) {one}\b", texts[other], re.MULTILINE), f"{name}: {one}"
+                assert re.search(rf"(?<!\w\.)(?<!\w){one}\b", imports.sub("", text)), (
+                    f"{name} imports {one} for nothing"
+                )
 
 
 def test_the_data_needs_no_torch():

@@ -29,19 +29,25 @@ class Front:
     """The browser's side: holds the tokens it was sent, asks for all where rounds are missing."""
 
     def __init__(self, widget):
-        self.texts, self.rounds, self.last, self.sent = [], 0, {}, []
+        self.texts, self.rounds, self.last, self.sent, self.refused = [], 0, {}, [], []
         self.widget = widget
-        widget.send = lambda content, buffers=None: self.take(content["all"])
+        widget.send = lambda content, buffers=None: self.told(**content)
         widget.observe(lambda change: self.take(change["new"]), "delta")
         self.press("all")
 
-    def press(self, act: str) -> None:
-        self.widget._handle_custom_msg({"act": act}, [])
+    def press(self, act: str, **more) -> None:
+        self.widget._handle_custom_msg({"act": act, **more}, [])
+
+    def told(self, all: str | None = None, refused: str | None = None) -> None:
+        if refused is None:
+            self.take(all)
+        else:
+            self.refused.append(refused)
 
     def take(self, text: str) -> None:
         self.last = delta = json.loads(text)
         self.sent.append(len(text))
-        assert delta["since"] in (0, self.rounds), "a gap"
+        assert delta["since"] <= self.rounds, "a gap"
         self.texts = self.texts[: delta["first"]] + delta["tokens"].get("text", [])
         self.rounds = delta["rounds_recorded"]
 
@@ -90,6 +96,88 @@ def test_rounds_without_tokens_are_steps_too(toy):
     widget.close()
 
 
+@pytest.fixture
+def drafting(lm):
+    decoder = wb.Speculative(drafter=wb.DraftModel("embedded-draft"))
+    return wb.Session(lm, PROMPT, decoder, max_new_tokens=30, ignore_eos=True)
+
+
+def test_a_round_is_shown_phase_by_phase(drafting):
+    """Each press opens the next phase; nothing that a later one decides is sent. Then a round comes whole again."""
+    front = Front(widget := drafting.widget())
+    front.press("step")
+    while not drafting.trace.rounds["drafted"].iloc[-1]:
+        front.press("step")
+    known = len(front.texts)
+    for phase in range(5):
+        front.press("step", by="phase")
+        assert front.last["phase"] == (phase if phase < 4 else None)
+        assert (len(front.texts) == known) == (phase < 3)
+        fates = front.last["drafts"].get("fate")
+        assert (fates is None) == (phase < 2)
+        assert ("cache_bytes" in front.last["rounds"]) == (phase == 4)
+    assert drafting.rounds == front.rounds and front.text == drafting.text
+    front.press("step", by="phase")
+    assert front.last["phase"] == 0 and drafting.rounds == front.rounds and front.text != drafting.text
+    front.press("step")  # the open round is closed, and one more follows
+    assert front.last["phase"] is None and front.text == drafting.text and front.rounds == drafting.rounds
+    widget.close()
+
+
+def test_a_recorded_round_is_shown_phase_by_phase_too(drafting):
+    """Gone back, what lies ahead is taken out of the view until it is decoded, or passed, again."""
+    front = Front(widget := drafting.widget())
+    for _ in range(5):
+        front.press("step")
+    front.press("back")
+    front.press("back")
+    front.press("step", by="phase")
+    assert front.last["phase"] == 0 and front.rounds == drafting.round + 1 < drafting.rounds
+    assert max(front.last["rounds"]["round"]) == drafting.round
+    front.press("back")
+    assert front.last["phase"] is None and front.rounds == drafting.rounds and front.text == drafting.trace.text
+    widget.close()
+
+
+def test_it_decodes_until_a_condition_holds(session):
+    front = Front(widget := session.widget())
+    front.press("run", until="index >= 4")
+    assert session.length == 5 and front.last["status"]["message"] == "Stopped where index >= 4."
+    front.press("run", until="no such name > 3")
+    assert session.length == 5 and len(front.refused) == 1 and "\n" not in front.refused[0].strip()
+    front.press("run", until="")
+    assert session.ended == "length" and front.last["status"]["message"] == ""
+    widget.close()
+
+
+def test_it_branches_and_shows_either_run(session):
+    front = Front(widget := session.widget())
+    for _ in range(6):
+        front.press("step")
+    whole, before = session.text, front.texts[:2]
+    front.press("fork", index=2, text=" return")
+    branch = widget.branched
+    assert branch is widget.session is not session and branch.text.startswith("".join([*before, " return"]))
+    assert front.text == branch.text and front.last["id"] == branch.trace.id
+    assert {"index": 2, "text": "forced token"} in front.last["marks"]
+    assert [(one["name"], one["on"]) for one in front.last["runs"]] == [("A", False), ("B", True)]
+    front.press("step")
+    assert front.text == branch.text and session.text == whole  # the other is as it was
+    front.press("choose", run=0)
+    assert front.text == whole and widget.session is session
+    for wrong in ({"act": "choose", "run": 7}, {"act": "fork", "index": 99, "text": "x"}):
+        front.press(**wrong)
+    assert len(front.refused) == 2 and front.text == whole
+    widget.close()
+
+
+def test_the_view_says_what_the_run_promises(session):
+    front = Front(widget := session.widget())
+    front.press("step")
+    assert front.last["badge"]["text"] == "= exact" and not front.last["badge"]["caution"] and front.last["runs"] == []
+    widget.close()
+
+
 def test_a_delta_does_not_grow_with_the_run(lm):
     session = wb.Session(lm, PROMPT, max_new_tokens=40)
     front = Front(widget := session.widget())
@@ -116,8 +204,8 @@ def test_a_run_leaves_the_event_loop_free_and_pauses(lm):
     session = wb.Session(lm, PROMPT, max_new_tokens=200, ignore_eos=True)
     widget = session.widget()
     front, threads = Front(widget), set()
-    step = session.step
-    session.step = lambda: threads.add(threading.get_ident()) or step()
+    step = session.advance
+    session.advance = lambda *rest: threads.add(threading.get_ident()) or step(*rest)
 
     async def press():
         front.press("run")
@@ -142,12 +230,12 @@ def test_a_run_leaves_the_event_loop_free_and_pauses(lm):
 def test_an_error_is_said_in_the_widget(session):
     front = Front(widget := session.widget())
 
-    def fail():
+    def fail(*_):
         raise wb.NumericalError("the logits hold\nNaN")
 
-    session.step = fail
+    session.advance = fail
     front.press("step")
-    assert front.last["status"] == {"running": False, "ended": None, "message": "the logits hold NaN"}
+    assert front.last["status"] == {"running": False, "message": "the logits hold NaN"}
     widget.close()
 
 
@@ -181,7 +269,7 @@ def test_closing_frees_session_caches_and_task(lm, running):
 def test_a_widget_that_is_open_holds_its_session(lm):
     """The check above can fail: without `close` all stays."""
     widget = wb.Session(lm, PROMPT, max_new_tokens=2).widget()
-    kept = weakref.ref(widget._session)
+    kept = weakref.ref(widget.session)
     gc.collect()
     assert kept() is not None
     widget.close()

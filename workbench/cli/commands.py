@@ -119,6 +119,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def add_app(parser: Parser) -> None:
+    parser.add_argument("trace", nargs="?", help="a trace file or a capsule to open the app on")
     parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     more = {"action": "append", "default": []}

@@ -1,20 +1,26 @@
 """The app: layout and wiring."""
 
+import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from workbench import held_out_prompts
-from workbench.dashboard import branches, experiments, figures, loading, share, transport, visits
+from workbench import held_out_prompts, web
+from workbench.cursor import Replay
+from workbench.dashboard import branches, experiments, figures, loading, setup, share, transport, visits
 from workbench.dashboard import screen as page
-from workbench.dashboard.form import KINDS, Form
-from workbench.dashboard.html import block, button, inert
+from workbench.dashboard.bundled import bundled
+from workbench.dashboard.form import GATHER, KINDS, SPREAD, Form
+from workbench.dashboard.html import block
 from workbench.dashboard.limits import client_of
 from workbench.dashboard.presets import presets
 from workbench.dashboard.uploads import Blocks
-from workbench.dashboard.visits import VISITS, Visit
+from workbench.dashboard.visits import VISITS, Visit, come_back, guarded, told
+from workbench.errors import BadInput
+from workbench.trace import Trace
 
 __all__ = ["build_app"]
 
@@ -22,82 +28,120 @@ EXAMPLES = ("def fibonacci(n):", 'class Stack:\n    """A last-in, first-out coll
 SHORT = 1500  # characters of the longest held-out prompt offered
 COMMON = {"show_progress": "hidden", "api_visibility": "private"}
 FEW, MANY = {"concurrency_limit": 4}, {"concurrency_limit": 16}
-THEME_OF_PAGE = "() => document.body.classList.contains('dark') ? 'dark' : 'light'"
+OF_PAGE = web.script("opened.js")  # its theme, and the key of its tab
+KEY = re.compile(r"[\w-]{16,64}")
+TABS = {
+    "Run": page.trace_view,
+    "Figures": figures.panel,
+    "Side by side": branches.sides,
+    "Compare": experiments.comparing,
+    "Verify": experiments.measuring,
+}
 
 
-def build_app(models: Sequence[str] = (), anything: bool = True, device: str = "cpu", dtype: str = "auto") -> gr.Blocks:
+def build_app(
+    models: Sequence[str] = (),
+    anything: bool = True,
+    device: str = "cpu",
+    dtype: str = "auto",
+    first: tuple[str, Trace] | None = None,
+) -> gr.Blocks:
     """The app as Blocks, not yet served.
 
     models: offered first, beside the embedded and registered ones; `anything`: the owner alone sits there. device,
-    dtype: where models run, and in what, unless the form says otherwise.
+    dtype: where models run, and in what, unless the form says otherwise. first: name and trace of the run that a page
+    opens on, by default one that ships with the package.
     """
     title = {"title": "decoding workbench", "fill_width": True, "delete_cache": (3600, 3600)}
     with Blocks(analytics_enabled=False, **title) as app:
-        for hidden in ("saved", "theme"):
+        for hidden in ("saved", "theme", "key", "filled", "chosen"):
             gr.Textbox(visible="hidden", elem_id=hidden, container=False)
-        gr.HTML("<h1>decoding workbench</h1><p>adaptive decoding, token by token</p>", elem_id="head", padding=False)
-        with gr.Row(elem_id="page"):
-            with gr.Column(scale=4, min_width=320, elem_id="main"):
-                prompt, kind = _prompt()
-                with gr.Tabs(overflow_behavior="wrap", elem_id="tabs"):
-                    for name, draw in TABS.items():
-                        with gr.Tab(name, render_children=True):
-                            draw()
-            with gr.Column(scale=1, min_width=290, elem_id="settings"):
-                form = Form(prompt, kind, models, anything, device, dtype)
-        _wire(app, form)
+        gr.HTML("<h1>decoding workbench</h1>", elem_id="head", padding=False)
+        setup.row()
+        block("status", live=True)
+        loading.panel()
+        with gr.Tabs(overflow_behavior="wrap", elem_id="tabs"):
+            for name, draw in TABS.items():
+                with gr.Tab(name, render_children=True, elem_id=f"tab-{name.split()[0].lower()}"):
+                    draw()
+        with gr.Column(elem_id="share", min_width=0):
+            share.panel()
+        with gr.Column(elem_id="drawer", min_width=0):  # the last: the page looks for a part among all before it
+            form = Form(*_prompt(), models, anything, device, dtype)
+            form.begin(_values(form, next(iter(presets()))))
+        _wire(app, form, first)
     return app
 
 
 def _prompt() -> tuple[gr.Textbox, gr.Radio]:
-    """The prompt and what it is given as; beside it what to begin from, and the buttons that do."""
-    with gr.Row(elem_id="prompt-row"):
-        with gr.Column(scale=5, min_width=280):
-            prompt = gr.Textbox(EXAMPLES[0], label="prompt", lines=3, max_lines=7, elem_id="prompt")
-            kind = gr.Radio(list(KINDS), value=KINDS[0], label="given as", show_label=False, elem_id="kind")
-        with gr.Column(scale=2, min_width=220):
-            gr.Dropdown([*presets()], value=None, label="preset: a run that teaches", elem_id="preset")
-            short = [(text.splitlines()[0], text) for text in EXAMPLES]
-            held_out = [(row["id"], row["prompt"]) for row in held_out_prompts() if len(row["prompt"]) <= SHORT]
-            gr.Dropdown(short + held_out[:12], value=EXAMPLES[0], label="or a prompt", elem_id="examples")
-            with gr.Row():
-                button("go", "Run", 90, interactive=False, size="md", variant="primary")
-                button("start", "Start paused", 90, interactive=False, size="md")
-            loading.panel()
-    block("look")
+    """The prompt, what it is given as, and some to begin from."""
+    with gr.Accordion("Prompt", open=True, elem_id="of-prompt"):
+        prompt = gr.Textbox(EXAMPLES[0], label="prompt", lines=5, max_lines=12, elem_id="prompt")
+        kind = gr.Radio(list(KINDS), value=KINDS[0], label="given as", show_label=False, elem_id="kind")
+        short = [(text.splitlines()[0], text) for text in EXAMPLES]
+        held_out = [(row["id"], row["prompt"]) for row in held_out_prompts() if len(row["prompt"]) <= SHORT]
+        gr.Dropdown(short + held_out[:12], value=EXAMPLES[0], label="or one of these", elem_id="examples")
     return prompt, kind
 
 
-def _decode() -> None:
-    transport.panel()
-    page.trace_view()
-    block("figures")
-    with gr.Accordion("The round, phase by phase", open=True, elem_id="round"):
-        block("phases")
-    with gr.Row(elem_id="below"):
-        with gr.Column(scale=4, min_width=300):
-            branches.panel()
-        with gr.Column(scale=5, min_width=320):
-            figures.panel({})
+def opened(
+    form: Form, theme: str | None, key: str | None, request: gr.Request, first: tuple[str, Trace] | None = None
+) -> tuple:
+    """A page was opened: the visit that its tab had, else one of its own, on a run that teaches.
 
-
-TABS = {
-    "Decode": _decode,
-    "Side by side": branches.sides,
-    "Compare": experiments.comparing,
-    "Lossless?": experiments.measuring,
-    "Share": share.panel,
-}
-
-
-def opened(form: Form, theme: str | None, request: gr.Request) -> tuple:
-    """A page was opened: a visit of its own, with limits where its visitor shares the app with others."""
+    There are limits where visitors share the app.
+    """
     client = "" if form.anything else client_of(getattr(request.request, "scope", {}))
     theme = theme if theme in ("light", "dark") else None
-    visit = Visit(request.session_hash or "", client, form=form, theme=theme)
+    name, key = request.session_hash or "", key if key and KEY.fullmatch(key) else ""
+    if (visit := come_back(key, name, client)) is not None:
+        with visit.lock:
+            visit.theme = theme
+            _begin(visit)
+            return visit, *page.panel(visit)
+    visit = Visit(name, client, key, form=form, theme=theme)
     VISITS[visit.name] = visit
-    ready = gr.update(interactive=True)
-    return visit, ready, ready, *page.panel(visit)
+    with visit.lock:
+        if first is None:
+            _show_bundled(visit, next(iter(presets())))
+        else:
+            _show(visit, *first)
+        _begin(visit)
+        return visit, *page.panel(visit)
+
+
+def _begin(visit: Visit) -> None:
+    """The chips of the form as a page opens."""
+    name = next(iter(presets()))
+    setup.chips(visit.form, visit, _values(visit.form, name))
+    visit.preset = name
+
+
+def _values(form: Form, name: str) -> list[Any]:
+    """The form's values of a preset."""
+    chosen = presets()[name]
+    return form.values(chosen.prompt, chosen.decoder, chosen.cache, chosen.settings)
+
+
+def _show_bundled(visit: Visit, name: str) -> bool:
+    """Show the recorded run of a preset; whether there is one."""
+    if name not in bundled():
+        return False
+    trace, at = bundled()[name]
+    there = [place for place, one in enumerate(visit.branches) if one.run.trace is trace]
+    if there:
+        visit.current = there[0]
+    else:
+        _show(visit, name, trace)
+    visit.selected, visit.branch.look = at, presets()[name].look
+    return True
+
+
+def _show(visit: Visit, name: str, trace: Trace) -> None:
+    """Look at a recorded run."""
+    replay = Replay(trace)
+    replay.jump(replay.length, replay.rounds)
+    visit.add(name, replay)
 
 
 def closed(request: gr.Request) -> None:
@@ -105,20 +149,26 @@ def closed(request: gr.Request) -> None:
     visits.leave(request.session_hash or "")
 
 
-def preset(form: Form, name: str | None) -> list[Any]:
-    """What to look at, and the form's values."""
-    chosen = presets().get(name or "")
-    if chosen is None:
-        return [""] + [gr.skip()] * len(form.components)
-    values = form.values(chosen.prompt, chosen.decoder, chosen.cache, chosen.settings)
-    return [f'<p class="wb-look"><b>{inert(name)}.</b> {inert(chosen.look)}</p>', *values]
+@guarded
+def preset(visit: Visit, event: gr.EventData) -> list[Any]:
+    """A preset: its recorded run at once, and its settings in the form."""
+    name = told(event).get("name")
+    if not isinstance(name, str) or name not in presets():
+        raise BadInput(f"there is no such preset; choose one of {', '.join(presets())}")
+    visit.halt()
+    if not _show_bundled(visit, name):
+        visit.message = presets()[name].look
+    values = _values(visit.form, name)
+    setup.chips(visit.form, visit, values)
+    visit.preset = name
+    return [*page.panel(visit), json.dumps(values)]
 
 
-def _wire(app: gr.Blocks, form: Form) -> None:
+def _wire(app: gr.Blocks, form: Form, first: tuple[str, Trace] | None) -> None:
     """Join the parts of the page, each known by its element id, to the handlers of a visit."""
     visit = gr.State(None)
     parts = {one.elem_id: one for one in app.blocks.values() if one.elem_id}
-    settings, pace = form.components, ["by", "speed", "until"]
+    settings, view, row = form.components, parts["view"], parts["setup"]
     latest = {**MANY, "trigger_mode": "always_last"}
 
     def named(some):
@@ -132,42 +182,48 @@ def _wire(app: gr.Blocks, form: Form) -> None:
         done.failure(visits.failed, visit, parts[status], queue=False, **COMMON)
         return done
 
-    def decodes(name, handler, given=(), status="status", **more):
+    def filled(name, event=None):
+        """What comes after an event, by default the press of the button of that name, once the form is gathered."""
+        gather = {"js": GATHER, "api_name": f"fill_{name}", **COMMON}
+        return (event or parts[name].click)(None, settings, parts["filled"], **gather).success
+
+    def decodes(name, handler, given=(), status="status", event=None, **more):
         """Wire a button whose run needs the form's models: they are loaded first."""
-        waited = {"outputs": ["loading", "cancel"], "status": status, "trigger_mode": "once", **MANY}
-        loaded = on(f"load_{name}", partial(loading.wait), settings, **waited, event=parts[name].click)
-        on(name, handler, [*given, *settings], status=status, event=loaded.success, **more)
+        waited = {"outputs": ["loading"], "status": status, "trigger_mode": "once", **MANY}
+        loaded = on(f"load_{name}", partial(loading.wait), ["filled"], **waited, event=filled(name, event))
+        on(name, handler, [*given, "filled"], status=status, event=loaded.success, **more)
 
-    def begin(theme: str | None, request: gr.Request) -> tuple:
-        return opened(form, theme, request)
+    def begin(theme: str | None, key: str | None, request: gr.Request) -> tuple:
+        return opened(form, theme, key, request, first)
 
-    load = {"js": THEME_OF_PAGE, "api_name": "loaded", **COMMON, **MANY}
-    app.load(begin, parts["theme"], named([visit, "go", "start", *page.PANEL]), **load)
+    load = {"js": OF_PAGE, "api_name": "loaded", **COMMON, **MANY}
+    app.load(begin, [parts["theme"], parts["key"]], named([visit, *page.PANEL]), **load)
     app.unload(closed)
     parts["examples"].change(str, parts["examples"], form.prompt, queue=False, **COMMON)
-    chosen = partial(preset, form)
-    parts["preset"].input(chosen, parts["preset"], [parts["look"], *settings], api_name="preset", **COMMON)
-    parts["cancel"].click(loading.stop, visit, None, queue=False, api_name="cancel", **COMMON)
-
-    decodes("start", transport.start)
-    decodes("go", transport.go, pace)
-    on("step", transport.step, ["by"])
-    on("back", partial(transport.step, forward=False), ["by"])
-    on("play", transport.play, pace)
-    on("pause", transport.pause, **MANY)
-    view = parts["view"]
+    edited = {"queue": False, "trigger_mode": "always_last", "api_name": "edited", **COMMON}
+    filled("edited", row.edited)(partial(setup.chips, form), [visit, parts["filled"]], row, **edited)
+    chosen = on("preset", preset, outputs=[*page.PANEL, "chosen"], event=row.preset)
+    chosen.success(None, parts["chosen"], settings, js=SPREAD, **COMMON)
+    row.stop(loading.stop, visit, None, queue=False, api_name="cancel", **COMMON)
+    decodes("start", transport.start, event=row.start)
+    decodes("go", transport.go, event=row.go)
+    on("step", transport.step, event=view.step, trigger_mode="multiple")  # the next may come while one is being drawn
+    on("run", transport.run, event=view.run)
+    on("pause", transport.pause, event=view.pause, **MANY)
     on("tick", transport.tick, event=view.rest, **latest)
     on("pick", transport.pick, event=view.pick, **latest)
     on("lost", transport.lost, outputs=[view], event=view.lost, **latest)
+    on("choose", branches.choose, event=view.choose)
+    on("forget", branches.forget, event=view.forget)
+    on("fork", branches.fork, event=view.fork)
+    on("resettle", branches.resettle, ["filled"], event=filled("resettle", view.resettle))
     on("figure", figures.choose, ["figure"], ["plot", "plot2", "words"], event=parts["figure"].input)
+    on("figures", figures.drawn_again, outputs=["plot", "plot2", "words"], event=parts["tab-figures"].select)
+    beside = {"inputs": ["left", "right"], "outputs": ["both", "diff", "diff-words"]}
+    on("beside", branches.side_by_side, **beside)
+    on("sides", branches.side_by_side, **beside, event=parts["tab-side"].select)
 
-    on("branch", branches.choose, ["branches"], event=parts["branches"].input)
-    on("forget", branches.forget)
-    on("fork", branches.fork, ["candidate", "typed"])
-    on("resettle", branches.resettle, settings)
-    on("beside", branches.side_by_side, ["left", "right"], ["both", "diff", "diff-words"])
-
-    on("add", experiments.add, ["arms", *settings], ["arms"])
+    on("add", experiments.add, ["arms", "filled"], ["arms"], event=filled("add"))
     kinds = (("compare", ["arms", "prompts"], "stop", "beat"), ("measure", ["counted"], "enough", "pulse"))
     for kind, given, stop, beat in kinds:
         timer = gr.Timer(experiments.BEAT_S, active=False)
@@ -176,8 +232,14 @@ def _wire(app: gr.Blocks, form: Form) -> None:
         on(stop, partial(experiments.stop, kind=kind), **shown, **MANY)
         on(beat, partial(experiments.tick, kind=kind), event=timer.tick, **shown, **MANY)
 
+    timer = gr.Timer(experiments.BEAT_S, active=False)
+    shown = {"outputs": [*experiments.OUTPUTS["baseline"], timer], "status": "plainly"}
+    on("baseline", experiments.baseline, **shown)
+    on("paying", experiments.paying, event=timer.tick, **shown, **MANY)
+    on("verify", experiments.paying, event=parts["tab-verify"].select, **shown, **MANY)
+
     on("open", share.open_upload, ["open"], event=parts["open"].upload, preprocess=False)
-    on("copy", share.copy, settings, ["code"])
+    on("copy", share.copy, ["filled"], ["code"], event=filled("copy"))
     files = {name: (partial(share.download, kind=name), ["saved", "status"]) for name in share.KINDS}
     files |= {name: (partial(experiments.export, kind=name), ["saved"]) for name in ("csv", "json")}
     for name, (handler, outputs) in files.items():

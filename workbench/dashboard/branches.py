@@ -7,75 +7,62 @@ import gradio as gr
 from workbench import views
 from workbench.dashboard import screen as page
 from workbench.dashboard.figures import words
+from workbench.dashboard.form import told_beside
 from workbench.dashboard.html import block, button, inert, shown, table
 from workbench.dashboard.jobs import Worker
 from workbench.dashboard.transport import set_to_work
-from workbench.dashboard.visits import Branch, Visit, guarded
+from workbench.dashboard.visits import Visit, guarded, told
 from workbench.errors import BadInput
 from workbench.report.headline import headline
 from workbench.session import Session
 from workbench.values import whole
 
-__all__ = ["choose", "forget", "fork", "panel", "resettle", "side_by_side", "sides"]
+__all__ = ["choose", "forget", "fork", "resettle", "side_by_side", "sides"]
 
 BEFORE, AFTER = 400, 200  # tokens shown before and after the place where two runs part
 
 
-def panel() -> None:
-    """The list of runs, and the controls of a branch."""
-    with gr.Row(elem_id="runs"):
-        gr.Dropdown([], label="runs and branches", scale=4, min_width=200, elem_id="branches")
-        button("forget", "Forget", scale=1, interactive=False)
-    with gr.Accordion("Branch before the token at the cursor", open=True, elem_id="forking"):
-        label = "take a candidate (p of the raw distribution → of the distribution sampled from)"
-        gr.Radio([], label=label, elem_id="candidate")
-        with gr.Row():
-            gr.Textbox("", label="or type one token", max_lines=1, scale=2, min_width=130, elem_id="typed")
-            button("fork", "Branch here", scale=1, interactive=False)
-        button("resettle", "Go on after it with the settings as they are now", None, interactive=False)
-
-
 @guarded
-def fork(visit: Visit, candidate: int | None, typed: str) -> tuple:
+def fork(visit: Visit, event: gr.EventData) -> tuple:
     """Branch off before the token at the cursor, with another token there."""
-    run = _live(visit)
-    worker = visit.halt()
-    at, token = visit.focus, typed or candidate
-    if at is None:
+    run, asked = _live(visit), told(event)
+    at, token = whole(asked.get("index")), asked.get("text") or whole(asked.get("token"))
+    if at is None or not 0 <= at < run.length:
         raise BadInput("choose a token first: click one in the text")
     if token is None:
         raise BadInput("choose a candidate or type one token: a branch needs something new")
+    worker = visit.halt()
     made = run.fork(at=at, token=token)
     text = visit.reader(token) if isinstance(token, int) else token
-    return _look(visit, made, f"before token {at}: {text!r}", f"Branched off before token {at}.", worker)
+    return _look(visit, made, f"from {at}", f"Branched off before token {at}, with {text!r} there.", worker)
 
 
 @guarded
-def resettle(visit: Visit, *values: Any) -> tuple:
+def resettle(visit: Visit, filled: str) -> tuple:
     """Branch off behind the token at the cursor, with the settings of the form; a run that was going goes on."""
     run = _live(visit)
-    wanted = visit.form.read(values)
+    wanted = visit.form.read(filled)
     if not wanted.is_of(run.lm):
-        raise BadInput(f"this run is one of {run.lm.name}; for another model, device or dtype press Start")
+        raise BadInput(f"this run is one of {run.lm.name}; for another model, device or dtype press Run")
     worker = visit.halt()
-    at = None if visit.selected is None else visit.focus + 1
+    index = whole(told_beside(filled).get("index"))
+    at = None if index is None or not 0 <= index < run.length else index + 1
     made = run.fork(at=at, decoder=wanted.decoder, **wanted.settings)
     at = made.trace.run["parent"]["index"]
     names = ", ".join([wanted.decoder.declared_name, *wanted.cached])
-    return _look(visit, made, f"from token {at}: {names}", f"Goes on from token {at} with the new settings.", worker)
+    return _look(visit, made, f"from {at}", f"Goes on from token {at}: {names}.", worker)
 
 
 def _live(visit: Visit) -> Session:
     run = visit.branch.run
     if not isinstance(run, Session):
-        raise BadInput("an opened trace has no model behind it; press Start to run and branch")
+        raise BadInput("an opened trace has no model behind it; press Run to decode and branch")
     return run
 
 
 def _look(visit: Visit, made: Session, what: str, said: str, worker: Worker | None) -> tuple:
     """The page on a new branch, one round on; where a worker was at the run before, another one goes on here."""
-    parent = visit.branch.label.split(":")[0]
-    visit.add(f"branch of {parent} {what}", made)
+    visit.add(what, made)
     visit.branch.advance("round")
     page.say(visit, said)
     if worker is None or visit.branch.done:
@@ -84,13 +71,13 @@ def _look(visit: Visit, made: Session, what: str, said: str, worker: Worker | No
 
 
 @guarded
-def choose(visit: Visit, number: int | None) -> tuple:
+def choose(visit: Visit, event: gr.EventData) -> tuple:
     """Look at another run."""
-    number = whole(number)
+    number = whole(told(event).get("run"))
     if number is not None and 0 <= number < len(visit.branches) and number != visit.current:
         visit.halt()
         visit.current, visit.selected = number, None
-        page.say(visit, f"Looking at {visit.branch.label}.")
+        page.say(visit)
     return page.panel(visit)
 
 
@@ -124,7 +111,8 @@ def side_by_side(visit: Visit, left: int | None, right: int | None) -> tuple:
     a, b = visit.branches[left], visit.branches[right]
     diff, drawn = views.branch_diff(a.trace, b.trace, theme=visit.theme)
     parts = "The texts are the same." if diff.index is None else f"They part at token {diff.index}: {diff.cause}."
-    columns = "".join(_side(one, name, diff) for one, name in ((a, "a"), (b, "b")))
+    named = (("a", page.name_of(visit, left)), ("b", page.name_of(visit, right)))
+    columns = "".join(_side(side, name, diff) for side, name in named)
     said = f'<p class="wb-verdict"><b>{inert(parts)}</b> {inert(diff.detail)}</p>'
     main, other = headline(a.trace), headline(b.trace)
     facts = _table("figure", [(name, main[name], other[name]) for name in main], "both runs")
@@ -138,9 +126,9 @@ def _table(what: str, rows: list[tuple], caption: str) -> str:
     return table((what, "a", "b"), [map(inert, row) for row in rows], caption)
 
 
-def _side(branch: Branch, name: str, diff: Any) -> str:
+def _side(side: str, name: str, diff: Any) -> str:
     tokens = diff.tokens
-    texts = [text for text in tokens[f"text_{name}"] if isinstance(text, str)]
+    texts = [text for text in tokens[f"text_{side}"] if isinstance(text, str)]
     at = len(texts) if diff.index is None else min(diff.index, len(texts))
     start = max(0, at - BEFORE)
     before, after = "".join(texts[start:at]), "".join(texts[at + 1 : at + AFTER])
@@ -149,6 +137,6 @@ def _side(branch: Branch, name: str, diff: Any) -> str:
         first = "<mark>▸ended here</mark>"
     lead = "…" if start else ""
     return (
-        f'<section aria-label="run {name}"><h4>{name} · {inert(branch.label)}</h4>'
+        f'<section aria-label="run {side}"><h4>{side}: {inert(name)}</h4>'
         f'<pre><span class="wb-same">{lead}{inert(before)}</span>{first}{inert(after)}</pre></section>'
     )

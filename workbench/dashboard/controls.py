@@ -4,7 +4,7 @@ All members' controls are built once; choosing a member shows its group. A membe
 offered at the top, not within such a member. A member of another package appears here with no edit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,6 +96,7 @@ class MemberControls:
         self.family, self.nothing, self.models, self.anything = family, nothing, models, anything
         self.paths: dict[Path, Field | None] = {}  # the parameter there; None where a member is chosen
         self.components: list[gr.components.Component] = []
+        self.groups: list[tuple[gr.Dropdown, list[str], list[gr.Column]]] = []
         self._choose((family,), family, label, default or "", default is None, about)
 
     def _choose(
@@ -107,6 +108,7 @@ class MemberControls:
         chooser = gr.Dropdown(choices, value=default, label=label.replace("_", " "), info=about or None)
         self._add(path, None, chooser)
         groups = []
+        self.groups.append((chooser, known, groups))
         for name in known:
             cls = declare.get(family, name)
             with gr.Column(visible=name == default, elem_classes="wb-nested", min_width=0) as group:
@@ -146,13 +148,14 @@ class MemberControls:
             raise BadInput(f"{', '.join(kept)}: only the owner of this app may set that; run your own: workbench app")
         return declare.build(self.family, name, flat)
 
-    def values(self, member: Declared | None) -> list[Any]:
-        """The controls' values that describe a declared object; those of members not chosen are the defaults."""
+    def values(self, member: Declared | None, defaults: Mapping[int, Any]) -> list[Any]:
+        """The controls' values that describe a declared object; those of members not chosen are the defaults, which are
+        given by the `id` of the control."""
         flat = {} if member is None else {"": member.declared_name, **declare.flatten(member)}
         found = []
         for (path, entry), component in zip(self.paths.items(), self.components, strict=True):
             if len(path) > 1 and any(flat.get(_key(path[:place])) != path[place] for place in range(1, len(path), 2)):
-                found.append(component.value)
+                found.append(defaults[id(component)])
             else:
                 value = flat.get(_key(path))
                 found.append(value or "" if entry is None else shown_value(entry, value))

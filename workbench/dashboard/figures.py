@@ -16,7 +16,7 @@ from workbench.experiments.headroom import headroom
 from workbench.trace import Trace
 from workbench.views.figure import figure
 
-__all__ = ["FIGURES", "choose", "drawn", "panel", "words"]
+__all__ = ["FIGURES", "choose", "drawn", "drawn_again", "panel", "words"]
 
 
 def _offered() -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -48,17 +48,20 @@ def _draw(name: str, trace: Trace, round: int | None, **options: Any) -> go.Figu
     return view(headroom(trace) if name == "headroom" else trace, **at, **options)  # that one draws a table
 
 
-def panel(parts: dict[str, Any]) -> None:
+def panel() -> None:
     """The choice of a figure, its plots, its words and its table."""
     names = list(FIGURES)
-    parts["figure"] = gr.Dropdown(names, value=names[0], label="figure", elem_id="figure")
-    parts["plot"] = gr.Plot(show_label=False, elem_id="plot")
-    parts["plot2"] = gr.Plot(show_label=False, visible=False, elem_id="plot2")
-    parts["words"] = block("words")
+    gr.Dropdown(names, value=names[0], label="figure", elem_id="figure")
+    with gr.Row(elem_id="plots"):
+        gr.Plot(show_label=False, elem_id="plot")
+        gr.Plot(show_label=False, visible=False, elem_id="plot2")
+    block("words")
 
 
 def drawn(visit: Visit) -> list[Any]:
     """Updates of both plots and the words; none where the page shows them already."""
+    if visit.branches and visit.branch.open:  # it would show what the round has not decided yet
+        return [gr.skip()] * 3
     if not visit.branches or not len((trace := visit.branch.trace).rounds):
         changed, visit.drawn = visit.drawn is not None, None
         return [None, gr.update(visible=False), ""] if changed else [gr.skip()] * 3
@@ -85,4 +88,11 @@ def words(figure: go.Figure) -> str:
 def choose(visit: Visit, name: str) -> list[Any]:
     """Another figure."""
     visit.figure, visit.drawn = name if name in FIGURES else "draft tree", None
+    return drawn(visit)
+
+
+@guarded
+def drawn_again(visit: Visit) -> list[Any]:
+    """The figures as their view is opened: a hidden plot has no width."""
+    visit.drawn = None
     return drawn(visit)

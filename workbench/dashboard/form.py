@@ -1,5 +1,6 @@
 """The form of a run: prompt, model, decoder, cache, sampling and limits, made from the declarations and read back."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,17 +12,39 @@ import torch
 
 import workbench as wb
 from workbench.dashboard.controls import MemberControls, control, meant, shown_value
+from workbench.dashboard.uploads import UNFIT, sound, taken
 from workbench.declare import describe, models
 from workbench.errors import BadInput
 from workbench.models.loading import Progress, companion, known_models, load, resolve_device, resolve_dtype
 from workbench.session import keywords
 
-__all__ = ["Form", "Wanted"]
+__all__ = ["GATHER", "SPREAD", "Form", "Wanted", "told_beside"]
 
 MAX_PROMPT = 20_000  # characters
 MAX_NEW_TOKENS = 512
 KINDS = ("text", "chat message")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# In the browser: all values in one text, and what the page says beside them; and back. Each control that is an input or
+# output of an event of the server costs the page time with every later event, and there are hundreds.
+GATHER = "(...values) => JSON.stringify({ values, told: window.workbenchTold ?? {} })"
+SPREAD = "(text) => JSON.parse(text)"
+
+
+def told_beside(text: str) -> dict[str, Any]:
+    """What the page says beside the controls' values; nothing where it is not as the page says it."""
+    told = _gathered(text).get("told")
+    return told if isinstance(told, dict) else {}
+
+
+def _gathered(text: Any) -> dict[str, Any]:
+    """What is in a text that `GATHER` made; nothing where it made none. Raises BadInput for what no page sends."""
+    try:
+        found = sound(json.loads(text))
+    except gr.Error as no:
+        raise BadInput(no.message) from None
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -85,7 +108,9 @@ class Form:
         self.models = known = list(dict.fromkeys([*models, *known_models()]))
         where = []
         named = {"models": known, "anything": self.anything}
-        with gr.Accordion("Model and decoder", open=True):
+        with gr.Accordion("Decoder", open=False, elem_id="of-decoder"):
+            decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
+        with gr.Accordion("Model", open=False, elem_id="of-model"):
             about = "embedded, a hub id or a local directory" if self.anything else None
             model = {"info": about, "allow_custom_value": self.anything, "elem_id": "model"}
             where.append(gr.Dropdown(known, value=known[0], label="model", **model))
@@ -96,8 +121,7 @@ class Form:
                     choices = list(dict.fromkeys([*usual, self.first[name]]))
                     near = {"info": about, "min_width": 110, "interactive": self.anything, "elem_id": name}
                     where.append(gr.Dropdown(choices, value=self.first[name], label=name, **near))
-            decoder = MemberControls("decoder", "decoder", "speculative", "how the next tokens are found", **named)
-        with gr.Accordion("Cache", open=True):
+        with gr.Accordion("Cache", open=False, elem_id="of-cache"):
             policy = MemberControls("policy", "cache policy", None, "which tokens stay", nothing="all stay", **named)
             about = "how they are stored"
             quantizer = MemberControls("quantizer", "cache quantizer", None, about, nothing="as they are", **named)
@@ -109,16 +133,34 @@ class Form:
         widest = {"max_new_tokens": {"widest": MAX_NEW_TOKENS}}
         self.settings = {}
         for title, chosen in (("Sampling", drawn), ("Limits, seed, logging", set(shown) - drawn)):
-            with gr.Accordion(title, open=False):
+            with gr.Accordion(title, open=False, elem_id=f"of-{title.split(',')[0].lower()}"):
                 entries = [entry for name, entry in shown.items() if name in chosen]
                 self.settings |= {entry.name: control(entry, **widest.get(entry.name, {})) for entry in entries}
         self.components = [prompt, kind, *where, *self.settings.values()]
         self.components += [component for family in self.families for component in family.components]
         self.components += self.stack.values()
+        self.defaults = {id(component): component.value for component in self.components}
 
-    def read(self, values: Sequence[Any]) -> Wanted:
-        """What the controls' values ask for. Raises BadInput where one does not fit."""
-        rest = iter(values)
+    def begin(self, values: Sequence[Any]) -> None:
+        """What the form holds as a page opens, while it is built."""
+        for component, value in zip(self.components, values, strict=True):
+            component.value = value
+        for family in self.families:
+            for chooser, names, groups in family.groups:
+                for name, group in zip(names, groups, strict=True):
+                    group.visible = name == chooser.value
+
+    def taken(self, text: str) -> list[Any]:
+        """The controls' values in what `GATHER` makes of them. Raises BadInput where one does not fit its control."""
+        values = _gathered(text).get("values")
+        if not isinstance(values, list) or len(values) != len(self.components):
+            raise BadInput(UNFIT)
+        return [taken(component, value) for component, value in zip(self.components, values, strict=True)]
+
+    def read(self, values: Sequence[Any] | str) -> Wanted:
+        """What the controls' values, or the text that `GATHER` makes of them, ask for. Raises BadInput where one does
+        not fit."""
+        rest = iter(self.taken(values) if isinstance(values, str) else values)
         prompt, kind, model, device, dtype = islice(rest, 5)
         settings = {name: meant(keywords()[name], next(rest)) for name in self.settings}
         if not isinstance(model, str):
@@ -144,10 +186,10 @@ class Form:
     def values(self, prompt: str, decoder: Any, cache: Any, settings: Mapping[str, Any]) -> list[Any]:
         """The controls' values that ask for these, the first model and the defaults of everything else."""
         entries = keywords()
-        rest = [shown_value(entries[name], settings[name]) if name in settings else component.value
+        rest = [shown_value(entries[name], settings[name]) if name in settings else self.defaults[id(component)]
                 for name, component in self.settings.items()]  # fmt: skip
         stack = (getattr(cache, "policy", None), getattr(cache, "quantizer", None))
         for family, member in zip(self.families, (decoder, *stack), strict=True):
-            rest += family.values(member)
-        rest += [getattr(cache, name, component.value) for name, component in self.stack.items()]
+            rest += family.values(member, self.defaults)
+        rest += [getattr(cache, name, self.defaults[id(component)]) for name, component in self.stack.items()]
         return [prompt, KINDS[0], self.models[0], *self.first.values(), *rest]

@@ -1,12 +1,11 @@
 """Models that a page waits for: how far their loading is, and a way to stop it."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import gradio as gr
 
 from workbench.dashboard.form import Wanted
-from workbench.dashboard.html import block, button, inert, line
+from workbench.dashboard.html import block, inert, line
 from workbench.dashboard.jobs import Job
 from workbench.dashboard.visits import Visit, guarded
 from workbench.errors import BadInput, Cancelled
@@ -35,16 +34,15 @@ class Loading(Job):
 
 
 def panel() -> None:
-    """The line that says how far it is, and the button that stops it; both hidden while nothing is loaded."""
-    block("loading", live=True, visible=False)
-    button("cancel", "Cancel", 90, visible=False)
+    """The line that says how far it is; the page shows it on the button that runs."""
+    block("loading", live=True)
 
 
 @guarded
-def _begun(visit: Visit, *values: Any) -> Loading | None:
+def _begun(visit: Visit, filled: str) -> Loading | None:
     """The loading of the form's models, under way; None where the form asks for none that can be."""
     try:
-        wanted = visit.form.read(values)
+        wanted = visit.form.read(filled)
     except BadInput:  # what comes next says so
         return None
     if "loading" in visit.jobs and not visit.jobs["loading"].over:
@@ -54,9 +52,9 @@ def _begun(visit: Visit, *values: Any) -> Loading | None:
     return loading
 
 
-def wait(visit: Visit | None, *values: Any) -> Iterator[tuple]:
+def wait(visit: Visit | None, filled: str = "") -> Iterator[str]:
     """Say how far the loading of the form's models is, until they are there. At once where nothing has to be loaded."""
-    loading, pause = _begun(visit, *values), QUICK_S
+    loading, pause = _begun(visit, filled), QUICK_S
     while loading is not None:
         loading.join(pause)
         if loading.over:
@@ -67,7 +65,7 @@ def wait(visit: Visit | None, *values: Any) -> Iterator[tuple]:
     yield _shown("")
     if loading is not None and loading.error:
         visit.message = loading.error
-        raise gr.Error(inert(loading.error), print_exception=False)
+        raise gr.Error(inert(loading.error), print_exception=False, visible=False)
 
 
 def stop(visit: Visit | None) -> None:
@@ -76,5 +74,5 @@ def stop(visit: Visit | None) -> None:
         visit.jobs["loading"].stop()
 
 
-def _shown(text: str) -> tuple:
-    return gr.update(value=line(text) if text else "", visible=bool(text)), gr.update(visible=bool(text))
+def _shown(text: str) -> str:
+    return line(text) if text else ""

@@ -29,13 +29,16 @@ PROSE = "Dear aunt Agatha, thank you for the marmalade. The weather in Trieste"
 
 @dataclass(frozen=True)
 class Preset:
-    """A run to start from. look: what it shows, in a sentence or two."""
+    """A run to start from. look: what it shows, in a sentence or two; at: the token to look at first; turn: the token
+    from which the recorded run has its cache, full before."""
 
     prompt: str
     decoder: Any
     look: str
     cache: Any = None
     settings: dict[str, Any] = field(default_factory=dict)
+    at: int | None = None
+    turn: int | None = None
 
 
 @cache
@@ -44,6 +47,16 @@ def presets() -> dict[str, Preset]:
     held_out = {row["id"]: row["prompt"] for row in wb.held_out_prompts()}
     long = "\n\n".join(list(held_out.values())[:2])
     return {
+        "cache cliff": Preset(
+            held_out["colorsys.py:99:hls_to_rgb"],
+            Speculative(drafter=DraftModel(), shape=ConfidenceStop(max_length=8, threshold=0.5)),
+            "From token 40 on the cache keeps 128 tokens a head, the old ones in 4 bits: bytes and bits fall off a"
+            " cliff, and so may the text: against the full cache it is another one.",
+            cache=Stack(H2O(budget=128), KIVI(bits=4)),
+            settings={"temperature": 0.8, "top_p": 0.95, "seed": 1, "max_new_tokens": 96},
+            at=40,
+            turn=40,
+        ),
         "uncertain code": Preset(
             held_out["colorsys.py:99:hls_to_rgb"],
             Speculative(drafter=DraftModel(), shape=ConfidenceStop(max_length=8, threshold=0.5)),

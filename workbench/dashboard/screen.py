@@ -8,20 +8,20 @@ from typing import Any
 import gradio as gr
 
 from workbench import web
-from workbench.dashboard import figures, html, python
-from workbench.dashboard.html import PHASES, phases
+from workbench.dashboard import figures, html, python, setup
 from workbench.dashboard.visits import Visit
+from workbench.report.headline import badge, run_line
+from workbench.session import Session
 
-__all__ = ["PANEL", "beat", "panel", "say", "script", "trace_view", "view"]
+__all__ = ["PANEL", "beat", "module", "name_of", "panel", "say", "trace_view", "view"]
 
 PANEL = (
-    "view", "status", "figures", "phases", "candidate", "plot", "plot2", "words", "branches", "left", "right", "code",
-    "step", "back", "play", "pause", "fork", "resettle", "forget", "save", "capsule", "perfetto",
+    "view", "setup", "status", "plot", "plot2", "words", "left", "right", "code", "save", "capsule", "perfetto",
 )  # fmt: skip
+EVENTS = ("step", "run", "pause", "rest", "pick", "lost", "choose", "forget", "fork", "resettle")  # of the view
 VIEW = {
-    "parts": ("transport", "tokens", "timeline", "inspector", "table"),
     "settled": 150,  # ms that the cursor rests on a token before the server hears of it
-    "beat": 150,  # ms between two looks at a run that is being decoded
+    "beat": 100,  # ms between two looks at a run that is being decoded
     "away": 1000,  # where the server did not answer
 }
 
@@ -29,16 +29,19 @@ _turns = count()
 
 
 @cache
-def script() -> str:
-    """The module of `workbench.web` and what joins it to the page, as the body of a function."""
-    options = json.dumps({**VIEW, "css": web.css()})
-    code = web.module(export=False) + web.script("app.js")
-    return f"{code}connect({{ element, props, trigger, watch }}, {options});\n"
+def module() -> str:
+    """The view and what joins it to the page, as a module with the single export `connect`."""
+    code = [web.module(export=False), f"const GLOSSARY = {json.dumps(web.glossary())};\n"]
+    return "".join([*code, web.script("tour.js"), web.script("app.js"), "export { connect };\n"])
 
 
 def trace_view() -> gr.HTML:
-    """The component; its value is what `view` returns. Its `pick` event carries the index of a token."""
-    return gr.HTML("", elem_id="view", apply_default_css=False, padding=False, html_template="", js_on_load=script())
+    """The component; its value is what `view` returns. Its events are what the reader asks for: see `web/app.js`."""
+    options = json.dumps({**VIEW, "css": web.css()})
+    script = f"""const events = {json.dumps(EVENTS)}, host = {{ element, props, trigger, watch }};
+import(new URL("view.js", document.baseURI)).then(({{ connect }}) => connect(host, {options}));
+"""
+    return gr.HTML("", elem_id="view", apply_default_css=False, padding=False, html_template="", js_on_load=script)
 
 
 def panel(visit: Visit) -> tuple:
@@ -50,10 +53,7 @@ def panel(visit: Visit) -> tuple:
 
 def beat(visit: Visit) -> tuple:
     """The updates while a worker decodes: little, since they come often."""
-    parts, phase = {"view": view(visit)}, visit.branch.phase
-    if phase is not None:
-        parts["phases"] = phases(visit.branch.run.trace, visit.round, phase)
-    return tuple(parts.get(name, gr.skip()) for name in PANEL)
+    return tuple(view(visit) if name == "view" else gr.skip() for name in PANEL)
 
 
 def view(visit: Visit, since: int | None = None) -> str:
@@ -61,62 +61,71 @@ def view(visit: Visit, since: int | None = None) -> str:
 
     Given, `since` is what the page has asked for, and all that it is known to hold until it is heard of again. Beside
     it, where the visitor is: `cursor`, tokens before the run's; `place`, rounds too; `selected`, the token inspected;
-    `follow`, scroll to it; `phase`, the one shown; `live`, the page's name while its run is decoded. Every text is
-    another one (`turn`), so that the page, whose cursor may have moved since, takes notice of it.
+    `follow`, scroll to it; `live`, the page's name while its run is decoded; `runs`, `badge`, `line` and `status`, what
+    stands above the text; `can`, whether it can be decoded on. Every text is another one (`turn`), so that the page,
+    whose cursor may have moved since, takes notice of it.
     """
     branch, run = visit.branch, visit.branch.run
     mine, sent = visit.sent
     rounds = run.rounds if since is None else since  # before the payload: what a worker adds by then is sent twice
     since = (sent if mine is run else 0) if since is None else since
-    place = {
-        "cursor": branch.reached,
+    working = visit.worker is not None
+    upto = (branch.round, branch.phase) if branch.open and branch.round is not None else None
+    where = {
         "place": {**run.place._asdict(), "at": branch.round, "tip": run.at_tip},
         "selected": visit.focus,
         "follow": visit.selected is None,
-        "phase": branch.phase,
-        "live": visit.name if visit.worker is not None else None,
+        "live": visit.name if working else None,
+        "status": {"running": working, "message": ""},
+        "can": isinstance(run, Session),
         "turn": next(_turns),
     }
-    text = web.to_json({**web.payload(run.trace, since, visit.reader), **place})
-    visit.sent = (run, rounds)
+    if not working or not since:
+        said = {} if upto else run_line(branch.trace) if run.rounds else {"badge": badge(branch.trace), "line": ""}
+        where |= {"runs": _runs(visit), **said, "line": " ".join(filter(None, (branch.look, said.get("line"))))}
+    data = web.payload(run.trace, since, visit.reader, upto)
+    where["cursor"] = where["place"]["token"] = min(run.cursor, data["length"])  # no more than is shown
+    text = web.to_json({**data, **where})
+    visit.sent = (run, rounds - 1 if upto and rounds else rounds)  # an open round is sent again
     return text
 
 
+def _runs(visit: Visit) -> list[dict[str, Any]]:
+    """The runs as chips A, B, C."""
+    return [
+        {"run": place, "name": name_of(visit, place), "on": place == visit.current}
+        for place in range(len(visit.branches))
+    ]
+
+
+def name_of(visit: Visit, place: int) -> str:
+    """What a run is called on the page: `B · from 40`."""
+    return f"{chr(65 + place)} · {visit.branches[place].label.partition(': ')[2]}"
+
+
 def say(visit: Visit, text: str = "") -> None:
-    """Put what just happened, and the place, into the status line."""
-    branch, run = visit.branch, visit.branch.run
-    over = f" Ended: {run.ended}." if branch.done else ""
-    behind = f" of {run.length} recorded" if run.cursor < run.length else ""
-    phase = "" if branch.phase is None else f", {PHASES[branch.phase]}"
-    round = "" if branch.round is None else f" Round {branch.round}{phase}."
-    visit.message = f"{text} Token {branch.reached}{behind}.{round}{over}".strip()
+    """Put what just happened into the status line, and how the run ended."""
+    over = f" Ended: {visit.branch.run.ended}." if visit.branch.done else ""
+    visit.message = f"{text}{over}".strip()
 
 
 def _empty(visit: Visit) -> dict[str, Any]:
     visit.sent = (None, 0)
-    parts = dict.fromkeys(PANEL, gr.update(interactive=False)) | dict.fromkeys(("view", "figures", "code"), "")
-    parts |= dict.fromkeys(("candidate", "branches", "left", "right"), gr.update(choices=[], value=None))
-    return parts | {"phases": phases(None, None, None), "status": html.inert(visit.message)}
+    parts = dict.fromkeys(PANEL, gr.update(interactive=False)) | dict.fromkeys(("view", "code"), "")
+    parts |= dict.fromkeys(("left", "right"), gr.update(choices=[], value=None))
+    return parts | {"setup": setup.shown(visit), "status": html.inert(visit.message)}
 
 
 def _filled(visit: Visit) -> dict[str, Any]:
     branch, run, playing = visit.branch, visit.branch.run, visit.worker is not None
-    trace, live = branch.trace, branch.live
-    labels = [(one.label, number) for number, one in enumerate(visit.branches)]
-    taken = [] if visit.focus is None else html.candidates(trace, visit.focus, visit.reader)
-    ready = {"save": True, "pause": playing, "resettle": live, "fork": live and run.length > 0}
-    rested = {"forget": True, "back": run.round is not None, **dict.fromkeys(("step", "play"), not branch.done)}
-    rested |= dict.fromkeys(("capsule", "perfetto"), run.length > 0)
-    ready |= {name: may and not playing for name, may in rested.items()}
+    labels = [(run["name"], run["run"]) for run in _runs(visit)]
+    ready = {"save": True, **dict.fromkeys(("capsule", "perfetto"), run.length > 0 and not playing)}
     return {
         "view": view(visit),
+        "setup": setup.shown(visit),
         "status": html.inert(visit.message),
-        "figures": html.figures(trace),
-        "phases": phases(trace, visit.round, branch.phase),
-        "candidate": gr.update(choices=taken, value=None),
-        "branches": gr.update(choices=labels, value=visit.current),
-        "left": gr.update(choices=labels, value=0),
-        "right": gr.update(choices=labels, value=visit.current or len(labels) - 1),
-        "code": python.of_session(run) if live else "# an opened trace: see its settings in the capsule",
+        "left": gr.update(choices=labels, value=max(0, len(labels) - 2)),
+        "right": gr.update(choices=labels, value=len(labels) - 1),
+        "code": python.of_session(run) if branch.live else "# an opened trace: see its settings in the capsule",
         **{name: gr.update(interactive=may) for name, may in ready.items()},
     }

@@ -31,8 +31,8 @@ __all__ = ["Gate", "Rules"]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 API = "/gradio_api/"
 READS = (
-    "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", f"{API}theme.css", f"{API}app_id",
-    f"{API}info", f"{API}login_check", f"{API}queue/data", f"{API}startup-events",
+    "/", "/config", "/view.js", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", f"{API}theme.css",
+    f"{API}app_id", f"{API}info", f"{API}login_check", f"{API}queue/data", f"{API}startup-events",
 )  # fmt: skip
 READ_BELOW = ("/assets/", "/static/", "/svelte/", "/live/", f"{API}heartbeat/")
 EVENTS, UPLOAD = (f"{API}queue/join", f"{API}run/predict"), f"{API}upload"

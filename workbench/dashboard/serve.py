@@ -9,6 +9,7 @@ import time
 import webbrowser
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import gradio as gr
 from gradio.route_utils import CustomCORSMiddleware
@@ -22,11 +23,12 @@ from starlette.routing import Route
 from workbench.dashboard import screen, uploads
 from workbench.dashboard.app import build_app
 from workbench.dashboard.limits import Pages
+from workbench.dashboard.opening import open_file
 from workbench.dashboard.security import LOOPBACK, Gate, Rules
-from workbench.dashboard.visits import VISITS, Visit, forget_idle, leave
+from workbench.dashboard.visits import VISITS, Visit, forget_idle, forget_left, leave
 from workbench.errors import BadInput
 from workbench.models.loading import load, resolve_device, resolve_dtype
-from workbench.web import FOLDER, script
+from workbench.web import page_css, script
 
 __all__ = ["NOTHING", "REST", "answer", "launch", "rules_of"]
 
@@ -50,28 +52,33 @@ def launch(
     allow_frame: Sequence[str] = (),
     device: str | None = None,
     dtype: str | None = None,
+    trace: str | None = None,
 ) -> gr.Blocks:
     """Serve the app, to this machine alone unless `host` says otherwise, until Ctrl-C (or at once, without `wait`).
 
     token: what a visitor has to know; by default a random one where others can reach the app, "" for none. Visitors
     choose among the models that are offered, and set nothing that names a file. allow_frame: origins whose pages may
-    show the app in a frame. device, dtype: as for `workbench.load`, where the form does not say otherwise. Raises
-    BadInput where the port is taken, or the token, an origin, device or dtype cannot be one.
+    show the app in a frame. device, dtype: as for `workbench.load`, where the form does not say otherwise. trace: a
+    file that every page opens on, in place of the run that ships.
+
+    Raises BadTrace where the trace cannot be shown, BadInput where the port is taken, or the token, an origin, device
+    or dtype cannot be one.
     """
     resolve_dtype(dtype, resolve_device(device))
     rules = rules_of(host, token, allow_frame)
+    first = None if trace is None else (Path(trace).name, open_file(Path(trace)))
     _check_port(host, port)
     for name in ("NO_PROXY", "no_proxy"):  # the server's check of itself must not go through a proxy
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"]))
-    app, pages = build_app(models, rules.owner, device or "cpu", dtype or "auto"), Pages(limited=not rules.owner)
+    app, pages = build_app(models, rules.owner, device or "cpu", dtype or "auto", first), Pages(limited=not rules.owner)
     app.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     gate = Middleware(Gate, rules=rules, fns=app.fns, pages=pages)
-    inside = {"routes": [LIVE, *uploads.ROUTES], "middleware": [gate], "lifespan": _no_foreign_origins}
+    inside = {"routes": [*OWN, *uploads.ROUTES], "middleware": [gate], "lifespan": _no_foreign_origins}
     _, url, _ = app.launch(
         server_name=host, server_port=port, inbrowser=False, share=False,
         quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
-        enable_monitoring=False, max_file_size=uploads.MAX_TRACE, theme=THEME, css_paths=[FOLDER / "app.css"],
-        js=script("keys.js"), state_session_capacity=SESSIONS, app_kwargs=inside,
+        enable_monitoring=False, max_file_size=uploads.MAX_TRACE, theme=THEME, head=f"<style>{page_css()}</style>",
+        js=script("page.js"), state_session_capacity=SESSIONS, app_kwargs=inside,
         _frontend=False,  # no self-check, which waits 3 s at most
     )  # fmt: skip
     address = f"{url}?token={rules.token}" if rules.token else url
@@ -110,6 +117,7 @@ def _sweep(app: gr.Blocks, pages: Pages) -> None:
     while app.is_running:
         time.sleep(SWEEP_S)
         forget_idle()
+        forget_left()
         forget_gone(pages, app.state_holder, CLOSED_S)
         uploads.UPLOADS.forget(uploads.WAITING_S)
 
@@ -137,11 +145,11 @@ def _check_port(host: str, port: int) -> None:
         raise BadInput(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from None
 
 
-def answer(visit: Visit | None, run: str, rounds: int, cursor: int, phase: str, at: str = "") -> str:
-    """The JSON text for a page that has drawn this run up to that many rounds, the cursor and the phase there.
+def answer(visit: Visit | None, run: str, rounds: int, cursor: int, at: str = "") -> str:
+    """The JSON text for a page that has drawn this run up to that many rounds, the cursor there.
 
     `NOTHING` where there is nothing new, or the visit is busy; `REST` where the page should fire its `tick` event: the
-    run is no longer decoded, or it is looked at phase by phase. Else what the trace view draws. at: the round that its
+    run is no longer decoded. Else what the trace view draws. at: the round that its
     cursor is in or behind, "null" at the start, "" where the page does not say.
     """
     if visit is None:
@@ -154,11 +162,10 @@ def answer(visit: Visit | None, run: str, rounds: int, cursor: int, phase: str, 
             return REST
         branch = visit.branch
         mine = branch.run.trace.id == run
-        place = (str(branch.reached), "" if branch.phase is None else str(branch.phase))
         here = "null" if branch.round is None else str(branch.round)
-        if mine and rounds >= branch.run.rounds and place == (str(cursor), phase) and at in ("", here):
+        if mine and rounds >= branch.run.rounds and branch.run.cursor == cursor and at in ("", here):
             return NOTHING
-        return REST if branch.phase is not None else screen.view(visit, rounds if mine else 0)
+        return screen.view(visit, rounds if mine else 0)
     finally:
         visit.lock.release()
 
@@ -171,9 +178,14 @@ async def _live(request: Request) -> Response:
     except ValueError:
         return Response("rounds and cursor: expected whole numbers", status_code=400)
     visit = VISITS.get(request.path_params["page"])
-    run, phase, at = (asked.get(name, "") for name in ("run", "phase", "at"))
-    text = answer(visit, run, max(rounds, 0), cursor, phase, at)
+    run, at = asked.get("run", ""), asked.get("at", "")
+    text = answer(visit, run, max(rounds, 0), cursor, at)
     return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-LIVE = Route("/live/{page}", _live)
+async def _view(request: Request) -> Response:
+    """The module of the view, beside the page: within the page's settings it would be sent as text in text."""
+    return Response(screen.module(), media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+
+
+OWN = [Route("/live/{page}", _live), Route("/view.js", _view)]

@@ -87,7 +87,7 @@ def open_trace(visit: Visit, path: str) -> tuple:
 
 
 @guarded
-def copy(visit: Visit, *values: Any) -> str:
+def copy(visit: Visit, filled: str) -> str:
     """The `workbench.decode` call with the form's settings."""
-    wanted = visit.form.read(values)
+    wanted = visit.form.read(filled)
     return python.call(wanted.model, wanted.prompt, wanted.decoder, wanted.settings, wanted.where)

@@ -1,4 +1,4 @@
-"""Forward and back: the row of buttons, and what they do."""
+"""Decoding on: what the transport of the view asks for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,80 +7,72 @@ import gradio as gr
 
 from workbench import conditions
 from workbench.dashboard import screen as page
-from workbench.dashboard.html import block, button
+from workbench.dashboard.form import told_beside
 from workbench.dashboard.jobs import Worker
-from workbench.dashboard.visits import BY, Visit, guarded
+from workbench.dashboard.visits import BY, Visit, guarded, told
 from workbench.errors import BadInput
 from workbench.session import Session
 from workbench.values import one_of, whole
 
-__all__ = ["SPEEDS", "go", "lost", "panel", "pause", "pick", "play", "set_to_work", "start", "step", "tick"]
+__all__ = ["go", "lost", "pause", "pick", "run", "set_to_work", "start", "step", "tick"]
 
-SPEEDS = {"1 step / s": 1.0, "3 steps / s": 0.33, "10 steps / s": 0.1, "full speed": 0.0}  # seconds a step
-BUTTONS = {"back": "◀ Back", "step": "Step ▶", "play": "Run on ▶▶", "pause": "❚❚ Pause"}
-KEYS = "Keys: N step, B back, R run on, P pause, 1 2 3 by phase, round, token; arrows in the text move the cursor"
-
-
-def panel() -> None:
-    """The row of buttons, how they step, and the status line."""
-    with gr.Row(elem_id="transport"):
-        for name, label in BUTTONS.items():
-            variant = "primary" if name in ("step", "play") else "secondary"
-            button(name, label, 76, scale=1, interactive=False, variant=variant)
-        small = {"scale": 1, "min_width": 130}
-        gr.Radio(list(BY), value="round", label="step by", min_width=270, scale=3, elem_id="by")
-        gr.Dropdown(list(SPEEDS), value="full speed", label="speed", elem_id="speed", **small)
-        gr.Textbox("", label="stop where", placeholder="entropy > 3", max_lines=1, elem_id="until", **small)
-    block("status", live=True)
-    block("keys", f"<p>{KEYS}</p>")
+SLOWEST_S = 5.0  # seconds a step
 
 
 @guarded
-def start(visit: Visit, *values: Any) -> tuple:
+def start(visit: Visit, filled: str) -> tuple:
     """Open a run with what the form says; nothing is decoded yet."""
-    _open(visit, values)
+    _open(visit, filled)
     return page.panel(visit)
 
 
 @guarded
-def go(visit: Visit, by: str, speed: str, until: str, *values: Any) -> tuple:
+def go(visit: Visit, filled: str) -> tuple:
     """Open a run with what the form says, and decode it."""
-    return _play(visit, by, speed, until, lambda: _open(visit, values))
+    return _run(visit, told_beside(filled), lambda: _open(visit, filled))
 
 
-def _open(visit: Visit, values: tuple) -> None:
+def _open(visit: Visit, filled: str) -> None:
     visit.check_limit()
-    wanted = visit.form.read(values)
+    wanted = visit.form.read(filled)
     session = Session(wanted.load(), wanted.prompt, wanted.decoder, **wanted.settings)
-    name = session.decoder.declared_name
-    visit.add(name, session)
-    guarantee = session.decoder.guarantee(session.settings.sampling)
-    visit.message = f"Ready: {len(session.prompt_ids)} prompt tokens, {name} (guarantee: {guarantee})."
+    visit.add(session.decoder.declared_name.replace("_", " "), session)
+    visit.message = f"{len(session.prompt_ids)} tokens of prompt."
 
 
 @guarded
-def step(visit: Visit, by: str, forward: bool = True) -> tuple:
-    """One phase, round or token on, or back, from where the reader looks; nothing recorded is lost."""
+def step(visit: Visit, event: gr.EventData) -> tuple:
+    """One phase, round or token on, from the end of the record."""
+    by = told(event).get("by", "round")
     one_of("step by", by, *BY)
     visit.settle()
-    (visit.branch.advance if forward else visit.branch.retreat)(by)
+    visit.branch.advance("phase" if by == "phase" else "round")
     page.say(visit)
     return page.panel(visit)
 
 
 @guarded
-def play(visit: Visit, by: str, speed: str, until: str) -> tuple:
-    """Decode on from where the reader looks, until the end, the condition or a pause."""
-    return _play(visit, by, speed, until, visit.settle)
+def run(visit: Visit, event: gr.EventData) -> tuple:
+    """Decode on from the end of the record, until the end, the condition or a pause."""
+    return _run(visit, told(event), visit.settle)
 
 
-def _play(visit: Visit, by: str, speed: str, until: str, ready: Callable[[], None]) -> tuple:
-    condition = conditions.parse(until) if (until or "").strip() else None
-    one_of("step by", by, *BY)
-    one_of("speed", speed, *SPEEDS)
+def _run(visit: Visit, asked: dict[str, Any], ready: Callable[[], None]) -> tuple:
+    until, pace = asked.get("until") or "", asked.get("pace") or 0
+    if not isinstance(until, str) or type(pace) not in (int, float) or not 0 <= pace <= SLOWEST_S:
+        raise BadInput(f"until is a condition, and pace 0 to {SLOWEST_S:g} seconds a step")
+    condition = conditions.parse(until) if until.strip() else None
+    before, current = len(visit.branches), visit.current
     ready()
-    visit.message = "Running. Pause stops it."
-    return set_to_work(visit, Worker(visit.branch, by, SPEEDS[speed], condition, visit.client))
+    visit.branch.phase = None
+    visit.message = ""
+    try:
+        return set_to_work(visit, Worker(visit.branch, "round", float(pace), condition, visit.client))
+    except BadInput:  # no turn is free: as if it had not been asked for
+        if len(visit.branches) > before:
+            del visit.branches[before:]
+            visit.current, visit.sent = current, (None, 0)
+        raise
 
 
 def set_to_work(visit: Visit, worker: Worker) -> tuple:
@@ -125,11 +117,9 @@ def pause(visit: Visit) -> tuple:
 @guarded
 def pick(visit: Visit, event: gr.EventData) -> tuple:
     """The cursor came to rest on a token: what the server draws follows it."""
-    told = getattr(event, "_data", None)
-    index = whole(told.get("index")) if isinstance(told, dict) else None
+    index = whole(told(event).get("index"))
     if visit.branches and index is not None and 0 <= index < visit.branch.run.length:
         visit.selected = index
-        visit.branch.phase = None if visit.worker is None else visit.branch.phase
     if visit.worker is not None:
         return tuple([gr.skip()] * len(page.PANEL))
     return (gr.skip(), *page.panel(visit)[1:])  # the page has moved its cursor in the view already

@@ -23,8 +23,9 @@ from starlette.routing import Route
 
 from workbench.dashboard.limits import client_of
 from workbench.dashboard.opening import MAX_TRACE
+from workbench.errors import BadInput
 
-__all__ = ["MAX_TRACE", "ROUTES", "UPLOADS", "Blocks", "Uploads", "sound"]
+__all__ = ["MAX_TRACE", "ROUTES", "UNFIT", "UPLOADS", "Blocks", "Uploads", "sound", "taken"]
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a form that is none is the visitor's to hear of
 FORM = 64_000  # bytes of a form around it
@@ -133,14 +134,33 @@ def sound(value: Any, depth: int = 0) -> Any:
 class Blocks(gr.Blocks):
     """Blocks that look at what a page sends; no exception of Gradio's reaches a visitor, but its own refusals do."""
 
+    async def process_api(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> dict[str, Any]:
+        sound(getattr(more.get("event_data"), "_data", None))
+        return await super().process_api(block_fn, inputs, *rest, **more)
+
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
         try:
             for block, value in zip(block_fn.inputs, inputs, strict=False):
-                if isinstance(sound(value), list | dict) and not isinstance(block, WIDE):
-                    raise gr.Error(UNFIT, print_exception=False)
+                _check(block, value)
             return await super().preprocess_data(block_fn, inputs, *rest, **more)
-        except gr.Error as error:
-            line = " ".join(str(error.message).split())
-            raise gr.Error(line[:500], print_exception=False) from None
-        except Exception:  # noqa: BLE001  (a value that its control cannot take: the page never sends one)
-            raise gr.Error(UNFIT, print_exception=False) from None
+        except Exception as error:  # noqa: BLE001  (a value that its control cannot take: the page never sends one)
+            raise gr.Error(_line(error), print_exception=False) from None
+
+
+def taken(block: gr.components.Component, value: Any) -> Any:
+    """A control's value as the page sends it, as its handler gets it. Raises BadInput where it does not fit."""
+    try:
+        _check(block, value)
+        return block.preprocess(value)
+    except Exception as error:  # noqa: BLE001  (as above)
+        raise BadInput(_line(error)) from None
+
+
+def _check(block: gr.components.Component, value: Any) -> None:
+    """Raises gr.Error where the page cannot have sent that."""
+    if isinstance(sound(value), list | dict) and not isinstance(block, WIDE):
+        raise gr.Error(UNFIT, print_exception=False)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error.message).split())[:500] if isinstance(error, gr.Error) else UNFIT

@@ -9,23 +9,31 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import count
 from typing import Any
 
 import gradio as gr
 
 from workbench.cursor import Replay
-from workbench.dashboard.html import PHASES, inert
+from workbench.dashboard.html import inert
 from workbench.errors import BadInput, WorkbenchError
 from workbench.session import Session
 from workbench.trace import Trace
 from workbench.web import data
+from workbench.web.data import PHASES
 
-__all__ = ["BY", "VISITS", "Branch", "Holds", "Visit", "failed", "forget_idle", "guarded", "one_line"]
+__all__ = [
+    "BY", "VISITS", "Branch", "Holds", "Visit", "come_back", "failed", "forget_idle", "forget_left", "guarded",
+    "one_line", "told",
+]  # fmt: skip
 
 BY = ("phase", "round", "token")
-COMMIT, LAST = PHASES.index("commit"), len(PHASES) - 1
+LAST = len(PHASES) - 1
 MAX_BRANCHES = 12
+MOST_LEFT = 2  # tabs of one client that may come back
+LEFT_S = 600.0  # seconds for which a tab may come back to its runs
 IDLE_S = 1800.0  # seconds without a word from the page after which its runs are let go
+_turns = count()
 LOADING = "the page is not ready; try again in a moment, or reload it if it was left for long"
 Holds = Callable[[Any], bool]
 
@@ -37,6 +45,7 @@ class Branch:
     label: str
     run: Session | Replay
     phase: int | None = None
+    look: str = ""  # what there is to see in it
     decoding: bool = False  # by a worker, just now
 
     @property
@@ -60,31 +69,23 @@ class Branch:
         return None if self.run.round is None else self.run.trace.index.event(self.run.round)["round"]
 
     @property
-    def reached(self) -> int:
-        """Tokens committed as far as the phases shown go."""
-        if self.phase is None or self.phase >= COMMIT:
-            return self.run.cursor
-        return self.run.trace.index.start(self.run.round) if self.run.round is not None else 0
+    def open(self) -> bool:
+        """Whether its last round is shown in part."""
+        return self.phase is not None and self.phase < LAST
 
     def advance(self, by: str, holds: Holds | None = None) -> tuple[bool, bool]:
-        """One phase, round or token on. Returns (whether it moved, whether `holds` stopped it)."""
-        if by == "phase" and self.phase is not None and self.phase < LAST:
-            self.phase += 1
+        """One phase, round or token on; an open round is shown whole first, or by phases its next one.
+
+        Returns (whether it moved, whether `holds` stopped it).
+        """
+        if self.open:
+            self.phase = self.phase + 1 if by == "phase" else None
             return True, False
         number, row = self.run.advance("token" if by == "token" else "round", holds, rounds=1)
         if number is None:
             return False, False
         self.phase = 0 if by == "phase" else None
         return True, row is not None
-
-    def retreat(self, by: str) -> None:
-        """One phase, round or token back; nothing recorded is lost."""
-        if by == "phase" and self.phase != 0:
-            if self.run.round is not None:
-                self.phase = (len(PHASES) if self.phase is None else self.phase) - 1
-            return
-        self.run.back(by="round" if by == "phase" else by)
-        self.phase = LAST if by == "phase" and self.run.round is not None else None
 
     def jump(self, to: int) -> None:
         """Put the cursor behind the first `to` tokens."""
@@ -96,25 +97,31 @@ class Branch:
 class Visit:
     """One visitor's runs. Every handler holds `lock` while it touches them.
 
-    name: of the page, as the browser knows it. client: the visitor as far as limits go, "" for the owner. form: what
-    reads the page's controls. selected: the token inspected; None follows the cursor. worker: None once it has finished
-    and was collected. message: the status line's text. sent: the run and the number of its rounds that the page holds.
-    drawn: what the figures on the page show. seen: when the page was last heard of.
+    name: of the page, as the server knows it. key: what the tab knows, also after a reload; "" where it keeps none.
+    client: the visitor as far as limits go, "" for the owner. form: what reads the page's controls. selected: the token
+    inspected; None follows the cursor. worker: None once it has finished and was collected. message: the status line's
+    text. sent: the run and the number of its rounds that the page holds. drawn: what the figures on the page show.
+    chips: what the form says, by group; trouble: why it cannot be run; preset: the one chosen last. seen: when the page
+    was last heard of.
     """
 
     name: str = ""
     client: str = ""
+    key: str = ""
     form: Any = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     branches: list[Branch] = field(default_factory=list)
     current: int = 0
     selected: int | None = None
     worker: Any = None
-    message: str = "Choose a prompt or a preset, and press Run."
+    message: str = ""
     figure: str = "draft tree"
     theme: str | None = None
     sent: tuple[Any, int] = (None, 0)
     drawn: Any = None
+    chips: dict[str, str] | None = None
+    preset: str = ""
+    trouble: str = ""
     jobs: dict[str, Any] = field(default_factory=dict)
     arms: dict[str, Any] = field(default_factory=dict)
     runs: int = 0
@@ -127,7 +134,7 @@ class Visit:
     def branch(self) -> Branch:
         """The branch looked at. Raises BadInput before anything was started or opened."""
         if not self.branches:
-            raise BadInput("nothing to step through yet; press Start, or open a trace")
+            raise BadInput("nothing to step through yet; press Run, or open a trace")
         return self.branches[self.current]
 
     @property
@@ -147,6 +154,7 @@ class Visit:
     def hear(self) -> None:
         """Note that the page is there."""
         self.seen = time.monotonic()
+        _left.pop(self.key, None)
 
     def halt(self) -> Any:
         """Stop the worker after its step; returns it."""
@@ -156,11 +164,12 @@ class Visit:
         return worker
 
     def settle(self) -> None:
-        """Stop, and put the cursor where the reader looks: the next step goes on from there."""
+        """Stop, and go to the end of what is recorded, from where decoding goes on."""
         self.halt()
-        if self.selected is not None and self.selected < self.branch.run.length:
-            self.branch.jump(self.selected + 1)
-        self.selected = None
+        branch, self.selected = self.branch, None
+        if not branch.run.at_tip:
+            branch.jump(branch.run.length)
+            branch.run.jump(branch.run.length, branch.run.rounds)
 
     def add(self, name: str, run: Session | Replay) -> None:
         """Look at a further run or branch, numbered. Raises BadInput where there are too many."""
@@ -197,11 +206,46 @@ class Visit:
 VISITS: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()
 
 
+_left: dict[str, tuple[Visit, float]] = {}  # of tabs that may come back, by key; since when
+
+
 def leave(name: str) -> None:
-    """Let go of the runs of the page of that name, which is no more."""
+    """The page of that name is no more: let go of its runs, for good unless its tab may come back."""
     visit = VISITS.pop(name, None)
-    if visit is not None:
+    if visit is not None and visit.key and (visit.branches or visit.jobs):
+        _left[visit.key] = (visit, time.monotonic())
+        same = [key for key, (one, _) in _left.items() if one.client == visit.client]
+        for key in same[:-MOST_LEFT]:
+            _left.pop(key)[0].close()
+    elif visit is not None:
         visit.close()
+
+
+def come_back(key: str, name: str, client: str) -> Visit | None:
+    """The visit of the tab with that key, now that its page is called `name`; None where there is none of that client.
+
+    Its old page may not have been heard to leave yet.
+    """
+    here = next((one for one in list(VISITS.values()) if key and one.key == key), None)
+    visit = here or _left.get(key, (None, 0.0))[0]
+    if visit is None or visit.client != client:
+        return None
+    _left.pop(key, None)
+    VISITS.pop(visit.name, None)
+    with visit.lock:
+        visit.name, visit.sent, visit.drawn = name, (None, 0), None
+        visit.hear()
+    VISITS[name] = visit
+    return visit
+
+
+def forget_left(older: float = LEFT_S, decoding: float = IDLE_S) -> None:
+    """Let go of the runs of tabs that have not come back for `older` seconds; `decoding` where one is at work."""
+    for key, (visit, since) in list(_left.items()):
+        working = visit.worker is not None and visit.worker.is_alive()
+        if time.monotonic() - since > (decoding if working else older):
+            _left.pop(key, None)
+            visit.close()
 
 
 def forget_idle(older: float = IDLE_S) -> int:
@@ -231,14 +275,23 @@ def guarded(handler):
                 if not isinstance(error, (WorkbenchError, MemoryError)):
                     traceback.print_exc()
                 visit.message = one_line(error)
-                raise gr.Error(inert(visit.message), print_exception=False) from error
+                unseen = {"print_exception": False, "visible": False}  # the line that `failed` gives is enough
+                raise gr.Error(inert(visit.message), **unseen) from error
 
     return guard
 
 
+def told(event: gr.EventData) -> dict[str, Any]:
+    """What the page says with an event; nothing where it is not as the page says it."""
+    data = getattr(event, "_data", None)
+    return data if isinstance(data, dict) else {}
+
+
 def failed(visit: Visit | None) -> Any:
     """After an error: the status line says it."""
-    return inert(visit.message if visit else LOADING)
+    line = inert(visit.message if visit else LOADING)
+    turn = next(_turns)  # the same error twice is said twice
+    return f'<span class="wb-error" title="{line}" data-turn="{turn}">{line}</span>'
 
 
 def one_line(error: BaseException) -> str:

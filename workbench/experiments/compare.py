@@ -1,10 +1,11 @@
 """Several decoders on the same prompts, interleaved in one process, as one table."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import mean
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -19,8 +20,9 @@ from workbench.session import Session, check_decoder
 from workbench.trace import Trace
 from workbench.values import whole
 
-__all__ = ["Arm", "Comparison", "compare", "gap"]
+__all__ = ["Arm", "Comparison", "compare", "gap", "interval"]
 
+RESAMPLES = 2000  # of the bootstrap
 SAME = ("exact", "distribution", "seeded")  # guarantees under which a decoder's distribution is the target's own
 Distributions = dict[int, torch.Tensor]  # log-probabilities by the number of tokens before them
 
@@ -134,7 +136,8 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Any]]:
         """Arm by arm the figures over the prompts finished so far: those of `compare`, with `arm`, `verified_by`,
-        whether there is a `cache` stack, and `kl_nats` (the gap in nats per token, None where it is not known)."""
+        whether there is a `cache` stack, and `kl_nats` (the gap in nats per token, None where it is not known) with
+        its interval."""
         found = list(self.found)  # one driver may add to it while another thread reads
         base = [next(iter(one.values())).trace for one in found]
         return [self._row(name, [one[name] for one in found], base) for name in self.arms] if found else []
@@ -155,6 +158,7 @@ class Comparison:
         times = [_decode_ms(trace) for trace in traces]
         ratios = [_decode_ms(base) / time if time else 1.0 for base, time in zip(baseline, times, strict=True)]
         gaps = [run.gap for run in runs]
+        peaks = [(s["cache_bytes"] or {}).get("peak") or 0 for s in summaries]
         return {
             "arm": name,
             "guarantee": first["guarantee"],
@@ -165,13 +169,14 @@ class Comparison:
             "tokens_per_target_forward": pooled("tokens", "target_forwards"),
             "draft_acceptance_rate": pooled("num_accepted_tokens", "num_draft_tokens"),
             "entropy_raw_nats": average((s["entropy_raw_nats"] or {}).get("mean") for s in summaries),
-            "cache_bytes": max((s["cache_bytes"] or {}).get("peak") or 0 for s in summaries),
+            "cache_bytes": max(peaks),
+            "draft_cache_bytes": _beside_target(traces[peaks.index(max(peaks))]),
             "bits_per_element": average(s["bits_per_element"] for s in summaries),
             "repeated_4gram_share": average(s["repeated_4gram_share"] for s in summaries),
             "same_text": mean(t.token_ids == b.token_ids for t, b in zip(traces, baseline, strict=True)),
-            "ms_per_token": median(times),
-            "speedup": median(ratios),
-            "kl_nats": mean(gaps) if None not in gaps else None,
+            "ms_per_token": float(np.median(times)),
+            **_with_interval("speedup", ratios, np.median),
+            **_with_interval("kl_nats", [] if None in gaps else gaps, np.mean),
         }
 
 
@@ -195,10 +200,13 @@ def compare(
     `workbench.decode`.
 
     Columns: `guarantee`, `prompts`, `tokens`, `tokens_per_target_forward`, `draft_acceptance_rate`,
-    `entropy_raw_nats`, `cache_bytes` (peak of a run), `bits_per_element`, `repeated_4gram_share`, `same_text` (share of
-    prompts with the baseline's tokens), `ms_per_token` (median over prompts) and `speedup` (median over prompts of
-    baseline time over arm time per token, both measured here, interleaved). With `gaps`, `kl_nats`: the mean KL
-    divergence of the arm's distribution from the baseline's, per token. The traces are in `.attrs["traces"]`.
+    `entropy_raw_nats`, `cache_bytes` (peak of a run), `draft_cache_bytes` (the part of that peak which drafting adds),
+    `bits_per_element`, `repeated_4gram_share`, `same_text` (share of prompts with the baseline's tokens),
+    `ms_per_token` (median over prompts) and `speedup` (median over prompts of baseline time over arm time per token,
+    both measured here, interleaved). With `gaps`, `kl_nats`: the mean KL divergence of the arm's distribution from the
+    baseline's, per token. `speedup_low` and `speedup_high`, `kl_nats_low` and `kl_nats_high` are the ends of the 95 %
+    bootstrap interval over prompts (None for one prompt); arms meet the same resamples, paired by prompt. The traces
+    are in `.attrs["traces"]`.
 
     Ctrl-C ends the comparison and returns the prompts finished by then. Raises BadInput before any work where a prompt,
     an arm or a setting does not fit.
@@ -215,7 +223,7 @@ def compare(
     except KeyboardInterrupt:
         if not runs.found:
             raise
-    left_out = ["verified_by", "cache", *([] if gaps else ["kl_nats"])]
+    left_out = ["verified_by", "cache", *([] if gaps else ["kl_nats", "kl_nats_low", "kl_nats_high"])]
     table = pd.DataFrame(runs.rows()).set_index("arm").drop(columns=left_out)
     table.attrs["traces"] = {name: [one[name].trace for one in runs.found] for name in arms}
     return table
@@ -226,6 +234,33 @@ def gap(full: Distributions, other: Distributions) -> float | None:
     token."""
     places = sorted(full.keys() & other.keys())
     return mean(float((full[i].exp() * (full[i] - other[i])).sum()) for i in places) if places else None
+
+
+def interval(values: Sequence[float], statistic: Callable[..., Any]) -> tuple[float | None, float | None]:
+    """The ends of the 95 % bootstrap interval of a statistic (np.mean, np.median) of a value per prompt.
+
+    The seed is fixed, so that as many values of the same prompts meet the same resamples. (None, None) for fewer than
+    two values.
+    """
+    if len(values) < 2:
+        return None, None
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(statistic(np.asarray(values)[drawn], axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _with_interval(name: str, values: Sequence[float], statistic: Callable[..., Any]) -> dict[str, float | None]:
+    """A statistic under its name (None of no values), and the ends of its interval."""
+    low, high = interval(values, statistic)
+    return {name: float(statistic(values)) if values else None, f"{name}_low": low, f"{name}_high": high}
+
+
+def _beside_target(trace: Trace) -> int:
+    """Bytes on the device of all caches but the target's, after the round in which all together were largest."""
+    cache = trace.cache
+    away = cache["host_bytes"].where(cache["tier"] != "host", cache["bytes"])
+    sizes = (cache["bytes"] - away).groupby([cache["round"], cache["model"] == "target"]).sum().unstack(fill_value=0)
+    return int(sizes.loc[sizes.sum(axis=1).idxmax()].get(False, 0)) if len(sizes) else 0
 
 
 def _decode(*sessions: Session) -> Iterator[None]:

@@ -7,6 +7,7 @@ escaped where Python writes them and set as text where the script does.
 
 import argparse
 import base64
+import gzip
 import hashlib
 import html
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 from workbench import web
 from workbench.errors import BadInput, BadTrace
-from workbench.report.headline import headline
+from workbench.report.headline import headline, run_line
 from workbench.trace import Trace, storage
 from workbench.trace.files import target, write_whole
 from workbench.trace.forms import writable
@@ -24,20 +25,24 @@ __all__ = ["add_options", "capsule_of", "convert", "open_capsule", "write_capsul
 
 LOOK = """
 :root { color-scheme: light dark; }
-body { font: 14px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 16px; overflow-wrap: anywhere;
-  background: light-dark(#fff, #16181c); color: light-dark(#1b1b1b, #e8e8e8); }
-h1 { font-size: 20px; margin: 0 0 2px; } h2 { font-size: 14px; margin: 18px 0 4px; }
-.quiet { opacity: .7; margin: 0 0 10px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 6px; margin: 0 0 14px; }
-.tiles > div { border: 1px solid light-dark(#0003, #fff3); border-radius: 8px; padding: 4px 8px; }
-.tiles dt { font-size: 11px; opacity: .7; } .tiles dd { margin: 0; font-weight: 600; }
-.about { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 0 28px; }
-.about table { border-collapse: collapse; width: 100%; } .about th { opacity: .7; width: 42%; }
+body { font: 12.5px/1.45 system-ui, sans-serif; margin: 0; overflow-wrap: anywhere; background: var(--wb-page);
+  color: var(--wb-ink); }
+header { display: flex; gap: 12px; align-items: baseline; min-height: 44px; padding: 10px 14px; box-sizing: border-box;
+  border-bottom: 1px solid var(--wb-line); }
+h1 { font-size: 14px; font-weight: 650; margin: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+h2 { font-size: 13px; margin: 18px 0 4px; } header p { margin: 0; color: var(--wb-quiet); white-space: nowrap; }
+main { --wb-height: max(640px, 100dvh - 44px); border-bottom: 1px solid var(--wb-line); }
+.about { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 0 28px;
+  padding: 0 14px 20px; }
+.about table { border-collapse: collapse; width: 100%; } .about th { color: var(--wb-quiet); width: 42%; }
 .about :is(td, th) { padding: 1px 8px 1px 0; text-align: left; vertical-align: top; font-weight: 400; }
+@media (max-width: 640px) { header p { display: none; } }
 """
 START = """
-const data = JSON.parse(document.getElementById("workbench-data").textContent);
-mount(document.getElementById("workbench-view"), { data });
+const packed = document.getElementById("workbench-data").textContent;
+const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+const data = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+mount(document.getElementById("workbench-view"), { data, keys: "page" });
 """
 PAGE = """<!doctype html>
 <html lang="en">
@@ -49,13 +54,11 @@ PAGE = """<!doctype html>
 <style>{style}</style>
 </head>
 <body>
-<h1>{title}</h1>
-<p class="quiet">{about}</p>
-<dl class="tiles">{tiles}</dl>
+<header><h1>{title}</h1><p>{about}</p></header>
 <main id="workbench-view"></main>
 <noscript>{plain}</noscript>
 <div class="about">{sections}</div>
-<script type="application/json" id="workbench-data">{data}</script>
+<script type="application/gzip" id="workbench-data">{data}</script>
 <script type="application/gzip" id="workbench-trace">{trace}</script>
 <script type="module">{script}</script>
 </body>
@@ -66,9 +69,11 @@ PAGE = """<!doctype html>
 def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader | None = None) -> str:
     """The page as text. title: heading, by default decoder and start of the prompt; text_of: as for `web.payload`."""
     run = trace.run
-    script, style = web.module(export=False) + START, LOOK + web.css()
+    script, style = web.module(export=False) + START, f":root {{ {web.variables()} }}" + LOOK + web.css()
     start = " ".join(trace.prompt.split())
     start = start if len(start) <= 60 else start[:59] + "…"
+    view = {**web.payload(trace, text_of=text_of), **run_line(trace)}
+    began = str(run.get("time") or "")[:16].replace("T", " ")
     heading = title or f"{(run.get('decoder') or {}).get('name') or 'run'}: {start}"
     return PAGE.format(
         policy=(
@@ -76,11 +81,10 @@ def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader 
             " form-action 'none'"
         ),
         title=_inert(heading),
-        about=_inert(f"{len(trace.token_ids)} tokens recorded {str(run.get('time') or '')[:19]}, trace {trace.id}"),
-        tiles="".join(f"<div><dt>{_inert(k)}</dt><dd>{_inert(v)}</dd></div>" for k, v in headline(trace).items()),
+        about=_inert(f"{len(trace.token_ids)} tokens, trace {trace.id} {began}"),
         plain=web.plain(trace),
         sections="".join(_section(name, facts) for name, facts in _sections(trace).items()),
-        data=web.to_json(web.payload(trace, text_of=text_of)),
+        data=base64.b64encode(gzip.compress(web.to_json(view).encode(), mtime=0)).decode(),
         trace=base64.b64encode(storage.packed(trace.log)).decode(),
         style=style,
         script=script,
@@ -126,8 +130,10 @@ def _sections(trace: Trace) -> dict[str, dict[str, Any]]:
     decoder = run.get("decoder") or {}
     settings = {"decoder": decoder.get("name"), **_flat(decoder.get("settings") or {})}
     settings |= {name: value for name, value in (run.get("sampling") or {}).items() if value not in (None, [])}
-    names = ("seed", "sample", "max_new_tokens", "max_time", "stop", "level", "cache", "forced")
-    settings |= {name: run.get(name) for name in names}
+    settings |= _flat({name: run.get(name) for name in ("cache", "constraint")})
+    settings |= {name: run.get(name) for name in ("seed", "sample", "max_new_tokens", "max_time", "stop", "level")}
+    settings |= {"forced": ", ".join(f"token {at} to id {token}" for at, token in (run.get("forced") or {}).items())}
+    figures = {name: text for name, text in headline(trace).items() if name not in ("decoder", "guarantee")}
     models = {f"Model: {model.get('role')}": model for model in run.get("models") or ()}
     provenance = {"trace": trace.id} | {name: run.get(name) for name in ("time", "device", "guarantee")}
     provenance |= {"verified by": ", ".join(run.get("verified") or ())} | (run.get("versions") or {})
@@ -135,7 +141,7 @@ def _sections(trace: Trace) -> dict[str, dict[str, Any]]:
         provenance["branch of"] = ", ".join(f"{name} {value}" for name, value in run["parent"].items())
     if trace.dropped:
         provenance["dropped"] = "; ".join(trace.dropped)
-    return {"Settings": settings, **models, "Provenance": provenance}
+    return {"Settings": settings, "Figures": figures, **models, "Provenance": provenance}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,19 +1,44 @@
-// The trace view on the app's page. `host` is what Gradio gives a component's script.
+// The view on the app's page. `host` is what Gradio gives a component's script.
 //
-// The cursor, once it rests (`settled` ms), is told to the server as a `pick` event; `lost` says that rounds are missing
+// What the reader asks of the engine goes out as an event of that name: "step", "run", "pause", "fork", "resettle",
+// "choose", "forget". The cursor, once it rests (`settled` ms), is told as "pick"; "lost" says that rounds are missing
 // before those that came last. While the run is decoded, the page looks for what is new every `beat` ms; once it no
-// longer is, `rest` asks for the whole page, again after `away` ms where nobody answered.
+// longer is, "rest" asks for the whole page, again after `away` ms where nobody answered.
 const connect = ({ element, props, trigger, watch }, { settled, beat, away, ...options }) => {
-  let resting = null, page = null, turn = 0, drawn = {};
-  const told = (index, wait) => {
+  let resting = null, kept = null, page = null, turn = 0, drawn = {}, begun = null;
+  const told = (index) => {
     clearTimeout(resting);
-    resting = setTimeout(() => trigger("pick", { index }), wait);
+    resting = setTimeout(() => trigger("pick", { index }), settled);
+    keep();
   };
-  const view = mount(element, { ...options, onCursor: (i) => told(i, settled), onPick: (i) => told(i, 0) });
+  const keep = () => {
+    clearTimeout(kept);
+    kept = setTimeout(() => history.replaceState(null, "", `#${addressed(view.where())}`), settled);
+  };
+  const onAct = (name, more) => {
+    clearTimeout(resting);
+    window.workbenchTold = more; // for events that take the form along: see `form.py`
+    trigger(name, more);
+  };
+  const view = mount(element, { ...options, keys: "page", words: GLOSSARY, onCursor: told, onAct, onSettings: keep, colour: asked.colour, unit: asked.by });
+  const tell = (data) => { // the setup row shows how far a run is
+    const running = Boolean(data.live);
+    if (running && begun === null) begun = { at: performance.now(), tokens: data.length };
+    if (!running) begun = null;
+    const speed = begun ? (1000 * (data.length - begun.tokens)) / Math.max(1, performance.now() - begun.at) : 0;
+    dispatchEvent(new CustomEvent("workbench-run", { detail: { running, tokens: data.length, of: view.record().max_new_tokens, speed, ended: data.ended } }));
+  };
+  let met = false;
   const draw = (data) => {
     const fits = view.update(data);
-    const { id: run, rounds_recorded: rounds, cursor, phase, place } = data;
-    drawn = fits ? { run, rounds, cursor, phase: phase ?? "", at: place?.at } : {};
+    if (fits && !met && data.length) {
+      if (asked.at !== undefined || asked.range) view.look(asked);
+      tour(element);
+    }
+    met ||= fits && data.length > 0;
+    const { id: run, rounds_recorded: rounds, cursor, place } = data;
+    drawn = fits ? { run, rounds, cursor, at: place?.at } : {};
+    if (fits) tell(data);
     return fits;
   };
   const look = async () => {
@@ -41,5 +66,17 @@ const connect = ({ element, props, trigger, watch }, { settled, beat, away, ...o
     if (page !== null) look();
   };
   watch("value", show);
+  addEventListener("workbench-failed", ({ detail }) => view.refuse(detail.startsWith("condition") ? detail : ""));
   show();
+};
+
+// Where the reader looks, as the address says it: #at=50&by=round&colour=p&range=40-70&zoom=32-96
+const asked = (() => {
+  const said = new URLSearchParams(location.hash.slice(1)), pair = (name) => said.get(name)?.match(/^(\d+)-(\d+)$/)?.slice(1).map(Number);
+  const at = said.get("at"), by = said.get("by");
+  return { at: /^-?\d+$/.test(at ?? "") ? Number(at) : undefined, by: UNITS.includes(by) ? by : undefined, colour: said.get("colour") ?? undefined, range: pair("range") ?? null, zoom: pair("zoom") ?? null };
+})();
+const addressed = ({ range, zoom, ...plain }) => {
+  const pairs = [["range", range], ["zoom", zoom]].filter(([, pair]) => pair).map(([name, pair]) => [name, pair.map(Math.round).join("-")]);
+  return new URLSearchParams([...Object.entries(plain).filter(([, value]) => value !== null), ...pairs]);
 };

@@ -1,153 +1,266 @@
-import { button, fateOf, node, shown, visible } from "./common.js";
+import { FATES, button, clamp, fateOf, fixed, heads, kindOf, mean, node, percent, plainTable, short, shown, sign, word } from "./common.js";
+import { opened } from "./phases.js";
+import { tree } from "./tree.js";
 
-// One token under the glass, and the numbers of all of them as a table for whoever cannot see the chart.
+// The inspector: what is known about the token at the cursor and its round, in sections. One call adds one.
+//
+// section(name, {title, round, there(held, i) -> whether, or rows; draw(i, more) -> element; note(held, i)}); round: it
+// depends on the round alone. While a round is looked at phase by phase, one table takes the place of all of them.
 
-const FACTS = [
-  ["p_raw", "p, raw distribution", ""], ["p_sampled", "p, sampled distribution", ""], ["rank", "rank", ""],
-  ["surprisal_nats", "surprisal", "nats"], ["entropy_raw_nats", "entropy, raw", "nats"],
-  ["entropy_sampled_nats", "entropy, sampled", "nats"], ["margin", "margin", ""],
-  ["keep_size", "tokens left", ""], ["cut_by", "cut by", ""], ["decision", "decision", ""],
-];
-const OF_ROUND = [
-  ["cache_bytes", "cache", "bytes"], ["host_bytes", "on the host", "bytes"], ["bits_per_element", "bits / element", ""],
-  ["total_ms", "round took", "ms"],
-];
-const COLUMNS = [
-  ["index", "index"], ["tokens.text", "token"], ["tokens.round", "round"], ["tokens.source", "source"],
-  ["tokens.entropy_raw_nats", "entropy raw (nats)"], ["tokens.entropy_sampled_nats", "entropy sampled (nats)"],
-  ["tokens.surprisal_nats", "surprisal (nats)"], ["tokens.rank", "rank"], ["tokens.p_raw", "p"],
-  ["rounds.drafted", "drafted in round"], ["rounds.accepted", "accepted in round"],
-  ["rounds.cache_bytes", "cache (bytes)"], ["rounds.bits_per_element", "bits / element"],
-];
-const PAGE = 200; // rows of the data table drawn at a time
+export const SECTIONS = new Map();
+export const section = (name, made) => SECTIONS.set(name, made);
 
-export function inspector(held) {
+const FEW = 6, MANY = 20; // candidates listed at first, and unfolded
+const folded = new Set(["passes", "table"]);
+
+export function inspector(held, state, { onAct, table }) {
   const element = node("section", "wb-inspector");
-  element.setAttribute("aria-label", "the token at the cursor");
+  element.ariaLabel = "the token at the cursor";
+  element.tabIndex = -1;
+  const branch = onAct && branching(held, state, onAct);
+  let unfolded = false, last = null, kept = {}; // sections of the round last looked at
+  const more = { held, state, onAct, candidates: () => (unfolded ? MANY : FEW), unfold: () => { unfolded = !unfolded; show(last); } };
 
   function show(i) {
-    if (i === null) return element.replaceChildren(node("p", "wb-empty", "No token yet."));
-    const round = held.token("round", i), nodes = held.rows("drafts", round);
-    const both = distributions(i);
-    if (nodes.length) both.append(drafts(round, nodes));
-    element.replaceChildren(head(i, round), facts(i), both);
+    last = i;
+    const parts = [];
+    if (state.phase) parts.push(...opened(held, state));
+    else {
+      if (state.range) parts.push(selection(held, state));
+      if (i === null) parts.push(node("p", "wb-empty", "No token yet."));
+      const round = held.looked(i);
+      if (kept.round !== round || kept.of !== held.rounds) kept = { round, of: held.rounds, frames: {} };
+      for (const [name, one] of SECTIONS) {
+        if ([one.there(held, i)].flat().some(Boolean)) parts.push(one.round ? (kept.frames[name] ??= framed(name, one, i)) : framed(name, one, i));
+      }
+    }
+    if (branch && state.can && !state.phase && i !== null && i >= 0 && held.count()) {
+      const after = parts.findIndex((part) => part.dataset?.name === "candidates");
+      parts.splice(after < 0 ? parts.length : after + 1, 0, branch);
+    }
+    parts.push(table);
+    const focus = element.contains(document.activeElement) && document.activeElement, name = focus && focus.closest("[data-name]")?.dataset.name;
+    for (const old of [...element.children]) if (!parts.includes(old)) old.remove();
+    parts.forEach((part, k) => { if (element.children[k] !== part) element.insertBefore(part, element.children[k] ?? null); });
+    if (focus && !element.contains(focus)) (element.querySelector(`[data-name="${name}"] > summary`) ?? element).focus({ preventScroll: true });
   }
 
-  function head(i, round) {
-    const line = node("p", "wb-head"), mode = i < 0 ? "the prompt" : held.ofRound("mode", i);
-    const passes = new Map();
-    for (const row of held.rows("forwards", round)) {
-      const name = `${row.model ?? row.phase} (${row.phase}, ${row.implementation ?? "–"})`;
-      const seen = passes.get(name) ?? { count: 0, rows: 0 };
-      passes.set(name, { count: seen.count + 1, rows: seen.rows + (row.rows ?? 0) });
+  function framed(name, one, i) {
+    const body = one.draw(i, more);
+    if (!one.title) {
+      body.dataset.name = name;
+      return body;
     }
-    const forwards = [...passes].map(([name, { count, rows }]) => `${count} × ${name}, ${rows} rows`).join("; ");
-    const place = ` token ${i} at position ${held.token("position", i)}, round ${round}`;
-    line.append(node("code", "wb-word", visible(held.token("text", i) ?? "", true)), place, mode ? ` (${mode}), from ` : ", from ");
-    line.append(node("b", "", held.token("source", i) ?? "unknown"), `, id ${held.token("token_id", i)}`);
-    if (forwards) line.append(node("br"), node("small", "", `forwards of the round: ${forwards}`));
-    return line;
-  }
-
-  function facts(i) {
-    const list = node("dl", "wb-facts");
-    const add = (value, label, unit) => {
-      if (value === null) return;
-      const item = node("div");
-      item.append(node("dt", "", label), node("dd", "", shown(value, unit)));
-      item.title = WORDS[label] ?? "";
-      list.append(item);
-    };
-    for (const [name, label, unit] of FACTS) add(held.token(name, i), label, unit);
-    for (const [name, label, unit] of OF_ROUND) {
-      const value = held.ofRound(name, i);
-      if (name !== "host_bytes" || value) add(value, label, unit);
-    }
-    return list;
-  }
-
-  function distributions(i) {
-    const both = node("div", "wb-distributions"), taken = held.token("token_id", i);
-    for (const [name, title] of [["topk_raw", "raw distribution"], ["topk_sampled", "distribution sampled from"]]) {
-      const distribution = held.token(name, i);
-      if (!distribution) continue;
-      const table = node("table", "wb-distribution"), kept = name === "topk_raw" ? held.token("topk_sampled", i)?.[0] : null;
-      table.append(node("caption", "", title));
-      distribution[0].forEach((token, k) => {
-        const cut = kept && !kept.includes(token), row = node("tr", token === taken ? "wb-taken" : cut ? "wb-cut" : "");
-        const bar = node("span", "wb-p"), cell = node("td", "wb-share"), word = node("td");
-        bar.style.width = `${(100 * (distribution[1][k] ?? 0)).toFixed(1)}%`;
-        cell.append(bar);
-        word.append(node("code", "", visible(held.text(token), true)), token === taken ? " ✓" : "");
-        row.append(word, cell, node("td", "wb-number", shown(distribution[1][k])));
-        table.append(row);
-      });
-      both.append(table);
-    }
-    if (held.token("cut_by", i) === "greedy") both.append(node("p", "wb-empty", "temperature 0 takes the first"));
-    return both;
-  }
-
-  function drafts(round, nodes) {
-    const table = node("table", "wb-drafts"), top = node("tr");
-    table.append(node("caption", "", `drafted in round ${round} by ${nodes[0].drafter ?? "unknown"}`));
-    for (const name of ["node", "after", "token", "q", "p", "fate"]) {
-      const cell = node("th", "", name);
-      cell.scope = "col";
-      top.append(cell);
-    }
-    table.append(top);
-    for (const row of nodes) {
-      const line = node("tr"), word = node("td"), fate = node("td"), dot = node("span", "wb-dot");
-      dot.style.setProperty("--ramp", held.colours.fate[row.fate] ?? "#8a8a8a");
-      word.append(node("code", "", visible(row.text ?? "", true)));
-      fate.append(dot, fateOf(row));
-      const numbers = [row.q, row.p].map((value) => node("td", "wb-number", shown(value)));
-      line.append(node("td", "", row.node), node("td", "", row.parent ?? "–"), word, ...numbers, fate);
-      table.append(line);
-    }
-    return table;
+    const frame = node("details", "wb-section"), head = node("summary", "", one.title), note = one.note?.(held, i);
+    if (note) head.append(node("small", "", note));
+    frame.open = !folded.has(name);
+    frame.addEventListener("toggle", () => folded[frame.open ? "delete" : "add"](name));
+    frame.append(head, body);
+    frame.dataset.name = name;
+    return frame;
   }
 
   return { element, show };
 }
 
-export function dataTable(held, { cursor }) {
-  const element = node("details", "wb-table"), area = node("div", "wb-scroll");
-  element.append(node("summary", "", "Data table"), area);
-  let from = 0;
+// ---- the token
 
-  function fill() {
-    const n = held.count(), start = held.first, to = Math.min(n, from + PAGE);
-    const table = node("table"), top = node("tr"), bar = node("p", "wb-bar");
-    table.append(node("caption", "", held.empty() ? "no tokens yet" : `tokens ${from} to ${to - 1} of ${n}`));
-    const shownColumns = COLUMNS.filter(([of]) => of === "index" || held.known(of));
-    for (const [, label] of shownColumns) {
-      const cell = node("th", "", label);
-      cell.scope = "col";
-      top.append(cell);
-    }
-    table.append(top);
-    for (let i = from; i < to; i += 1) {
-      const row = node("tr");
-      for (const [of] of shownColumns) {
-        const value = of === "index" ? i : held.value(of, i);
-        row.append(node("td", "", of === "tokens.text" ? visible(value ?? "", true) : shown(value)));
+section("token", {
+  there: (held, i) => i !== null,
+  draw(i, { held }) {
+    const part = node("div", "wb-word"), kind = kindOf(held.token("kind", i)), place = node("span", "wb-quiet"), from = node("div", "wb-from");
+    place.textContent = `token ${i} · position ${held.token("position", i) ?? "–"}`;
+    part.append(node("code", "", short(word(held.token("text", i) ?? ""), 24)), place);
+    const forced = held.marks?.some((mark) => mark.index === i && mark.text === "forced token");
+    const words = i < 0 ? "of the prompt" : forced ? "forced here" : kind === "plain" ? "from the target's own distribution" : FATES[kind][2];
+    from.append(...(kind === "plain" ? [] : [sign(kind), " "]), words);
+    from.title = `source: ${held.token("source", i) ?? "unknown"}, token id ${held.token("token_id", i)}`;
+    const facts = node("dl", "wb-facts"), cut = held.token("cut_by", i);
+    const add = (label, name, tip, show = fixed) => {
+      const value = held.token(name, i), one = node("div");
+      if (value === null) return;
+      one.append(node("dt", "", label), node("dd", "", show(value, 2)));
+      one.title = `${tip} (${name})`;
+      facts.append(one);
+    };
+    const sampled = cut !== "greedy";
+    add("entropy", "entropy_raw_nats", WORDS["entropy"]);
+    add("surprisal", "surprisal_nats", WORDS["surprisal"]);
+    add("rank", "rank", "Rank of this token in the distribution, 1 = most likely", String);
+    if (sampled && cut) add(`left by ${cut.replaceAll("_", "-")}`, "keep_size", "Tokens left in the sampled distribution", String);
+    if (sampled) add("sampled", "entropy_sampled_nats", WORDS["entropy, sampled"]);
+    add("margin", "margin", WORDS["margin"]);
+    add("allowed", "allowed_count", "Tokens that the constraint allowed", String);
+    add("their p", "allowed_mass", "Probability of what the constraint allowed");
+    add("layers", "layers_run", "Layers that ran for this token", String);
+    add("exit at", "exit_layer", "Layer the token was read at, from 0", String);
+    const whole = node("div");
+    whole.append(part, from, facts);
+    return whole;
+  },
+});
+
+// ---- what might have stood there
+
+function candidatesAt(held, i) {
+  const raw = held.token("topk_raw", i), sampled = held.token("topk_sampled", i), taken = held.token("token_id", i);
+  if (!raw) return [];
+  const after = sampled ? new Map(sampled[0].map((token, k) => [token, sampled[1][k]])) : null;
+  const list = raw[0].map((token, k) => ({ token, p: raw[1][k] }));
+  for (const [token, p] of after ?? []) if (!list.some((one) => one.token === token)) list.push({ token, p: null, after: p });
+  if (!list.some((one) => one.token === taken)) list.push({ token: taken, p: held.token("p_raw", i), after: held.token("p_sampled", i), text: held.token("text", i) });
+  const depth = i < 0 ? 0 : i - held.span(i).first + 1, rows = i < 0 ? [] : held.rows("drafts", held.token("round", i)).filter((row) => row.depth === depth);
+  const parent = depth > 1 ? held.rows("drafts", held.token("round", i)).filter((row) => row.depth === depth - 1 && row.fate === "accepted").at(-1)?.node : 0;
+  for (const one of list) {
+    one.after ??= after ? (after.get(one.token) ?? null) : null;
+    one.cut = after !== null && one.after === null;
+    one.taken = one.token === taken;
+    one.draft = rows.find((row) => row.token_id === one.token && (row.parent ?? 0) === (parent ?? 0)) ?? null;
+  }
+  return list;
+}
+
+section("candidates", {
+  title: "Next-token distribution",
+  there: (held, i) => Boolean(held.token("topk_raw", i)),
+  note: (held) => (held.live ? "Enter: branch here" : ""),
+  draw(i, { held, onAct, candidates, unfold }) {
+    const all = candidatesAt(held, i), list = all.slice(0, candidates()), most = Math.max(...all.map((one) => Math.max(one.p ?? 0, one.after ?? 0)), 1e-9);
+    if (!list.some((one) => one.taken)) list.push(...all.filter((one) => one.taken));
+    const table = node("table", "wb-candidates"), greedy = held.token("cut_by", i) === "greedy";
+    const sampled = !greedy && held.token("topk_sampled", i);
+    table.append(heads(["candidate", "", ["p", "probability under the next-token distribution"], ...(sampled ? [["sampled", "after temperature and cuts"]] : []), ""]));
+    for (const one of list) {
+      const row = node("tr", one.taken ? "wb-taken" : one.cut ? "wb-cut" : ""), cell = node("td"), bar = node("span", "wb-bar"), text = word(one.text ?? held.text(one.token));
+      const wide = (value) => `${(88 * (value ?? 0)) / most}%`, outline = node("u"), filled = node("s");
+      outline.style.width = wide(one.p);
+      filled.style.width = wide(sampled ? one.after : one.p);
+      bar.append(...(sampled ? [outline] : []), filled);
+      if (one.draft?.q) {
+        const tick = node("b");
+        tick.style.left = `${clamp((88 * one.draft.q) / most, 0, 97)}%`;
+        tick.title = `draft q ${shown(one.draft.q)}`;
+        bar.append(tick);
       }
+      cell.append(bar);
+      const name = node("td");
+      name.append(node("code", "", short(text, 13)));
+      name.title = text;
+      row.append(name, cell, node("td", "wb-number", fixed(one.p, 3)));
+      if (sampled) row.append(node("td", "wb-number", one.cut ? (held.token("cut_by", i) ?? "cut").replaceAll("_", "-") : fixed(one.after, 3)));
+      const end = node("td", "wb-end");
+      if (one.taken) end.append(kindOf(held.token("kind", i)) === "plain" ? "✓" : sign(kindOf(held.token("kind", i))));
+      else if (one.draft && fateOf(one.draft)[1] === "rejected") end.append(sign("rejected"));
+      else if (onAct && held.live && i >= 0) end.append(button({ icon: "branch" }, `branch here with ${text}`, () => onAct("fork", { index: i, token: one.token }), "wb-fork"));
+      row.append(end);
       table.append(row);
     }
-    const turn = (step) => () => {
-      from = Math.max(start, Math.min(from + step, start + PAGE * Math.floor((n - start - 1) / PAGE)));
-      fill();
-    };
-    const pages = [button("earlier", "earlier tokens", turn(-PAGE)), button("later", "later tokens", turn(PAGE))];
-    if (n - start > PAGE) bar.append(...pages);
-    area.replaceChildren(bar, table);
-  }
+    const whole = node("div"), said = sampled ? "outline p · filled: sampled from" : greedy ? "temperature 0 takes the first" : "";
+    const drafts = all.some((one) => one.draft?.q) ? "tick: draft q" : "";
+    whole.append(table);
+    const note = node("p", "wb-note", [said, drafts].filter(Boolean).join(" · "));
+    if (all.length > FEW) note.append(" ", button(candidates() > FEW ? "fewer" : `${all.length - FEW} more`, "more or fewer candidates", unfold, "wb-link"));
+    whole.append(note);
+    return whole;
+  },
+});
 
-  element.addEventListener("toggle", () => {
-    from = held.first + PAGE * Math.floor(((cursor() ?? 0) - held.first) / PAGE);
-    if (element.open) fill();
-  });
-  return { element, draw: () => element.open && fill() };
+function branching(held, state, onAct) {
+  const row = node("div", "wb-branch"), typed = node("input");
+  typed.placeholder = "or type a token";
+  typed.ariaLabel = "token to branch with";
+  const fork = () => onAct("fork", { index: state.at, text: typed.value });
+  typed.addEventListener("keydown", (event) => { if (event.key === "Enter") fork(); });
+  const here = button({ icon: "branch", word: "Branch" }, "fork before this token, without reading the prompt again", fork);
+  const again = button("Go on with new settings", "fork after this token and go on with the settings as they are now", () => onAct("resettle", { index: state.at }));
+  row.append(typed, here, ...(held.resettles === false ? [] : [again]));
+  return row;
+}
+
+// ---- the round looked at: its draft as a tree
+
+const rowsOf = (table) => (held, i) => held.rows(table, held.looked(i));
+const roundOf = (held, i) => (name) => held.inRound(name, held.looked(i));
+
+section("round", {
+  title: "Round", round: true,
+  there: rowsOf("drafts"),
+  note(held, i) {
+    const of = roundOf(held, i), ms = of("total_ms");
+    return `${held.looked(i)} · ${of("accepted") ?? 0} of ${of("drafted") ?? 0} accepted${ms === null ? "" : ` · ${ms.toFixed(1)} ms`}`;
+  },
+  draw: (i, { held }) => tree(held, held.looked(i), 4),
+});
+
+// ---- decisions, hypotheses, cache, passes
+
+section("decisions", {
+  title: "Decisions", round: true,
+  there: rowsOf("decisions"),
+  draw(i, { held }) {
+    const list = node("div");
+    for (const row of rowsOf("decisions")(held, i)) {
+      const signals = row.signals ? `${row.signals}${row.threshold ? ` against ${row.threshold}` : ""}: ` : "";
+      list.append(node("div", "", `◆ ${signals}${(row.action ?? "").replaceAll("_", " ")}${row.controller ? ` (${row.controller})` : ""}`));
+    }
+    return list;
+  },
+});
+
+section("hypotheses", {
+  title: "Hypotheses", round: true,
+  there: rowsOf("hypotheses"),
+  draw(i, { held }) {
+    const rows = rowsOf("hypotheses")(held, i).map((row) => [word(row.text ?? ""), shown(row.score ?? row.logp), row.role ?? "–", row.fate ?? "–"]);
+    return plainTable(["token", "score", "role", "fate"], rows);
+  },
+});
+
+section("cache", {
+  title: "Cache after this round", round: true,
+  there: (held, i) => roundOf(held, i)("cache_bytes") !== null,
+  draw(i, { held }) {
+    const of = roundOf(held, i), full = of("target_full_bytes"), target = of("target_bytes"), rows = [];
+    if (target === null) rows.push(["all models", shown(of("cache_bytes"), "bytes")]);
+    else rows.push(["target", `${shown(target, "bytes")}${full ? ` of ${shown(full, "bytes")} (${percent(target, full)})` : ""}`]);
+    for (const [label, name] of [["free slots", "free_bytes"], ["other models", "others_bytes"], ["on the host", "host_bytes"]]) {
+      if (of(name)) rows.push([label, shown(of(name), "bytes")]);
+    }
+    rows.push(["bits / element", shown(of("bits_per_element"))]);
+    return plainTable([], rows);
+  },
+});
+
+section("passes", {
+  title: "Forwards of the round", round: true,
+  there: rowsOf("forwards"),
+  draw(i, { held }) {
+    const found = new Map();
+    for (const row of rowsOf("forwards")(held, i)) {
+      const name = [...new Set([row.model, row.phase])].filter(Boolean).join(", ");
+      const one = found.get(name) ?? { count: 0, rows: 0, ms: 0, by: row.implementation ?? "–" };
+      found.set(name, { ...one, count: one.count + 1, rows: one.rows + (row.rows ?? 0), ms: one.ms + (row.wall_ms ?? 0) });
+    }
+    return plainTable(["model", "forwards", "rows", "ms", "attention"], [...found].map(([name, one]) => [name, one.count, one.rows, fixed(one.ms, 1), one.by]));
+  },
+});
+
+// ---- a range of tokens against the rest
+
+function selection(held, state) {
+  const [a, b] = state.range, reach = state.reach();
+  const of = (keep) => {
+    const list = Array.from({ length: reach }, (_, i) => i).filter((i) => (i >= a && i <= b) === keep), spans = [...new Set(list.map((i) => held.span(i)))];
+    const sum = (values) => values.reduce((all, value) => all + (value ?? 0), 0), series = (name) => list.map((i) => held.value(name, i));
+    const bytes = mean(series(held.known("rounds.target_bytes") ? "rounds.target_bytes" : "rounds.cache_bytes"));
+    return [list.length, spans.length, fixed(mean(series("tokens.entropy_raw_nats")), 2), percent(sum(spans.map(({ first }) => held.ofRound("accepted", first))), sum(spans.map(({ round }) => held.drafted(round)))),
+      spans.length ? (list.length / spans.length).toFixed(2) : "–", shown(bytes, "bytes"), fixed(mean(series("rounds.bits_per_element")), 1),
+      fixed(mean(spans.map(({ first }) => held.ofRound("total_ms", first))), 1)];
+  };
+  const names = ["tokens", "rounds", "entropy, mean (nats)", "acceptance rate", "tokens / round", "target cache, mean", "bits / element, mean", "ms / round"];
+  const [inside, outside] = [of(true), of(false)], card = node("div", "wb-card"), head = node("h3", "", `Tokens ${a} to ${b}`);
+  head.append(node("small", "", "Z zooms · Esc clears"));
+  card.append(head, plainTable(["", "selection", "rest of the run"], names.map((name, k) => [name, inside[k], outside[k]])));
+  card.classList.add("wb-selection");
+  return card;
 }

@@ -1,166 +1,342 @@
-import { byteUnit, drawn, node, ticks } from "./common.js";
+import { clamp, drawn, label, node, px, short, word } from "./common.js";
+import { tracksOf } from "./tracks.js";
 
-// The timeline: entropy, acceptance, cache and bits on one token axis, as SVG drawn at its real width.
+// The timeline: all tracks on one token axis, with zoom, range and flags. What moves with the cursor is an overlay.
 
-const LEFT = 46, RIGHT = 10, TOP = 22, HEIGHT = 66, GAP = 30, FOOT = 38;
-const NAME = "Entropy, acceptance, cache and bits per element over the tokens; the data table holds the numbers.";
-const ROWS = ["entropy", "acceptance", "cache", "bits"];
+const RULER = 34, PROMPT = 62, STRIP = 26, PHONE = 600, LEAST = 56, TALLEST = 190, END = 6; // px
+const SHORTEST = 24; // tokens of the axis, however short the run
+const WHEEL = 1.25, FEWEST = 8; // zoom of a step; tokens that fill the axis at most
 
-export function timelineChart(held, { onMove, onHover }) {
-  const element = node("div", "wb-timeline");
-  let width = 0, scale = null, cursor = null, hovered = null, lines = {};
+export function timeline(held, state, { id, onMove, onHover, onRange }) {
+  const element = node("div", "wb-timeline"), gutter = node("div", "wb-gutter"), plot = node("div", "wb-plot");
+  const foot = node("div", "wb-foot"), menu = node("details", "wb-menu"), hint = node("span", "", "drag selects · Ctrl wheel zooms · Shift wheel pans");
+  const opened = new Set(), closed = new Set();
+  let size = "", c = null, over = null, maps = [], layer = null, named = [], offered = "", drawnRound;
+  menu.append(node("summary", "wb-button", "+ tracks"));
+  foot.append(menu, hint);
+  element.append(gutter, plot, foot);
 
-  function draw() {
-    const n = Math.max(held.count(), 1);
-    width = Math.max(element.clientWidth, 240);
-    const inner = width - LEFT - RIGHT, height = TOP + ROWS.length * (HEIGHT + GAP) - GAP + FOOT;
-    scale = { x: (i) => LEFT + ((i + 0.5) / n) * inner, token: (x) => Math.floor(((x - LEFT) / inner) * n) };
-    const chart = drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": NAME });
-    const parts = { entropy, acceptance, cache, bits };
-    ROWS.forEach((name, k) => {
-      const row = drawn("g", { transform: `translate(0 ${TOP + k * (HEIGHT + GAP)})` });
-      parts[name](row);
-      chart.append(row);
-    });
-    chart.append(tokenAxis(n, height));
-    lines = {};
-    for (const name of ["hover", "cursor"]) {
-      lines[name] = drawn("line", { class: `wb-line-${name}`, y1: TOP - 4, y2: height - FOOT, visibility: "hidden" });
-      chart.append(lines[name]);
-    }
-    element.replaceChildren(chart);
-    place("cursor", cursor);
-    place("hover", hovered);
+  const isShown = ([name, track]) => (track.closed ? opened.has(name) : !closed.has(name));
+
+  // Tokens that the axis holds: while it decodes, all that there may be.
+  function extent() {
+    const drafted = state.phase ? state.reach() + held.chain(state.phase.round).length : 0;
+    const whole = state.running && held.max_new_tokens ? held.max_new_tokens : 0;
+    return Math.max(SHORTEST, held.count(), drafted, whole);
   }
 
-  function tokenAxis(n, height) {
-    const axis = drawn("g", { class: "wb-axis" }), y = height - FOOT;
-    axis.append(drawn("path", { d: `M${LEFT},${y}H${width - RIGHT}` }));
-    for (const i of ticks(Math.max(n - 1, 1), Math.max(3, Math.min(10, width / 110)))) {
-      if (!Number.isInteger(i) || i > n - 1) continue;
-      axis.append(drawn("path", { d: `M${scale.x(i)},${y}v4` }));
-      axis.append(drawn("text", { x: scale.x(i), y: y + 16, "text-anchor": "middle" }, i));
+  function layout() {
+    const tracks = tracksOf(held).filter(isShown), phone = element.clientWidth < PHONE;
+    const room = element.clientHeight - RULER - foot.offsetHeight - 4, sum = tracks.reduce((all, [, track]) => all + track.height, 0);
+    const unit = clamp(room / (sum || 1), LEAST, TALLEST);
+    return { phone, placed: tracks.map(([name, track]) => [name, track, Math.floor(unit * track.height)]) };
+  }
+
+  function draw() {
+    const { phone, placed } = layout(), n = extent();
+    element.classList.toggle("wb-phone", phone); // which makes room
+    const width = Math.max(plot.clientWidth, 200);
+    size = `${element.clientWidth}×${element.clientHeight}`;
+    if (state.zoom && state.zoom[1] > n) state.zoom = null;
+    const [from, to] = state.zoom ?? [0, n], before = phone ? STRIP : PROMPT, cell = (width - before - END) / (to - from);
+    const past = (before - 4) / (-held.first || 1); // the prompt, compressed
+    const end = state.reach(), x = (i) => (i < 0 ? (i - held.first) * past : before + (i - from) * cell);
+    const height = placed.reduce((all, [, , tall]) => all + tall, RULER);
+    c = { held, state, id, from, to, end, before, cell, past, width, phone, x, pad: phone ? 20 : 8 };
+    c.token = (px) => (px < before ? Math.min(-1, Math.floor(px / past) + held.first) : Math.floor((px - before) / cell + from));
+    const chart = drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": told(placed) });
+    chart.append(patterns(), bands(height));
+    maps = [];
+    plot.replaceChildren(chart);
+    let top = RULER;
+    for (const [, track, tall] of placed) {
+      const group = drawn("g", { transform: `translate(0 ${top})`, "clip-path": `url(#${id}-clip)` });
+      chart.append(drawn("path", { class: "wb-rule", d: `M0,${top}H${width}` }));
+      const [axis, names] = ["wb-axis", "wb-names"].map((name) => drawn("g", { transform: `translate(0 ${top})`, class: name }));
+      const at = top, own = { ...c, height: tall, ...shapes(tall, axis, names), canvas: (y, tall, paint) => maps.push({ canvas: mapAt(at + y, tall), tall, paint }) };
+      chart.append(axis, group, names);
+      if (held.count()) track.draw(group, own);
+      top += tall;
     }
-    const middle = LEFT + (width - LEFT - RIGHT) / 2;
-    axis.append(drawn("text", { x: middle, y: y + 32, "text-anchor": "middle" }, "token index"));
+    chart.append(ruler(n), flags(height));
+    if (end < n && (state.phase || !held.ended)) chart.append(undecided(end, height));
+    over = drawn("svg", { class: "wb-over-all", width, height, "aria-hidden": "true" });
+    plot.append(over);
+    drawnRound = undefined;
+    labels(placed);
+    offer();
+    mark();
+  }
+
+  const told = (placed) => `${placed.map(([, track]) => track.title).join(", ")} over the tokens; the data table holds the numbers`;
+
+  function patterns() {
+    const defs = drawn("defs");
+    for (const [name, step, attributes] of [["stripes", 5, { fill: "var(--wb-cache)", "fill-opacity": 0.75 }], ["hatch", 7, { fill: "var(--wb-line)" }]]) {
+      const pattern = drawn("pattern", { id: `${id}-${name}`, width: step, height: step, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" });
+      pattern.append(drawn("rect", { width: step / 2, height: step, ...attributes }));
+      defs.append(pattern);
+    }
+    const clip = drawn("clipPath", { id: `${id}-clip` });
+    clip.append(drawn("rect", { x: state.zoom ? c.before : 0, y: -2, width: c.width, height: 2000 }));
+    defs.append(clip);
+    return defs;
+  }
+
+  // Rounds in alternating ground, where they are of more than one token.
+  function bands(height) {
+    let path = "";
+    if (held.spans().length < held.count() && c.cell > 1.5) {
+      held.spans().forEach(({ first, last }, k) => {
+        if (k % 2 || last >= c.end || last < c.from || first > c.to) return;
+        const left = Math.max(c.x(first), c.before);
+        path += `M${px(left)},${RULER}H${px(c.x(last + 1))}V${height}H${px(left)}z`;
+      });
+    }
+    return drawn("path", { class: "wb-band", d: path });
+  }
+
+  // What tracks draw with: a scale, ticks and steps over the tokens in view.
+  function shapes(tall, axis, names) {
+    const first = Math.max(0, Math.floor(c.from)), stop = () => Math.min(c.end, Math.ceil(c.to));
+    return {
+      scale: (low, high, height = tall) => (value) => height - 6 - ((value - low) / (high - low || 1)) * (height - 6 - c.pad),
+      ticks(list, up) {
+        for (const [value, text] of c.phone ? [] : list) {
+          axis.append(drawn("path", { d: `M${c.before},${px(up(value))}H${c.width}` }));
+          names.append(label(c.before - 6, up(value) + 3.5, text, "wb-halo wb-left"));
+        }
+      },
+      steps(values, up, shut = false) {
+        let path = "", from = null; // where a run of known values begins
+        const end = () => {
+          if (shut && from !== null) path += `V${px(up(0))}H${px(c.x(from))}z`;
+          from = null;
+        };
+        for (let i = first; i < stop(); i += 1) {
+          if (values[i] == null) { end(); continue; }
+          path += `${from === null ? "M" : "L"}${px(c.x(i))},${px(up(values[i]))}H${px(c.x(i) + c.cell)}`;
+          from ??= i;
+        }
+        end();
+        return path;
+      },
+      past(of, up) { // over the prompt
+        let path = "";
+        for (let i = held.first; i < 0; i += 1) {
+          const value = held.value(of, i);
+          if (value !== null) path += `${path ? "L" : "M"}${px(c.x(i))},${px(up(value))}h${c.past.toFixed(2)}`;
+        }
+        return path;
+      },
+    };
+  }
+
+  function mapAt(top, height) {
+    const canvas = node("canvas", "wb-map");
+    Object.assign(canvas.style, { top: `${top}px`, height: `${height}px`, width: `${c.width}px` });
+    plot.append(canvas);
+    return canvas;
+  }
+
+  // A double click on the map opens a layer into its heads, or closes it.
+  function opens(event) {
+    const box = maps[0]?.canvas.getBoundingClientRect();
+    if (!box || event.clientY < box.top || event.clientY > box.bottom) return false;
+    layer = layer === null ? Math.floor(((event.clientY - box.top) / box.height) * held.layers) : null;
+    draw();
+    return true;
+  }
+
+  function ruler(n) {
+    const axis = drawn("g", { class: "wb-ruler" }), step = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024].find((one) => one * c.cell > 34) ?? 2048;
+    for (let i = Math.ceil(c.from / step) * step; i < c.to; i += step) {
+      const text = c.cell > 34 && i < c.end ? short(word(held.token("text", i)), Math.floor(c.cell / 7)) : i;
+      axis.append(label(c.x(i) + c.cell / 2, 28, text, "wb-middle"));
+    }
+    if (!c.phone && held.prompt_tokens) axis.append(label(0, 28, `prompt ${held.prompt_tokens}`));
+    axis.append(drawn("path", { class: "wb-decoded", d: `M${c.x(Math.max(c.from, 0))},${RULER}H${c.x(Math.min(c.end, c.to))}` }));
+    axis.append(drawn("path", { class: "wb-rule", d: `M${c.before - 1.5},${RULER}V${2000}` }));
     return axis;
   }
 
-  // The frame of a row: title with a sample of every series, ticks, and the scale from 0 to `high`.
-  function frame(row, title, high, samples) {
-    const up = (value) => HEIGHT - (value / (high || 1)) * HEIGHT, axis = drawn("g", { class: "wb-axis" });
-    for (const value of ticks(high || 1)) {
-      axis.append(drawn("path", { class: "wb-grid", d: `M${LEFT},${up(value)}H${width - RIGHT}` }));
-      axis.append(drawn("text", { x: LEFT - 5, y: up(value) + 4, "text-anchor": "end" }, value));
+  // What the reader did to the run: settings changed, branches, stops.
+  function flags(height) {
+    const group = drawn("g", { class: "wb-flags" }), found = new Map();
+    for (const { index, text } of held.marks ?? []) {
+      if (index <= c.end && index >= c.from && index <= c.to) found.set(index, [...(found.get(index) ?? []), text]);
     }
-    const head = drawn("text", { x: 2, y: -8, class: "wb-title" }, title);
-    for (const [sign, name, style] of samples) {
-      head.append(drawn("tspan", { class: style, dx: 12 }, sign), drawn("tspan", { class: "wb-plainly", dx: 4 }, name));
+    let taken = 0; // px, up to which flags stand
+    for (const [index, texts] of [...found].sort(([a], [b]) => a - b)) {
+      const text = texts.join(" · "), wide = text.length * 5.9 + 10, x = c.x(index), left = clamp(x, taken, Math.max(taken, c.width - wide));
+      taken = left + wide + 3;
+      group.append(drawn("path", { d: `M${x},4V${height}` }), drawn("rect", { x: left, y: 2, width: wide, height: 14, rx: 3 }));
+      group.append(label(left + 5, 12.5, text));
     }
-    row.append(axis, head);
-    return up;
+    return group;
   }
 
-  const largest = (...columns) => columns.flat().reduce((high, value) => Math.max(high, value ?? 0), 0);
-  const at = (x, y) => `${x.toFixed(1)},${y.toFixed(1)}`;
-
-  function nothing(row, note) {
-    row.append(drawn("text", { class: "wb-none", x: LEFT + 8, y: HEIGHT / 2 + 4 }, held.count() ? note : "no tokens yet"));
+  function undecided(end, height) {
+    const group = drawn("g", { class: "wb-undecided" }), left = Math.max(c.before, c.x(end)), open = state.phase && state.phase.at < 3;
+    const drafted = open ? held.chain(state.phase.round, false).length * c.cell : 0, from = left + drafted;
+    group.append(drawn("rect", { x: from, y: RULER, width: Math.max(0, c.width - from), height: height - RULER, fill: `url(#${id}-hatch)` }));
+    if (drafted) group.append(drawn("rect", { class: "wb-open", x: left, y: RULER, width: drafted, height: height - RULER }));
+    const text = from + 8;
+    if (text < c.width - 90) group.append(label(text, RULER + (c.phone ? 38 : 16), state.phase ? "not decided yet" : "not decoded yet", "wb-halo"));
+    return group;
   }
 
-  function line(values, up) {
-    let path = "", pen = false;
-    values.forEach((value, i) => {
-      if (value !== null) path += `${pen ? "L" : "M"}${at(scale.x(i), up(value))}${pen ? "" : "h0"}`;
-      pen = value !== null;
+  function labels(placed) {
+    const head = node("div", "wb-axis-name", "token index");
+    head.style.height = `${RULER}px`;
+    head.title = "Index of the new token, from 0";
+    gutter.replaceChildren(head, ...placed.map(([name, track, tall]) => {
+      const one = node("div"), title = node("b"), dot = node("i");
+      one.style.height = `${tall}px`;
+      one.title = track.tip;
+      dot.style.background = `var(--wb-${track.hue})`;
+      title.append(dot, track.title);
+      one.append(title);
+      one.dataset.track = name;
+      return one;
+    }));
+    named = placed.map(([, track]) => [track, track.about(held, state.reach(), layer)]);
+  }
+
+  function values() {
+    const i = state.hover ?? state.at, there = i !== null && i < state.reach() && !held.empty();
+    named.forEach(([track, about], k) => {
+      const one = gutter.children[k + 1], [large, ...quiet] = there ? track.value(held, i) : ["–"];
+      one.replaceChildren(one.firstChild, node("span", "wb-big", large), ...[...quiet, ...about].filter(Boolean).map((text) => node("small", "", text)));
     });
-    return path;
   }
 
-  function entropy(row) {
-    const raw = held.series("tokens.entropy_raw_nats"), sampled = held.series("tokens.entropy_sampled_nats");
-    const samples = [["━", "raw distribution", "wb-raw"], ["┅", "distribution sampled from", "wb-sampled"]];
-    const up = frame(row, "entropy (nats)", largest(raw, sampled), samples);
-    if (!held.known("tokens.entropy_raw_nats")) return nothing(row, "not recorded");
-    row.append(drawn("path", { class: "wb-curve wb-raw", d: line(raw, up) }));
-    row.append(drawn("path", { class: "wb-curve wb-sampled", d: line(sampled, up) }));
-  }
-
-  const edge = (i) => (scale.x(i) + scale.x(i - 1)) / 2;
-
-  function acceptance(row) {
-    const spans = held.spans(), drafted = spans.map(({ first }) => held.ofRound("drafted", first));
-    const accepted = spans.map(({ first }) => held.ofRound("accepted", first));
-    const samples = [["▯", "drafted", "wb-drafts"], ["▮", "accepted", "wb-kept"]];
-    const up = frame(row, "per round (tokens)", largest(drafted), samples);
-    if (!largest(drafted)) return nothing(row, "nothing was drafted");
-    const bars = (heights) => spans.map(({ first, last }, k) => {
-      const left = edge(first), wide = edge(last + 1) - left, gap = Math.min(1, wide / 6);
-      if (!heights[k]) return "";
-      return `M${at(left + gap, HEIGHT)}L${at(left + gap, up(heights[k]))}h${(wide - 2 * gap).toFixed(1)}V${HEIGHT}`;
-    }).join("");
-    row.append(drawn("path", { class: "wb-bars wb-kept", d: bars(accepted) }));
-    row.append(drawn("path", { class: "wb-bars wb-drafts", d: bars(drafted) }));
-  }
-
-  // A figure of the round, held over its tokens: [from, to, value] runs.
-  function overRounds(of) {
-    const runs = [];
-    for (const { first, last } of held.spans()) runs.push([edge(first), edge(last + 1), held.series(of)[first]]);
-    return runs;
-  }
-
-  function cache(row) {
-    const device = overRounds("rounds.cache_bytes"), host = overRounds("rounds.host_bytes");
-    const sums = device.map(([from, to, value], k) => [from, to, (value ?? 0) + (host[k][2] ?? 0)]);
-    const high = largest(sums.map((run) => run[2])), unit = byteUnit(high), hosted = host.some((run) => run[2] > 0);
-    const samples = [["█", "device", "wb-device"], ...(hosted ? [["▒", "host", "wb-host"]] : [])];
-    const up = frame(row, `keys and values (${unit.name})`, high / unit.scale, samples);
-    if (!held.known("rounds.cache_bytes")) return nothing(row, "not recorded");
-    const step = ([from, to, value]) => `L${at(from, up((value ?? 0) / unit.scale))}H${to.toFixed(1)}`;
-    const closed = (runs) => `M${LEFT},${HEIGHT}${runs.map(step).join("")}V${HEIGHT}Z`;
-    if (hosted) row.append(drawn("path", { class: "wb-area wb-host", d: closed(sums) }));
-    row.append(drawn("path", { class: "wb-area wb-device", d: closed(device) }));
-  }
-
-  function bits(row) {
-    const runs = overRounds("rounds.bits_per_element"), high = largest(runs.map((run) => run[2]));
-    const up = frame(row, "bits / element (bits)", high, [["━", "keys and values of the target", "wb-bits"]]);
-    if (!held.known("rounds.bits_per_element")) return nothing(row, "not recorded");
-    let path = "";
-    for (const [from, to, value] of runs) {
-      if (value !== null) path += `${path ? "L" : "M"}${at(from, up(value))}H${to.toFixed(1)}`;
+  function offer() {
+    const all = tracksOf(held), names = all.map(([name]) => name).join(), list = node("div", "wb-list");
+    if (names === offered) return; // a box that is being used stays
+    offered = names;
+    for (const [name, track] of all) {
+      const choice = node("label"), box = node("input");
+      box.type = "checkbox";
+      box.checked = isShown([name, track]);
+      box.addEventListener("change", () => {
+        const set = track.closed ? opened : closed, add = track.closed ? box.checked : !box.checked;
+        set[add ? "add" : "delete"](name);
+        draw();
+      });
+      choice.append(box, ` ${track.title}`);
+      choice.title = track.tip;
+      list.append(choice);
     }
-    row.append(drawn("path", { class: "wb-curve wb-bits", d: path }));
+    menu.replaceChildren(menu.firstChild, list);
   }
 
-  function place(name, i) {
-    const there = i !== null && i >= 0 && i < held.count() && lines[name];
-    lines[name]?.setAttribute("visibility", there ? "visible" : "hidden");
-    if (!there) return;
-    lines[name].setAttribute("x1", scale.x(i));
-    lines[name].setAttribute("x2", scale.x(i));
+  // The overlay: cursor, hover, range; and the maps, which show the cache at the cursor.
+  function mark() {
+    if (!c) return;
+    const parts = [], height = Number(over.getAttribute("height"));
+    if (state.range && (state.range[0] > c.from || state.range[1] + 1 < c.to)) { // less than all that is in view
+      const [a, b] = state.range, left = Math.max(c.before, c.x(a)), right = c.x(b + 1);
+      parts.push(drawn("rect", { class: "wb-range", x: left, y: RULER, width: Math.max(0, right - left), height: height - RULER }));
+      parts.push(drawn("path", { class: "wb-range-ends", d: `M${left},${RULER}V${height}M${right},${RULER}V${height}` }));
+    }
+    const line = (i, name) => {
+      if (i === null || (i >= 0 && (i < c.from || i >= c.to || i >= c.end)) || (i < 0 && state.zoom)) return;
+      const x = c.x(i) + (i < 0 ? c.past : c.cell) / 2;
+      parts.push(drawn("path", { class: name, d: `M${x},${RULER}V${height}` }));
+      if (name === "wb-cursor") parts.push(drawn("path", { class: "wb-knob", d: `M${x - 5},${RULER - 6}h10l-5,7z` }));
+    };
+    line(state.hover, "wb-hovered");
+    line(state.at, "wb-cursor");
+    over.replaceChildren(...parts);
+    values();
+    const seen = state.phase ? state.phase.round - (state.phase.at < 4 ? 1 : 0) : held.looked(state.at);
+    if (seen !== drawnRound) for (const { canvas, tall, paint } of maps) paint(canvas, tall, held, c, seen, layer);
+    drawnRound = seen;
   }
 
   const under = (event) => {
-    const i = scale.token(event.clientX - element.getBoundingClientRect().left);
-    return i >= 0 && i < held.count() ? i : null;
+    if (!c) return null;
+    const i = c.token(event.clientX - plot.getBoundingClientRect().left);
+    return i >= held.first && i < Math.min(c.end, c.to) && (i >= 0 || !state.zoom) ? i : null;
   };
-  element.addEventListener("pointermove", (event) => onHover(under(event)));
-  element.addEventListener("pointerleave", () => onHover(null));
-  element.addEventListener("click", (event) => {
-    const i = under(event);
-    if (i !== null) onMove(i);
+  const clip = (i) => clamp(i, 0, Math.max(0, c.end - 1));
+  let pressed = null, held_ = null;
+  plot.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0 || !c) return;
+    const i = c.token(event.clientX - plot.getBoundingClientRect().left);
+    pressed = { i: clip(i), x: event.clientX, dragging: event.pointerType === "mouse" };
+    if (!pressed.dragging) held_ = setTimeout(() => { if (pressed) pressed.dragging = true; }, 350);
   });
+  plot.addEventListener("pointermove", (event) => {
+    onHover(under(event));
+    if (!pressed?.dragging || Math.abs(event.clientX - pressed.x) < 5) return;
+    const i = clip(c.token(event.clientX - plot.getBoundingClientRect().left));
+    onRange(i < pressed.i ? [i, pressed.i] : [pressed.i, i]);
+  });
+  const released = (event) => {
+    clearTimeout(held_);
+    if (pressed && Math.abs(event.clientX - pressed.x) < 5) {
+      const i = under(event);
+      if (i !== null) onMove(i);
+    }
+    pressed = null;
+  };
+  plot.addEventListener("pointerup", released);
+  plot.addEventListener("scroll", () => { gutter.scrollTop = plot.scrollTop; });
+  plot.addEventListener("pointerleave", () => { onHover(null); });
+  window.addEventListener("pointerup", released);
+  plot.addEventListener("dblclick", (event) => {
+    const i = under(event);
+    if (opens(event) || i === null || i < 0) return;
+    const { first, last } = held.span(i);
+    onRange([first, last]);
+  });
+  plot.addEventListener("wheel", (event) => {
+    if (!c || !(event.ctrlKey || event.metaKey || event.shiftKey)) return;
+    event.preventDefault();
+    const px = event.clientX - plot.getBoundingClientRect().left;
+    if (event.shiftKey) pan(((event.deltaY || event.deltaX) / c.width) * (c.to - c.from));
+    else zoom(event.deltaY < 0 ? 1 / WHEEL : WHEEL, c.from + Math.max(0, px - c.before) / c.cell);
+  }, { passive: false });
+
+  function zoom(factor, around = null) {
+    const n = extent(), [from, to] = state.zoom ?? [0, n], wide = clamp((to - from) * factor, Math.min(FEWEST, n), n);
+    const middle = around ?? clamp(state.at ?? (from + to) / 2, from, to), left = clamp(middle - (middle - from) * (wide / (to - from)), 0, n - wide);
+    state.zoom = wide >= n - 0.01 ? null : [left, left + wide];
+    draw();
+  }
+
+  function pan(by) {
+    if (!state.zoom) return;
+    const n = extent(), [from, to] = state.zoom, left = clamp(from + by, 0, n - (to - from));
+    state.zoom = [left, left + to - from];
+    draw();
+  }
+
+  // Keeps the cursor in view.
+  function reveal(i) {
+    if (!state.zoom || i === null || i < 0 || (i + 1 > state.zoom[0] && i < state.zoom[1])) return;
+    pan(i - (state.zoom[0] + state.zoom[1]) / 2);
+  }
+
+  const again = () => { drawnRound = undefined; mark(); };
   const sizes = new ResizeObserver(() => {
-    if (Math.max(element.clientWidth, 240) !== width) draw();
+    if (`${element.clientWidth}×${element.clientHeight}` !== size) draw();
   });
   sizes.observe(element);
+  const themes = new MutationObserver(again); // canvases hold colours, not variables
+  for (const one of [document.documentElement, document.body]) themes.observe(one, { attributes: true, attributeFilter: ["class", "data-theme", "data-jp-theme-light", "style"] });
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", again);
 
   return {
-    element, draw,
-    cursor: (i) => place("cursor", cursor = i),
-    hover: (i) => place("hover", hovered = i),
-    destroy: () => sizes.disconnect(),
+    element, draw, mark, zoom, pan, reveal,
+    destroy() {
+      sizes.disconnect();
+      themes.disconnect();
+      dark.removeEventListener("change", again);
+      window.removeEventListener("pointerup", released);
+    },
   };
 }
