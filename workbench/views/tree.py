@@ -73,7 +73,7 @@ def draft_tree(trace: Trace, round: int | None = None, theme: str | None = None)
         },
         "height": min(900, max(260, 200 + 58 * int(leaves))),
     }  # fmt: skip
-    words = f"Draft of round {number}: {len(nodes)} nodes, {len(accepted)} accepted"
+    words = f"Draft of round {number}: {len(nodes)} node{'s' * (len(nodes) != 1)}, {len(accepted)} accepted"
     words += ", " + ", ".join(f"{n} {named(fate)}" for fate, n in fates.value_counts().items() if fate != "accepted")
     words = words.removesuffix(", ") + (f"; then the {named(added['source'])} token." if added else ".")
     return figure("draft_tree", trace.id, drawn, words, theme, **axes)
