@@ -1,7 +1,5 @@
 """A tab that is reloaded finds its runs again, also one that is still being decoded; nobody else does."""
 
-import time
-
 import gradio as gr
 import pytest
 
@@ -74,15 +72,13 @@ def test_the_app_opens_on_a_given_trace(toy):
     assert page.runs == ["A · run.wb*"] and len(page.texts) == 3 and page.view["can"] is False
 
 
-def test_a_tab_that_does_not_come_back_is_forgotten(app, monkeypatch):
+def test_a_tab_that_does_not_come_back_is_forgotten(app):
     first = Visitor(app, "first", key=KEY).start(tokens=400)
     first.fire("run", {"pace": 1})
-    visit, now = VISITS["first"], time.monotonic()
+    visit = VISITS["first"]
     gone("first")
     assert visit.branches and visit.worker.is_alive()
-    monkeypatch.setattr(time, "monotonic", lambda: now + visits.LEFT_S + 60)
-    forget_left()
+    forget_left(older=-1)
     assert visit.branches  # it is still decoding
-    monkeypatch.setattr(time, "monotonic", lambda: now + visits.IDLE_S + 60)
-    forget_left()
+    forget_left(decoding=-1)
     assert visit.branches == [] and visit.worker is None and visits.come_back(KEY, "late", "") is None

@@ -147,6 +147,12 @@ def test_trace_and_views_import_no_torch():
     assert done.stdout == "False\n", done.stderr[-2000:]
 
 
+def test_no_test_sets_the_clock_of_the_whole_process():
+    """Loops and threads of other tests run on it, too: name the module that is to see another one."""
+    wrong = re.compile(r"setattr\((\w+\.)?time, ")
+    assert not [file for file in (ROOT / "tests").rglob("*.py") if wrong.search(file.read_text())]
+
+
 def test_there_is_a_notebook():
     assert NOTEBOOKS
 

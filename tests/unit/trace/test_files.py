@@ -5,6 +5,7 @@ import os
 import stat
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -151,7 +152,7 @@ def test_a_run_is_pressed_onto_the_disk_at_its_first_round_every_five_seconds_an
 ):
     """The promise about a loss of power, for a run: what was recorded by then is there."""
     now = [100.0]
-    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=lambda: now[0]))
     file, size, seen = RunFile(tmp_path / "run.wb"), 0, []
     for wait, last in ((0, False), (0, False), (2, False), (2.9, False), (0.2, False), (1, False), (0, True)):
         now[0] += wait
