@@ -297,7 +297,7 @@ def test_replay_keeps_the_recorded_pace(saved, monkeypatch):
     from workbench.report import terminal
 
     waits = []
-    monkeypatch.setattr(terminal.time, "sleep", waits.append)
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(sleep=waits.append))
     terminal.replay(Trace.load(saved), io.StringIO(), speed=2.0)
     recorded = [event["ms"]["total"] for event in Trace.load(saved).steps()]
     assert waits == pytest.approx([ms / 2000 for ms in recorded])
