@@ -73,13 +73,17 @@ def test_two_runs_side_by_side_show_where_they_part_and_why(visitor, plain):
     visitor.fire("fork", {"index": 3, "text": " if"})
     visitor.set("left", 0)
     visitor.set("right", 1)
-    html, plot, words = visitor.fire("beside")
-    assert "They part at token 3: forced token." in html and html.count("<mark") == 2
-    assert json.loads(plot["value"]["plot"])["data"] and "wb-data" in words
+    shown = json.loads(visitor.fire("beside")[0])
+    assert shown["said"] == "They part at token 3: forced token." and shown["part"] == 3
+    a, b = shown["runs"]
+    assert a["tokens"]["text"][:3] == b["tokens"]["text"][:3] and b["tokens"]["text"][3] == " if"
+    assert a["marks"] == [{"index": 3, "text": "they part"}] and shown["names"][1] == "B · from 3"
+    (facts,) = shown["tables"]
+    assert facts["title"] == "Both runs" and ["tokens", "12", "4"] in facts["rows"]
     visitor.set("right", 0)
-    assert "The texts are the same." in visitor.fire("beside")[0]
+    assert json.loads(visitor.fire("right")[0])["said"] == "The texts are the same."
     visitor.set("right", None)
-    assert "choose two runs" in refused(visitor, "beside")
+    assert visitor.fire("right") == [""]
 
 
 @pytest.mark.parametrize("kind", ["save", "capsule", "perfetto"])

@@ -149,9 +149,12 @@ def test_runs_branch_and_are_seen_side_by_side(open_page):
     assert page.locator(TOKEN).all_inner_texts() == first
     page.get_by_role("tab", name="Side by side").click()
     says(page, "They part at token 1: forced token.", "#both")
-    heads = page.locator("#both h4").all_inner_texts()
-    assert heads == ["a: C · from 2", "b: D · from 1"] and page.locator("#both mark").count() == 2
-    page.wait_for_selector("#diff .js-plotly-plot", timeout=PATIENCE)
+    sides = page.locator("#both .wb-sides section")
+    assert sides.locator("h4").all_inner_texts() == ["C · from 2", "D · from 1"]
+    assert [one.inner_text() for one in sides.locator(".wb-parted").all()][1] == " if"
+    assert "they part" in page.text_content("#both .wb-flags") and page.locator("#both .wb-other path").count() > 2
+    page.locator("#both .wb-tokens").first.press("ArrowLeft")  # one cursor, in both
+    assert page.locator("#both [aria-selected=true]").evaluate_all("all => all.map((one) => one.dataset.index)") == ["0", "0"]
 
 
 def test_a_run_goes_on_with_new_settings_from_where_one_looks(open_page):

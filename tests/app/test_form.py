@@ -170,7 +170,7 @@ def test_the_view_is_one_module_that_fetches_nothing():
     from workbench.dashboard.screen import module
 
     code = module()
-    assert code.count("export ") == 1 and code.endswith("export { connect };\n")
+    assert code.count("export ") == 1 and code.endswith("export { connect, beside };\n")
     assert not re.search(r"^import|\bimport\(", code, re.MULTILINE) and "function mount(" in code
     assert "innerHTML" not in code and "http" not in code
 

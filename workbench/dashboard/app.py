@@ -219,9 +219,9 @@ def _wire(app: gr.Blocks, form: Form, first: tuple[str, Trace] | None) -> None:
     on("resettle", branches.resettle, ["filled"], event=filled("resettle", view.resettle))
     on("figure", figures.choose, ["figure"], ["plot", "plot2", "words"], event=parts["figure"].input)
     on("figures", figures.drawn_again, outputs=["plot", "plot2", "words"], event=parts["tab-figures"].select)
-    beside = {"inputs": ["left", "right"], "outputs": ["both", "diff", "diff-words"]}
-    on("beside", branches.side_by_side, **beside)
-    on("sides", branches.side_by_side, **beside, event=parts["tab-side"].select)
+    pairs = {"beside": parts["tab-side"].select, "left": parts["left"].input, "right": parts["right"].input}
+    for name, event in pairs.items():
+        on(name, branches.side_by_side, ["left", "right"], ["both"], event=event)
 
     on("add", experiments.add, ["arms", "filled"], ["arms"], event=filled("add"))
     kinds = (("compare", ["arms", "prompts"], "stop", "beat"), ("measure", ["counted"], "enough", "pulse"))

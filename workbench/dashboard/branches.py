@@ -1,14 +1,11 @@
 """Several runs: branch off with another token or other settings, choose a run, forget one, two side by side."""
 
-from typing import Any
 
 import gradio as gr
 
-from workbench import views
+from workbench import views, web
 from workbench.dashboard import screen as page
-from workbench.dashboard.figures import words
 from workbench.dashboard.form import told_beside
-from workbench.dashboard.html import block, button, inert, shown, table
 from workbench.dashboard.jobs import Worker
 from workbench.dashboard.transport import set_to_work
 from workbench.dashboard.visits import Visit, guarded, told
@@ -18,8 +15,6 @@ from workbench.session import Session
 from workbench.values import whole
 
 __all__ = ["choose", "forget", "fork", "resettle", "side_by_side", "sides"]
-
-BEFORE, AFTER = 400, 200  # tokens shown before and after the place where two runs part
 
 
 @guarded
@@ -33,7 +28,7 @@ def fork(visit: Visit, event: gr.EventData) -> tuple:
         raise BadInput("choose a candidate or type one token: a branch needs something new")
     worker = visit.halt()
     made = run.fork(at=at, token=token)
-    text = visit.reader(token) if isinstance(token, int) else token
+    text = visit.branch.reader(token) if isinstance(token, int) else token
     return _look(visit, made, f"from {at}", f"Branched off before token {at}, with {text!r} there.", worker)
 
 
@@ -92,51 +87,29 @@ def forget(visit: Visit) -> tuple:
 
 
 def sides() -> None:
-    """Two choices of a run, both texts, the figure, its words and its table."""
-    with gr.Row():
-        for side, label in (("left", "a"), ("right", "b")):
-            gr.Dropdown([], label=f"run {label}", scale=2, min_width=200, elem_id=side)
-        button("beside", "Show side by side", 120, variant="primary")
-    block("both", '<p class="wb-empty">Choose two runs or branches.</p>')
-    gr.Plot(show_label=False, visible=False, elem_id="diff")
-    block("diff-words")
+    """Two choices of a run, and both over one timeline; the value of `both` is what `side_by_side` returns."""
+    with gr.Row(elem_id="pair"):
+        for side, label in (("left", "A"), ("right", "B")):
+            gr.Dropdown([], label=f"run {label}", container=False, min_width=140, elem_id=side)
+    page.from_module("both", "beside", {"css": web.css()})
 
 
 @guarded
-def side_by_side(visit: Visit, left: int | None, right: int | None) -> tuple:
-    """Both texts with the first difference marked, and the figure."""
+def side_by_side(visit: Visit, left: int | None, right: int | None) -> str:
+    """Both runs, the first token that differs and why, what was set differently, and their figures, as JSON."""
     known = range(len(visit.branches))
     if left not in known or right not in known:
-        raise BadInput("choose two runs or branches to see side by side; a step or an opened trace makes one")
+        return ""
     a, b = visit.branches[left], visit.branches[right]
-    diff, drawn = views.branch_diff(a.trace, b.trace, theme=visit.theme)
-    parts = "The texts are the same." if diff.index is None else f"They part at token {diff.index}: {diff.cause}."
-    named = (("a", page.name_of(visit, left)), ("b", page.name_of(visit, right)))
-    columns = "".join(_side(side, name, diff) for side, name in named)
-    said = f'<p class="wb-verdict"><b>{inert(parts)}</b> {inert(diff.detail)}</p>'
+    diff, _ = views.branch_diff(a.trace, b.trace, theme=visit.theme)
+    said = "The texts are the same." if diff.index is None else f"They part at token {diff.index}: {diff.cause}."
+    runs = [web.payload(one.trace, 0, one.reader) for one in (a, b)]
+    if diff.index is not None:
+        runs[0]["marks"].append({"index": diff.index, "text": "they part"})
+    changed = [[name, *map(str, values)] for name, values in diff.settings.items()]
     main, other = headline(a.trace), headline(b.trace)
-    facts = _table("figure", [(name, main[name], other[name]) for name in main], "both runs")
-    changed = [(name, *values) for name, values in diff.settings.items()]
-    settings = _table("setting", changed, "what was set differently") if changed else ""
-    html = f'{said}<div class="wb-sides">{columns}</div>{facts}{settings}'
-    return html, gr.update(value=drawn, visible=True), words(drawn)
-
-
-def _table(what: str, rows: list[tuple], caption: str) -> str:
-    return table((what, "a", "b"), [map(inert, row) for row in rows], caption)
-
-
-def _side(side: str, name: str, diff: Any) -> str:
-    tokens = diff.tokens
-    texts = [text for text in tokens[f"text_{side}"] if isinstance(text, str)]
-    at = len(texts) if diff.index is None else min(diff.index, len(texts))
-    start = max(0, at - BEFORE)
-    before, after = "".join(texts[start:at]), "".join(texts[at + 1 : at + AFTER])
-    first = f'<mark aria-label="first difference">▸{shown(texts[at])}</mark>' if at < len(texts) else ""
-    if diff.index is not None and at >= len(texts):
-        first = "<mark>▸ended here</mark>"
-    lead = "…" if start else ""
-    return (
-        f'<section aria-label="run {side}"><h4>{side}: {inert(name)}</h4>'
-        f'<pre><span class="wb-same">{lead}{inert(before)}</span>{first}{inert(after)}</pre></section>'
-    )
+    facts = [[name, main[name], other[name]] for name in main]
+    tables = [{"title": "Set differently", "rows": changed}] * bool(changed) + [{"title": "Both runs", "rows": facts}]
+    names = [page.name_of(visit, side) for side in (left, right)]
+    shown = {"runs": runs, "names": names, "said": said, "detail": diff.detail, "part": diff.index, "tables": tables}
+    return web.to_json(shown)

@@ -1,6 +1,7 @@
 """What the page shows of a visit: one update per part, in the order of `PANEL`; and the view of its trace."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from itertools import count
 from typing import Any
@@ -13,7 +14,7 @@ from workbench.dashboard.visits import Visit
 from workbench.report.headline import badge, run_line
 from workbench.session import Session
 
-__all__ = ["PANEL", "beat", "module", "name_of", "panel", "say", "trace_view", "view"]
+__all__ = ["PANEL", "beat", "from_module", "module", "name_of", "panel", "say", "trace_view", "view"]
 
 PANEL = (
     "view", "setup", "status", "plot", "plot2", "words", "left", "right", "code", "save", "capsule", "perfetto",
@@ -30,18 +31,22 @@ _turns = count()
 
 @cache
 def module() -> str:
-    """The view and what joins it to the page, as a module with the single export `connect`."""
+    """The view, and what joins it and its parts to the page, as a module: `connect`, `beside`."""
     code = [web.module(export=False), f"const GLOSSARY = {json.dumps(web.glossary())};\n"]
-    return "".join([*code, web.script("tour.js"), web.script("app.js"), "export { connect };\n"])
+    return "".join([*code, *map(web.script, ("tour.js", "app.js", "beside.js")), "export { connect, beside };\n"])
 
 
 def trace_view() -> gr.HTML:
     """The component; its value is what `view` returns. Its events are what the reader asks for: see `web/app.js`."""
-    options = json.dumps({**VIEW, "css": web.css()})
-    script = f"""const events = {json.dumps(EVENTS)}, host = {{ element, props, trigger, watch }};
-import(new URL("view.js", document.baseURI)).then(({{ connect }}) => connect(host, {options}));
+    return from_module("view", "connect", {**VIEW, "css": web.css()}, EVENTS)
+
+
+def from_module(elem_id: str, name: str, options: dict[str, Any], events: Sequence[str] = ()) -> gr.HTML:
+    """A component whose value is drawn by what the page's module calls `name`."""
+    script = f"""const events = {json.dumps(events)}, host = {{ element, props, trigger, watch }};
+import(new URL("view.js", document.baseURI)).then((found) => found.{name}(host, {json.dumps(options)}));
 """
-    return gr.HTML("", elem_id="view", apply_default_css=False, padding=False, html_template="", js_on_load=script)
+    return gr.HTML("", elem_id=elem_id, apply_default_css=False, padding=False, html_template="", js_on_load=script)
 
 
 def panel(visit: Visit) -> tuple:
@@ -83,7 +88,7 @@ def view(visit: Visit, since: int | None = None) -> str:
     if not working or not since:
         said = {} if upto else run_line(branch.trace) if run.rounds else {"badge": badge(branch.trace), "line": ""}
         where |= {"runs": _runs(visit), **said, "line": " ".join(filter(None, (branch.look, said.get("line"))))}
-    data = web.payload(run.trace, since, visit.reader, upto)
+    data = web.payload(run.trace, since, branch.reader, upto)
     where["cursor"] = where["place"]["token"] = min(run.cursor, data["length"])  # no more than is shown
     text = web.to_json({**data, **where})
     visit.sent = (run, rounds - 1 if upto and rounds else rounds)  # an open round is sent again

@@ -52,7 +52,7 @@ def download(visit: Visit, kind: str) -> tuple[str, str]:
     _, ending, mime = KINDS[kind]
     trace = visit.branch.trace
     if kind == "capsule":
-        text = capsule_of(trace, text_of=visit.reader)
+        text = capsule_of(trace, text_of=visit.branch.reader)
     else:
         events = trace.log if kind == "save" else [perfetto.events(trace)]
         text = b"".join(map(storage.encode, events)).decode()

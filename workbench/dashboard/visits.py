@@ -59,6 +59,11 @@ class Branch:
         return Trace(list(trace.log), trace.dropped) if self.decoding else trace
 
     @property
+    def reader(self) -> Callable[[int], str]:
+        """What gives the text of a token id: the run's tokenizer, or what the trace knows about it."""
+        return (self.run.reader if self.live else None) or data.reader(self.run.trace)
+
+    @property
     def done(self) -> bool:
         """Whether nothing lies ahead of the cursor."""
         return bool(self.run.ended) and self.run.at_tip and self.phase in (None, LAST)
@@ -195,12 +200,6 @@ class Visit:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
         if trim is not None:  # glibc keeps what threads have freed, run after run
             trim(0)
-
-    @property
-    def reader(self) -> Callable[[int], str]:
-        """What gives the text of a token id: the run's tokenizer, or what the trace knows about it."""
-        run = self.branch.run
-        return (run.reader if self.branch.live else None) or data.reader(run.trace)
 
 
 VISITS: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()

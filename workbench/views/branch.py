@@ -86,6 +86,9 @@ def _cause(a: Trace, b: Trace, index: int, here: pd.Series, settings: dict) -> t
         return "other setting", "Set differently: " + "; ".join(others[:4]) + ("; …" if len(others) > 4 else "") + "."
     if "seed" in settings:
         return "other random draw", "The seeds are {} and {}.".format(*settings["seed"])
+    for side, run in runs.items():
+        if index < (start := (run.run.get("parent") or {}).get("index", 0)):
+            return "unknown", f"Run {side} has its tokens before {start} from a run whose settings it does not hold."
     return "unknown", "Neither a setting, a seed, a forced token nor a near tie explains it."
 
 

@@ -22,10 +22,11 @@ PARTS = (
     "table.js", "inspector.js", "view.js",
 )  # fmt: skip
 # what joins the module to a front-end, or acts on its page
-SCRIPTS = ("app.js", "download.js", "opened.js", "page.js", "setup.js", "tour.js", "widget.js")
+SCRIPTS = ("app.js", "beside.js", "download.js", "opened.js", "page.js", "setup.js", "tour.js", "widget.js")
 _IMPORT = re.compile(r"^import \{[^}]*\} from \"\.\.?/[\w-]+\.js\";\n", re.MULTILINE)
 _WORD = re.compile(r'WORDS\["(.+?)"\]')
 _BROKEN = re.compile(r"(?<=[{,(\[;])\n|\n(?=[}.?:&|])| (?==> )|(?<==>) ")  # ends of lines, spaces at arrows
+_TIGHT = re.compile(r" ?(=>|[=!]==|&&|\|\||[=,?:;{}]) ?")  # spaces at signs, in lines without quotes
 _SPARE = re.compile(r"^ +|^(?://.*)?\n| +// .*$", re.MULTILINE)  # indentation, comments
 
 
@@ -35,6 +36,7 @@ def module(export: bool = True) -> str:
     parts = (_SPARE.sub("", _IMPORT.sub("", (FOLDER / name).read_text(encoding="utf-8"))) for name in PARTS)
     joined = "\n".join(re.sub(r"^export (?=function|const)", "", part, flags=re.MULTILINE) for part in parts)
     words = {word: glossary()[word] for word in _WORD.findall(joined)}
+    joined = "\n".join(line if set(line) & set("\"'`/") else _TIGHT.sub(r"\1", line) for line in joined.split("\n"))
     joined = _BROKEN.sub("", f"const WORDS = {json.dumps(words, ensure_ascii=False)};\n{joined}")
     return f"{joined}\nexport {{ mount }};\n" if export else joined
 

@@ -2,12 +2,14 @@ import { clamp, drawn, label, node, px, short, word } from "./common.js";
 import { tracksOf } from "./tracks.js";
 
 // The timeline: all tracks on one token axis, with zoom, range and flags. What moves with the cursor is an overlay.
+// With a second run (`other`) tracks are pairs on one scale: its lines dashed over the first's, or in a half of its own.
 
 const RULER = 34, PROMPT = 62, STRIP = 26, PHONE = 600, LEAST = 56, TALLEST = 190, END = 6; // px
 const SHORTEST = 24; // tokens of the axis, however short the run
 const WHEEL = 1.25, FEWEST = 8; // zoom of a step; tokens that fill the axis at most
 
-export function timeline(held, state, { id, onMove, onHover, onRange }) {
+export function timeline(held, state, { id, onMove, onHover, onRange, other = null, names = [] }) {
+  const runs = other ? [held, other] : [held], endOf = (run) => (run === held ? state.reach() : run.count());
   const element = node("div", "wb-timeline"), gutter = node("div", "wb-gutter"), plot = node("div", "wb-plot");
   const foot = node("div", "wb-foot"), menu = node("details", "wb-menu"), hint = node("span", "", "drag selects · Ctrl wheel zooms · Shift wheel pans");
   const opened = new Set(), closed = new Set();
@@ -22,14 +24,16 @@ export function timeline(held, state, { id, onMove, onHover, onRange }) {
   function extent() {
     const drafted = state.phase ? state.reach() + held.chain(state.phase.round).length : 0;
     const whole = state.running && held.max_new_tokens ? held.max_new_tokens : 0;
-    return Math.max(SHORTEST, held.count(), drafted, whole);
+    return Math.max(SHORTEST, ...runs.map((run) => run.count()), drafted, whole);
   }
 
+  const tracks = () => [...new Map(runs.flatMap(tracksOf))];
+
   function layout() {
-    const tracks = tracksOf(held).filter(isShown), phone = element.clientWidth < PHONE;
-    const room = element.clientHeight - RULER - foot.offsetHeight - 4, sum = tracks.reduce((all, [, track]) => all + track.height, 0);
+    const seen = tracks().filter(isShown), phone = element.clientWidth < PHONE;
+    const room = element.clientHeight - RULER - foot.offsetHeight - 4, sum = seen.reduce((all, [, track]) => all + track.height, 0);
     const unit = clamp(room / (sum || 1), LEAST, TALLEST);
-    return { phone, placed: tracks.map(([name, track]) => [name, track, Math.floor(unit * track.height)]) };
+    return { phone, placed: seen.map(([name, track]) => [name, track, Math.floor(unit * track.height)]) };
   }
 
   function draw() {
@@ -40,7 +44,7 @@ export function timeline(held, state, { id, onMove, onHover, onRange }) {
     if (state.zoom && state.zoom[1] > n) state.zoom = null;
     const [from, to] = state.zoom ?? [0, n], before = phone ? STRIP : PROMPT, cell = (width - before - END) / (to - from);
     const past = (before - 4) / (-held.first || 1); // the prompt, compressed
-    const end = state.reach(), x = (i) => (i < 0 ? (i - held.first) * past : before + (i - from) * cell);
+    const end = Math.max(...runs.map(endOf)), x = (i) => (i < 0 ? (i - held.first) * past : before + (i - from) * cell);
     const height = placed.reduce((all, [, , tall]) => all + tall, RULER);
     c = { held, state, id, from, to, end, before, cell, past, width, phone, x, pad: phone ? 20 : 8 };
     c.token = (px) => (px < before ? Math.min(-1, Math.floor(px / past) + held.first) : Math.floor((px - before) / cell + from));
@@ -50,16 +54,20 @@ export function timeline(held, state, { id, onMove, onHover, onRange }) {
     plot.replaceChildren(chart);
     let top = RULER;
     for (const [, track, tall] of placed) {
-      const group = drawn("g", { transform: `translate(0 ${top})`, "clip-path": `url(#${id}-clip)` });
       chart.append(drawn("path", { class: "wb-rule", d: `M0,${top}H${width}` }));
-      const [axis, names] = ["wb-axis", "wb-names"].map((name) => drawn("g", { transform: `translate(0 ${top})`, class: name }));
-      const at = top, own = { ...c, height: tall, ...shapes(tall, axis, names), canvas: (y, tall, paint) => maps.push({ canvas: mapAt(at + y, tall), tall, paint }) };
-      chart.append(axis, group, names);
-      if (held.count()) track.draw(group, own);
+      const high = other ? Math.max(...runs.map((run) => highest(track, run, tall))) : null, part = track.over ? tall : Math.floor(tall / runs.length);
+      runs.forEach((run, k) => {
+        const at = top + (track.over ? 0 : k * part), over = track.over && k > 0, place = { transform: `translate(0 ${at})` };
+        const [axis, group, numbers] = ["wb-axis", over ? "wb-other" : "", "wb-names"].map((name) => drawn("g", { ...place, class: name }));
+        group.setAttribute("clip-path", `url(#${id}-clip)`);
+        chart.append(...(over ? [group] : [axis, group, numbers]));
+        const canvas = (y, tall, paint) => maps.push({ canvas: mapAt(at + y, tall), tall, paint, run });
+        if (run.count() && track.there(run)) track.draw(group, { ...ownOf(run, part, axis, numbers, high), canvas });
+      });
       top += tall;
     }
     chart.append(ruler(n), flags(height));
-    if (end < n && (state.phase || !held.ended)) chart.append(undecided(end, height));
+    if (!other && end < n && (state.phase || !held.ended)) chart.append(undecided(end, height));
     over = drawn("svg", { class: "wb-over-all", width, height, "aria-hidden": "true" });
     plot.append(over);
     drawnRound = undefined;
@@ -96,11 +104,20 @@ export function timeline(held, state, { id, onMove, onHover, onRange }) {
     return drawn("path", { class: "wb-band", d: path });
   }
 
+  // The top of a track's scale, by drawing it for nobody.
+  function highest(track, run, tall) {
+    let top = 0;
+    const scale = (low, high) => { top = Math.max(top, high); return () => 0; };
+    if (run.count() && track.there(run)) track.draw(drawn("g"), { ...ownOf(run, tall), scale, ticks() {}, canvas() {} });
+    return top;
+  }
+
   // What tracks draw with: a scale, ticks and steps over the tokens in view.
-  function shapes(tall, axis, names) {
-    const first = Math.max(0, Math.floor(c.from)), stop = () => Math.min(c.end, Math.ceil(c.to));
+  function ownOf(run, tall, axis, names, top = null) {
+    const first = Math.max(0, Math.floor(c.from)), end = endOf(run), stop = Math.min(end, Math.ceil(c.to));
     return {
-      scale: (low, high, height = tall) => (value) => height - 6 - ((value - low) / (high - low || 1)) * (height - 6 - c.pad),
+      ...c, held: run, end, height: tall,
+      scale: (low, high, height = tall) => (value) => height - 6 - ((value - low) / ((top ?? high) - low || 1)) * (height - 6 - c.pad),
       ticks(list, up) {
         for (const [value, text] of c.phone ? [] : list) {
           axis.append(drawn("path", { d: `M${c.before},${px(up(value))}H${c.width}` }));
@@ -109,22 +126,22 @@ export function timeline(held, state, { id, onMove, onHover, onRange }) {
       },
       steps(values, up, shut = false) {
         let path = "", from = null; // where a run of known values begins
-        const end = () => {
+        const over = () => {
           if (shut && from !== null) path += `V${px(up(0))}H${px(c.x(from))}z`;
           from = null;
         };
-        for (let i = first; i < stop(); i += 1) {
-          if (values[i] == null) { end(); continue; }
+        for (let i = first; i < stop; i += 1) {
+          if (values[i] == null) { over(); continue; }
           path += `${from === null ? "M" : "L"}${px(c.x(i))},${px(up(values[i]))}H${px(c.x(i) + c.cell)}`;
           from ??= i;
         }
-        end();
+        over();
         return path;
       },
       past(of, up) { // over the prompt
         let path = "";
-        for (let i = held.first; i < 0; i += 1) {
-          const value = held.value(of, i);
+        for (let i = run.first; i < 0; i += 1) {
+          const value = run.value(of, i);
           if (value !== null) path += `${path ? "L" : "M"}${px(c.x(i))},${px(up(value))}h${c.past.toFixed(2)}`;
         }
         return path;
@@ -200,19 +217,19 @@ export function timeline(held, state, { id, onMove, onHover, onRange }) {
       one.dataset.track = name;
       return one;
     }));
-    named = placed.map(([, track]) => [track, track.about(held, state.reach(), layer)]);
+    named = placed.map(([, track]) => [track, other ? [] : track.about(held, state.reach(), layer)]);
   }
 
   function values() {
-    const i = state.hover ?? state.at, there = i !== null && i < state.reach() && !held.empty();
+    const i = state.hover ?? state.at, said = (track, run) => (i !== null && i < endOf(run) && !run.empty() && track.there(run) ? track.value(run, i) : ["–"]);
     named.forEach(([track, about], k) => {
-      const one = gutter.children[k + 1], [large, ...quiet] = there ? track.value(held, i) : ["–"];
-      one.replaceChildren(one.firstChild, node("span", "wb-big", large), ...[...quiet, ...about].filter(Boolean).map((text) => node("small", "", text)));
+      const one = gutter.children[k + 1], [large, ...quiet] = said(track, held), lines = other ? [`${names[1][0]}: ${said(track, other)[0]}`] : [...quiet, ...about];
+      one.replaceChildren(one.firstChild, node("span", "wb-big", large), ...lines.filter(Boolean).map((text) => node("small", "", text)));
     });
   }
 
   function offer() {
-    const all = tracksOf(held), names = all.map(([name]) => name).join(), list = node("div", "wb-list");
+    const all = tracks(), names = all.map(([name]) => name).join(), list = node("div", "wb-list");
     if (names === offered) return; // a box that is being used stays
     offered = names;
     for (const [name, track] of all) {
@@ -250,9 +267,9 @@ export function timeline(held, state, { id, onMove, onHover, onRange }) {
     line(state.at, "wb-cursor");
     over.replaceChildren(...parts);
     values();
-    const seen = state.phase ? state.phase.round - (state.phase.at < 4 ? 1 : 0) : held.looked(state.at);
-    if (seen !== drawnRound) for (const { canvas, tall, paint } of maps) paint(canvas, tall, held, c, seen, layer);
-    drawnRound = seen;
+    const seen = (run) => (state.phase ? state.phase.round - (state.phase.at < 4 ? 1 : 0) : run.looked(state.at)), rounds = runs.map(seen).join();
+    if (rounds !== drawnRound) for (const { canvas, tall, paint, run } of maps) paint(canvas, tall, run, c, seen(run), layer);
+    drawnRound = rounds;
   }
 
   const under = (event) => {

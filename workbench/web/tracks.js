@@ -5,6 +5,7 @@ import { curve, mean, shown, ticks } from "./common.js";
 // register(name, track), where a track is
 //   title, hue, tip        its name, the palette's hue, and what it shows in a sentence
 //   height                 its share of the room; closed: whether it is shown only when asked for
+//   over                   of two runs, the second's lines lie over the first's
 //   there(held)            whether the trace has what it draws
 //   draw(group, c)         draws into an SVG group; c as in timeline.js
 //   value(held, i)         [what stands large beside it, quiet lines …] at token i
@@ -37,7 +38,7 @@ function columnTrack(name) {
 // A track of one column as steps.
 export function lineTrack({ title, hue, of, tip, unit = "", high = null, closed = true, height = 0.7 }) {
   return {
-    title, hue, tip, closed, height,
+    title, hue, tip, closed, height, over: true,
     there: (held) => held.known(of),
     draw(group, c) {
       const values = c.held.series(of), known = values.filter((value) => value !== null);

@@ -6,7 +6,7 @@ import { labelled, register } from "../tracks.js";
 const of = (held, name) => held.series(`rounds.${name}`);
 
 register("cache", {
-  title: "KV cache", hue: "cache",
+  title: "KV cache", hue: "cache", over: true,
   tip: "Bytes of keys and values after each round, counted from the storages with all metadata; dashed: the target's cache if all of it were kept",
   there: (held) => held.known("rounds.cache_bytes"),
   draw(group, c) {

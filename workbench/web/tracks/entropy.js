@@ -7,7 +7,7 @@ const RAW = "tokens.entropy_raw_nats", SAMPLED = "tokens.entropy_sampled_nats";
 const varies = (values) => values.some((value) => value !== null && value !== 0);
 
 register("entropy", {
-  title: "Entropy", hue: "entropy",
+  title: "Entropy", hue: "entropy", over: true,
   tip: "Uncertainty of the next-token distribution, before temperature and cuts: −Σ p log p in nats (entropy_raw_nats)",
   there: (held) => held.known(RAW),
   draw(group, c) {
