@@ -353,6 +353,16 @@ class Session(Cursor):
 
         return SessionWidget(self)
 
+    def open_in_app(self, browser: bool | None = None) -> str:
+        """Serve the app on this session, to this machine alone, until this process ends; gives its address.
+
+        Both hands stay on it: whoever steps it waits for the round that the other has begun. browser: open one; by
+        default where there is a screen.
+        """
+        from workbench.dashboard import launch
+
+        return launch(port=0, browser=browser, wait=False, trace=self).local_url
+
     def end(self, reason: str = "interrupted", message: str = "") -> None:
         """Close the trace of a run that is not going on."""
         for name, text in (("reason", reason), ("message", message)):

@@ -154,7 +154,7 @@ def test_runs_branch_and_are_seen_side_by_side(open_page):
     assert [one.inner_text() for one in sides.locator(".wb-parted").all()][1] == " if"
     assert "they part" in page.text_content("#both .wb-flags") and page.locator("#both .wb-other path").count() > 2
     page.locator("#both .wb-tokens").first.press("ArrowLeft")  # one cursor, in both
-    assert page.locator("#both [aria-selected=true]").evaluate_all("all => all.map((one) => one.dataset.index)") == ["0", "0"]
+    assert [one.get_attribute("data-index") for one in page.locator("#both [aria-selected=true]").all()] == ["0", "0"]
 
 
 def test_a_run_goes_on_with_new_settings_from_where_one_looks(open_page):

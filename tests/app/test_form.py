@@ -13,7 +13,6 @@ from workbench import declare, web
 from workbench.dashboard import python
 from workbench.dashboard.controls import _nests
 from workbench.dashboard.figures import FIGURES
-from workbench.dashboard.form import GATHER
 from workbench.dashboard.presets import presets
 from workbench.dashboard.visits import VISITS
 from workbench.web.slots import OPS
@@ -101,14 +100,18 @@ def test_the_form_takes_a_cache_stack(visitor):
     assert evaluated(visitor.get("code")).text == visitor.text
 
 
-@pytest.mark.parametrize("name", list(FIGURES))
-def test_every_figure_has_words_and_a_table(visitor, name):
-    visitor.start(tokens=6, decoder="speculative").step()
-    visitor.set("figure", name)
-    plot, second, words = visitor.fire("figure")
-    assert "data" in json.loads(plot["plot"])
-    assert words.count("<details") == (2 if visitor.props[visitor.find("plot2")]["visible"] else 1)
-    assert 'class="wb-caption"' in words and "<th" in words
+def test_every_figure_has_words_and_a_table(visitor):
+    visitor.set("level", "full")
+    visitor.start(tokens=6, decoder="speculative").fire("run", {})
+    visitor.watch()
+    found = visitor.fire("figures")
+    for place, title in enumerate(FIGURES):
+        about, plot = found[2 * place : 2 * place + 2]
+        assert f"<h3>{title}</h3>" in about and about.count("<details") == 1 and "<th" in about, title
+        drawn = json.loads(plot["value"]["plot"])["data"]
+        assert plot["visible"] and (drawn or title == "break-even"), title  # that one lacks a plain run
+    visitor.fire("forget")
+    assert sum(not part["visible"] for part in visitor.fire("figures")[1::2]) == len(FIGURES)
 
 
 def test_text_of_model_and_prompt_is_inert(visitor):
@@ -142,19 +145,20 @@ def test_other_models_may_be_named_on_this_machine_only():
 
 
 def test_every_event_of_the_app_is_private_and_named(app):
-    known = {"start", "go", "step", "run", "pause", "tick", "pick", "lost", "figure", "choose", "forget", "edited"}
+    known = {"start", "go", "step", "run", "pause", "tick", "pick", "lost", "figures", "choose", "forget", "edited"}
     known |= {"fork", "resettle", "beside", "add", "compare", "stop", "beat", "open", "copy", "save", "capsule"}
     assert known | {"perfetto", "csv", "json", "preset", "loaded"} <= {fn.api_name for fn in app.fns.values()}
     assert all(fn.api_visibility == "private" for fn in app.fns.values() if fn.api_name != "closed")
 
 
-def test_no_event_of_the_server_takes_the_controls_of_the_form_one_by_one(app):
+def test_no_event_of_the_server_takes_the_controls_of_the_form_one_by_one(app, visitor):
     """Gradio's page spends time with every event on each control that was an input or output of any: the form goes as
     one text, which the browser makes."""
     parts = [len(fn.inputs) + len(fn.outputs) for fn in app.fns.values() if fn.fn is not None]
     assert len(parts) > 60 and max(parts) < 32
     gathered = [fn for fn in app.fns.values() if fn.fn is None and len(fn.inputs) > 500]
-    assert {fn.js for fn in gathered} == {GATHER} and len({tuple(fn.inputs) for fn in gathered}) == 1
+    assert {fn.js for fn in gathered} == {VISITS[visitor.name].form.gather}
+    assert len({tuple(fn.inputs) for fn in gathered}) == 1
 
 
 @pytest.mark.parametrize(
@@ -189,3 +193,34 @@ def test_an_optional_number_is_off_where_its_field_is_empty(visitor):
     visitor.set("top k", "1e3")
     with pytest.raises(gr.Error, match="top_k: expected an integer of at least 1, got"):
         visitor.fire("start")
+
+
+def kept(visitor) -> str:
+    """The form as the browser keeps it."""
+    form = VISITS[visitor.name].form
+    return json.dumps({"key": form.key, "values": [visitor.shown[one._id] for one in form.components]})
+
+
+def limits(visitor) -> str:
+    return {chip["group"]: chip["text"] for chip in json.loads(visitor.get("setup"))["chips"]}["Limits"]
+
+
+def test_a_form_that_the_browser_kept_comes_back_and_can_be_reset_or_taken_from_the_run(app, visitor):
+    visitor.set("max new tokens", 33)
+    again = Visitor(app, "again", empty=False, kept=kept(visitor))
+    assert again.get("max new tokens") == 33 and limits(again).startswith("33 tokens")
+    again.fire("reset")
+    assert again.get("max new tokens") == 96 and limits(again).startswith("96 tokens")
+    visitor.set("temperature", 0.5)
+    visitor.start(tokens=7, decoder="speculative")
+    visitor.fire("reset")
+    visitor.fire("adopt")
+    assert visitor.get("max new tokens") == 7 and visitor.get("temperature") == 0.5
+    chips = json.loads(visitor.get("setup"))["chips"]
+    assert all(chip["text"] == chip["run"] for chip in chips)
+
+
+@pytest.mark.parametrize("change", [{"key": "another"}, {"values": [1]}, {"values": None}])
+def test_what_was_kept_of_another_form_is_left(app, visitor, change):
+    text = json.dumps(json.loads(kept(visitor)) | change)
+    assert limits(Visitor(app, "again", empty=False, kept=text)).startswith("96 tokens")

@@ -214,7 +214,7 @@ FILES = (
 
 @pytest.mark.parametrize(
     ("place", "event"),
-    [("open", "open"), ("prompt", "start"), ("left", "beside"), ("figure", "figure"), ("arms", "add")],
+    [("open", "open"), ("prompt", "start"), ("left", "beside"), ("arms", "add")],
 )
 def test_a_file_that_was_not_handed_in_is_refused_without_a_look_up(visitor, monkeypatch, place, event):
     """Gradio resolves whatever address stands for a file, in any control, and asks a server elsewhere about it."""

@@ -1,5 +1,7 @@
 """A tab that is reloaded finds its runs again, also one that is still being decoded; nobody else does."""
 
+from types import SimpleNamespace
+
 import gradio as gr
 import pytest
 
@@ -70,6 +72,25 @@ def test_the_app_opens_on_a_given_trace(toy):
     trace = wb.decode(toy, [0, 1], max_new_tokens=3)
     page = Visitor(build_app(first=("run.wb", trace)), "given", empty=False)
     assert page.runs == ["A · run.wb*"] and len(page.texts) == 3 and page.view["can"] is False
+
+
+def test_a_session_is_open_in_the_app_and_in_other_hands_at_once(toy, monkeypatch):
+    session, asked = wb.Session(toy, [0, 1], max_new_tokens=9), {}
+    served = lambda **more: asked.update(more) or SimpleNamespace(local_url="x")  # noqa: E731
+    monkeypatch.setattr("workbench.dashboard.launch", served)
+    assert session.open_in_app(browser=False) == "x"
+    assert asked == {"port": 0, "browser": False, "wait": False, "trace": session}
+    page = Visitor(build_app(first=("mine", session)), "shared", empty=False)
+    assert page.runs == ["A · mine*"] and page.texts == [] and page.view["can"] is True
+    page.step()
+    assert session.length == 1
+    session.step()
+    assert len(page.step().texts) == 3 == session.length
+    page.fire("run", {"pace": 0.01})
+    session.run()  # both decode: a round is begun by one of them
+    page.watch()
+    assert session.ended and len(page.texts) == session.length == 9
+    assert session.trace.token_ids == wb.decode(toy, [0, 1], max_new_tokens=9).token_ids
 
 
 def test_a_tab_that_does_not_come_back_is_forgotten(app):

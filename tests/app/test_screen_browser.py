@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import workbench as wb
 from tests.app.page import TOKEN, close_drawer, cursor, open_group, run
 from tests.conftest import PATIENCE
+from workbench.trace import storage
 
 pytestmark = pytest.mark.browser
 SIZES = {"desktop": (1440, 900), "large": (1920, 1080), "phone": (390, 844)}
@@ -15,7 +17,8 @@ SEEN = """names => Object.fromEntries(names.map(name => [name, [...document.quer
   const {left, right, top, bottom, width, height} = one.getBoundingClientRect();
   return width * height > 0 && left >= -1 && top >= -1 && right <= innerWidth + 1 && bottom <= innerHeight + 1;
 })]))"""
-WIDE = """[...document.querySelectorAll('body *')].filter(one => one.getBoundingClientRect().width > innerWidth + 1)
+WIDE = """[...document.querySelectorAll('body *')].filter(one => !one.closest('.wb-scroll, #js-plotly-tester'))
+  .filter(one => one.getBoundingClientRect().width > innerWidth + 1)
   .map(one => `${one.tagName} #${one.id} .${one.className}`)"""
 SCROLLS = """[document.documentElement, document.body, document.querySelector('.gradio-container')]
   .map(one => Math.max(one.scrollWidth - innerWidth, one.scrollHeight - innerHeight))"""
@@ -47,6 +50,42 @@ def one_screen(page, phone: bool) -> None:
     assert max(page.evaluate(SCROLLS)) <= 0 and page.evaluate(WIDE) == []
     page.mouse.wheel(0, 600)
     assert page.evaluate("[scrollX, scrollY, document.body.scrollTop]") == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_figures_and_two_runs_side_by_side_fit_the_window(open_page, size):
+    page = open_page(*SIZES[size])
+    for name, seen in (("Figures", "#plots .js-plotly-plot"), ("Side by side", ".wb-beside .wb-timeline svg")):
+        page.get_by_role("tab", name=name).click()
+        page.wait_for_selector(seen, timeout=PATIENCE)
+        assert max(page.evaluate(SCROLLS)) <= 0 and page.evaluate(WIDE) == []
+        if size == "phone":
+            page.locator("#tabs > .tabitem:visible").evaluate("(pane) => pane.scrollTo(0, 1e6)")
+            assert page.evaluate(WIDE) == []
+
+
+def test_a_dropped_file_opens_as_a_run_and_the_form_outlives_a_reload(open_page, toy):
+    page = open_page()
+    open_group(page, "Limits")
+    page.get_by_label("max new tokens").first.fill("33")
+    page.wait_for_selector(".wb-setting:has-text('33 tokens')", timeout=PATIENCE)
+    close_drawer(page)
+    page.get_by_role("tab", name="Figures").click()
+    lines = b"".join(map(storage.encode, wb.decode(toy, [0, 1], max_new_tokens=3).log)).decode()
+    page.evaluate(
+        """(text) => {
+          const dataTransfer = new DataTransfer();
+          dataTransfer.items.add(new File([text], "dropped.wb"));
+          document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+        }""",
+        lines,
+    )
+    page.wait_for_selector(".wb-chip.wb-on:has-text('dropped.wb')", timeout=PATIENCE)
+    assert page.locator(TOKEN).count() == 3 and page.locator(".wb-view").first.is_visible()
+    page.reload()
+    page.wait_for_selector(".wb-setting:has-text('33 tokens')", timeout=PATIENCE)
+    open_group(page, "Limits")
+    page.wait_for_function("document.querySelector('#of-limits input[type=number]').value === '33'", timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -19,7 +19,7 @@ PROMPT = "def fibonacci(n):"
 class Visitor:
     """One page of the app without a browser: holds what the page shows, fires events, takes the updates in."""
 
-    def __init__(self, app: gr.Blocks, name: str = "somebody", empty: bool = True, key: str = ""):
+    def __init__(self, app: gr.Blocks, name: str = "somebody", empty: bool = True, key: str = "", kept: str = ""):
         self.app, self.name = app, name
         self.session = SessionState(app)
         self.shown: dict[int, Any] = {number: getattr(block, "value", None) for number, block in app.blocks.items()}
@@ -27,6 +27,7 @@ class Visitor:
         self.events = {fn.api_name: fn for fn in app.fns.values()}
         self.view: dict[str, Any] = {}
         self.set("key", key)
+        self.set("kept", kept)
         self.fire("loaded")
         if not empty:
             return
@@ -65,9 +66,10 @@ class Visitor:
             self.shown[number] = value
             if block.elem_id == "view":
                 self._receive(json.loads(value) if value else {})
-            if block.elem_id == "chosen":
+            if block.elem_id == "chosen" and value:
                 form = VISITS[self.name].form
-                self.shown |= {one._id: value for one, value in zip(form.components, json.loads(value), strict=True)}
+                values = json.loads(value)["values"]
+                self.shown |= {one._id: value for one, value in zip(form.components, values, strict=True)}
 
     def _receive(self, delta: dict[str, Any]) -> None:
         """What the page holds after a delta, by the contract of `workbench.web.data`; tokens alone."""

@@ -26,7 +26,7 @@ __all__ = ["CORPORA"]
 
 EVENTS = (
     "start", "go", "step", "run", "pause", "tick", "pick", "lost", "preset", "edited", "cancel", "choose", "forget",
-    "fork", "resettle", "figure", "figures", "sides", "beside", "add", "compare", "stop", "beat", "measure", "enough",
+    "fork", "resettle", "figures", "beside", "left", "right", "add", "compare", "stop", "beat", "measure", "enough",
     "pulse", "baseline", "paying", "verify", "open", "copy", "save", "capsule", "perfetto", "csv", "json", "failed",
 )  # fmt: skip
 META = {"_type": "gradio.FileData"}

@@ -1,6 +1,5 @@
 """The app: layout and wiring."""
 
-import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -13,13 +12,14 @@ from workbench.cursor import Replay
 from workbench.dashboard import branches, experiments, figures, loading, setup, share, transport, visits
 from workbench.dashboard import screen as page
 from workbench.dashboard.bundled import bundled
-from workbench.dashboard.form import GATHER, KINDS, SPREAD, Form
-from workbench.dashboard.html import block
+from workbench.dashboard.form import KINDS, SPREAD, Form, spread
+from workbench.dashboard.html import block, button
 from workbench.dashboard.limits import client_of
 from workbench.dashboard.presets import presets
 from workbench.dashboard.uploads import Blocks
 from workbench.dashboard.visits import VISITS, Visit, come_back, guarded, told
 from workbench.errors import BadInput
+from workbench.session import Session
 from workbench.trace import Trace
 
 __all__ = ["build_app"]
@@ -29,6 +29,7 @@ SHORT = 1500  # characters of the longest held-out prompt offered
 COMMON = {"show_progress": "hidden", "api_visibility": "private"}
 FEW, MANY = {"concurrency_limit": 4}, {"concurrency_limit": 16}
 OF_PAGE = web.script("opened.js")  # its theme, and the key of its tab
+First = tuple[str, Trace | Session] | None
 KEY = re.compile(r"[\w-]{16,64}")
 TABS = {
     "Run": page.trace_view,
@@ -44,17 +45,17 @@ def build_app(
     anything: bool = True,
     device: str = "cpu",
     dtype: str = "auto",
-    first: tuple[str, Trace] | None = None,
+    first: First = None,
 ) -> gr.Blocks:
     """The app as Blocks, not yet served.
 
     models: offered first, beside the embedded and registered ones; `anything`: the owner alone sits there. device,
-    dtype: where models run, and in what, unless the form says otherwise. first: name and trace of the run that a page
-    opens on, by default one that ships with the package.
+    dtype: where models run, and in what, unless the form says otherwise. first: name of the run that a page opens
+    on, and its trace or session; by default one that ships with the package.
     """
     title = {"title": "decoding workbench", "fill_width": True, "delete_cache": (3600, 3600)}
     with Blocks(analytics_enabled=False, **title) as app:
-        for hidden in ("saved", "theme", "key", "filled", "chosen"):
+        for hidden in ("saved", "theme", "key", "kept", "filled", "chosen"):
             gr.Textbox(visible="hidden", elem_id=hidden, container=False)
         gr.HTML("<h1>decoding workbench</h1>", elem_id="head", padding=False)
         setup.row()
@@ -67,6 +68,9 @@ def build_app(
         with gr.Column(elem_id="share", min_width=0):
             share.panel()
         with gr.Column(elem_id="drawer", min_width=0):  # the last: the page looks for a part among all before it
+            with gr.Row():
+                button("adopt", "As in the run shown", 140)
+                button("reset", "Reset", 80)
             form = Form(*_prompt(), models, anything, device, dtype)
             form.begin(_values(form, next(iter(presets()))))
         _wire(app, form, first)
@@ -85,11 +89,11 @@ def _prompt() -> tuple[gr.Textbox, gr.Radio]:
 
 
 def opened(
-    form: Form, theme: str | None, key: str | None, request: gr.Request, first: tuple[str, Trace] | None = None
+    form: Form, theme: str | None, key: str | None, kept: str | None, request: gr.Request, first: First = None
 ) -> tuple:
     """A page was opened: the visit that its tab had, else one of its own, on a run that teaches.
 
-    There are limits where visitors share the app.
+    There are limits where visitors share the app. kept: the form as the browser has kept it.
     """
     client = "" if form.anything else client_of(getattr(request.request, "scope", {}))
     theme = theme if theme in ("light", "dark") else None
@@ -97,8 +101,7 @@ def opened(
     if (visit := come_back(key, name, client)) is not None:
         with visit.lock:
             visit.theme = theme
-            _begin(visit)
-            return visit, *page.panel(visit)
+            return visit, *_begun(visit, kept)
     visit = Visit(name, client, key, form=form, theme=theme)
     VISITS[visit.name] = visit
     with visit.lock:
@@ -106,15 +109,31 @@ def opened(
             _show_bundled(visit, next(iter(presets())))
         else:
             _show(visit, *first)
-        _begin(visit)
-        return visit, *page.panel(visit)
+        return visit, *_begun(visit, kept)
 
 
-def _begin(visit: Visit) -> None:
-    """The chips of the form as a page opens."""
-    name = next(iter(presets()))
-    setup.chips(visit.form, visit, _values(visit.form, name))
-    visit.preset = name
+def _begun(visit: Visit, kept: str | None) -> list[Any]:
+    """The page as it opens, with what the browser kept of the form, else the first preset's."""
+    values, name = visit.form.kept(kept), next(iter(presets()))
+    setup.chips(visit.form, visit, values or _values(visit.form, name))
+    visit.preset = "" if values else name
+    return [*page.panel(visit), spread(values) if values else ""]
+
+
+@guarded
+def reset(visit: Visit) -> list[Any]:
+    """The form as it is at first."""
+    return _filled(visit, _values(visit.form, next(iter(presets()))))
+
+
+@guarded
+def adopt(visit: Visit) -> list[Any]:
+    """The form as it was for the run shown."""
+    return _filled(visit, visit.form.of_run(visit.branch.run.trace.run))
+
+
+def _filled(visit: Visit, values: list[Any]) -> list[Any]:
+    return [setup.chips(visit.form, visit, values), spread(values)]
 
 
 def _values(form: Form, name: str) -> list[Any]:
@@ -137,11 +156,12 @@ def _show_bundled(visit: Visit, name: str) -> bool:
     return True
 
 
-def _show(visit: Visit, name: str, trace: Trace) -> None:
-    """Look at a recorded run."""
-    replay = Replay(trace)
-    replay.jump(replay.length, replay.rounds)
-    visit.add(name, replay)
+def _show(visit: Visit, name: str, run: Trace | Session) -> None:
+    """Look at a recorded run, or at one that goes on."""
+    if isinstance(run, Trace):
+        run = Replay(run)
+        run.jump(run.length, run.rounds)
+    visit.add(name, run)
 
 
 def closed(request: gr.Request) -> None:
@@ -161,10 +181,10 @@ def preset(visit: Visit, event: gr.EventData) -> list[Any]:
     values = _values(visit.form, name)
     setup.chips(visit.form, visit, values)
     visit.preset = name
-    return [*page.panel(visit), json.dumps(values)]
+    return [*page.panel(visit), spread(values)]
 
 
-def _wire(app: gr.Blocks, form: Form, first: tuple[str, Trace] | None) -> None:
+def _wire(app: gr.Blocks, form: Form, first: First) -> None:
     """Join the parts of the page, each known by its element id, to the handlers of a visit."""
     visit = gr.State(None)
     parts = {one.elem_id: one for one in app.blocks.values() if one.elem_id}
@@ -184,7 +204,7 @@ def _wire(app: gr.Blocks, form: Form, first: tuple[str, Trace] | None) -> None:
 
     def filled(name, event=None):
         """What comes after an event, by default the press of the button of that name, once the form is gathered."""
-        gather = {"js": GATHER, "api_name": f"fill_{name}", **COMMON}
+        gather = {"js": form.gather, "api_name": f"fill_{name}", **COMMON}
         return (event or parts[name].click)(None, settings, parts["filled"], **gather).success
 
     def decodes(name, handler, given=(), status="status", event=None, **more):
@@ -193,17 +213,19 @@ def _wire(app: gr.Blocks, form: Form, first: tuple[str, Trace] | None) -> None:
         loaded = on(f"load_{name}", partial(loading.wait), ["filled"], **waited, event=filled(name, event))
         on(name, handler, [*given, "filled"], status=status, event=loaded.success, **more)
 
-    def begin(theme: str | None, key: str | None, request: gr.Request) -> tuple:
-        return opened(form, theme, key, request, first)
+    def begin(theme: str | None, key: str | None, kept: str | None, request: gr.Request) -> tuple:
+        return opened(form, theme, key, kept, request, first)
 
     load = {"js": OF_PAGE, "api_name": "loaded", **COMMON, **MANY}
-    app.load(begin, [parts["theme"], parts["key"]], named([visit, *page.PANEL]), **load)
+    app.load(begin, named(["theme", "key", "kept"]), named([visit, *page.PANEL, "chosen"]), **load)
     app.unload(closed)
     parts["examples"].change(str, parts["examples"], form.prompt, queue=False, **COMMON)
     edited = {"queue": False, "trigger_mode": "always_last", "api_name": "edited", **COMMON}
     filled("edited", row.edited)(partial(setup.chips, form), [visit, parts["filled"]], row, **edited)
-    chosen = on("preset", preset, outputs=[*page.PANEL, "chosen"], event=row.preset)
-    chosen.success(None, parts["chosen"], settings, js=SPREAD, **COMMON)
+    on("preset", preset, outputs=[*page.PANEL, "chosen"], event=row.preset)
+    on("reset", reset, outputs=["setup", "chosen"])
+    on("adopt", adopt, outputs=["setup", "chosen"])
+    parts["chosen"].change(None, parts["chosen"], settings, js=SPREAD, **COMMON)
     row.stop(loading.stop, visit, None, queue=False, api_name="cancel", **COMMON)
     decodes("start", transport.start, event=row.start)
     decodes("go", transport.go, event=row.go)
@@ -217,8 +239,7 @@ def _wire(app: gr.Blocks, form: Form, first: tuple[str, Trace] | None) -> None:
     on("forget", branches.forget, event=view.forget)
     on("fork", branches.fork, event=view.fork)
     on("resettle", branches.resettle, ["filled"], event=filled("resettle", view.resettle))
-    on("figure", figures.choose, ["figure"], ["plot", "plot2", "words"], event=parts["figure"].input)
-    on("figures", figures.drawn_again, outputs=["plot", "plot2", "words"], event=parts["tab-figures"].select)
+    on("figures", figures.drawn, outputs=figures.OUTPUTS, event=parts["tab-figures"].select)
     pairs = {"beside": parts["tab-side"].select, "left": parts["left"].input, "right": parts["right"].input}
     for name, event in pairs.items():
         on(name, branches.side_by_side, ["left", "right"], ["both"], event=event)
@@ -240,6 +261,8 @@ def _wire(app: gr.Blocks, form: Form, first: tuple[str, Trace] | None) -> None:
 
     on("open", share.open_upload, ["open"], event=parts["open"].upload, preprocess=False)
     on("copy", share.copy, ["filled"], ["code"], event=filled("copy"))
+    for name, act in share.IN_BROWSER.items():
+        parts[name].click(None, js=act, **COMMON)
     files = {name: (partial(share.download, kind=name), ["saved", "status"]) for name in share.KINDS}
     files |= {name: (partial(experiments.export, kind=name), ["saved"]) for name in ("csv", "json")}
     for name, (handler, outputs) in files.items():

@@ -1,10 +1,11 @@
 """The form of a run: prompt, model, decoder, cache, sampling and limits, made from the declarations and read back."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import gradio as gr
@@ -13,12 +14,13 @@ import torch
 import workbench as wb
 from workbench.dashboard.controls import MemberControls, control, meant, shown_value
 from workbench.dashboard.uploads import UNFIT, sound, taken
-from workbench.declare import describe, models
+from workbench.declare import describe, from_dict, models
 from workbench.errors import BadInput
 from workbench.models.loading import Progress, companion, known_models, load, resolve_device, resolve_dtype
 from workbench.session import keywords
+from workbench.trace import tables
 
-__all__ = ["GATHER", "SPREAD", "Form", "Wanted", "told_beside"]
+__all__ = ["SPREAD", "Form", "Wanted", "spread", "told_beside"]
 
 MAX_PROMPT = 20_000  # characters
 MAX_NEW_TOKENS = 512
@@ -26,8 +28,17 @@ KINDS = ("text", "chat message")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # In the browser: all values in one text, and what the page says beside them; and back. Each control that is an input or
 # output of an event of the server costs the page time with every later event, and there are hundreds.
-GATHER = "(...values) => JSON.stringify({ values, told: window.workbenchTold ?? {} })"
-SPREAD = "(text) => JSON.parse(text)"
+GATHER = """(...values) => {
+  localStorage.setItem("workbench-form", JSON.stringify({ key: "KEY", values }));
+  return JSON.stringify({ values, told: window.workbenchTold ?? {} });
+}"""
+SPREAD = "(text) => JSON.parse(text).values"
+_turns = count()
+
+
+def spread(values: Sequence[Any]) -> str:
+    """What `SPREAD` reads: the form's values. The same ones twice are two texts, so that the page takes notice."""
+    return json.dumps({"values": values, "turn": next(_turns)})
 
 
 def told_beside(text: str) -> dict[str, Any]:
@@ -113,7 +124,8 @@ class Form:
         with gr.Accordion("Model", open=False, elem_id="of-model"):
             about = "embedded, a hub id or a local directory" if self.anything else None
             model = {"info": about, "allow_custom_value": self.anything, "elem_id": "model"}
-            where.append(gr.Dropdown(known, value=known[0], label="model", **model))
+            self.model = gr.Dropdown(known, value=known[0], label="model", **model)
+            where.append(self.model)
             gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
             offered = (("device", "where it runs", ("cpu", "auto", *gpus)), ("dtype", "of its weights", DTYPES))
             with gr.Row():
@@ -140,6 +152,33 @@ class Form:
         self.components += [component for family in self.families for component in family.components]
         self.components += self.stack.values()
         self.defaults = {id(component): component.value for component in self.components}
+        self.key = hashlib.sha256(repr([one.label for one in self.components]).encode()).hexdigest()[:16]
+
+    @property
+    def gather(self) -> str:
+        """In the browser: all values in one text; they are kept there, too, for the next visit."""
+        return GATHER.replace("KEY", self.key)
+
+    def kept(self, text: str | None) -> list[Any] | None:
+        """The values that a browser has kept; None where they are another form's, or do not fit this one."""
+        try:
+            found = _gathered(text)
+            if found.get("key") == self.key and self.read(text):
+                return found["values"]
+        except BadInput:
+            pass
+        return None
+
+    def of_run(self, run: Mapping[str, Any]) -> list[Any]:
+        """The values that a recorded run had. Raises BadInput where it was given what no form can say."""
+        decoder, cache = (run.get(name) and from_dict(run[name]) for name in ("decoder", "cache"))
+        said = {**run, **(run.get("sampling") or {})}
+        settings = {name: said[name] for name in self.settings if said.get(name) is not None}
+        values = self.values(run.get("prompt_text") or "", decoder, cache, settings)
+        name = tables.model(run, "target").get("name")
+        if name in self.models:
+            values[self.components.index(self.model)] = name
+        return values
 
     def begin(self, values: Sequence[Any]) -> None:
         """What the form holds as a page opens, while it is built."""

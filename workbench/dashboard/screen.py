@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from workbench import web
-from workbench.dashboard import figures, html, python, setup
+from workbench.dashboard import html, python, setup
 from workbench.dashboard.visits import Visit
 from workbench.report.headline import badge, run_line
 from workbench.session import Session
@@ -17,7 +17,7 @@ from workbench.session import Session
 __all__ = ["PANEL", "beat", "from_module", "module", "name_of", "panel", "say", "trace_view", "view"]
 
 PANEL = (
-    "view", "setup", "status", "plot", "plot2", "words", "left", "right", "code", "save", "capsule", "perfetto",
+    "view", "setup", "status", "left", "right", "code", "save", "capsule", "perfetto",
 )  # fmt: skip
 EVENTS = ("step", "run", "pause", "rest", "pick", "lost", "choose", "forget", "fork", "resettle")  # of the view
 VIEW = {
@@ -32,8 +32,9 @@ _turns = count()
 @cache
 def module() -> str:
     """The view, and what joins it and its parts to the page, as a module: `connect`, `beside`."""
-    code = [web.module(export=False), f"const GLOSSARY = {json.dumps(web.glossary())};\n"]
-    return "".join([*code, *map(web.script, ("tour.js", "app.js", "beside.js")), "export { connect, beside };\n"])
+    words = f"const GLOSSARY = {json.dumps(web.glossary())};\n"
+    parts = map(web.script, ("tour.js", "picture.js", "app.js", "beside.js"))
+    return "".join([web.module(export=False), words, *parts, "export { connect, beside };\n"])
 
 
 def trace_view() -> gr.HTML:
@@ -52,7 +53,6 @@ import(new URL("view.js", document.baseURI)).then((found) => found.{name}(host, 
 def panel(visit: Visit) -> tuple:
     """All updates. The view is sent what the page does not hold yet."""
     parts = _filled(visit) if visit.branches else _empty(visit)
-    parts |= dict(zip(("plot", "plot2", "words"), figures.drawn(visit), strict=True))
     return tuple(parts[name] for name in PANEL)
 
 

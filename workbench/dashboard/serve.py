@@ -28,6 +28,7 @@ from workbench.dashboard.security import LOOPBACK, Gate, Rules
 from workbench.dashboard.visits import VISITS, Visit, forget_idle, forget_left, leave
 from workbench.errors import BadInput
 from workbench.models.loading import load, resolve_device, resolve_dtype
+from workbench.session import Session
 from workbench.web import page_css, script
 
 __all__ = ["NOTHING", "REST", "answer", "launch", "rules_of"]
@@ -52,22 +53,25 @@ def launch(
     allow_frame: Sequence[str] = (),
     device: str | None = None,
     dtype: str | None = None,
-    trace: str | None = None,
+    trace: str | Session | None = None,
 ) -> gr.Blocks:
     """Serve the app, to this machine alone unless `host` says otherwise, until Ctrl-C (or at once, without `wait`).
+
+    port: 0 for any that is free.
 
     token: what a visitor has to know; by default a random one where others can reach the app, "" for none. Visitors
     choose among the models that are offered, and set nothing that names a file. allow_frame: origins whose pages may
     show the app in a frame. device, dtype: as for `workbench.load`, where the form does not say otherwise. trace: a
-    file that every page opens on, in place of the run that ships.
+    file, or a session, that every page opens on, in place of the run that ships.
 
     Raises BadTrace where the trace cannot be shown, BadInput where the port is taken, or the token, an origin, device
     or dtype cannot be one.
     """
     resolve_dtype(dtype, resolve_device(device))
     rules = rules_of(host, token, allow_frame)
-    first = None if trace is None else (Path(trace).name, open_file(Path(trace)))
-    _check_port(host, port)
+    live = isinstance(trace, Session)
+    first = (trace.decoder.declared_name, trace) if live else trace and (Path(trace).name, open_file(Path(trace)))
+    port = _checked_port(host, port)
     for name in ("NO_PROXY", "no_proxy"):  # the server's check of itself must not go through a proxy
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"]))
     app, pages = build_app(models, rules.owner, device or "cpu", dtype or "auto", first), Pages(limited=not rules.owner)
@@ -83,7 +87,7 @@ def launch(
     )  # fmt: skip
     address = f"{url}?token={rules.token}" if rules.token else url
     threading.Thread(target=_sweep, args=(app, pages), daemon=True, name="idle pages").start()
-    if not models:  # one of the user's own may be large: it is loaded when it is asked for
+    if not models and not live:  # one of the user's own may be large: it is loaded when it is asked for
         threading.Thread(target=load, args=("embedded",), daemon=True, name="first model").start()
     print(f"decoding workbench: {address}  (Ctrl-C stops it)", flush=True)
     if not rules.owner:
@@ -133,13 +137,14 @@ def forget_gone(pages: Pages, holder: StateHolder, older: float) -> None:
         holder.time_last_used.pop(name, None)
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raise BadInput, before anything is built, where the app could not listen."""
+def _checked_port(host: str, port: int) -> int:
+    """The port. Raises BadInput, before anything is built, where the app could not listen."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             if os.name == "posix":
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+            return probe.getsockname()[1]
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from None

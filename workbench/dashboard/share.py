@@ -18,7 +18,7 @@ from workbench.report.capsule import capsule_of
 from workbench.trace import perfetto, storage
 from workbench.web import script
 
-__all__ = ["DOWNLOAD", "copy", "download", "open_trace", "open_upload", "panel"]
+__all__ = ["DOWNLOAD", "IN_BROWSER", "copy", "download", "open_trace", "open_upload", "panel"]
 
 ENDINGS = (".wb", ".html")  # of what may be opened
 KINDS = {  # of files: the button, the ending, the type
@@ -27,6 +27,10 @@ KINDS = {  # of files: the button, the ending, the type
     "perfetto": ("Save the timeline (Perfetto)", ".json", "application/json"),
 }
 DOWNLOAD = script("download.js")
+IN_BROWSER = {  # what the page does by itself
+    "link": "() => navigator.clipboard.writeText(location.href)",
+    "picture": "() => dispatchEvent(new CustomEvent('workbench-picture'))",
+}
 
 
 def panel() -> None:
@@ -34,6 +38,8 @@ def panel() -> None:
     with gr.Row(elem_id="files"):
         for name, (label, *_) in KINDS.items():
             button(name, label, 140, interactive=False)
+        button("picture", "Save the timeline as a picture (PNG)", 140)
+        button("link", "Copy the link to this place", 140)
         small = {"size": "sm", "min_width": 140, "elem_id": "open"}
         gr.UploadButton("Open a trace or a capsule", file_types=list(ENDINGS), **small)
     code = {"lines": 8, "max_lines": 24, "buttons": ["copy"], "interactive": False, "elem_id": "code"}

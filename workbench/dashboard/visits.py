@@ -105,9 +105,8 @@ class Visit:
     name: of the page, as the server knows it. key: what the tab knows, also after a reload; "" where it keeps none.
     client: the visitor as far as limits go, "" for the owner. form: what reads the page's controls. selected: the token
     inspected; None follows the cursor. worker: None once it has finished and was collected. message: the status line's
-    text. sent: the run and the number of its rounds that the page holds. drawn: what the figures on the page show.
-    chips: what the form says, by group; trouble: why it cannot be run; preset: the one chosen last. seen: when the page
-    was last heard of.
+    text. sent: the run and the number of its rounds that the page holds. chips: what the form says, by group; trouble:
+    why it cannot be run; preset: the one chosen last. seen: when the page was last heard of.
     """
 
     name: str = ""
@@ -120,10 +119,8 @@ class Visit:
     selected: int | None = None
     worker: Any = None
     message: str = ""
-    figure: str = "draft tree"
     theme: str | None = None
     sent: tuple[Any, int] = (None, 0)
-    drawn: Any = None
     chips: dict[str, str] | None = None
     preset: str = ""
     trouble: str = ""
@@ -195,7 +192,7 @@ class Visit:
             job.stop()
         with self.lock:
             self.halt()
-            self.branches, self.current, self.selected, self.drawn = [], 0, None, None
+            self.branches, self.current, self.selected = [], 0, None
             self.jobs = {}
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
         if trim is not None:  # glibc keeps what threads have freed, run after run
@@ -232,7 +229,7 @@ def come_back(key: str, name: str, client: str) -> Visit | None:
     _left.pop(key, None)
     VISITS.pop(visit.name, None)
     with visit.lock:
-        visit.name, visit.sent, visit.drawn = name, (None, 0), None
+        visit.name, visit.sent = name, (None, 0)
         visit.hear()
     VISITS[name] = visit
     return visit

@@ -10,7 +10,7 @@ from workbench.views.stacked import by_kind, stacked
 __all__ = ["cache_footprint", "ledger_over_time"]
 
 
-@offered("cache map and ledger")
+@offered("cache by kind")
 def ledger_over_time(trace: Trace, theme: str | None = None) -> go.Figure:
     """Bytes after every round by kind, stacked, both tiers together, and two lines to compare them with.
 

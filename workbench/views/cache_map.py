@@ -18,7 +18,7 @@ COUNT = np.uint8  # of the heads and positions in a cell, where they fit: figure
 MARKS = {"merged away": "›", "merged into": "+", "host": "h"}
 
 
-@offered("cache map and ledger", by_head=True)
+@offered("cache map", by_head=True)
 def cache_map(
     trace: Trace,
     round: int | None = None,

@@ -52,7 +52,7 @@ class Figure(go.Figure):
 
 
 def offered(title: str, **options: Any) -> Callable[[Callable], Callable]:
-    """Decorator: the app offers a view under this title, drawn with these options; those of one title stand together.
+    """Decorator: the app offers a view under this title, drawn with these options.
 
     A view that shows one round has a parameter `round`, which the app sets.
     """

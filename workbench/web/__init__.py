@@ -22,7 +22,9 @@ PARTS = (
     "table.js", "inspector.js", "view.js",
 )  # fmt: skip
 # what joins the module to a front-end, or acts on its page
-SCRIPTS = ("app.js", "beside.js", "download.js", "opened.js", "page.js", "setup.js", "tour.js", "widget.js")
+SCRIPTS = (
+    "app.js", "beside.js", "download.js", "opened.js", "page.js", "picture.js", "setup.js", "tour.js", "widget.js",
+)  # fmt: skip
 _IMPORT = re.compile(r"^import \{[^}]*\} from \"\.\.?/[\w-]+\.js\";\n", re.MULTILINE)
 _WORD = re.compile(r'WORDS\["(.+?)"\]')
 _BROKEN = re.compile(r"(?<=[{,(\[;])\n|\n(?=[}.?:&|])| (?==> )|(?<==>) ")  # ends of lines, spaces at arrows

@@ -5,5 +5,6 @@
   const fresh = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, '0')).join('');
   window.workbenchVisit ??= kept ?? fresh();
   addEventListener('pagehide', () => sessionStorage.setItem('workbench-visit', window.workbenchVisit));
-  return [document.body.classList.contains('dark') ? 'dark' : 'light', window.workbenchVisit];
+  const form = localStorage.getItem('workbench-form') ?? '';
+  return [document.body.classList.contains('dark') ? 'dark' : 'light', window.workbenchVisit, form];
 }

@@ -71,6 +71,19 @@
   new MutationObserver(dress).observe(document.body, { childList: true, subtree: true });
   dress();
 
+  // A file that is dropped anywhere is opened as a run.
+  document.addEventListener('dragover', (event) => { if (event.dataTransfer?.types.includes('Files')) event.preventDefault(); });
+  document.addEventListener('drop', (event) => {
+    const file = event.dataTransfer?.files[0], input = document.querySelector('#open input[type=file], input#open') ?? $('open')?.parentElement.querySelector('input[type=file]');
+    if (!file || !input) return;
+    event.preventDefault();
+    const list = new DataTransfer();
+    list.items.add(file);
+    input.files = list.files;
+    input.dispatchEvent(new Event('change', { bubbles: true }));
+    document.querySelector('#tabs [role=tab]')?.click();
+  });
+
   // The status line turns to caution where something was refused.
   const status = new MutationObserver(() => {
     const wrong = $('status').querySelector('.wb-error');

@@ -1,5 +1,5 @@
 import { FATES, count, fixed, heads, kindOf, node, short, shown, sign, word } from "./common.js";
-import { PHASES, TIMED } from "./transport.js";
+import { TIMED, phasesOf } from "./transport.js";
 import { tree } from "./tree.js";
 
 // A round phase by phase: one table that fills in.
@@ -17,7 +17,7 @@ export function opened(held, state) {
     span ? `${count(span.last - span.first + 1, "token")} committed, the last one ${FATES[kindOf(held.token("kind", span.last))][2]}` : "no token committed",
     `target ${shown(of("target_bytes") ?? of("cache_bytes"), "bytes")} after maintenance`,
   ];
-  PHASES.forEach((name, phase) => {
+  phasesOf(held, k).forEach((name, phase) => {
     const line = node("tr", phase > at ? "wb-later" : phase === at ? "wb-now" : ""), time = of(TIMED[phase]);
     for (const text of [phase === at ? "▸" : phase < at ? "✓" : "·", name, phase <= at ? told[phase] : "not yet", phase <= at && time !== null ? `${time.toFixed(1)} ms` : ""]) line.append(node("td", "", text));
     list.append(line);

@@ -35,17 +35,23 @@ const setup = ({ element, props, trigger, watch }) => {
     row.classList.toggle("wb-working", running || Boolean(loading));
     paused.disabled = running || busy || Boolean(loading);
   };
+  const toRun = () => document.querySelector("#tabs [role=tab]")?.click();
   const begin = (name) => () => {
     if (state.loading) return trigger("stop", {});
     if (state.running) return dispatchEvent(new CustomEvent("workbench-pause"));
     hold();
     say();
+    toRun();
     window.workbenchTold = { until: document.querySelector(".wb-until")?.value ?? "" };
     return setTimeout(() => trigger(name, {}), 30); // once that is seen
   };
   go.addEventListener("click", begin("go"));
   paused.addEventListener("click", begin("start"));
-  presets.addEventListener("change", () => presets.value && trigger("preset", { name: presets.value }));
+  presets.addEventListener("change", () => {
+    if (!presets.value) return;
+    toRun();
+    trigger("preset", { name: presets.value });
+  });
   addEventListener("workbench-run", ({ detail }) => { Object.assign(state, detail, { busy: false }); say(); });
   addEventListener("workbench-failed", () => { state.busy = false; say(); });
   if (where) {

@@ -5,7 +5,8 @@ import { button, chooser, fixed, icon, node } from "./common.js";
 const SPEEDS = [["own", "1×"], ["2", "2/s"], ["10", "10/s"], ["40", "40/s"], ["0", "max"]];
 const QUICKEST = 4, SLOWEST = 3000; // ms between two tokens at the recorded pace
 export const UNITS = ["phase", "token", "round"];
-export const PHASES = ["draft", "verify", "accept", "commit", "cache"];
+const PHASES = ["draft", "verify", "accept", "commit", "cache"], PLAIN = ["start", "forward", "sample", "commit", "cache"];
+export const phasesOf = (held, row) => (held.rounds.drafted?.[row] ? PHASES : PLAIN); // where nothing was drafted
 export const TIMED = ["draft_ms", "target_ms", "verify_ms", "commit_ms", "cache_ms"];
 
 export function transport(held, state, { step, seek, head, decode, onUnit }) {
@@ -99,7 +100,7 @@ export function transport(held, state, { step, seek, head, decode, onUnit }) {
     if (now === stepped) return;
     stepped = now;
     phases.hidden = row < 0;
-    phases.replaceChildren(...PHASES.map((name, k) => {
+    phases.replaceChildren(...phasesOf(held, row).map((name, k) => {
       const open = state.phase, time = held.rounds[TIMED[k]]?.[row] ?? null, later = open && k > open.at;
       const one = node("span", open && k === open.at ? "wb-now" : later ? "wb-later" : "", name);
       if (time !== null && !later) one.append(node("small", "", ` ${fixed(time, 1)}${k === 4 ? " ms" : ""}`));
