@@ -224,3 +224,24 @@ def test_a_form_that_the_browser_kept_comes_back_and_can_be_reset_or_taken_from_
 def test_what_was_kept_of_another_form_is_left(app, visitor, change):
     text = json.dumps(json.loads(kept(visitor)) | change)
     assert limits(Visitor(app, "again", empty=False, kept=text)).startswith("96 tokens")
+
+
+def test_an_opened_run_as_python_gives_its_text_again(visitor):
+    visitor.fire("preset", {"name": "cache cliff"})
+    assert "force={" in visitor.get("code")  # it went on from another run
+    assert evaluated(visitor.get("code")).text == visitor.text
+
+
+def test_what_does_not_fit_the_rest_of_the_form_is_named_and_why(visitor):
+    def refused() -> dict[str, dict[str, str]]:
+        visitor.fire("edited")
+        return json.loads(visitor.get("setup"))["refused"]
+
+    visitor.fire("preset", {"name": "cache cliff"})  # drafts end where the draft model is not sure
+    found = json.loads(visitor.get("setup"))["refused"]
+    assert {"copyspec", "suffix"} <= found["choose-decoder-speculative-drafter"].keys()
+    assert found["choose-decoder-speculative-shape"].keys() == {"del"}
+    assert "exit layers" in found["choose-decoder-speculative-shape"]["del"]
+    assert not any("cache" in place for place in found)  # a stack of nothing is not complete, and stays
+    visitor.set("decoder", "autoregressive")
+    assert refused() == {}

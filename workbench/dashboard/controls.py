@@ -5,7 +5,7 @@ offered at the top, not within such a member. A member of another package appear
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import gradio as gr
@@ -95,6 +95,7 @@ class MemberControls:
     ):
         self.family, self.nothing, self.models, self.anything = family, nothing, models, anything
         self.paths: dict[Path, Field | None] = {}  # the parameter there; None where a member is chosen
+        self.choices: dict[Path, str] = {}  # the family that a member is chosen of
         self.components: list[gr.components.Component] = []
         self.groups: list[tuple[gr.Dropdown, list[str], list[gr.Column]]] = []
         self._choose((family,), family, label, default or "", default is None, about)
@@ -105,8 +106,10 @@ class MemberControls:
         """A choice of a member, and the controls of each; `above`: the families of the choices it lies within."""
         known = [name for name in declare.names(family) if family not in above or not _nests(family, name)]
         choices = [(self.nothing, "")] * optional + [(name, name) for name in known]
-        chooser = gr.Dropdown(choices, value=default, label=label.replace("_", " "), info=about or None)
+        named = {"label": label.replace("_", " "), "info": about or None, "elem_id": _element(path)}
+        chooser = gr.Dropdown(choices, value=default, **named)
         self._add(path, None, chooser)
+        self.choices[path] = family
         groups = []
         self.groups.append((chooser, known, groups))
         for name in known:
@@ -140,13 +143,34 @@ class MemberControls:
             return None
         flat = {}
         for path, value in named.items():
-            chosen = all(named[path[:place]] == path[place] for place in range(1, len(path), 2))
-            if chosen and len(path) > 1 and (value or self.paths[path] is not None):
+            if _chosen(named, path) and len(path) > 1 and (value or self.paths[path] is not None):
                 entry = self.paths[path]
                 flat[_key(path)] = value if entry is None else meant(entry, value)
         if not self.anything and (kept := declare.owner_only(self.family, name, flat, self.models)):
             raise BadInput(f"{', '.join(kept)}: only the owner of this app may set that; run your own: workbench app")
         return declare.build(self.family, name, flat)
+
+    def refused(self, values: Sequence[Any]) -> dict[str, dict[str, str]]:
+        """What cannot be chosen beside the rest: element id of a choice -> name -> why. Nothing where the rest itself
+        does not fit."""
+        found: dict[str, dict[str, str]] = {}
+        named = dict(zip(self.paths, values, strict=True))
+        if self._why_not(values):
+            return found
+        for place, path in enumerate(self.paths):
+            family = self.paths[path] is None and _chosen(named, path) and self.choices[path]
+            for name in declare.names(family) if family else ():
+                why = self._why_not([*values[:place], name, *values[place + 1 :]])
+                if why and _complete(family, name):
+                    found.setdefault(_element(path), {})[name] = why
+        return found
+
+    def _why_not(self, values: Sequence[Any]) -> str:
+        try:
+            self.read(values)
+        except BadInput as why:
+            return str(why)
+        return ""
 
     def values(self, member: Declared | None, defaults: Mapping[int, Any]) -> list[Any]:
         """The controls' values that describe a declared object; those of members not chosen are the defaults, which are
@@ -165,6 +189,26 @@ class MemberControls:
 def _key(path: Path) -> str:
     """A parameter's name among flat values: dots reach into nested members."""
     return ".".join(path[2::2])
+
+
+def _element(path: Path) -> str:
+    """The element id of a choice of a member."""
+    return "-".join(("choose", *path))
+
+
+def _chosen(named: Mapping[Path, Any], path: Path) -> bool:
+    """Whether the members that a path leads through are those chosen."""
+    return all(named[path[:place]] == path[place] for place in range(1, len(path), 2))
+
+
+@cache
+def _complete(family: str, name: str) -> bool:
+    """Whether a member needs nothing more to be chosen."""
+    try:
+        declare.build(family, name)
+    except BadInput:
+        return False
+    return True
 
 
 def _nests(family: str, name: str) -> bool:

@@ -12,9 +12,10 @@ import gradio as gr
 import torch
 
 import workbench as wb
+from workbench.dashboard import python
 from workbench.dashboard.controls import MemberControls, control, meant, shown_value
 from workbench.dashboard.uploads import UNFIT, sound, taken
-from workbench.declare import describe, from_dict, models
+from workbench.declare import describe, models
 from workbench.errors import BadInput
 from workbench.models.loading import Progress, companion, known_models, load, resolve_device, resolve_dtype
 from workbench.session import keywords
@@ -171,10 +172,8 @@ class Form:
 
     def of_run(self, run: Mapping[str, Any]) -> list[Any]:
         """The values that a recorded run had. Raises BadInput where it was given what no form can say."""
-        decoder, cache = (run.get(name) and from_dict(run[name]) for name in ("decoder", "cache"))
-        said = {**run, **(run.get("sampling") or {})}
-        settings = {name: said[name] for name in self.settings if said.get(name) is not None}
-        values = self.values(run.get("prompt_text") or "", decoder, cache, settings)
+        decoder, settings = python.asked(run)
+        values = self.values(run.get("prompt_text") or "", decoder, settings["cache"], settings)
         name = tables.model(run, "target").get("name")
         if name in self.models:
             values[self.components.index(self.model)] = name
@@ -221,6 +220,15 @@ class Form:
         chosen = (("device", device, "cpu"), ("dtype", dtype, "auto"))
         where = {name: value for name, value, usual in chosen if value and value != usual}
         return Wanted(model, where, given, decoder, settings)
+
+    def refused(self, values: Sequence[Any] | str) -> dict[str, dict[str, str]]:
+        """What cannot be chosen beside the rest of the form, given as for `read`: see `MemberControls`."""
+        values, found = self.taken(values) if isinstance(values, str) else values, {}
+        start = len(values) - len(self.stack)
+        for family in reversed(self.families):
+            start -= len(family.components)
+            found |= family.refused(values[start : start + len(family.components)])
+        return found
 
     def values(self, prompt: str, decoder: Any, cache: Any, settings: Mapping[str, Any]) -> list[Any]:
         """The controls' values that ask for these, the first model and the defaults of everything else."""

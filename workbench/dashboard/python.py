@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import workbench as wb
-from workbench.declare import Declared, describe
+from workbench.declare import Declared, describe, from_dict
+from workbench.errors import BadInput
 from workbench.session import Session, keywords
+from workbench.trace import Trace, tables
 
-__all__ = ["call", "of_session", "source"]
+__all__ = ["asked", "call", "of_run", "of_session", "source"]
 
 
 def source(value: Any) -> str:
@@ -47,6 +49,27 @@ def call(
     given += [f"{name}={source(value)}" for name, value in changed.items()]
     lines = ["import workbench as wb", *imports, "", f"lm = wb.load({loaded})", "prompt = " + "\n".join(written)]
     return "\n".join([*lines, "trace = wb.decode(", *(f"    {one}," for one in given), ")", "print(trace.text)"])
+
+
+def asked(run: Mapping[str, Any]) -> tuple[Declared | None, dict[str, Any]]:
+    """Decoder and settings of a recorded run. Raises BadInput where it names what is not here."""
+    decoder, cache = (run.get(name) and from_dict(run[name]) for name in ("decoder", "cache"))
+    said = {**run, **(run.get("sampling") or {})}
+    return decoder, {name: said[name] for name in keywords() if said.get(name) not in (None, [])} | {"cache": cache}
+
+
+def of_run(trace: Trace) -> str:
+    """The call that gives the text of an opened trace: of a branch, what came before it is forced."""
+    run = trace.run
+    try:
+        decoder, settings = asked(run)
+    except BadInput as why:
+        return f"# {why}"
+    settings["force"] = {int(place): token for place, token in (run.get("forced") or {}).items()}
+    before = trace.token_ids[: (run.get("parent") or {}).get("index", 0)]
+    settings["force"] |= dict(enumerate(before))
+    prompt = run.get("prompt_text") or list(run.get("prompt_ids") or ())
+    return call(str(tables.model(run, "target").get("name") or "embedded"), prompt, decoder, settings)
 
 
 def of_session(session: Session) -> str:

@@ -131,6 +131,6 @@ def _filled(visit: Visit) -> dict[str, Any]:
         "status": html.inert(visit.message),
         "left": gr.update(choices=labels, value=max(0, len(labels) - 2)),
         "right": gr.update(choices=labels, value=len(labels) - 1),
-        "code": python.of_session(run) if branch.live else "# an opened trace: see its settings in the capsule",
+        "code": python.of_session(run) if branch.live else python.of_run(run.trace),
         **{name: gr.update(interactive=may) for name, may in ready.items()},
     }

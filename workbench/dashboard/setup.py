@@ -39,7 +39,8 @@ def shown(visit: Visit) -> str:
     run = of_run(visit.branch.run.trace.run) if visit.branches else {}
     listed = [{"group": name, "text": form.get(name, ""), "run": run.get(name, "")} for name in GROUPS]
     names = {name: preset.look for name, preset in presets().items()}
-    return web.to_json({"chips": listed, "presets": names, "preset": visit.preset, "trouble": visit.trouble})
+    said = {"preset": visit.preset, "trouble": visit.trouble, "refused": visit.refused}
+    return web.to_json({"chips": listed, "presets": names, **said})
 
 
 def chips(form: Form, visit: Visit | None, filled: Sequence[Any] | str) -> str:
@@ -52,6 +53,7 @@ def chips(form: Form, visit: Visit | None, filled: Sequence[Any] | str) -> str:
         drawn = {entry.name for entry in describe(wb.Sampling)} & wanted.settings.keys()
         wb.Sampling(**{name: wanted.settings[name] for name in drawn})
         visit.chips, visit.trouble = _of_form(wanted), ""
+        visit.refused = form.refused(filled)
     except (WorkbenchError, ValueError, TypeError) as error:
         visit.trouble = one_line(error)
     return shown(visit)

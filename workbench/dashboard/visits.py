@@ -106,7 +106,8 @@ class Visit:
     client: the visitor as far as limits go, "" for the owner. form: what reads the page's controls. selected: the token
     inspected; None follows the cursor. worker: None once it has finished and was collected. message: the status line's
     text. sent: the run and the number of its rounds that the page holds. chips: what the form says, by group; trouble:
-    why it cannot be run; preset: the one chosen last. seen: when the page was last heard of.
+    why it cannot be run; refused: choices that do not fit the rest; preset: the one chosen last. seen: when the page
+    was last heard of.
     """
 
     name: str = ""
@@ -123,6 +124,7 @@ class Visit:
     sent: tuple[Any, int] = (None, 0)
     chips: dict[str, str] | None = None
     preset: str = ""
+    refused: dict[str, dict[str, str]] = field(default_factory=dict)
     trouble: str = ""
     jobs: dict[str, Any] = field(default_factory=dict)
     arms: dict[str, Any] = field(default_factory=dict)

@@ -88,10 +88,22 @@ const setup = ({ element, props, trigger, watch }) => {
     chip.title = other ? `${group}: ${text}; the run shown has ${run}` : `${group}: ${text}`;
   };
 
+  // Choices that do not fit the rest of the form are hidden, and a line below says how many, and why.
+  const hidden = document.head.appendChild(made("style", ""));
+  const quoted = (text) => JSON.stringify(text.replaceAll("\n", " "));
+  const hide = (refused) => {
+    hidden.textContent = Object.entries(refused).map(([id, names]) => {
+      const all = Object.keys(names), why = Object.values(names)[0];
+      return `${all.map((name) => `#${id} li[aria-label=${quoted(name)}]`).join()} { display: none !important; }
+#${id}::after { content: ${quoted(`${all.length} hidden: ${why}`)}; display: block; font-size: 11.5px; color: var(--wb-quiet); padding-top: 3px; }`;
+    }).join("\n");
+  };
+
   const show = () => {
     if (!props.value) return;
     const data = JSON.parse(props.value);
     data.chips.forEach(tell);
+    hide(data.refused ?? {});
     trouble.hidden = !data.trouble;
     trouble.textContent = `! ${data.trouble}`;
     trouble.title = data.trouble;
