@@ -63,7 +63,7 @@ class TraceWidget(anywidget.AnyWidget):
 
 
 def _drawing(trace: Trace) -> str:
-    """The four signals as an image: it stands where a page takes neither scripts nor drawings in its HTML."""
+    """The four signals as an image: JupyterLab strips inline SVG from notebooks that it does not trust."""
     figure = views.signals(trace)
     image = base64.b64encode(svg(figure).encode()).decode()
     return f'<img alt="{html.escape(views.description(figure))}" src="data:image/svg+xml;base64,{image}">'
