@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install app lab test check format docs notebooks bench speed models size clean
+.PHONY: help install app lab test check format docs notebooks gallery bench speed models size clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ docs: install ## write the pages and the stub that follow from declarations
 
 notebooks: $(VENV)/.installed-test ## execute the notebooks again, ready to commit
 	$(BIN)/python tests/normalise_notebooks.py
+
+gallery: install ## write the gallery of capsules again
+	$(BIN)/python docs/make_gallery.py
 
 bench: install ## measure decoding speed; rows go to benchmarks/results/
 	$(BIN)/python benchmarks/decoding.py $(ARGS)

@@ -248,7 +248,9 @@ VERBS = {
         st.just(["--table", "tokens"]),
     ],
     "replay": [a_file, option("--by", words), option("--speed", speeds)],
-    "capsule": [a_file, option("--out", files), option("--title", words), st.just(["--overwrite"])],
+    "capsule": [
+        a_file, option("--out", files), option("--title", words), option("--note", words), st.just(["--overwrite"]),
+    ],
 }  # fmt: skip
 lines = st.one_of(
     st.sampled_from(list(VERBS)).flatmap(

@@ -353,6 +353,7 @@ def test_lab_copies_notebooks_without_writing_over_any(tmp_path):
     first = sorted(place.name for place in notebooks(tmp_path).glob("*.ipynb"))[0]
     (tmp_path / first).write_text("mine")
     assert notebooks(tmp_path) == tmp_path and (tmp_path / first).read_text() == "mine"
+    assert first in (tmp_path / "README.md").read_text()  # the index that the notebooks link to
     words = command(tmp_path, 8899, browser=False)
     assert f"--LabApp.default_url=/lab/tree/{first}" in words and "--ServerApp.ip=127.0.0.1" in words
 

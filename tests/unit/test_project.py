@@ -14,7 +14,10 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/measurements.md")
+DOCUMENTS = (
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/measurements.md", "docs/gallery/README.md",
+    "notebooks/README.md",
+)  # fmt: skip
 TOP_FOLDERS = ("workbench", "kernels", "tests", "docs", "benchmarks", "notebooks")
 NOTEBOOK_BYTES = 300_000  # a tutorial with its drawings; megabytes mean widget state or a stored script
 
@@ -98,7 +101,7 @@ def code(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", ["docs/reference.md", "docs/migrating.md", "workbench/__init__.pyi"])
+@pytest.mark.parametrize("page", ["README.md", "docs/reference.md", "docs/migrating.md", "workbench/__init__.pyi"])
 def test_generated_pages_are_current(page):
     """Rendered in a process of its own, so that classes registered by other tests are not on it."""
     script = (
@@ -177,3 +180,19 @@ def test_notebooks_are_committed_executed_and_clean(path):
     assert not re.search(r"NBVAL_(?:SKIP|IGNORE_OUTPUT|RAISES_EXCEPTION)", raw), "a cell that is not compared"
     assert not re.search(r"^[\s\"]*[%!]\s*pip", raw, flags=re.MULTILINE), "an install cell"
     assert path.stat().st_size < NOTEBOOK_BYTES
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_show_one_widget_and_end_in_two_exercises_and_a_link(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    (shown,) = [cell for cell in cells if cell["cell_type"] == "code" and ".widget()" in "".join(cell["source"])]
+    saved = "".join(shown["outputs"][0]["data"]["text/html"])  # what stands there without a kernel
+    assert "<pre" in saved and "data:image/svg+xml" in saved
+    tasks, last = re.search(r"^## Exercises\n(.*)\n\n(Next: .*)\Z", texts[-1], flags=re.MULTILINE | re.DOTALL).groups()
+    assert re.findall(r"^(\d+)\. ", tasks, flags=re.MULTILINE) == ["1", "2"] and "\n\n" not in tasks
+    names = [*(notebook.name for notebook in NOTEBOOKS), "README.md"]
+    assert "\n" not in last and f"]({names[names.index(path.name) + 1]})" in last
+    assert texts[0].endswith("[All notebooks](README.md)")
+    for link in re.findall(r"\]\(([^)#\s]+)", "\n".join(texts)):
+        assert "://" in link or (path.parent / link).exists(), link

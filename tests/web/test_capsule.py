@@ -73,7 +73,7 @@ def test_nothing_is_fetched_and_only_the_hashed_code_runs(speculative):
 
 
 def test_hostile_texts_are_inert(hostile):
-    text = capsule_of(hostile, title=HOSTILE)
+    text = capsule_of(hostile, title=HOSTILE, note=HOSTILE)
     page = Page(text)
     assert len(page.all("script")) == 3 and "<!--" not in text
     assert not any("\u2028" in content for _, content in page.all("script"))
@@ -143,10 +143,10 @@ def test_damaged_and_other_files_are_refused_in_one_line(tree, tmp_path):
 
 def test_the_command_line_makes_and_shows_capsules(tree, tmp_path, capsys):
     tree.save(tmp_path / "run.wb")
-    assert (
-        cli.main(["capsule", str(tmp_path / "run.wb"), "-o", str(tmp_path / "x.html"), "--title", "A <b>run</b>"]) == 0
-    )
-    assert "A &lt;b&gt;run&lt;/b&gt;" in (tmp_path / "x.html").read_text(encoding="utf-8")
+    said = ["--title", "A <b>run</b>", "--note", "Look at token 3."]
+    assert cli.main(["capsule", str(tmp_path / "run.wb"), "-o", str(tmp_path / "x.html"), *said]) == 0
+    page = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "A &lt;b&gt;run&lt;/b&gt;" in page and '<p class="note">Look at token 3.</p>' in page
     assert cli.main(["capsule", str(tmp_path / "run.wb")]) == 0 and (tmp_path / "run.html").exists()
     assert cli.main(["capsule", str(tmp_path / "run.wb")]) == 2
     assert "exists already" in capsys.readouterr().err

@@ -1,8 +1,11 @@
 """The widgets without a browser: what is sent, what the buttons do, and that closing frees everything."""
 
 import asyncio
+import base64
 import gc
+import html
 import json
+import re
 import threading
 import weakref
 
@@ -10,7 +13,8 @@ import pytest
 
 import workbench as wb
 from tests.session.empty_rounds import Search
-from workbench import web
+from workbench import views, web
+from workbench.views.static import svg
 from workbench.widgets import SessionWidget, TraceWidget
 
 PROMPT = "def fibonacci(n):"
@@ -284,6 +288,9 @@ def test_the_saved_output_is_readable_without_a_kernel(tree):
     assert "application/vnd.jupyter.widget-view+json" in data
     assert data["text/plain"] == f"TraceWidget({tree!r})" and "0x" not in data["text/plain"]
     assert "<script" not in data["text/html"] and "drafted and kept" in data["text/html"]
+    figure = views.signals(tree)
+    (alt, image) = re.search(r'<img alt="(.*?)" src="data:image/svg\+xml;base64,(.*?)">', data["text/html"]).groups()
+    assert html.unescape(alt) == views.description(figure) and base64.b64decode(image).decode() == svg(figure)
     widget.close()
     assert repr(widget) == "TraceWidget(closed)"
 

@@ -82,7 +82,7 @@ def add_capsule(parser: Parser) -> None:
 def capsule(args: argparse.Namespace) -> int:
     from workbench.report.capsule import convert
 
-    print(convert(args.trace, args.out, args.title, args.overwrite))
+    print(convert(args.trace, args.out, args.title, args.note, args.overwrite))
     return 0
 
 

@@ -39,9 +39,9 @@ def notebooks(folder: Path | None = None) -> Path:
     folder = folder or Path("workbench-notebooks")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for notebook in sorted(source.glob("*.ipynb")):
-            if not (folder / notebook.name).exists():
-                shutil.copyfile(notebook, folder / notebook.name)
+        for file in (*source.glob("*.ipynb"), source / "README.md"):
+            if not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error.strerror}; name another --folder") from None
     return folder

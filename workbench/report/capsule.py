@@ -32,6 +32,7 @@ header { display: flex; gap: 12px; align-items: baseline; min-height: 44px; padd
 h1 { font-size: 14px; font-weight: 650; margin: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 h2 { font-size: 13px; margin: 18px 0 4px; } header p { margin: 0; color: var(--wb-quiet); white-space: nowrap; }
 main { --wb-height: max(640px, 100dvh - 44px); border-bottom: 1px solid var(--wb-line); }
+.note { margin: 9px 14px; } .note + main { --wb-height: max(640px, 100dvh - 80px); }
 .about { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 0 28px;
   padding: 0 14px 20px; }
 .about table { border-collapse: collapse; width: 100%; } .about th { color: var(--wb-quiet); width: 42%; }
@@ -55,6 +56,7 @@ PAGE = """<!doctype html>
 </head>
 <body>
 <header><h1>{title}</h1><p>{about}</p></header>
+{note}
 <main id="workbench-view"></main>
 <noscript>{plain}</noscript>
 <div class="about">{sections}</div>
@@ -66,8 +68,12 @@ PAGE = """<!doctype html>
 """
 
 
-def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader | None = None) -> str:
-    """The page as text. title: heading, by default decoder and start of the prompt; text_of: as for `web.payload`."""
+def capsule_of(trace: Trace, title: str | None = None, note: str = "", text_of: web.data.Reader | None = None) -> str:
+    """The page as text.
+
+    title: heading, by default decoder and start of the prompt; note: what to look for, said below it; text_of: as for
+    `web.payload`.
+    """
     run = trace.run
     script, style = web.module(export=False) + START, f":root {{ {web.variables()} }}" + LOOK + web.css()
     start = " ".join(trace.prompt.split())
@@ -82,6 +88,7 @@ def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader 
         ),
         title=_inert(heading),
         about=_inert(f"{len(trace.token_ids)} tokens, trace {trace.id} {began}"),
+        note=f'<p class="note">{_inert(note)}</p>' if note else "",
         plain=web.plain(trace),
         sections="".join(_section(name, facts) for name, facts in _sections(trace).items()),
         data=base64.b64encode(gzip.compress(web.to_json(view).encode(), mtime=0)).decode(),
@@ -112,16 +119,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", help="a trace file such as run.wb")
     parser.add_argument("-o", "--out", metavar="FILE", help="default: beside the trace, with the ending .html")
     parser.add_argument("--title", metavar="TEXT", help="heading (default: decoder and start of the prompt)")
+    parser.add_argument("--note", metavar="TEXT", default="", help="what to look for, said below the heading")
     parser.add_argument("--overwrite", action="store_true", help="allow the file to exist")
 
 
-def convert(trace: str, out: str | None = None, title: str | None = None, overwrite: bool = False) -> Path:
+def convert(
+    trace: str, out: str | None = None, title: str | None = None, note: str = "", overwrite: bool = False
+) -> Path:
     """Write the capsule of a trace file. BadInput where there is one already, unless `overwrite`."""
     read = Trace.load(trace)
     path = Path(trace).with_suffix(".html") if out is None else out
     if target(path).exists() and not overwrite:
         raise BadInput(f"{path} exists already; choose another --out, or pass --overwrite")
-    return write_capsule(read, path, title=title)
+    return write_capsule(read, path, title=title, note=note)
 
 
 def _sections(trace: Trace) -> dict[str, dict[str, Any]]:

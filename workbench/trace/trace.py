@@ -74,14 +74,15 @@ class Trace:
         """
         write_whole(path, storage.encode(perfetto.events(self)))
 
-    def capsule(self, path: str | Path, title: str | None = None) -> Path:
+    def capsule(self, path: str | Path, title: str | None = None, note: str = "") -> Path:
         """Write the run as one offline HTML file that shows it to anyone and that `Trace.load` reads back.
 
-        title: its heading, by default decoder and start of the prompt. BadInput where it cannot be written.
+        title: its heading, by default decoder and start of the prompt; note: what to look for, said below it.
+        BadInput where it cannot be written.
         """
         import workbench  # its lazy names: a trace knows no front-end
 
-        return workbench.write_capsule(self, path, title=title)
+        return workbench.write_capsule(self, path, title=title, note=note)
 
     def widget(self):
         """The view of the trace as a Jupyter widget; see `workbench.widgets.TraceWidget`."""

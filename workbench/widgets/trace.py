@@ -1,12 +1,15 @@
 """The view of a trace as a Jupyter widget."""
 
+import base64
+import html
 from typing import Any
 
 import anywidget
 import traitlets
 
-from workbench import web
+from workbench import views, web
 from workbench.trace import Trace
+from workbench.views.static import svg
 
 __all__ = ["TraceWidget"]
 
@@ -20,7 +23,7 @@ class TraceWidget(anywidget.AnyWidget):
         whose distributions were recorded (`prompt_rows`) count from -1 down.
     picked: index of the token last picked with Enter or a double click, -1 before that; observe it to act on it.
 
-    Saved without a kernel, the notebook shows the text with underlines and shades, without a script.
+    Where no kernel runs, a saved notebook shows the text with underlines and shades over the four signals.
     """
 
     _esm = web.module() + web.script("widget.js")
@@ -55,5 +58,12 @@ class TraceWidget(anywidget.AnyWidget):
         data = bundle[0] if isinstance(bundle, tuple) else bundle or {}
         data["text/plain"] = repr(self)
         if self._trace is not None:
-            data["text/html"] = web.plain(self._trace)
+            data["text/html"] = web.plain(self._trace) + _drawing(self._trace)
         return bundle or data
+
+
+def _drawing(trace: Trace) -> str:
+    """The four signals as an image: JupyterLab strips inline SVG from notebooks that it does not trust."""
+    figure = views.signals(trace)
+    image = base64.b64encode(svg(figure).encode()).decode()
+    return f'<img alt="{html.escape(views.description(figure))}" src="data:image/svg+xml;base64,{image}">'
