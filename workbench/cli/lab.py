@@ -38,10 +38,11 @@ def notebooks(folder: Path | None = None) -> Path:
         return checkout
     folder = folder or Path("workbench-notebooks")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in (*source.glob("*.ipynb"), source / "README.md"):
-            if not (folder / file.name).exists():
-                shutil.copyfile(file, folder / file.name)
+        for file in (*source.glob("*.ipynb"), source / "README.md", *source.glob("runs/*.wb")):
+            place = folder / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if not place.exists():
+                shutil.copyfile(file, place)
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error.strerror}; name another --folder") from None
     return folder
