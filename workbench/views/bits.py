@@ -4,9 +4,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
+from workbench.trace.slots import last_round, replay, too_many
 from workbench.views.figure import figure, offered
 from workbench.views.palette import PALETTE, scale
-from workbench.views.slots import last_round, replay, too_many
 
 __all__ = ["bit_map"]
 

@@ -5,9 +5,9 @@ import plotly.graph_objects as go
 
 from workbench.errors import BadInput
 from workbench.trace import Trace
+from workbench.trace.slots import HOST, INTO, KEPT, STATES, Slots, last_round, replay, too_many
 from workbench.views.figure import figure, offered
 from workbench.views.palette import PALETTE, scale, tint
-from workbench.views.slots import HOST, INTO, KEPT, STATES, Slots, last_round, replay, too_many
 from workbench.views.words import named
 
 __all__ = ["cache_map"]

@@ -13,7 +13,7 @@
   drafter's name; `rounds.target_bytes` (without free slots), `free_bytes`, `others_bytes` (of other models) and
   `target_full_bytes` split the cache's bytes, both tiers together; `units_held`, `units_read` (pages or slots, over all
   layers) and `bytes_fetched` are what the target's attention had, read, and got from another tier.
-- `slots`: what happened to the slots of the target's cache, columns as in `workbench.web.slots`.
+- `slots`: what happened to the slots of the target's cache, columns as in `workbench.trace.slots`.
 - `names`: token id -> text, for the candidates in `topk_raw` and `topk_sampled`.
 - `phase`: given as `upto`, the phase of the last round up to which all this goes, as an index into `PHASES`; else null.
   What a later phase decides is not in here.
@@ -48,7 +48,7 @@ from workbench.errors import BadTrace
 from workbench.trace import Trace, tables
 from workbench.trace.forms import writable
 from workbench.trace.schema import SOURCES, TABLES
-from workbench.web import slots
+from workbench.trace.slots import changes
 
 __all__ = ["COLUMNS", "PHASES", "SIGNALS", "payload", "plain", "reader", "to_json"]
 
@@ -129,7 +129,7 @@ def payload(
     found["rounds"] |= _parts(found["rounds"], tables.columns("cache", recent))
     found["rounds"] |= _reads(found["rounds"], tables.columns("reads", recent))
     found["tokens"]["kind"] = list(_kinds(found["tokens"], found["rounds"]))
-    moved = slots.changes(recent, log[index[first - 1].place] if first else None)
+    moved = changes(recent, log[index[first - 1].place] if first else None)
     open_phase = upto[1] if upto and upto[1] < CACHE and last.get("round") == upto[0] else None
     if open_phase is not None:
         found, moved = _masked(found, moved, *upto)
