@@ -6,19 +6,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from workbench.dashboard.charts import badge, gauge, signed
-from workbench.dashboard.comparing import PLAIN, SAME, acted, many, percent
-from workbench.dashboard.html import inert, line
+from workbench.dashboard.charts import gauge, signed
+from workbench.dashboard.comparing import PLAIN, SAME, many, percent
+from workbench.dashboard.html import badge, inert, line
 from workbench.dashboard.jobs import Job
 from workbench.errors import BadInput
 from workbench.experiments.compare import Arm, Comparison, Run, interval
 from workbench.experiments.lossless import Verdict, lossless
+from workbench.report.headline import acted, claim
 
 __all__ = ["Apart", "Measured", "bound"]
 
 TOKENS = 48  # of a compared text
 FULL, SAME_CACHE, OWN = "plain decoding, full cache", "plain decoding, same cache", "the decoder"
 COUNTING = "Texts differ seed by seed, as they may; so runs are counted."
+WEAKEST = ("own", "lossy", "numeric", "distribution", "seeded", "exact")
 Found = list[dict[str, Run]]
 
 
@@ -159,7 +161,7 @@ class Measured(Job):
         if not total:
             done, total = (sum(getattr(part, name) for part in self.parts) for name in ("done", "total"))
             text = f"{done} of {many(total, 'text')} decoded: comparing with plain decoding …"
-        return line(text, f'<progress max="{total}" value="{done}" aria-label="how far it is"></progress>')
+        return line(text, done, total)
 
     def badge(self) -> str:
         """The verdict as a badge; "? not measured" before there is one."""
@@ -167,17 +169,11 @@ class Measured(Job):
             why = "some texts are not compared yet, or no runs were counted"
             return badge("? not measured" if self.over else "? measuring", why)
         found, words = self.verdict, {*self.promised}
-        words |= {found.greedy, found.sampled} if found else set()
+        words |= {found.greedy, found.sampled} - {None} if found else set()
         if found and found.holds is False:
-            return badge("✕ guarantee does not hold", "texts or counts contradict the guarantee", caution=True)
-        if "own" in words:
-            return badge("≈ own distribution", "samples from a distribution of its own", caution=True)
-        if "lossy" in words:
-            return badge("≈ lossy", "may keep tokens that plain decoding would not", caution=True)
-        if self.acted:
-            return badge("≈ exact under its cache", "plain decoding under the same cache, itself lossy", caution=True)
-        kind = "up to near-ties" if "numeric" in words else "in distribution" if "distribution" in words else ""
-        return badge(f"= exact {kind}".strip(), "plain decoding with the full cache")
+            return badge("✕ guarantee does not hold", "texts or counts contradict the guarantee", True)
+        weakest = min(words, key=WEAKEST.index)
+        return badge(**claim(weakest, bool(self.cache), self.acted, "this measurement"))
 
     def _said(self) -> str:
         """The verdict: badge, what is guaranteed, and what was seen, with its number and bound."""
