@@ -15,8 +15,6 @@ from workbench.cli.preparing import preparing
 from workbench.cli.run import add_run, run
 from workbench.errors import BadInput
 
-__all__ = ["COMMANDS", "parser_for"]
-
 MEMBERS = "decoders, drafters, shapes, verifiers, policies, quantizers, caches, views, recipes"
 TABLES = ("tokens", "rounds", "drafts", "forwards", "cache", "bits", "events")
 

@@ -9,8 +9,6 @@ from workbench.cli import options
 from workbench.cli.preparing import preparing
 from workbench.errors import BadInput, shown
 
-__all__ = ["add_run", "run"]
-
 
 def add_run(parser: options.Parser) -> None:
     parser.add_argument("prompt", nargs="?", help="the text to continue")

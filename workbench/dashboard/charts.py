@@ -10,8 +10,6 @@ from typing import NamedTuple
 from workbench.dashboard.html import inert
 from workbench.report.headline import size
 
-__all__ = ["EXACT", "Dot", "Mark", "bars", "gauge", "intervals", "scatter", "signed", "words"]
-
 EXACT = 1e-7  # nats per token: below, a divergence is rounding
 WIDE, NARROW = 700, 370  # units of a drawing; shown at about a pixel each
 ROW = 27  # of an interval plot

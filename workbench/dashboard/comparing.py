@@ -14,8 +14,6 @@ from workbench.dashboard.limits import LONG
 from workbench.experiments.compare import Arm, Comparison
 from workbench.report.headline import acted, claim
 
-__all__ = ["BASELINE", "PLAIN", "SAME", "Compared", "many", "percent", "report"]
-
 BASELINE = "plain"
 PLAIN = wb.Autoregressive()
 LOOK = "Speed-up, distance from the full cache's distribution, and bytes. Lower right and small is best."

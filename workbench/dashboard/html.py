@@ -9,8 +9,6 @@ import pandas as pd
 
 from workbench.views.figure import visible
 
-__all__ = ["badge", "block", "button", "inert", "line", "number", "shown", "table"]
-
 LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 
 

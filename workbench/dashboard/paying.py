@@ -17,8 +17,6 @@ from workbench.session import Session
 from workbench.trace import Trace
 from workbench.views.break_even import BreakEven, break_even_numbers
 
-__all__ = ["NONE", "PART", "Plain", "baseline", "paying"]
-
 MEASURED = 64  # tokens of a plain run at most
 PART = '<h3 class="wb-part">Does drafting pay?</h3>'
 NONE = "No run yet. Press Run; then this says whether drafting pays."

@@ -15,8 +15,6 @@ from workbench.experiments.compare import Arm, Comparison, Run, interval
 from workbench.experiments.lossless import Verdict, lossless
 from workbench.report.headline import acted, claim
 
-__all__ = ["Apart", "Measured", "bound"]
-
 TOKENS = 48  # of a compared text
 FULL, SAME_CACHE, OWN = "plain decoding, full cache", "plain decoding, same cache", "the decoder"
 COUNTING = "Texts differ seed by seed, as they may; so runs are counted."

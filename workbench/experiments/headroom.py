@@ -25,8 +25,6 @@ from workbench.speculation.tree_builder import BEST
 from workbench.trace import Trace
 from workbench.trace.summary import layer_shares
 
-__all__ = ["Costs", "headroom"]
-
 LONGEST = 16  # of the oracle's chains
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 THRESHOLDS = (0.2, 0.4, 0.6, 0.8)

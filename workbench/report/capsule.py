@@ -21,8 +21,6 @@ from workbench.trace import Trace, storage
 from workbench.trace.files import target, write_whole
 from workbench.trace.forms import writable
 
-__all__ = ["add_options", "capsule_of", "convert", "open_capsule", "write_capsule"]
-
 LOOK = """
 :root { color-scheme: light dark; }
 body { font: 12.5px/1.45 system-ui, sans-serif; margin: 0; overflow-wrap: anywhere; background: var(--wb-page);

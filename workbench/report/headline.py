@@ -4,8 +4,6 @@ from typing import Any
 
 from workbench.trace import Trace, tables
 
-__all__ = ["acted", "badge", "claim", "headline", "run_line", "size"]
-
 CLAIMS = {  # what a guarantee, kept or found, makes of a text: the badge, and what it says
     "exact": ("= exact", "the text is that of plain decoding, token by token"),
     "seeded": ("= exact", "the text is that of plain decoding with the same seed, draw by draw"),

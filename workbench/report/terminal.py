@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from workbench.trace import Trace
 
-__all__ = ["escaped", "one_line", "replay", "stream", "table", "undisturbed"]
-
 MARKS = {"accepted": ("[", "]"), "bonus": ("", "+"), "residual": ("", "!"), "target": ("", "")}
 COLOURS = {"accepted": "32", "bonus": "36", "residual": "31", "rejected": "2;9", "note": "2"}
 SHORT = {  # columns shown by `workbench show --table`, where the table has more than fit a line

@@ -12,8 +12,6 @@ from workbench.trace import tables
 from workbench.trace.columns import unpack_layers
 from workbench.trace.trace import Trace
 
-__all__ = ["MOST", "OPS", "STATES", "Slots", "changes", "last_round", "replay", "runs_of", "too_many"]
-
 MOST = 60_000  # rows that are sent; a run with more has no map
 DRAWN, CHANGES = 6_000_000, 3  # slots that are drawn, and how often each may change on the way
 OPS = ("held", "evicted", "merged away", "merged into", "on the host", "width")

@@ -13,8 +13,6 @@ from workbench.errors import BadTrace
 from workbench.trace.columns import unpack_layers
 from workbench.trace.schema import CACHE_KINDS, KEYS, TABLES
 
-__all__ = ["cache_bytes", "columns", "expand", "final", "frame", "is_target", "model", "rest", "rows", "table"]
-
 FREE = ("pad", "staging")  # bytes that hold no committed token
 Event = dict[str, Any]
 Columns = dict[str, list]

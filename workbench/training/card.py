@@ -5,8 +5,6 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-__all__ = ["card", "write_card"]
-
 TEXT = """---
 license: apache-2.0
 language: code

@@ -15,8 +15,6 @@ from workbench.training import corpus
 from workbench.training.parts import STAGES
 from workbench.training.stage import Stage, checkpoint, encode
 
-__all__ = ["export", "measured"]
-
 STAGES_OF = {"target": ("target", "target-long"), "draft": ("draft",)}
 WINDOWS, LENGTH = 64, 512
 

@@ -15,8 +15,6 @@ from workbench.views.figure import figure, inert, ink, offered
 from workbench.views.palette import PALETTE
 from workbench.views.words import named
 
-__all__ = ["acceptance", "acceptance_length", "divergence"]
-
 BANDS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, float("inf"))  # nats
 TITLES = {
     "position": "position in the draft (tokens)",

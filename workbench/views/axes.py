@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Axis", "written"]
-
 
 class Axis:
     """An axis of a Plotly figure: linear, logarithmic or of categories.

@@ -8,8 +8,6 @@ from workbench.trace.slots import last_round, replay, too_many
 from workbench.views.figure import figure, offered
 from workbench.views.palette import PALETTE, scale
 
-__all__ = ["bit_map"]
-
 COLUMNS = 1024  # more positions than this are drawn several to a cell
 
 

@@ -10,8 +10,6 @@ from workbench.views.figure import figure, offered
 from workbench.views.palette import PALETTE, scale, tint
 from workbench.views.words import named
 
-__all__ = ["cache_map"]
-
 ROWS, COLUMNS = 48, 1024  # most rows and columns drawn one by one
 MARKED = 96  # most columns whose cells carry a mark
 COUNT = np.uint8  # of the heads and positions in a cell, where they fit: figures are embedded in pages and notebooks

@@ -6,8 +6,6 @@ import plotly.graph_objects as go
 from workbench.views.figure import figure, inert, offered
 from workbench.views.palette import PALETTE
 
-__all__ = ["headroom"]
-
 
 @offered("headroom of other drafts")
 def headroom(table: pd.DataFrame, theme: str | None = None) -> go.Figure:

@@ -13,8 +13,6 @@ import numpy as np
 
 from workbench.views.axes import written
 
-__all__ = ["apart", "glyph", "image", "labels", "levels", "line", "painted", "path", "plain", "px", "tag", "text"]
-
 DASHES = {"dash": "8 5", "dot": "2 3", "dashdot": "8 3 2 3", "longdash": "12 5"}
 CORNERS = {"square": (4, 1, 45), "diamond": (4, 1, 0), "hexagon": (6, 1, 0), "triangle-down": (3, 1, 90),
            "star": (10, 0.45, -90)}  # how many, radius of every second, turn in degrees  # fmt: skip

@@ -15,8 +15,6 @@ import plotly.graph_objects as go
 from workbench.views.axes import Axis, written
 from workbench.views.marks import apart, glyph, image, labels, levels, line, painted, path, plain, px, tag, text
 
-__all__ = ["LIMIT", "svg"]
-
 WIDTH, LIMIT = 760, 60_000  # pixels; bytes
 GRAINS = (0.1, 1, 2, 4, 8, 16)  # pixels within which marks become one, until the drawing is small enough
 EDGE, ROW, LETTER = 16, 18, 6.4  # pixels: a margin, a line of text, a letter

@@ -12,8 +12,6 @@ from workbench.views.figure import figure, inert, ink, offered, shown
 from workbench.views.palette import PALETTE, colour
 from workbench.views.words import named
 
-__all__ = ["draft_tree"]
-
 SYMBOLS = {
     "accepted": "circle", "rejected": "x", "sibling_won": "diamond-open", "parent_rejected": "circle-open",
     "pruned": "triangle-down-open", "after_end": "square-open",

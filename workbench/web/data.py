@@ -50,8 +50,6 @@ from workbench.trace.forms import writable
 from workbench.trace.schema import SOURCES, TABLES
 from workbench.trace.slots import changes
 
-__all__ = ["COLUMNS", "PHASES", "SIGNALS", "payload", "plain", "reader", "to_json"]
-
 PROMPT_TAIL = 600  # characters of the prompt shown before the tokens
 PROMPT_ROWS = 512  # tokens of the prompt shown there with their distributions
 PHASES = ("draft", "verify", "accept", "commit", "cache")  # views of one recorded round, in the order of its work
