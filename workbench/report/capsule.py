@@ -12,6 +12,7 @@ import hashlib
 import html
 import os
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from workbench import web
@@ -21,72 +22,31 @@ from workbench.trace import Trace, storage
 from workbench.trace.files import target, write_whole
 from workbench.trace.forms import writable
 
-LOOK = """
-:root { color-scheme: light dark; }
-body { font: 12.5px/1.45 system-ui, sans-serif; margin: 0; overflow-wrap: anywhere; background: var(--wb-page);
-  color: var(--wb-ink); }
-header { display: flex; gap: 12px; align-items: baseline; min-height: 44px; padding: 10px 14px; box-sizing: border-box;
-  border-bottom: 1px solid var(--wb-line); }
-h1 { font-size: 14px; font-weight: 650; margin: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-h2 { font-size: 13px; margin: 18px 0 4px; } header p { margin: 0; color: var(--wb-quiet); white-space: nowrap; }
-main { --wb-height: max(640px, 100dvh - 44px); border-bottom: 1px solid var(--wb-line); }
-.about { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 0 28px;
-  padding: 0 14px 20px; }
-.about table { border-collapse: collapse; width: 100%; } .about th { color: var(--wb-quiet); width: 42%; }
-.about :is(td, th) { padding: 1px 8px 1px 0; text-align: left; vertical-align: top; font-weight: 400; }
-@media (max-width: 640px) { header p { display: none; } }
-"""
-START = """
-const packed = document.getElementById("workbench-data").textContent;
-const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-const data = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
-mount(document.getElementById("workbench-view"), { data, keys: "page" });
-"""
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header><h1>{title}</h1><p>{about}</p></header>
-<main id="workbench-view"></main>
-<noscript>{plain}</noscript>
-<div class="about">{sections}</div>
-<script type="application/gzip" id="workbench-data">{data}</script>
-<script type="application/gzip" id="workbench-trace">{trace}</script>
-<script type="module">{script}</script>
-</body>
-</html>
-"""
+POLICY = "default-src 'none'; script-src '{script}'; style-src '{style}'; base-uri 'none'; form-action 'none'"
 
 
 def capsule_of(trace: Trace, title: str | None = None, text_of: web.data.Reader | None = None) -> str:
     """The page as text. title: heading, by default decoder and start of the prompt; text_of: as for `web.payload`."""
     run = trace.run
-    script, style = web.module(export=False) + START, f":root {{ {web.variables()} }}" + LOOK + web.css()
     start = " ".join(trace.prompt.split())
     start = start if len(start) <= 60 else start[:59] + "…"
     view = {**web.payload(trace, text_of=text_of), **run_line(trace)}
     began = str(run.get("time") or "")[:16].replace("T", " ")
-    heading = title or f"{(run.get('decoder') or {}).get('name') or 'run'}: {start}"
-    return PAGE.format(
-        policy=(
-            f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none';"
-            " form-action 'none'"
-        ),
-        title=_inert(heading),
+    page = Template((web.FOLDER / "capsule.html").read_text(encoding="utf-8")).substitute(
+        policy=POLICY,
+        title=_inert(title or f"{(run.get('decoder') or {}).get('name') or 'run'}: {start}"),
         about=_inert(f"{len(trace.token_ids)} tokens, trace {trace.id} {began}"),
         plain=web.plain(trace),
         sections="".join(_section(name, facts) for name, facts in _sections(trace).items()),
         data=base64.b64encode(gzip.compress(web.to_json(view).encode(), mtime=0)).decode(),
         trace=base64.b64encode(storage.packed(trace.log)).decode(),
-        style=style,
-        script=script,
+        palette=f":root {{ {web.variables()} }}",
+        view=web.css(),
+        module=web.module(export=False),
     )
+    tags = {"style": "<style>", "script": '<script type="module">'}
+    hashes = {name: _hash(page.partition(tag)[2].partition(f"</{name}>")[0]) for name, tag in tags.items()}
+    return page.replace(POLICY, POLICY.format(**hashes), 1)
 
 
 def write_capsule(trace: Trace, path: str | Path, **options: Any) -> Path:
