@@ -72,15 +72,21 @@ def replay_run(args: argparse.Namespace) -> int:
 
 
 def add_capsule(parser: Parser) -> None:
-    from workbench.report.capsule import add_options
-
-    add_options(parser)
+    parser.add_argument("trace", help="a trace file such as run.wb")
+    parser.add_argument("-o", "--out", metavar="FILE", help="default: beside the trace, with the ending .html")
+    parser.add_argument("--title", metavar="TEXT", help="heading (default: decoder and start of the prompt)")
+    parser.add_argument("--overwrite", action="store_true", help="allow the file to exist")
 
 
 def capsule(args: argparse.Namespace) -> int:
-    from workbench.report.capsule import convert
+    from workbench.trace import Trace
+    from workbench.trace.files import target
 
-    print(convert(args.trace, args.out, args.title, args.overwrite))
+    trace = Trace.load(args.trace)
+    path = Path(args.trace).with_suffix(".html") if args.out is None else args.out
+    if target(path).exists() and not args.overwrite:
+        raise BadInput(f"{path} exists already; choose another --out, or pass --overwrite")
+    print(trace.capsule(path, args.title))
     return 0
 
 

@@ -5,7 +5,6 @@ policy lets nothing in but the one script and the one stylesheet, each by its ha
 escaped where Python writes them and set as text where the script does.
 """
 
-import argparse
 import base64
 import gzip
 import hashlib
@@ -16,7 +15,7 @@ from string import Template
 from typing import Any
 
 from workbench import web
-from workbench.errors import BadInput, BadTrace
+from workbench.errors import BadTrace
 from workbench.report.headline import headline, run_line
 from workbench.trace import Trace, storage
 from workbench.trace.files import target, write_whole
@@ -64,22 +63,6 @@ def open_capsule(path: str | Path) -> Trace:
     if not storage.is_capsule(path):
         raise BadTrace(f"{path} is not a capsule: expected an HTML file that trace.capsule wrote")
     return Trace.load(path)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("trace", help="a trace file such as run.wb")
-    parser.add_argument("-o", "--out", metavar="FILE", help="default: beside the trace, with the ending .html")
-    parser.add_argument("--title", metavar="TEXT", help="heading (default: decoder and start of the prompt)")
-    parser.add_argument("--overwrite", action="store_true", help="allow the file to exist")
-
-
-def convert(trace: str, out: str | None = None, title: str | None = None, overwrite: bool = False) -> Path:
-    """Write the capsule of a trace file. BadInput where there is one already, unless `overwrite`."""
-    read = Trace.load(trace)
-    path = Path(trace).with_suffix(".html") if out is None else out
-    if target(path).exists() and not overwrite:
-        raise BadInput(f"{path} exists already; choose another --out, or pass --overwrite")
-    return write_capsule(read, path, title=title)
 
 
 def _sections(trace: Trace) -> dict[str, dict[str, Any]]:
