@@ -13,13 +13,13 @@ from workbench.dashboard.jobs import Job
 from workbench.dashboard.limits import LONG
 from workbench.experiments.compare import Arm, Comparison
 from workbench.report.headline import acted, claim
+from workbench.views.figure import unit_of
 
 BASELINE = "plain"
 PLAIN = wb.Autoregressive()
 LOOK = "Speed-up, distance from the full cache's distribution, and bytes. Lower right and small is best."
 WARM = 4  # tokens before the runs that count
 SAME = ("exact", "seeded")  # guarantees of the same text
-UNITS = ("B", "KiB", "MiB", "GiB")
 
 
 def many(count: int, noun: str) -> str:
@@ -191,22 +191,21 @@ def claimed(row: dict[str, Any]) -> str:
 
 def _table(rows: Sequence[dict[str, Any]], strong: str) -> str:
     """The rows under headings with units; figures at the right, their intervals beside them."""
-    most = max(row["cache_bytes"] for row in rows)
-    power = next(power for power in (3, 2, 1, 0) if most >= 1024**power or not power)
+    size, unit = unit_of(max(row["cache_bytes"] for row in rows))
     top = heads((
         "arm", "claim, as measured", "speed-up (×)", "ms / token", "tokens / target forward", "acceptance rate",
-        f"peak cache, target + draft ({UNITS[power]})", "bits / element", "KL (nats / token)", "same text",
+        f"peak cache, target + draft ({unit})", "bits / element", "KL (nats / token)", "same text",
     ))  # fmt: skip
     body = ""
     for row in rows:
         kind = ' class="wb-strong"' if row["arm"] == strong else ""
-        filled = "".join(f"<td>{cell}</td>" for cell in _cells(row, row is rows[0], 1024**power))
+        filled = "".join(f"<td>{cell}</td>" for cell in _cells(row, row is rows[0], size))
         body += f'<tr{kind}><th scope="row">{inert(row["arm"])}</th>{filled}</tr>'
     made = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="wb-scroll wb-arms" tabindex="0" role="region" aria-label="the comparison">{made}</div>'
 
 
-def _cells(row: dict[str, Any], reference: bool, unit: int) -> list[str]:
+def _cells(row: dict[str, Any], reference: bool, unit: float) -> list[str]:
     """A row's claim and figures as inert cells."""
     rate, draft = row["draft_acceptance_rate"], row["draft_cache_bytes"]
     held = words((row["cache_bytes"] - draft) / unit) + (f" <small>+ {words(draft / unit)}</small>" if draft else "")

@@ -46,11 +46,16 @@ class Apart(NamedTuple):
     @classmethod
     def of(cls, found: Found, one: str, other: str) -> "Apart":
         """Of the texts of two arms."""
-        return cls(*map(sum, zip(*(_apart(runs[one], runs[other]) for runs in found), strict=True))) if found else cls()
+        return sum((cls.pair(runs[one].trace.token_ids, runs[other].trace.token_ids) for runs in found), cls())
 
-    def plus(self, *others: "Apart") -> "Apart":
-        """All together."""
-        return Apart(*map(sum, zip(self, *others, strict=True)))
+    @classmethod
+    def pair(cls, a: list[int], b: list[int]) -> "Apart":
+        """Of two texts."""
+        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        return cls(1, int(a != b), min(same + 1, max(len(a), len(b))))
+
+    def __add__(self, other: "Apart") -> "Apart":
+        return Apart(*map(sum, zip(self, other, strict=True)))
 
     @property
     def rate(self) -> float:
@@ -63,22 +68,11 @@ class Apart(NamedTuple):
         return bound(self.parted, self.tokens)
 
     def __str__(self) -> str:
+        tokens, texts = many(self.tokens, "token"), many(self.texts, "text")
         if not self.parted:
-            return (
-                f"0 of {many(self.tokens, 'token')} differ in {many(self.texts, 'text')}: flip rate below"
-                f" {percent(self.most)} (95 %)"
-            )
-        return (
-            f"{self.parted} of {many(self.texts, 'text')} differ: {many(self.parted, 'flip')} in"
-            f" {many(self.tokens, 'token')}, flip rate {percent(self.rate)}, below {percent(self.most)} (95 %)"
-        )
-
-
-def _apart(one: Run, other: Run) -> Apart:
-    """Of two texts."""
-    a, b = one.trace.token_ids, other.trace.token_ids
-    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return Apart(1, int(a != b), min(same + 1, max(len(a), len(b))))
+            return f"0 of {tokens} differ in {texts}: flip rate below {percent(self.most)} (95 %)"
+        flips = f"{many(self.parted, 'flip')} in {tokens}, flip rate {percent(self.rate)}"
+        return f"{self.parted} of {texts} differ: {flips}, below {percent(self.most)} (95 %)"
 
 
 class Measured(Job):
@@ -179,7 +173,7 @@ class Measured(Job):
         where = zip(self.promised, ("at temperature 0", "when sampling"), strict=False)
         promised = "Guaranteed: " + ", ".join(f"{name} {when}" for name, when in where) + "."
         alike = all(name in SAME for name in self.promised) and not (self.verdict and self.verdict.runs)
-        seen = str(greedy.plus(*sampled) if alike else greedy)
+        seen = str(sum(sampled, greedy) if alike else greedy)
         if self.verdict and self.verdict.runs:
             seen += f", and {many(2 * self.verdict.runs, 'run')} counted"
         return f'<p class="wb-said">{self.badge()} {inert(f"{promised} {seen}.")}</p>'

@@ -200,11 +200,7 @@ def headroom(
         times.append(sum(map(costs.round, levels, drafted)))
         counts = (len(rounds), sum(drafted), sum(accepted), count / len(rounds))
         rows.append((shape, setting, *counts, plain / times[-1]))
-    table, best, lengths = (
-        pd.DataFrame(rows, columns=COLUMNS),
-        plain - times[-1],
-        list(levels),
-    )  # the oracle's, the last
+    table, best, lengths = pd.DataFrame(rows, columns=COLUMNS), plain - times[-1], list(levels)  # the oracle's
     table["oracle_share"] = (plain - np.array(times)) / best if best > 0 else float("nan")
     table.attrs |= {"oracle_lengths": lengths, "note": _note(table, lengths)}
     return table

@@ -2,14 +2,14 @@
 
 import base64
 import html
+import io
 import math
 import re
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from workbench.views.axes import written
 
@@ -136,14 +136,9 @@ def _channels(colour: str) -> list[float]:
 
 def image(cells: np.ndarray, colours: np.ndarray, x: float, y: float) -> str:
     """Levels [rows, columns] as an image of as many pixels, with its colours [256, 4]."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    high, wide = cells.shape
-    rows = np.hstack([np.zeros((high, 1), np.uint8), cells]).tobytes()
-    parts = {b"IHDR": struct.pack(">IIBBBBB", wide, high, 8, 3, 0, 0, 0), b"PLTE": colours[:, :3].tobytes(),
-             b"tRNS": colours[:, 3].tobytes(), b"IDAT": zlib.compress(rows, 9), b"IEND": b""}  # fmt: skip
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in parts.items())
+    (high, wide), content = cells.shape, io.BytesIO()
+    picture = Image.frombytes("P", (wide, high), cells.tobytes())
+    picture.putpalette(colours[:, :3].tobytes())
+    picture.save(content, "PNG", transparency=colours[:, 3].tobytes(), compress_level=9)
     place = {"x": int(x), "y": int(y), "width": wide, "height": high, "style": "image-rendering:pixelated"}
-    return tag("image", href=f"data:image/png;base64,{base64.b64encode(png).decode()}", **place)
+    return tag("image", href=f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}", **place)
