@@ -113,7 +113,7 @@ def _excess(rows: list[Row], shape: tuple[int, int, int]) -> str:
 
 def _until(trace: Trace, number: int, model: str) -> tuple[list[Row], tuple[int, int, int]]:
     """The rows up to a round, and how many layers, heads and positions they name."""
-    log = [event for event in trace.log if event.get("round", 0) <= number]
+    log = [event for event in trace.log if event.get("round", -1) <= number]
     rows = [*chain.from_iterable(_rounds(log, model))]
     facts, heads = tables.model(log[0], model), _heads(log[0], model)
     named = [row for row in rows if row[5] in (HELD, WIDTH)]

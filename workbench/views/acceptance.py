@@ -119,7 +119,7 @@ def acceptance_length(traces: Traces, theme: str | None = None) -> go.Figure:
     )
     bars = [
         go.Bar(
-            x=across[: len(values[kind])], y=values[kind], name=label, texttemplate="%{y:.2f}",
+            x=across[: len(values[kind])], y=values[kind], name=label, text=[f"{value:.2f}" for value in values[kind]],
             textposition="outside", cliponaxis=False, hovertemplate="%{x}: %{y:.3f} tokens<extra>" + label + "</extra>",
             marker={"color": color, "pattern": {"shape": shape, **HATCH}},
         )

@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from workbench.views.axes import written
-
 DASHES = {"dash": "8 5", "dot": "2 3", "dashdot": "8 3 2 3", "longdash": "12 5"}
 CORNERS = {"square": (4, 1, 45), "diamond": (4, 1, 0), "hexagon": (6, 1, 0), "triangle-down": (3, 1, 90),
            "star": (10, 0.45, -90)}  # how many, radius of every second, turn in degrees  # fmt: skip
-PLACE = re.compile(r"%\{(\w+)(?::(.+?))?\}")  # of a value in a template
 
 
 def px(value: float) -> str:
@@ -42,18 +39,6 @@ def text(x: float, y: float, words: Any, anchor: str = "middle", size: float = 1
     inside = first + "".join(tag("tspan", part, x=float(x), dy="1.2em") for part in rest)
     place = {"x": float(x), "y": float(y), "text_anchor": anchor, "font_size": size}
     return tag("text", inside, **place, **more) if inside else ""
-
-
-def labels(trace: dict) -> list[str]:
-    """What stands beside the points of a trace: its texts, or its template filled in."""
-    values = {key: trace[key] for key in ("x", "y", "text") if isinstance(trace.get(key), (Sequence, np.ndarray))}
-    template = trace.get("texttemplate") or ("%{text}" if "text" in values else "")
-
-    def filled(row: tuple) -> str:
-        known = dict(zip(values, row, strict=True))
-        return re.sub(PLACE, lambda m: written(known[m[1]], m[2]) if m[2] else str(known[m[1]]), template)
-
-    return list(map(filled, zip(*values.values(), strict=True))) if template else []
 
 
 def glyph(marker: dict) -> str:
