@@ -14,6 +14,7 @@ from tests.app.test_transport import refused
 from tests.app.visitor import PROMPT
 from workbench.dashboard.comparing import claimed, report, sentence
 from workbench.dashboard.experiments import BASELINE, MAX_PROMPTS
+from workbench.dashboard.html import badge
 from workbench.experiments.compare import Arm, Comparison, gap
 from workbench.report.headline import acted
 from workbench.web import FOLDER, variables
@@ -147,7 +148,7 @@ def test_what_the_table_shows_is_said_first():
     ],
 )
 def test_the_claim_of_an_arm_is_a_badge_that_says_how_it_is_checked(more, text):
-    made = claimed(row("a", 1, **more))
+    made = badge(**claimed(row("a", 1, **more)))
     assert f">{text}</span>" in made and "checked by a test" in made
     assert ("wb-caution" in made) is (text[0] in "≈≠")
 

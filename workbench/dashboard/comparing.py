@@ -147,7 +147,7 @@ def sentence(rows: Sequence[dict[str, Any]]) -> str:
     idle = [row["arm"] for row in others if _idle(row)]
     if idle:
         said.append(f"the cache policy of {', '.join(idle)} never acted on these texts: they say nothing about it")
-    broken = [row["arm"] for row in others if _broken(row)]
+    broken = [row["arm"] for row in others if claimed(row)["text"].startswith("≠")]
     if broken:
         said.append(f"{', '.join(broken)} should spell plain decoding's text and does not: see Verify")
     return "; ".join(said) + "."
@@ -168,10 +168,6 @@ def _idle(row: dict[str, Any]) -> bool:
     return row["cache"] and not row["acted"]
 
 
-def _broken(row: dict[str, Any]) -> bool:
-    return row["guarantee"] in SAME and (not row["cache"] or _idle(row)) and row["same_text"] < 1
-
-
 def _figure(row: dict[str, Any], name: str) -> tuple[float, float | None, float | None]:
     """A figure and the ends of its interval."""
     return row[name], row[f"{name}_low"], row[f"{name}_high"]
@@ -182,11 +178,11 @@ def _speed(row: dict[str, Any]) -> str:
     return signed(*_figure(row, "speedup"), "{:.2f}".format, "×")
 
 
-def claimed(row: dict[str, Any]) -> str:
-    """What an arm's text is to plain decoding's over the full cache, as a badge."""
+def claimed(row: dict[str, Any]) -> dict[str, Any]:
+    """What an arm's text is to plain decoding's over the full cache: the parts of a badge."""
     did, differs = row["cache"] and row["acted"], row["guarantee"] in SAME and row["same_text"] < 1
     apart = "see the columns KL and same text"
-    return badge(**claim(row["guarantee"], row["cache"], did, row["verified_by"], differs, apart))
+    return claim(row["guarantee"], row["cache"], did, row["verified_by"], differs, apart)
 
 
 def _table(rows: Sequence[dict[str, Any]], strong: str) -> str:
@@ -210,7 +206,7 @@ def _cells(row: dict[str, Any], reference: bool, unit: float) -> list[str]:
     rate, draft = row["draft_acceptance_rate"], row["draft_cache_bytes"]
     held = words((row["cache_bytes"] - draft) / unit) + (f" <small>+ {words(draft / unit)}</small>" if draft else "")
     return [
-        claimed(row),
+        badge(**claimed(row)),
         "1" if reference else signed(*_figure(row, "speedup"), "{:.2f}".format, small=True),
         words(row["ms_per_token"]),
         words(row["tokens_per_target_forward"]),

@@ -133,6 +133,7 @@ def payload(
         found, moved = _masked(found, moved, *upto)
     count = len(found["tokens"].get("round", ()))
     found = {name: _tidy(name, columns) for name, columns in found.items()}
+    ends = [event.get("reason") for event in rest if event["type"] == "end"]
     shown = open_phase is None or open_phase >= COMMIT
     length = last.get("index", 0) + (last.get("emitted", 0) if shown else 0)
     data = {
@@ -142,7 +143,7 @@ def payload(
         "first": length - count,
         "length": length,
         "rounds_recorded": last.get("round", -1) + 1,
-        "ended": None if open_phase is not None else _ended(rest),
+        "ended": ends[-1] if ends and open_phase is None else None,
         "phase": open_phase,
         "slots": moved,
         **found,
@@ -154,10 +155,6 @@ def payload(
     text_of = text_of or reader(trace)
     data["names"] = {str(token): text_of(token) for token in sorted({int(token) for ids, _ in known for token in ids})}
     return data
-
-
-def _ended(rest: list[Event]) -> str | None:
-    return next((event.get("reason") for event in reversed(rest) if event["type"] == "end"), None)
 
 
 def _facts(trace: Trace) -> dict[str, Any]:
