@@ -61,20 +61,31 @@ def command(folder: Path, port: int, browser: bool) -> list[str]:
     return [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
 
 
-def lab(args: argparse.Namespace) -> int:
+def start(folder: Path | None = None, port: int = 8888, browser: bool = True) -> int:
     """Run JupyterLab until it is stopped; returns its exit code."""
     if importlib.util.find_spec("jupyterlab") is None:
         raise Unsupported("jupyterlab is not installed; install it with: pip install jupyterlab")
-    port, folder = bounded("--port", args.port, 1, 65535, "a number"), notebooks(args.folder)
+    bounded("--port", port, 1, 65535, "a number")
+    folder = notebooks(folder)
     with tempfile.TemporaryDirectory(prefix="workbench-lab-") as settings:
         quiet = Path(settings) / NOTIFICATIONS
         quiet.parent.mkdir(parents=True)
         quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
         process = subprocess.Popen(
-            command(folder, port, args.browser), env={**os.environ, "JUPYTERLAB_SETTINGS_DIR": settings}
+            command(folder, port, browser), env={**os.environ, "JUPYTERLAB_SETTINGS_DIR": settings}
         )
         while True:  # Ctrl-C reaches JupyterLab too, which asks before it stops
             try:
                 return process.wait()
             except KeyboardInterrupt:
                 continue
+
+
+def lab(args: argparse.Namespace) -> int:
+    return start(folder=args.folder, port=args.port, browser=args.browser)
+
+
+if __name__ == "__main__":
+    from workbench.cli import main
+
+    sys.exit(main(["lab", *sys.argv[1:]]))
