@@ -34,11 +34,13 @@ class Slots:
     ----------
     state: [layers, heads, positions] index into `STATES`. `absent` was never cached, or the layer has no such head.
     bits_k, bits_v: [layers, heads, positions] widths in bits; NaN where nothing is held or no width is known.
+    excess: why there are none, where more slots or changes of slots would not fit into memory.
     """
 
     state: np.ndarray
     bits_k: np.ndarray
     bits_v: np.ndarray
+    excess: str = ""
 
 
 def last_round(trace: Trace, round: int | None) -> int:
@@ -80,7 +82,7 @@ def replay(trace: Trace, round: int | None = None, model: str = "target") -> Slo
     Raises BadInput for a round that is not in the trace.
     """
     rows, shape = _until(trace, last_round(trace, round), model)
-    if _excess(rows, shape):
+    if excess := _excess(rows, shape):
         shape, rows = (0, 0, 0), []
     state, widths = np.full(shape, ABSENT, np.int8), np.full((2, *shape), np.nan)
     for _, layer, head, start, length, op, bits in rows:
@@ -96,12 +98,7 @@ def replay(trace: Trace, round: int | None = None, model: str = "target") -> Slo
     for layer, heads in enumerate(tables.per_layer(_heads(trace.log[0], model), shape[0])):
         state[layer, heads:] = ABSENT
     widths[:, state < HOST] = np.nan
-    return Slots(state, *widths)
-
-
-def too_many(trace: Trace, round: int | None = None, model: str = "target") -> str:
-    """What a drawing says in place of more slots, or more changes of slots, than fit into memory; else nothing."""
-    return _excess(*_until(trace, last_round(trace, round), model))
+    return Slots(state, *widths, excess)
 
 
 def _excess(rows: list[Row], shape: tuple[int, int, int]) -> str:
