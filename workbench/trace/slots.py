@@ -86,6 +86,8 @@ def replay(trace: Trace, round: int | None = None, model: str = "target") -> Slo
         shape, rows = (0, 0, 0), []
     state, widths = np.full(shape, ABSENT, np.int8), np.full((2, *shape), np.nan)
     for _, layer, head, start, length, op, bits in rows:
+        if layer >= shape[0] or head >= shape[1]:  # an event may name what there is not
+            continue
         here = (_chosen(layer), _chosen(head), slice(start, start + length))
         now, width = state[here], widths[(slice(None), *here)]
         if op != WIDTH:
@@ -95,8 +97,9 @@ def replay(trace: Trace, round: int | None = None, model: str = "target") -> Slo
                 mine[...] = mine if known is None else known
         elif bits is not None:
             width[:, width.mean(axis=0) != bits] = bits
-    for layer, heads in enumerate(tables.per_layer(_heads(trace.log[0], model), shape[0])):
-        state[layer, heads:] = ABSENT
+    if isinstance(heads := _heads(trace.log[0], model), list | tuple):
+        for layer, most in zip(state, heads, strict=False):
+            layer[most:] = ABSENT
     widths[:, state < HOST] = np.nan
     return Slots(state, *widths, excess)
 

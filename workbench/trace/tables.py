@@ -212,7 +212,7 @@ def _layers(run: Event, event: Event, role: str) -> Columns:
     columns["held"] = [size - sum(free) for size, free in zip(columns["bytes"], spare, strict=True)]
     width = facts.get("head_dim") or 0
     width = sum(width) if isinstance(width, (list, tuple)) else 2 * width
-    heads = per_layer(facts.get("kv_heads") or 0, n)
+    heads = _per_layer(facts.get("kv_heads") or 0, n)
     columns["elements"] = [(live or 0) * h * width for live, h in zip(columns["live_slots"], heads, strict=True)]
     bits = facts.get("kv_bits") if width and facts.get("kv_heads") else None
     lengths = zip(columns["logical_length"], heads, strict=True)
@@ -220,7 +220,7 @@ def _layers(run: Event, event: Event, role: str) -> Columns:
     return columns
 
 
-def per_layer(value: Any, n: int) -> list:
+def _per_layer(value: Any, n: int) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value] * n
 
 
@@ -256,7 +256,7 @@ def _bits(log: list[Event]) -> Columns:
 def _appended(run: Event, event: Event, role: str, before: list[int], columns: Columns) -> tuple[dict, Columns]:
     """The positions a round committed at the store's own width, for every layer and KV head."""
     facts, after = model(run, role), columns["logical_length"]
-    heads = per_layer(facts.get("kv_heads") or 1, len(after))
+    heads = _per_layer(facts.get("kv_heads") or 1, len(after))
     rows: Columns = {name: [] for name in ("layer", "head", "start", "length", "bits_k", "bits_v")}
     for layer, (start, end) in enumerate(zip(before, after, strict=True)):
         width = facts.get("kv_bits", columns["bits_nominal"][layer])

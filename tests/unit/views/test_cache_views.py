@@ -114,6 +114,13 @@ def test_what_is_merged_into_itself_stays(positions, destination):
     assert not any({*range(start, start + length)} & into for start, length, op in runs if op == away)
 
 
+def test_heads_that_a_layer_has_not_and_layers_that_are_not_there_hold_nothing():
+    recorder = Recorder(run(heads=[2, 1], layers=2))
+    event = {"op": "evict", "layer": 5, "positions": [0]}
+    recorder.round(Step("prefill", cache={"target": ledger([3, 3], 3)}, cache_events=[event]))
+    assert (replay(recorder.trace).state > 0).sum(axis=2).tolist() == [[3, 3], [3, 0]]
+
+
 @pytest.fixture
 def small():
     recorder = Recorder(run(heads=2, layers=2))
