@@ -166,10 +166,7 @@ def add_models(parser: Parser) -> None:
 def models(args: argparse.Namespace) -> int:
     """The models by name; with `get NAME`, fetch one and convert it; with `make NAME`, train what drafts for it."""
     if args.action == "list":
-        from workbench.report.catalogue import about, listing
-
-        print(about("models", args.name) if args.name else listing("models"))
-        return 0
+        return list_members(argparse.Namespace(what="models", name=args.name))
     if args.action == "make":
         return make(args)
     with preparing():

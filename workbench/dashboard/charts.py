@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from workbench.dashboard.html import inert
 from workbench.report.headline import size
+from workbench.views.axes import round_step
 
 EXACT = 1e-7  # nats per token: below, a divergence is rounding
 WIDE, NARROW = 700, 370  # units of a drawing; shown at about a pixel each
@@ -261,7 +262,5 @@ def _clipped(text: str, room: float, font: float) -> str:
 def _ticks(values: Sequence[float], narrow: bool) -> list[float]:
     """Round values from below the least to above the largest, 1 among those that they enclose."""
     low, high = min(0.9, *values), max(1.1, *values)
-    rough = (high - low) / (4 if narrow else 7)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough)
+    step = round_step((high - low) / (4 if narrow else 7))
     return [round(step * k, 10) for k in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
