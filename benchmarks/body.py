@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import workbench as wb
-from benchmarks.runs import Record, finish, interleaved, interval, options, ours, prompts, ratio, same, theirs
+from benchmarks.runs import Record, finish, ids, interleaved, interval, options, ours, ratio, same, theirs
 from workbench.cache.store import Segment
 from workbench.engine.model import ForwardRequest
 from workbench.models.adapter import TransformersModel
@@ -57,11 +57,11 @@ def attend(store: Buffers, layer: int, q: torch.Tensor, scale: float, window: in
 def bare(lm: TransformersModel, body: FastBody, tokens: int, prompt: list[int], seed: int) -> Record:
     """A body in the shortest loop there is."""
     start, store = time.perf_counter(), Buffers(lm.layers, len(prompt) + tokens)
-    ids, text = prompt, []
+    given, text = prompt, []
     while len(text) < tokens:
-        rows = range(store.length, store.length + len(ids))
-        text.append(int(body.forward(ForwardRequest(ids, rows, store, logits_at="last")).logits.argmax()))
-        store.length, ids = rows.stop, text[-1:]
+        rows = range(store.length, store.length + len(given))
+        text.append(int(body.forward(ForwardRequest(given, rows, store, logits_at="last")).logits.argmax()))
+        store.length, given = rows.stop, text[-1:]
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "text": text, "forwards": 0, "drafted": 0, "accepted": 0, "draft_ms": 0.0}
 
@@ -77,8 +77,7 @@ def main() -> None:
     }
     handles = models["torch"]._cache.layers
     parts = (models["torch"]._engine, [h.scale for h in handles], [h.window for h in handles], attend)
-    text = [token for prompt in prompts(50) for token in loaded.tokenizer.encode(prompt)]
-    given_ids = [text[i * given.context : (i + 1) * given.context] for i in range(given.prompts)]
+    given_ids = ids(loaded, given.prompts, given.context)
     arms = {STOCK: partial(theirs, loaded, given.tokens)}
     arms["bare"] = partial(bare, models["torch"], FastBody(*parts), given.tokens)
     arms["bare, compiled"] = partial(bare, models["compiled"], NativeBody(*parts), given.tokens)

@@ -10,7 +10,7 @@ import time
 from functools import partial
 
 import workbench as wb
-from benchmarks.runs import finish, options
+from benchmarks.runs import finish, ids, options
 from workbench.engine.bundle import together
 
 ARMS = {
@@ -44,10 +44,9 @@ def spent(lm, prompts: list[list[int]], tokens: int, bundled: bool, **how) -> tu
 def main() -> None:
     given = options(__doc__, sequences=8, tokens=32, repeats=5).parse_args()
     lm = wb.load("embedded")
-    text = [token for row in wb.held_out_prompts(50) for token in lm.tokenizer.encode(row["prompt"])]
     rows = []
     for context in CONTEXTS:
-        prompts = [text[i * context : (i + 1) * context] for i in range(given.sequences)]
+        prompts = ids(lm, given.sequences, context)
         best, texts = {}, {}
         for _ in range(given.repeats):
             for arm, how in (ARMS | SAMPLES).items():

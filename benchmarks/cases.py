@@ -16,8 +16,6 @@ from workbench_kernels.pages import RAW
 from workbench_kernels.segment_attention import words_mask
 from workbench_kernels.selftest import MIXED, OPERATIONS, Call
 
-__all__ = ["SHAPES", "Case", "baselines", "cases"]
-
 HEADS = {"kv_heads": 8, "group": 4, "size": 128}
 KINDS = {"16": ((RAW, RAW),), "8": ((8, 8),), "4": ((4, 4),), "2": ((2, 2),), "mixed": MIXED}
 LOGITS = ("statistics", "sample", "verify")

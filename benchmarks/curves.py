@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import workbench as wb
 from benchmarks.device import clock
-from benchmarks.runs import finish, options, prompts
+from benchmarks.runs import finish, ids, options
 from workbench.models.adapter import TransformersModel
 from workbench.models.fast import FastBody
 from workbench.models.native import NativeBody
@@ -24,13 +24,13 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 BEHIND = 128
 
 
-def stores(lm: TransformersModel, ids: list[int], lengths: list[int]) -> dict[int, object]:
+def stores(lm: TransformersModel, text: list[int], lengths: list[int]) -> dict[int, object]:
     """A store of each length, forks of one that grows."""
     found, store = {}, lm.new_store()
     for length in lengths:
         for start in range(store.length, length, 512):
             end = min(length, start + 512)
-            lm.forward(ids[start:end], range(start, end), store, logits_at=())
+            lm.forward(text[start:end], range(start, end), store, logits_at=())
             store.commit(range(end - start))
         found[length] = store.fork()
     return found
@@ -42,11 +42,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     loaded = wb.load(given.model)
-    ids = [token for prompt in prompts(50) for token in loaded.tokenizer.encode(prompt)]
+    (text,) = ids(loaded, 1, max(CONTEXTS))
     contexts = [n for n in CONTEXTS if n + max(ROWS) <= loaded.context]
     models = {name: type(name, (TransformersModel,), {"bodies": bodies})(loaded.model, loaded.tokenizer)
               for name, bodies in BODIES.items()}  # fmt: skip
-    held = {name: stores(lm, ids, contexts) for name, lm in models.items()}
+    held = {name: stores(lm, text, contexts) for name, lm in models.items()}
     cases = [(context, 1) for context in contexts] + [(BEHIND, rows) for rows in ROWS if rows > 1]
     times: dict[tuple[str, int, int], list[float]] = {}
     with torch.inference_mode():
@@ -54,7 +54,7 @@ def main() -> None:
             for context, rows in cases:
                 for name, lm in models.items():
                     store, start = held[name][context], clock(lm.device)
-                    lm.forward(ids[:rows], range(context, context + rows), store)
+                    lm.forward(text[:rows], range(context, context + rows), store)
                     times.setdefault((name, context, rows), []).append(1000 * (clock(lm.device) - start))
                     store.discard()
     rows = [{"body": name, "context": context, "rows": count, "ms": statistics.median(found[1:])}

@@ -10,8 +10,6 @@ import torch
 from workbench.device.graph import Replayed
 from workbench.provenance import device_name, versions
 
-__all__ = ["Rates", "Timing", "clock", "conditions", "copy_bandwidth", "measure", "rates"]
-
 
 class Rates(NamedTuple):
     """Measured here and now: bytes per second of a copy (read and written), operations per second of a product."""

@@ -286,7 +286,7 @@ def run_phase(name: str, given) -> None:
     for row in PHASES[name](where, given):
         rows.append({key: runs.rounded(value) for key, value in row.items()})
         print(json.dumps(rows[-1]), flush=True)
-        (given.out / f"{name}.json").write_text(json.dumps({"conditions": told, "rows": rows}, indent=1) + "\n")
+        runs.write(given.out / f"{name}.json", told, rows)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,6 @@ a token without prefill, compilation or capture: for the workbench the median of
 difference of two lengths divided by their distance. On a CPU the floors are printed and no speed is measured.
 """
 
-import json
 import os
 import statistics
 
@@ -17,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
 from benchmarks.device import clock, conditions, copy_bandwidth
-from benchmarks.runs import options, rounded
+from benchmarks.runs import options, rounded, write
 from workbench.device.round import VARIABLE
 from workbench.models.adapter import wrap
 
@@ -135,7 +134,7 @@ def main() -> None:
         row |= {"share_of_floor": floor / row["ms_per_token"], "speedup": generate / row["ms_per_token"]}
         print({name: rounded(value) for name, value in row.items()})
     if given.out:
-        given.out.write_text(json.dumps({"conditions": told, "rows": rows}, indent=1) + "\n")
+        write(given.out, told, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Conditions and rows go to --out.
 """
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -22,6 +21,7 @@ import torch
 
 from benchmarks import device as devices
 from benchmarks.cases import Case, baselines, cases
+from benchmarks.runs import write
 
 ROOT = Path(__file__).parents[1]
 TESTS = f"{shlex.quote(sys.executable)} -m pytest tests/kernels -q"
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
             print(line(rows[-1]), flush=True)
     if options.out:
         told |= rates._asdict() | {"speed": "measured" if measured else NO_SPEED, "tests": tested}
-        options.out.write_text(json.dumps({"conditions": told, "rows": rows}, indent=1) + "\n")
+        write(options.out, told, rows)
     return 0
 
 

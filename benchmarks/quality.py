@@ -25,7 +25,7 @@ from tqdm import tqdm
 import workbench as wb
 from benchmarks import subset
 from benchmarks.device import conditions
-from benchmarks.runs import options, rounded
+from benchmarks.runs import options, rounded, write
 from workbench.trace.schema import CACHE_KINDS
 
 SCORED, CHUNK = 128, 512
@@ -129,7 +129,7 @@ def main() -> None:
         rows[name] = row(name, found, told)
         print(rows[name], flush=True)
         if given.out:
-            given.out.write_text(json.dumps({"conditions": facts, "rows": list(rows.values())}, indent=1) + "\n")
+            write(given.out, facts, list(rows.values()))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,12 @@ def prompts(count: int) -> list[str]:
     return [row["prompt"] for row in wb.held_out_prompts(count)]
 
 
+def ids(lm, count: int, length: int) -> list[list[int]]:
+    """Texts of so many tokens, cut from the held-out prompts, one behind the other."""
+    text = [token for prompt in prompts(50) for token in lm.tokenizer.encode(prompt)]
+    return [text[at * length : (at + 1) * length] for at in range(count)]
+
+
 def ours(lm, decoder: wb.Decoder | None, prompt: list[int], seed: int, **settings: Any) -> Record:
     """A run of a decoder: seconds, text, and counts, which are 0 at level `off`."""
     start = clock(lm.device)
@@ -127,8 +133,12 @@ def finish(lm, rows: list[dict], out: Path | None, shown: int = 0, **facts: Any)
     for row in rows[shown:]:
         print(row)
     if out:
-        facts = {**conditions(lm.device), "dtype": str(lm.dtype).removeprefix("torch."), **facts}
-        out.write_text(json.dumps({"conditions": facts, "rows": rows}, indent=1) + "\n")
+        write(out, {**conditions(lm.device), "dtype": str(lm.dtype).removeprefix("torch."), **facts}, rows)
+
+
+def write(out: Path, facts: dict[str, Any], rows: list[dict]) -> None:
+    """Rows under the conditions they were measured with."""
+    out.write_text(json.dumps({"conditions": facts, "rows": rows}, indent=1) + "\n")
 
 
 def rounded(value: Any) -> Any:

@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Prompt", "prompts", "texts"]
-
 IDS = Path(__file__).with_suffix(".json")
 
 

@@ -12,9 +12,11 @@ import torch
 import workbench as wb
 from tests.app.test_transport import refused
 from tests.app.visitor import PROMPT
-from workbench.dashboard.comparing import acted, claim, report, sentence
+from workbench.dashboard.comparing import claimed, report, sentence
 from workbench.dashboard.experiments import BASELINE, MAX_PROMPTS
+from workbench.dashboard.html import badge
 from workbench.experiments.compare import Arm, Comparison, gap
+from workbench.report.headline import acted
 from workbench.web import FOLDER, variables
 
 PLAIN = wb.Autoregressive()
@@ -89,7 +91,7 @@ def test_a_policy_that_never_acted_is_told_from_one_that_did(visitor):
     compare(visitor, ["h2o 128", "kivi 4 bits"], tokens=8)
     wait(visitor)
     made = visitor.get("compared")
-    assert made.count("○ policy never acted") == 2 and "never acted on these texts" in made
+    assert made.count("○ cache never acted") == 2 and "never acted on these texts" in made
     lm = wb.load("embedded")
     for stack, did in ((wb.Stack(wb.H2O(budget=16)), True), (wb.Stack(quantizer=wb.KIVI(bits=4, residual=0)), True),
                        (wb.Stack(wb.H2O(budget=512)), False), (None, False)):  # fmt: skip
@@ -100,7 +102,7 @@ def test_a_policy_that_never_acted_is_told_from_one_that_did(visitor):
 def row(arm: str, speedup: float, low: float | None = None, high: float | None = None, **more) -> dict:
     """A row of a comparison."""
     usual = {
-        "guarantee": "exact", "verified_by": "a test", "cache": False, "acted": False, "plain": False, "prompts": 12,
+        "guarantee": "exact", "verified_by": "a test", "cache": False, "acted": False, "prompts": 12,
         "tokens_per_target_forward": 1.0, "draft_acceptance_rate": None, "cache_bytes": 4 << 20, "draft_cache_bytes": 0,
         "bits_per_element": 32.0, "same_text": 1.0, "ms_per_token": 2.0, "kl_nats": 0.0, "kl_nats_low": 0.0,
         "kl_nats_high": 0.0,
@@ -110,11 +112,11 @@ def row(arm: str, speedup: float, low: float | None = None, high: float | None =
 
 LOSSY = {"cache": True, "acted": True, "same_text": 0.25, "kl_nats": 0.04, "kl_nats_low": 0.02, "kl_nats_high": 0.07}
 ROWS = [
-    row(BASELINE, 1.0, 1.0, 1.0, plain=True),
+    row(BASELINE, 1.0, 1.0, 1.0),
     row("draft model, tree", 1.74, 1.6, 1.88, cache_bytes=5 << 20, draft_cache_bytes=1 << 20),
-    row("h2o 128", 0.97, 0.93, 1.02, plain=True, cache_bytes=1 << 20, **LOSSY),
+    row("h2o 128", 0.97, 0.93, 1.02, cache_bytes=1 << 20, **LOSSY),
     row("tree over h2o 128", 1.49, 1.33, 1.64, **LOSSY),
-    row("h2o 1024", 0.99, 0.9, 1.1, plain=True, cache=True),
+    row("h2o 1024", 0.99, 0.9, 1.1, cache=True),
 ]
 
 
@@ -138,15 +140,15 @@ def test_what_the_table_shows_is_said_first():
         ({"guarantee": "distribution", "same_text": 0.1}, "= exact in distribution"),
         ({"guarantee": "lossy"}, "≈ lossy"),
         ({"guarantee": "own"}, "≈ own distribution"),
-        ({"cache": True}, "○ policy never acted"),
-        ({**LOSSY, "plain": True}, "≈ lossy cache"),
+        ({"cache": True}, "○ cache never acted"),
+        ({**LOSSY, "guarantee": "seeded"}, "≈ exact under its cache"),
         (LOSSY, "≈ exact under its cache"),
         ({**LOSSY, "guarantee": "lossy"}, "≈ lossy"),
         ({"same_text": 0.9}, "≠ texts differ"),
     ],
 )
 def test_the_claim_of_an_arm_is_a_badge_that_says_how_it_is_checked(more, text):
-    made = claim(row("a", 1, **more))
+    made = badge(**claimed(row("a", 1, **more)))
     assert f">{text}</span>" in made and "checked by a test" in made
     assert ("wb-caution" in made) is (text[0] in "≈≠")
 

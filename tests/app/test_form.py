@@ -15,7 +15,7 @@ from workbench.dashboard.controls import _nests
 from workbench.dashboard.figures import FIGURES
 from workbench.dashboard.presets import presets
 from workbench.dashboard.visits import VISITS
-from workbench.web.slots import OPS
+from workbench.trace.slots import OPS
 
 
 def test_every_declared_parameter_has_a_control_with_its_help(app):

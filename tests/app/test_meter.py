@@ -96,7 +96,7 @@ def test_the_bound_is_that_of_clopper_and_pearson():
 def test_texts_are_compared_up_to_where_they_part():
     assert str(Apart(4, 0, 192)) == "0 of 192 tokens differ in 4 texts: flip rate below 1.5 % (95 %)"
     assert str(Apart(4, 3, 93)).startswith("3 of 4 texts differ: 3 flips in 93 tokens, flip rate 3.2 %, below ")
-    assert Apart(1, 0, 48).plus(Apart(1, 1, 2)) == Apart(2, 1, 50) and "in 1 text:" in str(Apart(1, 0, 48))
+    assert Apart(1, 0, 48) + Apart(1, 1, 2) == Apart(2, 1, 50) and "in 1 text:" in str(Apart(1, 0, 48))
 
 
 def test_bad_input_is_one_line(visitor):

@@ -13,7 +13,7 @@ RUNS = {
     "exact": (wb.Speculative(drafter=DRAFT), {}, "= exact", False),
     "chance": (CHANCE, {"temperature": 0.8}, "= exact in distribution", False),
     "lossy": (wb.EntropyAdaptive(), {}, "≈ lossy", True),
-    "own": (wb.Mirostat(), {}, "○ its own distribution", False),
+    "own": (wb.Mirostat(), {}, "≈ own distribution", True),
     "roomy": (PLAIN, {"cache": CACHES["roomy"]}, "○ cache never acted", False),
     "cut": (PLAIN, {"cache": CACHES["cut"]}, "≈ exact under its cache", True),
     "narrowed": (PLAIN, {"cache": CACHES["narrowed"]}, "≈ exact under its cache", True),

@@ -5,10 +5,10 @@ import pytest
 
 import workbench as wb
 from tests.unit.views.test_cache_views import random_run
-from workbench import views, web
+from workbench import web
 from workbench.trace import Trace
-from workbench.views.slots import STATES
-from workbench.web.slots import OPS, changes
+from workbench.trace import slots as recorded
+from workbench.trace.slots import OPS, STATES, changes, replay
 
 HELD, WIDTH = OPS.index("held"), OPS.index("width")
 GONE = [OPS.index("evicted"), OPS.index("merged away")]
@@ -45,10 +45,10 @@ def replayed(rows: dict[str, list], shape: tuple[int, int, int]) -> list[tuple[i
 
 
 def check(trace: Trace) -> set[int]:
-    """Compare with `views.slots.replay` at every round; the states that were seen."""
-    seen, last = set(), views.slots.replay(trace)
+    """Compare with `replay` at every round; the states that were seen."""
+    seen, last = set(), replay(trace)
     for round, state, bits in replayed(changes(trace.log), last.state.shape):
-        slots = views.slots.replay(trace, round)
+        slots = replay(trace, round)
         n = slots.state.shape[2]
         expected = np.array([SAME[name] for name in STATES])[slots.state]
         assert (state[:, :, :n] == expected).all() and (state[:, :, n:] == ABSENT).all(), f"round {round}"
@@ -80,7 +80,7 @@ def test_the_rows_replayed_are_the_cache_of_every_round(runs, name):
 def test_events_of_every_kind_are_replayed(seed):
     trace, held = random_run(seed, runs=bool(seed % 2))
     check(trace)
-    *_, (_, state, _) = replayed(changes(trace.log), views.slots.replay(trace).state.shape)
+    *_, (_, state, _) = replayed(changes(trace.log), replay(trace).state.shape)
     for layer, mine in enumerate(held):
         assert {*np.flatnonzero(~np.isin(state[layer, 0], [*GONE, ABSENT])).tolist()} == mine
 
@@ -92,7 +92,7 @@ def test_what_is_alike_everywhere_is_one_row(runs):
 
 
 def test_too_many_rows_are_no_map(runs, monkeypatch):
-    monkeypatch.setattr(web.slots, "MOST", 10)
+    monkeypatch.setattr(recorded, "MOST", 10)
     assert changes(runs["quantizing"].log) == {} and web.payload(runs["quantizing"])["slots"] == {}
 
 
@@ -101,7 +101,7 @@ def test_too_many_rows_are_no_map(runs, monkeypatch):
 def test_the_browser_replays_the_same_forwards_and_back(chromium, runs, name):
     """State and width of every slot in the module's own replay, at rounds in any order."""
     trace = runs[name]
-    last = views.slots.replay(trace).state.shape
+    last = replay(trace).state.shape
     found = {round: (state, bits) for round, state, bits in replayed(changes(trace.log), last)}
     order = [*found][::5] + [*found][::-7]
     page = chromium.new_page()

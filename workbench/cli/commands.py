@@ -15,8 +15,6 @@ from workbench.cli.preparing import preparing
 from workbench.cli.run import add_run, run
 from workbench.errors import BadInput
 
-__all__ = ["COMMANDS", "parser_for"]
-
 MEMBERS = "decoders, drafters, shapes, verifiers, policies, quantizers, caches, views, recipes"
 TABLES = ("tokens", "rounds", "drafts", "forwards", "cache", "bits", "events")
 
@@ -74,15 +72,22 @@ def replay_run(args: argparse.Namespace) -> int:
 
 
 def add_capsule(parser: Parser) -> None:
-    from workbench.report.capsule import add_options
-
-    add_options(parser)
+    parser.add_argument("trace", help="a trace file such as run.wb")
+    parser.add_argument("-o", "--out", metavar="FILE", help="default: beside the trace, with the ending .html")
+    parser.add_argument("--title", metavar="TEXT", help="heading (default: decoder and start of the prompt)")
+    parser.add_argument("--note", metavar="TEXT", default="", help="what to look for, said below the heading")
+    parser.add_argument("--overwrite", action="store_true", help="allow the file to exist")
 
 
 def capsule(args: argparse.Namespace) -> int:
-    from workbench.report.capsule import convert
+    from workbench.trace import Trace
+    from workbench.trace.files import target
 
-    print(convert(args.trace, args.out, args.title, args.note, args.overwrite))
+    trace = Trace.load(args.trace)
+    path = Path(args.trace).with_suffix(".html") if args.out is None else args.out
+    if target(path).exists() and not args.overwrite:
+        raise BadInput(f"{path} exists already; choose another --out, or pass --overwrite")
+    print(trace.capsule(path, args.title, args.note))
     return 0
 
 
@@ -162,10 +167,7 @@ def add_models(parser: Parser) -> None:
 def models(args: argparse.Namespace) -> int:
     """The models by name; with `get NAME`, fetch one and convert it; with `make NAME`, train what drafts for it."""
     if args.action == "list":
-        from workbench.report.catalogue import about, listing
-
-        print(about("models", args.name) if args.name else listing("models"))
-        return 0
+        return list_members(argparse.Namespace(what="models", name=args.name))
     if args.action == "make":
         return make(args)
     with preparing():

@@ -11,8 +11,6 @@ from workbench.cli import options
 from workbench.cli.preparing import preparing
 from workbench.errors import BadInput
 
-__all__ = ["add_compare", "add_verify", "compare_arms", "verify"]
-
 
 def add_compare(parser: options.Parser) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT")

@@ -13,8 +13,6 @@ from pathlib import Path
 from workbench.errors import BadInput, Unsupported
 from workbench.values import bounded
 
-__all__ = ["add_options", "command", "lab", "notebooks", "start"]
-
 PACKAGE = Path(__file__).parent.parent
 NOTIFICATIONS = "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
 

@@ -8,11 +8,6 @@ from typing import Any, NoReturn
 from workbench.cli.preparing import preparing
 from workbench.errors import BadInput
 
-__all__ = [
-    "Parser", "add_members", "add_model", "add_settings", "load_model", "members_of", "pairs", "print_json",
-    "settings_of",
-]  # fmt: skip
-
 
 class Parser(argparse.ArgumentParser):
     """Complains in one line."""

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cli import options
-from workbench.cli.preparing import preparing
+from workbench.cli.preparing import preparing, undisturbed
 from workbench.errors import BadInput, shown
-
-__all__ = ["add_run", "run"]
 
 
 def add_run(parser: options.Parser) -> None:
@@ -34,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         from workbench import conditions
         from workbench.declare import build
         from workbench.report.headline import headline
-        from workbench.report.terminal import stream, undisturbed
+        from workbench.report.terminal import stream
         from workbench.session import Session
 
     holds = conditions.parse(args.until) if args.until else None

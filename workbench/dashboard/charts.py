@@ -1,4 +1,4 @@
-"""Charts as HTML: an interval plot, a scatter, gauges, bars and badges; their look is that of `web/charts.css`.
+"""Charts as HTML: an interval plot, a scatter, gauges and bars; their look is that of `web/charts.css`.
 
 Every plot is drawn twice, for a wide and for a narrow place, and the stylesheet shows the one that fits.
 """
@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from workbench.dashboard.html import inert
 from workbench.report.headline import size
-
-__all__ = ["EXACT", "Dot", "Mark", "badge", "bars", "gauge", "intervals", "scatter", "signed", "words"]
+from workbench.views.axes import round_step
 
 EXACT = 1e-7  # nats per token: below, a divergence is rounding
 WIDE, NARROW = 700, 370  # units of a drawing; shown at about a pixel each
@@ -55,24 +54,31 @@ class Scale(NamedTuple):
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def signed(value: float, low: float | None, high: float | None) -> str:
-    """A figure with its interval as text: "1.62 [1.51, 1.73]"."""
-    return f"{words(value)} [{words(low)}, {words(high)}]" if low is not None and abs(high) > EXACT else words(value)
+def signed(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    form: Callable[[float], str] | None = None,
+    unit: str = "",
+    small: bool = False,
+) -> str:
+    """A figure with its interval as text, where it has one: "1.62 [1.51, 1.73]"; `small`: that in small type."""
+    form = form or words
+    if low is None or high is None or abs(high) < EXACT:
+        return form(value) + unit
+    ends = f"[{form(low)}, {form(high)}]"
+    return f"{form(value)}{unit} " + (f"<small>{ends}</small>" if small else ends)
 
 
-def words(value: float) -> str:
-    """A figure as text: three digits from 1 on, two below it, 0 where it is rounding."""
+def words(value: float | None) -> str:
+    """A figure as text: three digits from 1 on, two below it, 0 where it is rounding, "–" where there is none."""
+    if value is None:
+        return "–"
     if abs(value) < EXACT:
         return "0"
     if abs(value) < 0.1:
         return f"{value:.2g}"
     return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
-
-
-def badge(text: str, title: str = "", caution: bool = False) -> str:
-    """A word with a border; `title` says how it is checked."""
-    about = f' title="{inert(title)}"' if title else ""
-    return f'<span class="wb-badge{" wb-caution" if caution else ""}"{about}>{inert(text)}</span>'
 
 
 def intervals(marks: Sequence[Mark], label: str) -> str:
@@ -256,7 +262,5 @@ def _clipped(text: str, room: float, font: float) -> str:
 def _ticks(values: Sequence[float], narrow: bool) -> list[float]:
     """Round values from below the least to above the largest, 1 among those that they enclose."""
     low, high = min(0.9, *values), max(1.1, *values)
-    rough = (high - low) / (4 if narrow else 7)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough)
+    step = round_step((high - low) / (4 if narrow else 7))
     return [round(step * k, 10) for k in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]

@@ -7,22 +7,19 @@ from typing import Any
 import gradio as gr
 
 import workbench as wb
-from workbench.dashboard.charts import EXACT, Dot, Mark, badge, intervals, scatter, signed, words
-from workbench.dashboard.html import inert, line
+from workbench.dashboard.charts import Dot, Mark, intervals, scatter, signed, words
+from workbench.dashboard.html import badge, heads, inert, line
 from workbench.dashboard.jobs import Job
 from workbench.dashboard.limits import LONG
 from workbench.experiments.compare import Arm, Comparison
-from workbench.trace import Trace
-
-__all__ = ["BASELINE", "PLAIN", "Compared", "acted", "claim", "many", "percent", "report"]
+from workbench.report.headline import acted, claim
+from workbench.views.figure import unit_of
 
 BASELINE = "plain"
 PLAIN = wb.Autoregressive()
-LOSING = ("evict", "merge", "narrow", "drop")  # what a policy does to a cache that attention can tell
 LOOK = "Speed-up, distance from the full cache's distribution, and bytes. Lower right and small is best."
 WARM = 4  # tokens before the runs that count
 SAME = ("exact", "seeded")  # guarantees of the same text
-UNITS = ("B", "KiB", "MiB", "GiB")
 
 
 def many(count: int, noun: str) -> str:
@@ -33,19 +30,6 @@ def many(count: int, noun: str) -> str:
 def percent(share: float) -> str:
     """A share in words, of two digits: "36 %", "0.26 %"."""
     return f"{float(f'{100 * share:.2g}'):g} %"
-
-
-def acted(trace: Trace) -> bool:
-    """Whether a run's cache stack left something out, or stored it in fewer bits than the model does.
-
-    True, too, where the run was recorded at level `off` and does not tell.
-    """
-    if not trace.run.get("cache") or trace.run.get("level") == "off":
-        return bool(trace.run.get("cache"))
-    events = trace.events[(trace.events["type"] == "cache") & (trace.events["model"] == "target")]
-    width = next((model.get("kv_bits") for model in trace.run["models"] if model.get("role") == "target"), None)
-    narrow = events["bits"] < width if width else events["op"] == "quantize"
-    return bool((events["op"].isin(LOSING) | narrow).any())
 
 
 class Compared(Job):
@@ -90,13 +74,12 @@ class Compared(Job):
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the comparison, made again only where a prompt more is finished. `acted`: the cache stack did
-        something in these runs; `plain`: the decoder is plain decoding."""
+        something in these runs."""
         finished = len(self.comparison.found)
         if finished != self._rows[0]:
             rows, found = self.comparison.rows(), self.comparison.found[:finished]
             for row in rows:
                 row["acted"] = any(acted(one[row["arm"]].trace) for one in found)
-                row["plain"] = self.comparison.arms[row["arm"]].decoder == PLAIN
             self._rows = (finished, rows, report(rows, self.own))
         return self._rows[1]
 
@@ -113,8 +96,7 @@ class Compared(Job):
         if not self.over:
             left = f" · {spent / runs.done * (runs.total - runs.done):.0f} s left" if runs.done else ""
             where = f"prompt {min(finished + 1, prompts)} of {prompts} under {runs.now!r}" if runs.now else "warming up"
-            bar = f'<progress max="{runs.total}" value="{runs.done}" aria-label="runs done"></progress>'
-            return line(f"{runs.done} of {runs.total} runs{left} · {where} …", bar)
+            return line(f"{runs.done} of {runs.total} runs{left} · {where} …", runs.done, runs.total)
         if self.error:
             return line(self.error)
         done = f"Done: {whole}" if finished == prompts else f"Stopped: {whole} are in the table"
@@ -129,7 +111,7 @@ def report(rows: Sequence[dict[str, Any]], own: Sequence[str] = ()) -> str:
     acting = [row for row in others if not _idle(row)] or others
     strong = mine[-1] if mine else max(acting, key=lambda row: row["speedup"])["arm"]
     marks = [
-        Mark(row["arm"], row["speedup"], *_ends(row, "speedup"), _speed(row, row is rows[0]), row["arm"] == strong)
+        Mark(row["arm"], *_figure(row, "speedup"), "reference" if row is rows[0] else _speed(row), row["arm"] == strong)
         for row in rows
     ]
     known = [row for row in rows if row["kl_nats"] is not None]
@@ -140,11 +122,13 @@ def report(rows: Sequence[dict[str, Any]], own: Sequence[str] = ()) -> str:
             row["draft_cache_bytes"], row["arm"] == strong)
         for row in known
     ]  # fmt: skip
+    count = rows[0]["prompts"]
+    sure = f"Median over {count} prompts, 95 % bootstrap interval." if count > 1 else "1 prompt: no interval."
     first = intervals(marks, "speed-up of every arm over plain decoding, with its interval")
     second = scatter(dots, "speed-up, KL divergence from the full cache and bytes of every arm") if dots else ""
     return (
         f'<div class="wb-report"><p class="wb-said">{inert(sentence(rows))}</p>'
-        f'<div class="wb-two"><section><h3>Speed-up over plain decoding</h3><p>{_sure(rows)}</p>{first}</section>'
+        f'<div class="wb-two"><section><h3>Speed-up over plain decoding</h3><p>{sure}</p>{first}</section>'
         f"<section><h3>What it costs</h3><p>{inert(look)}</p>{second}</section></div>{_table(rows, strong)}</div>"
     )
 
@@ -163,7 +147,7 @@ def sentence(rows: Sequence[dict[str, Any]]) -> str:
     idle = [row["arm"] for row in others if _idle(row)]
     if idle:
         said.append(f"the cache policy of {', '.join(idle)} never acted on these texts: they say nothing about it")
-    broken = [row["arm"] for row in others if _broken(row)]
+    broken = [row["arm"] for row in others if claimed(row)["text"].startswith("≠")]
     if broken:
         said.append(f"{', '.join(broken)} should spell plain decoding's text and does not: see Verify")
     return "; ".join(said) + "."
@@ -184,96 +168,51 @@ def _idle(row: dict[str, Any]) -> bool:
     return row["cache"] and not row["acted"]
 
 
-def _broken(row: dict[str, Any]) -> bool:
-    return row["guarantee"] in SAME and (not row["cache"] or _idle(row)) and row["same_text"] < 1
-
-
-def _ends(row: dict[str, Any], name: str) -> tuple[float | None, float | None]:
-    return row[f"{name}_low"], row[f"{name}_high"]
-
-
 def _figure(row: dict[str, Any], name: str) -> tuple[float, float | None, float | None]:
-    return row[name], *_ends(row, name)
+    """A figure and the ends of its interval."""
+    return row[name], row[f"{name}_low"], row[f"{name}_high"]
 
 
-def _speed(row: dict[str, Any], reference: bool = False) -> str:
+def _speed(row: dict[str, Any]) -> str:
     """A speed-up as text: "1.62× [1.51, 1.73]"."""
-    value, low, high = _figure(row, "speedup")
-    return "reference" if reference else f"{value:.2f}×" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
+    return signed(*_figure(row, "speedup"), "{:.2f}".format, "×")
 
 
-def _sure(rows: Sequence[dict[str, Any]]) -> str:
-    count = rows[0]["prompts"]
-    return f"Median over {count} prompts, 95 % bootstrap interval." if count > 1 else "1 prompt: no interval."
-
-
-def claim(row: dict[str, Any]) -> str:
-    """What an arm's text is to plain decoding's over the full cache, as a badge; its tooltip says how it is checked."""
-    promised, stack, did = row["guarantee"], row["cache"], row["cache"] and row["acted"]
-    checked = f"checked by {row['verified_by']}" if row["verified_by"] else "nothing is promised, so nothing is checked"
-    if promised == "own":
-        return badge("≈ own distribution", f"samples from a distribution of its own; {checked}", caution=True)
-    if promised == "lossy":
-        return badge("≈ lossy", f"may keep tokens that plain decoding would not; {checked}", caution=True)
-    if did and row["plain"]:
-        about = f"plain decoding over a cache that drops or rounds; the columns KL and same text measure it; {checked}"
-        return badge("≈ lossy cache", about, caution=True)
-    if did:
-        about = f"{promised} against plain decoding under the same cache, which itself is lossy; {checked}"
-        return badge("≈ exact under its cache", about, caution=True)
-    if _broken(row):
-        about = f"{promised}, yet some texts differ: near-ties decided by rounding, or a fault; Verify tells; {checked}"
-        return badge("≠ texts differ", about, caution=True)
-    if stack:
-        about = "the stack left nothing out and rounded nothing in these runs, so they say nothing about it"
-        return badge("○ policy never acted", f"{about}; {checked}")
-    kind = {"exact": "the tokens of plain decoding", "seeded": "the tokens of plain decoding, seed by seed"}
-    about = kind.get(promised, "the distribution of plain decoding, not its draws")
-    return badge("= exact" if promised in SAME else "= exact in distribution", f"{about}; {checked}")
+def claimed(row: dict[str, Any]) -> dict[str, Any]:
+    """What an arm's text is to plain decoding's over the full cache: the parts of a badge."""
+    did, differs = row["cache"] and row["acted"], row["guarantee"] in SAME and row["same_text"] < 1
+    apart = "see the columns KL and same text"
+    return claim(row["guarantee"], row["cache"], did, row["verified_by"], differs, apart)
 
 
 def _table(rows: Sequence[dict[str, Any]], strong: str) -> str:
     """The rows under headings with units; figures at the right, their intervals beside them."""
-    most = max(row["cache_bytes"] for row in rows)
-    power = next(power for power in (3, 2, 1, 0) if most >= 1024**power or not power)
-    heads = (
+    size, unit = unit_of(max(row["cache_bytes"] for row in rows))
+    top = heads((
         "arm", "claim, as measured", "speed-up (×)", "ms / token", "tokens / target forward", "acceptance rate",
-        f"peak cache, target + draft ({UNITS[power]})", "bits / element", "KL (nats / token)", "same text",
-    )  # fmt: skip
-    top = "".join(f'<th scope="col">{inert(head)}</th>' for head in heads)
+        f"peak cache, target + draft ({unit})", "bits / element", "KL (nats / token)", "same text",
+    ))  # fmt: skip
     body = ""
     for row in rows:
-        cells = [claim(row), *_cells(row, row is rows[0], 1024**power)]
         kind = ' class="wb-strong"' if row["arm"] == strong else ""
-        filled = "".join(f"<td>{cell}</td>" for cell in cells)
+        filled = "".join(f"<td>{cell}</td>" for cell in _cells(row, row is rows[0], size))
         body += f'<tr{kind}><th scope="row">{inert(row["arm"])}</th>{filled}</tr>'
     made = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="wb-scroll wb-arms" tabindex="0" role="region" aria-label="the comparison">{made}</div>'
 
 
-def _cells(row: dict[str, Any], reference: bool, unit: int) -> list[str]:
-    """A row's figures as inert cells."""
+def _cells(row: dict[str, Any], reference: bool, unit: float) -> list[str]:
+    """A row's claim and figures as inert cells."""
     rate, draft = row["draft_acceptance_rate"], row["draft_cache_bytes"]
     held = words((row["cache_bytes"] - draft) / unit) + (f" <small>+ {words(draft / unit)}</small>" if draft else "")
     return [
-        "1" if reference else _with_small(f"{row['speedup']:.2f}", *_ends(row, "speedup"), "{:.2f}"),
+        badge(**claimed(row)),
+        "1" if reference else signed(*_figure(row, "speedup"), "{:.2f}".format, small=True),
         words(row["ms_per_token"]),
-        _known(row["tokens_per_target_forward"], ".2f"),
+        words(row["tokens_per_target_forward"]),
         "–" if rate is None else percent(rate),
         held if row["cache_bytes"] else "–",
-        _known(row["bits_per_element"], ".1f"),
-        "–" if row["kl_nats"] is None else _with_small(words(row["kl_nats"]), *_ends(row, "kl_nats")),
+        words(row["bits_per_element"]),
+        signed(*_figure(row, "kl_nats"), small=True),
         f"{round(row['same_text'] * row['prompts'])} / {row['prompts']}",
     ]
-
-
-def _known(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _with_small(figure: str, low: float | None, high: float | None, form: str = "") -> str:
-    """A figure with its interval in small type, where it has one."""
-    if low is None or high is None or abs(high) < EXACT:
-        return figure
-    low, high = (form.format(end) if form else words(end) for end in (low, high))
-    return f"{figure} <small>[{low}, {high}]</small>"

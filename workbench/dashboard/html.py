@@ -9,8 +9,6 @@ import pandas as pd
 
 from workbench.views.figure import visible
 
-__all__ = ["block", "button", "inert", "line", "number", "shown", "table"]
-
 LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 
 
@@ -25,9 +23,15 @@ def button(name: str, label: str, width: int | None = 80, **more: Any) -> None:
     gr.Button(label, elem_id=name, min_width=width, **{"size": "sm", **more})
 
 
-def line(text: str, bar: str = "") -> str:
-    """A line that says how far something is; `bar` is HTML before it."""
+def line(text: str, done: int = 0, of: int = 0) -> str:
+    """A line that says how far something is, behind a bar where it is known how much there is."""
+    bar = f'<progress max="{of}" value="{done}" aria-label="how far it is"></progress>' if of else ""
     return f'<p class="wb-progress">{bar}{inert(text)}</p>'
+
+
+def badge(text: str, tip: str = "", caution: bool = False) -> str:
+    """A word with a border; its tooltip says how it is checked."""
+    return f'<span class="wb-badge{" wb-caution" if caution else ""}" title="{inert(tip)}">{inert(text)}</span>'
 
 
 def inert(text: Any) -> str:
@@ -50,9 +54,14 @@ def number(value: Any, digits: int = 3) -> str:
     return inert(value)
 
 
-def table(head: Iterable[str], rows: Iterable[Sequence[str]], caption: str = "", name: str = "wb-rows") -> str:
+def table(head: Iterable[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
     """A table of inert cells under inert headings."""
-    top = "".join(f'<th scope="col">{inert(one)}</th>' for one in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     about = f"<caption>{inert(caption)}</caption>" if caption else ""
-    return f'<div class="wb-scroll" tabindex="0"><table class="{name}">{about}<tr>{top}</tr>{body}</table></div>'
+    return (
+        f'<div class="wb-scroll" tabindex="0"><table class="wb-rows">{about}<tr>{heads(head)}</tr>{body}</table></div>'
+    )
+
+
+def heads(names: Iterable[str]) -> str:
+    return "".join(f'<th scope="col">{inert(name)}</th>' for name in names)

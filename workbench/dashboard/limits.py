@@ -12,8 +12,6 @@ from starlette.exceptions import HTTPException
 
 from workbench.errors import BadInput
 
-__all__ = ["LONG", "Pages", "Rate", "Turn", "client_of"]
-
 MOST_PAGES = 24  # open pages of a visitor
 EVENTS, EVENTS_S = 200, 10.0  # events of a visitor in so many seconds
 MOST, EACH = 16, 4  # runs decoded at once in this process, and of one visitor

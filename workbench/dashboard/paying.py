@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from statistics import median
-from typing import Any
 
 import gradio as gr
 
@@ -16,8 +15,6 @@ from workbench.experiments.headroom import Costs, headroom
 from workbench.session import Session
 from workbench.trace import Trace
 from workbench.views.break_even import BreakEven, break_even_numbers
-
-__all__ = ["NONE", "PART", "Plain", "baseline", "paying"]
 
 MEASURED = 64  # tokens of a plain run at most
 PART = '<h3 class="wb-part">Does drafting pay?</h3>'
@@ -119,12 +116,11 @@ def _headroom(trace: Trace, found: BreakEven) -> str:
     except BadInput as why:
         return f"<section><h3>Headroom</h3><p>Not known: {inert(str(why).removeprefix('headroom: '))}.</p></section>"
     best = shapes.loc[shapes.groupby("shape", sort=False)["modelled_speedup"].idxmax()]
-    marks = [_mark(row) for row in best.to_dict("records")]
+    marks = [
+        Mark(f"{one.shape} {one.setting}", one.modelled_speedup, note=f"{one.modelled_speedup:.2f}×",
+             strong=one.shape == "oracle")
+        for one in best.itertuples()
+    ]  # fmt: skip
     about = inert(shapes.attrs["note"])
     drawn = intervals(marks, "modelled speed-up of the best shape of each kind, the oracle last")
     return f"<section><h3>Headroom of other drafts</h3><p>{about}</p>{drawn}</section>"
-
-
-def _mark(row: dict[str, Any]) -> Mark:
-    name = f"{row['shape']} {row['setting']}"
-    return Mark(name, row["modelled_speedup"], note=f"{row['modelled_speedup']:.2f}×", strong=row["shape"] == "oracle")

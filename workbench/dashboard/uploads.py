@@ -25,8 +25,6 @@ from workbench.dashboard.limits import client_of
 from workbench.dashboard.opening import MAX_TRACE
 from workbench.errors import BadInput
 
-__all__ = ["MAX_TRACE", "ROUTES", "UNFIT", "UPLOADS", "Blocks", "Uploads", "sound", "taken"]
-
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a form that is none is the visitor's to hear of
 FORM = 64_000  # bytes of a form around it
 UNFIT = "the page sent a value that does not fit its control; reload the page"

@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from workbench.dashboard.charts import badge, gauge, signed
-from workbench.dashboard.comparing import PLAIN, SAME, acted, many, percent
-from workbench.dashboard.html import inert, line
+from workbench.dashboard.charts import gauge, signed
+from workbench.dashboard.comparing import PLAIN, SAME, many, percent
+from workbench.dashboard.html import badge, inert, line
 from workbench.dashboard.jobs import Job
 from workbench.errors import BadInput
 from workbench.experiments.compare import Arm, Comparison, Run, interval
 from workbench.experiments.lossless import Verdict, lossless
-
-__all__ = ["Apart", "Measured", "bound"]
+from workbench.report.headline import acted, claim
 
 TOKENS = 48  # of a compared text
 FULL, SAME_CACHE, OWN = "plain decoding, full cache", "plain decoding, same cache", "the decoder"
 COUNTING = "Texts differ seed by seed, as they may; so runs are counted."
+WEAKEST = ("own", "lossy", "numeric", "distribution", "seeded", "exact")
 Found = list[dict[str, Run]]
 
 
@@ -46,11 +46,16 @@ class Apart(NamedTuple):
     @classmethod
     def of(cls, found: Found, one: str, other: str) -> "Apart":
         """Of the texts of two arms."""
-        return cls(*map(sum, zip(*(_apart(runs[one], runs[other]) for runs in found), strict=True))) if found else cls()
+        return sum((cls.pair(runs[one].trace.token_ids, runs[other].trace.token_ids) for runs in found), cls())
 
-    def plus(self, *others: "Apart") -> "Apart":
-        """All together."""
-        return Apart(*map(sum, zip(self, *others, strict=True)))
+    @classmethod
+    def pair(cls, a: list[int], b: list[int]) -> "Apart":
+        """Of two texts."""
+        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        return cls(1, int(a != b), min(same + 1, max(len(a), len(b))))
+
+    def __add__(self, other: "Apart") -> "Apart":
+        return Apart(*map(sum, zip(self, other, strict=True)))
 
     @property
     def rate(self) -> float:
@@ -63,22 +68,11 @@ class Apart(NamedTuple):
         return bound(self.parted, self.tokens)
 
     def __str__(self) -> str:
+        tokens, texts = many(self.tokens, "token"), many(self.texts, "text")
         if not self.parted:
-            return (
-                f"0 of {many(self.tokens, 'token')} differ in {many(self.texts, 'text')}: flip rate below"
-                f" {percent(self.most)} (95 %)"
-            )
-        return (
-            f"{self.parted} of {many(self.texts, 'text')} differ: {many(self.parted, 'flip')} in"
-            f" {many(self.tokens, 'token')}, flip rate {percent(self.rate)}, below {percent(self.most)} (95 %)"
-        )
-
-
-def _apart(one: Run, other: Run) -> Apart:
-    """Of two texts."""
-    a, b = one.trace.token_ids, other.trace.token_ids
-    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return Apart(1, int(a != b), min(same + 1, max(len(a), len(b))))
+            return f"0 of {tokens} differ in {texts}: flip rate below {percent(self.most)} (95 %)"
+        flips = f"{many(self.parted, 'flip')} in {tokens}, flip rate {percent(self.rate)}"
+        return f"{self.parted} of {texts} differ: {flips}, below {percent(self.most)} (95 %)"
 
 
 class Measured(Job):
@@ -159,7 +153,7 @@ class Measured(Job):
         if not total:
             done, total = (sum(getattr(part, name) for part in self.parts) for name in ("done", "total"))
             text = f"{done} of {many(total, 'text')} decoded: comparing with plain decoding …"
-        return line(text, f'<progress max="{total}" value="{done}" aria-label="how far it is"></progress>')
+        return line(text, done, total)
 
     def badge(self) -> str:
         """The verdict as a badge; "? not measured" before there is one."""
@@ -167,17 +161,11 @@ class Measured(Job):
             why = "some texts are not compared yet, or no runs were counted"
             return badge("? not measured" if self.over else "? measuring", why)
         found, words = self.verdict, {*self.promised}
-        words |= {found.greedy, found.sampled} if found else set()
+        words |= {found.greedy, found.sampled} - {None} if found else set()
         if found and found.holds is False:
-            return badge("✕ guarantee does not hold", "texts or counts contradict the guarantee", caution=True)
-        if "own" in words:
-            return badge("≈ own distribution", "samples from a distribution of its own", caution=True)
-        if "lossy" in words:
-            return badge("≈ lossy", "may keep tokens that plain decoding would not", caution=True)
-        if self.acted:
-            return badge("≈ exact under its cache", "plain decoding under the same cache, itself lossy", caution=True)
-        kind = "up to near-ties" if "numeric" in words else "in distribution" if "distribution" in words else ""
-        return badge(f"= exact {kind}".strip(), "plain decoding with the full cache")
+            return badge("✕ guarantee does not hold", "texts or counts contradict the guarantee", True)
+        weakest = min(words, key=WEAKEST.index)
+        return badge(**claim(weakest, bool(self.cache), self.acted, "this measurement"))
 
     def _said(self) -> str:
         """The verdict: badge, what is guaranteed, and what was seen, with its number and bound."""
@@ -185,7 +173,7 @@ class Measured(Job):
         where = zip(self.promised, ("at temperature 0", "when sampling"), strict=False)
         promised = "Guaranteed: " + ", ".join(f"{name} {when}" for name, when in where) + "."
         alike = all(name in SAME for name in self.promised) and not (self.verdict and self.verdict.runs)
-        seen = str(greedy.plus(*sampled) if alike else greedy)
+        seen = str(sum(sampled, greedy) if alike else greedy)
         if self.verdict and self.verdict.runs:
             seen += f", and {many(2 * self.verdict.runs, 'run')} counted"
         return f'<p class="wb-said">{self.badge()} {inert(f"{promised} {seen}.")}</p>'

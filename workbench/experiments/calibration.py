@@ -23,8 +23,6 @@ from workbench.speculation.shapes import FixedTree
 from workbench.speculation.verifiers import Rejection, SeededMatch
 from workbench.training import corpus
 
-__all__ = ["calibrate"]
-
 FILE = Path(sequoia.__file__).with_name("calibration.json")
 
 

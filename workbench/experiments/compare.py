@@ -20,8 +20,6 @@ from workbench.session import Session, check_decoder
 from workbench.trace import Trace
 from workbench.values import whole
 
-__all__ = ["Arm", "Comparison", "compare", "gap", "interval"]
-
 RESAMPLES = 2000  # of the bootstrap
 SAME = ("exact", "distribution", "seeded")  # guarantees under which a decoder's distribution is the target's own
 Distributions = dict[int, torch.Tensor]  # log-probabilities by the number of tokens before them

@@ -16,8 +16,6 @@ import torch
 
 from workbench.engine.distribution import Distribution
 
-__all__ = ["Found", "Places", "Texts", "detectable", "p_value"]
-
 Prefix = tuple[int, ...]
 RARE = 5  # cells expected less often are pooled
 STEADY = 20  # variance of a count from which on its distribution is taken for a normal one

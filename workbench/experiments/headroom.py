@@ -25,8 +25,6 @@ from workbench.speculation.tree_builder import BEST
 from workbench.trace import Trace
 from workbench.trace.summary import layer_shares
 
-__all__ = ["Costs", "headroom"]
-
 LONGEST = 16  # of the oracle's chains
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 THRESHOLDS = (0.2, 0.4, 0.6, 0.8)
@@ -202,11 +200,7 @@ def headroom(
         times.append(sum(map(costs.round, levels, drafted)))
         counts = (len(rounds), sum(drafted), sum(accepted), count / len(rounds))
         rows.append((shape, setting, *counts, plain / times[-1]))
-    table, best, lengths = (
-        pd.DataFrame(rows, columns=COLUMNS),
-        plain - times[-1],
-        list(levels),
-    )  # the oracle's, the last
+    table, best, lengths = pd.DataFrame(rows, columns=COLUMNS), plain - times[-1], list(levels)  # the oracle's
     table["oracle_share"] = (plain - np.array(times)) / best if best > 0 else float("nan")
     table.attrs |= {"oracle_lengths": lengths, "note": _note(table, lengths)}
     return table

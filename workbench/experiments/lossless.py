@@ -32,8 +32,6 @@ from workbench.session import check_decoder
 from workbench.training.prompts import held_out_prompts
 from workbench_kernels.noise import gumbel
 
-__all__ = ["Verdict", "lossless"]
-
 SIGNIFICANCE = 1e-4  # of a verdict: half of it for each of the two counts
 CERTAIN = 1e-8  # below it no second seeds are asked
 STRENGTH = {"lossy": 0, "distribution": 1, "seeded": 2, "exact": 2, "numeric": 2}

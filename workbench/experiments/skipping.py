@@ -8,8 +8,6 @@ from workbench.engine.model import LanguageModel
 from workbench.speculation.drafters.layer_skip import LayerSkip
 from workbench.speculation.shapes.fixed import FixedLength
 
-__all__ = ["search_skip"]
-
 
 def search_skip(lm: LanguageModel, prompts: Sequence[str], tokens: int = 32, length: int = 4) -> tuple[int, ...]:
     """Layers to leave out when drafting for a target: greedy removal, measured on a few prompts.

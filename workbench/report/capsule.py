@@ -5,67 +5,23 @@ policy lets nothing in but the one script and the one stylesheet, each by its ha
 escaped where Python writes them and set as text where the script does.
 """
 
-import argparse
 import base64
 import gzip
 import hashlib
 import html
 import os
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from workbench import web
-from workbench.errors import BadInput, BadTrace
+from workbench.errors import BadTrace
 from workbench.report.headline import headline, run_line
 from workbench.trace import Trace, storage
 from workbench.trace.files import target, write_whole
 from workbench.trace.forms import writable
 
-__all__ = ["add_options", "capsule_of", "convert", "open_capsule", "write_capsule"]
-
-LOOK = """
-:root { color-scheme: light dark; }
-body { font: 12.5px/1.45 system-ui, sans-serif; margin: 0; overflow-wrap: anywhere; background: var(--wb-page);
-  color: var(--wb-ink); }
-header { display: flex; gap: 12px; align-items: baseline; min-height: 44px; padding: 10px 14px; box-sizing: border-box;
-  border-bottom: 1px solid var(--wb-line); }
-h1 { font-size: 14px; font-weight: 650; margin: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-h2 { font-size: 13px; margin: 18px 0 4px; } header p { margin: 0; color: var(--wb-quiet); white-space: nowrap; }
-main { --wb-height: max(640px, 100dvh - 44px); border-bottom: 1px solid var(--wb-line); }
-.note { margin: 9px 14px; } .note + main { --wb-height: max(640px, 100dvh - 80px); }
-.about { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 0 28px;
-  padding: 0 14px 20px; }
-.about table { border-collapse: collapse; width: 100%; } .about th { color: var(--wb-quiet); width: 42%; }
-.about :is(td, th) { padding: 1px 8px 1px 0; text-align: left; vertical-align: top; font-weight: 400; }
-@media (max-width: 640px) { header p { display: none; } }
-"""
-START = """
-const packed = document.getElementById("workbench-data").textContent;
-const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-const data = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
-mount(document.getElementById("workbench-view"), { data, keys: "page" });
-"""
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header><h1>{title}</h1><p>{about}</p></header>
-{note}
-<main id="workbench-view"></main>
-<noscript>{plain}</noscript>
-<div class="about">{sections}</div>
-<script type="application/gzip" id="workbench-data">{data}</script>
-<script type="application/gzip" id="workbench-trace">{trace}</script>
-<script type="module">{script}</script>
-</body>
-</html>
-"""
+POLICY = "default-src 'none'; script-src '{script}'; style-src '{style}'; base-uri 'none'; form-action 'none'"
 
 
 def capsule_of(trace: Trace, title: str | None = None, note: str = "", text_of: web.data.Reader | None = None) -> str:
@@ -75,27 +31,26 @@ def capsule_of(trace: Trace, title: str | None = None, note: str = "", text_of: 
     `web.payload`.
     """
     run = trace.run
-    script, style = web.module(export=False) + START, f":root {{ {web.variables()} }}" + LOOK + web.css()
     start = " ".join(trace.prompt.split())
     start = start if len(start) <= 60 else start[:59] + "…"
     view = {**web.payload(trace, text_of=text_of), **run_line(trace)}
     began = str(run.get("time") or "")[:16].replace("T", " ")
-    heading = title or f"{(run.get('decoder') or {}).get('name') or 'run'}: {start}"
-    return PAGE.format(
-        policy=(
-            f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none';"
-            " form-action 'none'"
-        ),
-        title=_inert(heading),
+    page = Template((web.FOLDER / "capsule.html").read_text(encoding="utf-8")).substitute(
+        policy=POLICY,
+        title=_inert(title or f"{(run.get('decoder') or {}).get('name') or 'run'}: {start}"),
         about=_inert(f"{len(trace.token_ids)} tokens, trace {trace.id} {began}"),
         note=f'<p class="note">{_inert(note)}</p>' if note else "",
         plain=web.plain(trace),
         sections="".join(_section(name, facts) for name, facts in _sections(trace).items()),
         data=base64.b64encode(gzip.compress(web.to_json(view).encode(), mtime=0)).decode(),
         trace=base64.b64encode(storage.packed(trace.log)).decode(),
-        style=style,
-        script=script,
+        palette=f":root {{ {web.variables()} }}",
+        view=web.css(),
+        module=web.module(export=False),
     )
+    tags = {"style": "<style>", "script": '<script type="module">'}
+    hashes = {name: _hash(page.partition(tag)[2].partition(f"</{name}>")[0]) for name, tag in tags.items()}
+    return page.replace(POLICY, POLICY.format(**hashes), 1)
 
 
 def write_capsule(trace: Trace, path: str | Path, **options: Any) -> Path:
@@ -113,25 +68,6 @@ def open_capsule(path: str | Path) -> Trace:
     if not storage.is_capsule(path):
         raise BadTrace(f"{path} is not a capsule: expected an HTML file that trace.capsule wrote")
     return Trace.load(path)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("trace", help="a trace file such as run.wb")
-    parser.add_argument("-o", "--out", metavar="FILE", help="default: beside the trace, with the ending .html")
-    parser.add_argument("--title", metavar="TEXT", help="heading (default: decoder and start of the prompt)")
-    parser.add_argument("--note", metavar="TEXT", default="", help="what to look for, said below the heading")
-    parser.add_argument("--overwrite", action="store_true", help="allow the file to exist")
-
-
-def convert(
-    trace: str, out: str | None = None, title: str | None = None, note: str = "", overwrite: bool = False
-) -> Path:
-    """Write the capsule of a trace file. BadInput where there is one already, unless `overwrite`."""
-    read = Trace.load(trace)
-    path = Path(trace).with_suffix(".html") if out is None else out
-    if target(path).exists() and not overwrite:
-        raise BadInput(f"{path} exists already; choose another --out, or pass --overwrite")
-    return write_capsule(read, path, title=title, note=note)
 
 
 def _sections(trace: Trace) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,6 @@ from typing import Any
 from workbench import declare, members
 from workbench.errors import BadInput
 
-__all__ = ["KINDS", "about", "fetch", "listing"]
-
 FAMILIES = {several: family for family, several in (members.FAMILIES | members.FUNCTIONS).items()}
 
 

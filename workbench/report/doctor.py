@@ -21,8 +21,6 @@ from workbench.models.native import compiled
 from workbench_kernels.dispatch import VARIABLE
 from workbench_kernels.selftest import OPERATIONS
 
-__all__ = ["doctor", "report"]
-
 TIMEOUT_S = 300
 
 

@@ -4,14 +4,15 @@ from typing import Any
 
 from workbench.trace import Trace, tables
 
-__all__ = ["badge", "headline", "run_line", "size"]
-
-PROMISES = {  # of guarantees: the badge, and what it says
-    "exact": ("exact", "the text is that of plain decoding, token by token"),
-    "seeded": ("exact", "the text is that of plain decoding with the same seed, draw by draw"),
-    "distribution": ("exact in distribution", "texts follow plain decoding's distribution, but not its draws"),
+CLAIMS = {  # what a guarantee, kept or found, makes of a text: the badge, and what it says
+    "exact": ("= exact", "the text is that of plain decoding, token by token"),
+    "seeded": ("= exact", "the text is that of plain decoding with the same seed, draw by draw"),
+    "numeric": ("= exact up to near-ties", "the text is that of plain decoding but for near-ties, decided by rounding"),
+    "distribution": ("= exact in distribution", "texts follow plain decoding's distribution, but not its draws"),
+    "lossy": ("≈ lossy", "texts may keep tokens that plain decoding would not"),
+    "own": ("≈ own distribution", "samples from a distribution of its own"),
 }
-OWN = ("○ its own distribution", "this decoder promises no other decoder's text")
+LOSING = ("evict", "merge", "narrow", "drop")  # what a cache stack does that attention can tell
 
 
 def size(count: float) -> str:
@@ -61,31 +62,44 @@ def run_line(trace: Trace) -> dict[str, Any]:
 
 
 def badge(trace: Trace) -> dict[str, Any]:
-    """What a run promises of its text: {text, tip, caution}. A cache that keeps less than all makes it approximate."""
+    """What a run promises of its text, as `claim` says it."""
     run = trace.run
-    guarantee, verified = run.get("guarantee"), ", ".join(run.get("verified") or ())
-    checked = f"; checked by {verified}" if verified else "; not checked for this run"
-    if guarantee not in PROMISES:
-        text, tip = ("≈ lossy", "texts may differ from plain decoding's") if guarantee == "lossy" else OWN
-        return {"text": text, "tip": tip + checked, "caution": guarantee == "lossy"}
-    short, words = PROMISES[guarantee]
-    if not run.get("cache"):
-        return {"text": f"= {short}", "tip": words + checked, "caution": False}
-    if not _cache_changed(trace):
-        tip = f"the cache kept everything at full width in this run; {words}{checked}"
-        return {"text": "○ cache never acted", "tip": tip, "caution": False}
-    tip = f"under this cache, which keeps less than all, {words}{checked}; the full cache is not measured"
-    return {"text": f"≈ {short} under its cache", "tip": tip, "caution": True}
+    return claim(run.get("guarantee"), bool(run.get("cache")), acted(trace), ", ".join(run.get("verified") or ()))
 
 
-def _cache_changed(trace: Trace) -> bool:
-    """Whether keys or values were evicted, merged, moved or narrowed in a run."""
-    for event in trace.log:
-        if event["type"] == "cache" or (event["type"] == "round" and event.get("bits")):
-            return True
-    rounds = trace.rounds
-    return bool((rounds["bits_per_element"].dropna() < 0.9 * _width(trace)).any())
+def claim(
+    guarantee: str | None, cache: bool, acted: bool, verified: str, differs: bool = False, apart: str = "not measured"
+) -> dict[str, Any]:
+    """What a text is to plain decoding's over the full cache, as the parts of a badge: {text, tip, caution}.
+
+    A cache stack that acted makes an exact decoder approximate; one that did not says nothing about itself. verified:
+    what has checked the guarantee. differs: texts were seen to differ. apart: how far it is from the full cache.
+    """
+    text, tip = CLAIMS.get(guarantee, CLAIMS["own"])
+    if text.startswith("=") and acted:
+        text, tip = "≈ exact under its cache", f"under this cache, itself lossy, {tip}; against the full cache {apart}"
+    elif text.startswith("=") and differs:
+        text, tip = "≠ texts differ", f"{tip}; yet some differ: near-ties decided by rounding, or a fault; Verify tells"
+    elif text.startswith("=") and cache:
+        text, tip = "○ cache never acted", f"it left out and rounded nothing, so nothing is said about it; {tip}"
+    checked = f"checked by {verified}" if verified else "not checked"
+    return {"text": text, "tip": f"{tip}; {checked}", "caution": text[0] in "≈≠"}
 
 
-def _width(trace: Trace) -> float:
-    return tables.model(trace.run, "target").get("kv_bits") or 0
+def acted(trace: Trace) -> bool:
+    """Whether a run's cache stack left something out, or stored it in fewer bits than the model does.
+
+    True, too, where the run was recorded at level `off` and does not tell.
+    """
+    if not trace.run.get("cache") or trace.run.get("level") == "off":
+        return bool(trace.run.get("cache"))
+    width = tables.model(trace.run, "target").get("kv_bits")
+
+    def lossy(event: dict[str, Any]) -> bool:
+        narrow = (event.get("bits") or width) < width if width else event.get("op") == "quantize"
+        return event.get("op") in LOSING or narrow
+
+    return any(
+        event["type"] == "cache" and (event.get("model") or "target") == "target" and lossy(event)
+        for event in trace.log
+    )

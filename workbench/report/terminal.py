@@ -1,19 +1,14 @@
 """What the command line draws: text made harmless, tables, and a run replayed in the terminal."""
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.trace import Trace
-
-__all__ = ["escaped", "one_line", "replay", "stream", "table", "undisturbed"]
 
 MARKS = {"accepted": ("[", "]"), "bonus": ("", "+"), "residual": ("", "!"), "target": ("", "")}
 COLOURS = {"accepted": "32", "bonus": "36", "residual": "31", "rejected": "2;9", "note": "2"}
@@ -102,25 +97,3 @@ def stream(text: str) -> None:
     """Print a piece of the text as it comes."""
     sys.stdout.write(escaped(text))
     sys.stdout.flush()
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """While open, a first Ctrl-C waits for the end: what was shown and what counts as shown stay the same."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[tuple] = []
-
-    def wait(*seen) -> None:
-        waiting.append(seen)
-        if len(waiting) > 1 and callable(before):
-            before(*seen)
-
-    before = signal.signal(signal.SIGINT, wait)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-        if len(waiting) == 1 and callable(before):
-            before(*waiting[0])

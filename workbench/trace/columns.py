@@ -7,8 +7,6 @@ from typing import Any
 from workbench.errors import BadInput
 from workbench.trace.schema import CACHE_COUNTS, CACHE_KINDS, KEYS
 
-__all__ = ["clean", "listed", "number", "pack_layers", "unpack_layers"]
-
 Columns = dict[str, list]
 DIGITS = {"topk_raw": 3, "topk_sampled": 3, "wall_ms": 4}  # fewer than the usual six, where they are there to look at
 FORMS = {digits: f".{digits}g" for digits in range(1, 18)}

@@ -9,8 +9,6 @@ from workbench.errors import BadInput
 if TYPE_CHECKING:
     from workbench.trace.trace import Trace
 
-__all__ = ["divergence", "distributions"]
-
 Distribution = dict[int, float]  # the probabilities of the most likely tokens, by id
 LEAST = 1e-300  # stands for a probability too small for a float
 

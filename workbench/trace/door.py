@@ -13,8 +13,6 @@ from workbench.trace.forms import ANY, LAYERS, SCALARS, Damaged, Found, by_name,
 from workbench.trace.schema import EVENTS, NAMES, TABLES, Column
 from workbench.trace.tables import model
 
-__all__ = ["Door"]
-
 Event = dict[str, Any]
 CELLS, FREE = 16, 2**21  # cells of tables for a byte of the file, and those that any file may have
 LISTED = 4096  # what a round may count beyond the bytes of its line

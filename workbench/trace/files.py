@@ -24,8 +24,6 @@ except ImportError:  # Windows
 
     fcntl = None
 
-__all__ = ["RunFile", "made_folder", "target", "write_whole"]
-
 SYNC_S = 5.0  # seconds of a run after which its next round is pressed onto the disk
 MOVES_OPEN = os.name != "nt"  # whether an open file can be renamed and replaced
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

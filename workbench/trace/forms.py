@@ -12,10 +12,6 @@ from typing import Any
 
 from workbench.trace.schema import DERIVED, ENTRIES, KEYS, NAMES, ROWS, SHORT, TABLES, Column
 
-__all__ = [
-    "ANY", "DEEPEST", "LAYERS", "SCALARS", "Damaged", "Found", "by_name", "check", "finite", "run_length", "writable",
-]  # fmt: skip
-
 Path = tuple[str, ...]
 WHOLE, ID = 2**53, 2**31  # ends of what is a whole number, and a token id
 LARGEST = 1e30  # a float of a column beyond this counts as infinite, so that sums and squares stay finite

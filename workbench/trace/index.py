@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from workbench.trace.tables import cache_bytes
 
-__all__ = ["Reached", "RoundIndex"]
-
 Event = dict[str, Any]
 SEARCHES = ("branch", "search", "diffusion")  # modes whose rounds look beyond the text
 

@@ -11,8 +11,6 @@ import pandas as pd
 if TYPE_CHECKING:
     from workbench.trace.trace import Trace
 
-__all__ = ["events", "spans"]
-
 AFTER = ("verify", "commit", "cache")  # phases that follow the forward passes of a round
 COLUMNS = ("phase", "model", "round", "start_ms", "length_ms", "place")
 FACTS = ("rows", "context", "flops", "weight_bytes", "kv_read_bytes", "kv_write_bytes", "implementation")

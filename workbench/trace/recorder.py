@@ -17,8 +17,6 @@ from workbench.trace.schema import COUNTS, KEYS, LEVELS, SCHEMA
 from workbench.trace.tables import model
 from workbench.trace.trace import Trace
 
-__all__ = ["Recorder"]
-
 Event = dict[str, Any]
 OFF = ("token_id", "source")  # columns of tokens that are left at level off, and of nothing else
 

@@ -7,8 +7,6 @@ all columns present in one mapping have the same length.
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Step"]
-
 Columns = dict[str, list]
 
 

@@ -6,11 +6,6 @@ Units: nats, milliseconds, bytes, probabilities in 0..1, positions in tokens fro
 
 from dataclasses import dataclass, replace
 
-__all__ = [
-    "CACHE_COUNTS", "CACHE_KINDS", "COUNTS", "DERIVED", "ENTRIES", "EVENTS", "FATES", "GUARANTEES", "KEYS", "LEVELS",
-    "MODES", "NAMES", "OPS", "PHASES", "ROWS", "SCHEMA", "SHORT", "SOURCES", "TABLES", "Column", "markdown",
-]  # fmt: skip
-
 SCHEMA = 2
 GUARANTEES = ("exact", "seeded", "distribution", "own", "lossy")
 LEVELS = ("off", "default", "full")

@@ -12,8 +12,6 @@ from workbench.aliases import MEMBERS, PARAMETERS, RUN, VALUES
 from workbench.trace.forms import DEEPEST, Damaged
 from workbench.trace.schema import KEYS, SCHEMA, TABLES
 
-__all__ = ["current", "current_run"]
-
 Event = dict[str, Any]
 OPS = {"seal": "quantize", "retier": "offload"}
 

@@ -26,8 +26,6 @@ from workbench.trace.files import made_folder, write_whole
 from workbench.trace.forms import Damaged, writable
 from workbench.trace.schema import SCHEMA, TABLES
 
-__all__ = ["encode", "is_capsule", "packed", "read", "read_tables", "write", "write_tables"]
-
 BOM, GZIP = b"\xef\xbb\xbf", b"\x1f\x8b"  # what some editors put before UTF-8; how gzip begins
 BATCH = 64  # lines of a file that are checked together
 DECODER = json.JSONDecoder(parse_constant=lambda name: None)

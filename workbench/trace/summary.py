@@ -11,8 +11,6 @@ from workbench.trace.tables import is_target, model
 if TYPE_CHECKING:
     from workbench.trace.trace import Trace
 
-__all__ = ["behind", "behind_the_end", "layer_shares", "repeated_4gram_share", "summarize"]
-
 
 def summarize(trace: "Trace") -> dict[str, Any]:
     """All figures of a trace; None where it does not hold what a figure needs (level `off`, no drafts, no baseline).

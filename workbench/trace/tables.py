@@ -9,11 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.errors import BadTrace
 from workbench.trace.columns import unpack_layers
 from workbench.trace.schema import CACHE_KINDS, KEYS, TABLES
-
-__all__ = ["cache_bytes", "columns", "expand", "final", "frame", "is_target", "model", "rest", "rows", "table"]
 
 FREE = ("pad", "staging")  # bytes that hold no committed token
 Event = dict[str, Any]
@@ -28,10 +25,7 @@ def frame(name: str, columns: Mapping[str, list]) -> pd.DataFrame:
         values = columns.get(column.name, [None] * n)
         if column.dtype == "bool":
             values = map(bool, values)
-        try:
-            series[column.name] = pd.Series([*values], dtype=column.dtype)
-        except (TypeError, ValueError):
-            raise BadTrace(f"damaged trace: {name}.{column.name} holds values that are not {column.type}") from None
+        series[column.name] = pd.Series([*values], dtype=column.dtype)
     return pd.DataFrame(series)
 
 

@@ -13,8 +13,6 @@ from workbench.trace.forms import writable
 from workbench.trace.index import RoundIndex
 from workbench.trace.summary import summarize
 
-__all__ = ["Trace"]
-
 Event = dict[str, Any]
 
 

@@ -19,8 +19,6 @@ from workbench.speculation.shapes.specdec import REJECTION, Acceptance
 from workbench.training.data import Batch, drawn, width_of
 from workbench.training.fit import Part, Recipe
 
-__all__ = ["acceptance"]
-
 KEPT = 0.15  # tokens of the text that stay, without loss
 
 

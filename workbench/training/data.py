@@ -18,8 +18,6 @@ from tqdm import tqdm
 from workbench.models.adapter import TransformersModel
 from workbench.training import corpus
 
-__all__ = ["Batch", "Text", "drawn", "frozen", "make_text", "width_of"]
-
 WINDOW, START = 256, 64  # tokens of a window; of the beginning that the target continues
 TEMPERATURES = (0.0, 0.8, 1.0)
 OWN_SHARE = 0.75  # windows that the target continues; the others are corpus text throughout

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 
 from workbench.training.stage import Stage, checkpoint
 
-__all__ = ["draft"]
-
 
 def draft() -> Stage:
     """The embedded draft, distilled from the target's first stage."""

@@ -15,8 +15,6 @@ from workbench.speculation.drafters.eagle import EagleLayer
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import HEADS, Part
 
-__all__ = ["eagle", "fspad"]
-
 DEPTHS = 4
 PASSES = 2  # depth of the recursion in training
 FEATURES = 0.5  # weight of the feature loss beside the cross-entropy

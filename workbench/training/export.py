@@ -15,36 +15,10 @@ from workbench.training import corpus
 from workbench.training.parts import STAGES
 from workbench.training.stage import Stage, checkpoint, encode
 
-__all__ = ["export", "measured"]
-
 STAGES_OF = {"target": ("target", "target-long"), "draft": ("draft",)}
 WINDOWS, LENGTH = 64, 512
 
-CARD = """---
-license: apache-2.0
-language: code
-library_name: transformers
----
-# Embedded {name} model
-
-A {parameters:.2f} M-parameter Llama ({layers} layers, width {width}, {heads} heads on {kv_heads} KV heads, context
-{context}), trained from scratch so that the workbench runs without a network. It writes Python that looks like the
-standard library; it knows nothing else and is not meant to be useful beyond experiments with decoding.
-
-**Data.** The source of the {python} standard library (PSF-2.0), {train_tokens:,} tokens; file list with hashes in
-`../corpus.txt`; the held-out modules and their tests ({held_tokens:,} tokens) were never trained on.
-
-**Recipe.** `python -m workbench.training`, {called}; Muon on matrices, AdamW on
-embeddings and norms; {tokens:,} tokens seen in steps of {batch:,}.{distilled}
-
-{stages}
-
-**Measured, on held-out text, bf16 weights computed in fp32.**
-
-| figure | value |
-|---|---|
-{rows}
-"""
+CARD = Path(__file__).with_name("model.md")
 
 
 @torch.inference_mode()
@@ -131,6 +105,7 @@ def write_card(name: str, model, step: int, figures: dict[str, float], work: Pat
     }
     notes = work / f"notes-{name}.md"  # what the recipe alone does not tell about this run
     folder = corpus.HERE / name
-    (folder / "README.md").write_text(CARD.format(**facts) + (notes.read_text() if notes.exists() else ""))
+    card = CARD.read_text(encoding="utf-8").format(**facts)
+    (folder / "README.md").write_text(card + (notes.read_text() if notes.exists() else ""))
     (folder / "figures.json").write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + "\n")
     print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))

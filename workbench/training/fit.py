@@ -18,8 +18,6 @@ from workbench.models.adapter import TransformersModel
 from workbench.speculation.heads import weights
 from workbench.training.data import Batch, Text, frozen
 
-__all__ = ["HEADS", "Part", "Recipe", "fit", "measure", "train"]
-
 SAVE_EVERY = 60  # seconds
 
 

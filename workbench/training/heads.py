@@ -13,8 +13,6 @@ from workbench.speculation.drafters.medusa import MedusaHeads
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import HEADS, Part
 
-__all__ = ["hydra", "medusa"]
-
 DEPTHS = 4
 WEIGHT = 0.8  # of each further depth in the loss (Medusa)
 

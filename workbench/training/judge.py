@@ -12,8 +12,6 @@ from workbench.speculation.verifiers.judge import JudgeHead
 from workbench.training.data import Batch, drawn, width_of
 from workbench.training.fit import Part, Recipe
 
-__all__ = ["judge"]
-
 EVERY = 8  # tokens between two that are planted
 HEAT = 1.5
 SOUND, MISTAKE = 0.3, 0.01

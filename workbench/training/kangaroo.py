@@ -13,8 +13,6 @@ from workbench.speculation.heads.modules import causal
 from workbench.training.data import Batch, width_of
 from workbench.training.fit import Part, Recipe
 
-__all__ = ["kangaroo"]
-
 
 def kangaroo() -> Part:
     """Adapters behind a quarter and behind half of the target's layers, both trained in one pass."""

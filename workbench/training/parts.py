@@ -6,8 +6,6 @@ from workbench import declare
 from workbench.training.fit import Part
 from workbench.training.stage import Stage
 
-__all__ = ["PARTS", "STAGES"]
-
 
 def _made() -> dict[str, Part | Stage]:
     """All that can be made; one that cannot, of a package, is named and hides nothing else."""

@@ -5,8 +5,6 @@ from functools import cache
 
 from workbench.training.corpus import PROMPTS
 
-__all__ = ["held_out_prompts"]
-
 
 @cache
 def _rows() -> tuple[dict, ...]:

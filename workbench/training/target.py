@@ -7,8 +7,6 @@ from dataclasses import replace
 
 from workbench.training.stage import Stage
 
-__all__ = ["target", "target_long"]
-
 
 def target() -> Stage:
     """The embedded target's first stage: most windows are short."""

@@ -15,8 +15,6 @@ from workbench.views.figure import figure, inert, ink, offered
 from workbench.views.palette import PALETTE
 from workbench.views.words import named
 
-__all__ = ["acceptance", "acceptance_length", "divergence"]
-
 BANDS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, float("inf"))  # nats
 TITLES = {
     "position": "position in the draft (tokens)",
@@ -121,7 +119,7 @@ def acceptance_length(traces: Traces, theme: str | None = None) -> go.Figure:
     )
     bars = [
         go.Bar(
-            x=across[: len(values[kind])], y=values[kind], name=label, texttemplate="%{y:.2f}",
+            x=across[: len(values[kind])], y=values[kind], name=label, text=[f"{value:.2f}" for value in values[kind]],
             textposition="outside", cliponaxis=False, hovertemplate="%{x}: %{y:.3f} tokens<extra>" + label + "</extra>",
             marker={"color": color, "pattern": {"shape": shape, **HATCH}},
         )

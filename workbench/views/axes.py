@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Axis", "written"]
-
 
 class Axis:
     """An axis of a Plotly figure: linear, logarithmic or of categories.
@@ -56,7 +54,7 @@ class Axis:
             found = [(place, str(name)) for name, place in self.names.items() if place % every == 0]
         else:
             step = self.options.get("dtick") or 0
-            step = step if step * unit >= 13 else _round_step(gap / unit)
+            step = step if step * unit >= 13 else round_step(gap / unit)
             step = max(step, 1) if form == "d" or self.log else step
             places = [n * step for n in range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)]
             found = [(place, written(10**place if self.log else place, form)) for place in places]
@@ -69,7 +67,7 @@ def written(value: float, form: str | None = None) -> str:
     return (f"{value:.0f}" if form == "d" else format(value, form or ".6g")).replace("-", "−")
 
 
-def _round_step(least: float) -> float:
+def round_step(least: float) -> float:
     """The next of 1, 2, 5, 10, … times a power of ten."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * 0.999)

@@ -4,11 +4,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from workbench.trace import Trace
+from workbench.trace.slots import last_round, replay
 from workbench.views.figure import figure, offered
 from workbench.views.palette import PALETTE, scale
-from workbench.views.slots import last_round, replay, too_many
-
-__all__ = ["bit_map"]
 
 COLUMNS = 1024  # more positions than this are drawn several to a cell
 
@@ -49,7 +47,7 @@ def bit_map(trace: Trace, round: int | None = None, model: str = "target", theme
         "; ".join(f"{name} {found.min():.3g} to {found.max():.3g}" for name, found in known.items() if found.size)
         or "none recorded"
     )
-    none = too_many(trace, round, model) or "no bits recorded"
+    none = slots.excess or "no bits recorded"
     note = "" if any(found.size for found in known.values()) else none
     return figure("bit_map", trace.id, drawn, words + ".", theme, note, **axes)
 

@@ -11,8 +11,6 @@ from workbench.trace import Trace
 from workbench.views.figure import figure, inert, ink, numbers, shown
 from workbench.views.palette import PALETTE, tint
 
-__all__ = ["CAUSES", "BranchDiff", "branch_diff"]
-
 CAUSES = ("other prompt", "forced token", "end of one run", "near tie", "other setting", "other random draw", "unknown")
 TIE = 1e-3  # margin between the two likeliest tokens at and below which rounding may decide
 SETTINGS = ("models", "decoder", "cache", "sampling", "device")

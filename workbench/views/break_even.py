@@ -11,7 +11,6 @@ from workbench.trace.summary import layer_shares
 from workbench.views.figure import figure, offered
 from workbench.views.palette import PALETTE
 
-__all__ = ["BreakEven", "break_even", "break_even_numbers"]
 DRAWN = 256  # most lengths on the line
 
 

@@ -7,8 +7,6 @@ from workbench.views.figure import figure, inert, numbers, offered, unit_of
 from workbench.views.palette import PALETTE, scale
 from workbench.views.stacked import by_kind, stacked
 
-__all__ = ["cache_footprint", "ledger_over_time"]
-
 
 @offered("cache by kind")
 def ledger_over_time(trace: Trace, theme: str | None = None) -> go.Figure:

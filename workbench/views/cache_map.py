@@ -5,12 +5,10 @@ import plotly.graph_objects as go
 
 from workbench.errors import BadInput
 from workbench.trace import Trace
+from workbench.trace.slots import HOST, INTO, KEPT, STATES, Slots, last_round, replay
 from workbench.views.figure import figure, offered
 from workbench.views.palette import PALETTE, scale, tint
-from workbench.views.slots import HOST, INTO, KEPT, STATES, Slots, last_round, replay, too_many
 from workbench.views.words import named
-
-__all__ = ["cache_map"]
 
 ROWS, COLUMNS = 48, 1024  # most rows and columns drawn one by one
 MARKED = 96  # most columns whose cells carry a mark
@@ -41,7 +39,8 @@ def cache_map(
     number = last_round(trace, round)
     slots = replay(trace, round, model)
     layers, heads = _rows(slots.state.shape[0], layer, "layer"), _rows(slots.state.shape[1], head, "head")
-    slots = Slots(*(part[np.ix_(layers, heads)] for part in (slots.state, slots.bits_k, slots.bits_v)))
+    chosen = (part[np.ix_(layers, heads)] for part in (slots.state, slots.bits_k, slots.bits_v))
+    slots = Slots(*chosen, slots.excess)
     positions, rows = slots.state.shape[2], len(layers) * len(heads)
     if rows > ROWS or positions > COLUMNS or (positions > MARKED and len(layers) > 1 and not by_head):
         drawn, title = _shares(slots, layers, heads)
@@ -52,10 +51,9 @@ def cache_map(
         "yaxis": {"title": title, "type": "category", "autorange": "reversed"},
     }
     counts = {name: int((slots.state == code).sum()) for code, name in enumerate(STATES) if code}
-    many = too_many(trace, round, model)
-    known = ", ".join(f"{n} {named(name)}" for name, n in counts.items() if n) or many or "nothing recorded"
+    known = ", ".join(f"{n} {named(name)}" for name, n in counts.items() if n) or slots.excess or "nothing recorded"
     words = f"Cache of the {model} after round {number}, slots by state: {known}."
-    note = "" if drawn else many or "no cache recorded"
+    note = "" if drawn else slots.excess or "no cache recorded"
     height = min(900, max(260, 130 + 16 * (len(drawn[-1].y) if drawn else 0)))
     return figure("cache_map", trace.id, drawn, words, theme, note, height=height, **axes)
 

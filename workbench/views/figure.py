@@ -19,10 +19,6 @@ from workbench.trace.forms import writable
 from workbench.views.palette import PAGES
 from workbench.views.static import svg
 
-__all__ = [
-    "Figure", "as_table", "description", "figure", "ink", "inert", "numbers", "offered", "shown", "unit_of", "visible",
-]  # fmt: skip
-
 CLEAR = "rgba(0,0,0,0)"
 HEIGHT = 400  # of a figure that names none
 CONFIG = {"showSendToCloud": False, "displaylogo": False}

@@ -8,8 +8,6 @@ from workbench.views.figure import figure, inert, offered
 from workbench.views.palette import colour
 from workbench.views.words import named
 
-__all__ = ["forwards_timeline"]
-
 PATTERNS = {"draft": "/", "score": "x", "prefill": "."}  # the target's own passes and the host's phases are plain
 HATCH = {"size": 5, "solidity": 0.25, "fillmode": "overlay"}
 

@@ -6,8 +6,6 @@ import plotly.graph_objects as go
 from workbench.views.figure import figure, inert, offered
 from workbench.views.palette import PALETTE
 
-__all__ = ["headroom"]
-
 
 @offered("headroom of other drafts")
 def headroom(table: pd.DataFrame, theme: str | None = None) -> go.Figure:
@@ -20,7 +18,8 @@ def headroom(table: pd.DataFrame, theme: str | None = None) -> go.Figure:
     signal = PALETTE["signal"]
     rows = shapes[["tokens_per_target_forward", "oracle_share"]].to_numpy().tolist()
     bars = go.Bar(
-        x=names, y=shapes["modelled_speedup"].tolist(), name="shape", customdata=rows, texttemplate="%{y:.2f}",
+        x=names, y=shapes["modelled_speedup"].tolist(), name="shape", customdata=rows,
+        text=shapes["modelled_speedup"].map("{:.2f}".format).tolist(),
         meta=["tokens per target forward", "part of the oracle's gain"], textposition="outside", cliponaxis=False,
         marker={"color": signal["drafted"]},
         hovertemplate="%{x}: %{y:.2f} times plain decoding, %{customdata[0]:.2f} tokens per target forward, "

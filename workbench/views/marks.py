@@ -2,23 +2,18 @@
 
 import base64
 import html
+import io
 import math
 import re
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-from workbench.views.axes import written
-
-__all__ = ["apart", "glyph", "image", "labels", "levels", "line", "painted", "path", "plain", "px", "tag", "text"]
+from PIL import Image
 
 DASHES = {"dash": "8 5", "dot": "2 3", "dashdot": "8 3 2 3", "longdash": "12 5"}
 CORNERS = {"square": (4, 1, 45), "diamond": (4, 1, 0), "hexagon": (6, 1, 0), "triangle-down": (3, 1, 90),
            "star": (10, 0.45, -90)}  # how many, radius of every second, turn in degrees  # fmt: skip
-PLACE = re.compile(r"%\{(\w+)(?::(.+?))?\}")  # of a value in a template
 
 
 def px(value: float) -> str:
@@ -44,18 +39,6 @@ def text(x: float, y: float, words: Any, anchor: str = "middle", size: float = 1
     inside = first + "".join(tag("tspan", part, x=float(x), dy="1.2em") for part in rest)
     place = {"x": float(x), "y": float(y), "text_anchor": anchor, "font_size": size}
     return tag("text", inside, **place, **more) if inside else ""
-
-
-def labels(trace: dict) -> list[str]:
-    """What stands beside the points of a trace: its texts, or its template filled in."""
-    values = {key: trace[key] for key in ("x", "y", "text") if isinstance(trace.get(key), (Sequence, np.ndarray))}
-    template = trace.get("texttemplate") or ("%{text}" if "text" in values else "")
-
-    def filled(row: tuple) -> str:
-        known = dict(zip(values, row, strict=True))
-        return re.sub(PLACE, lambda m: written(known[m[1]], m[2]) if m[2] else str(known[m[1]]), template)
-
-    return list(map(filled, zip(*values.values(), strict=True))) if template else []
 
 
 def glyph(marker: dict) -> str:
@@ -138,14 +121,9 @@ def _channels(colour: str) -> list[float]:
 
 def image(cells: np.ndarray, colours: np.ndarray, x: float, y: float) -> str:
     """Levels [rows, columns] as an image of as many pixels, with its colours [256, 4]."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    high, wide = cells.shape
-    rows = np.hstack([np.zeros((high, 1), np.uint8), cells]).tobytes()
-    parts = {b"IHDR": struct.pack(">IIBBBBB", wide, high, 8, 3, 0, 0, 0), b"PLTE": colours[:, :3].tobytes(),
-             b"tRNS": colours[:, 3].tobytes(), b"IDAT": zlib.compress(rows, 9), b"IEND": b""}  # fmt: skip
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in parts.items())
+    (high, wide), content = cells.shape, io.BytesIO()
+    picture = Image.frombytes("P", (wide, high), cells.tobytes())
+    picture.putpalette(colours[:, :3].tobytes())
+    picture.save(content, "PNG", transparency=colours[:, 3].tobytes(), compress_level=9)
     place = {"x": int(x), "y": int(y), "width": wide, "height": high, "style": "image-rendering:pixelated"}
-    return tag("image", href=f"data:image/png;base64,{base64.b64encode(png).decode()}", **place)
+    return tag("image", href=f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}", **place)

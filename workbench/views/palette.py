@@ -5,8 +5,6 @@ variables are made; `PALETTE` are single colours for figures, each with a contra
 figure reads wherever it is put.
 """
 
-__all__ = ["HUES", "PAGES", "PALETTE", "colour", "colours", "scale", "tint"]
-
 HUES: dict[str, tuple[str, str]] = {
     "accepted": ("#178a4e", "#3fbf7c"),
     "rejected": ("#cf3527", "#ff7c6a"),

@@ -13,8 +13,6 @@ from workbench.views.palette import PALETTE, colours
 from workbench.views.stacked import by_kind, stacked
 from workbench.views.words import named
 
-__all__ = ["entropy", "signals"]
-
 SYMBOLS = {"target": "square", "bonus": "star", "residual": "x"}  # any drafter: circle
 # rows from top to bottom: axis, share of the height, title
 ROWS = (("y", (0.77, 1.0), "entropy (nats)"), ("y2", (0.52, 0.73), "token in round"),

@@ -8,8 +8,6 @@ from workbench.views.figure import inert, numbers
 from workbench.views.palette import colours
 from workbench.views.words import named
 
-__all__ = ["by_kind", "stacked"]
-
 
 def by_kind(cache: pd.DataFrame) -> pd.DataFrame:
     """Bytes per round (rows) of every kind that ever occurs (columns), over all layers and models."""

@@ -13,9 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from workbench.views.axes import Axis, written
-from workbench.views.marks import apart, glyph, image, labels, levels, line, painted, path, plain, px, tag, text
-
-__all__ = ["LIMIT", "svg"]
+from workbench.views.marks import apart, glyph, image, levels, line, painted, path, plain, px, tag, text
 
 WIDTH, LIMIT = 760, 60_000  # pixels; bytes
 GRAINS = (0.1, 1, 2, 4, 8, 16)  # pixels within which marks become one, until the drawing is small enough
@@ -195,7 +193,7 @@ class _Drawing:
             parts.append(tag("path", d=d, **painted(marker, colour)))
         if "text" in mode:
             font, reach = one.get("textfont", {}).get("size", 11), marker.get("size", 6) / 2
-            drop, words = reach + font if "bottom" in one.get("textposition", "") else -reach - 4, labels(one)
+            drop, words = reach + font if "bottom" in one.get("textposition", "") else -reach - 4, one["text"]
             parts += [text(x[k], y[k] + drop, words[k], size=font) for k in apart(x, y, 6 * self.grain)]
         self._inside(one, parts)
 
@@ -207,7 +205,7 @@ class _Drawing:
                  for k in apart(left, high, self.grain))  # fmt: skip
         self._inside(one, [tag("path", d="".join(boxes), **_filled(one))], 0.0)
         inside, fill = one.get("textposition") == "inside", one.get("textfont", {}).get("color")
-        places = zip((left + right) / 2, low - 5 if inside else high - 4, labels(one), strict=False)
+        places = zip((left + right) / 2, low - 5 if inside else high - 4, one.get("text", ()), strict=False)
         self.parts += [text(x, y, word, fill=fill) for x, y, word in places if x == x and y == y]
 
     def _map(self, one: dict, shape: list[np.ndarray]) -> None:

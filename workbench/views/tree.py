@@ -7,12 +7,10 @@ import plotly.graph_objects as go
 
 from workbench.trace import Trace
 from workbench.trace.schema import SOURCES
+from workbench.trace.slots import last_round
 from workbench.views.figure import figure, inert, ink, offered, shown
 from workbench.views.palette import PALETTE, colour
-from workbench.views.slots import last_round
 from workbench.views.words import named
-
-__all__ = ["draft_tree"]
 
 SYMBOLS = {
     "accepted": "circle", "rejected": "x", "sibling_won": "diamond-open", "parent_rejected": "circle-open",

@@ -1,7 +1,5 @@
 """The words that figures write for the names a trace uses."""
 
-__all__ = ["WORDS", "named"]
-
 WORDS = {
     "sibling_won": "another sibling won",
     "after_end": "after the end",

@@ -13,7 +13,7 @@
   drafter's name; `rounds.target_bytes` (without free slots), `free_bytes`, `others_bytes` (of other models) and
   `target_full_bytes` split the cache's bytes, both tiers together; `units_held`, `units_read` (pages or slots, over all
   layers) and `bytes_fetched` are what the target's attention had, read, and got from another tier.
-- `slots`: what happened to the slots of the target's cache, columns as in `workbench.web.slots`.
+- `slots`: what happened to the slots of the target's cache, columns as in `workbench.trace.slots`.
 - `names`: token id -> text, for the candidates in `topk_raw` and `topk_sampled`.
 - `phase`: given as `upto`, the phase of the last round up to which all this goes, as an index into `PHASES`; else null.
   What a later phase decides is not in here.
@@ -48,9 +48,7 @@ from workbench.errors import BadTrace
 from workbench.trace import Trace, tables
 from workbench.trace.forms import writable
 from workbench.trace.schema import SOURCES, TABLES
-from workbench.web import slots
-
-__all__ = ["COLUMNS", "PHASES", "SIGNALS", "payload", "plain", "reader", "to_json"]
+from workbench.trace.slots import changes
 
 PROMPT_TAIL = 600  # characters of the prompt shown before the tokens
 PROMPT_ROWS = 512  # tokens of the prompt shown there with their distributions
@@ -129,12 +127,13 @@ def payload(
     found["rounds"] |= _parts(found["rounds"], tables.columns("cache", recent))
     found["rounds"] |= _reads(found["rounds"], tables.columns("reads", recent))
     found["tokens"]["kind"] = list(_kinds(found["tokens"], found["rounds"]))
-    moved = slots.changes(recent, log[index[first - 1].place] if first else None)
+    moved = changes(recent, log[index[first - 1].place] if first else None)
     open_phase = upto[1] if upto and upto[1] < CACHE and last.get("round") == upto[0] else None
     if open_phase is not None:
         found, moved = _masked(found, moved, *upto)
     count = len(found["tokens"].get("round", ()))
     found = {name: _tidy(name, columns) for name, columns in found.items()}
+    ends = [event.get("reason") for event in rest if event["type"] == "end"]
     shown = open_phase is None or open_phase >= COMMIT
     length = last.get("index", 0) + (last.get("emitted", 0) if shown else 0)
     data = {
@@ -144,7 +143,7 @@ def payload(
         "first": length - count,
         "length": length,
         "rounds_recorded": last.get("round", -1) + 1,
-        "ended": None if open_phase is not None else _ended(rest),
+        "ended": ends[-1] if ends and open_phase is None else None,
         "phase": open_phase,
         "slots": moved,
         **found,
@@ -156,10 +155,6 @@ def payload(
     text_of = text_of or reader(trace)
     data["names"] = {str(token): text_of(token) for token in sorted({int(token) for ids, _ in known for token in ids})}
     return data
-
-
-def _ended(rest: list[Event]) -> str | None:
-    return next((event.get("reason") for event in reversed(rest) if event["type"] == "end"), None)
 
 
 def _facts(trace: Trace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from workbench.cursor import Replay
 from workbench.session import Session
 from workbench.trace import Trace, schema
 from workbench.trace.door import CELLS, FREE, NAMED, Door
-from workbench.views.slots import last_round
+from workbench.trace.slots import last_round
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.wb"))
 RUN = {"type": "run", "schema": schema.SCHEMA, "id": "x", "prompt_ids": [1]}

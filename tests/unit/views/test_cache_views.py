@@ -8,7 +8,7 @@ import pytest
 from workbench import views
 from workbench.errors import BadInput
 from workbench.trace import Recorder, Step
-from workbench.views.slots import HOST, STATES, Slots, places, replay
+from workbench.trace.slots import HOST, OPS, STATES, Slots, changes, replay, runs_of
 
 LAYERS, HEADS = 3, 2
 
@@ -97,7 +97,28 @@ def test_a_lost_event_is_noticed():
     [(None, []), (3, [3]), ([], []), ([4, 2], [4, 2]), ([[2, 3]], [2, 3, 4]), ([[0, 2], [5, 1]], [0, 1, 5])],
 )
 def test_positions_may_be_a_number_a_list_or_runs(written, found):
-    assert places(written).tolist() == found
+    assert [place for start, length in runs_of(written) for place in range(start, start + length)] == found
+
+
+@pytest.mark.parametrize(("positions", "destination"), [([1, 2], 2), ([[1, 2]], [2, 4]), ([[0, 3]], [[1, 2]])])
+def test_what_is_merged_into_itself_stays(positions, destination):
+    """The map of the app once lost it, that of a notebook did not."""
+    recorder = Recorder(run(heads=1, layers=1))
+    event = {"op": "merge", "layer": 0, "positions": positions, "destination": destination}
+    recorder.round(Step("prefill", cache={"target": ledger([4], 6, heads=1)}, cache_events=[event]))
+    state, rows = replay(recorder.trace).state[0, 0], changes(recorder.trace.log)
+    into = {place for start, length in runs_of(destination) for place in range(start, start + length)}
+    assert into == {*np.flatnonzero(state == STATES.index("merged into"))}
+    away = OPS.index("merged away")
+    runs = zip(rows["start"], rows["length"], rows["op"], strict=True)
+    assert not any({*range(start, start + length)} & into for start, length, op in runs if op == away)
+
+
+def test_heads_that_a_layer_has_not_and_layers_that_are_not_there_hold_nothing():
+    recorder = Recorder(run(heads=[2, 1], layers=2))
+    event = {"op": "evict", "layer": 5, "positions": [0]}
+    recorder.round(Step("prefill", cache={"target": ledger([3, 3], 3)}, cache_events=[event]))
+    assert (replay(recorder.trace).state > 0).sum(axis=2).tolist() == [[3, 3], [3, 0]]
 
 
 @pytest.fixture
