@@ -85,6 +85,7 @@ from workbench.api import decode as decode
 from workbench.report.doctor import doctor as doctor
 from workbench.experiments.headroom import headroom as headroom
 from workbench.training.prompts import held_out_prompts as held_out_prompts
+from workbench.dashboard.serve import launch as launch
 from workbench.models.loading import load as load
 from workbench.experiments.lossless import lossless as lossless
 from workbench.report.capsule import open_capsule as open_capsule

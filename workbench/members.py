@@ -113,6 +113,7 @@ OTHERS = {  # what `workbench` offers beside the members, by module
     "workbench.api": ("custom_generate", "decode", "stream"),
     "workbench.cache.codecs.base": ("Quantizer",),
     "workbench.cache.plan": ("CacheMethod", "LayerView", "Merge", "Plan"),
+    "workbench.dashboard.serve": ("launch",),
     "workbench.decoders.base": ("Decoder",),
     "workbench.engine.sampling": ("Sampling",),
     "workbench.engine.toy": ("ToyModel",),

@@ -359,9 +359,9 @@ class Session(Cursor):
         Both hands stay on it: whoever steps it waits for the round that the other has begun. browser: open one; by
         default where there is a screen.
         """
-        from workbench.dashboard import launch
+        import workbench  # its lazy names: a session knows no front-end
 
-        return launch(port=0, browser=browser, wait=False, trace=self).local_url
+        return workbench.launch(port=0, browser=browser, wait=False, trace=self).local_url
 
     def end(self, reason: str = "interrupted", message: str = "") -> None:
         """Close the trace of a run that is not going on."""

@@ -77,7 +77,7 @@ def test_the_app_opens_on_a_given_trace(toy):
 def test_a_session_is_open_in_the_app_and_in_other_hands_at_once(toy, monkeypatch):
     session, asked = wb.Session(toy, [0, 1], max_new_tokens=9), {}
     served = lambda **more: asked.update(more) or SimpleNamespace(local_url="x")  # noqa: E731
-    monkeypatch.setattr("workbench.dashboard.launch", served)
+    monkeypatch.setattr(wb, "launch", served, raising=False)
     assert session.open_in_app(browser=False) == "x"
     assert asked == {"port": 0, "browser": False, "wait": False, "trace": session}
     page = Visitor(build_app(first=("mine", session)), "shared", empty=False)
