@@ -16,7 +16,7 @@ __all__ = ["AdaDec"]
 @register("decoder", "adadec")
 @dataclass(frozen=True)
 class AdaDec(Decoder):
-    """Where the entropy (nats, raw distribution) is `threshold` or more, the likeliest `candidates` are each followed
+    """Where the entropy (nats) is `threshold` or more, the likeliest `candidates` are each followed
     greedily for `lookahead` tokens; the one whose tokens have the highest mean log-probability is taken.
 
     Elsewhere, and with one candidate or no lookahead, this is greedy decoding. What was looked at is dropped.

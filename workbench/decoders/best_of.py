@@ -17,7 +17,7 @@ __all__ = ["BestOf"]
 @dataclass(frozen=True)
 class BestOf(Decoder):
     """Sample i is what plain decoding writes with `sample=i`; of the n texts that with the highest log-probability
-    wins, the sum over its tokens or the mean, under the raw distribution.
+    wins, the sum over its tokens or the mean, under the next-token distribution.
 
     All samples read one prompt, and share a forward. The text appears once the last of them has ended. At temperature 0
     there is one sample, the greedy text.

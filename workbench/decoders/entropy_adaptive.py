@@ -19,8 +19,7 @@ __all__ = ["EntropyAdaptive"]
 @register("decoder", "entropy_adaptive")
 @dataclass(frozen=True)
 class EntropyAdaptive(Decoder):
-    """Switch models by the mean of the last `window` entropies (bits, raw distribution): above `threshold` the large
-    one writes.
+    """Switch models by the mean of the last `window` entropies (bits): above `threshold` the large one writes.
 
     A switch is allowed `dwell` tokens after the last; the window lives on across it. The model that takes over first
     reads the tokens the other wrote. There is no verification: the output is lossy by design.

@@ -23,8 +23,8 @@ class Mirostat(Decoder):
     """Keep tokens of surprise −log2 p ≤ mu, draw one, then mu ← mu − eta·(surprise − tau).
 
     This is Mirostat 2.0; the paper's first algorithm, which cuts to k tokens by an estimate of Zipf's exponent, is not
-    here. Reads the model's raw distribution (temperature 1); so temperature and the other cuts are left unset. The
-    feedback is the *untruncated* surprise unless `feedback="renormalised"`, which some ports use and which holds
+    here. Reads the model's next-token distribution; so temperature and the other cuts are left unset. The feedback
+    is the *untruncated* surprise unless `feedback="renormalised"`, which some ports use and which holds
     another quantity. Where tau exceeds the model's own entropy nothing is cut and mu would wind up without bound:
     `freeze` stops the update while no token is cut (with `freeze=False`: mean surprise − tau = (mu_1 − mu_{n+1}) /
     (eta·n), exactly).

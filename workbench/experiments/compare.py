@@ -117,7 +117,7 @@ class Comparison:
         return Session(self.lm, prompt, arm.decoder, **{**self.settings, "cache": arm.cache, **more})
 
     def _distributions(self, prompt: Prompt, arm: Arm, forced: list[int]) -> Generator[None, None, Distributions]:
-        """The raw distribution at every token of a forced text."""
+        """The next-token distribution at every token of a forced text."""
         seen: Distributions = {}
 
         def note(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -217,7 +217,7 @@ def _compared(
 
 def _margin(lm: LanguageModel, prompt: list[int], text: list[int], settings: Settings) -> tuple[float, float]:
     """Nats between the two tokens that plain decoding likes best after a text, by the numbers that it compares, and the
-    difference of their probabilities in the raw distribution."""
+    difference of their probabilities in the next-token distribution."""
     settings = replace(settings, force={})
     dist = _distributions(_ready(Autoregressive(), lm, prompt, settings), text)
     row = dist.scores[-1].double()
