@@ -187,7 +187,7 @@ def guarded_dense(kernels, device: str) -> None:
         kernels.scores.Queries(q.inside, 64, 32, 8),
         kernels.dense.Keys(k.inside, v.inside, 128 * 32, 32, 128 * 48, 48, where, words, 40),
         scale,
-        **{"MASK": "words", "REDUCE": "none", "KEYS": 32, "TILE": plan.tile},
+        **{"MASK": "words", "MASS": False, "KEYS": 32, "TILE": plan.tile},
     )
     kernels.merging.merge_fwd_kernel[(16,)](
         *(all_out.inside, all_lse.inside, out.inside, lse.inside, None, 16, 2),
@@ -309,15 +309,15 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     attention, merging, _, scores, tiles = vars(modules()).values()
     jobs = []
     for dtype, rows, size, keys, more, base, words in (
-        ("bf16", 1, 128, 64, {"MASK": "words", "REDUCE": "none"}, "*i32", "*i32"),
-        ("bf16", 64, 128, 64, {"MASK": "words", "REDUCE": "none"}, "*i32", "*i32"),
-        ("fp32", 12, 128, 32, {"MASK": "none", "REDUCE": "none"}, "*i32", None),
-        ("fp32", 1, 256, 16, {"MASK": "none", "REDUCE": "none"}, "*i32", None),
-        ("fp32", 8, 80, 32, {"MASK": "causal", "REDUCE": "max"}, None, None),
+        ("bf16", 1, 128, 64, {"MASK": "words", "MASS": False}, "*i32", "*i32"),
+        ("bf16", 64, 128, 64, {"MASK": "words", "MASS": False}, "*i32", "*i32"),
+        ("fp32", 12, 128, 32, {"MASK": "none", "MASS": False}, "*i32", None),
+        ("fp32", 1, 256, 16, {"MASK": "none", "MASS": False}, "*i32", None),
+        ("fp32", 8, 80, 32, {"MASK": "causal", "MASS": True}, None, None),
     ):
         plan = tiles.plan(torch.zeros(rows, 32, size, dtype=getattr(torch, NAMES[dtype])), 8, size, size)
         constants = {"TILE": plan.tile, "KEYS": keys} | more
-        types = {"results": scores.Results("*fp32", "*fp32", None if more["REDUCE"] == "none" else "*fp32")}
+        types = {"results": scores.Results("*fp32", "*fp32", "*fp32" if more["MASS"] else None)}
         types |= {"queries": scores.Queries(f"*{dtype}", *["i32"] * 3)}
         types |= {"segment": attention.Keys(f"*{dtype}", f"*{dtype}", *["i32"] * 4, base, words, "i32")}
         types["scale"] = "fp32"

@@ -123,15 +123,6 @@ def test_scores_beyond_the_range_of_exp():
     assert lse.flatten().tolist() == [1e4, 0.0]
 
 
-def test_sigma_weighs_the_log_sum_exps():
-    """Two keys of scores 2 and 1, sigma 0.5 on the first: weights softmax(1, 1), so the mean of the values."""
-    q, k, v = torch.tensor([[[1.0]]]), torch.tensor([[[2.0], [1.0]]]), torch.tensor([[[4.0], [8.0]]])
-    pairs = [segment_attention.attend(q, k[:, j : j + 1], v[:, j : j + 1], 1.0) for j in range(2)]
-    out, lse = segment_attention.merge(*zip(*pairs, strict=True), sigma=[0.5, 1.0])
-    assert out.item() == pytest.approx(6.0)
-    assert lse.item() == pytest.approx(1 + torch.tensor(2.0).log().item())
-
-
 Q, K, V = torch.zeros(2, 4, 8), torch.zeros(2, 3, 8), torch.zeros(2, 3, 6)
 
 
@@ -158,13 +149,11 @@ def test_attend_refuses_what_does_not_fit(arguments, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (([], []), "at least one"),
-        (([Q], []), "one log-sum-exp"),
-        (([Q], [Q[..., 0]], [1.0, 2.0]), "2 sigmas"),
+        (([], []), "got 0 and 0"),
+        (([Q], []), "got 0 and 1"),
         (([Q, Q[:1]], [Q[..., 0], Q[:1, :, 0]]), "segment 1"),
-        (([Q], [Q[..., 0]], [0.0]), "positive"),
     ],
-    ids=["none", "lses", "sigmas", "shapes", "sigma-zero"],
+    ids=["none", "lses", "shapes"],
 )
 def test_merge_refuses_what_does_not_fit(arguments, says):
     with pytest.raises(ValueError, match=says) as caught:
@@ -172,12 +161,11 @@ def test_merge_refuses_what_does_not_fit(arguments, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("sigma", [None, True], ids=["exact", "weighted"])
 @pytest.mark.parametrize("segments", [1, 2, 17, 40])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "float16", "bfloat16"]
 )
-def test_merge_kernel_equals_the_reference(dtype, segments, sigma, device):
+def test_merge_kernel_equals_the_reference(dtype, segments, device):
     """More segments than a tile holds, empty ones among them, a row that sees none; sequences and stacked tensors."""
     draw = torch.Generator().manual_seed(segments)
     outs = torch.randn(segments, 2, 3, 48, generator=draw).to(dtype)
@@ -185,12 +173,11 @@ def test_merge_kernel_equals_the_reference(dtype, segments, sigma, device):
     lses[torch.rand(segments, 2, 3, generator=draw) < 0.3] = -torch.inf
     lses[:, 0, 1] = -torch.inf
     outs[lses == -torch.inf] = 0
-    sigma = [0.5 + j / segments for j in range(segments)] if sigma else None
-    want = segment_attention.merge(list(outs.double()), list(lses.double()), sigma)
+    want = segment_attention.merge(list(outs.double()), list(lses.double()))
     assert (want[0][0, 1] == 0).all() and want[1][0, 1] == -torch.inf
     stacked = outs.to(device), lses.to(device)
     for given in (stacked, [list(part) for part in stacked]):
-        got = segment_attention.merge(*given, sigma, "triton")
+        got = segment_attention.merge(*given, "triton")
         assert got[0].dtype == torch.float32
         compare(got, want, 2e-5)
 

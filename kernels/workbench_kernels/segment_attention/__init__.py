@@ -23,7 +23,7 @@ from workbench_kernels.segment_attention.reference import ancestor_words, mask_w
 
 __all__ = [
     "Choice", "Mass", "PageOptions", "ancestor_words", "attend", "attend_live", "attend_pages", "attend_prefix",
-    "attend_staged", "choose", "mask_words", "merge", "normaliser", "page_mass", "segment_mass", "words_mask",
+    "attend_staged", "choose", "mask_words", "merge", "page_mass", "segment_mass", "words_mask",
 ]  # fmt: skip
 
 
@@ -32,7 +32,7 @@ class Mass(NamedTuple):
 
     Attributes
     ----------
-    mass: float32, probability by slot; its shape is told by the function that gives it.
+    mass: float32, probability by row and slot; its shape is told by the function that gives it.
     entropy: [R, H] in nats, Σ -p log p over the segment's slots: the shares of all segments add up to the entropy of
         a row's whole attention.
     """
@@ -142,89 +142,61 @@ def attend_pages(
 
         return paged.attend_pages(q, *pages, scale, read)
     k, v, mask, bias = reference.dense_pages(q, *pages, read)
-    return reference.attend(q, k, v, scale / read.tau, mask, bias)
+    return reference.attend(q, k, v, scale, mask, bias)
 
 
 def merge(
-    outs: Sequence[Tensor], lses: Sequence[Tensor], sigma: Sequence[float] | None = None, implementation: str = "auto"
+    outs: Sequence[Tensor], lses: Sequence[Tensor], implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """The pair of the union of disjoint segments, from their pairs.
 
-    Segment j weighs exp(sigma_j * lse_j) in the result; sigma_j = 1 everywhere (None) is exact attention.
-
     outs: tensors [R, H, Dv], or one tensor [segments, R, H, Dv]; lses: tensors [R, H] or one [segments, R, H], -inf
-    where a segment is empty for a row; sigma: one positive number per segment. Returns out [R, H, Dv] and lse [R, H] in
-    the widest of the dtypes given, at least float32.
+    where a segment is empty for a row. Returns out [R, H, Dv] and lse [R, H] in the widest of the dtypes given, at
+    least float32.
     """
-    checks.check_merge(outs, lses, sigma)
+    checks.check_merge(outs, lses)
     if choose(*outs, dtypes=[lse.dtype for lse in lses], implementation=implementation).name == "torch":
-        return reference.merge(outs, lses, sigma)
+        return reference.merge(outs, lses)
     from workbench_kernels.segment_attention.merging import merge_stacked
 
     outs, lses = (t if isinstance(t, Tensor) else torch.stack([x.float() for x in t]) for t in (outs, lses))
-    sigmas = None if sigma is None else torch.tensor(list(sigma), dtype=torch.float32, device=outs.device)
-    return merge_stacked(outs.contiguous(), lses.contiguous(), sigmas)
+    return merge_stacked(outs.contiguous(), lses.contiguous())
 
 
-def page_mass(q, arena, table, count, scale, lse, *, reduce="sum", last=None, implementation="auto", **options) -> Mass:
+def page_mass(q, arena, table, count, scale, lse, *, implementation="auto", **options) -> Mass:
     """Probability that the slots of packed pages got, by a second pass over their keys.
 
-    The other arguments are those the pages were attended with; lse [R, H] is the merged log-sum-exp of all segments
-    (`normaliser` where the segment's sigma is not 1), and then the masses of all segments sum to R * H.
-
-    reduce: over the G query heads that share a KV head. "sum" adds rows and heads; "max" adds the rows and takes the
-        largest of the G heads; "row" adds the heads and keeps the rows apart.
-    last: count the last `last` rows alone (a row sees what it saw).
-
-    Returns `Mass`: mass [Hk, P, slots], or [R, Hk, P, slots] for "row", aligned with the table, 0 where a slot is not
-    live or behind a head's last page; entropy [R, H]; R is `last` where that is given.
+    The other arguments are those the pages were attended with; lse [R, H] is the merged log-sum-exp of all segments,
+    and then the masses of all segments sum to R * H. Returns `Mass`: mass [R, Hk, P, slots], the heads of a group
+    added, aligned with the table, 0 where a slot is not live or behind a head's last page; entropy [R, H].
     """
     read, pages = PageOptions(**options).of(q), (arena, table, count)
     checks.check_pages("page_mass", q, *pages, read)
-    checks.check_mass("page_mass", q, lse, reduce, last)
-    if last is not None:
-        q, lse = q[-last:], lse[-last:]
-        read = read._replace(positions=None if read.positions is None else read.positions[-last:])
+    checks.check_mass("page_mass", q, lse)
     of = {"dtypes": [read.raw, lse.dtype], "slots": read.slots}
     if choose(q, arena=arena, **of, implementation=implementation).name == "triton":
         from workbench_kernels.segment_attention import paged
 
-        wanted = {"lse": lse, "reduce": reduce, "places": table.shape[1] * read.slots}
-        mass, entropy = paged.attend_pages(q, *pages, scale, read, **wanted)
+        mass, entropy = paged.attend_pages(q, *pages, scale, read, lse=lse, places=table.shape[1] * read.slots)
     else:
         k, _, mask, bias = reference.dense_pages(q, *pages, read)
-        mass, entropy = reference.mass(q, k, scale / read.tau, lse, mask, bias, reduce)
+        mass, entropy = reference.mass(q, k, scale, lse, mask, bias)
     return Mass(mass.unflatten(-1, (table.shape[1], read.slots)), entropy)
 
 
-def segment_mass(
-    q: Tensor, k: Tensor, scale: float, lse: Tensor, *, mask=None, reduce="sum", last=None, implementation="auto"
-) -> Mass:
+def segment_mass(q: Tensor, k: Tensor, scale: float, lse: Tensor, *, mask=None, implementation="auto") -> Mass:
     """Probability that the keys of a dense or staged segment got; `page_mass` for keys [Hk, n, D].
 
-    mask: as in `attend_staged`. Returns `Mass`: mass [Hk, n], or [R, Hk, n] for reduce="row"; entropy [R, H].
+    mask: as in `attend_staged`. Returns `Mass`: mass [R, Hk, n]; entropy [R, H].
     """
     checks.check_dense("segment_mass", q, k, k)
     checks.check_staged_mask("segment_mass", mask, q.shape[0], k.shape[1])
-    checks.check_mass("segment_mass", q, lse, reduce, last)
-    if last is not None:
-        q, lse = q[-last:], lse[-last:]
-        mask = mask[-last:] if isinstance(mask, Tensor) else mask
+    checks.check_mass("segment_mass", q, lse)
     if choose(q, dtypes=[lse.dtype], implementation=implementation).name == "triton":
         from workbench_kernels.segment_attention import dense
 
-        given = {"lse": lse, "reduce": reduce, "places": k.shape[1]}
-        return Mass(*dense.attend_dense(q, k, k, scale, _as_words(mask), **given))
-    return Mass(*reference.mass(q, k, scale, lse, _as_bool(mask, q, k), None, reduce))
-
-
-def normaliser(lse: Tensor, own: Tensor, sigma: float) -> Tensor:
-    """The lse that `page_mass` and `segment_mass` need for a segment merged with sigma other than 1.
-
-    A slot of score s in segment j weighs exp(s - lse_j) * exp(sigma_j * lse_j - lse), so that the normaliser is
-    lse + (1 - sigma_j) * lse_j. lse: merged; own: the segment's; both [R, H].
-    """
-    return torch.where(own == -torch.inf, lse, lse + (1 - sigma) * own)
+        return Mass(*dense.attend_dense(q, k, k, scale, _as_words(mask), lse=lse, places=k.shape[1]))
+    return Mass(*reference.mass(q, k, scale, lse, _as_bool(mask, q, k)))
 
 
 def _attend_staged(name: str, q, k, v, scale, mask, implementation) -> tuple[Tensor, Tensor]:

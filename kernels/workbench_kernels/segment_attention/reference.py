@@ -28,30 +28,22 @@ def attend(q, k, v, scale, mask=None, bias=None) -> tuple[Tensor, Tensor]:
     return out, lse.permute(2, 0, 1).reshape(rows, heads)
 
 
-def merge(
-    outs: Sequence[Tensor], lses: Sequence[Tensor], sigma: Sequence[float] | None = None
-) -> tuple[Tensor, Tensor]:
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Pairs (out [R, H, Dv], lse [R, H]) -> the pair of the union. See the public function."""
     stacked = torch.stack([_wide(lse) for lse in lses])  # [segments, R, H]
-    if sigma is not None:
-        stacked = stacked * stacked.new_tensor(list(sigma))[:, None, None]
     lse = stacked.logsumexp(0)
     weights = (stacked - _finite(lse)).exp()
     return sum(w[..., None] * _wide(out) for w, out in zip(weights, outs, strict=True)), lse
 
 
-def mass(q, k, scale, lse, mask=None, bias=None, reduce="sum") -> tuple[Tensor, Tensor]:
-    """q [R, H, D], k [Hk, n, D], lse [R, H] -> mass [Hk, n] ([R, Hk, n] for "row"), entropy [R, H]. See the public
-    functions."""
+def mass(q, k, scale, lse, mask=None, bias=None) -> tuple[Tensor, Tensor]:
+    """q [R, H, D], k [Hk, n, D], lse [R, H] -> mass [R, Hk, n], entropy [R, H]. See the public functions."""
     rows, heads, _ = q.shape
     scores = _scores(q, k, scale, mask, bias)
     base = lse.to(scores.dtype).view(rows, k.shape[0], -1).permute(1, 2, 0)[..., None]
     p = (scores - _finite(base)).exp()  # [Hk, G, R, n]
     entropy = torch.special.entr(p).sum(-1).permute(2, 0, 1).reshape(rows, heads)
-    if reduce == "row":
-        return p.sum(1).transpose(0, 1), entropy
-    per_head = p.sum(2)
-    return per_head.sum(1) if reduce == "sum" else per_head.amax(1), entropy
+    return p.sum(1).transpose(0, 1), entropy
 
 
 def gather_pages(arena, table, count, head_dim, value_dim, group, dtype, slots):

@@ -273,10 +273,10 @@ def _unpack(dtype, count, size, widths) -> int:
 # -- distributions and trees --------------------------------------------------------------------------------------
 
 
-def statistics(device, dtype, rows=2, vocab=300, k=5) -> Call:
+def statistics(device, dtype, rows=2, vocab=300) -> Call:
     logits = draw(device, dtype, rows, vocab) * 3
     choice = distribution.choose(logits)
-    return _call(distribution.statistics, logits, k, choice=choice, tensors={"logits": logits})
+    return _call(distribution.statistics, logits, choice=choice, tensors={"logits": logits})
 
 
 def sample(device, dtype, rows=2, vocab=300, temperature=0.8, top_k=40, top_p=0.9, min_p=None) -> Call:
@@ -285,30 +285,20 @@ def sample(device, dtype, rows=2, vocab=300, temperature=0.8, top_k=40, top_p=0.
     return _call(distribution.sample, *held, seed=1, choice=choice, tensors={"logits": logits})
 
 
-def verify(mode: str) -> Callable[..., Call]:
-    def prepare(device, dtype, nodes=7, vocab=60) -> Call:
-        """A binary tree of the likeliest tokens under each node; rejection has a proposal like the target."""
-        logits, numbers = draw(device, dtype, 1, nodes, vocab) * 3, torch.arange(nodes, device=device)
-        parents = torch.tensor([[(node - 1) // 2 if node else -1 for node in range(nodes)]], device=device)
-        depths = torch.tensor([[(node + 1).bit_length() - 1 for node in range(nodes)]], device=device)
-        best, order = logits[0].topk(2).indices, (numbers - 1).clamp_min(0)
-        tokens = best[order // 2].gather(1, order[:, None] % 2).T.contiguous()
-        held = (logits, tokens, parents, depths, torch.full_like(tokens, int(mode == "rejection")))
-        proposals = (logits[0].float() + draw(device, torch.float32, nodes, vocab)).log_softmax(-1)
-        drawn = {"proposals": proposals, "rows": numbers[None]} if mode == "rejection" else {}
-        place, choice = torch.tensor([11], device=device), verification.choose(logits, drawn.get("proposals"))
-        t = {"logits": logits, "proposals": proposals}
-        return _call(verification.verify, *held, place, mode, 1, **drawn, width=2, choice=choice, tensors=t)
-
-    return prepare
+def verify(device, dtype, nodes=7, vocab=60) -> Call:
+    """A binary tree of the likeliest tokens under each node, drawn from a proposal like the target."""
+    logits, numbers = draw(device, dtype, 1, nodes, vocab) * 3, torch.arange(nodes, device=device)
+    parents = torch.tensor([[(node - 1) // 2 if node else -1 for node in range(nodes)]], device=device)
+    depths = torch.tensor([[(node + 1).bit_length() - 1 for node in range(nodes)]], device=device)
+    best, order = logits[0].topk(2).indices, (numbers - 1).clamp_min(0)
+    tokens = best[order // 2].gather(1, order[:, None] % 2).T.contiguous()
+    proposals = (logits[0].float() + draw(device, torch.float32, nodes, vocab)).log_softmax(-1)
+    held = (logits, tokens, parents, depths, torch.ones_like(tokens), numbers[None], torch.tensor([11], device=device))
+    t, choice = {"logits": logits, "proposals": proposals}, verification.choose(logits, proposals)
+    return _call(verification.verify, *held, proposals, 1, 2, choice=choice, tensors=t)
 
 
 # -- the table ----------------------------------------------------------------------------------------------------
-
-
-def _verify(dtype, nodes, vocab, proposals=0) -> int:
-    """The distributions of all nodes, since nobody knows the path beforehand."""
-    return nodes * (vocab * (dtype.itemsize + proposals) + 48)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -333,9 +323,8 @@ OPERATIONS: dict[str, Operation] = {
     "pages.evict": Operation(evict, lambda t, count, size: count * (SLOTS // 2 * 12 + 8)),
     "pages.rotate": Operation(rotate, lambda t, kv_heads, keys, size: (
         2 * kv_heads * keys * size * t.itemsize + 16 * keys + 2 * size)),
-    "statistics": Operation(statistics, lambda t, rows, vocab, k: rows * (vocab * t.itemsize + 20 + 12 * k)),
+    "statistics": Operation(statistics, lambda t, rows, vocab: rows * (vocab * t.itemsize + 20)),
     "sample": Operation(sample, lambda t, rows, vocab, **_: rows * (vocab * t.itemsize + 64)),
-    "verify.greedy": Operation(verify("greedy"), _verify),
-    "verify.seeded": Operation(verify("seeded"), _verify),
-    "verify.rejection": Operation(verify("rejection"), lambda t, **s: _verify(t, **s, proposals=4)),
+    # the distributions of all nodes, since nobody knows the path beforehand
+    "verify": Operation(verify, lambda t, nodes, vocab: nodes * (vocab * (t.itemsize + 4) + 40)),
 }  # fmt: skip
