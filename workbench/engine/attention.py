@@ -97,9 +97,7 @@ def attend_in_place(
     return out, torch.cat(masses, -1)[index(rows, q.device)] / (q.shape[1] // run.k.shape[0])
 
 
-def attend_shared(
-    q: torch.Tensor, parts: Sequence[tuple[slice, Sequence[Segment]]], scale: float
-) -> torch.Tensor:
+def attend_shared(q: torch.Tensor, parts: Sequence[tuple[slice, Sequence[Segment]]], scale: float) -> torch.Tensor:
     """Attention of several sequences, each of rows of its own; keys that more than one has are read once for all.
 
     q: [1, H, R, D]. parts: the rows of each sequence, and its segments, own run last; the others are plain, and the

@@ -1,8 +1,8 @@
 """Attention over one segment of keys, the exact merge of segments, and statistics of attention without its matrix.
 
 Attention over a set of keys is a pair (output, log-sum-exp), and the pairs of disjoint sets merge into the pair of
-their union. `attend` gives the pair of a dense segment, `attend_pages` that of packed pages, `attend_staged` that of
-rows in flight, `attend_prefix` that of a prefix many sequences share; `merge` puts pairs together. Once the merged
+their union. `attend_staged` gives the pair of rows in flight, `attend_pages` that of packed pages, `attend_prefix` that
+of a prefix many sequences share, `attend_live` that of a run in place; `merge` puts pairs together. Once the merged
 log-sum-exp is known, `page_mass` and `segment_mass` tell how much probability each slot got and each row's entropy.
 
 `choose` says which implementation a call takes and why; a caller that keeps records calls it beside the call. All
@@ -19,11 +19,11 @@ from torch import Tensor
 from workbench_kernels.dispatch import Choice
 from workbench_kernels.segment_attention import checks, reference
 from workbench_kernels.segment_attention.checks import PageOptions, choose
-from workbench_kernels.segment_attention.reference import ancestor_words, mask_words, words_mask
+from workbench_kernels.segment_attention.reference import mask_words, words_mask
 
 __all__ = [
-    "Choice", "Mass", "PageOptions", "ancestor_words", "attend", "attend_live", "attend_pages", "attend_prefix",
-    "attend_staged", "choose", "mask_words", "merge", "page_mass", "segment_mass", "words_mask",
+    "Choice", "Mass", "PageOptions", "attend_live", "attend_pages", "attend_prefix", "attend_staged", "choose",
+    "mask_words", "merge", "page_mass", "segment_mass", "words_mask",
 ]  # fmt: skip
 
 
@@ -41,44 +41,21 @@ class Mass(NamedTuple):
     entropy: Tensor
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention of R query rows over the n keys of one segment, in plain torch.
-
-    Parameters
-    ----------
-    q: [R, H, D]; H is a multiple of the KV heads Hk, query head h reads KV head h // (H / Hk).
-    k: [Hk, n, D]; v: [Hk, n, Dv]; n may be 0.
-    scale: factor on the scores before the softmax, as a rule D ** -0.5.
-    mask: bool [R, n], or [Hk, R, n] where KV heads differ, True where a row may see a key; None lets every row see all.
-    bias: [n] or [Hk, n], added to the scaled scores (log m makes a key count m times).
-
-    Returns
-    -------
-    out [R, H, Dv] and lse [R, H] in nats, in float32 (float64 for float64 inputs). A row that sees no key has out 0
-    and lse -inf.
-    """
-    checks.check_dense("attend", q, k, v)
-    (rows, n), kv_heads = (q.shape[0], k.shape[1]), k.shape[0]
-    if mask is not None and (mask.dtype != torch.bool or mask.shape not in ((rows, n), (kv_heads, rows, n))):
-        raise ValueError(
-            f"attend: expected a bool mask [{rows}, {n}] or [{kv_heads}, {rows}, {n}], "
-            f"got {mask.dtype} {list(mask.shape)}"
-        )
-    if bias is not None and bias.shape not in ((n,), (kv_heads, n)):
-        raise ValueError(f"attend: expected a bias [{n}] or [{kv_heads}, {n}], got {list(bias.shape)}")
-    return reference.attend(q, k, v, scale, mask, bias)
-
-
 def attend_staged(
     q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | str | None = None, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Attention of R rows in flight over the S rows staged beside the cache, themselves included.
 
-    q: [R, H, D]; k: [Hk, S, D]; v: [Hk, S, Dv], strided views allowed. mask: None (every row sees all of them),
-    "causal" (the rows are the last R of the S, and see themselves and what came before), bool [R, S], or int32 words
-    [R, ceil(S / 32)] as `mask_words` and `ancestor_words` make them. Returns out and lse as `attend` does.
+    Parameters
+    ----------
+    q: [R, H, D]; H is a multiple of the KV heads Hk, query head h reads KV head h // (H / Hk).
+    k: [Hk, S, D]; v: [Hk, S, Dv], strided views allowed; S may be 0.
+    scale: factor on the scores before the softmax, as a rule D ** -0.5.
+    mask: None (every row sees all of them), "causal" (the rows are the last R of the S, and see themselves and what
+        came before), bool [R, S], or int32 words [R, ceil(S / 32)] as `mask_words` makes them.
+
+    Returns out [R, H, Dv] and lse [R, H] in nats, in float32 (float64 for float64 inputs). A row that sees no key has
+    out 0 and lse -inf.
     """
     return _attend_staged("attend_staged", q, k, v, scale, mask, implementation)
 
@@ -102,8 +79,8 @@ def attend_live(
 
     q: [R, H, D]; k: [Hk, capacity, D]; v: [Hk, capacity, Dv], strided views allowed. base: int32 [1] on the device,
     slots every row sees; base + staged <= capacity is the caller's to keep. words: int32 [R, ceil(staged / 32)], what
-    each row sees of the `staged` slots behind them (`mask_words`, `ancestor_words`). splits: into how many parts the
-    keys are cut (None: by the capacity). Returns out and lse as `attend` does, in float32. `choose(q, v)` tells
+    each row sees of the `staged` slots behind them (`mask_words`). splits: into how many parts the
+    keys are cut (None: by the capacity). Returns out and lse as `attend_staged` does, in float32. `choose(q, v)` tells
     beforehand whether Triton can run it.
     """
     from workbench_kernels.segment_attention import dense
@@ -145,9 +122,7 @@ def attend_pages(
     return reference.attend(q, k, v, scale, mask, bias)
 
 
-def merge(
-    outs: Sequence[Tensor], lses: Sequence[Tensor], implementation: str = "auto"
-) -> tuple[Tensor, Tensor]:
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor], implementation: str = "auto") -> tuple[Tensor, Tensor]:
     """The pair of the union of disjoint segments, from their pairs.
 
     outs: tensors [R, H, Dv], or one tensor [segments, R, H, Dv]; lses: tensors [R, H] or one [segments, R, H], -inf

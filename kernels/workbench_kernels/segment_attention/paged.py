@@ -51,9 +51,7 @@ def page_scores(q, keys, page, live, entry, pages, row_positions, scale, kind: t
 
 
 @triton.jit
-def paged_attention_kernel(
-    results, queries, pages, scale, KIND: tl.constexpr, MASS: tl.constexpr, TILE: tl.constexpr
-):
+def paged_attention_kernel(results, queries, pages, scale, KIND: tl.constexpr, MASS: tl.constexpr, TILE: tl.constexpr):
     """MASS: the mass in place of the output, zeroed, n = P * slots."""
     split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows
     row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, MASS, TILE)

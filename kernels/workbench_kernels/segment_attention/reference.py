@@ -11,7 +11,10 @@ from workbench_kernels.pages.reference import KINDS, unpack
 
 
 def attend(q, k, v, scale, mask=None, bias=None) -> tuple[Tensor, Tensor]:
-    """q [R, H, D] over k [Hk, n, D], v [Hk, n, Dv] -> out [R, H, Dv], lse [R, H]. See the public function."""
+    """q [R, H, D] over k [Hk, n, D], v [Hk, n, Dv] -> out [R, H, Dv], lse [R, H], as of `attend_staged`.
+
+    mask: bool [R, n], or [Hk, R, n] where KV heads differ; bias: [n] or [Hk, n], added to the scaled scores.
+    """
     rows, heads, _ = q.shape
     kv_heads, n, size = v.shape
     if not n:
@@ -102,21 +105,6 @@ def words_mask(words: Tensor, keys: int) -> Tensor:
     """The inverse: int32 words [R, ceil(S / 32)] and S -> bool [R, S]."""
     bits = words[..., None] >> torch.arange(32, dtype=torch.int32, device=words.device)
     return (bits & 1).flatten(1)[:, :keys] == 1
-
-
-def ancestor_words(parents: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Words of a draft tree: every node sees itself and its ancestors.
-
-    parents: the parent of each of n nodes, -1 for a root; a parent comes before its children. Returns int32
-    [n, ceil(n / 32)]. Raises ValueError where a parent does not come first.
-    """
-    seen = torch.eye(len(parents), dtype=torch.bool)
-    for node, parent in enumerate(parents):
-        if not -1 <= parent < node:
-            raise ValueError(f"ancestor_words: expected the parent of node {node} in [-1, {node}), got {parent}")
-        if parent >= 0:
-            seen[node] |= seen[parent]
-    return mask_words(seen).to(device)
 
 
 def causal(rows: int, keys: int, device) -> Tensor:
