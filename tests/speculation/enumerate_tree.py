@@ -14,7 +14,7 @@ import torch
 from workbench.engine.distribution import Distribution
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.verifiers import kseq, match, rejection
-from workbench_kernels.verification import kseq_node, kseq_rho
+from workbench.speculation.verifiers.kseq import kseq_node, kseq_rho
 
 Choice = Callable[[list[float]], int]
 

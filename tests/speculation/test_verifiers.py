@@ -23,7 +23,7 @@ from workbench.errors import BadInput
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.verifiers import rejection
 from workbench_kernels.noise import reference as noise
-from workbench_kernels.verification import reference, reference_kseq
+from workbench_kernels.verification import reference
 
 BOUND = 1e-12
 
@@ -168,7 +168,7 @@ def test_skipping_repeated_draws_is_biased(judge, monkeypatch):
 
 
 def test_a_divisor_of_one_is_biased_for_two_draws(monkeypatch):
-    monkeypatch.setattr(reference_kseq, "kseq_rho", lambda p, q, k: 1.0)
+    monkeypatch.setattr("workbench.speculation.verifiers.kseq.kseq_rho", lambda p, q, k: 1.0)
     monkeypatch.setattr(enumerate_tree, "kseq_rho", lambda p, q, k: 1.0)
     assert worst_of_chains(monkeypatch, kseq, 2) > 0.01
     assert worst_of_chains(monkeypatch, kseq, 1) < BOUND

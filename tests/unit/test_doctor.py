@@ -16,7 +16,7 @@ from workbench.report import doctor as diagnosis
 from workbench_kernels import distribution, pages, segment_attention, selftest, verification
 from workbench_kernels.selftest import OPERATIONS, Call
 
-HELPERS = {"choose", "kseq_node", "kseq_rho", "ledger", "mask_words", "words_mask"}
+HELPERS = {"choose", "ledger", "mask_words", "words_mask"}
 SDPA = "attention"
 
 

@@ -7,10 +7,8 @@ POINT node that repeats a sibling's token is not tested.
 A child x of a proposal row is accepted with probability min(1, p(x)/q(x)), else p <- norm((p - q)+) and x leaves q; a
 POINT child with probability p(x), else p(x) <- 0. The token after the path is a seeded draw from what is left of p.
 
-K-SEQ (SpecTr), at one node and in torch alone: `kseq_node`, `kseq_rho`.
-
 Sources: "Fast Inference from Transformers via Speculative Decoding"; "SpecInfer"; "Sequoia" (siblings without
-replacement); "SpecTr" (K-SEQ).
+replacement).
 """
 
 from typing import NamedTuple
@@ -20,9 +18,8 @@ from torch import Tensor
 
 from workbench_kernels.dispatch import DTYPES, Choice, decide
 from workbench_kernels.verification import reference
-from workbench_kernels.verification.reference_kseq import kseq_node, kseq_rho
 
-__all__ = ["DIST", "FATES", "POINT", "REASONS", "SOURCES", "Outcome", "choose", "kseq_node", "kseq_rho", "verify"]
+__all__ = ["DIST", "FATES", "POINT", "REASONS", "SOURCES", "Outcome", "choose", "verify"]
 
 POINT, DIST = 0, 1
 FATES = ("unused", "accepted", "rejected", "sibling_won", "parent_rejected", "pruned")
