@@ -317,19 +317,25 @@ class PlainStore(CacheStore):
 
     def fork(self) -> "PlainStore":
         """A second store of the same committed tokens; nothing is copied until one of the two has to write."""
-        if self.staged or self._rows:
-            raise RuntimeError("fork between rounds: rows are still staged")
-        new = PlainStore(0)
+        self._refuse_staged("fork")
+        new = self._empty()
         new._run, new.length, new.held, new.trunk = self._run, self.length, self.held, self.trunk
         return new
+
+    def _empty(self) -> "PlainStore":
+        """A store of this kind, without a run."""
+        return PlainStore(0)
+
+    def _refuse_staged(self, what: str) -> None:
+        if self.staged or self._rows:
+            raise RuntimeError(f"{what} between rounds: rows are still staged")
 
     def share(self) -> None:
         """Make the run a piece of the trunk, unless it is so short that a copy costs less than another piece to read.
 
         Pieces behind the first are joined while the last is no shorter than the one before it, so they stay few.
         """
-        if self.staged or self._rows:
-            raise RuntimeError("share between rounds: rows are still staged")
+        self._refuse_staged("share")
         if self.held < _SHARED:
             return
         own = zip(self._run.k, self._run.v, strict=True)

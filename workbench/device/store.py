@@ -101,12 +101,8 @@ class StaticStore(PlainStore):
     def share(self) -> None:
         """Nothing: the run stays where it is."""
 
-    def fork(self) -> "StaticStore":
-        if self.staged or self._rows:
-            raise RuntimeError("fork between rounds: rows are still staged")
-        new = StaticStore(0)
-        new._run, new.length, new.held = self._run, self.length, self.held
-        return new
+    def _empty(self) -> "StaticStore":
+        return StaticStore(0)
 
 
 class LiveRows:
