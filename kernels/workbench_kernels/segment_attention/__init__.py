@@ -79,9 +79,9 @@ def attend_live(
 
     q: [R, H, D]; k: [Hk, capacity, D]; v: [Hk, capacity, Dv], strided views allowed. base: int32 [1] on the device,
     slots every row sees; base + staged <= capacity is the caller's to keep. words: int32 [R, ceil(staged / 32)], what
-    each row sees of the `staged` slots behind them (`mask_words`). splits: into how many parts the
-    keys are cut (None: by the capacity). Returns out and lse as `attend_staged` does, in float32. `choose(q, v)` tells
-    beforehand whether Triton can run it.
+    each row sees of the `staged` slots behind them (`mask_words`). splits: into how many parts the keys are cut (None:
+    by the capacity). Returns out and lse as `attend_staged` does, in float32. `choose(q, v)` tells beforehand whether
+    Triton can run it.
     """
     from workbench_kernels.segment_attention import dense
 

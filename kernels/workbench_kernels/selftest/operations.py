@@ -289,7 +289,6 @@ def verify(device, dtype, nodes=7, vocab=60) -> Call:
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
-
 OPERATIONS: dict[str, Operation] = {
     "attention": Operation(sdpa),
     "attend_pages": Operation(attend_pages, _attend_pages),
