@@ -66,7 +66,6 @@ PLAIN = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None}
 FILTERED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "min_p": None}
 CODED = [(f"pages={n} width={b}", {"count": n, "widths": (b, b), "size": 128}) for n in (2048, 256) for b in (4, 8, 2)]
 WHOLE = _each({"size": 128}, count=(2048, 256))
-TREES = _each({}, nodes=(64, 8), vocab=(131_072,))
 SHAPES: dict[str, list[tuple[str, dict]]] = {
     "attend_pages": _pages(),
     "attend_staged": _each(HEADS, rows=(64, 8)),
@@ -81,15 +80,13 @@ SHAPES: dict[str, list[tuple[str, dict]]] = {
     "pages.gather": CODED,
     "pages.evict": WHOLE,
     "pages.rotate": _each({"kv_heads": 8, "size": 128}, keys=(8192, 32768)),
-    "statistics": _each({"k": 8}, **VOCABULARIES),
+    "statistics": _each({}, **VOCABULARIES),
     "sample": [
         (f"{label} {name}", shape | rules)
         for label, shape in _each({}, **VOCABULARIES)
         for name, rules in (("top-k top-p", FILTERED), ("plain", PLAIN))
     ],
-    "verify.greedy": TREES,
-    "verify.seeded": TREES,
-    "verify.rejection": TREES,
+    "verify": _each({}, nodes=(64, 8), vocab=(131_072,)),
 }
 
 

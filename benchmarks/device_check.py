@@ -47,8 +47,7 @@ KERNELS = {  # operation and label of a case -> predicted microseconds on an H20
     ("attend_staged", "rows=64"): None, ("attend_prefix", "keys=8192 sequences=16 rows=1"): None,
     ("statistics", "vocab=131072 rows=1"): 10, ("statistics", "vocab=131072 rows=16"): None,
     ("sample", "vocab=131072 rows=1 plain"): None, ("sample", "vocab=131072 rows=1 top-k top-p"): 130,
-    ("sample", "vocab=131072 rows=16 plain"): None, ("verify.greedy", "nodes=64 vocab=131072"): 32,
-    ("verify.seeded", "nodes=64 vocab=131072"): 60, ("verify.rejection", "nodes=64 vocab=131072"): 215,
+    ("sample", "vocab=131072 rows=16 plain"): None, ("verify", "nodes=64 vocab=131072"): 215,
 }  # fmt: skip
 Row = dict[str, Any]
 

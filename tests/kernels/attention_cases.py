@@ -95,7 +95,7 @@ def paged(
     return Paged(q, torch.cat(pieces), table, torch.tensor(counts, dtype=torch.int32), k, v, slots, live, options)
 
 
-def expected(case: Paged, tau=1.0, bias=None, positions=None, window=None):
+def expected(case: Paged, bias=None, positions=None, window=None):
     """Row by row and head by head, in float64: out [R, H, Dv], lse [R, H] and the scores [R, H, n], -inf if unseen."""
     rows, heads, _ = case.q.shape
     out = torch.zeros(rows, heads, case.v.shape[2], dtype=torch.float64)
@@ -105,7 +105,7 @@ def expected(case: Paged, tau=1.0, bias=None, positions=None, window=None):
         seen = case.live[g].clone()
         if window is not None:
             seen &= positions[r] - case.slots[g] < window
-        found = case.k[g] @ case.q[r, h].double() * case.scale / tau + (0 if bias is None else bias[g])
+        found = case.k[g] @ case.q[r, h].double() * case.scale + (0 if bias is None else bias[g])
         scores[r, h, seen] = found[seen]
         if seen.any():
             out[r, h] = found[seen].softmax(0) @ case.v[g, seen]
@@ -122,13 +122,13 @@ def compare(got, want, within: float) -> None:
 
 
 def with_options(pages: Paged) -> tuple[dict, dict]:
-    """A bias by page number, tau and a window: the options of a call, and what they mean for `expected`."""
+    """A bias by page number and a window: the options of a call, and what they mean for `expected`."""
     draw = torch.Generator().manual_seed(5)
     heads, columns = pages.table.shape
     side = torch.randn(heads * columns + 2, pages.options["slots"], generator=draw)
     numbers = torch.randperm(heads * columns, generator=draw).int().view(heads, columns)
     positions = torch.tensor([100, 40, 70], dtype=torch.int32)
-    meaning = {"tau": 0.7, "bias": side[numbers.long()].flatten(1).double(), "positions": positions, "window": 45}
+    meaning = {"bias": side[numbers.long()].flatten(1).double(), "positions": positions, "window": 45}
     numbers = numbers.masked_fill(torch.arange(columns) >= pages.count[:, None], 2**30)
     return meaning | {"bias": side, "numbers": numbers}, meaning
 

@@ -9,45 +9,41 @@ from tests.kernels.interpreter import needs_interpreter
 from workbench_kernels import segment_attention
 
 
-def mass_of(scores: torch.Tensor, lse: torch.Tensor, heads: int, reduce: str):
-    """From the definition: p = exp(score - lse), [R, H, n], summed as told; and Σ -p log p."""
+def mass_of(scores: torch.Tensor, lse: torch.Tensor, heads: int):
+    """From the definition: p = exp(score - lse), [R, H, n], the heads of a group added; and Σ -p log p."""
     p = (scores - lse[..., None]).exp().nan_to_num(0)
-    grouped = p.unflatten(1, (heads, -1))
-    by = {"sum": grouped.sum((0, 2)), "max": grouped.sum(0).amax(1), "row": grouped.sum(2)}
-    return by[reduce], -torch.xlogy(p, p).sum(-1)
+    return p.unflatten(1, (heads, -1)).sum(2), -torch.xlogy(p, p).sum(-1)
 
 
-@pytest.mark.parametrize("reduce", ["sum", "max", "row"])
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_mass_and_entropy_from_the_definition(rows, reduce, device):
+def test_mass_and_entropy_from_the_definition(rows, device):
     """Group of 3 (padded to 4), several row blocks at 40 rows, ragged heads; other segments in lse."""
     pages = paged(rows=rows, group=3, size=32, counts=(2, 1))
     _, lse, scores = expected(pages)
     lse = lse + 0.3
     for where, how in ((pages, "torch"), (pages.to(device), "triton")):
         given = lse.float().to(where.q.device)
-        got = where.call(segment_attention.page_mass, given, reduce=reduce, implementation=how)
-        want = mass_of(scores, lse, 2, reduce)
+        got = where.call(segment_attention.page_mass, given, implementation=how)
+        want = mass_of(scores, lse, 2)
         assert got.mass.shape == (*want[0].shape[:-1], 2, 32)
         assert_close("mass", got.mass.flatten(-2), want[0], EXACT)
         assert_close("entropy", got.entropy, want[1], EXACT)
 
 
-def test_mass_of_the_last_rows_with_options(device):
-    """A bias, a tau and a window weigh in the mass as in the output; `last` counts the last rows alone."""
+def test_mass_with_options(device):
+    """A bias and a window weigh in the mass as in the output."""
     pages = paged(rows=3, group=2, size=80, counts=(3, 2))
     pages_options, meaning = with_options(pages)
     pages.options |= pages_options
     _, lse, scores = expected(pages, **meaning)
     for where, how in ((pages, "torch"), (pages.to(device), "triton")):
-        got = where.call(segment_attention.page_mass, lse.float().to(where.q.device), last=2, implementation=how)
-        want = mass_of(scores[1:], lse[1:], 2, "sum")
+        got = where.call(segment_attention.page_mass, lse.float().to(where.q.device), implementation=how)
+        want = mass_of(scores, lse, 2)
         assert_close("mass", got.mass.flatten(-2), want[0], EXACT)
         assert_close("entropy", got.entropy, want[1], EXACT)
 
 
-@pytest.mark.parametrize("sigma", [None, (0.8, 1.3)], ids=["exact", "weighted"])
-def test_the_masses_of_all_segments_are_the_whole(sigma, device):
+def test_the_masses_of_all_segments_are_the_whole(device):
     """Pages and staged rows: the masses sum to 1 a row and head, the entropy shares to the entropy of the whole."""
     pages = paged(rows=4, group=2, size=32, counts=(3, 2)).to(device)
     draw = torch.Generator().manual_seed(1)
@@ -57,12 +53,10 @@ def test_the_masses_of_all_segments_are_the_whole(sigma, device):
         pages.call(segment_attention.attend_pages, **run),
         segment_attention.attend_staged(pages.q, k, v, pages.scale, "causal", **run),
     ]
-    _, lse = segment_attention.merge(*zip(*pairs, strict=True), sigma, **run)
-    weights = sigma or (1.0, 1.0)
-    base = [segment_attention.normaliser(lse, own, s) for (_, own), s in zip(pairs, weights, strict=True)]
+    _, lse = segment_attention.merge(*zip(*pairs, strict=True), **run)
     parts = [
-        pages.call(segment_attention.page_mass, base[0], reduce="row", **run),
-        segment_attention.segment_mass(pages.q, k, pages.scale, base[1], mask="causal", reduce="row", **run),
+        pages.call(segment_attention.page_mass, lse, **run),
+        segment_attention.segment_mass(pages.q, k, pages.scale, lse, mask="causal", **run),
     ]
     total = sum(part.mass.flatten(2).sum(-1) for part in parts)
     assert_close("mass", total, torch.full((4, 2), 2.0), EXACT)
@@ -70,24 +64,14 @@ def test_the_masses_of_all_segments_are_the_whole(sigma, device):
     staged = pages.q.cpu().double().unflatten(1, (2, 2)) @ k.cpu().double().mT * pages.scale
     staged = staged.flatten(1, 2).masked_fill(~torch.ones(4, 4, dtype=torch.bool).tril()[:, None], -torch.inf)
     scores.append(staged)
-    # exp(s - lse_j + sigma_j lse_j), normalised: what the merge stands for
-    own = [s.logsumexp(-1, keepdim=True) for s in scores]
-    p = torch.cat([s + (w - 1) * o for s, o, w in zip(scores, own, weights, strict=True)], -1).softmax(-1)
+    p = torch.cat(scores, -1).softmax(-1)
     assert_close("entropy", sum(part.entropy for part in parts), -torch.xlogy(p, p).sum(-1), EXACT)
     assert_close("pages", parts[0].mass.flatten(2), p[..., :96].unflatten(1, (2, 2)).sum(2), EXACT)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"lse": torch.zeros(3, 2)}, "expected log-sum-exps"),
-        ({"reduce": "mean"}, "expected reduce 'sum', 'max' or 'row', got 'mean'"),
-        ({"last": 4}, r"expected last in \[1, 3\], got 4"),
-    ],
-)
-def test_mass_refuses_what_does_not_fit(change, says):
-    with pytest.raises(ValueError, match=says):
-        paged().call(segment_attention.page_mass, **({"lse": torch.zeros(3, 4)} | change))
+def test_mass_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="expected log-sum-exps"):
+        paged().call(segment_attention.page_mass, torch.zeros(3, 2))
 
 
 def dense_case(rows: int):
@@ -102,20 +86,18 @@ def dense_case(rows: int):
     return q, k, mask, {name: scores.masked_fill(where[:, None], -torch.inf) for name, where in hidden.items()}
 
 
-@pytest.mark.parametrize("last", [None, 2])
-@pytest.mark.parametrize("reduce", ["sum", "max", "row"])
 @pytest.mark.parametrize("rows", [3, 40])
-def test_mass_of_dense_keys_from_the_definition(rows, reduce, last, device):
-    """Every mask; a row that sees nothing gives nothing; `last` keeps the mask of the rows it keeps."""
+def test_mass_of_dense_keys_from_the_definition(rows, device):
+    """Every mask; a row that sees nothing gives nothing."""
     q, k, mask, scores = dense_case(rows)
     for name, given in (("none", None), ("causal", "causal"), ("tree", mask)):
         lse = scores[name].logsumexp(-1)
-        want = mass_of(scores[name][-(last or rows) :], lse[-(last or rows) :], 2, reduce)
+        want = mass_of(scores[name], lse, 2)
         for where, how in (("cpu", "torch"), (device, "triton")):
             given = given.to(where) if isinstance(given, torch.Tensor) else given
             got = segment_attention.segment_mass(
                 *(q.to(where), k.to(where), 0.2, lse.float().to(where)),
-                **{"mask": given, "reduce": reduce, "last": last, "implementation": how},
+                **{"mask": given, "implementation": how},
             )
             assert_close("mass", got.mass, want[0], EXACT)
             assert_close("entropy", got.entropy, want[1], EXACT)
@@ -124,7 +106,7 @@ def test_mass_of_dense_keys_from_the_definition(rows, reduce, last, device):
 def test_mass_over_no_keys(device):
     q, k = torch.randn(2, 4, 32, device=device), torch.zeros(2, 0, 32, device=device)
     got = segment_attention.segment_mass(q, k, 1.0, torch.zeros(2, 4, device=device), implementation="triton")
-    assert got.mass.shape == (2, 0) and (got.entropy == 0).all() and got.entropy.shape == (2, 4)
+    assert got.mass.shape == (2, 2, 0) and (got.entropy == 0).all() and got.entropy.shape == (2, 4)
 
 
 def guarded_mass(kernels, device: str) -> None:
@@ -141,28 +123,27 @@ def guarded_mass(kernels, device: str) -> None:
         queries(wide.inside, 6 * 48, 48, 3),
         kernels.dense.Keys(keys.inside, None, 70 * 48, 48, 0, 0, None, words, 70),
         0.2,
-        **{"MASK": "words", "REDUCE": "row", "KEYS": 32, "TILE": plan.tile},
+        **{"MASK": "words", "MASS": True, "KEYS": 32, "TILE": plan.tile},
     )
-    want = mass_of(scores["tree"], scores["tree"].logsumexp(-1), 2, "row")
+    want = mass_of(scores["tree"], scores["tree"].logsumexp(-1), 2)
     assert_close("mass", mass.inside, want[0], EXACT)
     assert_close("entropy", entropy.inside.sum(0), want[1], EXACT)
 
     pages = paged(rows=3, group=3, size=48, counts=(3, 3)).to(device)
     _, lse, scores = expected(pages.to("cpu"))
     page_ins = merged, wide = [Guarded(t.to(device)) for t in (lse.float(), pages.q)]
-    page_mass = Guarded(torch.full((2, 6, 3 * 32), torch.nan, device=device))  # one block more than there is
+    page_mass = Guarded(torch.full((3, 2, 3 * 32), torch.nan, device=device))
     page_entropy = Guarded(torch.full((2, 3, 6), torch.nan, device=device))
     kernels.paged.paged_attention_kernel[(plan.blocks, 2, 2)](
         results(page_mass.inside, page_entropy.inside, merged.inside),
         queries(wide.inside, 6 * 48, 48, 3),
         kernels.paged.Pages(pages.arena, pages.table, pages.count, None, None, None, 3, 0),
         pages.scale,
-        **{"REDUCE": "max", "KIND": kernels.paged.Kind.of(32, 3, "fp32"), "TILE": plan.tile},
+        **{"MASS": True, "KIND": kernels.paged.Kind.of(32, 3, "fp32"), "TILE": plan.tile},
     )
-    want = mass_of(scores, lse, 2, "max")
-    assert_close("page mass", page_mass.inside[0].unflatten(0, (2, 3)).amax(1), want[0], EXACT)
+    want = mass_of(scores, lse, 2)
+    assert_close("page mass", page_mass.inside, want[0], EXACT)
     assert_close("page entropy", page_entropy.inside.sum(0), want[1], EXACT)
-    assert page_mass.inside[1].isnan().all(), "the kernel wrote another block's mass"
     for guarded in (mass, entropy, page_mass, page_entropy, *ins, *page_ins):
         guarded.assert_untouched()
 
@@ -173,8 +154,8 @@ def test_the_kernels_stay_within_their_tensors(device):
 
 
 MUTANTS = {
-    "row": ("scores.py", "rows = block * ROWS + tl", "rows = block * ROWS + 1 + tl"),
-    "member": ("scores.py", "(members < tile.group) & held", "(members <= tile.group) & held"),
+    "row": ("scores.py", "* ROWS + tl.arange(0, ROWS)", "* ROWS + 1 + tl.arange(0, ROWS)"),
+    "member": ("scores.py", "(member < tile.group)", "(member <= tile.group)"),
     "key": ("dense.py", "held = keys < live", "held = keys <= live"),
     "page": ("paged.py", "place = index * KIND.slots", "place = (index - 1) * KIND.slots"),
     "lse": ("scores.py", "tl.load(results.merged + place,", "tl.load(results.merged + place + 1,"),

@@ -71,15 +71,12 @@ def test_staged_keys_may_be_views_and_rows_may_see_nothing(device):
     assert (empty[0] == 0).all() and (empty[1] == -torch.inf).all()
 
 
-def test_ancestor_words_of_a_tree():
-    """Parents -1 0 0 1 1 2 3: node 6 sees 0, 1, 3 and itself; words hold more than 32 nodes, bit 31 included."""
-    words = segment_attention.ancestor_words([-1, 0, 0, 1, 1, 2, 3])
-    assert words.dtype == torch.int32 and words[:, 0].tolist() == [1, 3, 5, 11, 19, 37, 75]
-    chain = segment_attention.ancestor_words(range(-1, 69))
-    assert chain.shape == (70, 3)
-    assert torch.equal(segment_attention.words_mask(chain, 70), torch.ones(70, 70, dtype=torch.bool).tril())
-    with pytest.raises(ValueError, match=r"the parent of node 1 in \[-1, 1\), got 1"):
-        segment_attention.ancestor_words([-1, 1])
+def test_words_hold_a_bit_a_pair():
+    """More than 32 keys, bit 31 included; and back."""
+    chain = torch.ones(70, 70, dtype=torch.bool).tril()
+    words = segment_attention.mask_words(chain)
+    assert words.dtype == torch.int32 and words.shape == (70, 3) and words[:3, 0].tolist() == [1, 3, 7]
+    assert torch.equal(segment_attention.words_mask(words, 70), chain)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 2, 40, 32), (5, 3, 6, 2, 70, 80)], ids=["one", "many"])
@@ -187,10 +184,10 @@ def guarded_dense(kernels, device: str) -> None:
         kernels.scores.Queries(q.inside, 64, 32, 8),
         kernels.dense.Keys(k.inside, v.inside, 128 * 32, 32, 128 * 48, 48, where, words, 40),
         scale,
-        **{"MASK": "words", "REDUCE": "none", "KEYS": 32, "TILE": plan.tile},
+        **{"MASK": "words", "MASS": False, "KEYS": 32, "TILE": plan.tile},
     )
     kernels.merging.merge_fwd_kernel[(16,)](
-        *(all_out.inside, all_lse.inside, out.inside, lse.inside, None, 16, 2),
+        *(all_out.inside, all_lse.inside, out.inside, lse.inside, 16, 2),
         **{"VALUE_DIM": 48, "BLOCK_V": 64, "BLOCK_S": 2},
     )
     compare((all_out.inside, all_lse.inside), want, EXACT)
@@ -309,15 +306,15 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     attention, merging, _, scores, tiles = vars(modules()).values()
     jobs = []
     for dtype, rows, size, keys, more, base, words in (
-        ("bf16", 1, 128, 64, {"MASK": "words", "REDUCE": "none"}, "*i32", "*i32"),
-        ("bf16", 64, 128, 64, {"MASK": "words", "REDUCE": "none"}, "*i32", "*i32"),
-        ("fp32", 12, 128, 32, {"MASK": "none", "REDUCE": "none"}, "*i32", None),
-        ("fp32", 1, 256, 16, {"MASK": "none", "REDUCE": "none"}, "*i32", None),
-        ("fp32", 8, 80, 32, {"MASK": "causal", "REDUCE": "max"}, None, None),
+        ("bf16", 1, 128, 64, {"MASK": "words", "MASS": False}, "*i32", "*i32"),
+        ("bf16", 64, 128, 64, {"MASK": "words", "MASS": False}, "*i32", "*i32"),
+        ("fp32", 12, 128, 32, {"MASK": "none", "MASS": False}, "*i32", None),
+        ("fp32", 1, 256, 16, {"MASK": "none", "MASS": False}, "*i32", None),
+        ("fp32", 8, 80, 32, {"MASK": "causal", "MASS": True}, None, None),
     ):
         plan = tiles.plan(torch.zeros(rows, 32, size, dtype=getattr(torch, NAMES[dtype])), 8, size, size)
         constants = {"TILE": plan.tile, "KEYS": keys} | more
-        types = {"results": scores.Results("*fp32", "*fp32", None if more["REDUCE"] == "none" else "*fp32")}
+        types = {"results": scores.Results("*fp32", "*fp32", "*fp32" if more["MASS"] else None)}
         types |= {"queries": scores.Queries(f"*{dtype}", *["i32"] * 3)}
         types |= {"segment": attention.Keys(f"*{dtype}", f"*{dtype}", *["i32"] * 4, base, words, "i32")}
         types["scale"] = "fp32"

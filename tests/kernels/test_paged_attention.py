@@ -113,11 +113,11 @@ def test_heads_without_pages(counts, device):
             assert (out[:, :2] == 0).all() and (lse[:, :2] == -torch.inf).all()
             assert lse[:, 2:].isfinite().all() == bool(counts[1])
             figures = where.call(segment_attention.page_mass, lse, implementation=how)
-            assert figures.mass.shape == (2, table.shape[1], 32) and (figures.mass[0] == 0).all()
+            assert figures.mass.shape == (3, 2, table.shape[1], 32) and (figures.mass[:, 0] == 0).all()
             assert (figures.entropy[:, :2] == 0).all()
 
 
-def test_bias_tau_and_window(device):
+def test_bias_and_window(device):
     """The window goes by position, not by place: pages are shuffled, and so are the slots in them."""
     pages = paged(rows=3, group=2, size=64, counts=(3, 2))
     pages_options, meaning = with_options(pages)
@@ -174,7 +174,7 @@ def guarded_launch(kernels, device: str):
         kernels.scores.Queries(q.inside, *q.inside.stride()[:2], 3),
         kernels.paged.Pages(pages.arena, pages.table, pages.count, None, None, None, 3, 0),
         pages.scale,
-        **{"REDUCE": "none", "KIND": kernels.paged.Kind.of(32, 3, "fp32"), "TILE": plan.tile},
+        **{"MASS": False, "KIND": kernels.paged.Kind.of(32, 3, "fp32"), "TILE": plan.tile},
     )
     compare(segment_attention.merge(out.inside, lse.inside), expected(pages.to("cpu")), EXACT)
     for guarded in (q, out, lse):
@@ -246,7 +246,6 @@ def test_dispatch_takes_refuses_and_falls_back(monkeypatch):
         ({"table": torch.zeros(2, 3)}, "expected an int32 table"),
         ({"count": torch.zeros(3, dtype=torch.int32)}, r"int32 counts \[Hk\]"),
         ({"options": {"group": 24}}, "multiples of 16 and of the group"),
-        ({"options": {"tau": 0.0}}, "positive tau"),
         ({"options": {"bias": torch.zeros(4, 32)}}, "bias and page numbers together"),
         ({"options": {"window": 4}}, "row positions and a window together"),
         ({"options": {"positions": torch.zeros(3), "window": 4}}, "int32 row positions"),
@@ -268,15 +267,15 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     jobs, kernel = [], paged.paged_attention_kernel
     every = paged.Pages("*u8", "*i32", "*i32", "*fp32", "*i32", "*i32", "i32", "i32")
     none = every._replace(bias=None, numbers=None, positions=None)
-    for rows, size, dtype, page, reduce, merged, pages in (
-        (8, 64, "bf16", 32, "none", None, every),
-        (8, 128, "bf16", 64, "none", None, every),
-        (1, 80, "fp32", 32, "none", None, none),
-        (8, 64, "fp16", 32, "row", "*fp32", every),
+    for rows, size, dtype, page, merged, pages in (
+        (8, 64, "bf16", 32, None, every),
+        (8, 128, "bf16", 64, None, every),
+        (1, 80, "fp32", 32, None, none),
+        (8, 64, "fp16", 32, "*fp32", every),
     ):
         queries = torch.zeros(rows, 12, size, dtype=torch.float32 if dtype == "fp32" else torch.float16)
         plan = tiles.plan(queries, 4, size, size)
-        constants = {"TILE": plan.tile, "KIND": paged.Kind.of(page, size // 16, dtype), "REDUCE": reduce}
+        constants = {"TILE": plan.tile, "KIND": paged.Kind.of(page, size // 16, dtype), "MASS": merged is not None}
         types = {"results": scores.Results("*fp32", "*fp32", merged), "scale": "fp32", "pages": pages}
         types |= {"queries": scores.Queries(f"*{dtype}", *["i32"] * 3)} | dict.fromkeys(constants, "constexpr")
         signature = {name: types[name] for name in kernel.arg_names}

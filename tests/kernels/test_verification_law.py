@@ -25,11 +25,8 @@ def first_tokens(children: int, device: str, implementation: str, seed: int = 41
     kinds = torch.full((TREES, children + 1), DIST).int()
     rows = torch.tensor([0] + [-1] * children).expand(TREES, -1).int()
     logits = P.log().expand(TREES, children + 1, 4).contiguous()
-    trees = [part.to(device) for part in (logits, tokens, parents, depths, kinds, torch.arange(TREES))]
-    found = verification.verify(
-        *trees, "rejection", seed=seed, proposals=Q.log()[None].to(device), rows=rows.to(device), width=children,
-        implementation=implementation,
-    )  # fmt: skip
+    trees = (logits, tokens, parents, depths, kinds, rows, torch.arange(TREES), Q.log()[None])
+    found = verification.verify(*(part.to(device) for part in trees), seed, children, implementation)
     assert found.implementation == implementation
     accepted = tokens.gather(1, found.path[:, :1].cpu().clamp_min(0).long())[:, 0].long()
     return torch.where(found.length.cpu() > 0, accepted, found.token.cpu())

@@ -23,7 +23,7 @@ from workbench.errors import BadInput
 from workbench.speculation import DIST, POINT, DraftTree
 from workbench.speculation.verifiers import rejection
 from workbench_kernels.noise import reference as noise
-from workbench_kernels.verification import reference, reference_kseq
+from workbench_kernels.verification import reference
 
 BOUND = 1e-12
 
@@ -168,7 +168,7 @@ def test_skipping_repeated_draws_is_biased(judge, monkeypatch):
 
 
 def test_a_divisor_of_one_is_biased_for_two_draws(monkeypatch):
-    monkeypatch.setattr(reference_kseq, "kseq_rho", lambda p, q, k: 1.0)
+    monkeypatch.setattr("workbench.speculation.verifiers.kseq.kseq_rho", lambda p, q, k: 1.0)
     monkeypatch.setattr(enumerate_tree, "kseq_rho", lambda p, q, k: 1.0)
     assert worst_of_chains(monkeypatch, kseq, 2) > 0.01
     assert worst_of_chains(monkeypatch, kseq, 1) < BOUND
@@ -265,7 +265,7 @@ def test_every_node_meets_one_fate_and_the_path_is_what_was_accepted(verifier):
             else:
                 assert fate in ("accepted", "rejected", "sibling_won")
             assert (out.reasons[node] is not None) == (fate == "rejected")
-        ends = bool(tree.children(out.stop_node))
+        ends = bool(tree.children([0, *out.path][-1]))
         expected = "residual" if ends else "bonus" if out.path else "target"
         assert out.source == (expected if verifier == "rejection" else "target" if ends or not out.path else "bonus")
 
@@ -315,7 +315,7 @@ def test_seeded_verification_is_exact_for_any_drafts(seed):
             return drawn[prefix]
 
         out = wb.SeededMatch().verify(None, tree, 3, 0, choose)
-        return (*prefixes[out.stop_node], out.token)
+        return (*prefixes[[0, *out.path][-1]], out.token)
 
     for weight, emitted in runs(experiment):
         total[emitted] += weight * continued(case, emitted)

@@ -16,10 +16,7 @@ from workbench.report import doctor as diagnosis
 from workbench_kernels import distribution, pages, segment_attention, selftest, verification
 from workbench_kernels.selftest import OPERATIONS, Call
 
-HELPERS = {
-    "ancestor_words", "attend", "blank", "choose", "kseq_node", "kseq_rho", "ledger", "mask_words", "normaliser",
-    "words_mask",
-}  # fmt: skip
+HELPERS = {"choose", "ledger", "mask_words", "words_mask"}
 SDPA = "attention"
 
 

@@ -71,7 +71,7 @@ def maintain(store: "ManagedStore", ahead: Mapping[int, tuple]) -> Outcome:
         keys, values = [each.k for each in work], [each.v for each in work]
         out.held = keys[0].shape[1]
         room = min(store.rows_left(length), CHUNK)
-        out.run = _Run.of(keys, values, -(-(out.held + room) // CHUNK) * CHUNK)
+        out.run = _Run.of(keys, values, out.held, -(-(out.held + room) // CHUNK) * CHUNK)
     return out
 
 

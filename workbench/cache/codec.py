@@ -12,7 +12,6 @@ import torch
 from workbench.errors import NumericalError
 from workbench_kernels import pages
 from workbench_kernels.pages import GAINS, PageFormat
-from workbench_kernels.pages.reference import bound
 
 __all__ = ["Affine", "Codec"]
 
@@ -45,11 +44,6 @@ class Codec:
 
     def ledger(self, live: int, used: int) -> dict[str, int]:
         """Bytes of a page with so many live of so many used slots, by kind; they sum to `bytes`."""
-        raise NotImplementedError
-
-    def bound(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The largest error that packing may have made, float32 [n, slots, D] and [n, slots, Dv]; the tests of a codec
-        hold it to that."""
         raise NotImplementedError
 
 
@@ -118,11 +112,3 @@ class Affine(Codec):
 
     def ledger(self, live: int, used: int) -> dict[str, int]:
         return pages.ledger(self.form, live, used)
-
-    def bound(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        k, v = bound(rows, self.form)
-        if self.raw_keys:  # turning mixes the errors of a pair
-            x, y, rest = k.split([len(self.frequencies)] * 2 + [k.shape[2] - 2 * len(self.frequencies)], -1)
-            both = torch.hypot(x, y)
-            k = torch.cat([both, both, rest], -1)
-        return k, v

@@ -210,12 +210,12 @@ class ManagedStore(PlainStore):
                 self._events += tier_events(layer, old, state.page_table)
 
     def fork(self) -> "ManagedStore":
-        if self.staged or self._rows:
-            raise RuntimeError("fork between rounds: rows are still staged")
-        new = ManagedStore(len(self._layers), self.stack, self.prompt, self.rotation)
-        new._run, new.length, new.held, new._next = self._run, self.length, self.held, self._next
-        new._layers, new._codecs = [state.fork() for state in self._layers], self._codecs
+        new = super().fork()
+        new._layers, new._codecs, new._next = [state.fork() for state in self._layers], self._codecs, self._next
         return new
+
+    def _empty(self) -> "ManagedStore":
+        return ManagedStore(len(self._layers), self.stack, self.prompt, self.rotation)
 
     def share(self) -> None:
         """Nothing: pages are shared as they are, and the run beside them is short."""

@@ -256,4 +256,3 @@ def page_out(
             moved = rows.index_select(0, torch.tensor(at, device=rows.device)).to(arena.data.device)
             arena.data.index_copy_(0, torch.tensor(to, device=arena.data.device), moved)
     return PageTable(settled, device)
-

@@ -143,27 +143,20 @@ class _Run:
         return self._sizes
 
     @classmethod
-    def of(cls, k: list[torch.Tensor], v: list[torch.Tensor], capacity: int) -> "_Run":
-        """A run of its own that holds these keys and values [Hk, n, D] of every layer."""
+    def of(cls, k: list, v: list, length: int, capacity: int) -> "_Run":
+        """A run of its own with the first `length` of these keys and values of every layer, where there are any."""
         run = cls(len(k))
-        run.capacity, run.frontier = capacity, k[0].shape[1]
+        run.capacity, run.frontier = capacity, length
         for target, source in ((run.k, k), (run.v, v)):
             for layer, x in enumerate(source):
-                target[layer] = x.new_empty(x.shape[0], capacity, x.shape[2])
-                target[layer][:, : x.shape[1]] = x
+                if x is not None:
+                    target[layer] = x.new_empty(x.shape[0], capacity, x.shape[2])
+                    target[layer][:, :length] = x[:, :length]
         return run
 
     def copy(self, length: int, capacity: int) -> "_Run":
         """A run of its own with the first `length` slots; the frontier is that length."""
-        new = _Run(len(self.k))
-        new.capacity, new.frontier = capacity, length
-        for name in ("k", "v"):
-            for layer, old in enumerate(getattr(self, name)):
-                if old is not None:
-                    grown = old.new_empty(old.shape[0], capacity, old.shape[2])
-                    grown[:, :length] = old[:, :length]
-                    getattr(new, name)[layer] = grown
-        return new
+        return type(self).of(self.k, self.v, length, capacity)
 
 
 class PlainStore(CacheStore):
@@ -324,19 +317,25 @@ class PlainStore(CacheStore):
 
     def fork(self) -> "PlainStore":
         """A second store of the same committed tokens; nothing is copied until one of the two has to write."""
-        if self.staged or self._rows:
-            raise RuntimeError("fork between rounds: rows are still staged")
-        new = PlainStore(0)
+        self._refuse_staged("fork")
+        new = self._empty()
         new._run, new.length, new.held, new.trunk = self._run, self.length, self.held, self.trunk
         return new
+
+    def _empty(self) -> "PlainStore":
+        """A store of this kind, without a run."""
+        return PlainStore(0)
+
+    def _refuse_staged(self, what: str) -> None:
+        if self.staged or self._rows:
+            raise RuntimeError(f"{what} between rounds: rows are still staged")
 
     def share(self) -> None:
         """Make the run a piece of the trunk, unless it is so short that a copy costs less than another piece to read.
 
         Pieces behind the first are joined while the last is no shorter than the one before it, so they stay few.
         """
-        if self.staged or self._rows:
-            raise RuntimeError("share between rounds: rows are still staged")
+        self._refuse_staged("share")
         if self.held < _SHARED:
             return
         own = zip(self._run.k, self._run.v, strict=True)

@@ -221,10 +221,13 @@ class DeviceRound:
         greedy, template = self.sampling.greedy, self.template
         rows = self._numbers.masked_fill(self._numbers >= template.expanded, -1)
         kinds = torch.full_like(self._numbers, verification.POINT if greedy else verification.DIST)
-        columns = (dists.scores, tokens, self._parents.masked_fill(~exists, -1), self._depths, kinds)
-        drawn = (root + 1, "rejection", self.sampling.seed, proposals[1], rows[None], 0.0 if greedy else 1.0)
+        scores = dists.scores
+        if greedy:  # the point mass on the argmax
+            scores = torch.full_like(scores, -torch.inf).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
+        columns = (scores, tokens, self._parents.masked_fill(~exists, -1), self._depths, kinds, rows)
         options = {"width": max(template.branching), "implementation": self._implementation}
-        found = verification.verify(*(column[None] for column in columns), *drawn, **options)
+        held = (root + 1, proposals[1], self.sampling.seed)
+        found = verification.verify(*(column[None] for column in columns), *held, **options)
         accepted = found.fates[0] == verification.FATES.index("accepted")
         follows = accepted & (self._parents == self._numbers[:, None])  # [row, the child that stands after it]
         # a distribution of NaN gives no token, and `finite` says so

@@ -24,12 +24,11 @@ class StaticRun(_Run):
     """Keys [layers, Hk, capacity, D] and values [layers, Hk, capacity, Dv] at one address; the layers are views."""
 
     @classmethod
-    def copied(cls, run: _Run, length: int, capacity: int) -> "StaticRun":
-        """The first `length` slots of another run, with room for `capacity` of them or more."""
-        new = cls(len(run.k))
+    def of(cls, k: list, v: list, length: int, capacity: int) -> "StaticRun":
+        """As of the plain run, with room for `capacity` slots or more."""
+        new = cls(len(k))
         new.capacity, new.frontier = max(_SMALLEST, 1 << (capacity - 1).bit_length()), length
-        for name in ("k", "v"):
-            old = getattr(run, name)
+        for name, old in (("k", k), ("v", v)):
             heads, _, size = old[0].shape
             # zeros: a mask hides what is not live, but 0 times NaN is NaN
             whole = old[0].new_zeros(len(old), heads, new.capacity, size)
@@ -38,9 +37,6 @@ class StaticRun(_Run):
             setattr(new, name, list(whole))
             setattr(new, f"all_{name}", whole)
         return new
-
-    def copy(self, length: int, capacity: int) -> "StaticRun":
-        return StaticRun.copied(self, length, capacity)
 
     def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """Copy slots `sources` to `targets`, both int64 on the device, in every layer; all are read before a write."""
@@ -59,7 +55,7 @@ class StaticStore(PlainStore):
     def of(cls, store: PlainStore, capacity: int = 0) -> "StaticStore":
         """The committed tokens of a plain store, copied, with room for `capacity` in all. See `refuses`."""
         new = cls(0)
-        new._run = StaticRun.copied(store._run, store.length, max(capacity, store.length))
+        new._run = StaticRun.of(store._run.k, store._run.v, store.length, max(capacity, store.length))
         new.length = new.held = store.length
         return new
 
@@ -105,12 +101,8 @@ class StaticStore(PlainStore):
     def share(self) -> None:
         """Nothing: the run stays where it is."""
 
-    def fork(self) -> "StaticStore":
-        if self.staged or self._rows:
-            raise RuntimeError("fork between rounds: rows are still staged")
-        new = StaticStore(0)
-        new._run, new.length, new.held = self._run, self.length, self.held
-        return new
+    def _empty(self) -> "StaticStore":
+        return StaticStore(0)
 
 
 class LiveRows:

@@ -89,17 +89,15 @@ def attend_in_place(
         part, part_lse = segment_attention.attend_pages(*coded, **facts)
         out, lse = segment_attention.merge((part, out), (part_lse, lse))
         if rows:
-            masses.append(segment_attention.page_mass(*coded, lse, reduce="row", **facts).mass.flatten(2))
+            masses.append(segment_attention.page_mass(*coded, lse, **facts).mass.flatten(2))
     out = out.to(q.dtype).transpose(0, 1)[None]
     if not rows:
         return out, None
-    masses.append(segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask, reduce="row").mass)
+    masses.append(segment_attention.segment_mass(queries, run.k, scale, lse, mask=mask).mass)
     return out, torch.cat(masses, -1)[index(rows, q.device)] / (q.shape[1] // run.k.shape[0])
 
 
-def attend_shared(
-    q: torch.Tensor, parts: Sequence[tuple[slice, Sequence[Segment]]], scale: float
-) -> torch.Tensor:
+def attend_shared(q: torch.Tensor, parts: Sequence[tuple[slice, Sequence[Segment]]], scale: float) -> torch.Tensor:
     """Attention of several sequences, each of rows of its own; keys that more than one has are read once for all.
 
     q: [1, H, R, D]. parts: the rows of each sequence, and its segments, own run last; the others are plain, and the

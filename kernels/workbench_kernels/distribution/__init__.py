@@ -16,7 +16,6 @@ from workbench_kernels.distribution import reference
 __all__ = ["Sample", "Statistics", "choose", "sample", "statistics"]
 
 TRITON_COLUMNS = 2**24 - 1
-TRITON_CANDIDATES = 64
 
 
 class Statistics(NamedTuple):
@@ -28,7 +27,6 @@ class Statistics(NamedTuple):
     entropy: [R] in nats.
     varentropy: [R] variance of the surprisal, in nats squared.
     argmax: [R] int64, the most probable token; the lowest id wins a tie.
-    top_values, top_ids: [R, k] largest logits and their ids, lowest id first among equals; NaN and -1 as in `Sample`.
     implementation: `triton` or `torch`, what computed the figures.
     """
 
@@ -36,8 +34,6 @@ class Statistics(NamedTuple):
     entropy: Tensor
     varentropy: Tensor
     argmax: Tensor
-    top_values: Tensor
-    top_ids: Tensor
     implementation: str
 
 
@@ -66,32 +62,27 @@ class Sample(NamedTuple):
     raw: Statistics
 
 
-def statistics(logits: Tensor, k: int = 0, implementation: str = "auto") -> Statistics:
+def statistics(logits: Tensor, implementation: str = "auto") -> Statistics:
     """Figures of softmax(logits), in float32 (float64 for float64 logits).
 
     Parameters
     ----------
     logits: [R, V] with V >= 1; -inf marks tokens that are cut. A row that holds NaN or +inf, or nothing but -inf, is
         no distribution: its entropy and varentropy are NaN.
-    k: how many top candidates to return, 0 for none; more than 64 are sorted by torch.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can.
     """
-    _check(logits, k, "statistics", "k")
+    _check(logits, "statistics")
     chosen = choose(logits, implementation).name
     if chosen == "torch":
-        return Statistics(*reference.statistics(logits), *reference.top_k(logits, k), chosen)
+        return Statistics(*reference.statistics(logits), chosen)
     from workbench_kernels.distribution import kernel
 
-    figures = kernel.launch(logits, kernel.Rules(candidates=k if k <= TRITON_CANDIDATES else 0))[:6]
-    if k > TRITON_CANDIDATES:
-        figures = (*figures[:4], *reference.top_k(logits, k))
-    return Statistics(*figures, chosen)
+    return Statistics(*kernel.launch(logits, kernel.Rules())[:4], chosen)
 
 
 def sample(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-    min_p: float | None = None, seed: int = 0, positions: Tensor | None = None, candidates: int = 0,
-    implementation: str = "auto",
+    min_p: float | None = None, seed: int = 0, positions: Tensor | None = None, implementation: str = "auto",
 ) -> Sample:  # fmt: skip
     """Draw one token per row by seeded Gumbel-max: the argmax of logits / temperature + noise over the kept tokens.
 
@@ -108,13 +99,10 @@ def sample(
     temperature: > 0; 0 takes the largest logit, lowest id first, without noise.
     top_k: >= 1; top_p: in (0, 1]; min_p: in [0, 1]; None (or 1 and 0) cuts nothing.
     seed: any int. positions: [R] int64, absolute position of each row's token; 0, 1, ... by default.
-    candidates: how many top raw candidates to return in `raw`, at most 64.
     implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. Triton takes two launches,
-        four where a filter is set or candidates are asked for.
+        four where a filter is set.
     """
-    _check(logits, candidates, "sample", "candidates")
-    if candidates > TRITON_CANDIDATES:
-        raise ValueError(f"sample: expected candidates of at most {TRITON_CANDIDATES}, got {candidates}")
+    _check(logits, "sample")
     rows, cols = logits.shape
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"sample: expected a temperature of 0 or more, got {temperature}")
@@ -133,15 +121,15 @@ def sample(
     top_p, min_p = (None if top_p == 1 else top_p), (min_p or None)
     chosen = choose(logits, implementation).name
     if chosen == "torch":
-        raw = Statistics(*reference.statistics(logits), *reference.top_k(logits, candidates), chosen)
+        raw = Statistics(*reference.statistics(logits), chosen)
         return Sample(*reference.sample(logits, temperature, top_k, top_p, min_p, seed, positions), raw)
     from workbench_kernels.distribution import kernel
 
     if temperature == 0:
-        return _greedy(Statistics(*kernel.launch(logits, kernel.Rules(candidates=candidates))[:6], chosen), logits)
-    rules = kernel.Rules(True, temperature, top_k, top_p, min_p, candidates)
+        return _greedy(Statistics(*kernel.launch(logits, kernel.Rules())[:4], chosen), logits)
+    rules = kernel.Rules(True, temperature, top_k, top_p, min_p)
     figures = kernel.launch(logits, rules, seed, positions.contiguous())
-    return Sample(*figures[6:], Statistics(*figures[:6], chosen))
+    return Sample(*figures[4:], Statistics(*figures[:4], chosen))
 
 
 def _greedy(raw: Statistics, logits: Tensor) -> Sample:
@@ -166,8 +154,6 @@ def _refusal(logits: Tensor) -> str | None:
     return None
 
 
-def _check(logits: Tensor, k: int, name: str, argument: str) -> None:
+def _check(logits: Tensor, name: str) -> None:
     if logits.ndim != 2 or not logits.shape[1] or not logits.is_floating_point():
         raise ValueError(f"{name}: expected floating logits [R, V], got {logits.dtype} {list(logits.shape)}")
-    if not 0 <= k <= logits.shape[1]:
-        raise ValueError(f"{name}: expected {argument} in [0, {logits.shape[1]}], got {k}")

@@ -7,7 +7,7 @@ prefix ends at one token, hence at one int64 key (logit, id). It is searched for
    the keys of tokens at or above the row's floor. The floor is the k-th largest of the maxima of groups of columns
    for top-k, lse + log((1 - top_p) / V) for top-p: all tokens below that hold less than 1 - top_p together.
 4. `select_fwd_kernel`, one program per row, finds the prefix's last key by a nine-way search on counts (top-k) or
-   probability (top-p), then draws, and sorts the candidates asked for.
+   probability (top-p), then draws.
 
 Probabilities are added as multiples of 2**-44 of the largest one. Integer sums are the same in any order, so the order
 in which programs have collected the keys cannot show. A distribution so flat that nothing lies below the floor is
@@ -35,14 +35,6 @@ class Keys(NamedTuple):
     data: Tensor  # [R, n_cols] int64, in no order
     counts: Tensor  # [R] int32, how many of each row
     n_cols: int
-
-
-class Top(NamedTuple):
-    """The candidates asked for, largest first."""
-
-    logits: Tensor  # [R, raw_k] float32
-    ids: Tensor  # [R, raw_k] int64
-    scratch: Tensor  # [R, raw_k padded] int64
 
 
 @triton.jit
@@ -93,19 +85,16 @@ def search(keys_ptr, n_keys, low, high, target, best_z, temperature, BY_MASS: tl
     return high
 
 
-@triton.jit(do_not_specialize=["key", "top_k", "raw_k", "top_p"])
+@triton.jit(do_not_specialize=["key", "top_k", "top_p"])
 def select_fwd_kernel(
-    top,  # `Top`; TOP > 0
-    drawn,  # `Sample`; filtered
+    drawn,  # `Sample`
     found,  # `Keys`
     figures,  # `Figures`
-    positions_ptr,  # [n_rows] int64; filtered
+    positions_ptr,  # [n_rows] int64
     cuts,  # `Cuts`
     key,
     top_k,
-    raw_k,
     top_p,  # in units of 2**-60: a float argument would be rounded to float32
-    TOP: tl.constexpr,  # raw_k padded, or 0
     BLOCK: tl.constexpr,
     BRANCHES: tl.constexpr,
 ):
@@ -118,86 +107,62 @@ def select_fwd_kernel(
     best_z = tl.div_rn(best, tl.full((), temperature, tl.float32))
     least = (ops.ordered(tl.load(figures.floor + row)).to(tl.int64) << ID_BITS) - 1
     most = (ops.ordered(best).to(tl.int64) << ID_BITS) | LAST_ID
-
-    if BRANCHES.filtered:
-        last = least
-        share = top_p.to(tl.float64) * 8.673617379884035e-19  # 2**-60
-        target = share * tl.load(figures.mass + row) * UNIT
-        if BRANCHES.top_k:
-            # all tokens tied with the k-th stay: the lowest key of its value
-            last = search(keys_ptr, n_keys, least, most, top_k.to(tl.float64), best_z, temperature, False, BLOCK)
-            last = (last >> ID_BITS) << ID_BITS
-            if BRANCHES.top_p:
-                total = tl.zeros([BLOCK], tl.int64)
-                for start in range(0, n_keys, BLOCK):
-                    offsets = start + tl.arange(0, BLOCK)
-                    keys = tl.load(keys_ptr + offsets, mask=offsets < n_keys, other=NO_KEY)
-                    total += tl.where(keys >= last, masses(keys, best_z, temperature), 0)
-                target = tl.sum(total, axis=0).to(tl.float64) * share
+    last = least
+    share = top_p.to(tl.float64) * 8.673617379884035e-19  # 2**-60
+    target = share * tl.load(figures.mass + row) * UNIT
+    if BRANCHES.top_k:
+        # all tokens tied with the k-th stay: the lowest key of its value
+        last = search(keys_ptr, n_keys, least, most, top_k.to(tl.float64), best_z, temperature, False, BLOCK)
+        last = (last >> ID_BITS) << ID_BITS
         if BRANCHES.top_p:
-            last = search(keys_ptr, n_keys, last - 1, most, target, best_z, temperature, True, BLOCK)
-        lowest = most
-        n_kept = tl.zeros([BLOCK], tl.int64)
-        s = tl.zeros([BLOCK], tl.float64)
-        a = tl.zeros([BLOCK], tl.float64)
-        draw = tl.full((), float("-inf"), tl.float64)
-        token = tl.full((), 2147483647, tl.int32)
-        noise_key = position_key(key, tl.load(positions_ptr + row))
-        for start in range(0, n_keys, BLOCK):
-            offsets = start + tl.arange(0, BLOCK)
-            keys = tl.load(keys_ptr + offsets, mask=offsets < n_keys, other=NO_KEY)
-            z = tl.where(offsets < n_keys, scaled(keys, temperature), float("-inf"))
-            kept = (keys >= last) & (z >= best_z + log_min_p) & (z > float("-inf"))
-            y = tl.where(kept, z - best_z, 0.0).to(tl.float64)
-            w = tl.where(kept, tl.exp(y), 0.0)
-            n_kept += kept.to(tl.int64)
-            s += w
-            a += w * y
-            lowest = tl.minimum(lowest, tl.min(tl.where(kept, keys, most), axis=0))
-            ids = LAST_ID - (keys & LAST_ID).to(tl.int32)
-            tile_draw, tile_token = seeded_best(z, kept, ids, noise_key)
-            token = tl.where(
-                tile_draw > draw, tile_token, tl.where(tile_draw == draw, tl.minimum(token, tile_token), token)
-            )
-            draw = tl.maximum(draw, tile_draw)
-        mass = tl.sum(s, axis=0)
-        mean = tl.sum(a, axis=0) / mass
-        drawn_z = draw - gumbel(noise_key, token)
-        p, entropy = tl.exp(drawn_z - best_z) / mass, tl.log(mass) - mean
-        threshold = ops.disordered((lowest >> ID_BITS).to(tl.int32))
-        lse, count, last_id = best_z + tl.log(mass), tl.sum(n_kept, axis=0), LAST_ID - (lowest & LAST_ID)
-        ops.store_draw(drawn, row, bad, token, p, count, lse, entropy, threshold, last_id)
-
-    if TOP > 0:
-        last = search(keys_ptr, n_keys, least, most, raw_k.to(tl.float64), best_z, temperature, False, BLOCK)
-        scratch_ptr = top.scratch + row * TOP
-        n_chosen = tl.full((), 0, tl.int32)
-        for start in range(0, n_keys, BLOCK):
-            offsets = start + tl.arange(0, BLOCK)
-            keys = tl.load(keys_ptr + offsets, mask=offsets < n_keys, other=NO_KEY)
-            chosen = keys >= last
-            places = n_chosen + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
-            tl.store(scratch_ptr + places, keys, mask=chosen & (places < raw_k))
-            n_chosen += tl.sum(chosen.to(tl.int32), axis=0)
-        tl.debug_barrier()  # the program reads what its other threads wrote
-        slots = tl.arange(0, TOP)
-        keys = tl.load(scratch_ptr + slots, mask=slots < tl.minimum(n_chosen, raw_k), other=NO_KEY)
-        keys = tl.sort(keys, descending=True)
-        values = tl.where(bad, float("nan"), ops.disordered((keys >> ID_BITS).to(tl.int32)))
-        ids = tl.where(bad, -1, LAST_ID - (keys & LAST_ID))
-        tl.store(top.logits + row * raw_k + slots, values, mask=slots < raw_k)
-        tl.store(top.ids + row * raw_k + slots, ids, mask=slots < raw_k)
+            total = tl.zeros([BLOCK], tl.int64)
+            for start in range(0, n_keys, BLOCK):
+                offsets = start + tl.arange(0, BLOCK)
+                keys = tl.load(keys_ptr + offsets, mask=offsets < n_keys, other=NO_KEY)
+                total += tl.where(keys >= last, masses(keys, best_z, temperature), 0)
+            target = tl.sum(total, axis=0).to(tl.float64) * share
+    if BRANCHES.top_p:
+        last = search(keys_ptr, n_keys, last - 1, most, target, best_z, temperature, True, BLOCK)
+    lowest = most
+    n_kept = tl.zeros([BLOCK], tl.int64)
+    s = tl.zeros([BLOCK], tl.float64)
+    a = tl.zeros([BLOCK], tl.float64)
+    draw = tl.full((), float("-inf"), tl.float64)
+    token = tl.full((), 2147483647, tl.int32)
+    noise_key = position_key(key, tl.load(positions_ptr + row))
+    for start in range(0, n_keys, BLOCK):
+        offsets = start + tl.arange(0, BLOCK)
+        keys = tl.load(keys_ptr + offsets, mask=offsets < n_keys, other=NO_KEY)
+        z = tl.where(offsets < n_keys, scaled(keys, temperature), float("-inf"))
+        kept = (keys >= last) & (z >= best_z + log_min_p) & (z > float("-inf"))
+        y = tl.where(kept, z - best_z, 0.0).to(tl.float64)
+        w = tl.where(kept, tl.exp(y), 0.0)
+        n_kept += kept.to(tl.int64)
+        s += w
+        a += w * y
+        lowest = tl.minimum(lowest, tl.min(tl.where(kept, keys, most), axis=0))
+        ids = LAST_ID - (keys & LAST_ID).to(tl.int32)
+        tile_draw, tile_token = seeded_best(z, kept, ids, noise_key)
+        token = tl.where(
+            tile_draw > draw, tile_token, tl.where(tile_draw == draw, tl.minimum(token, tile_token), token)
+        )
+        draw = tl.maximum(draw, tile_draw)
+    mass = tl.sum(s, axis=0)
+    mean = tl.sum(a, axis=0) / mass
+    drawn_z = draw - gumbel(noise_key, token)
+    p, entropy = tl.exp(drawn_z - best_z) / mass, tl.log(mass) - mean
+    threshold = ops.disordered((lowest >> ID_BITS).to(tl.int32))
+    lse, count, last_id = best_z + tl.log(mass), tl.sum(n_kept, axis=0), LAST_ID - (lowest & LAST_ID)
+    ops.store_draw(drawn, row, bad, token, p, count, lse, entropy, threshold, last_id)
 
 
-def launch(logits, rules, key: int, positions, figures, cuts, many: dict, branches, top, drawn) -> None:
-    """Fill the top candidates and the draw, from what `kernel.launch` has found of the logits; many: its constants."""
+def launch(logits, rules, key: int, positions, figures, cuts, many: dict, branches, drawn) -> None:
+    """Fill the draw, from what `kernel.launch` has found of the logits; many: its constants."""
     (rows, cols), device = logits.data.shape, logits.data.device
     keys = torch.empty(rows, cols, dtype=torch.int64, device=device)
     found = Keys(keys, torch.zeros(rows, dtype=torch.int32, device=device), cols)
     gather_fwd_kernel[(rows, triton.cdiv(cols, many["BLOCK_SIZE"]))](found, logits, figures.floor, **many)
-    block_top = triton.next_power_of_2(rules.candidates) if rules.candidates else 0
-    top = Top(*top, torch.empty(rows, block_top, dtype=torch.int64, device=device))
-    held = (top, drawn, found, figures, positions, cuts, key)
-    limits = (rules.top_k or 0, rules.candidates, int((rules.top_p or 1.0) * 2**60))
+    held = (drawn, found, figures, positions, cuts, key)
+    limits = (rules.top_k or 0, int((rules.top_p or 1.0) * 2**60))
     block = min(max(triton.next_power_of_2(cols), 16), 1024)
-    select_fwd_kernel[(rows,)](*held, *limits, block_top, block, branches, num_warps=8)
+    select_fwd_kernel[(rows,)](*held, *limits, block, branches, num_warps=8)

@@ -51,7 +51,7 @@ class Splits(NamedTuple):
 
     parts: Tensor  # [R, PARTS, n_splits] float32
     best_ids: Tensor  # [R, n_splits] int32
-    groups: Tensor  # [R, n_groups] float32, the maximum of GROUP columns; grouped
+    groups: Tensor  # [R, n_groups] float32, the maximum of GROUP columns; top_k
     draws: Tensor  # [R, n_splits] float64; drawn, as the next
     draw_ids: Tensor  # [R, n_splits] int32
     n_splits: int
@@ -69,9 +69,8 @@ class Branches(NamedTuple):
 
     scaled: bool  # the temperature is not 1
     drawn: bool  # the first two launches draw: nothing is to be cut
-    grouped: bool  # they look for large logits
     filtered: bool
-    top_k: bool
+    top_k: bool  # they look for large logits
     top_p: bool
 
 
@@ -83,7 +82,7 @@ class Figures(NamedTuple):
     varentropy: Tensor
     argmax: Tensor
     best: Tensor  # the largest logit, NaN where the row is no distribution
-    floor: Tensor  # the logits that may count are at least this; grouped or filtered
+    floor: Tensor  # the logits that may count are at least this; filtered
     mass: Tensor  # Σ e^((x - best) / temperature)
 
 
@@ -126,7 +125,7 @@ def partial_fwd_kernel(left, logits, positions_ptr, temperature, key, BLOCK_SIZE
     tl.store(parts + 6 * n_splits, tl.sum(tl.where(cut, 0.0, 1.0), axis=0))
     tl.store(parts + 7 * n_splits, tl.max(tl.where(bad, 1.0, 0.0), axis=0))
     tl.store(left.best_ids + row * n_splits + split, tl.min(tl.where(x == best, col_offsets, 2147483647), axis=0))
-    if BRANCHES.grouped:
+    if BRANCHES.top_k:
         maxima = tl.max(tl.reshape(x, [BLOCK_SIZE // GROUP, GROUP]), axis=1)
         group_offsets = split * (BLOCK_SIZE // GROUP) + tl.arange(0, BLOCK_SIZE // GROUP)
         tl.store(left.groups + row * n_splits * (BLOCK_SIZE // GROUP) + group_offsets, maxima)
@@ -178,12 +177,11 @@ def merged(s, a, d):
     return total, tl.sum(f * (a + d * s), axis=0) / total
 
 
-@triton.jit(do_not_specialize=["top_k", "raw_k"])
+@triton.jit(do_not_specialize=["top_k"])
 def combine_fwd_kernel(
-    figures, drawn, left, logits, cuts, top_k, raw_k, SPLITS: tl.constexpr, GROUPS: tl.constexpr, BRANCHES: tl.constexpr
+    figures, drawn, left, logits, cuts, top_k, SPLITS: tl.constexpr, GROUPS: tl.constexpr, BRANCHES: tl.constexpr
 ):
-    """figures: `Figures`; drawn: `Sample`; left: `Splits`; cuts: `Cuts`; top_k: 0 for none; raw_k: 0 for
-    no candidates; SPLITS, GROUPS: how many there are, padded."""
+    """figures: `Figures`; drawn: `Sample`; left: `Splits`; cuts: `Cuts`; SPLITS, GROUPS: how many there are, padded."""
     n_splits = left.n_splits
     row = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, SPLITS)
@@ -215,24 +213,18 @@ def combine_fwd_kernel(
     drawn_lse = best_z + tl.log(s)
     tl.store(figures.mass + row, s)
 
-    if BRANCHES.grouped or BRANCHES.filtered:
-        floor = best
-        if BRANCHES.filtered:
-            # below this no filter keeps a token: slack for what float32 rounds
-            floor_z = tl.maximum(drawn_lse + cuts.log_tail, best_z + cuts.log_min_p).to(tl.float32)
-            floor = floor_z * heat
-            floor -= 1e-5 * (tl.abs(floor) + heat)
-            floor = tl.where(floor != floor, float("-inf"), floor)
-        if BRANCHES.grouped:
+    if BRANCHES.filtered:
+        # below this no filter keeps a token: slack for what float32 rounds
+        floor_z = tl.maximum(drawn_lse + cuts.log_tail, best_z + cuts.log_min_p).to(tl.float32)
+        floor = floor_z * heat
+        floor -= 1e-5 * (tl.abs(floor) + heat)
+        floor = tl.where(floor != floor, float("-inf"), floor)
+        if BRANCHES.top_k:
             groups = tl.arange(0, GROUPS)
             maxima = tl.load(
                 left.groups + row * left.n_groups + groups, mask=groups < left.n_groups, other=float("-inf")
             )
-            keys = ordered(maxima)
-            if top_k > 0:
-                floor = disordered(kth_bound(keys, top_k))
-            if raw_k > 0:
-                floor = tl.minimum(floor, disordered(kth_bound(keys, raw_k)))
+            floor = disordered(kth_bound(ordered(maxima), top_k))
         tl.store(figures.floor + row, tl.where(bad, float("inf"), floor))
 
     if BRANCHES.drawn:
@@ -254,7 +246,6 @@ class Rules(NamedTuple):
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    candidates: int = 0
 
     @property
     def filtered(self) -> bool:
@@ -263,9 +254,9 @@ class Rules(NamedTuple):
 
 @on_its_device
 def launch(logits: Tensor, rules: Rules, seed: int = 0, positions: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Statistics and top candidates of logits [R, V], then what `Sample` holds, where it is wanted.
+    """Statistics of logits [R, V], then what `Sample` holds, where it is wanted.
 
-    Two launches, four with candidates or filters. Rows may be strided, columns must lie side by side.
+    Two launches, four with filters. Rows may be strided, columns must lie side by side.
     """
     if logits.stride(1) != 1:
         logits = logits.contiguous()
@@ -276,29 +267,28 @@ def launch(logits: Tensor, rules: Rules, seed: int = 0, positions: Tensor | None
 
     figures = FIGURES._make(empty(rows, dtype=dtype) for dtype in FIGURES)
     drawn = DRAWN._make(dtype and empty(rows, dtype=dtype) for dtype in DRAWN)
-    top = empty(rows, rules.candidates), empty(rows, rules.candidates, dtype=torch.int64)
     if rows:
         # in a large vocabulary one load of 16 bytes a thread (bfloat16), and 64 programs for 128 k columns
         block = min(max(triton.next_power_of_2(cols), GROUP.value), 2048)
         many = {"BLOCK_SIZE": block, "num_warps": 8 if block > 1024 else 4}
         splits = triton.cdiv(cols, block)
         groups = splits * block // GROUP.value
-        grouped = bool(rules.candidates or (rules.filtered and rules.top_k))
         filters = (rules.filtered, rules.top_k is not None, rules.top_p is not None)
-        branches = Branches(rules.temperature != 1, rules.drawn and not rules.filtered, grouped, *filters)
+        branches = Branches(rules.temperature != 1, rules.drawn and not rules.filtered, *filters)
         parts, best_ids = empty(rows, PARTS.value, splits), empty(rows, splits, dtype=torch.int32)
         draws, draw_ids = empty(rows, splits, dtype=torch.float64), empty(rows, splits, dtype=torch.int32)
-        left = Splits(parts, best_ids, empty(rows, groups) if grouped else parts, draws, draw_ids, splits, groups)
+        maxima = empty(rows, groups) if branches.top_k else parts
+        left = Splits(parts, best_ids, maxima, draws, draw_ids, splits, groups)
         held, key = Logits(logits, logits.stride(0), cols), launch_key(seed, "target")
         first = (left, held, positions, rules.temperature, key)
         partial_fwd_kernel[(rows, splits)](*first, **many, BRANCHES=branches)
         tail = reference.log32((1 - rules.top_p) / cols if rules.top_p else 0.0)
         cuts = Cuts(rules.temperature, tail, reference.log32(rules.min_p or 0.0))
-        second = (figures, drawn, left, held, cuts, rules.top_k or 0, rules.candidates)
+        second = (figures, drawn, left, held, cuts, rules.top_k or 0)
         sizes = (triton.next_power_of_2(n) for n in (splits, groups))
         combine_fwd_kernel[(rows,)](*second, *sizes, branches)
-        if rules.filtered or rules.candidates:
+        if rules.filtered:
             from workbench_kernels.distribution import candidates
 
-            candidates.launch(held, rules, key, positions, figures, cuts, many, branches, top, drawn)
-    return *figures[:4], *top, *drawn[:-1]
+            candidates.launch(held, rules, key, positions, figures, cuts, many, branches, drawn)
+    return *figures[:4], *drawn[:-1]

@@ -22,13 +22,6 @@ def statistics(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return lse[:, 0], entropy[:, 0], varentropy, best
 
 
-def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest logits of each row and their ids, both [R, k]; NaN and -1 for a row that is no distribution."""
-    values, ids = logits.sort(dim=-1, descending=True, stable=True)  # stable: the lowest id first
-    bad = ~sound_rows(logits)[:, None]
-    return values[:, :k].masked_fill(bad, torch.nan), ids[:, :k].masked_fill(bad, -1)
-
-
 def sound_rows(logits: Tensor) -> Tensor:
     """[R] bool: rows without NaN or +inf that keep at least one token."""
     return (logits < torch.inf).all(-1) & (logits > -torch.inf).any(-1)

@@ -59,9 +59,7 @@ def uniform(seed: int, purpose: str, position: int, index: int = 0) -> float:
     return ((mix(position_key(seed, purpose, position) + (index + 1) * GOLDEN) >> 12) + 0.5) * 2.0**-52
 
 
-def gumbel(
-    seed: int, purpose: str, position: int, ids: Tensor, branch: int = 0, hypothesis: int = 0
-) -> Tensor:
+def gumbel(seed: int, purpose: str, position: int, ids: Tensor, branch: int = 0, hypothesis: int = 0) -> Tensor:
     """Standard Gumbel noise of token ids, float64, of the shape and on the device of `ids`.
 
     Entry i depends on (seed, purpose, position, ids[i], branch, hypothesis) alone. With branch and hypothesis 0 it

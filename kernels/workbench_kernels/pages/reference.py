@@ -11,7 +11,6 @@ from torch import Tensor
 
 from workbench_kernels.pages.layout import ALIGN, GAINS, HEADER, PAGE_SIZES, PageFormat, header
 
-HALF = torch.finfo(torch.float16)
 KINDS = 8  # bytes of the header before the widths
 
 
@@ -135,22 +134,6 @@ def scales_at(page: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
     """Stored steps and zeros, float32 [n, count] each, from the byte `start` of pages on."""
     both = page[:, start : start + 4 * count].contiguous().view(torch.float16).float()
     return both.view(len(page), 2, -1).unbind(1)
-
-
-def bound(page: Tensor, form: PageFormat) -> tuple[Tensor, Tensor]:
-    """What packing may have changed at most, float32 [n, slots, D] and [n, slots, Dv]: half a step, or half a unit of
-    float16."""
-    n, slots = len(page), form.slots
-    k, v, _, _ = unpack(page, form)
-    errors = [x.abs().clamp_min(HALF.tiny).float() * HALF.eps / 2 if bits == 16 else torch.zeros_like(x).float()
-              for x, bits in ((k, form.bits_k), (v, form.bits_v))]  # fmt: skip
-    if form.bits_k in GAINS:
-        step, _ = scales_at(page, form.scale_k, form.head_dim)
-        errors[0] = (step * GAINS[form.bits_k] / 2)[:, None].expand(-1, slots, -1)
-    if form.bits_v in GAINS:
-        step, _ = scales_at(page, form.scale_v, slots * (form.value_dim // form.group))
-        errors[1] = (step * GAINS[form.bits_v] / 2).view(n, slots, -1).repeat_interleave(form.group, -1)
-    return errors[0], errors[1]
 
 
 def live_bits(rows: Tensor) -> Tensor:

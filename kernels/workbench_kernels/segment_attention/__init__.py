@@ -1,8 +1,8 @@
 """Attention over one segment of keys, the exact merge of segments, and statistics of attention without its matrix.
 
 Attention over a set of keys is a pair (output, log-sum-exp), and the pairs of disjoint sets merge into the pair of
-their union. `attend` gives the pair of a dense segment, `attend_pages` that of packed pages, `attend_staged` that of
-rows in flight, `attend_prefix` that of a prefix many sequences share; `merge` puts pairs together. Once the merged
+their union. `attend_staged` gives the pair of rows in flight, `attend_pages` that of packed pages, `attend_prefix` that
+of a prefix many sequences share, `attend_live` that of a run in place; `merge` puts pairs together. Once the merged
 log-sum-exp is known, `page_mass` and `segment_mass` tell how much probability each slot got and each row's entropy.
 
 `choose` says which implementation a call takes and why; a caller that keeps records calls it beside the call. All
@@ -19,11 +19,11 @@ from torch import Tensor
 from workbench_kernels.dispatch import Choice
 from workbench_kernels.segment_attention import checks, reference
 from workbench_kernels.segment_attention.checks import PageOptions, choose
-from workbench_kernels.segment_attention.reference import ancestor_words, mask_words, words_mask
+from workbench_kernels.segment_attention.reference import mask_words, words_mask
 
 __all__ = [
-    "Choice", "Mass", "PageOptions", "ancestor_words", "attend", "attend_live", "attend_pages", "attend_prefix",
-    "attend_staged", "choose", "mask_words", "merge", "normaliser", "page_mass", "segment_mass", "words_mask",
+    "Choice", "Mass", "PageOptions", "attend_live", "attend_pages", "attend_prefix", "attend_staged", "choose",
+    "mask_words", "merge", "page_mass", "segment_mass", "words_mask",
 ]  # fmt: skip
 
 
@@ -32,7 +32,7 @@ class Mass(NamedTuple):
 
     Attributes
     ----------
-    mass: float32, probability by slot; its shape is told by the function that gives it.
+    mass: float32, probability by row and slot; its shape is told by the function that gives it.
     entropy: [R, H] in nats, Σ -p log p over the segment's slots: the shares of all segments add up to the entropy of
         a row's whole attention.
     """
@@ -41,44 +41,21 @@ class Mass(NamedTuple):
     entropy: Tensor
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention of R query rows over the n keys of one segment, in plain torch.
-
-    Parameters
-    ----------
-    q: [R, H, D]; H is a multiple of the KV heads Hk, query head h reads KV head h // (H / Hk).
-    k: [Hk, n, D]; v: [Hk, n, Dv]; n may be 0.
-    scale: factor on the scores before the softmax, as a rule D ** -0.5.
-    mask: bool [R, n], or [Hk, R, n] where KV heads differ, True where a row may see a key; None lets every row see all.
-    bias: [n] or [Hk, n], added to the scaled scores (log m makes a key count m times).
-
-    Returns
-    -------
-    out [R, H, Dv] and lse [R, H] in nats, in float32 (float64 for float64 inputs). A row that sees no key has out 0
-    and lse -inf.
-    """
-    checks.check_dense("attend", q, k, v)
-    (rows, n), kv_heads = (q.shape[0], k.shape[1]), k.shape[0]
-    if mask is not None and (mask.dtype != torch.bool or mask.shape not in ((rows, n), (kv_heads, rows, n))):
-        raise ValueError(
-            f"attend: expected a bool mask [{rows}, {n}] or [{kv_heads}, {rows}, {n}], "
-            f"got {mask.dtype} {list(mask.shape)}"
-        )
-    if bias is not None and bias.shape not in ((n,), (kv_heads, n)):
-        raise ValueError(f"attend: expected a bias [{n}] or [{kv_heads}, {n}], got {list(bias.shape)}")
-    return reference.attend(q, k, v, scale, mask, bias)
-
-
 def attend_staged(
     q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | str | None = None, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Attention of R rows in flight over the S rows staged beside the cache, themselves included.
 
-    q: [R, H, D]; k: [Hk, S, D]; v: [Hk, S, Dv], strided views allowed. mask: None (every row sees all of them),
-    "causal" (the rows are the last R of the S, and see themselves and what came before), bool [R, S], or int32 words
-    [R, ceil(S / 32)] as `mask_words` and `ancestor_words` make them. Returns out and lse as `attend` does.
+    Parameters
+    ----------
+    q: [R, H, D]; H is a multiple of the KV heads Hk, query head h reads KV head h // (H / Hk).
+    k: [Hk, S, D]; v: [Hk, S, Dv], strided views allowed; S may be 0.
+    scale: factor on the scores before the softmax, as a rule D ** -0.5.
+    mask: None (every row sees all of them), "causal" (the rows are the last R of the S, and see themselves and what
+        came before), bool [R, S], or int32 words [R, ceil(S / 32)] as `mask_words` makes them.
+
+    Returns out [R, H, Dv] and lse [R, H] in nats, in float32 (float64 for float64 inputs). A row that sees no key has
+    out 0 and lse -inf.
     """
     return _attend_staged("attend_staged", q, k, v, scale, mask, implementation)
 
@@ -102,9 +79,9 @@ def attend_live(
 
     q: [R, H, D]; k: [Hk, capacity, D]; v: [Hk, capacity, Dv], strided views allowed. base: int32 [1] on the device,
     slots every row sees; base + staged <= capacity is the caller's to keep. words: int32 [R, ceil(staged / 32)], what
-    each row sees of the `staged` slots behind them (`mask_words`, `ancestor_words`). splits: into how many parts the
-    keys are cut (None: by the capacity). Returns out and lse as `attend` does, in float32. `choose(q, v)` tells
-    beforehand whether Triton can run it.
+    each row sees of the `staged` slots behind them (`mask_words`). splits: into how many parts the keys are cut (None:
+    by the capacity). Returns out and lse as `attend_staged` does, in float32. `choose(q, v)` tells beforehand whether
+    Triton can run it.
     """
     from workbench_kernels.segment_attention import dense
 
@@ -142,89 +119,59 @@ def attend_pages(
 
         return paged.attend_pages(q, *pages, scale, read)
     k, v, mask, bias = reference.dense_pages(q, *pages, read)
-    return reference.attend(q, k, v, scale / read.tau, mask, bias)
+    return reference.attend(q, k, v, scale, mask, bias)
 
 
-def merge(
-    outs: Sequence[Tensor], lses: Sequence[Tensor], sigma: Sequence[float] | None = None, implementation: str = "auto"
-) -> tuple[Tensor, Tensor]:
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor], implementation: str = "auto") -> tuple[Tensor, Tensor]:
     """The pair of the union of disjoint segments, from their pairs.
 
-    Segment j weighs exp(sigma_j * lse_j) in the result; sigma_j = 1 everywhere (None) is exact attention.
-
     outs: tensors [R, H, Dv], or one tensor [segments, R, H, Dv]; lses: tensors [R, H] or one [segments, R, H], -inf
-    where a segment is empty for a row; sigma: one positive number per segment. Returns out [R, H, Dv] and lse [R, H] in
-    the widest of the dtypes given, at least float32.
+    where a segment is empty for a row. Returns out [R, H, Dv] and lse [R, H] in the widest of the dtypes given, at
+    least float32.
     """
-    checks.check_merge(outs, lses, sigma)
+    checks.check_merge(outs, lses)
     if choose(*outs, dtypes=[lse.dtype for lse in lses], implementation=implementation).name == "torch":
-        return reference.merge(outs, lses, sigma)
+        return reference.merge(outs, lses)
     from workbench_kernels.segment_attention.merging import merge_stacked
 
     outs, lses = (t if isinstance(t, Tensor) else torch.stack([x.float() for x in t]) for t in (outs, lses))
-    sigmas = None if sigma is None else torch.tensor(list(sigma), dtype=torch.float32, device=outs.device)
-    return merge_stacked(outs.contiguous(), lses.contiguous(), sigmas)
+    return merge_stacked(outs.contiguous(), lses.contiguous())
 
 
-def page_mass(q, arena, table, count, scale, lse, *, reduce="sum", last=None, implementation="auto", **options) -> Mass:
+def page_mass(q, arena, table, count, scale, lse, *, implementation="auto", **options) -> Mass:
     """Probability that the slots of packed pages got, by a second pass over their keys.
 
-    The other arguments are those the pages were attended with; lse [R, H] is the merged log-sum-exp of all segments
-    (`normaliser` where the segment's sigma is not 1), and then the masses of all segments sum to R * H.
-
-    reduce: over the G query heads that share a KV head. "sum" adds rows and heads; "max" adds the rows and takes the
-        largest of the G heads; "row" adds the heads and keeps the rows apart.
-    last: count the last `last` rows alone (a row sees what it saw).
-
-    Returns `Mass`: mass [Hk, P, slots], or [R, Hk, P, slots] for "row", aligned with the table, 0 where a slot is not
-    live or behind a head's last page; entropy [R, H]; R is `last` where that is given.
+    The other arguments are those the pages were attended with; lse [R, H] is the merged log-sum-exp of all segments,
+    and then the masses of all segments sum to R * H. Returns `Mass`: mass [R, Hk, P, slots], the heads of a group
+    added, aligned with the table, 0 where a slot is not live or behind a head's last page; entropy [R, H].
     """
     read, pages = PageOptions(**options).of(q), (arena, table, count)
     checks.check_pages("page_mass", q, *pages, read)
-    checks.check_mass("page_mass", q, lse, reduce, last)
-    if last is not None:
-        q, lse = q[-last:], lse[-last:]
-        read = read._replace(positions=None if read.positions is None else read.positions[-last:])
+    checks.check_mass("page_mass", q, lse)
     of = {"dtypes": [read.raw, lse.dtype], "slots": read.slots}
     if choose(q, arena=arena, **of, implementation=implementation).name == "triton":
         from workbench_kernels.segment_attention import paged
 
-        wanted = {"lse": lse, "reduce": reduce, "places": table.shape[1] * read.slots}
-        mass, entropy = paged.attend_pages(q, *pages, scale, read, **wanted)
+        mass, entropy = paged.attend_pages(q, *pages, scale, read, lse=lse, places=table.shape[1] * read.slots)
     else:
         k, _, mask, bias = reference.dense_pages(q, *pages, read)
-        mass, entropy = reference.mass(q, k, scale / read.tau, lse, mask, bias, reduce)
+        mass, entropy = reference.mass(q, k, scale, lse, mask, bias)
     return Mass(mass.unflatten(-1, (table.shape[1], read.slots)), entropy)
 
 
-def segment_mass(
-    q: Tensor, k: Tensor, scale: float, lse: Tensor, *, mask=None, reduce="sum", last=None, implementation="auto"
-) -> Mass:
+def segment_mass(q: Tensor, k: Tensor, scale: float, lse: Tensor, *, mask=None, implementation="auto") -> Mass:
     """Probability that the keys of a dense or staged segment got; `page_mass` for keys [Hk, n, D].
 
-    mask: as in `attend_staged`. Returns `Mass`: mass [Hk, n], or [R, Hk, n] for reduce="row"; entropy [R, H].
+    mask: as in `attend_staged`. Returns `Mass`: mass [R, Hk, n]; entropy [R, H].
     """
     checks.check_dense("segment_mass", q, k, k)
     checks.check_staged_mask("segment_mass", mask, q.shape[0], k.shape[1])
-    checks.check_mass("segment_mass", q, lse, reduce, last)
-    if last is not None:
-        q, lse = q[-last:], lse[-last:]
-        mask = mask[-last:] if isinstance(mask, Tensor) else mask
+    checks.check_mass("segment_mass", q, lse)
     if choose(q, dtypes=[lse.dtype], implementation=implementation).name == "triton":
         from workbench_kernels.segment_attention import dense
 
-        given = {"lse": lse, "reduce": reduce, "places": k.shape[1]}
-        return Mass(*dense.attend_dense(q, k, k, scale, _as_words(mask), **given))
-    return Mass(*reference.mass(q, k, scale, lse, _as_bool(mask, q, k), None, reduce))
-
-
-def normaliser(lse: Tensor, own: Tensor, sigma: float) -> Tensor:
-    """The lse that `page_mass` and `segment_mass` need for a segment merged with sigma other than 1.
-
-    A slot of score s in segment j weighs exp(s - lse_j) * exp(sigma_j * lse_j - lse), so that the normaliser is
-    lse + (1 - sigma_j) * lse_j. lse: merged; own: the segment's; both [R, H].
-    """
-    return torch.where(own == -torch.inf, lse, lse + (1 - sigma) * own)
+        return Mass(*dense.attend_dense(q, k, k, scale, _as_words(mask), lse=lse, places=k.shape[1]))
+    return Mass(*reference.mass(q, k, scale, lse, _as_bool(mask, q, k)))
 
 
 def _attend_staged(name: str, q, k, v, scale, mask, implementation) -> tuple[Tensor, Tensor]:

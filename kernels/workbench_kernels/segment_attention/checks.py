@@ -15,7 +15,6 @@ class PageOptions(NamedTuple):
 
     value_dim, group, raw: Dv (None: D), channels that share a value step, what raw width means (None: q's dtype).
     slots: of a page.
-    tau: divides the scores further: scale * q·k / tau + bias.
     bias, numbers: float32 [pages, slots] added to the scores of slots, and int32 [Hk, P], the row of it for each entry.
     positions, window: int32 [R] and w; a row sees the slots whose position is more than its own minus w.
     """
@@ -23,7 +22,6 @@ class PageOptions(NamedTuple):
     value_dim: int | None = None
     group: int = 32
     raw: torch.dtype | None = None
-    tau: float = 1.0
     bias: Tensor | None = None
     numbers: Tensor | None = None
     positions: Tensor | None = None
@@ -129,8 +127,6 @@ def check_pages(name: str, q: Tensor, arena: Tensor, table: Tensor, count: Tenso
     _check_heads(name, q, table.shape[0])
     # raises where the head sizes or the group do not fit
     PageFormat(q.shape[2], options.value_dim, group=options.group, dtype=options.raw, slots=options.slots)
-    if not options.tau > 0:
-        raise ValueError(f"{name}: expected a positive tau, got {options.tau}")
     pairs = ("bias and page numbers", bias, numbers), ("row positions and a window", positions, options.window)
     for pair, one, other in pairs:
         if (one is None) != (other is None):
@@ -152,31 +148,21 @@ def check_pages(name: str, q: Tensor, arena: Tensor, table: Tensor, count: Tenso
         raise ValueError(f"{name}: expected one device, got {sorted({str(t.device) for t in (q, *others)})}")
 
 
-def check_mass(name: str, q: Tensor, lse: Tensor, reduce: str, last: int | None) -> None:
-    """lse [R, H], a known reduction, and a number of last rows within R."""
+def check_mass(name: str, q: Tensor, lse: Tensor) -> None:
     if lse.shape != q.shape[:2]:
         raise ValueError(f"{name}: expected log-sum-exps {list(q.shape[:2])}, got {list(lse.shape)}")
-    if reduce not in ("sum", "max", "row"):
-        raise ValueError(f"{name}: expected reduce 'sum', 'max' or 'row', got {reduce!r}")
-    if last is not None and not 1 <= last <= q.shape[0]:
-        raise ValueError(f"{name}: expected last in [1, {q.shape[0]}], got {last}")
 
 
-def check_merge(outs: Sequence[Tensor], lses: Sequence[Tensor], sigma: Sequence[float] | None) -> None:
-    """One log-sum-exp and one positive sigma for each output, all of one shape."""
-    if not len(outs):
-        raise ValueError("merge: expected at least one segment, got none")
-    if len(outs) != len(lses) or (sigma is not None and len(sigma) != len(outs)):
-        counts = f"{len(outs)} outputs, {len(lses)} log-sum-exps, {'no' if sigma is None else len(sigma)} sigmas"
-        raise ValueError(f"merge: expected one log-sum-exp (and sigma) for each output, got {counts}")
+def check_merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> None:
+    """One log-sum-exp for each output, all of one shape."""
+    if not len(outs) or len(outs) != len(lses):
+        raise ValueError(f"merge: expected as many log-sum-exps as outputs, got {len(lses)} and {len(outs)}")
     for j, (out, lse) in enumerate(zip(outs, lses, strict=True)):
         if out.ndim != 3 or out.shape != outs[0].shape or lse.shape != out.shape[:2]:
             raise ValueError(
                 f"merge: expected outputs [R, H, Dv] of one shape with log-sum-exps [R, H], "
                 f"got {list(out.shape)} with {list(lse.shape)} in segment {j} and {list(outs[0].shape)} in segment 0"
             )
-    if sigma is not None and not all(s > 0 for s in sigma):
-        raise ValueError(f"merge: expected positive sigmas, got {list(sigma)}")
 
 
 def _check_heads(name: str, q: Tensor, kv_heads: int) -> None:

@@ -21,7 +21,7 @@ class Keys(NamedTuple):
     """A segment: keys and values, the strides of their heads and rows, and which of them a row sees."""
 
     k: Tensor  # [Hk, n, D]
-    v: Tensor  # [Hk, n, Dv]; not read for REDUCE
+    v: Tensor  # [Hk, n, Dv]; not read for the mass
     k_head_stride: int
     k_row_stride: int
     v_head_stride: int
@@ -33,11 +33,11 @@ class Keys(NamedTuple):
 
 @triton.jit
 def dense_attention_kernel(
-    results, queries, segment, scale, MASK: tl.constexpr, REDUCE: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr
+    results, queries, segment, scale, MASK: tl.constexpr, MASS: tl.constexpr, KEYS: tl.constexpr, TILE: tl.constexpr
 ):
-    """results: `Results`; queries: `Queries`; segment: `Keys`; REDUCE: "none" for attention."""
+    """results: `Results`; queries: `Queries`; segment: `Keys`; MASS: the mass in place of the output."""
     split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows
-    row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, REDUCE, TILE)
+    row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, MASS, TILE)
     key_channels = tl.arange(0, TILE.block_d)[None, :]
     value_channels = tl.arange(0, TILE.block_v)[None, :]
     if segment.base is None:
@@ -55,15 +55,15 @@ def dense_attention_kernel(
         k = tl.load(k_rows + key_channels, mask=held[:, None] & (key_channels < TILE.head_dim), other=0).to(tl.float32)
         seen = ops.staged_visible(segment.words, row, keys, inside, base, n_rows, segment.n_staged, MASK)
         scores = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=TILE.precision) * scale, float("-inf"))
-        if REDUCE == "none":
+        if MASS:
+            p, entropy = ops.probabilities(scores, merged)
+            total += entropy
+            ops.store_mass(results.out, p, keys, held, n_rows, live, TILE)
+        else:
             v_rows = segment.v + kv_head * segment.v_head_stride + keys.to(tl.int64)[:, None] * segment.v_row_stride
             v = tl.load(v_rows + value_channels, mask=held[:, None] & (value_channels < TILE.value_dim), other=0)
             best, total, acc = ops.softmax_step(best, total, acc, scores, v.to(tl.float32), TILE)
-        else:
-            p, entropy = ops.probabilities(scores, merged)
-            total += entropy
-            ops.store_mass(results.out, p, keys, held, n_rows, live, REDUCE, TILE)
-    ops.store_output(results, best, total, acc, row, head, inside, n_rows, REDUCE, TILE)
+    ops.store_output(results, best, total, acc, row, head, inside, n_rows, MASS, TILE)
 
 
 def attend_dense(q, k, v, scale, mask=None, splits=None, base=None, staged=None, **mass):

@@ -20,7 +20,6 @@ def merge_fwd_kernel(
     lse_ptr,  # [R * H] float32
     outs_ptr,  # [S, R * H, Dv]
     lses_ptr,  # [S, R * H]
-    sigma_ptr,  # [S] float32 or None
     n_rows,
     n_segments,
     VALUE_DIM: tl.constexpr,
@@ -37,8 +36,6 @@ def merge_fwd_kernel(
         inside = segments < n_segments
         place = segments.to(tl.int64) * n_rows + row
         lse = tl.load(lses_ptr + place, mask=inside, other=float("-inf")).to(tl.float32)
-        if sigma_ptr is not None:
-            lse *= tl.load(sigma_ptr + segments, mask=inside, other=1.0)
         new_best = tl.maximum(best, tl.max(lse, axis=0))
         # -inf minus -inf is NaN: a row that has seen nothing yet has no maximum
         finite = tl.where(new_best == float("-inf"), 0.0, new_best)
@@ -57,61 +54,48 @@ def merge_fwd_kernel(
 
 
 @on_its_device
-def merge_stacked(outs: Tensor, lses: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """outs [S, R, H, Dv], lses [S, R, H], both contiguous; sigma float32 [S]. Returns out [R, H, Dv], lse [R, H]."""
+def merge_stacked(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """outs [S, R, H, Dv], lses [S, R, H], both contiguous. Returns out [R, H, Dv], lse [R, H]."""
     segments, rows, heads, value_dim = outs.shape
     out = torch.empty(rows, heads, value_dim, dtype=torch.float32, device=outs.device)
     lse = torch.empty(rows, heads, dtype=torch.float32, device=outs.device)
     if n_rows := rows * heads:
         sizes = {"VALUE_DIM": value_dim, "BLOCK_V": triton.next_power_of_2(value_dim)}
         sizes |= {"BLOCK_S": min(triton.next_power_of_2(segments), 16), "num_warps": 2}
-        merge_fwd_kernel[(n_rows,)](out, lse, outs, lses, sigma, n_rows, segments, **sizes)
+        merge_fwd_kernel[(n_rows,)](out, lse, outs, lses, n_rows, segments, **sizes)
     return out, lse
 
 
 @on_its_device
 def launch(
-    kernel,
-    plan: Plan,
-    steps: int,
-    kv_heads: int,
-    q: Tensor,
-    *arguments,
-    splits: int | None = None,
-    lse=None,
-    reduce="none",
-    places=0,
-    **constants,
+    kernel, plan: Plan, steps: int, kv_heads: int, q: Tensor, *arguments, splits=None, lse=None, places=0, **constants
 ) -> tuple[Tensor, Tensor]:
     """Run an attention kernel over (row blocks, splits, KV heads), and put together what the splits give.
 
     kernel: takes `Results`, `Queries` of q [R, H, D], then `arguments`; constants: its own, and those of the launch.
     steps: of its loop where nothing is split; splits: into how many parts, where the device is not to decide it.
-    Returns out [R, H, Dv] and lse [R, H], merged. With the merged lse given and `reduce`, returns the mass of `places`
-    keys, [Hk, places] or [R, Hk, places], and the entropy [R, H]. These are sums in a fixed order, without atomics: the
-    same figures every time.
+    Returns out [R, H, Dv] and lse [R, H], merged. With the merged lse given, returns the mass of `places` keys,
+    [R, Hk, places], and the entropy [R, H]. These are sums in a fixed order, without atomics: the same figures every
+    time.
     """
     rows, heads, _ = q.shape
-    constants |= {"REDUCE": reduce, "TILE": plan.tile, "num_warps": plan.num_warps}
+    constants |= {"MASS": lse is not None, "TILE": plan.tile, "num_warps": plan.num_warps}
     merged = None if lse is None else lse.float().contiguous()
     if splits is None:
         resident = _resident_of(kernel, q, merged, arguments, constants)
         splits = split_count(steps, plan.blocks * kv_heads, resident)
-    if reduce == "none":
+    if merged is None:
         out = torch.empty(splits, rows, heads, plan.tile.value_dim, dtype=torch.float32, device=q.device)
     else:
-        shape = {"sum": (plan.blocks, kv_heads), "max": (plan.blocks, heads), "row": (rows, kv_heads)}[reduce]
-        out = torch.zeros(*shape, places, dtype=torch.float32, device=q.device)
+        out = torch.zeros(rows, kv_heads, places, dtype=torch.float32, device=q.device)
     side = torch.empty(splits, rows, heads, dtype=torch.float32, device=q.device)
     if rows:
         results = Results(out, side, merged)
         queries = Queries(q, *q.stride()[:2], rows)
         kernel[(plan.blocks, splits, kv_heads)](results, queries, *arguments, **constants)
-    if reduce == "none":
-        return (out[0], side[0]) if splits == 1 else merge_stacked(out, side)
-    if reduce != "row":
-        out = out.sum(0) if reduce == "sum" else out.sum(0).unflatten(0, (kv_heads, -1)).amax(1)
-    return out, side.sum(0)
+    if merged is not None:
+        return out, side.sum(0)
+    return (out[0], side[0]) if splits == 1 else merge_stacked(out, side)
 
 
 def _resident_of(kernel, q: Tensor, merged: Tensor | None, arguments: tuple, constants: dict[str, Any]) -> int:

@@ -51,12 +51,10 @@ def page_scores(q, keys, page, live, entry, pages, row_positions, scale, kind: t
 
 
 @triton.jit
-def paged_attention_kernel(
-    results, queries, pages, scale, KIND: tl.constexpr, REDUCE: tl.constexpr, TILE: tl.constexpr
-):
-    """The mass is zeroed, n = P * slots. REDUCE: "none" for attention."""
+def paged_attention_kernel(results, queries, pages, scale, KIND: tl.constexpr, MASS: tl.constexpr, TILE: tl.constexpr):
+    """MASS: the mass in place of the output, zeroed, n = P * slots."""
     split, kv_head, n_rows = tl.program_id(1), tl.program_id(2).to(tl.int64), queries.n_rows
-    row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, REDUCE, TILE)
+    row, head, inside, q, merged, best, total, acc = ops.begin(results, queries, MASS, TILE)
     row_positions = None
     if pages.positions is not None:
         row_positions = tl.load(pages.positions + row, mask=inside, other=0)
@@ -74,17 +72,17 @@ def paged_attention_kernel(
         page = pages.arena + unit.to(tl.int64) * ALIGN
         keys = load_keys(page, widths, KIND, TILE)
         scores, alive = page_scores(q, keys, page, live, entries + index, pages, row_positions, scale, KIND, TILE)
-        if REDUCE == "none":
-            values = load_values(page, widths, KIND, TILE)
-            values = tl.where(alive[:, None], values, 0.0)
-            best, total, acc = ops.softmax_step(best, total, acc, scores, values, TILE)
-        else:
+        if MASS:
             p, entropy = ops.probabilities(scores, merged)
             total += entropy
             place = index * KIND.slots + slots
-            ops.store_mass(results.out, p, place, slots < KIND.slots, n_rows, pages.n_pages * KIND.slots, REDUCE, TILE)
+            ops.store_mass(results.out, p, place, slots < KIND.slots, n_rows, pages.n_pages * KIND.slots, TILE)
+        else:
+            values = load_values(page, widths, KIND, TILE)
+            values = tl.where(alive[:, None], values, 0.0)
+            best, total, acc = ops.softmax_step(best, total, acc, scores, values, TILE)
         unit, live, widths = next_unit, next_live, next_widths
-    ops.store_output(results, best, total, acc, row, head, inside, n_rows, REDUCE, TILE)
+    ops.store_output(results, best, total, acc, row, head, inside, n_rows, MASS, TILE)
 
 
 def attend_pages(
@@ -101,4 +99,4 @@ def attend_pages(
     pages = Pages(*held, n_pages, 0 if options.window is None else options.window)
     kind = Kind.of(options.slots, options.value_dim // options.group, RAW_NAMES[options.raw])
     kernel = paged_attention_kernel
-    return launch(kernel, planned, n_pages, kv_heads, q, pages, scale / options.tau, splits=splits, KIND=kind, **mass)
+    return launch(kernel, planned, n_pages, kv_heads, q, pages, scale, splits=splits, KIND=kind, **mass)

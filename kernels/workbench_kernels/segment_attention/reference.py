@@ -11,7 +11,10 @@ from workbench_kernels.pages.reference import KINDS, unpack
 
 
 def attend(q, k, v, scale, mask=None, bias=None) -> tuple[Tensor, Tensor]:
-    """q [R, H, D] over k [Hk, n, D], v [Hk, n, Dv] -> out [R, H, Dv], lse [R, H]. See the public function."""
+    """q [R, H, D] over k [Hk, n, D], v [Hk, n, Dv] -> out [R, H, Dv], lse [R, H], as of `attend_staged`.
+
+    mask: bool [R, n], or [Hk, R, n] where KV heads differ; bias: [n] or [Hk, n], added to the scaled scores.
+    """
     rows, heads, _ = q.shape
     kv_heads, n, size = v.shape
     if not n:
@@ -28,30 +31,22 @@ def attend(q, k, v, scale, mask=None, bias=None) -> tuple[Tensor, Tensor]:
     return out, lse.permute(2, 0, 1).reshape(rows, heads)
 
 
-def merge(
-    outs: Sequence[Tensor], lses: Sequence[Tensor], sigma: Sequence[float] | None = None
-) -> tuple[Tensor, Tensor]:
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Pairs (out [R, H, Dv], lse [R, H]) -> the pair of the union. See the public function."""
     stacked = torch.stack([_wide(lse) for lse in lses])  # [segments, R, H]
-    if sigma is not None:
-        stacked = stacked * stacked.new_tensor(list(sigma))[:, None, None]
     lse = stacked.logsumexp(0)
     weights = (stacked - _finite(lse)).exp()
     return sum(w[..., None] * _wide(out) for w, out in zip(weights, outs, strict=True)), lse
 
 
-def mass(q, k, scale, lse, mask=None, bias=None, reduce="sum") -> tuple[Tensor, Tensor]:
-    """q [R, H, D], k [Hk, n, D], lse [R, H] -> mass [Hk, n] ([R, Hk, n] for "row"), entropy [R, H]. See the public
-    functions."""
+def mass(q, k, scale, lse, mask=None, bias=None) -> tuple[Tensor, Tensor]:
+    """q [R, H, D], k [Hk, n, D], lse [R, H] -> mass [R, Hk, n], entropy [R, H]. See the public functions."""
     rows, heads, _ = q.shape
     scores = _scores(q, k, scale, mask, bias)
     base = lse.to(scores.dtype).view(rows, k.shape[0], -1).permute(1, 2, 0)[..., None]
     p = (scores - _finite(base)).exp()  # [Hk, G, R, n]
     entropy = torch.special.entr(p).sum(-1).permute(2, 0, 1).reshape(rows, heads)
-    if reduce == "row":
-        return p.sum(1).transpose(0, 1), entropy
-    per_head = p.sum(2)
-    return per_head.sum(1) if reduce == "sum" else per_head.amax(1), entropy
+    return p.sum(1).transpose(0, 1), entropy
 
 
 def gather_pages(arena, table, count, head_dim, value_dim, group, dtype, slots):
@@ -110,21 +105,6 @@ def words_mask(words: Tensor, keys: int) -> Tensor:
     """The inverse: int32 words [R, ceil(S / 32)] and S -> bool [R, S]."""
     bits = words[..., None] >> torch.arange(32, dtype=torch.int32, device=words.device)
     return (bits & 1).flatten(1)[:, :keys] == 1
-
-
-def ancestor_words(parents: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Words of a draft tree: every node sees itself and its ancestors.
-
-    parents: the parent of each of n nodes, -1 for a root; a parent comes before its children. Returns int32
-    [n, ceil(n / 32)]. Raises ValueError where a parent does not come first.
-    """
-    seen = torch.eye(len(parents), dtype=torch.bool)
-    for node, parent in enumerate(parents):
-        if not -1 <= parent < node:
-            raise ValueError(f"ancestor_words: expected the parent of node {node} in [-1, {node}), got {parent}")
-        if parent >= 0:
-            seen[node] |= seen[parent]
-    return mask_words(seen).to(device)
 
 
 def causal(rows: int, keys: int, device) -> Tensor:

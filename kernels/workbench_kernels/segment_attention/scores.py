@@ -30,9 +30,9 @@ class Results(NamedTuple):
 
 
 @triton.jit
-def begin(results, queries, REDUCE: tl.constexpr, tile: tl.constexpr):
+def begin(results, queries, MASS: tl.constexpr, tile: tl.constexpr):
     """Query row, query head and validity of each tile row; queries float32 [tile rows, block_d]; the merged log-sum-exp
-    of each row, -inf outside; and the running maximum, sum and weighted values, of which REDUCE makes the entropy.
+    of each row, -inf outside; and the running maximum, sum and weighted values; for the mass the sum is the entropy.
 
     Program axis 0 is the row block, axis 2 the KV head.
     """
@@ -48,7 +48,7 @@ def begin(results, queries, REDUCE: tl.constexpr, tile: tl.constexpr):
     q = tl.load(pointers, mask=inside[:, None] & (channels < tile.head_dim), other=0).to(tl.float32)
     best = tl.full((ROWS,), float("-inf"), tl.float32)
     merged = best
-    if REDUCE != "none":
+    if MASS:
         place = row * (tl.num_programs(2) * tile.group) + head
         merged = tl.load(results.merged + place, mask=inside, other=float("-inf"))
     return row, head, inside, q, merged, best, tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, BLOCK_V), tl.float32)
@@ -84,12 +84,12 @@ def softmax_step(best, total, acc, scores, values, tile: tl.constexpr):
 
 
 @triton.jit
-def store_output(results, best, total, acc, row, head, inside, n_rows, REDUCE: tl.constexpr, tile: tl.constexpr):
+def store_output(results, best, total, acc, row, head, inside, n_rows, MASS: tl.constexpr, tile: tl.constexpr):
     """Write a program's output and log-sum-exp: 0 and -inf for a row that has seen nothing. Axis 1 is the split.
-    For REDUCE write its entropies, `total`, instead."""
+    For MASS write its entropies, `total`, instead."""
     heads = tl.num_programs(2) * tile.group
     place = (tl.program_id(1).to(tl.int64) * n_rows + row) * heads + head
-    if REDUCE != "none":
+    if MASS:
         tl.store(results.lse + place, total, mask=inside)
     else:
         seen = total > 0
@@ -110,24 +110,14 @@ def probabilities(scores, lse):
 
 
 @triton.jit
-def store_mass(mass_ptr, p, keys, held, n_rows, n_places, REDUCE: tl.constexpr, tile: tl.constexpr):
-    """p [tile rows, keys], reduced; keys: their places, of which `held` exist.
+def store_mass(mass_ptr, p, keys, held, n_rows, n_places, tile: tl.constexpr):
+    """p [tile rows, keys] with the heads of a group added; keys: their places, of which `held` exist.
 
-    mass: [blocks, Hk, n_places] for "sum", [blocks, Hk * G, n_places] for "max", [R, Hk, n_places] for "row".
+    mass: [R, Hk, n_places].
     """
     ROWS: tl.constexpr = tile.rows
     HEADS: tl.constexpr = tile.heads
-    block, kv_head, kv_heads = tl.program_id(0).to(tl.int64), tl.program_id(2), tl.num_programs(2)
-    if REDUCE == "sum":
-        place = (block * kv_heads + kv_head) * n_places + keys
-        tl.store(mass_ptr + place, tl.sum(p, axis=0), mask=held)
-    else:
-        by_row = tl.reshape(p, (ROWS, HEADS, p.shape[1]))
-        if REDUCE == "row":
-            rows = block * ROWS + tl.arange(0, ROWS)[:, None]
-            place = (rows * kv_heads + kv_head) * n_places + keys[None, :]
-            tl.store(mass_ptr + place, tl.sum(by_row, axis=1), mask=(rows < n_rows) & held[None, :])
-        else:
-            members = tl.arange(0, HEADS)[:, None]
-            place = ((block * kv_heads + kv_head) * tile.group + members) * n_places + keys[None, :]
-            tl.store(mass_ptr + place, tl.sum(by_row, axis=0), mask=(members < tile.group) & held[None, :])
+    by_row = tl.reshape(p, (ROWS, HEADS, p.shape[1]))
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    place = (rows * tl.num_programs(2) + tl.program_id(2)) * n_places + keys[None, :]
+    tl.store(mass_ptr + place, tl.sum(by_row, axis=1), mask=(rows < n_rows) & held[None, :])

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench_kernels import distribution, pages, segment_attention, verification
-from workbench_kernels.dispatch import Choice
 from workbench_kernels.pages import ALIGN, RAW, PageFormat
 from workbench_kernels.pages.layout import HEADER
+from workbench_kernels.segment_attention.reference import attend
 
 __all__ = ["MIXED", "OPERATIONS", "Call", "Operation"]
 
@@ -29,14 +29,12 @@ class Call(NamedTuple):
     Attributes
     ----------
     run: with `triton` or `torch`, calls it and returns its tensors.
-    choice: what `auto` takes for these inputs, and why.
     tensors: the inputs by name, for baselines.
     read: what the call has left, in place of what it returned.
     tolerance: of |got - want| / max(1, |want|); integers, infinities and NaNs must be equal.
     """
 
     run: Callable[[str], tuple[Tensor, ...]]
-    choice: Choice
     tensors: dict[str, Tensor]
     read: Callable[[], tuple[Tensor, ...]] | None = None
     tolerance: float = ROUNDING
@@ -57,12 +55,15 @@ class Operation(NamedTuple):
         return found if isinstance(found, tuple) else (found, 0)
 
 
-def _call(function: Callable, *arguments, choice, tensors, read=None, tolerance=ROUNDING, **fixed) -> Call:
+def _call(function: Callable, tensors: dict, *arguments, read=None, tolerance=ROUNDING, **fixed) -> Call:
+    """A call with these arguments, of which text names one of the tensors."""
+    arguments = [tensors[part] if isinstance(part, str) else part for part in arguments]
+
     def run(how: str) -> tuple[Tensor, ...]:
         out = function(*arguments, **fixed, implementation=how)
         return tuple(part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, Tensor))
 
-    return Call(run, choice, tensors, read, tolerance)
+    return Call(run, tensors, read, tolerance)
 
 
 def draw(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
@@ -99,19 +100,19 @@ def paged(device, dtype, rows, kv_heads, group, size, count, widths) -> dict[str
     }
 
 
+PAGES = ("q", "arena", "table", "count")
+
+
 def attend_pages(device, dtype, rows=2, kv_heads=2, group=2, size=32, count=5, widths=MIXED) -> Call:
     t = paged(device, dtype, rows, kv_heads, group, size, count, widths)
-    held = (t["q"], t["arena"], t["table"], t["count"], size**-0.5)
-    choice = segment_attention.choose(t["q"], arena=t["arena"], dtypes=[dtype], sizes=[size])
-    return _call(segment_attention.attend_pages, *held, choice=choice, tensors=t)
+    return _call(segment_attention.attend_pages, t, *PAGES, size**-0.5)
 
 
 def page_mass(device, dtype, rows=2, kv_heads=2, group=2, size=32, count=5, widths=MIXED) -> Call:
     t = paged(device, dtype, rows, kv_heads, group, size, count, widths)
-    held = (t["q"], t["arena"], t["table"], t["count"], size**-0.5)
-    t["lse"] = segment_attention.attend_pages(*held, implementation="torch")[1]
-    choice = segment_attention.choose(t["q"], arena=t["arena"], dtypes=[dtype, t["lse"].dtype])
-    return _call(segment_attention.page_mass, *held, t["lse"], choice=choice, tensors=t)
+    held = (t[name] for name in PAGES)
+    t["lse"] = segment_attention.attend_pages(*held, size**-0.5, implementation="torch")[1]
+    return _call(segment_attention.page_mass, t, *PAGES, size**-0.5, "lse")
 
 
 def dense(device, dtype, rows, kv_heads, group, size, keys) -> dict[str, Tensor]:
@@ -122,15 +123,16 @@ def dense(device, dtype, rows, kv_heads, group, size, keys) -> dict[str, Tensor]
 def attend_staged(device, dtype, rows=5, kv_heads=2, group=2, size=32) -> Call:
     """The nodes of a binary tree, each of which sees its ancestors."""
     t = dense(device, dtype, rows, kv_heads, group, size, rows)
-    t["words"] = segment_attention.ancestor_words([(node - 1) // 2 for node in range(rows)], device)
-    held = (t["q"], t["k"], t["v"], size**-0.5, t["words"])
-    return _call(segment_attention.attend_staged, *held, choice=segment_attention.choose(t["q"], t["v"]), tensors=t)
+    seen = torch.eye(rows, dtype=torch.bool, device=device)
+    for node in range(1, rows):
+        seen[node] |= seen[(node - 1) // 2]
+    t["words"] = segment_attention.mask_words(seen)
+    return _call(segment_attention.attend_staged, t, "q", "k", "v", size**-0.5, "words")
 
 
 def attend_prefix(device, dtype, sequences=3, rows=2, kv_heads=2, group=2, size=32, keys=70) -> Call:
     t = dense(device, dtype, sequences * rows, kv_heads, group, size, keys)
-    held = (t["q"].unflatten(0, (sequences, rows)), t["k"], t["v"], size**-0.5)
-    return _call(segment_attention.attend_prefix, *held, choice=segment_attention.choose(t["q"], t["v"]), tensors=t)
+    return _call(segment_attention.attend_prefix, t, t["q"].unflatten(0, (sequences, rows)), "k", "v", size**-0.5)
 
 
 def attend_in_run(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70, capacity=96) -> Call:
@@ -145,22 +147,20 @@ def attend_in_run(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70, 
     def run(how: str) -> tuple[Tensor, ...]:
         if how == "triton":
             return segment_attention.attend_live(t["q"], t["k"], t["v"], base, words, rows, size**-0.5)
-        return segment_attention.attend(t["q"], t["live_k"], t["live_v"], size**-0.5, t["mask"])
+        return attend(t["q"], t["live_k"], t["live_v"], size**-0.5, t["mask"])
 
-    return Call(run, segment_attention.choose(t["q"], t["v"]), t)
+    return Call(run, t)
 
 
 def merge(device, dtype, segments=3, rows=2, heads=4, size=32) -> Call:
     outs, lses = (draw(device, torch.float32, segments, rows, heads, *rest) for rest in ((size,), ()))
-    t, choice = {"outs": outs, "lses": lses}, segment_attention.choose(outs)
-    return _call(segment_attention.merge, outs, lses, choice=choice, tensors=t)
+    return _call(segment_attention.merge, {"outs": outs, "lses": lses}, "outs", "lses")
 
 
 def segment_mass(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70) -> Call:
     t = dense(device, dtype, rows, kv_heads, group, size, keys)
-    t["lse"] = segment_attention.attend(t["q"], t["k"], t["v"], size**-0.5)[1]
-    choice = segment_attention.choose(t["q"], dtypes=[t["lse"].dtype])
-    return _call(segment_attention.segment_mass, t["q"], t["k"], size**-0.5, t["lse"], choice=choice, tensors=t)
+    t["lse"] = attend(t["q"], t["k"], t["v"], size**-0.5)[1]
+    return _call(segment_attention.segment_mass, t, "q", "k", size**-0.5, "lse")
 
 
 def sdpa(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70) -> Call:
@@ -170,10 +170,10 @@ def sdpa(device, dtype, rows=3, kv_heads=2, group=2, size=32, keys=70) -> Call:
 
     def run(how: str) -> tuple[Tensor, ...]:
         if how == "torch":
-            return (segment_attention.attend(t["q"], t["k"], t["v"], size**-0.5)[0],)
+            return (attend(t["q"], t["k"], t["v"], size**-0.5)[0],)
         return (F.scaled_dot_product_attention(*wide, enable_gqa=True)[0].transpose(0, 1),)
 
-    return Call(run, Choice("sdpa", "one run of keys and values is one call of PyTorch's attention"), t)
+    return Call(run, t)
 
 
 def _attention(dtype, rows, kv_heads, group, size, keys, held=None, masked=0, sequences=1, mass=False):
@@ -209,22 +209,15 @@ def stored(device, dtype, count, size, widths=(RAW, RAW)) -> tuple[PageFormat, d
     return PageFormat(size, size, *widths, dtype=dtype), t
 
 
-def _on_pages(verb: Callable, t: dict, *arguments, dtypes=(), read=None, tolerance=0.0, **fixed) -> Call:
-    """read: the tensor that the call changes."""
-    choice = pages.choose(t["k"].device, *dtypes)
-    left = None if read is None else lambda: (read,)
-    return _call(verb, *arguments, choice=choice, tensors=t, read=left, tolerance=tolerance, **fixed)
-
-
 def pack(device, dtype, count=2, size=32, widths=(8, 4)) -> Call:
     form, t = stored(device, dtype, count, size, widths)
-    held = (t["k"], t["v"], t["positions"], t["used"], form, t["arena"], t["offsets"])
-    return _on_pages(pages.pack, t, *held, dtypes=[dtype], check=False)
+    held = ("k", "v", "positions", "used", form, "arena", "offsets")
+    return _call(pages.pack, t, *held, check=False, tolerance=0.0)
 
 
 def unpack(device, dtype, count=2, size=32, widths=(8, 4)) -> Call:
     form, t = stored(device, dtype, count, size, widths)
-    return _on_pages(pages.unpack, t, t["arena"], form, t["offsets"])
+    return _call(pages.unpack, t, "arena", form, "offsets", tolerance=0.0)
 
 
 def demote(device, dtype, count=2, size=32) -> Call:
@@ -233,14 +226,14 @@ def demote(device, dtype, count=2, size=32) -> Call:
     to = PageFormat(size, size, 4, 4, dtype=dtype)
     out = torch.zeros(count * to.bytes, dtype=torch.uint8, device=device)
     places = torch.arange(count, device=device) * (to.bytes // ALIGN)
-    return _on_pages(pages.demote, t, t["arena"], form, to, t["offsets"], out, places)
+    return _call(pages.demote, t, "arena", form, to, "offsets", out, places, tolerance=0.0)
 
 
 def gather(device, dtype, count=2, size=32, widths=(8, 4)) -> Call:
     """Every slot, in a shuffled order."""
     form, t = stored(device, dtype, count, size, widths)
     order = draw(device, torch.float32, count * SLOTS).argsort()
-    return _on_pages(pages.gather, t, t["arena"], form, t["offsets"][order // SLOTS], order % SLOTS)
+    return _call(pages.gather, t, "arena", form, t["offsets"][order // SLOTS], order % SLOTS, tolerance=0.0)
 
 
 def evict(device, dtype, count=2, size=32) -> Call:
@@ -248,7 +241,7 @@ def evict(device, dtype, count=2, size=32) -> Call:
     _, t = stored(device, dtype, count, size)
     slots = torch.arange(0, SLOTS, 2, device=device).expand(count, -1).contiguous()
     named = t["offsets"][:, None].expand_as(slots).contiguous()
-    return _on_pages(pages.evict, t, t["arena"], named, slots, read=t["arena"])
+    return _call(pages.evict, t, "arena", named, slots, read=lambda: (t["arena"],), tolerance=0.0)
 
 
 def frequencies(device, size) -> Tensor:
@@ -258,7 +251,7 @@ def frequencies(device, size) -> Tensor:
 def rotate(device, dtype, kv_heads=2, keys=40, size=32) -> Call:
     k, origin = draw(device, dtype, kv_heads, keys, size), torch.arange(keys, device=device)
     t = {"k": k, "origin": origin, "target": origin.flip(0).contiguous(), "inv_freq": frequencies(device, size)}
-    return _on_pages(pages.rotate, t, *t.values(), dtypes=[dtype], tolerance=ROUNDING)
+    return _call(pages.rotate, t, *t)
 
 
 def _page(dtype, size, widths=(RAW, RAW)) -> int:
@@ -273,43 +266,28 @@ def _unpack(dtype, count, size, widths) -> int:
 # -- distributions and trees --------------------------------------------------------------------------------------
 
 
-def statistics(device, dtype, rows=2, vocab=300, k=5) -> Call:
-    logits = draw(device, dtype, rows, vocab) * 3
-    choice = distribution.choose(logits)
-    return _call(distribution.statistics, logits, k, choice=choice, tensors={"logits": logits})
+def statistics(device, dtype, rows=2, vocab=300) -> Call:
+    return _call(distribution.statistics, {"logits": draw(device, dtype, rows, vocab) * 3}, "logits")
 
 
 def sample(device, dtype, rows=2, vocab=300, temperature=0.8, top_k=40, top_p=0.9, min_p=None) -> Call:
-    logits = draw(device, dtype, rows, vocab) * 3
-    held, choice = (logits, temperature, top_k, top_p, min_p), distribution.choose(logits)
-    return _call(distribution.sample, *held, seed=1, choice=choice, tensors={"logits": logits})
+    t = {"logits": draw(device, dtype, rows, vocab) * 3}
+    return _call(distribution.sample, t, "logits", temperature, top_k, top_p, min_p, seed=1)
 
 
-def verify(mode: str) -> Callable[..., Call]:
-    def prepare(device, dtype, nodes=7, vocab=60) -> Call:
-        """A binary tree of the likeliest tokens under each node; rejection has a proposal like the target."""
-        logits, numbers = draw(device, dtype, 1, nodes, vocab) * 3, torch.arange(nodes, device=device)
-        parents = torch.tensor([[(node - 1) // 2 if node else -1 for node in range(nodes)]], device=device)
-        depths = torch.tensor([[(node + 1).bit_length() - 1 for node in range(nodes)]], device=device)
-        best, order = logits[0].topk(2).indices, (numbers - 1).clamp_min(0)
-        tokens = best[order // 2].gather(1, order[:, None] % 2).T.contiguous()
-        held = (logits, tokens, parents, depths, torch.full_like(tokens, int(mode == "rejection")))
-        proposals = (logits[0].float() + draw(device, torch.float32, nodes, vocab)).log_softmax(-1)
-        drawn = {"proposals": proposals, "rows": numbers[None]} if mode == "rejection" else {}
-        place, choice = torch.tensor([11], device=device), verification.choose(logits, drawn.get("proposals"))
-        t = {"logits": logits, "proposals": proposals}
-        return _call(verification.verify, *held, place, mode, 1, **drawn, width=2, choice=choice, tensors=t)
-
-    return prepare
+def verify(device, dtype, nodes=7, vocab=60) -> Call:
+    """A binary tree of the likeliest tokens under each node, drawn from a proposal like the target."""
+    logits, numbers = draw(device, dtype, 1, nodes, vocab) * 3, torch.arange(nodes, device=device)
+    parents = torch.tensor([[(node - 1) // 2 if node else -1 for node in range(nodes)]], device=device)
+    depths = torch.tensor([[(node + 1).bit_length() - 1 for node in range(nodes)]], device=device)
+    best, order = logits[0].topk(2).indices, (numbers - 1).clamp_min(0)
+    tokens = best[order // 2].gather(1, order[:, None] % 2).T.contiguous()
+    proposals = (logits[0].float() + draw(device, torch.float32, nodes, vocab)).log_softmax(-1)
+    held = (tokens, parents, depths, torch.ones_like(tokens), numbers[None], torch.tensor([11], device=device))
+    return _call(verification.verify, {"logits": logits, "proposals": proposals}, "logits", *held, "proposals", 1, 2)
 
 
 # -- the table ----------------------------------------------------------------------------------------------------
-
-
-def _verify(dtype, nodes, vocab, proposals=0) -> int:
-    """The distributions of all nodes, since nobody knows the path beforehand."""
-    return nodes * (vocab * (dtype.itemsize + proposals) + 48)
-
 
 OPERATIONS: dict[str, Operation] = {
     "attention": Operation(sdpa),
@@ -333,9 +311,8 @@ OPERATIONS: dict[str, Operation] = {
     "pages.evict": Operation(evict, lambda t, count, size: count * (SLOTS // 2 * 12 + 8)),
     "pages.rotate": Operation(rotate, lambda t, kv_heads, keys, size: (
         2 * kv_heads * keys * size * t.itemsize + 16 * keys + 2 * size)),
-    "statistics": Operation(statistics, lambda t, rows, vocab, k: rows * (vocab * t.itemsize + 20 + 12 * k)),
+    "statistics": Operation(statistics, lambda t, rows, vocab: rows * (vocab * t.itemsize + 20)),
     "sample": Operation(sample, lambda t, rows, vocab, **_: rows * (vocab * t.itemsize + 64)),
-    "verify.greedy": Operation(verify("greedy"), _verify),
-    "verify.seeded": Operation(verify("seeded"), _verify),
-    "verify.rejection": Operation(verify("rejection"), lambda t, **s: _verify(t, **s, proposals=4)),
+    # the distributions of all nodes, since nobody knows the path beforehand
+    "verify": Operation(verify, lambda t, nodes, vocab: nodes * (vocab * (t.itemsize + 4) + 40)),
 }  # fmt: skip

@@ -4,13 +4,11 @@ Node 0 is the root, whose token stands already. A DIST node was drawn, without r
 parent. A POINT node was put there by any other rule. Siblings are tested in order of node number, DIST before POINT. A
 POINT node that repeats a sibling's token is not tested.
 
-- greedy, seeded: descend while a child equals the target's own choice, the argmax or the seeded draw of the position.
-- rejection: accept a child x with probability min(1, p(x)/q(x)), else p <- norm((p - q)+) and x leaves q; a POINT child
-  with probability p(x), else p(x) <- 0. The token after the path is a seeded draw from what is left of p.
-- K-SEQ (SpecTr), at one node and in torch alone: `kseq_node`, `kseq_rho`.
+A child x of a proposal row is accepted with probability min(1, p(x)/q(x)), else p <- norm((p - q)+) and x leaves q; a
+POINT child with probability p(x), else p(x) <- 0. The token after the path is a seeded draw from what is left of p.
 
 Sources: "Fast Inference from Transformers via Speculative Decoding"; "SpecInfer"; "Sequoia" (siblings without
-replacement); "SpecTr" (K-SEQ).
+replacement).
 """
 
 from typing import NamedTuple
@@ -18,18 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workbench_kernels import distribution
 from workbench_kernels.dispatch import DTYPES, Choice, decide
 from workbench_kernels.verification import reference
-from workbench_kernels.verification.reference_kseq import kseq_node, kseq_rho
 
-__all__ = ["DIST", "FATES", "POINT", "REASONS", "SOURCES", "Outcome", "choose", "kseq_node", "kseq_rho", "verify"]
+__all__ = ["DIST", "FATES", "POINT", "REASONS", "SOURCES", "Outcome", "choose", "verify"]
 
 POINT, DIST = 0, 1
 FATES = ("unused", "accepted", "rejected", "sibling_won", "parent_rejected", "pruned")
-REASONS = (None, "mismatch", "ratio")
+REASONS = (None, "ratio")
 SOURCES = ("bonus", "residual", "target")
-MODES = ("greedy", "rejection", "seeded")
 TRITON_NODES = 128
 TRITON_DTYPES = (torch.float64, *DTYPES)
 
@@ -42,9 +37,9 @@ class Outcome(NamedTuple):
     path: [B, N] int32, accepted nodes from below the root on, -1 behind them. length: [B] int32, how many.
     token: [B] int64, what the target adds after the path.
     source: [B] int32, index into SOURCES: `bonus` (the path reached a leaf), `residual` (drawn from what rejections
-        left) or `target` (the target's own choice).
+        left) or `target` (nothing was drafted).
     fates, reasons: [B, N] int32, indices into FATES and REASONS; the root and absent nodes are `unused`.
-    us, ratios: [B, N] float64, uniform number and p(x)/q(x) (p(x) for POINT) of the tests made, NaN elsewhere.
+    us: [B, N] float64, uniform numbers of the tests made, NaN elsewhere.
     implementation: `triton` or `torch`, what computed it.
     """
 
@@ -55,15 +50,12 @@ class Outcome(NamedTuple):
     fates: Tensor
     reasons: Tensor
     us: Tensor
-    ratios: Tensor
     implementation: str
 
 
 def verify(
-    logits: Tensor, tokens: Tensor, parents: Tensor, depths: Tensor, kinds: Tensor, positions: Tensor, mode: str,
-    seed: int = 0, proposals: Tensor | None = None, rows: Tensor | None = None, temperature: float = 1.0,
-    threshold: Tensor | None = None, threshold_id: Tensor | None = None, width: int | None = None,
-    implementation: str = "auto",
+    logits: Tensor, tokens: Tensor, parents: Tensor, depths: Tensor, kinds: Tensor, rows: Tensor, positions: Tensor,
+    proposals: Tensor, seed: int, width: int, implementation: str = "auto",
 ) -> Outcome:  # fmt: skip
     """Verify B trees of at most N nodes at once.
 
@@ -74,66 +66,43 @@ def verify(
     tokens, parents, depths, kinds: [B, N] int32 (other integers are converted). parents: -1 for the root, smaller than
         the node's own number; nodes behind the root with parent -1 are absent. depths: 0 for the root. kinds: POINT
         or DIST.
+    rows: [B, N] int32, the proposal row of the children of each node, -1 for none. No more siblings may be drawn from a
+        row than it has tokens.
     positions: [B] int64, absolute position of the root's children.
-    mode: `greedy`, `rejection` or `seeded`.
+    proposals: [M, V] log-probabilities that DIST nodes were drawn from.
     seed: any int; the noise is that of `distribution.sample`, with purposes of its own for tests and residuals.
-    proposals: [M, V] log-probabilities that DIST nodes were drawn from. rows: [B, N] int32, the proposal row of the
-        children of each node, -1 for none. No more siblings may be drawn from a row than it has tokens.
-    temperature: divides the logits, itself rounded to float32; at 0 it is the point mass on the argmax.
-    threshold, threshold_id: [B, N], the last kept token of each row, as `distribution.sample` gives it.
-    width: the largest number of siblings, or more; None counts them, which waits for the device.
-    implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can. Triton takes 3 launches,
-        for rejection 5 + width, and 2 more at temperature 0.
+    width: the largest number of siblings, or more.
+    implementation: `triton`, `torch`, or `auto`, which takes Triton on a GPU where it can, in 5 + width launches.
 
     Raises ValueError where an argument does not fit, RuntimeError with the reason where Triton is asked for and
     cannot run.
     """
-    temperature = torch.tensor(temperature, dtype=torch.float32).item()  # what a kernel's argument holds
     tree = _tree(logits, tokens, parents, depths, kinds, rows, positions)
-    _check(logits, mode, proposals, rows, temperature, threshold, threshold_id, width)
+    cols = logits.shape[2]
+    if proposals.ndim != 2 or proposals.shape[1] != cols or not proposals.is_floating_point():
+        raise ValueError(f"verify: expected floating proposals [M, {cols}], got {list(proposals.shape)}")
+    if width < 0:
+        raise ValueError(f"verify: expected a width of 0 or more, got {width}")
     chosen = choose(logits, proposals, implementation).name
-    if temperature == 0:
-        temperature = 1.0
-        if mode == "rejection":
-            threshold, threshold_id = _point_masses(logits, chosen)
-        else:
-            mode = "greedy"
     if chosen == "torch":
-        scores = reference.log_weights(logits, temperature, threshold, threshold_id)
-        return Outcome(*reference.verify(scores, tree, proposals, mode, seed), chosen)
+        return Outcome(*reference.verify(logits, tree, proposals, seed), chosen)
     from workbench_kernels.verification import kernel
 
-    if mode != "rejection":
-        width = 1
-    elif width is None:
-        _, parents, *_ = tree
-        siblings = (parents[:, :, None] == parents[:, None]) & (parents[:, None] >= 0)
-        width = int(siblings.sum(-1).max())
-    held = (logits, temperature, threshold, threshold_id, tree, proposals)
-    return Outcome(*kernel.verify(*held, mode, seed, max(width, 1)), chosen)
+    return Outcome(*kernel.verify(logits, tree, proposals, seed, max(width, 1)), chosen)
 
 
-def choose(logits: Tensor, proposals: Tensor | None = None, implementation: str = "auto") -> Choice:
+def choose(logits: Tensor, proposals: Tensor, implementation: str = "auto") -> Choice:
     """`triton` or `torch`, and why: what would verify trees over logits [B, N, V]. Raises as `verify` does."""
     return decide(logits.device.type, lambda: _refusal(logits, proposals), implementation, "tree")
 
 
-def _refusal(logits: Tensor, proposals: Tensor | None) -> str | None:
+def _refusal(logits: Tensor, proposals: Tensor) -> str | None:
     for name, tensor in (("logits", logits), ("proposals", proposals)):
-        if tensor is not None and tensor.dtype not in TRITON_DTYPES:
+        if tensor.dtype not in TRITON_DTYPES:
             return f"it takes 16 to 64-bit floats, and the {name} are {str(tensor.dtype).removeprefix('torch.')}"
     if logits.shape[1] > TRITON_NODES:
         return f"it takes at most {TRITON_NODES} nodes, and the trees have {logits.shape[1]}"
     return None
-
-
-def _point_masses(logits: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
-    """Distributions that keep their argmax alone, as thresholds."""
-    flat = logits.flatten(0, 1)
-    if flat.dtype == torch.float64:
-        implementation = "torch"
-    best = distribution.statistics(flat, implementation=implementation).argmax
-    return flat.gather(1, best[:, None]).view(logits.shape[:2]), best.view(logits.shape[:2])
 
 
 def _tree(logits, tokens, parents, depths, kinds, rows, positions) -> tuple[Tensor, ...]:
@@ -141,8 +110,6 @@ def _tree(logits, tokens, parents, depths, kinds, rows, positions) -> tuple[Tens
     if logits.ndim != 3 or not logits.numel() or not logits.is_floating_point():
         raise ValueError(f"verify: expected floating logits [B, N, V], got {logits.dtype} {list(logits.shape)}")
     shape = logits.shape[:2]
-    if rows is None:
-        rows = torch.full(shape, -1, dtype=torch.int32, device=logits.device)
     columns = {"tokens": tokens, "parents": parents, "depths": depths, "kinds": kinds, "rows": rows}
     for name, column in (columns | {"positions": positions}).items():
         wanted, kind = (shape[:1], "int64") if name == "positions" else (shape, "integer")
@@ -153,23 +120,3 @@ def _tree(logits, tokens, parents, depths, kinds, rows, positions) -> tuple[Tens
                 f"got {column.dtype} {list(column.shape)} on {column.device}"
             )
     return (*(column.to(torch.int32).contiguous() for column in columns.values()), positions.contiguous())
-
-
-def _check(logits, mode, proposals, rows, temperature, threshold, threshold_id, width) -> None:
-    if mode not in MODES:
-        raise ValueError(f"verify: expected mode 'greedy', 'rejection' or 'seeded', got {mode!r}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"verify: expected a temperature of 0 or more, got {temperature}")
-    if (proposals is None) != (rows is None):
-        raise ValueError("verify: expected proposals and rows together, got one without the other")
-    cols = logits.shape[2]
-    if proposals is not None and (
-        proposals.ndim != 2 or proposals.shape[1] != cols or not proposals.is_floating_point()
-    ):
-        raise ValueError(f"verify: expected floating proposals [M, {cols}], got {list(proposals.shape)}")
-    if (threshold is None) != (threshold_id is None):
-        raise ValueError("verify: expected threshold and threshold_id together, got one without the other")
-    if threshold is not None and not threshold.shape == threshold_id.shape == logits.shape[:2]:
-        raise ValueError(f"verify: expected thresholds {list(logits.shape[:2])}, got {list(threshold.shape)}")
-    if width is not None and width < 0:
-        raise ValueError(f"verify: expected a width of 0 or more, got {width}")

@@ -1,15 +1,13 @@
 """Verification of drafted trees: all that reads the vocabulary runs in parallel, the walk reads a few numbers a node.
 
 A sibling is tested only after all before it were rejected, so each test depends on the distributions alone, not on the
-walk. Hence all nodes are worked on at once and the walk, one program per tree, only compares. Launches:
+walk. Hence all nodes are worked on at once and the walk, one program per tree, only compares.
 
-- greedy, seeded: 3. `order` (siblings in test order, doubles dropped), `choice` (the target's own token after every
-  node), `walk`.
-- rejection: 5 + W, with W the largest number of siblings. `order`; `normalise` (largest logit and sum, of every target
-  row and of every proposal row as it is before each of its draws); W times `round` (round r: what r rejections
-  leave of p, its value at the r-th child, and the mass that one rejection more would leave: a sum over the vocabulary
-  that the next round divides by, hence a launch each); `walk`; `final` (what is left at the stop, and its best token
-  per block of columns); `last` (the best of these).
+5 + W launches, with W the largest number of siblings: `order` (siblings in test order, doubles dropped); `normalise`
+(largest logit and sum, of every target row and of every proposal row as it is before each of its draws); W times
+`round` (round r: what r rejections leave of p, its value at the r-th child, and the mass that one rejection more would
+leave: a sum over the vocabulary that the next round divides by, hence a launch each); `walk`; `final` (what is left at
+the stop, and its best token per block of columns); `last` (the best of these).
 
 Distributions are computed in float64: acceptance compares u q(x) with p(x) exactly as the reference does, and what is
 left of p after a rejection may be 1e-7 of it.
@@ -24,13 +22,13 @@ from torch import Tensor
 
 from workbench_kernels.dispatch import on_its_device
 from workbench_kernels.noise import launch_key
-from workbench_kernels.noise.kernel import position_key, seeded_best, uniform
+from workbench_kernels.noise.kernel import position_key, uniform
 
 EMPTY = tl.constexpr(1e-7)
 NO_ID = tl.constexpr(2147483647)
 CHUNK = tl.constexpr(16)  # nodes compared with all others at once
 UNUSED, ACCEPTED, REJECTED, SIBLING_WON, PARENT_REJECTED, PRUNED = (tl.constexpr(i) for i in range(6))
-MISMATCH, RATIO = tl.constexpr(1), tl.constexpr(2)
+RATIO = tl.constexpr(1)
 BONUS, RESIDUAL, TARGET = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -46,46 +44,25 @@ class Tree(NamedTuple):
     n_nodes: int
 
 
-class Target(NamedTuple):
-    """The target's distributions: logits [B, N, V], the stride of their rows, the temperature that divides them, and
-    the last kept token of each row, [B, N], or None."""
-
-    logits: Tensor
-    row_stride: int
-    n_cols: int
-    temperature: float
-    threshold: Tensor | None
-    threshold_id: Tensor | None
-
-
 class Walk(NamedTuple):
-    """What a walk gives. Each [B, N] or [B]; int32, but token is int64, us and ratios float64."""
+    """What a walk gives. Each [B, N] or [B]; int32, but token is int64, us float64."""
 
     path: Tensor  # -1 behind the path
     length: Tensor
-    token: Tensor  # not of a rejection
+    token: Tensor  # filled behind the walk
     source: Tensor
     fates: Tensor
     reasons: Tensor
     us: Tensor
-    ratios: Tensor
     stop: Tensor  # the node the walk ended at
     rounds: Tensor  # how many of its children were rejected
 
 
-class Best(NamedTuple):
-    """The best score of each split of the columns, float64 [.., n_splits], and its token, int32."""
-
-    scores: Tensor
-    ids: Tensor
-
-
 class Tiles(NamedTuple):
-    """Constants: the columns of a split, its count padded, and whether the temperature is not 1."""
+    """Constants: the columns of a split, and how many there are, padded."""
 
     cols: int
     splits: int
-    scaled: bool
 
 
 @triton.jit
@@ -127,97 +104,28 @@ def order_fwd_kernel(ranks_ptr, children_ptr, tree, width, NODES: tl.constexpr):
     tl.store(children_ptr + (first + parents) * width + rank, nodes, mask=mask & tested & (rank < width))
 
 
-@triton.jit
-def present(tree, node):
-    """Whether a node is there: the root, or one with a parent."""
-    return (node % tree.n_nodes == 0) | (tl.load(tree.parents + node) >= 0)
-
-
-@triton.jit
-def split_cols(tiles: tl.constexpr):
-    """The columns of a program's split."""
-    return tl.program_id(1) * tiles.cols + tl.arange(0, tiles.cols)
-
-
-@triton.jit
-def target_tile(target, node, cols, tiles: tl.constexpr):
-    """(logits / temperature in float64, which of them are kept) of a node's columns."""
-    mask = cols < target.n_cols
-    x = tl.load(target.logits + node * target.row_stride + cols, mask=mask, other=float("-inf"))
-    if x.dtype != tl.float64:
-        x = x.to(tl.float32)
-    kept = mask & (x > float("-inf"))
-    if target.threshold is not None:
-        threshold = tl.load(target.threshold + node).to(x.dtype)
-        kept = kept & ((x > threshold) | ((x == threshold) & (cols <= tl.load(target.threshold_id + node))))
-    if tiles.scaled:
-        if x.dtype == tl.float64:
-            x = x / target.temperature
-        else:
-            x = tl.div_rn(x, tl.full(x.shape, target.temperature, tl.float32))
-    return x.to(tl.float64), kept
-
-
-@triton.jit
-def store_best(best, row, score, token):
-    """The best of a program's split."""
-    place = row * tl.num_programs(1) + tl.program_id(1)
-    tl.store(best.scores + place, score)
-    tl.store(best.ids + place, token)
-
-
 @triton.jit(do_not_specialize=["key"])
-def choice_fwd_kernel(best, target, tree, key, SEEDED: tl.constexpr, TILES: tl.constexpr):
-    """best: `Best` of every node."""
-    node = tl.program_id(0).to(tl.int64)
-    if present(tree, node):
-        cols = split_cols(TILES)
-        z, kept = target_tile(target, node, cols, TILES)
-        if SEEDED:
-            position = tl.load(tree.positions + node // tree.n_nodes) + tl.load(tree.depths + node)
-            score, token = seeded_best(z, kept, cols, position_key(key, position))
-        else:
-            z = tl.where(kept, z, float("-inf"))
-            score = tl.max(z, axis=0)
-            token = tl.min(tl.where(kept & (z == score), cols, NO_ID), axis=0)
-        store_best(best, node, score, token)
-
-
-@triton.jit(do_not_specialize=["key"])
-def walk_fwd_kernel(
-    walk, tree, ranks_ptr, best, state, n_splits, key, REJECTION: tl.constexpr, NODES: tl.constexpr, TILES: tl.constexpr
-):
-    """ranks: [B, N] int32; best: `Best` of every node; for REJECTION, `state` in its place."""
+def walk_fwd_kernel(walk, tree, ranks_ptr, state, n_splits, key, NODES: tl.constexpr, TILES: tl.constexpr):
+    """ranks: [B, N] int32; state: of the rounds, see `rejection.State`."""
     number = tl.program_id(0).to(tl.int64)
     n_nodes = tree.n_nodes
     first = number * n_nodes
     nodes = tl.arange(0, NODES)
     splits = tl.arange(0, TILES.splits)
     mask = nodes < n_nodes
-    tokens = tl.load(tree.tokens + first + nodes, mask=mask, other=-1)
     parents = tl.load(tree.parents + first + nodes, mask=mask, other=-1)
     depths = tl.load(tree.depths + first + nodes, mask=mask, other=0)
     ranks = tl.load(ranks_ptr + first + nodes, mask=mask, other=-1)
     tile = (first + nodes[:, None]) * n_splits + splits[None, :]
     inside = mask[:, None] & (splits[None, :] < n_splits)
     tested = ranks >= 0
-    u = tl.full([NODES], float("nan"), tl.float64)
-    ratio = tl.full([NODES], float("nan"), tl.float64)
-    choices = tl.full([NODES], -1, tl.int32)
-    passes = tested
-    if REJECTION:
-        mass = tl.sum(tl.load(state.mass + tile, mask=inside, other=0.0), axis=1)
-        drawn = tl.load(tree.kinds + first + nodes, mask=mask, other=0) > 0
-        p = tl.load(state.p + first + nodes, mask=mask & tested, other=0.0)
-        q = tl.where(drawn, tl.load(state.q + first + nodes, mask=mask & tested, other=1.0), 1.0)
-        # a child is drawn at its own position, one before the one its own row speaks of
-        u = uniform(position_key(key, tl.load(tree.positions + number) + depths - 1), ranks)
-        ratio = p / q
-        passes = tested & ((u * q < p) | (mass < EMPTY))
-    else:
-        scores = tl.load(best.scores + tile, mask=inside, other=float("-inf"))
-        ids = tl.load(best.ids + tile, mask=inside, other=NO_ID)
-        choices = tl.min(tl.where(scores == tl.max(scores, axis=1)[:, None], ids, NO_ID), axis=1)
+    mass = tl.sum(tl.load(state.mass + tile, mask=inside, other=0.0), axis=1)
+    drawn = tl.load(tree.kinds + first + nodes, mask=mask, other=0) > 0
+    p = tl.load(state.p + first + nodes, mask=mask & tested, other=0.0)
+    q = tl.where(drawn, tl.load(state.q + first + nodes, mask=mask & tested, other=1.0), 1.0)
+    # a child is drawn at its own position, one before the one its own row speaks of
+    u = uniform(position_key(key, tl.load(tree.positions + number) + depths - 1), ranks)
+    passes = tested & ((u * q < p) | (mass < EMPTY))
 
     real = mask & (parents >= 0)
     fates = tl.where(real, tl.where(tested, PARENT_REJECTED, PRUNED), UNUSED)
@@ -226,23 +134,14 @@ def walk_fwd_kernel(
     node = tl.full((), 0, tl.int32)
     length = tl.full((), 0, tl.int32)
     rounds = tl.full((), 0, tl.int32)
-    choice = tl.full((), -1, tl.int32)
     walking = tl.full((), 1, tl.int32)
     while walking > 0:
         below = tested & (parents == node)
-        if REJECTION:
-            hits = below & passes
-        else:
-            choice = tl.max(tl.where(nodes == node, choices, -1), axis=0)
-            hits = below & (tokens == choice)
+        hits = below & passes
         winner = tl.min(tl.where(hits, ranks, NO_ID), axis=0)
         won = below & (ranks == winner)
-        if REJECTION:
-            lost = below & (ranks < winner)
-            reasons = tl.where(lost, RATIO, reasons)
-        else:
-            lost = below & (winner == NO_ID)
-            reasons = tl.where(lost, MISMATCH, reasons)
+        lost = below & (ranks < winner)
+        reasons = tl.where(lost, RATIO, reasons)
         fates = tl.where(below, SIBLING_WON, fates)
         fates = tl.where(lost, REJECTED, tl.where(won, ACCEPTED, fates))
         asked = tl.where(lost | won, 1, asked)
@@ -255,30 +154,25 @@ def walk_fwd_kernel(
     tl.store(walk.length + number, length)
     tl.store(walk.stop + number, node)
     tl.store(walk.rounds + number, rounds)
-    ended = tl.where(rounds > 0, RESIDUAL if REJECTION else TARGET, tl.where(length > 0, BONUS, TARGET))
+    ended = tl.where(rounds > 0, RESIDUAL, tl.where(length > 0, BONUS, TARGET))
     tl.store(walk.source + number, ended)
     tl.store(walk.fates + first + nodes, fates, mask=mask)
     tl.store(walk.reasons + first + nodes, reasons, mask=mask)
     tl.store(walk.us + first + nodes, tl.where(asked > 0, u, float("nan")), mask=mask)
-    tl.store(walk.ratios + first + nodes, tl.where(asked > 0, ratio, float("nan")), mask=mask)
-    if not REJECTION:
-        tl.store(walk.token + number, choice.to(tl.int64))
 
 
 @on_its_device
-def verify(
-    logits: Tensor, temperature: float, threshold, threshold_id, tree, proposals, mode: str, seed: int, width: int
-) -> tuple[Tensor, ...]:
-    """Path, length, token, source, fates, reasons, us, ratios. width: the largest number of siblings, at least 1."""
+def verify(logits: Tensor, tree, proposals: Tensor, seed: int, width: int) -> tuple[Tensor, ...]:
+    """Path, length, token, source, fates, reasons, us. width: the largest number of siblings, at least 1."""
+    from workbench_kernels.verification import rejection
+
     trees, count, cols = logits.shape
     if logits.stride(2) != 1 or logits.stride(0) != count * logits.stride(1):
         logits = logits.contiguous()
-    if threshold is not None:
-        threshold, threshold_id = threshold.contiguous(), threshold_id.contiguous()
-    target, tree = Target(logits, logits.stride(1), cols, temperature, threshold, threshold_id), Tree(*tree, count)
+    target, tree = rejection.Target(logits, logits.stride(1), cols), Tree(*tree, count)
     block = min(max(triton.next_power_of_2(cols), 16), 2048)
     splits = triton.cdiv(cols, block)
-    tiles = Tiles(block, triton.next_power_of_2(splits), temperature != 1)
+    tiles = Tiles(block, triton.next_power_of_2(splits))
     constants = {"TILES": tiles, "num_warps": 8 if block > 1024 else 4}
     nodes = max(triton.next_power_of_2(count), CHUNK.value)
 
@@ -287,22 +181,13 @@ def verify(
 
     path, fates, reasons, ranks = (empty(trees, count) for _ in range(4))
     length, source, stop, rounds = (empty(trees) for _ in range(4))
-    us, ratios = (empty(trees, count, dtype=torch.float64) for _ in range(2))
-    walk = Walk(path, length, empty(trees, dtype=torch.int64), source, fates, reasons, us, ratios, stop, rounds)
+    token, us = empty(trees, dtype=torch.int64), empty(trees, count, dtype=torch.float64)
+    walk = Walk(path, length, token, source, fates, reasons, us, stop, rounds)
     children = torch.full((trees, count, width), -1, dtype=torch.int32, device=logits.device)
     if trees:
         order_fwd_kernel[(trees,)](ranks, children, tree, width, NODES=nodes)
-        best = state = None
-        if mode == "rejection":
-            from workbench_kernels.verification import rejection
-
-            state = rejection.run(target, tree, proposals, children, splits, constants)
-        else:
-            best = Best(empty(trees, count, splits, dtype=torch.float64), empty(trees, count, splits))
-            key, seeded = launch_key(seed, "target"), mode == "seeded"
-            choice_fwd_kernel[(trees * count, splits)](best, target, tree, key, SEEDED=seeded, **constants)
-        found = (walk, tree, ranks, best, state, splits, launch_key(seed, "accept"))
-        walk_fwd_kernel[(trees,)](*found, state is not None, nodes, tiles, num_warps=8)
-        if state is not None:
-            rejection.draw(walk, target, tree, state, launch_key(seed, "residual"), constants)
-    return walk[:8]
+        state = rejection.run(target, tree, proposals, children, splits, constants)
+        held = (walk, tree, ranks, state, splits, launch_key(seed, "accept"))
+        walk_fwd_kernel[(trees,)](*held, nodes, tiles, num_warps=8)
+        rejection.draw(walk, target, tree, state, launch_key(seed, "residual"), constants)
+    return walk[:7]

@@ -5,33 +5,22 @@ from torch import Tensor
 
 from workbench_kernels.noise import gumbel, uniform
 
-__all__ = ["accept", "children_of", "draw", "log_weights", "verify", "without"]
+__all__ = ["accept", "children_of", "verify", "without"]
 
 EMPTY = 1e-7  # a residual of less mass than this is float noise: the two distributions are the same
 ACCEPTED, REJECTED, SIBLING_WON, PARENT_REJECTED, PRUNED = range(1, 6)
-MISMATCH, RATIO = 1, 2
+RATIO = 1
 BONUS, RESIDUAL, TARGET = 0, 1, 2
 
 
-def log_weights(logits: Tensor, temperature: float, threshold, threshold_id) -> Tensor:
-    """[..., V] float64 log-weights: logits / temperature on the kept tokens, -inf elsewhere."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    kept = logits > -torch.inf
-    if threshold is not None:
-        ids = torch.arange(logits.shape[-1], device=logits.device)
-        edge, last = threshold[..., None].to(logits.dtype), threshold_id[..., None]
-        kept &= (logits > edge) | ((logits == edge) & (ids <= last))
-    return (logits / temperature).masked_fill(~kept, -torch.inf).double()
-
-
-def verify(scores: Tensor, tree, proposals: Tensor | None, mode: str, seed: int) -> tuple:
-    """scores: [B, N, V] of `log_weights`; tree: columns [B, N]. Returns what `Outcome` holds."""
+def verify(logits: Tensor, tree, proposals: Tensor, seed: int) -> tuple:
+    """logits [B, N, V]; tree: columns [B, N]. Returns what `Outcome` holds."""
+    scores = logits.double().masked_fill(~(logits > -torch.inf), -torch.inf)
     trees, count, _ = scores.shape
     device = scores.device
     path = torch.full((trees, count), -1, dtype=torch.int32)
     fates, reasons = torch.zeros_like(path), torch.zeros_like(path)
     us = torch.full((trees, count), torch.nan, dtype=torch.float64)
-    ratios = us.clone()
     length, source = torch.zeros(trees, dtype=torch.int32), torch.zeros(trees, dtype=torch.int32)
     token = torch.zeros(trees, dtype=torch.int64)
     columns = [column.tolist() for column in tree]
@@ -45,27 +34,23 @@ def verify(scores: Tensor, tree, proposals: Tensor | None, mode: str, seed: int)
         node, walked = 0, []
         while True:
             place, found = position + depths[node], children[node]
-            if mode == "rejection":
-                p = scores[b, node].softmax(-1)
-                logq = proposals[rows[node]].double() if rows[node] >= 0 else None
-                won, p = _test(p, logq, found, tokens, kinds, seed, place, us[b], ratios[b])
-            else:
-                drawn = _choice(scores[b, node], mode, seed, place)
-                won = next((i for i, child in enumerate(found) if tokens[child] == drawn), None)
+            p = scores[b, node].softmax(-1)
+            logq = proposals[rows[node]].double() if rows[node] >= 0 else None
+            won, p = _test(p, logq, found, tokens, kinds, seed, place, us[b])
             for i, child in enumerate(found):
-                lost = won is None or (mode == "rejection" and i < won)
+                lost = won is None or i < won
                 fates[b, child] = REJECTED if lost else ACCEPTED if i == won else SIBLING_WON
-                reasons[b, child] = (RATIO if mode == "rejection" else MISMATCH) if lost else 0
+                reasons[b, child] = RATIO if lost else 0
             if won is None:
                 break
             node = found[won]
             walked.append(node)
-        stopped = RESIDUAL if mode == "rejection" else TARGET
-        source[b] = stopped if found else BONUS if walked else TARGET
-        token[b] = draw(p.log(), "residual", seed, place) if mode == "rejection" else drawn
+        source[b] = RESIDUAL if found else BONUS if walked else TARGET
+        support = (p > 0).nonzero()[:, 0]
+        token[b] = support[(p[support].log() + gumbel(seed, "residual", place, support)).argmax()]
         length[b] = len(walked)
         path[b, : len(walked)] = torch.tensor(walked, dtype=torch.int32)
-    return tuple(part.to(device) for part in (path, length, token, source, fates, reasons, us, ratios))
+    return tuple(part.to(device) for part in (path, length, token, source, fates, reasons, us))
 
 
 def children_of(node: int, tokens: list[int], parents: list[int], kinds: list[int] | list[bool]) -> list[int]:
@@ -108,29 +93,15 @@ def without(logq: Tensor, token: int) -> Tensor:
     return rest
 
 
-def _test(p, logq, children, tokens, kinds, seed, place, us, ratios) -> tuple[int | None, Tensor]:
+def _test(p, logq, children, tokens, kinds, seed, place, us) -> tuple[int | None, Tensor]:
     """(place of the accepted child among the children or None, what is left of p)."""
     for turn, child in enumerate(children):
         token = tokens[child]
         q = logq.softmax(-1) if kinds[child] else None
         us[child] = u = uniform(seed, "accept", place, turn)
-        ratios[child] = p[token] / (1.0 if q is None else q[token])
         accepted, p = accept(p, q, token, u)
         if accepted:
             return turn, p
         if q is not None:
             logq = without(logq, token)
     return None, p
-
-
-def _choice(scores: Tensor, mode: str, seed: int, place: int) -> int:
-    """What the target itself takes: the argmax, lowest id first, or the seeded draw."""
-    if mode == "greedy":
-        return int((scores == scores.max()).int().argmax())
-    return draw(scores, "target", seed, place)
-
-
-def draw(scores: Tensor, purpose: str, seed: int, place: int) -> int:
-    """The token with the largest score + Gumbel noise of (seed, purpose, place), among those that are there."""
-    support = (scores > -torch.inf).nonzero()[:, 0]
-    return int(support[(scores[support] + gumbel(seed, purpose, place, support)).argmax()])

@@ -12,7 +12,22 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench_kernels.noise.kernel import position_key, seeded_best
-from workbench_kernels.verification import kernel as ops
+from workbench_kernels.verification.kernel import NO_ID, Tree, Walk
+
+
+class Target(NamedTuple):
+    """The target's log-weights, logits [B, N, V], and the stride of their rows."""
+
+    logits: Tensor
+    row_stride: int
+    n_cols: int
+
+
+class Best(NamedTuple):
+    """The best score of each split of the columns, float64 [.., n_splits], and its token, int32."""
+
+    scores: Tensor
+    ids: Tensor
 
 
 class State(NamedTuple):
@@ -27,6 +42,34 @@ class State(NamedTuple):
     p: Tensor  # [B, N] float64, of a child's token when it is its turn
     q: Tensor
     mass: Tensor  # [B, N, splits] float64: what rejecting a child leaves
+
+
+@triton.jit
+def present(tree, node):
+    """Whether a node is there: the root, or one with a parent."""
+    return (node % tree.n_nodes == 0) | (tl.load(tree.parents + node) >= 0)
+
+
+@triton.jit
+def split_cols(tiles: tl.constexpr):
+    """The columns of a program's split."""
+    return tl.program_id(1) * tiles.cols + tl.arange(0, tiles.cols)
+
+
+@triton.jit
+def target_tile(target, node, cols):
+    """(logits in float64, which of them are there) of a node's columns."""
+    mask = cols < target.n_cols
+    x = tl.load(target.logits + node * target.row_stride + cols, mask=mask, other=float("-inf")).to(tl.float64)
+    return x, mask & (x > float("-inf"))
+
+
+@triton.jit
+def store_best(best, row, score, token):
+    """The best of a program's split."""
+    place = row * tl.num_programs(1) + tl.program_id(1)
+    tl.store(best.scores + place, score)
+    tl.store(best.ids + place, token)
 
 
 @triton.jit
@@ -61,9 +104,9 @@ def proposal_tile(state, row, cols, n_cols):
 def normalise_fwd_kernel(state, target, tree, TILES: tl.constexpr):
     node = tl.program_id(0).to(tl.int64)
     first = node // tree.n_nodes * tree.n_nodes
-    if ops.present(tree, node):
-        cols = ops.split_cols(TILES)
-        z, kept = ops.target_tile(target, node, cols, TILES)
+    if present(tree, node):
+        cols = split_cols(TILES)
+        z, kept = target_tile(target, node, cols)
         store_parts(state.p_parts, node, tl.where(kept, z, float("-inf")))
         row = tl.load(tree.rows + node).to(tl.int64)
         if row >= 0:
@@ -96,7 +139,7 @@ def left_over(node, turns, cols, state, target, tree, tiles: tl.constexpr):
     """(p, log q) of a node's columns once the first `turns` of its children were rejected."""
     first = node // tree.n_nodes * tree.n_nodes
     splits, n_splits = tl.arange(0, tiles.splits), tl.num_programs(1)
-    z, kept = ops.target_tile(target, node, cols, tiles)
+    z, kept = target_tile(target, node, cols)
     best, total = log_sum(state.p_parts, node, tiles)
     p = tl.where(kept, tl.exp(tl.where(kept, z - best, 0.0)) / total, 0.0)
     q = proposal_tile(state, tl.load(tree.rows + node).to(tl.int64), cols, target.n_cols)
@@ -114,7 +157,7 @@ def round_fwd_kernel(state, target, tree, turn, TILES: tl.constexpr):
     local = tl.load(state.children + node * state.width + turn)
     if local >= 0:
         child = node // tree.n_nodes * tree.n_nodes + local
-        cols = ops.split_cols(TILES)
+        cols = split_cols(TILES)
         p, q = left_over(node, turn, cols, state, target, tree, TILES)
         rest, _, proposal = reject(p, q, child, cols, state, tree, TILES)
         tl.store(state.mass + child * tl.num_programs(1) + split, tl.sum(rest, axis=0))
@@ -130,12 +173,12 @@ def final_fwd_kernel(best, walk, state, target, tree, key, TILES: tl.constexpr):
     """best: `Best` of every tree."""
     number = tl.program_id(0).to(tl.int64)
     node = number * tree.n_nodes + tl.load(walk.stop + number)
-    cols = ops.split_cols(TILES)
+    cols = split_cols(TILES)
     p, _ = left_over(node, tl.load(walk.rounds + number), cols, state, target, tree, TILES)
     kept = p > 0
     position = tl.load(tree.positions + number) + tl.load(tree.depths + node)
     score, token = seeded_best(tl.log(tl.where(kept, p, 1.0)), kept, cols, position_key(key, position))
-    ops.store_best(best, number, score, token)
+    store_best(best, number, score, token)
 
 
 @triton.jit
@@ -144,16 +187,14 @@ def last_fwd_kernel(token_ptr, best, n_splits, TILES: tl.constexpr):
     number = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, TILES.splits)
     scores = tl.load(best.scores + number * n_splits + splits, mask=splits < n_splits, other=float("-inf"))
-    ids = tl.load(best.ids + number * n_splits + splits, mask=splits < n_splits, other=ops.NO_ID)
-    token = tl.min(tl.where(scores == tl.max(scores, axis=0), ids, ops.NO_ID), axis=0)
+    ids = tl.load(best.ids + number * n_splits + splits, mask=splits < n_splits, other=NO_ID)
+    token = tl.min(tl.where(scores == tl.max(scores, axis=0), ids, NO_ID), axis=0)
     tl.store(token_ptr + number, token.to(tl.int64))
 
 
-def run(target: ops.Target, tree: ops.Tree, proposals, children: Tensor, splits: int, constants: dict) -> State:
+def run(target: Target, tree: Tree, proposals, children: Tensor, splits: int, constants: dict) -> State:
     """Fill p and q of every child at its turn, and the mass that its rejection leaves, in parts per split."""
     trees, count, width = children.shape
-    if proposals is None:
-        proposals = target.logits.flatten(0, 1)  # never read: no row is named
     proposals = proposals if proposals.stride(1) == 1 else proposals.contiguous()
     shapes = (2, splits), (2, splits), (), (), (splits,)
     held = (torch.empty(trees, count, *shape, dtype=torch.float64, device=children.device) for shape in shapes)
@@ -165,10 +206,10 @@ def run(target: ops.Target, tree: ops.Tree, proposals, children: Tensor, splits:
     return state
 
 
-def draw(walk: ops.Walk, target: ops.Target, tree: ops.Tree, state: State, key: int, constants: dict) -> None:
+def draw(walk: Walk, target: Target, tree: Tree, state: State, key: int, constants: dict) -> None:
     """Fill the token drawn from what the walk left at its stop."""
     trees, _, splits = state.mass.shape
     kinds = torch.float64, torch.int32
-    best = ops.Best(*(torch.empty(trees, splits, dtype=kind, device=state.mass.device) for kind in kinds))
+    best = Best(*(torch.empty(trees, splits, dtype=kind, device=state.mass.device) for kind in kinds))
     final_fwd_kernel[(trees, splits)](best, walk, state, target, tree, key, **constants)
     last_fwd_kernel[(trees,)](walk.token, best, splits, TILES=constants["TILES"])

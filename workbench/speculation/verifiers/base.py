@@ -32,10 +32,6 @@ class Outcome:
     us: list[float | None] = field(default_factory=list)
     lossy: list[bool] = field(default_factory=list)
 
-    @property
-    def stop_node(self) -> int:
-        return self.path[-1] if self.path else 0
-
 
 class Verifier(Declared):
     """Base of all verifiers."""

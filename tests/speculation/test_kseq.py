@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from workbench_kernels.verification import kseq_node, kseq_rho, reference_kseq
+from workbench.speculation.verifiers import kseq
+from workbench.speculation.verifiers.kseq import kseq_node, kseq_rho
 
 VOCAB = 5
 
@@ -29,7 +30,7 @@ def outcomes(p: torch.Tensor, q: torch.Tensor, k: int):
 
     What runs is `kseq_node` itself, at uniform numbers just below or above where each test changes its mind.
     """
-    rho = reference_kseq.kseq_rho(p, q, k)
+    rho = kseq.kseq_rho(p, q, k)
     passing = [min(1.0, (p[x] / (rho * q[x])).item()) if q[x] > 0 else 0.0 for x in range(VOCAB)]
     for tokens in itertools.product(range(VOCAB), repeat=k):
         weight = float(torch.stack([q[x] for x in tokens]).prod())
@@ -98,7 +99,7 @@ def test_more_draws_accept_more():
 
 def test_a_smaller_divisor_is_biased(monkeypatch):
     """rho = 1 with two draws: the enumeration finds what is wrong with it."""
-    monkeypatch.setattr(reference_kseq, "kseq_rho", lambda p, q, k: 1.0)
+    monkeypatch.setattr(kseq, "kseq_rho", lambda p, q, k: 1.0)
     distances = [distance(output(*pair, 2), pair[0]) for pair in map(distributions, range(20))]
     assert max(distances) > 0.05 and sum(found > 1e-3 for found in distances) > 10
 
