@@ -75,6 +75,7 @@ def test_two_runs_side_by_side_show_where_they_part_and_why(visitor, plain):
     visitor.set("right", 1)
     shown = json.loads(visitor.fire("beside")[0])
     assert shown["said"] == "They part at token 3: forced token." and shown["part"] == 3
+    assert shown["detail"] == "Token 3 of B was forced."
     a, b = shown["runs"]
     assert a["tokens"]["text"][:3] == b["tokens"]["text"][:3] and b["tokens"]["text"][3] == " if"
     assert a["marks"] == [{"index": 3, "text": "they part"}] and shown["names"][1] == "B · from 3"

@@ -101,7 +101,8 @@ def side_by_side(visit: Visit, left: int | None, right: int | None) -> str:
     if left not in known or right not in known:
         return ""
     a, b = visit.branches[left], visit.branches[right]
-    diff, _ = views.branch_diff(a.trace, b.trace, theme=visit.theme)
+    names = [page.name_of(visit, side) for side in (left, right)]
+    diff, _ = views.branch_diff(a.trace, b.trace, names=(names[0][0], names[1][0]))
     said = "The texts are the same." if diff.index is None else f"They part at token {diff.index}: {diff.cause}."
     runs = [web.payload(one.trace, 0, one.reader) for one in (a, b)]
     if diff.index is not None:
@@ -110,6 +111,5 @@ def side_by_side(visit: Visit, left: int | None, right: int | None) -> str:
     main, other = headline(a.trace), headline(b.trace)
     facts = [[name, main[name], other[name]] for name in main]
     tables = [{"title": "Set differently", "rows": changed}] * bool(changed) + [{"title": "Both runs", "rows": facts}]
-    names = [page.name_of(visit, side) for side in (left, right)]
     shown = {"runs": runs, "names": names, "said": said, "detail": diff.detail, "part": diff.index, "tables": tables}
     return web.to_json(shown)

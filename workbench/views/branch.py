@@ -39,17 +39,20 @@ class BranchDiff:
     tokens: pd.DataFrame
 
 
-def branch_diff(a: Trace, b: Trace, theme: str | None = None) -> tuple[BranchDiff, go.Figure]:
+def branch_diff(
+    a: Trace, b: Trace, theme: str | None = None, names: tuple[str, str] = ("a", "b")
+) -> tuple[BranchDiff, go.Figure]:
     """Where two runs part and why, as data and as a figure: entropies over each other, texts below each other.
 
     The cause is read from the traces, first match: other prompts; a token forced there; one run ended there; two
     likeliest tokens so close (0.001) that rounding decides, both runs being greedy; another setting; another seed.
+    names: what the runs are called in the sentence.
     """
-    diff = _compare(a, b)
+    diff = _compare(a, b, dict(zip("ab", names, strict=True)))
     return diff, _draw(a, b, diff, theme)
 
 
-def _compare(a: Trace, b: Trace) -> BranchDiff:
+def _compare(a: Trace, b: Trace, names: dict[str, str]) -> BranchDiff:
     sides = [trace.tokens[["index", *COLUMNS]].set_index("index") for trace in (a, b)]
     tokens = sides[0].add_suffix("_a").join(sides[1].add_suffix("_b"), how="outer").sort_index()
     tokens.insert(0, "same", tokens["token_id_a"] == tokens["token_id_b"])
@@ -60,21 +63,23 @@ def _compare(a: Trace, b: Trace) -> BranchDiff:
         n = len(tokens)
         return BranchDiff(None, None, f"All {n} tokens are the same.", settings, tokens)
     index = int(differs.iloc[0])
-    cause, detail = _cause(a, b, index, tokens.set_index("index").loc[index], settings)
+    cause, detail = _cause(a, b, index, tokens.set_index("index").loc[index], settings, names)
     return BranchDiff(index, cause, detail, settings, tokens)
 
 
-def _cause(a: Trace, b: Trace, index: int, here: pd.Series, settings: dict) -> tuple[str, str]:
+def _cause(
+    a: Trace, b: Trace, index: int, here: pd.Series, settings: dict, names: dict[str, str]
+) -> tuple[str, str]:
     runs = {"a": a, "b": b}
     if a.run.get("prompt_ids") != b.run.get("prompt_ids"):
         return "other prompt", "The prompts differ."
     for side, run in runs.items():
         if _forced(run, index):
-            return "forced token", f"Token {index} of {side} was forced."
+            return "forced token", f"Token {index} of {names[side]} was forced."
     for side in runs:
         if pd.isna(here[f"token_id_{side}"]):
             reason = (runs[side].end or {}).get("reason") or "no end recorded"
-            return "end of one run", f"Run {side} has only {index} tokens ({reason})."
+            return "end of one run", f"Run {names[side]} has only {index} tokens ({reason})."
     margins = [here[f"margin_{side}"] for side in runs if not pd.isna(here[f"margin_{side}"])]
     greedy = all((run.run.get("sampling") or {}).get("temperature") == 0 for run in runs.values())
     if greedy and margins and min(margins) <= TIE:
@@ -86,7 +91,7 @@ def _cause(a: Trace, b: Trace, index: int, here: pd.Series, settings: dict) -> t
         return "other random draw", "The seeds are {} and {}.".format(*settings["seed"])
     for side, run in runs.items():
         if index < (start := (run.run.get("parent") or {}).get("index", 0)):
-            return "unknown", f"Run {side} has its tokens before {start} from a run whose settings it does not hold."
+            return "unknown", f"Run {names[side]} has its tokens before {start} from a run whose settings it does not hold."
     return "unknown", "Neither a setting, a seed, a forced token nor a near tie explains it."
 
 

@@ -75,6 +75,6 @@ export function map(canvas, height, held, c, round, open = null) {
   const stride = Math.max(1, Math.round(1.5 / c.cell)); // of positions narrower than a pixel one stands for its neighbours
   for (let r = 0; r < count; r += 1) {
     for (let k = 0; k < bins; k += 1) put(r, k * bin, bin - (bin > 3 ? 0.4 : 0), cellOf(r, Math.floor((k * prompt) / bins)));
-    for (let i = Math.max(0, Math.floor(c.from)); i < Math.min(c.end, c.to); i += stride) put(r, c.x(i), c.cell * stride - gap, cellOf(r, prompt + i));
+    for (let i = Math.max(0, Math.floor(c.from)); i < Math.min(c.end, c.to, held.count()); i += stride) put(r, c.x(i), c.cell * stride - gap, cellOf(r, prompt + i));
   }
 }
