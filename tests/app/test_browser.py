@@ -321,8 +321,9 @@ def test_everything_is_named_for_those_who_do_not_see_it(open_page):
     for pane in ("#drawer", "#share"):
         assert page.locator(f"{pane}[role=dialog][aria-label]").count() == 1
     page.get_by_role("tab", name="Figures").click()
-    page.locator("#words summary").first.click()
-    assert page.locator("#words th").count() >= 2 and page.inner_text("#words .wb-caption").startswith("Draft of round")
+    page.locator("#about-0 summary").first.click()
+    assert page.locator("#about-0 th").count() >= 2
+    assert page.inner_text("#about-0 .wb-caption").startswith("Draft of round")
 
 
 def test_a_killed_server_is_said_and_the_page_comes_back_with_the_next_one(open_page, mortal):

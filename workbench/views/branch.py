@@ -91,7 +91,7 @@ def _cause(
         return "other random draw", "The seeds are {} and {}.".format(*settings["seed"])
     for side, run in runs.items():
         if index < (start := (run.run.get("parent") or {}).get("index", 0)):
-            return "unknown", f"Run {names[side]} has its tokens before {start} from a run whose settings it does not hold."
+            return "unknown", f"Run {names[side]} has its tokens before {start} from a run whose settings are missing."
     return "unknown", "Neither a setting, a seed, a forced token nor a near tie explains it."
 
 
