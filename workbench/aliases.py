@@ -12,8 +12,6 @@ from importlib.machinery import ModuleSpec
 from types import CodeType
 from typing import Any
 
-__all__ = ["Renamed", "install", "member", "moved", "name", "parameters", "refuse_old", "renamed", "tell"]
-
 NAMES = {  # of `workbench` and its rooms
     "CachePolicy": "CacheMethod", "Keyed": "SeededMatch", "Lane": "Runner", "RoundLog": "Round",
 }  # fmt: skip

@@ -22,8 +22,6 @@ from workbench.session import Session, check_decoder
 from workbench.trace import Trace
 from workbench.values import bounded
 
-__all__ = ["custom_generate", "decode", "stream"]
-
 
 @with_keywords
 def decode(

@@ -18,8 +18,6 @@ from typing import Any, NoReturn
 from workbench.errors import BadInput, shown
 from workbench.trace.schema import TABLES
 
-__all__ = ["ALIASES", "Condition", "columns", "parse"]
-
 ALIASES = {
     "entropy": "entropy_raw_nats",
     "entropy_sampled": "entropy_sampled_nats",

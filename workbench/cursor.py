@@ -8,8 +8,6 @@ from workbench.trace import Trace
 from workbench.trace.tables import expand, final
 from workbench.values import bounded, one_of
 
-__all__ = ["Cursor", "Place", "Replay"]
-
 Row = Mapping[str, Any]
 MANY = 2**62
 

@@ -3,8 +3,6 @@
 import reprlib
 from typing import Any
 
-__all__ = ["BadInput", "BadTrace", "Cancelled", "NumericalError", "Unsupported", "WorkbenchError", "shown"]
-
 LONGEST = 200  # characters of a value that a message shows
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = LONGEST

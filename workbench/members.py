@@ -11,8 +11,6 @@ from typing import Any
 
 from workbench import aliases
 
-__all__ = ["EXPORTS", "FAMILIES", "FUNCTIONS", "MEMBERS", "PUBLIC", "inside", "room"]
-
 FAMILIES = {  # each family of declared classes, and what several of its members are called
     "decoder": "decoders",
     "drafter": "drafters",

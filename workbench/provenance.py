@@ -13,8 +13,6 @@ from workbench.errors import BadInput, shown
 from workbench.rounds import State
 from workbench.trace.schema import GUARANTEES
 
-__all__ = ["run_event", "versions"]
-
 PACKAGES = ("decoding-workbench", "torch", "transformers", "triton")
 
 

@@ -34,8 +34,6 @@ from workbench.trace import Recorder, Trace
 from workbench.trace.tables import expand, final, rest
 from workbench.values import bounded
 
-__all__ = ["Session"]
-
 SNAPSHOTS = 512
 TEXTS = frozenset({"text", "bytes"})  # columns that a tokenizer fills
 Until = str | Callable[[Mapping[str, Any]], bool]

@@ -9,8 +9,6 @@ from typing import Any
 
 from workbench.errors import BadInput, shown
 
-__all__ = ["READERS", "bounded", "items", "one_of", "plain", "whole"]
-
 LONGEST_LIST = 4096
 
 

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["VARIABLE", "Choice", "decide", "on_its_device", "refuse_dtypes"]
-
 VARIABLE = "WORKBENCH_KERNELS"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

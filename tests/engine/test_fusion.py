@@ -7,7 +7,7 @@ from transformers.models.llama import modeling_llama
 
 from tests.rounding import close
 from workbench.device.fusion import fuse_norms, fuse_rotary
-from workbench.models.adapter import shallow_copy
+from workbench.engine.structure import shallow_copy
 
 SIZES = {
     "vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from workbench.cache.managed import ManagedStore
     from workbench.cache.stack import Stack
 
-__all__ = ["Outcome", "maintain"]
-
 CHUNK = 32  # capacity of a run, in slots, is a multiple of this
 
 

@@ -13,8 +13,6 @@ from workbench.errors import NumericalError
 from workbench_kernels import pages
 from workbench_kernels.pages import GAINS, PageFormat
 
-__all__ = ["Affine", "Codec"]
-
 
 class Codec:
     """What pages ask of a codec.

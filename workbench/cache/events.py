@@ -7,8 +7,6 @@ import torch
 
 from workbench.cache.pages import PageTable
 
-__all__ = ["runs_of", "tier_events", "together"]
-
 
 def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> list[dict[str, Any]]:
     """An `offload` or `fetch` event per KV head and tier that positions moved to; bytes: a share of their pages."""

@@ -7,8 +7,6 @@ import torch.nn.functional as F
 
 from workbench.cache.pages import PageTable
 
-__all__ = ["Layer"]
-
 
 class Layer:
     """What a managed store knows of one layer beside its run: columns are the slots of pages, then those of the run.

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from workbench.cache.rotation import Rotation
     from workbench.cache.stack import Stack
 
-__all__ = ["ManagedStore"]
-
 
 class ManagedStore(PlainStore):
     """The store of a `Stack`. prompt: tokens of the prompt; rotation: how keys turn with position, where a member asks

@@ -21,8 +21,6 @@ from workbench_kernels.pages.layout import HEADER
 from workbench_kernels.pages.reference import live_bits
 from workbench_kernels.pages.reference import unpack as unpack_into
 
-__all__ = ["Arena", "Page", "PageTable", "PagedSegment", "PendingPage", "page_out"]
-
 
 class Arena:
     """Room for `capacity` pages of one codec, uint8 [capacity, codec.bytes], with a free list; `host`: in the host's

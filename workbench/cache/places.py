@@ -5,8 +5,6 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["index"]
-
 
 def index(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
     """Positions or rows as an int64 tensor, copied to the device once for all layers of a forward; not to be written

@@ -17,9 +17,6 @@ import torch
 from workbench.declare import Declared
 from workbench.errors import BadInput, shown
 
-__all__ = ["CacheMethod", "LayerView", "Merge", "Plan", "Wrapper", "keep_top"]
-
-
 WEIGHT, BIAS = 1e6, 100.0  # the largest of a merge, and of a score's bias in nats
 
 

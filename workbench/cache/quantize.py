@@ -16,8 +16,6 @@ from workbench.cache.work import LayerWork
 from workbench.errors import BadInput, NumericalError
 from workbench_kernels.pages import ALIGN, evict
 
-__all__ = ["packed", "quantize"]
-
 NOWHERE = 2**31 - 1  # position of what holds nothing, behind all others
 Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # heads [G], columns [G, slots] and used slots [G] of pages
 

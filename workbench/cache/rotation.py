@@ -6,8 +6,6 @@ import torch
 
 from workbench.errors import Unsupported
 
-__all__ = ["Rotation", "rotation_of"]
-
 SHIFT = 7  # tokens, of the trial
 
 

@@ -16,8 +16,6 @@ from workbench_kernels.pages import ALIGN
 if TYPE_CHECKING:
     from workbench.cache.managed import ManagedStore
 
-__all__ = ["Stack", "as_stack", "stack_of"]
-
 
 @register("cache", "stack")
 @dataclass(frozen=True)

@@ -24,8 +24,6 @@ import torch
 
 from workbench.cache.places import index
 
-__all__ = ["MANY", "CacheStore", "PlainStore", "Segment"]
-
 MANY = 2**62  # rows: no limit
 _SLOTS = 64  # capacity grows in multiples of this, and at least by half
 _SHARED = 128  # slots of a run from which on `share` keeps it whole

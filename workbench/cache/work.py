@@ -8,8 +8,6 @@ import torch
 from workbench.cache.events import runs_of
 from workbench.cache.plan import LayerView
 
-__all__ = ["LayerWork"]
-
 
 class LayerWork:
     """One layer under maintenance. Columns: the slots of its pages, then those of its run."""

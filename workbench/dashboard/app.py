@@ -22,8 +22,6 @@ from workbench.errors import BadInput
 from workbench.session import Session
 from workbench.trace import Trace
 
-__all__ = ["build_app"]
-
 EXAMPLES = ("def fibonacci(n):", 'class Stack:\n    """A last-in, first-out collection."""\n\n    def __init__')
 SHORT = 1500  # characters of the longest held-out prompt offered
 COMMON = {"show_progress": "hidden", "api_visibility": "private"}

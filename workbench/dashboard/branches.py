@@ -14,8 +14,6 @@ from workbench.report.headline import headline
 from workbench.session import Session
 from workbench.values import whole
 
-__all__ = ["choose", "forget", "fork", "resettle", "side_by_side", "sides"]
-
 
 @guarded
 def fork(visit: Visit, event: gr.EventData) -> tuple:

@@ -10,8 +10,6 @@ import workbench as wb
 from workbench.dashboard.presets import Preset, presets
 from workbench.trace import Trace
 
-__all__ = ["bundled"]
-
 FOLDER = Path(__file__).parent / "runs"
 
 

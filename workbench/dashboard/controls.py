@@ -14,8 +14,6 @@ from workbench import declare
 from workbench.declare import Declared, Field
 from workbench.errors import BadInput
 
-__all__ = ["MemberControls", "control", "show_group"]
-
 Path = tuple[str, ...]  # ("decoder", "speculative", "drafter", "copyspec", "ngram"): families and members in turn
 WIDEST_SLIDER = 64
 

@@ -14,8 +14,6 @@ from workbench.errors import WorkbenchError
 from workbench.experiments.headroom import headroom
 from workbench.trace import Trace
 
-__all__ = ["FIGURES", "OUTPUTS", "drawn", "panel"]
-
 
 def _offered() -> dict[str, tuple[str, dict[str, Any]]]:
     """What the registered views offer, plug-ins last: title -> name of a view, options of its drawing."""

@@ -21,8 +21,6 @@ from workbench.models.loading import Progress, companion, known_models, load, re
 from workbench.session import keywords
 from workbench.trace import tables
 
-__all__ = ["SPREAD", "Form", "Wanted", "spread", "told_beside"]
-
 MAX_PROMPT = 20_000  # characters
 MAX_NEW_TOKENS = 512
 KINDS = ("text", "chat message")

@@ -5,8 +5,6 @@ import threading
 from workbench.dashboard.limits import LONG, Turn
 from workbench.dashboard.visits import Branch, Holds, one_line
 
-__all__ = ["Job", "Worker"]
-
 
 class Job(threading.Thread):
     """Work in a thread of its own, for which it takes a turn. A kind of job says in `work` what it does.

@@ -10,8 +10,6 @@ from workbench.dashboard.jobs import Job
 from workbench.dashboard.visits import Visit, guarded
 from workbench.errors import BadInput, Cancelled
 
-__all__ = ["Loading", "panel", "stop", "wait"]
-
 QUICK_S, BEAT_S = 0.3, 0.4  # what needs no word; between two looks
 
 

@@ -11,8 +11,6 @@ from workbench.report.headline import headline
 from workbench.trace import Trace
 from workbench.trace.schema import TABLES
 
-__all__ = ["MAX_TRACE", "attempt", "limit", "open_file"]
-
 MAX_TRACE = 16_000_000  # bytes of a file that may be opened, and of the trace in a capsule
 CPU_S, WALL_S = 10, 60  # seconds of the processor, and by the clock, that a file may take
 MEMORY = 2 << 30  # bytes of address space

@@ -7,8 +7,6 @@ from typing import Any
 import workbench as wb
 from workbench import H2O, KIVI, ConfidenceStop, CopySpec, DraftModel, FixedLength, Speculative, Stack
 
-__all__ = ["Preset", "presets"]
-
 CIRCLE = '''class Circle:
     """A circle around the origin."""
 

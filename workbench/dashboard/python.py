@@ -9,8 +9,6 @@ from workbench.errors import BadInput
 from workbench.session import Session, keywords
 from workbench.trace import Trace, tables
 
-__all__ = ["asked", "call", "of_run", "of_session", "source"]
-
 
 def source(value: Any) -> str:
     """A value as Python text; of a declared object only what differs from its defaults."""

@@ -14,8 +14,6 @@ from workbench.dashboard.visits import Visit
 from workbench.report.headline import badge, run_line
 from workbench.session import Session
 
-__all__ = ["PANEL", "beat", "from_module", "module", "name_of", "panel", "say", "trace_view", "view"]
-
 PANEL = (
     "view", "setup", "status", "left", "right", "code", "save", "capsule", "perfetto",
 )  # fmt: skip

@@ -26,8 +26,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from workbench.dashboard.limits import Pages, Rate, client_of
 from workbench.errors import BadInput
 
-__all__ = ["Gate", "Rules"]
-
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 API = "/gradio_api/"
 READS = (

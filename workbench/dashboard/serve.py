@@ -31,8 +31,6 @@ from workbench.models.loading import load, resolve_device, resolve_dtype
 from workbench.session import Session
 from workbench.web import page_css, script
 
-__all__ = ["NOTHING", "REST", "answer", "launch", "rules_of"]
-
 SWEEP_S = 30.0  # between two looks for idle pages
 CLOSED_S = 60.0  # after the last word from a page that nothing holds open
 SESSIONS = 512  # pages of which Gradio remembers the settings, more than a megabyte each

@@ -15,8 +15,6 @@ from workbench.declare import describe, to_dict
 from workbench.errors import WorkbenchError
 from workbench.trace import tables
 
-__all__ = ["chips", "of_run", "row", "shown"]
-
 GROUPS = ("Prompt", "Decoder", "Cache", "Sampling", "Limits", "Model")
 SHORT = 28  # characters of a prompt
 SIZES = ("budget", "window", "bits")  # the number that says most of a member of a cache stack

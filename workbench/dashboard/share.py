@@ -18,8 +18,6 @@ from workbench.report.capsule import capsule_of
 from workbench.trace import perfetto, storage
 from workbench.web import script
 
-__all__ = ["DOWNLOAD", "IN_BROWSER", "copy", "download", "open_trace", "open_upload", "panel"]
-
 ENDINGS = (".wb", ".html")  # of what may be opened
 KINDS = {  # of files: the button, the ending, the type
     "save": ("Save the trace", ".wb", "application/x-ndjson"),

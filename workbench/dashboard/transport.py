@@ -14,8 +14,6 @@ from workbench.errors import BadInput
 from workbench.session import Session
 from workbench.values import one_of, whole
 
-__all__ = ["go", "lost", "pause", "pick", "run", "set_to_work", "start", "step", "tick"]
-
 SLOWEST_S = 5.0  # seconds a step
 
 

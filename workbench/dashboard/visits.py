@@ -22,11 +22,6 @@ from workbench.trace import Trace
 from workbench.web import data
 from workbench.web.data import PHASES
 
-__all__ = [
-    "BY", "VISITS", "Branch", "Holds", "Visit", "come_back", "failed", "forget_idle", "forget_left", "guarded",
-    "one_line", "told",
-]  # fmt: skip
-
 BY = ("phase", "round", "token")
 LAST = len(PHASES) - 1
 MAX_BRANCHES = 12

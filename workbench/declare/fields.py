@@ -20,8 +20,6 @@ BOUNDS = {  # what each is called in messages, and what holds between a value an
     "lt": ("below", operator.lt),
 }
 
-__all__ = ["Declared", "Field", "check", "describe", "make", "setting", "unknown"]
-
 
 @dataclass(frozen=True)
 class Field:

@@ -8,8 +8,6 @@ from workbench.declare.fields import Declared, Field, check, describe, make, unk
 from workbench.declare.registry import FAMILIES, get, names
 from workbench.errors import BadInput, shown
 
-__all__ = ["build", "flatten", "from_dict", "to_dict"]
-
 DEEPEST = 32  # levels of members within members
 TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 

@@ -9,8 +9,6 @@ from workbench.declare.fields import Declared, describe, make
 from workbench.declare.registry import FAMILIES, KNOWN, register
 from workbench.errors import BadInput, shown
 
-__all__ = ["broken"]
-
 GROUP = "decoding_workbench"
 
 _lock = threading.RLock()  # held while they are loaded

@@ -12,8 +12,6 @@ from typing import Any
 from workbench import aliases, members
 from workbench.errors import BadInput, shown
 
-__all__ = ["FAMILIES", "KNOWN", "get", "names", "near", "register"]
-
 FAMILIES = tuple(members.FAMILIES)
 # the member, or "module:name" until it is used
 KNOWN: dict[str, dict[str, Any]] = {family: {} for family in (*FAMILIES, *members.FUNCTIONS)}

@@ -7,8 +7,6 @@ from workbench.declare.fields import Declared, describe
 from workbench.declare.forms import flatten
 from workbench.declare.registry import get
 
-__all__ = ["models", "owner_only"]
-
 
 def models(member: Declared) -> list[str]:
     """The names of the models that a member and those nested in it use."""

@@ -10,8 +10,6 @@ from workbench.engine.settings import Settings, refuse_stateful
 from workbench.errors import BadInput
 from workbench.rounds import Round, State, search
 
-__all__ = ["AdaDec"]
-
 
 @register("decoder", "adadec")
 @dataclass(frozen=True)

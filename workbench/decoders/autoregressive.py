@@ -7,8 +7,6 @@ from workbench.decoders.base import Decoder
 from workbench.engine.sampling import Sampling
 from workbench.rounds import Round, State
 
-__all__ = ["Autoregressive"]
-
 
 @register("decoder", "autoregressive")
 @dataclass(frozen=True)

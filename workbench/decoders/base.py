@@ -22,8 +22,6 @@ from workbench.rounds.search import win
 from workbench.rounds.state import Runner, State
 from workbench.trace.records import Step
 
-__all__ = ["Decoder"]
-
 
 class Decoder(Declared):
     """Base of all decoders: `start` makes a state, `step` does one round on it.

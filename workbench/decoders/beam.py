@@ -12,8 +12,6 @@ from workbench.engine.settings import Settings, refuse_stateful
 from workbench.errors import BadInput
 from workbench.rounds import Hypothesis, Round, State, search
 
-__all__ = ["Beam"]
-
 
 @register("decoder", "beam")
 @dataclass(frozen=True)

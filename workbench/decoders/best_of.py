@@ -10,8 +10,6 @@ from workbench.engine.settings import Settings, refuse_stateful
 from workbench.rounds import Round, State, search
 from workbench_kernels.noise import seed_of_sample
 
-__all__ = ["BestOf"]
-
 
 @register("decoder", "best_of")
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from workbench.engine.vocabulary import cut
 from workbench.models.loading import companion
 from workbench.rounds import Round, State
 
-__all__ = ["EntropyAdaptive"]
-
 
 @register("decoder", "entropy_adaptive")
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from workbench.engine.settings import Settings
 from workbench.errors import BadInput
 from workbench.rounds import Round, State
 
-__all__ = ["Mirostat"]
-
 
 @register("decoder", "mirostat")
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ from workbench.speculation.shapes import FixedLength
 from workbench.speculation.tree_builder import TreeBuilder
 from workbench.speculation.verifiers import SeededMatch, Verifier
 
-__all__ = ["Pearl"]
-
 
 @register("decoder", "pearl")
 @dataclass(frozen=True)

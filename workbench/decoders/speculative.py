@@ -19,8 +19,6 @@ from workbench.speculation.shapes import DraftShape
 from workbench.speculation.tree import MAX_NODES, DraftTree
 from workbench.speculation.verifiers import Outcome, SeededMatch, Verifier
 
-__all__ = ["Speculative"]
-
 
 @register("decoder", "speculative")
 @dataclass(frozen=True)

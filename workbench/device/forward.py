@@ -26,8 +26,6 @@ from workbench_kernels import verification
 if TYPE_CHECKING:
     from workbench.device.model import DeviceModel
 
-__all__ = ["DeviceRound", "DeviceTree", "to_host"]
-
 
 @dataclass(frozen=True)
 class DeviceTree:

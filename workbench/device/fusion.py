@@ -12,8 +12,6 @@ import torch
 from workbench.errors import Unsupported
 from workbench.models.fast import Norm
 
-__all__ = ["fuse", "fuse_norms", "fuse_rotary"]
-
 ROTARY = "apply_rotary_pos_emb"
 
 

@@ -21,8 +21,6 @@ from typing import Any
 import torch
 from torch import cuda
 
-__all__ = ["Replayed"]
-
 _WARM_UPS = 2  # compile kernels, choose algorithms and fill workspaces; a third is watched
 _STREAMS = 24  # graphs alive at once on a device: torch has 32 streams, and gives them out again from the first
 _WAITS = "called a synchronizing CUDA operation"

@@ -14,8 +14,6 @@ from workbench.engine.model import kept
 from workbench.engine.structure import routed
 from workbench.models.adapter import TransformersModel, _Cache
 
-__all__ = ["DeviceModel"]
-
 IMPLEMENTATION = "workbench_device"
 _KEY = ("device",)
 

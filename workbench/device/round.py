@@ -34,8 +34,6 @@ from workbench.speculation.verifiers.match import Greedy, SeededMatch
 from workbench.speculation.verifiers.rejection import Rejection
 from workbench_kernels import verification
 
-__all__ = ["PackedDistribution", "Strategy", "choose_round", "run_round"]
-
 VARIABLE = "WORKBENCH_ROUND"
 IMPLEMENTATION = "auto"  # of the kernels in a round; tests set it to run them under the interpreter
 _AHEAD = 2048  # tokens a run is given room for at once: when it is full it moves, and rounds are captured anew

@@ -14,8 +14,6 @@ from workbench.engine.sampling import Sampling, finite, wide
 from workbench_kernels import distribution
 from workbench_kernels.noise import reference as noise
 
-__all__ = ["DeviceDistributions", "DeviceSampling", "fit"]
-
 
 @dataclass(slots=True)
 class DeviceDistributions:

@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from workbench.cache.store import PlainStore, _Run
 from workbench_kernels import segment_attention
 
-__all__ = ["LiveRows", "StaticRun", "StaticStore"]
-
 _SMALLEST = 256  # slots
 
 

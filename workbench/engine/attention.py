@@ -20,8 +20,6 @@ from workbench.cache.store import Segment
 from workbench_kernels import segment_attention
 from workbench_kernels.dispatch import VARIABLE
 
-__all__ = ["attend", "attend_in_place", "attend_shared", "column_mass", "in_place", "join"]
-
 SHORT = 2048  # slots of several runs, up to which they are read in one product
 FEW = 64  # query rows by heads of a group, up to which a CPU reads the keys of a group once for all its heads
 

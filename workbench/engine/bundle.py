@@ -19,8 +19,6 @@ import torch
 from workbench.cache.store import CacheStore
 from workbench.engine.model import ForwardRequest, LanguageModel, Output
 
-__all__ = ["Bundle", "hub_here", "together"]
-
 T = TypeVar("T")
 Asked = tuple[LanguageModel, ForwardRequest]
 NUMBERS = count()

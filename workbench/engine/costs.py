@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Costs", "costs_of"]
-
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 

@@ -12,8 +12,6 @@ import torch
 from workbench_kernels.distribution import native
 from workbench_kernels.noise import reference as noise
 
-__all__ = ["TOP", "Distribution", "divergences", "figures", "unpack"]
-
 TOP = 5
 
 

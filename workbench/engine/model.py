@@ -10,8 +10,6 @@ import torch
 from workbench.cache.store import CacheStore, PlainStore
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["ForwardRequest", "LanguageModel", "Output", "facts", "kept", "require"]
-
 T = TypeVar("T")
 READ = {"hidden": "hidden states", "states": "the states between layers", "mass": "attention"}
 

@@ -8,8 +8,6 @@ from workbench.engine.text import Detokenizer, decode, reader_of, token_of, toke
 from workbench.errors import BadInput, shown
 from workbench.values import whole
 
-__all__ = ["Prompt", "encode_prompt", "encode_text", "is_several", "need_tokenizer", "prompts_of", "single_token"]
-
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 KINDS = "text, token ids or chat messages"
 

@@ -20,8 +20,6 @@ from workbench.engine.distribution import Distribution
 from workbench.errors import BadInput, NumericalError, WorkbenchError, shown
 from workbench_kernels.distribution import native
 
-__all__ = ["Sampling", "name_of", "processed"]
-
 COLDEST = 1e-30  # a temperature below it is 0: differences of logits over it overflow float32
 
 

@@ -22,10 +22,6 @@ from workbench.errors import BadInput, shown
 from workbench.values import items, whole
 from workbench_kernels.noise import seed_of_sample
 
-__all__ = [
-    "LEVELS", "Settings", "holds", "keywords", "make_settings", "read_force", "refuse_stateful", "with_keywords",
-]  # fmt: skip
-
 LEVELS = ("off", "default", "full")
 MANY = 2**20  # ids in a list: more than any context
 SEEDS = {"ge": 0, "lt": 2**63, "read": whole}

@@ -12,8 +12,6 @@ from torch import nn
 
 from workbench.errors import Unsupported
 
-__all__ = ["final_norm", "layers_of", "picture", "routed", "shallow_copy", "tail_of"]
-
 NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm")
 
 

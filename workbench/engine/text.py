@@ -19,8 +19,6 @@ from functools import cached_property, lru_cache
 from os.path import commonprefix
 from typing import Any
 
-__all__ = ["Detokenizer", "Reader", "decode", "reader_of", "token_of", "token_text"]
-
 LOST = "\ufffd"  # stands for bytes that are no character, or not one yet
 WINDOW, LEAST, MOST = 24, 6, 12  # tokens decoded anew for each token, where only `decode` is known; kept when they grow
 CHARACTER = 4  # bytes at most, and characters at most that a normalizer puts together as one (NFC)

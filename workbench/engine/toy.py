@@ -14,8 +14,6 @@ import torch
 from workbench.engine.model import ForwardRequest, LanguageModel, Output, facts, require
 from workbench.errors import Unsupported
 
-__all__ = ["ToyModel"]
-
 
 class ToyModel(LanguageModel):
     """A table model over `vocab_size` tokens; `seed` chooses the table, `sharpness` how far it is from uniform.

@@ -15,8 +15,6 @@ from workbench.errors import BadInput
 if TYPE_CHECKING:
     from workbench.engine.distribution import Distribution
 
-__all__ = ["cut", "known_only", "readable", "refuse_other_vocabulary", "widened"]
-
 NEVER = -1e30  # the logit of an id that a draft does not have: finite, as processors expect, and of no probability
 
 

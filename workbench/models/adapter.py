@@ -26,15 +26,13 @@ from workbench.engine.attention import attend, attend_in_place, attend_shared, c
 from workbench.engine.bundle import Bundle
 from workbench.engine.costs import costs_of
 from workbench.engine.model import ForwardRequest, LanguageModel, Output, facts, kept
-from workbench.engine.structure import final_norm, layers_of, picture, routed, shallow_copy, tail_of
+from workbench.engine.structure import final_norm, layers_of, picture, routed, tail_of
 from workbench.errors import BadInput, Unsupported
 from workbench.models.checkpoint import Entry
 from workbench.models.digest import Digest
 from workbench.models.fast import FastBody
 from workbench.models.native import NativeBody
 from workbench.models.probing import compare, context_of, eos_ids, probe, refuse_unserved
-
-__all__ = ["TransformersModel", "refuse_unserved", "shallow_copy", "wrap"]
 
 IMPLEMENTATION = "workbench"
 _UNSERVED = {

@@ -6,8 +6,6 @@ these is read without loss; other weights can be rounded to such numbers.
 
 import torch
 
-__all__ = ["GROUP", "codes_of", "rounded"]
-
 GROUP = 32
 
 

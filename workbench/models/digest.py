@@ -19,8 +19,6 @@ from workbench.models import checkpoint
 from workbench.models.checkpoint import Entry
 from workbench_kernels.native import cache_folder
 
-__all__ = ["Digest"]
-
 CHEAP = 2**30  # bytes of a model in memory that are hashed; of larger ones the digest is null
 LARGE = 2**27  # bytes of files whose digest is kept beyond the process
 SAMPLES = 2**10  # numbers of a weight that are looked at to see whether it was changed, at least one of every row

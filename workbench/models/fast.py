@@ -19,8 +19,6 @@ from workbench.engine.model import ForwardRequest, Output
 from workbench.engine.structure import final_norm, layers_of
 from workbench.errors import BadInput, Unsupported
 
-__all__ = ["FastBody", "Layer", "Linear", "Norm"]
-
 Attend = Callable[[CacheStore, int, torch.Tensor, float, int | None], torch.Tensor]
 CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
             "post_feedforward_layernorm"}  # fmt: skip

@@ -20,8 +20,6 @@ from workbench.models import checkpoint
 from workbench.models.progress import Progress
 from workbench_kernels.native import cache_folder
 
-__all__ = ["converted", "is_gguf"]
-
 MAGIC = b"GGUF"
 NEEDED = ("gguf", "accelerate")  # by transformers' reader
 

@@ -11,8 +11,6 @@ from workbench.errors import BadInput, Unsupported
 from workbench.models.checkpoint import INDEX, WEIGHTS, first_line, mapped
 from workbench.models.progress import Progress, download_bar
 
-__all__ = ["folder", "reachable", "weights"]
-
 PATIENCE = 3.0  # seconds
 _MAYBE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 

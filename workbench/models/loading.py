@@ -20,17 +20,12 @@ from workbench.engine.model import LanguageModel
 from workbench.engine.vocabulary import refuse_other_vocabulary
 from workbench.errors import BadInput, Unsupported, shown
 from workbench.models import checkpoint, codes, gguf, hub
-from workbench.models.offers import OFFERS, get, need, present
+from workbench.models.offers import OFFERS, need, present
 from workbench.models.progress import Progress, reading
 from workbench_kernels import native
 
 if TYPE_CHECKING:
     from workbench.models.adapter import TransformersModel
-
-__all__ = [
-    "EMBEDDED", "OFFERS", "Model", "as_model", "companion", "get", "load", "present", "register_model",
-    "resolve_device", "resolve_dtype",
-]  # fmt: skip
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 EMBEDDED = {"embedded": "target", "embedded-draft": "draft"}

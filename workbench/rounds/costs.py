@@ -9,8 +9,6 @@ import torch
 
 from workbench.engine.model import LanguageModel
 
-__all__ = ["Reads", "forward_costs", "held_bytes", "ledgers"]
-
 
 class Reads(NamedTuple):
     """What a forward reads of a cache: raw slots, coded slots, bytes of the coded ones; trunk: the slots of each piece

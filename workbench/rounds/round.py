@@ -18,8 +18,6 @@ from workbench.rounds.costs import Reads, forward_costs, held_bytes, ledgers
 from workbench.rounds.state import Hypothesis, State
 from workbench.trace.records import Step
 
-__all__ = ["PREFILL_CHUNK", "Observer", "Round"]
-
 PREFILL_CHUNK = 512
 
 

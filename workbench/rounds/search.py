@@ -21,8 +21,6 @@ from workbench.rounds.round import Round, extend, top_rows
 from workbench.rounds.state import Hypothesis, State
 from workbench_kernels.noise import child_of
 
-__all__ = ["begin", "each", "grow", "read", "settle", "win"]
-
 T = TypeVar("T")
 Pick = tuple[Hypothesis, int, int]
 

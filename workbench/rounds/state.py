@@ -8,8 +8,6 @@ from workbench.engine.model import LanguageModel
 from workbench.engine.settings import Settings
 from workbench.engine.text import Detokenizer
 
-__all__ = ["Hypothesis", "Runner", "State"]
-
 
 @dataclass(slots=True)
 class Runner:

@@ -5,8 +5,6 @@ from itertools import product
 from workbench import declare
 from workbench.declare import Declared
 
-__all__ = ["refusals", "unmet"]
-
 # by family of the giver; the first that is lacking is the reason
 SAYS = {
     "drafter": {

@@ -14,8 +14,6 @@ import torch
 
 from workbench_kernels.verification.reference import children_of
 
-__all__ = ["DIST", "POINT", "DraftTree"]
-
 DIST, POINT = "dist", "point"
 MAX_NODES = 128
 

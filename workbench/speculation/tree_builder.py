@@ -11,8 +11,6 @@ from workbench.rounds import Round, State
 from workbench.speculation.tree import DIST, MAX_NODES, POINT, DraftTree
 from workbench_kernels.noise import reference as noise
 
-__all__ = ["TreeBuilder"]
-
 BEST = 8  # proposals after each row that level `full` keeps, in the order they would be drafted
 DROPPED = MAX_NODES + 1  # node number recorded for rows whose node was pruned
 Distributions = Callable[["TreeBuilder", list[int]], torch.Tensor]

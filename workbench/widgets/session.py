@@ -13,8 +13,6 @@ from workbench.session import Session
 from workbench.web.data import PHASES
 from workbench.widgets.trace import TraceWidget
 
-__all__ = ["SessionWidget"]
-
 INTERVAL = 0.1  # seconds between two updates while it decodes
 LAST = len(PHASES) - 1
 

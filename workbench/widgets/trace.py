@@ -11,8 +11,6 @@ from workbench import views, web
 from workbench.trace import Trace
 from workbench.views.static import svg
 
-__all__ = ["TraceWidget"]
-
 
 class TraceWidget(anywidget.AnyWidget):
     """Token view, timeline, inspector and transport over a recorded trace; stepping happens in the browser.

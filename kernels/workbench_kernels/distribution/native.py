@@ -7,8 +7,6 @@ from torch import Tensor, float32
 
 from workbench_kernels.native import compiled
 
-__all__ = ["best", "code_for", "draw", "figures"]
-
 
 def code_for(logits: Tensor) -> Any:
     """What computes rows of logits here, or None: compiled code, float32 in one piece on a CPU."""

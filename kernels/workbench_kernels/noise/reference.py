@@ -10,8 +10,6 @@ float64 in the open interval (0, 1).
 import torch
 from torch import Tensor
 
-__all__ = ["child_of", "gumbel", "gumbel_rows", "launch_key", "seed_of_sample", "uniform"]
-
 MASK = (1 << 64) - 1
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 # apart from the constants above, so that no sample meets the key of a purpose, and no hypothesis that of a branch

@@ -16,8 +16,6 @@ from workbench_kernels.pages import ALIGN, RAW, PageFormat
 from workbench_kernels.pages.layout import HEADER
 from workbench_kernels.segment_attention.reference import attend
 
-__all__ = ["MIXED", "OPERATIONS", "Call", "Operation"]
-
 SLOTS = 32  # of a page here
 MIXED = ((RAW, RAW), (16, 8), (8, 4), (4, 2), (2, 16))  # widths of keys and values, page by page
 ROUNDING = 2e-5  # float32 sums of another order; the kernel tests hold the kernels to the same figure

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from workbench_kernels.noise import gumbel, uniform
 
-__all__ = ["accept", "children_of", "verify", "without"]
-
 EMPTY = 1e-7  # a residual of less mass than this is float noise: the two distributions are the same
 ACCEPTED, REJECTED, SIBLING_WON, PARENT_REJECTED, PRUNED = range(1, 6)
 RATIO = 1

@@ -12,8 +12,6 @@ from workbench.declare import Declared
 from workbench.errors import BadInput, Unsupported
 from workbench_kernels.pages import GAINS, PageFormat
 
-__all__ = ["Quantizer"]
-
 
 class Quantizer(Declared):
     """Base of all quantizers. Tokens older than the newest `residual` are quantized into pages (see

@@ -9,8 +9,6 @@ from workbench.errors import BadInput
 from workbench.values import bounded
 from workbench_kernels.pages import BITS, PAGE_SIZES
 
-__all__ = ["KIVI"]
-
 
 @register("quantizer", "kivi")
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from workbench.declare import register, setting
 from workbench.errors import BadInput
 from workbench_kernels.pages import BITS, PAGE_SIZES
 
-__all__ = ["MixedKIVI"]
-
 
 @register("quantizer", "mixed_kivi")
 @dataclass(frozen=True)

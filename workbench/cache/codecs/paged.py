@@ -6,8 +6,6 @@ from workbench.cache.codecs.base import Quantizer
 from workbench.declare import register, setting
 from workbench_kernels.pages import PAGE_SIZES, RAW
 
-__all__ = ["Paged"]
-
 
 @register("quantizer", "paged")
 @dataclass(frozen=True)

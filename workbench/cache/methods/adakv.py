@@ -10,8 +10,6 @@ from workbench.cache.plan import CacheMethod, LayerView, Wrapper
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 
-__all__ = ["AdaKV"]
-
 
 @register("policy", "adakv")
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from workbench.cache.methods.h2o import H2O
 from workbench.cache.plan import LayerView, Merge, Plan
 from workbench.declare import register, setting
 
-__all__ = ["CaM"]
-
 
 @register("policy", "cam")
 @dataclass(frozen=True)

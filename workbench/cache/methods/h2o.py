@@ -8,8 +8,6 @@ from workbench.cache.plan import CacheMethod, LayerView
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 
-__all__ = ["H2O"]
-
 
 @register("policy", "h2o")
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from workbench.cache.plan import CacheMethod, LayerView, Merge, Plan, Wrapper
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 
-__all__ = ["Merging"]
-
 
 @register("policy", "merging")
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from workbench.cache.methods.snapkv import SnapKV
 from workbench.cache.plan import LayerView
 from workbench.declare import register, setting
 
-__all__ = ["PyramidKV"]
-
 
 @register("policy", "pyramidkv")
 @dataclass(frozen=True)

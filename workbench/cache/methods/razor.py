@@ -8,8 +8,6 @@ from workbench.cache.plan import CacheMethod, LayerView, Merge, Plan
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 
-__all__ = ["RazorAttention"]
-
 
 @register("policy", "razor")
 @dataclass(frozen=True)

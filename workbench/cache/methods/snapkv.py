@@ -9,8 +9,6 @@ from workbench.cache.plan import CacheMethod, LayerView
 from workbench.declare import register, setting
 from workbench.errors import BadInput
 
-__all__ = ["SnapKV"]
-
 
 @register("policy", "snapkv")
 @dataclass(frozen=True)

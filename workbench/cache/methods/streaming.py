@@ -7,8 +7,6 @@ import torch
 from workbench.cache.plan import CacheMethod, LayerView
 from workbench.declare import register, setting
 
-__all__ = ["StreamingLLM"]
-
 
 @register("policy", "streaming")
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["ADED"]
-
 NAME = "aded"
 ALONE = -2  # stands for the token before, where the last token alone counts (-1: there is none)
 

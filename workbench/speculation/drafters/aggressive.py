@@ -15,8 +15,6 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["InputGuided", "realign"]
-
 NAME = "input_guided"
 
 

@@ -15,8 +15,6 @@ from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import POINT, DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["Drafter", "RowDrafter"]
-
 
 class Drafter(Declared):
     """Base of all drafters. State between rounds lives in the decoding state: a runner, or `state.memory` under the

@@ -11,8 +11,6 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["CopySpec", "find_copy"]
-
 
 @register("drafter", "copyspec")
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ import numpy as np
 
 from workbench.errors import BadInput
 
-__all__ = ["SEPARATOR", "SuffixIndex", "Trigrams", "corpus_ids", "look_again", "suffix_index", "trigrams"]
-
 ORDER = 16  # contexts are sorted by so many tokens
 SEPARATOR = 2**31 - 1  # stands before each document; no token has this id
 

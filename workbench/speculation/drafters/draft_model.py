@@ -13,8 +13,6 @@ from workbench.speculation.drafters.base import RowDrafter
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["DraftModel"]
-
 
 @register("drafter", "draft_model")
 @dataclass(frozen=True)

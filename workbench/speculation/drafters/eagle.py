@@ -18,8 +18,6 @@ from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["Eagle", "EagleLayer"]
-
 
 class Block(nn.Module):
     """A pre-norm decoder layer: attention, then a gated MLP."""

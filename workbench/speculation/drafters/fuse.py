@@ -15,8 +15,6 @@ from workbench.speculation.drafters.draft_model import DraftModel
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES, POINT, DraftTree
 
-__all__ = ["Fuse", "graft"]
-
 NAME = "fuse"
 
 

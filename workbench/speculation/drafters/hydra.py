@@ -14,8 +14,6 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["Hydra", "HydraHeads"]
-
 
 class HydraHeads(nn.Module):
     """One head per depth that also reads the tokens up to it."""

@@ -12,8 +12,6 @@ from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["Jacobi"]
-
 NAME = "jacobi"
 
 

@@ -20,8 +20,6 @@ from workbench.speculation.shapes.confidence import ConfidenceStop
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["Adapters", "Kangaroo"]
-
 
 class Adapter(nn.Module):
     """One exit: states [B, R, width] behind the first layers -> what the target's head reads, [B, R, width].

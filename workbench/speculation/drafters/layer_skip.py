@@ -14,8 +14,6 @@ from workbench.speculation.shapes.adaptive import AdaptiveConfidence
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["LayerSkip"]
-
 
 @register("drafter", "layer_skip")
 @dataclass(frozen=True)

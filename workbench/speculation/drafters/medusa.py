@@ -16,8 +16,6 @@ from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["HeadDrafter", "Medusa", "MedusaHeads", "Residual"]
-
 
 class Residual(nn.Module):
     """V SiLU(W x), V starting at zero: what a head adds to the target's state. [..., inputs] -> [..., width]."""

@@ -10,8 +10,6 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedLength
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["PromptLookup"]
-
 
 @register("drafter", "prompt_lookup")
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.shapes.sequoia import Sequoia, calibrations
 from workbench.speculation.tree import POINT, DraftTree
 
-__all__ = ["TokenRecycling"]
-
 NAME = "recycling"
 
 

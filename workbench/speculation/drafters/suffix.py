@@ -16,8 +16,6 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.shapes.fixed import FixedTree
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["SuffixRetrieval", "longest_match", "paths_by_count"]
-
 
 @register("drafter", "suffix")
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from workbench.engine.attention import attend
 from workbench.engine.model import ForwardRequest, LanguageModel, Output, facts
 from workbench.models.digest import Digest
 
-__all__ = ["HeadModel"]
-
 
 class HeadModel(LanguageModel):
     """Attention layers over rows of features, each with the target's head behind it.

@@ -12,8 +12,6 @@ from torch import nn
 
 from workbench import aliases
 
-__all__ = ["Attend", "Attention", "Norm", "causal"]
-
 THETA = 10_000.0  # of rotary positions
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 

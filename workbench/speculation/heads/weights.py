@@ -22,8 +22,6 @@ from workbench.models.checkpoint import first_line
 from workbench.models.loading import PRETRAINED
 from workbench_kernels.native import cache_folder
 
-__all__ = ["EMBEDDED", "alike", "find", "kept", "load", "probe", "save"]
-
 EMBEDDED = PRETRAINED / "heads"
 NUMBERS = 24  # of the probe
 CLOSE = 0.1  # relative distance of two probes of one model: rounding to bf16 costs about 0.01

@@ -7,8 +7,6 @@ from workbench.declare import register, setting
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["AdaptiveConfidence"]
-
 
 @register("shape", "adaptive_confidence")
 @dataclass(frozen=True)

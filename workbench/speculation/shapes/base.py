@@ -7,8 +7,6 @@ from workbench.engine.model import LanguageModel
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["DraftShape"]
-
 
 class DraftShape(Declared):
     """Base of all shapes.

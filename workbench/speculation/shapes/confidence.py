@@ -6,8 +6,6 @@ from workbench.declare import register, setting
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["ConfidenceStop"]
-
 
 @register("shape", "confidence")
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from workbench.declare import register, setting
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["Del"]
-
 
 @register("shape", "del")
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["DySpec"]
-
 
 @register("shape", "dyspec")
 @dataclass(frozen=True)

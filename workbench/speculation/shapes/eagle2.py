@@ -7,8 +7,6 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES, POINT
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["Eagle2"]
-
 
 @register("shape", "eagle2")
 @dataclass(frozen=True)

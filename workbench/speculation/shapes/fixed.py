@@ -7,8 +7,6 @@ from workbench.errors import BadInput
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES, DraftTree
 
-__all__ = ["FixedLength", "FixedTree"]
-
 
 @register("shape", "fixed")
 @dataclass(frozen=True)

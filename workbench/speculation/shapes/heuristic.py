@@ -8,8 +8,6 @@ from workbench.errors import BadInput
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["HeuristicLength"]
-
 
 @register("shape", "heuristic")
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["StochasticBeam"]
-
 
 @register("shape", "rsd_s")
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from workbench.errors import BadInput
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import MAX_NODES, DraftTree
 
-__all__ = ["Sequoia", "acceptance_by_rank", "best_tree", "calibrations", "static_tree"]
-
 Template = dict[tuple[int, ...], int]  # ranks on the path from the root -> number of children
 
 

@@ -15,8 +15,6 @@ from workbench.speculation.heads import weights
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree_builder import TreeBuilder
 
-__all__ = ["REJECTION", "Acceptance", "SpecDec"]
-
 REJECTION = 6.0  # weight of rejections in an acceptance head's training: it moves its logits down by its logarithm
 
 

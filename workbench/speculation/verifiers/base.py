@@ -14,8 +14,6 @@ from workbench.speculation.refusals import unmet
 from workbench.speculation.shapes.base import DraftShape
 from workbench.speculation.tree import DraftTree
 
-__all__ = ["Outcome", "Verifier"]
-
 
 @dataclass(slots=True)
 class Outcome:

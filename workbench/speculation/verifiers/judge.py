@@ -13,8 +13,6 @@ from workbench.speculation.heads import weights
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.rejection import Rejection
 
-__all__ = ["Judge", "JudgeHead"]
-
 
 class JudgeHead(nn.Module):
     """One linear layer: final hidden states [..., width] -> logits [...] of being a sound continuation."""

@@ -21,8 +21,6 @@ from workbench.speculation.verifiers.match import descend
 from workbench.speculation.verifiers.rejection import sample
 from workbench_kernels.noise import reference as noise
 
-__all__ = ["KSeq"]
-
 BITS = 24  # rho* is found on 2^24 steps of [1, k], rounded up: any rho above it is exact too
 SLACK = 1e-14  # of a sum over the vocabulary, where the two sides of the equation are the same number
 EMPTY = 1e-12  # a residual of less mass is float noise: p itself serves

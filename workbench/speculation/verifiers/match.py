@@ -16,8 +16,6 @@ from workbench.errors import BadInput
 from workbench.speculation.tree import DraftTree
 from workbench.speculation.verifiers.base import Outcome, Verifier, untested
 
-__all__ = ["Greedy", "SeededMatch", "PointMatch"]
-
 
 @register("verifier", "seeded")
 @dataclass(frozen=True)

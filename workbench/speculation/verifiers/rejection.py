@@ -13,8 +13,6 @@ from workbench.speculation.verifiers.base import Outcome, Verifier, untested
 from workbench_kernels.noise import reference as noise
 from workbench_kernels.verification.reference import accept, without
 
-__all__ = ["Rejection"]
-
 
 @register("verifier", "rejection")
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from workbench.speculation.verifiers.base import Outcome, Verifier, untested
 from workbench.speculation.verifiers.match import descend
 from workbench_kernels.noise import reference as noise
 
-__all__ = ["Typical"]
-
 
 @register("verifier", "typical")
 @dataclass(frozen=True)
