@@ -43,15 +43,15 @@ def close_drawer(page) -> None:
 
 
 def fill(page, group: str, field, text: str, chip: str) -> None:
-    """Fill a field of the drawer until the chip of its group says so: what is typed while the page is still unfolding a
-    panel is not taken."""
+    """Open the drawer and fill a field until the chip of its group says so: what is typed while the page is still
+    unfolding a panel is not taken."""
     open_group(page, group)
     said = "([group, text]) => document.querySelector(`.wb-setting[aria-label^='${group}:']`).innerText.includes(text)"
     for _ in range(12):
         field.fill(text)
         field.press("Tab")
         if holds_soon(page, said, [group, chip]):
-            return close_drawer(page)
+            return
     raise AssertionError(f"{group} never said {chip}")
 
 
@@ -59,8 +59,10 @@ def settle(page, tokens: int | None = None, prompt: str | None = None) -> None:
     """Set the number of new tokens and the prompt."""
     if prompt is not None:
         fill(page, "Prompt", page.locator("#prompt textarea"), prompt, prompt.split()[0][:20])
+        close_drawer(page)
     if tokens is not None:
         fill(page, "Limits", page.get_by_label(NUMBER), str(tokens), f"{tokens} tokens")
+        close_drawer(page)
 
 
 def start(page, tokens: int | None = None, prompt: str | None = None, button: str = ".wb-go") -> None:

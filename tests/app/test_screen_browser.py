@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import workbench as wb
-from tests.app.page import TOKEN, close_drawer, cursor, open_group, run
+from tests.app.page import NUMBER, TOKEN, close_drawer, cursor, fill, open_group, run
 from tests.conftest import PATIENCE
 from workbench.trace import storage
 
@@ -66,9 +66,7 @@ def test_figures_and_two_runs_side_by_side_fit_the_window(open_page, size):
 
 def test_a_dropped_file_opens_as_a_run_and_the_form_outlives_a_reload(open_page, toy):
     page = open_page()
-    open_group(page, "Limits")
-    page.get_by_label("max new tokens").first.fill("33")
-    page.wait_for_selector(".wb-setting:has-text('33 tokens')", timeout=PATIENCE)
+    fill(page, "Limits", page.get_by_label(NUMBER), "33", "33 tokens")
     close_drawer(page)
     page.get_by_role("tab", name="Figures").click()
     lines = b"".join(map(storage.encode, wb.decode(toy, [0, 1], max_new_tokens=3).log)).decode()
@@ -123,10 +121,7 @@ def test_the_drawer_opens_at_its_group_and_gives_the_focus_back(open_page, size)
         assert page.evaluate("document.activeElement.ariaLabel").startswith(f"{group}:")
     page.keyboard.press("ArrowRight")
     assert cursor(page) == before + 1  # the view hears keys again
-    open_group(page, "Limits")
-    page.get_by_label("number input for max new tokens").fill("50")
-    page.keyboard.press("Tab")
-    page.wait_for_selector(".wb-setting[aria-label^='Limits: 50']", timeout=PATIENCE)
+    fill(page, "Limits", page.get_by_label(NUMBER), "50", "50 tokens")
     page.click("#drawer button[aria-label=close]")
     assert page.evaluate("document.activeElement.ariaLabel").startswith("Limits: 50")  # of the chip, though it changed
     page.click("button[aria-label='files, and the run as Python']")
