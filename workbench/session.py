@@ -359,7 +359,7 @@ class Session(Cursor):
         """
         import workbench  # its lazy names: a session knows no front-end
 
-        return workbench.launch(port=0, browser=browser, wait=False, trace=self).local_url
+        return workbench.launch(port=0, browser=browser, wait=False, trace=self).address
 
     def end(self, reason: str = "interrupted", message: str = "") -> None:
         """Close the trace of a run that is not going on."""

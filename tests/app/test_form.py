@@ -13,6 +13,7 @@ from workbench import declare, web
 from workbench.dashboard import python
 from workbench.dashboard.controls import _nests
 from workbench.dashboard.figures import FIGURES
+from workbench.dashboard.form import GATHER
 from workbench.dashboard.presets import presets
 from workbench.dashboard.visits import VISITS
 from workbench.trace.slots import OPS
@@ -157,7 +158,7 @@ def test_no_event_of_the_server_takes_the_controls_of_the_form_one_by_one(app, v
     parts = [len(fn.inputs) + len(fn.outputs) for fn in app.fns.values() if fn.fn is not None]
     assert len(parts) > 60 and max(parts) < 32
     gathered = [fn for fn in app.fns.values() if fn.fn is None and len(fn.inputs) > 500]
-    assert {fn.js for fn in gathered} == {VISITS[visitor.name].form.gather}
+    assert {fn.js for fn in gathered} == {VISITS[visitor.name].form.script(GATHER)}
     assert len({tuple(fn.inputs) for fn in gathered}) == 1
 
 

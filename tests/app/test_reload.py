@@ -76,7 +76,7 @@ def test_the_app_opens_on_a_given_trace(toy):
 
 def test_a_session_is_open_in_the_app_and_in_other_hands_at_once(toy, monkeypatch):
     session, asked = wb.Session(toy, [0, 1], max_new_tokens=9), {}
-    served = lambda **more: asked.update(more) or SimpleNamespace(local_url="x")  # noqa: E731
+    served = lambda **more: asked.update(more) or SimpleNamespace(address="x")  # noqa: E731
     monkeypatch.setattr(wb, "launch", served, raising=False)
     assert session.open_in_app(browser=False) == "x"
     assert asked == {"port": 0, "browser": False, "wait": False, "trace": session}

@@ -12,8 +12,8 @@ from workbench.cursor import Replay
 from workbench.dashboard import branches, experiments, figures, loading, setup, share, transport, visits
 from workbench.dashboard import screen as page
 from workbench.dashboard.bundled import bundled
-from workbench.dashboard.form import KINDS, SPREAD, Form, spread
-from workbench.dashboard.html import block, button
+from workbench.dashboard.form import GATHER, KINDS, SPREAD, Form, spread
+from workbench.dashboard.html import block, button, inert
 from workbench.dashboard.limits import client_of
 from workbench.dashboard.presets import presets
 from workbench.dashboard.uploads import Blocks
@@ -127,7 +127,9 @@ def reset(visit: Visit) -> list[Any]:
 @guarded
 def adopt(visit: Visit) -> list[Any]:
     """The form as it was for the run shown."""
-    return _filled(visit, visit.form.of_run(visit.branch.run.trace.run))
+    values, left = visit.form.of_run(visit.branch.run.trace.run)
+    visit.message = f"The form is as in the run shown, without {left}." if left else "The form is as in the run shown."
+    return [*_filled(visit, values), inert(visit.message)]
 
 
 def _filled(visit: Visit, values: list[Any]) -> list[Any]:
@@ -202,7 +204,7 @@ def _wire(app: gr.Blocks, form: Form, first: First) -> None:
 
     def filled(name, event=None):
         """What comes after an event, by default the press of the button of that name, once the form is gathered."""
-        gather = {"js": form.gather, "api_name": f"fill_{name}", **COMMON}
+        gather = {"js": form.script(GATHER), "api_name": f"fill_{name}", **COMMON}
         return (event or parts[name].click)(None, settings, parts["filled"], **gather).success
 
     def decodes(name, handler, given=(), status="status", event=None, **more):
@@ -222,8 +224,8 @@ def _wire(app: gr.Blocks, form: Form, first: First) -> None:
     filled("edited", row.edited)(partial(setup.chips, form), [visit, parts["filled"]], row, **edited)
     on("preset", preset, outputs=[*page.PANEL, "chosen"], event=row.preset)
     on("reset", reset, outputs=["setup", "chosen"])
-    on("adopt", adopt, outputs=["setup", "chosen"])
-    parts["chosen"].change(None, parts["chosen"], settings, js=SPREAD, **COMMON)
+    on("adopt", adopt, outputs=["setup", "chosen", "status"])
+    parts["chosen"].change(None, parts["chosen"], settings, js=form.script(SPREAD), **COMMON)
     row.stop(loading.stop, visit, None, queue=False, api_name="cancel", **COMMON)
     decodes("start", transport.start, event=row.start)
     decodes("go", transport.go, event=row.go)

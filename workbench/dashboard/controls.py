@@ -93,7 +93,7 @@ class MemberControls:
     ):
         self.family, self.nothing, self.models, self.anything = family, nothing, models, anything
         self.paths: dict[Path, Field | None] = {}  # the parameter there; None where a member is chosen
-        self.choices: dict[Path, str] = {}  # the family that a member is chosen of
+        self.choices: dict[Path, tuple[str, list[str]]] = {}  # where a member is chosen: the family, what is offered
         self.components: list[gr.components.Component] = []
         self.groups: list[tuple[gr.Dropdown, list[str], list[gr.Column]]] = []
         self._choose((family,), family, label, default or "", default is None, about)
@@ -107,7 +107,7 @@ class MemberControls:
         named = {"label": label.replace("_", " "), "info": about or None, "elem_id": _element(path)}
         chooser = gr.Dropdown(choices, value=default, **named)
         self._add(path, None, chooser)
-        self.choices[path] = family
+        self.choices[path] = (family, known)
         groups = []
         self.groups.append((chooser, known, groups))
         for name in known:
@@ -156,8 +156,8 @@ class MemberControls:
         if self._why_not(values):
             return found
         for place, path in enumerate(self.paths):
-            family = self.paths[path] is None and _chosen(named, path) and self.choices[path]
-            for name in declare.names(family) if family else ():
+            family, offered = self.choices.get(path, ("", ())) if _chosen(named, path) else ("", ())
+            for name in offered:
                 why = self._why_not([*values[:place], name, *values[place + 1 :]])
                 if why and _complete(family, name):
                     found.setdefault(_element(path), {})[name] = why

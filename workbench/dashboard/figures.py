@@ -19,7 +19,11 @@ def _offered() -> dict[str, tuple[str, dict[str, Any]]]:
     """What the registered views offer, plug-ins last: title -> name of a view, options of its drawing."""
     declare.broken()  # loads the plug-ins
     views_of = {name: getattr(declare.get("view", name), "offers", {}) for name in KNOWN["view"]}
-    return {title: (name, options) for name, offers in views_of.items() for title, options in offers.items()}
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, offers in views_of.items():
+        for title, options in offers.items():
+            found[f"{title} ({name})" if title in found else title] = (name, options)
+    return found
 
 
 FIGURES = _offered()
@@ -39,11 +43,14 @@ def panel() -> None:
 
 @guarded
 def drawn(visit: Visit) -> list[Any]:
-    """Updates of every place, in the order of `OUTPUTS`; none while a round is shown in part, which they would tell."""
+    """Updates of every place, in the order of `OUTPUTS`; no figure of a round that is shown in part."""
+    why = ""
     if not visit.branches or not len((trace := visit.branch.trace).rounds):
-        return [part for title in FIGURES for part in (_about(title, "No round yet."), gr.update(visible=False))]
-    if visit.branch.open:
-        return [gr.skip()] * len(OUTPUTS)
+        why = "No round yet."
+    elif visit.branch.open:
+        why = "The last round is shown in part: step it to its end."
+    if why:
+        return [part for title in FIGURES for part in (_about(title, why), gr.update(visible=False))]
     return [part for title in FIGURES for part in _place(title, trace, visit.round, visit.theme)]
 
 
@@ -54,10 +61,10 @@ def _place(title: str, trace: Trace, round: int | None, theme: str | None) -> tu
     at = {"round": round} if "round" in inspect.signature(view).parameters else {}
     try:
         made = view(headroom(trace) if name == "headroom" else trace, theme=theme, **at, **options)  # one draws a table
+        return _about(title, views.description(made)) + _data(made), gr.update(value=made, visible=True)
     except Exception as why:  # views of packages too
         said = str(why) if isinstance(why, WorkbenchError) else f"{type(why).__name__}: {why}"
         return _about(title, " ".join(said.split())), gr.update(visible=False)
-    return _about(title, views.description(made)) + _data(made), gr.update(value=made, visible=True)
 
 
 def _about(title: str, text: str) -> str:

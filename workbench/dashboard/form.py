@@ -27,11 +27,18 @@ KINDS = ("text", "chat message")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # In the browser: all values in one text, and what the page says beside them; and back. Each control that is an input or
 # output of an event of the server costs the page time with every later event, and there are hundreds.
-GATHER = """(...values) => {
-  localStorage.setItem("workbench-form", JSON.stringify({ key: "KEY", values }));
-  return JSON.stringify({ values, told: window.workbenchTold ?? {} });
-}"""
-SPREAD = "(text) => JSON.parse(text).values"
+KEEP = """const kept = JSON.stringify({ key: "KEY", values });
+  try { if (kept.length < MOST) localStorage.setItem("workbench-form", kept); } catch { /* it keeps nothing */ }"""
+GATHER = f"""(...values) => {{
+  {KEEP}
+  return JSON.stringify({{ values, told: window.workbenchTold ?? {{}} }});
+}}"""
+SPREAD = f"""(text) => {{
+  const {{ values }} = JSON.parse(text);
+  {KEEP}
+  return values;
+}}"""
+MOST_KEPT = 200_000  # characters of a form that the browser keeps, and sends when a page opens
 _turns = count()
 
 
@@ -153,29 +160,35 @@ class Form:
         self.defaults = {id(component): component.value for component in self.components}
         self.key = hashlib.sha256(repr([one.label for one in self.components]).encode()).hexdigest()[:16]
 
-    @property
-    def gather(self) -> str:
-        """In the browser: all values in one text; they are kept there, too, for the next visit."""
-        return GATHER.replace("KEY", self.key)
+    def script(self, text: str) -> str:
+        """`GATHER` or `SPREAD` for this form."""
+        return text.replace("KEY", self.key).replace("MOST", str(MOST_KEPT))
 
     def kept(self, text: str | None) -> list[Any] | None:
         """The values that a browser has kept; None where they are another form's, or do not fit this one."""
         try:
             found = _gathered(text)
-            if found.get("key") == self.key and self.read(text):
+            if found.get("key") == self.key and self.checked(text):
                 return found["values"]
         except BadInput:
             pass
         return None
 
-    def of_run(self, run: Mapping[str, Any]) -> list[Any]:
-        """The values that a recorded run had. Raises BadInput where it was given what no form can say."""
+    def of_run(self, run: Mapping[str, Any]) -> tuple[list[Any], str]:
+        """The values that a recorded run had, and what of it no form can say. Raises BadInput where it names what is
+        not here."""
         decoder, settings = python.asked(run)
-        values = self.values(run.get("prompt_text") or "", decoder, settings["cache"], settings)
         name = tables.model(run, "target").get("name")
-        if name in self.models:
+        left = {
+            "its prompt of ids": not run.get("prompt_text"), "forced tokens": run.get("forced"),
+            "the run that it went on from": run.get("parent"), "all stops but one": len(settings.get("stop") or ()) > 1,
+            f"the model {name}": not self.anything and name not in self.models,
+        }  # fmt: skip
+        settings["stop"] = (settings.get("stop") or ())[:1]
+        values = self.values(run.get("prompt_text") or "", decoder, settings["cache"], settings)
+        if name and (self.anything or name in self.models):
             values[self.components.index(self.model)] = name
-        return values
+        return values, ", ".join(what for what, there in left.items() if there)
 
     def begin(self, values: Sequence[Any]) -> None:
         """What the form holds as a page opens, while it is built."""
@@ -218,6 +231,13 @@ class Form:
         chosen = (("device", device, "cpu"), ("dtype", dtype, "auto"))
         where = {name: value for name, value, usual in chosen if value and value != usual}
         return Wanted(model, where, given, decoder, settings)
+
+    def checked(self, values: Sequence[Any] | str) -> Wanted:
+        """What `read` gives, its sampling checked. Raises BadInput where one does not fit."""
+        wanted = self.read(values)
+        drawn = {entry.name for entry in describe(wb.Sampling)} & wanted.settings.keys()
+        wb.Sampling(**{name: wanted.settings[name] for name in drawn})
+        return wanted
 
     def refused(self, values: Sequence[Any] | str) -> dict[str, dict[str, str]]:
         """What cannot be chosen beside the rest of the form, given as for `read`: see `MemberControls`."""

@@ -51,22 +51,23 @@ def call(
 
 def asked(run: Mapping[str, Any]) -> tuple[Declared | None, dict[str, Any]]:
     """Decoder and settings of a recorded run. Raises BadInput where it names what is not here."""
-    decoder, cache = (run.get(name) and from_dict(run[name]) for name in ("decoder", "cache"))
+    decoder, cache = (from_dict(run[name]) if run.get(name) is not None else None for name in ("decoder", "cache"))
     said = {**run, **(run.get("sampling") or {})}
     return decoder, {name: said[name] for name in keywords() if said.get(name) not in (None, [])} | {"cache": cache}
 
 
 def of_run(trace: Trace) -> str:
-    """The call that gives the text of an opened trace: of a branch, what came before it is forced."""
+    """The call that gives the text of an opened trace, as far as its prompt is text: of a branch, what came before it
+    is forced. A line that says why, where the trace names what is not here, or is damaged."""
     run = trace.run
     try:
         decoder, settings = asked(run)
-    except BadInput as why:
-        return f"# {why}"
-    settings["force"] = {int(place): token for place, token in (run.get("forced") or {}).items()}
-    before = trace.token_ids[: (run.get("parent") or {}).get("index", 0)]
-    settings["force"] |= dict(enumerate(before))
-    prompt = run.get("prompt_text") or list(run.get("prompt_ids") or ())
+        settings["force"] = {int(place): token for place, token in (run.get("forced") or {}).items()}
+        settings["force"] |= dict(enumerate(trace.token_ids[: (run.get("parent") or {}).get("index", 0)]))
+    except (BadInput, TypeError, ValueError, AttributeError) as why:
+        return f"# {' '.join(str(why).split())}"
+    text = run.get("prompt_text")
+    prompt = list(run.get("prompt_ids") or ()) if not text or "\ufffd" in text else text
     return call(str(tables.model(run, "target").get("name") or "embedded"), prompt, decoder, settings)
 
 

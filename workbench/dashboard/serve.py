@@ -68,7 +68,10 @@ def launch(
     resolve_dtype(dtype, resolve_device(device))
     rules = rules_of(host, token, allow_frame)
     live = isinstance(trace, Session)
-    first = (trace.decoder.declared_name, trace) if live else trace and (Path(trace).name, open_file(Path(trace)))
+    if live:
+        first = (trace.decoder.declared_name, trace)
+    else:
+        first = None if trace is None else (Path(trace).name, open_file(Path(trace)))
     port = _checked_port(host, port)
     for name in ("NO_PROXY", "no_proxy"):  # the server's check of itself must not go through a proxy
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"]))
@@ -77,7 +80,7 @@ def launch(
     gate = Middleware(Gate, rules=rules, fns=app.fns, pages=pages)
     inside = {"routes": [*OWN, *uploads.ROUTES], "middleware": [gate], "lifespan": _no_foreign_origins}
     _, url, _ = app.launch(
-        server_name=host, server_port=port, inbrowser=False, share=False,
+        server_name=host, server_port=port, inbrowser=False, share=False, inline=False,
         quiet=True, prevent_thread_lock=True, show_error=True, footer_links=[], run_history=False, ssr_mode=False,
         enable_monitoring=False, max_file_size=uploads.MAX_TRACE, theme=THEME, head=f"<style>{page_css()}</style>",
         js=script("page.js"), state_session_capacity=SESSIONS, app_kwargs=inside,
@@ -87,6 +90,7 @@ def launch(
     threading.Thread(target=_sweep, args=(app, pages), daemon=True, name="idle pages").start()
     if not models and not live:  # one of the user's own may be large: it is loaded when it is asked for
         threading.Thread(target=load, args=("embedded",), daemon=True, name="first model").start()
+    app.address = address
     print(f"decoding workbench: {address}  (Ctrl-C stops it)", flush=True)
     if not rules.owner:
         who = "anyone with this token" if rules.token else "anyone"
@@ -151,7 +155,7 @@ def _checked_port(host: str, port: int) -> int:
 def answer(visit: Visit | None, run: str, rounds: int, cursor: int, at: str = "") -> str:
     """The JSON text for a page that has drawn this run up to that many rounds, the cursor there.
 
-    `NOTHING` where there is nothing new, or the visit is busy; `REST` where the page should fire its `tick` event: the
+    `NOTHING` where there is nothing new, or the visit is busy; `REST` where the page should fire its `rest` event: the
     run is no longer decoded. Else what the trace view draws. at: the round that its
     cursor is in or behind, "null" at the start, "" where the page does not say.
     """

@@ -6,12 +6,11 @@ from typing import Any
 
 import gradio as gr
 
-import workbench as wb
 from workbench import web
 from workbench.dashboard.form import Form, Wanted
 from workbench.dashboard.presets import presets
 from workbench.dashboard.visits import Visit, one_line
-from workbench.declare import describe, to_dict
+from workbench.declare import to_dict
 from workbench.errors import WorkbenchError
 from workbench.trace import tables
 
@@ -22,7 +21,7 @@ DRAWN = {"temperature": "T", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p
 
 
 def row() -> gr.HTML:
-    """The component; its value is what `shown` returns. Its events: `go`, `start`, `stop`, `preset`."""
+    """The component; its value is what `shown` returns. Its events: `go`, `start`, `stop`, `preset`, `edited`."""
     return gr.HTML("", elem_id="setup", apply_default_css=False, padding=False, html_template="", js_on_load=_script())
 
 
@@ -47,9 +46,7 @@ def chips(form: Form, visit: Visit | None, filled: Sequence[Any] | str) -> str:
         return ""
     visit.preset = ""
     try:
-        wanted = form.read(filled)
-        drawn = {entry.name for entry in describe(wb.Sampling)} & wanted.settings.keys()
-        wb.Sampling(**{name: wanted.settings[name] for name in drawn})
+        wanted = form.checked(filled)
         visit.chips, visit.trouble = _of_form(wanted), ""
         visit.refused = form.refused(filled)
     except (WorkbenchError, ValueError, TypeError) as error:

@@ -26,7 +26,7 @@ KINDS = {  # of files: the button, the ending, the type
 }
 DOWNLOAD = script("download.js")
 IN_BROWSER = {  # what the page does by itself
-    "link": "() => navigator.clipboard.writeText(location.href)",
+    "link": "() => navigator.clipboard?.writeText(location.href) ?? prompt('the link', location.href)",
     "picture": "() => dispatchEvent(new CustomEvent('workbench-picture'))",
 }
 

@@ -164,7 +164,7 @@ class Measured(Job):
         words |= {found.greedy, found.sampled} - {None} if found else set()
         if found and found.holds is False:
             return badge("✕ guarantee does not hold", "texts or counts contradict the guarantee", True)
-        weakest = min(words, key=WEAKEST.index)
+        weakest = min(words, key=lambda word: WEAKEST.index(word) if word in WEAKEST else 0)
         return badge(**claim(weakest, bool(self.cache), self.acted, "this measurement"))
 
     def _said(self) -> str:

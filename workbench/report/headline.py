@@ -89,17 +89,20 @@ def claim(
 def acted(trace: Trace) -> bool:
     """Whether a run's cache stack left something out, or stored it in fewer bits than the model does.
 
-    True, too, where the run was recorded at level `off` and does not tell.
+    True, too, where the trace does not tell: recorded at level `off`, or damaged.
     """
-    if not trace.run.get("cache") or trace.run.get("level") == "off":
-        return bool(trace.run.get("cache"))
+    if not trace.run.get("cache"):
+        return False
+    if trace.run.get("level") == "off" or trace.dropped:
+        return True
     width = tables.model(trace.run, "target").get("kv_bits")
 
     def lossy(event: dict[str, Any]) -> bool:
         narrow = (event.get("bits") or width) < width if width else event.get("op") == "quantize"
         return event.get("op") in LOSING or narrow
 
-    return any(
+    seen = any(
         event["type"] == "cache" and (event.get("model") or "target") == "target" and lossy(event)
         for event in trace.log
     )
+    return seen or bool((trace.rounds["bits_per_element"].dropna() < 0.9 * (width or 0)).any())

@@ -66,7 +66,7 @@ const connect = ({ element, props, trigger, watch }, { settled, beat, away, ...o
     if (page !== null) look();
   };
   watch("value", show);
-  addEventListener("workbench-picture", () => picture(element.querySelector(".wb-timeline"), view.record().id ?? "run"));
+  addEventListener("workbench-picture", () => picture(element.querySelector(".wb-timeline"), view.record().id ?? "run").catch(() => view.refuse("the picture could not be made")));
   addEventListener("workbench-failed", ({ detail }) => view.refuse(detail.startsWith("condition") ? detail : ""));
   show();
 };

@@ -43,7 +43,7 @@ export function map(canvas, height, held, c, round, open = null) {
   canvas.height = height * ratio;
   const pen = canvas.getContext("2d");
   pen.scale(ratio, ratio);
-  if (round === null) return;
+  if (round === null || open >= held.layers) return;
   const { state, bits, positions } = slotsAt(held, round), heads = held.heads;
   const count = open === null ? held.layers : heads, row = height / count, prompt = held.prompt_tokens;
   pen.fillStyle = getComputedStyle(canvas).color;

@@ -71,7 +71,10 @@
   new MutationObserver(dress).observe(document.body, { childList: true, subtree: true });
   dress();
 
-  // A file that is dropped anywhere is opened as a run.
+  // What is opened is shown, also when it was dropped somewhere.
+  document.addEventListener('change', (event) => {
+    if (event.target.type === 'file') document.querySelector('#tabs [role=tab]')?.click();
+  }, true);
   document.addEventListener('dragover', (event) => { if (event.dataTransfer?.types.includes('Files')) event.preventDefault(); });
   document.addEventListener('drop', (event) => {
     const file = event.dataTransfer?.files[0], input = document.querySelector('#open input[type=file], input#open') ?? $('open')?.parentElement.querySelector('input[type=file]');
@@ -81,7 +84,6 @@
     list.items.add(file);
     input.files = list.files;
     input.dispatchEvent(new Event('change', { bubbles: true }));
-    document.querySelector('#tabs [role=tab]')?.click();
   });
 
   // The status line turns to caution where something was refused.

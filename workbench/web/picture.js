@@ -1,6 +1,9 @@
 // The timeline as a PNG: its drawings with the colours that they have on the page, maps in their places, words beside it.
 const STYLES = ["fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "opacity", "font-family", "font-size", "font-weight", "text-anchor", "paint-order", "display"];
+const UNFIT = /[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]/g; // for XML
 const picture = async (timeline, name) => {
+  document.querySelector("#tabs [role=tab]")?.click(); // where it is seen
+  await new Promise((drawn) => { setTimeout(drawn, 100); });
   const whole = timeline.getBoundingClientRect(), canvas = document.createElement("canvas"), pen = canvas.getContext("2d"), sharp = 2;
   [canvas.width, canvas.height] = [whole.width * sharp, whole.height * sharp];
   pen.scale(sharp, sharp);
@@ -16,7 +19,8 @@ const picture = async (timeline, name) => {
         copies[k].setAttribute("style", STYLES.map((known) => `${known}:${style.getPropertyValue(known)}`).join(";"));
       });
       image = new Image();
-      image.src = `data:image/svg+xml,${encodeURIComponent(new XMLSerializer().serializeToString(copy))}`;
+      const text = new XMLSerializer().serializeToString(copy).replace(UNFIT, "\ufffd");
+      image.src = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
       await image.decode();
     }
     pen.drawImage(image, ...place(one));

@@ -67,7 +67,7 @@ const setup = ({ element, props, trigger, watch }) => {
   let waiting = null;
   for (const name of ["input", "change", "click", "keyup"]) {
     document.addEventListener(name, (event) => {
-      if (!event.target.closest?.("#drawer")) return;
+      if (!event.target.closest?.("#drawer") || event.target.closest("#reset, #adopt")) return;
       clearTimeout(waiting);
       waiting = setTimeout(() => trigger("edited", {}), 400);
     }, true);
@@ -93,7 +93,7 @@ const setup = ({ element, props, trigger, watch }) => {
   const quoted = (text) => JSON.stringify(text.replaceAll("\n", " "));
   const hide = (refused) => {
     hidden.textContent = Object.entries(refused).map(([id, names]) => {
-      const all = Object.keys(names), why = Object.values(names)[0];
+      const all = Object.keys(names), why = [...new Set(Object.values(names))].join("; ");
       return `${all.map((name) => `#${id} li[aria-label=${quoted(name)}]`).join()} { display: none !important; }
 #${id}::after { content: ${quoted(`${all.length} hidden: ${why}`)}; display: block; font-size: 11.5px; color: var(--wb-quiet); padding-top: 3px; }`;
     }).join("\n");

@@ -55,14 +55,14 @@ export function timeline(held, state, { id, onMove, onHover, onRange, other = nu
     let top = RULER;
     for (const [, track, tall] of placed) {
       chart.append(drawn("path", { class: "wb-rule", d: `M0,${top}H${width}` }));
-      const high = other ? Math.max(...runs.map((run) => highest(track, run, tall))) : null, part = track.over ? tall : Math.floor(tall / runs.length);
+      const ends = other && runs.map((run) => endsOf(track, run, tall)), part = track.over ? tall : Math.floor(tall / runs.length);
       runs.forEach((run, k) => {
         const at = top + (track.over ? 0 : k * part), over = track.over && k > 0, place = { transform: `translate(0 ${at})` };
         const [axis, group, numbers] = ["wb-axis", over ? "wb-other" : "", "wb-names"].map((name) => drawn("g", { ...place, class: name }));
         group.setAttribute("clip-path", `url(#${id}-clip)`);
         chart.append(...(over ? [group] : [axis, group, numbers]));
         const canvas = (y, tall, paint) => maps.push({ canvas: mapAt(at + y, tall), tall, paint, run });
-        if (run.count() && track.there(run)) track.draw(group, { ...ownOf(run, part, axis, numbers, high), canvas });
+        if (run.count() && track.there(run)) track.draw(group, { ...ownOf(run, part, axis, numbers, ends), canvas });
       });
       top += tall;
     }
@@ -104,20 +104,27 @@ export function timeline(held, state, { id, onMove, onHover, onRange, other = nu
     return drawn("path", { class: "wb-band", d: path });
   }
 
-  // The top of a track's scale, by drawing it for nobody.
-  function highest(track, run, tall) {
-    let top = 0;
-    const scale = (low, high) => { top = Math.max(top, high); return () => 0; };
+  // The ends of a track's scale, by drawing it for nobody.
+  function endsOf(track, run, tall) {
+    const ends = [Infinity, -Infinity];
+    const scale = (low, high) => {
+      [ends[0], ends[1]] = [Math.min(ends[0], low), Math.max(ends[1], high)];
+      return () => 0;
+    };
     if (run.count() && track.there(run)) track.draw(drawn("g"), { ...ownOf(run, tall), scale, ticks() {}, canvas() {} });
-    return top;
+    return ends;
   }
 
   // What tracks draw with: a scale, ticks and steps over the tokens in view.
-  function ownOf(run, tall, axis, names, top = null) {
+  function ownOf(run, tall, axis, names, ends = null) {
     const first = Math.max(0, Math.floor(c.from)), end = endOf(run), stop = Math.min(end, Math.ceil(c.to));
+    const [least, most] = ends ? [Math.min(...ends.map(([low]) => low)), Math.max(...ends.map(([, high]) => high))] : [];
     return {
       ...c, held: run, end, height: tall,
-      scale: (low, high, height = tall) => (value) => height - 6 - ((value - low) / ((top ?? high) - low || 1)) * (height - 6 - c.pad),
+      scale: (from, to, height = tall) => {
+        const [low, high] = ends ? [least, most] : [from, to];
+        return (value) => height - 6 - ((value - low) / (high - low || 1)) * (height - 6 - c.pad);
+      },
       ticks(list, up) {
         for (const [value, text] of c.phone ? [] : list) {
           axis.append(drawn("path", { d: `M${c.before},${px(up(value))}H${c.width}` }));
@@ -158,17 +165,20 @@ export function timeline(held, state, { id, onMove, onHover, onRange, other = nu
 
   // A double click on the map opens a layer into its heads, or closes it.
   function opens(event) {
-    const box = maps[0]?.canvas.getBoundingClientRect();
-    if (!box || event.clientY < box.top || event.clientY > box.bottom) return false;
-    layer = layer === null ? Math.floor(((event.clientY - box.top) / box.height) * held.layers) : null;
-    draw();
-    return true;
+    for (const { canvas, run } of maps) {
+      const box = canvas.getBoundingClientRect();
+      if (event.clientY < box.top || event.clientY > box.bottom) continue;
+      layer = layer === null ? Math.floor(((event.clientY - box.top) / box.height) * run.layers) : null;
+      draw();
+      return true;
+    }
+    return false;
   }
 
   function ruler(n) {
     const axis = drawn("g", { class: "wb-ruler" }), step = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024].find((one) => one * c.cell > 34) ?? 2048;
     for (let i = Math.ceil(c.from / step) * step; i < c.to; i += step) {
-      const text = c.cell > 34 && i < c.end ? short(word(held.token("text", i)), Math.floor(c.cell / 7)) : i;
+      const text = c.cell > 34 && i < endOf(held) ? short(word(held.token("text", i)), Math.floor(c.cell / 7)) : i;
       axis.append(label(c.x(i) + c.cell / 2, 28, text, "wb-middle"));
     }
     if (!c.phone && held.prompt_tokens) axis.append(label(0, 28, `prompt ${held.prompt_tokens}`));
@@ -305,7 +315,7 @@ export function timeline(held, state, { id, onMove, onHover, onRange, other = nu
   window.addEventListener("pointerup", released);
   plot.addEventListener("dblclick", (event) => {
     const i = under(event);
-    if (opens(event) || i === null || i < 0) return;
+    if (opens(event) || i === null || i < 0 || i >= endOf(held)) return;
     const { first, last } = held.span(i);
     onRange([first, last]);
   });
