@@ -25,9 +25,10 @@ from workbench.errors import BadInput
 __all__ = ["CORPORA"]
 
 EVENTS = (
-    "start", "go", "step", "run", "pause", "tick", "pick", "lost", "preset", "reset", "adopt", "edited", "cancel", "choose",
-    "forget", "fork", "resettle", "figures", "beside", "left", "right", "add", "compare", "stop", "beat", "measure",
-    "enough", "pulse", "baseline", "paying", "verify", "open", "copy", "save", "capsule", "perfetto", "csv", "json", "failed",
+    "start", "go", "step", "run", "pause", "tick", "pick", "lost", "preset", "reset", "adopt", "edited", "cancel",
+    "choose", "forget", "fork", "resettle", "figures", "beside", "left", "right", "add", "compare", "stop", "beat",
+    "measure", "enough", "pulse", "baseline", "paying", "verify", "open", "copy", "save", "capsule", "perfetto",
+    "csv", "json", "failed",
 )  # fmt: skip
 META = {"_type": "gradio.FileData"}
 texts = st.one_of(
