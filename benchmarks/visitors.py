@@ -5,11 +5,12 @@
 
 The app is served by a process of its own, with one thread per operation of torch; the visitors are Python clients
 that speak to it over HTTP as pages do. They first all watch a long run of plain decoding at once, then step for the
-given time: run speculatively, watch to the end, pick a token, branch there, by phase, by round, forget. Reported:
-updates and decoded rounds per second of the watched runs, how long an answer took, processor time of the server beside
-decoding over that of decoding, errors, texts that were not what the same prompt gives alone, and memory and open
-sessions before, during and after. Whether memory is flat shows in the second wave of visitors: the first one also pays
-for what is loaded once.
+given time: run speculatively, reload the page in the midst of it, watch to the end, pick a token, branch there, by
+phase, by round, forget; then cancel a long run. Reported: updates and decoded rounds per second of the watched runs,
+how long an answer took, processor time of the server beside decoding over that of decoding, errors, texts that were not
+what the same prompt gives alone, rounds that came after a run was cancelled, and memory and open sessions before,
+during and after. Whether memory is flat shows in the second wave of visitors: the first one also pays for what is
+loaded once.
 """
 
 import json
@@ -95,10 +96,8 @@ class Page:
     """A page without a browser: fires the app's events over HTTP, holds what the trace view would hold."""
 
     def __init__(self, port: int, name: str):
-        self.name = name
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
-        self.heart = self.http.stream("GET", f"/gradio_api/heartbeat/{name}")
-        self.heart.__enter__()  # while it beats, the server takes the page to be open
+        self.name, self.heart = name, self._beat(name)
         config = self._get("/config")
         self.events = {one["api_name"]: one for one in config["dependencies"]}
         parts = config["components"]
@@ -107,8 +106,23 @@ class Page:
         self.state = {one["id"] for one in parts if one["type"] == "state"}
         self.view: dict[str, Any] = {}
         self.answers: list[float] = []  # seconds each
-        self.presses = 0
+        self.presses = self.reloads = 0
+        self.shown[self.named["key"]] = name.ljust(16, "-")
         self.fire("loaded")
+
+    def _beat(self, name: str) -> Any:
+        """While it lasts, the server takes the page of that name to be open."""
+        heart = self.http.stream("GET", f"/gradio_api/heartbeat/{name}")
+        heart.__enter__()
+        return heart
+
+    def reload(self) -> None:
+        """The same tab under another name: it finds its runs again. Its old page is heard to leave afterwards."""
+        self.reloads += 1
+        old, self.name = self.heart, f"{self.name.partition('again')[0]}again{self.reloads}"
+        self.heart = self._beat(self.name)
+        self.fire("loaded")
+        old.__exit__(None, None, None)
 
     def _get(self, path: str) -> Any:
         return _checked(self.http.get(path)).json()
@@ -201,12 +215,14 @@ class Visitor(threading.Thread):
         self.watched: list[float] = []
         self.answers: list[float] = []
         self.texts: list[str] = []
+        self.late = self.cancelled = 0  # rounds decoded after a run was cancelled, at most; runs that were
+        self.refused = 0  # presses of Run while too many were being decoded
 
     def run(self) -> None:
         page = self.page
         try:
             self._open("autoregressive", LONG, ignore_eos=True)
-            page.press("run")
+            self._run(wait=False)
             self.gate.wait()
             page.watch(time.monotonic() + WARM_S)
             page.answers, first, started = [], page.view["rounds_recorded"], time.monotonic()
@@ -229,9 +245,23 @@ class Visitor(threading.Thread):
         self.page.fill(**PLAINLY, **run)  # the page opens on a preset
         self.page.press("start")
 
+    def _run(self, wait: bool = True) -> None:
+        """Decode on; where too many do already, again in a moment."""
+        while True:
+            try:
+                return self.page.press("run")
+            except RuntimeError as refused:
+                if "in a moment" not in str(refused):
+                    raise
+            self.refused += 1
+            if not wait:
+                return
+            time.sleep(PAUSE_S)
+
     def _round(self) -> None:
         self._open("speculative", TOKENS, ignore_eos=False)
-        self.page.press("run")
+        self._run()
+        self.page.reload()
         self.page.watch()
         self.texts.append(self.page.text)
         presses = (
@@ -241,6 +271,19 @@ class Visitor(threading.Thread):
         for event, told in presses:
             self.page.press(event, **told)
             time.sleep(PAUSE_S)
+        self.page.press("forget")
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self._open("autoregressive", LONG, ignore_eos=True)
+        self._run()
+        self.page.watch(time.monotonic() + PAUSE_S)
+        self.page.press("pause")
+        at = self.page.view["rounds_recorded"]
+        time.sleep(PAUSE_S)
+        self.page.fire("tick")
+        self.late = max(self.late, self.page.view["rounds_recorded"] - at)
+        self.cancelled += 1
         self.page.press("forget")
 
 
@@ -284,6 +327,10 @@ def measure(visitors: int, seconds: float, watch: float = 20, waves: int = 1) ->
         "errors": [visitor.error for visitor in crowd if visitor.error],
         "runs": sum(len(visitor.texts) for visitor in crowd),
         "presses": sum(visitor.page.presses for visitor in crowd),
+        "refused_for_a_moment": sum(visitor.refused for visitor in crowd),
+        "reloads": sum(visitor.page.reloads for visitor in crowd),
+        "cancelled": sum(visitor.cancelled for visitor in crowd),
+        "rounds_after_cancel": max(visitor.late for visitor in crowd),
         "mixed_texts": sum(text != alone[visitor.prompt] for visitor in crowd for text in visitor.texts),
         "updates_per_s_median": median(rates) if rates else None,
         "updates_per_s_least": min(rates, default=None),
