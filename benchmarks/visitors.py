@@ -170,20 +170,21 @@ class Page:
         tokens = {name: before.get(name, [])[:kept] + after.get(name, []) for name in ("text", "round")}
         self.view = {**self.view, **delta, "tokens": tokens}
 
-    def watch(self, until: float = float("inf"), beat: float = 0.15) -> list[float]:
-        """Look at the run as the page does until it is over; the times of the updates."""
+    def watch(self, until: float = float("inf")) -> list[float]:
+        """Look at the run as the page does, `web/app.js`, until it is over; the times of the updates."""
         times = []
         while self.view["live"] and time.monotonic() < until:
             held = {"run": self.view["id"], "rounds": self.view["rounds_recorded"], "cursor": self.view["cursor"]}
             asked = time.monotonic()
             found = self._get(f"/live/{self.name}?{urlencode(held)}")
-            self.answers.append(time.monotonic() - asked)
+            took = time.monotonic() - asked
+            self.answers.append(took)
             if found.get("rest"):
                 self.fire("tick")
             elif found:
                 self.take(found)
                 times.append(time.monotonic())
-            time.sleep(beat)
+            time.sleep(max(self.view["beat"] / 1000 - (time.monotonic() - asked), 2 * took))
         return times
 
     @property

@@ -10,7 +10,7 @@ import gradio as gr
 
 from workbench import web
 from workbench.dashboard import html, python, setup
-from workbench.dashboard.visits import Visit
+from workbench.dashboard.visits import VISITS, Visit
 from workbench.report.headline import badge, run_line
 from workbench.session import Session
 
@@ -20,9 +20,9 @@ PANEL = (
 EVENTS = ("step", "run", "pause", "rest", "pick", "lost", "choose", "forget", "fork", "resettle")  # of the view
 VIEW = {
     "settled": 150,  # ms that the cursor rests on a token before the server hears of it
-    "beat": 100,  # ms between two looks at a run that is being decoded
     "away": 1000,  # where the server did not answer
 }
+FAST, SLOW, ALONE = 80, 150, 2  # ms from one look at a run to the next; the second where more than that many watch
 
 _turns = count()
 
@@ -64,9 +64,9 @@ def view(visit: Visit, since: int | None = None) -> str:
 
     Given, `since` is what the page has asked for, and all that it is known to hold until it is heard of again. Beside
     it, where the visitor is: `cursor`, tokens before the run's; `place`, rounds too; `selected`, the token inspected;
-    `follow`, scroll to it; `live`, the page's name while its run is decoded; `runs`, `badge`, `line` and `status`, what
-    stands above the text; `can`, whether it can be decoded on. Every text is another one (`turn`), so that the page,
-    whose cursor may have moved since, takes notice of it.
+    `follow`, scroll to it; `live`, the page's name while its run is decoded, and `beat`, ms from one look at it to the
+    next; `runs`, `badge`, `line` and `status`, what stands above the text; `can`, whether it can be decoded on. Every
+    text is another one (`turn`), so that the page, whose cursor may have moved since, takes notice of it.
     """
     branch, run = visit.branch, visit.branch.run
     mine, sent = visit.sent
@@ -79,6 +79,7 @@ def view(visit: Visit, since: int | None = None) -> str:
         "selected": visit.focus,
         "follow": visit.selected is None,
         "live": visit.name if working else None,
+        "beat": FAST if sum(one.worker is not None for one in list(VISITS.values())) <= ALONE else SLOW,
         "status": {"running": working, "message": ""},
         "can": isinstance(run, Session),
         "turn": next(_turns),

@@ -2,10 +2,11 @@
 //
 // What the reader asks of the engine goes out as an event of that name: "step", "run", "pause", "fork", "resettle",
 // "choose", "forget". The cursor, once it rests (`settled` ms), is told as "pick"; "lost" says that rounds are missing
-// before those that came last. While the run is decoded, the page looks for what is new every `beat` ms; once it no
-// longer is, "rest" asks for the whole page, again after `away` ms where nobody answered.
-const connect = ({ element, props, trigger, watch }, { settled, beat, away, ...options }) => {
-  let resting = null, kept = null, page = null, turn = 0, drawn = {}, begun = null;
+// before those that came last. While the run is decoded, the page looks for what is new every `beat` ms, as the server
+// says, or less often where answers take long; once it no longer is, "rest" asks for the whole page, again after `away`
+// ms where nobody answered.
+const connect = ({ element, props, trigger, watch }, { settled, away, ...options }) => {
+  let resting = null, kept = null, page = null, beat = 0, turn = 0, drawn = {}, begun = null;
   const told = (index) => {
     clearTimeout(resting);
     resting = setTimeout(() => trigger("pick", { index }), settled);
@@ -31,6 +32,7 @@ const connect = ({ element, props, trigger, watch }, { settled, beat, away, ...o
   let met = false;
   const draw = (data) => {
     const fits = view.update(data);
+    beat = data.beat ?? beat;
     if (fits && !met && data.length) {
       if (asked.at !== undefined || asked.range) view.look(asked);
       tour(element);
@@ -42,8 +44,8 @@ const connect = ({ element, props, trigger, watch }, { settled, beat, away, ...o
     return fits;
   };
   const look = async () => {
-    const mine = turn;
-    let found = {}, wait = beat;
+    const mine = turn, asked = performance.now();
+    let found = {};
     try {
       found = await (await fetch(`live/${page}?${new URLSearchParams(drawn)}`)).json();
     } catch { // Gradio's own event says that nobody answers, and comes back with the server
@@ -51,11 +53,10 @@ const connect = ({ element, props, trigger, watch }, { settled, beat, away, ...o
       return;
     }
     if (mine !== turn) return;
+    const took = performance.now() - asked;
     if (found.id !== undefined) draw(found);
-    if (found.rest) {
-      trigger("rest", {});
-      wait = away;
-    }
+    if (found.rest) trigger("rest", {});
+    const wait = found.rest ? away : Math.max(beat - (performance.now() - asked), 2 * took);
     setTimeout(() => mine === turn && look(), wait);
   };
   const show = () => {
