@@ -45,6 +45,7 @@ def test_under_a_stack_it_is_exact_under_its_cache_alone(visitor):
     visitor.fire("measure")
     said = measured(visitor)
     assert ">≈ exact under its cache</span>" in said and ">= exact<" not in said
+    assert "not measured" not in said and re.search(r"against the full cache [^\"]*flip rate", said)
     full = said[said.index("plain decoding with the full cache") :]
     assert re.search(r"KL 0\.\d+ \[[\d.e-]+, [\d.e-]+\] nats / token", full)
 

@@ -165,7 +165,8 @@ class Measured(Job):
         if found and found.holds is False:
             return badge("✕ guarantee does not hold", "texts or counts contradict the guarantee", True)
         weakest = min(words, key=lambda word: WEAKEST.index(word) if word in WEAKEST else 0)
-        return badge(**claim(weakest, bool(self.cache), self.acted, "this measurement"))
+        apart = "".join(map(str, self._apart()))
+        return badge(**claim(weakest, bool(self.cache), self.acted, "this measurement", apart=apart))
 
     def _said(self) -> str:
         """The verdict: badge, what is guaranteed, and what was seen, with its number and bound."""
@@ -196,13 +197,17 @@ class Measured(Job):
             yield _gauge(f"seed by seed {warm}", *sampled)
         yield self._full()
 
+    def _apart(self) -> tuple[Apart, str]:
+        """The texts against those of the full cache, and the divergence in words where it is known."""
+        runs = list(self.parts[0].found)
+        gaps = [found[OWN].gap for found in runs]
+        known = bool(gaps) and None not in gaps
+        more = f"; KL {signed(float(np.mean(gaps)), *interval(gaps, np.mean))} nats / token" if known else ""
+        return Apart.of(runs, FULL if self.cache else SAME_CACHE, OWN), more
+
     def _full(self) -> str:
         """The gauge against the full cache."""
-        runs, more = list(self.parts[0].found), ""
-        apart = Apart.of(runs, FULL if self.cache else SAME_CACHE, OWN)
-        gaps = [found[OWN].gap for found in runs]
-        if None not in gaps:
-            more = f"; KL {signed(float(np.mean(gaps)), *interval(gaps, np.mean))} nats / token"
+        apart, more = self._apart()
         if not self.acted:
             more += "; the cache policy never acted on these texts" if self.cache else "; there is no cache stack"
         return _gauge("plain decoding with the full cache", apart, more)
