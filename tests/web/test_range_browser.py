@@ -170,6 +170,9 @@ def test_marks_stand_where_a_run_was_changed(chromium):
         page.keyboard.press("ArrowRight")
     assert page.inner_text(".wb-from") == "forced here"
     close(page)
+    page = mount(chromium, web.payload(forms.of(*[{}] * 6, forced={"1": 3, "2": 3, "4": 3})))
+    assert page.locator(".wb-flags text").count() == 2  # tokens forced in a row have one
+    close(page)
 
 
 # ---- the forms: a decoration of a token, a track, a section of the inspector

@@ -187,11 +187,13 @@ export function timeline(held, state, { id, onMove, onHover, onRange, other = nu
     return axis;
   }
 
-  // What the reader did to the run: settings changed, branches, stops.
+  // What the reader did to the run: settings changed, branches, stops. Of tokens forced in a row the first has a flag.
   function flags(height) {
-    const group = drawn("g", { class: "wb-flags" }), found = new Map();
+    const group = drawn("g", { class: "wb-flags" }), found = new Map(), told = new Map();
     for (const { index, text } of held.marks ?? []) {
-      if (index <= c.end && index >= c.from && index <= c.to) found.set(index, [...(found.get(index) ?? []), text]);
+      const again = told.get(text) === index - 1;
+      told.set(text, index);
+      if (!again && index <= c.end && index >= c.from && index <= c.to) found.set(index, [...(found.get(index) ?? []), text]);
     }
     let taken = 0; // px, up to which flags stand
     for (const [index, texts] of [...found].sort(([a], [b]) => a - b)) {
