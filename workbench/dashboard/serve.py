@@ -25,7 +25,7 @@ from workbench.dashboard.app import build_app
 from workbench.dashboard.limits import Pages
 from workbench.dashboard.opening import open_file
 from workbench.dashboard.security import LOOPBACK, Gate, Rules
-from workbench.dashboard.visits import VISITS, Visit, forget_idle, forget_left, leave
+from workbench.dashboard.visits import VISITS, Visit, forget_idle, forget_left, leave, trim
 from workbench.errors import BadInput
 from workbench.models.loading import load, resolve_device, resolve_dtype
 from workbench.session import Session
@@ -126,6 +126,7 @@ def _sweep(app: gr.Blocks, pages: Pages) -> None:
         forget_left()
         forget_gone(pages, app.state_holder, CLOSED_S)
         uploads.UPLOADS.forget(uploads.WAITING_S)
+        trim()
 
 
 def forget_gone(pages: Pages, holder: StateHolder, older: float) -> None:

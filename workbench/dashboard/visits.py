@@ -191,9 +191,14 @@ class Visit:
             self.halt()
             self.branches, self.current, self.selected = [], 0, None
             self.jobs = {}
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-        if trim is not None:  # glibc keeps what threads have freed, run after run
-            trim(0)
+        trim()
+
+
+def trim() -> None:
+    """Give back what threads have freed and glibc keeps, run after run."""
+    found = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if found is not None:
+        found(0)
 
 
 VISITS: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()
