@@ -39,7 +39,7 @@ class Buffers:
         self.k[layer][:, self.length : self.length + k.shape[1]] = k
         self.v[layer][:, self.length : self.length + v.shape[1]] = v
 
-    def segments(self, layer: int, window: int | None) -> list[Segment]:
+    def segments(self, layer: int, window: int | None, query: torch.Tensor | None = None) -> list[Segment]:
         seen, rows = self.length + self.rows, self.rows
         return [Segment(self.k[layer][:, :seen], self.v[layer][:, :seen], causal=rows > 1)]
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workbench import aliases, conditions, declare, members, web
+from workbench.control import signals
+from workbench.control.gate import Gate
 from workbench.engine.settings import keywords
 from workbench.trace import schema
 
@@ -27,6 +29,10 @@ def reference() -> str:
         found = sorted(name for known, name, _, _ in members.MEMBERS if known == family)
         parts += [f"## {several.capitalize()}", *(_function(name, declare.get(family, name)) for name in found)]
     parts += [
+        "## Gates and signals",
+        inspect.getdoc(Gate),
+        _table(declare.describe(Gate)),
+        *_signals(),
         "## Settings",
         "Keywords of `workbench.decode` and `workbench.Session`; what an app or a command line can say is an option"
         " there, too: `--max-new-tokens 80`.",
@@ -36,6 +42,14 @@ def reference() -> str:
         schema.markdown().strip().replace("\n#", "\n##").replace("# ", "## ", 1),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _signals() -> list[str]:
+    rows = [
+        f"| `{name}` | {unit} | {inspect.getdoc(getattr(signals, name))} |".replace("\n", " ")
+        for name, unit in signals.UNITS.items()
+    ]
+    return ["\n".join(["| signal | unit | meaning |", "|---|---|---|", *rows])]
 
 
 def readme() -> str:

@@ -13,6 +13,7 @@ import torch
 
 from workbench.cache.codec import Affine
 from workbench.cache.plan import CacheMethod
+from workbench.cache.readers.lserve import LServe
 from workbench.engine.distribution import Distribution
 from workbench_kernels.distribution import native
 from workbench_kernels.noise import reference as noise
@@ -72,6 +73,7 @@ def decisions() -> Iterator[list[Act]]:
     """What a run decides, in order; a speculative run weighs more tokens than it writes, so they tell nothing of it."""
     acts: list[Act] = []
     noised: list[tuple[torch.Tensor, torch.Tensor]] = []
+    gaps: list[float] = []  # of what was chosen since the last token
 
     def gumbel(*args):
         noised.append((args[3], honest["gumbel"](*args)))
@@ -84,14 +86,24 @@ def decisions() -> Iterator[list[Act]]:
         for ids, perturbation in noised:
             scores = scores[ids] + perturbation
         best = scores.topk(min(2, len(scores))).values.tolist()
-        acts.append(Act("token", [torch.tensor(token)], margin=best[0] - best[1] if len(best) > 1 else math.inf))
+        gaps.append(best[0] - best[1] if len(best) > 1 else math.inf)
+        acts.append(Act("token", [torch.tensor(token)], margin=min(gaps)))
+        gaps.clear()
         return token
+
+    def bounds(reader, reading):
+        """Pages that tie for a row may be read or not: the token after it was as near a thing."""
+        found = honest[LServe](reader, reading)
+        best = found.amax(1).sort(-1).values
+        gaps.append((best.diff(dim=-1).amin() / best.abs().amax()).item())
+        return found
 
     def checked(method, view, budget):
         plan = honest[CacheMethod](method, view, budget)
         if view.stats:
-            made = [] if plan is None or plan.keep is None else [plan.keep]
-            acts.append(Act("slots", made, list(view.stats.values())))
+            made = [] if plan is None else [slots for slots in (plan.keep, plan.unread) if slots is not None]
+            queries = [] if view.queries is None else [view.queries]
+            acts.append(Act("slots", made, [*view.stats.values(), *queries]))
         return plan
 
     def pack(codec, k, v, *rest):
@@ -100,13 +112,14 @@ def decisions() -> Iterator[list[Act]]:
         return rows
 
     honest = {Distribution: Distribution.choose, CacheMethod: CacheMethod.checked, "pack": Affine.pack}
-    honest["gumbel"] = noise.gumbel
+    honest |= {"gumbel": noise.gumbel, LServe: LServe.bounds}
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(Distribution, "choose", choose))
         stack.enter_context(mock.patch.object(noise, "gumbel", gumbel))
         stack.enter_context(mock.patch.object(native, "code_for", lambda rows: None))  # it makes noise of its own
         stack.enter_context(mock.patch.object(Affine, "pack", pack))
         stack.enter_context(mock.patch.object(CacheMethod, "checked", checked))
+        stack.enter_context(mock.patch.object(LServe, "bounds", bounds))
         yield acts
 
 

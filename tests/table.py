@@ -3,7 +3,7 @@
 What its defaults do not say stands beside the others in `tests/rows/<family>_<name>.py`, where there is such a file:
 
 - of a decoder `ROWS`, by what goes behind its name: how it is made, and what it guarantees; it must have that file;
-- of a drafter, shape, verifier, policy or quantizer `SETTINGS`, small enough for the models of the tests, or
+- of a drafter, shape, verifier, policy, quantizer or reader `SETTINGS`, small enough for the models of the tests, or
   `make(draft model's name, folder of trained parts)`, or `ROWS`, several of them;
 - of a drafter what it `GIVES`, of a shape what it `NEEDS`, of a verifier the only `SHAPES` that it takes;
 - of a view `draw(trace, theme=None)`, where it draws something else than one trace.
@@ -138,27 +138,37 @@ def triple(drafter: str, shape: str, verifier: str, draft: str, heads: str = "")
 
 POLICIES = samples("policy")
 QUANTIZERS = samples("quantizer")
-
+READERS = samples("reader")
 
 APART = {(policy, "mixed_kivi") for policy in ("snapkv", "pyramidkv")}  # they read the attention of other rows
+APART |= {("sentencekv", reader) for reader in READERS}  # both choose what is read
 
 
 def stacks() -> Iterator[tuple[str, Any]]:
-    """Every policy, every quantizer, and every pair of them that is not refused."""
+    """Every policy, every quantizer, every reader, and all of these together that are not refused."""
     for policy in (None, *POLICIES):
         for quantizer in (None, *QUANTIZERS):
-            if policy or quantizer:
-                name = "+".join(filter(None, (policy, quantizer)))
-                if (policy, quantizer) not in APART:
-                    yield name, wb.Stack(POLICIES.get(policy), QUANTIZERS.get(quantizer))
+            for reader in (None, *READERS):
+                name = "+".join(filter(None, (policy, quantizer, reader)))
+                if name and not APART & {(policy, quantizer), (policy, reader)}:
+                    yield name, wb.Stack(POLICIES.get(policy), QUANTIZERS.get(quantizer), READERS.get(reader))
+
+
+def length(stack: Any) -> int:
+    """How often a prompt of some fifty tokens is said under a stack, so that what chooses leaves something out."""
+    return 4 if isinstance(stack, wb.Stack) and (stack.reader or getattr(stack.policy, "reads", None)) else 1
 
 
 def covered() -> dict[str, Any]:
-    """The stacks that a run of the suite tries: every member alone, and every policy with three quantizers that change
-    from commit to commit; every pair where WORKBENCH_CAMPAIGN is set."""
-    every, chosen = dict(stacks()), {*POLICIES, *QUANTIZERS}
+    """The stacks that a run of the suite tries: every member alone, every policy with three quantizers that change from
+    commit to commit, every reader over every kind of pages and a policy; all where WORKBENCH_CAMPAIGN is set."""
+    every, chosen = dict(stacks()), {*POLICIES, *QUANTIZERS, *READERS}
     for place, policy in enumerate(POLICIES):
         chosen |= {f"{policy}+{names(QUANTIZERS, commit() + place + 2 * turn)}" for turn in range(3)}
+    for place, reader in enumerate(READERS):
+        kinds = ("kivi4", "mixed_kivi", names(QUANTIZERS, commit() + place))
+        chosen |= {f"{quantizer}+{reader}" for quantizer in kinds}
+        chosen.add(f"{names(POLICIES, commit() + place)}+{names(QUANTIZERS, commit() + place + 1)}+{reader}")
     campaign = bool(os.environ.get("WORKBENCH_CAMPAIGN"))
     return {name: stack for name, stack in every.items() if campaign or name in chosen}
 

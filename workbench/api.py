@@ -179,7 +179,8 @@ class custom_generate:
 
     Parameters
     ----------
-    decoder: plain decoding by default. seed, level, cache: as in `decode`. tokenizer: only for texts in the traces.
+    decoder: plain decoding by default. seed, level, cache, constraint: as in `decode`. tokenizer: for texts in the
+    traces, and for a constraint.
     streamer: a transformers streamer, where the call names none.
     """
 
@@ -192,10 +193,11 @@ class custom_generate:
         tokenizer: Any = None,
         streamer: Any = None,
         cache: Any = None,
+        constraint: Any = None,
     ):
-        cache = Settings(seed=seed, level=level, cache=cache).cache  # refused here, not in the middle of a call
+        checked = Settings(seed=seed, level=level, cache=cache, constraint=constraint)  # not in the middle of a call
         self.decoder, self.seed, self.level, self.tokenizer = check_decoder(decoder), seed, level, tokenizer
-        self.streamer, self.cache = streamer, cache
+        self.streamer, self.cache, self.constraint = streamer, checked.cache, checked.constraint
         self.traces: list[Trace] = []
 
     def __call__(
@@ -250,7 +252,8 @@ class _Rows:
         if len(batch) > 1:
             why = "custom_generate calls it for every row of a batch"
             refuse_stateful(each[0], how._lm.vocab_size, how._lm.device, why)
-        settings |= {"seed": how.seed, "level": how.level, "cache": how.cache, "eos_ids": eos, "max_new_tokens": most}
+        settings |= {"seed": how.seed, "level": how.level, "cache": how.cache, "constraint": how.constraint}
+        settings |= {"eos_ids": eos, "max_new_tokens": most}
         rows = ({"processors": own, "sample": row} for row, own in enumerate(each))
         self.sessions = [self._session(how, row, settings | own) for row, own in enumerate(rows)]
         how.traces = [session.trace for session in self.sessions]

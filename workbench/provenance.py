@@ -53,6 +53,7 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
         "guarantee": promised,
         "verified": list(decoder.verified),
         "cache": to_dict(settings.cache) if settings.cache else None,
+        "constraint": to_dict(settings.constraint) if settings.constraint else None,
         "sampling": flatten(sampling) | {"processors": [name_of(processor) for processor in sampling.processors]},
         **{name: getattr(settings, name) for name in ("seed", "sample", "level", "max_new_tokens", "max_time")},
         "stop": [entry if isinstance(entry, str) else "callable" for entry in settings.stop],

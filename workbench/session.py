@@ -324,7 +324,7 @@ class Session(Cursor):
             same = caches[0].get(role) == caches[1].get(role)
             if same and other and (other.model, other.prompt) == (runner.model, runner.prompt):
                 fresh.runners[role] = runner
-        return fresh
+        return decoder.adopt(fresh, settings)
 
     def _keep(self, state: State) -> None:
         """Snapshot the state before its next round; thin them out beyond the cap."""

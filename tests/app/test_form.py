@@ -101,6 +101,28 @@ def test_the_form_takes_a_cache_stack(visitor):
     assert evaluated(visitor.get("code")).text == visitor.text
 
 
+def test_the_form_takes_a_constraint(visitor):
+    """And a grammar that is none, or that never ends to compile, is a line; the page goes on."""
+
+    def asks(family: str, field: str, value: str) -> None:
+        controls = dict(zip(constraint.paths, constraint.components, strict=True))
+        visitor.shown[controls["constraint", family, field]._id] = value
+        visitor.set("constraint", family)
+
+    constraint = VISITS[visitor.name].form.families[3]
+    for pattern, why in (("(", "unclosed group"), ("a?" * 20_000, "took more than 1 s"), ("", "1 to 65536 bytes")):
+        asks("regex", "pattern", pattern)
+        assert why in refused(visitor, "start") and len(visitor.status) < 500
+    asks("grammar", "lark", 'start: A\nA: /[1-9]+/ "\\n"')
+    visitor.start(tokens=9, decoder="speculative", prompt="x = ")
+    visitor.fire("run", {})
+    visitor.watch()
+    assert re.fullmatch(r"[1-9]+\n?", visitor.text.removesuffix("<|endoftext|>")), visitor.text
+    assert "greedy · grammar" in [chip["run"] for chip in json.loads(visitor.get("setup"))["chips"]]
+    visitor.fire("copy")
+    assert evaluated(visitor.get("code")).text == visitor.text
+
+
 def test_every_figure_has_words_and_a_table(visitor):
     visitor.set("level", "full")
     visitor.start(tokens=6, decoder="speculative").fire("run", {})

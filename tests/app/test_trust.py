@@ -15,7 +15,10 @@ from workbench.errors import BadInput
 
 MEMBERS = [(family, name) for family in FAMILIES for name in names(family)]
 OWNERS = [
-    (family, name, entry) for family, name in MEMBERS for entry in describe(get(family, name)) if entry.trust == "owner"
+    (family, name, entry)
+    for family, name in MEMBERS
+    for entry in describe(get(family, name))
+    if entry.trust == "owner" and get(family, name).trust != "owner"  # else nothing of it is free
 ]
 
 

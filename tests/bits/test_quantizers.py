@@ -115,11 +115,11 @@ def test_half_dead_pages_are_packed_together(small):
         for row in state.page_table.pages:
             assert sum(page.live for page in row) == 64 and len(row) <= 4
         assert state.mass.shape == (2, state.page_table.slots)
-    events, bits = store.drain()
+    events, bits, _ = store.drain()
     ops = {event["op"] for event in events}
     assert {"evict", "quantize", "requantize"} <= ops
     assert set(bits["reason"]) == {"quantize"} and set(bits["bits_k"]) == {8}  # packing anew changes no width
-    assert store.drain() == ([], {})
+    assert store.drain() == ([], {}, {})
 
 
 def test_the_trace_says_which_tokens_are_how_wide(small):

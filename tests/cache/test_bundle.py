@@ -12,7 +12,7 @@ import transformers as tf
 import workbench as wb
 from tests.cache.conftest import DRAFT, PROMPT, SIZES, TERMS, build, strong
 from tests.rounding import MARGIN, Texts, close, margins
-from tests.table import DECODERS, commit, covered
+from tests.table import DECODERS, commit, covered, length
 from workbench.engine.bundle import together
 from workbench.engine.model import ForwardRequest
 from workbench.models.adapter import wrap
@@ -32,13 +32,13 @@ def settings(decoder: str) -> dict:
 
 def assert_lone(what: str, small, wide, decoder: str, order=(0, 1, 2), **more) -> None:
     """Every text of the bundle is the lone run's."""
-    given = settings(decoder) | more
+    given, longer = settings(decoder) | more, length(more.get("cache"))
 
     def alone(lm, number: int) -> list[int]:
-        return wb.decode(lm, PROMPTS[number], DECODERS[decoder].make(DRAFT), **given).token_ids
+        return wb.decode(lm, PROMPTS[number] * longer, DECODERS[decoder].make(DRAFT), **given).token_ids
 
     def bundled(lm) -> list[list[int]]:
-        prompts = [PROMPTS[number] for number in order]
+        prompts = [PROMPTS[number] * longer for number in order]
         return [trace.token_ids for trace in wb.decode(lm, prompts, DECODERS[decoder].make(DRAFT), **given)]
 
     with mock.patch.object(type(small), "forward_many", autospec=True, side_effect=type(small).forward_many) as many:

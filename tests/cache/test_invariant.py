@@ -9,7 +9,7 @@ import workbench as wb
 from tests.another_cpu import another_cpu
 from tests.cache.conftest import DRAFT, PROMPT
 from tests.rounding import Texts
-from tests.table import DECODERS, POLICIES, QUANTIZERS, commit, covered, stacks
+from tests.table import DECODERS, POLICIES, QUANTIZERS, READERS, commit, covered, length, stacks
 from workbench import declare
 from workbench.cache import PlainStore
 from workbench.cache.layer import Layer
@@ -23,8 +23,9 @@ TEXTS = Texts()
 
 
 def decode(lm, decoder, stack, temperature: float) -> list[int]:
+    prompt = PROMPT * length(stack)
     return wb.decode(
-        lm, PROMPT, decoder, cache=stack, temperature=temperature, seed=4, max_new_tokens=LENGTH, level="off"
+        lm, prompt, decoder, cache=stack, temperature=temperature, seed=4, max_new_tokens=LENGTH, level="off"
     ).token_ids
 
 
@@ -35,7 +36,7 @@ def plain(lm, name: str, temperature: float) -> list[int]:
     return known[key]
 
 
-@pytest.mark.parametrize("family, rows", [("policy", POLICIES), ("quantizer", QUANTIZERS)])
+@pytest.mark.parametrize("family, rows", [("policy", POLICIES), ("quantizer", QUANTIZERS), ("reader", READERS)])
 def test_every_registered_member_has_a_row(family, rows):
     ours = {n for n in declare.names(family) if declare.get(family, n).__module__.startswith("workbench.")}
     assert ours == {row.declared_name for row in rows.values()}

@@ -133,7 +133,7 @@ def test_retier_moves_pages_there_and_back(small):
     store.retier(64)
     found = store.ledger()
     assert all(found["host_bytes"]) and sum(found["payload"]) == total and not any(shared.ledger()["host_bytes"])
-    events, _ = store.drain()
+    events, *_ = store.drain()
     assert [(e["layer"], e["head"], e["positions"]) for e in events] == [(n // 2, n % 2, [[0, 64]]) for n in range(4)]
     assert torch.equal(feed(small, store.fork(), [3]), feed(small, usual.fork(), [3]))
     store.retier(32)

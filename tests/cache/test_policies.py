@@ -56,7 +56,7 @@ class Masked(PlainStore):
 
     hidden: list[torch.Tensor]
 
-    def segments(self, layer: int, window: int | None = None) -> list[Segment]:
+    def segments(self, layer: int, window: int | None = None, query: torch.Tensor | None = None) -> list[Segment]:
         (whole,) = super().segments(layer, window)
         heads, n, _ = whole.k.shape
         mask = whole.mask
@@ -265,9 +265,10 @@ REFUSED = {
     "unknown": (lambda lm: wb.decode(lm, [1], cache="h20"), "unknown cache 'h20'; known: .*h2o"),
     "no member": (lambda lm: wb.decode(lm, [1], cache=3), "expected a policy"),
     "a class": (lambda lm: wb.decode(lm, [1], cache=wb.H2O), "expected a policy"),
-    "empty": (lambda lm: wb.Stack(), "expected a policy, a quantizer or both"),
+    "empty": (lambda lm: wb.Stack(), "expected a policy, a quantizer, a reader"),
     "order": (lambda lm: wb.decode(lm, [1], cache=[wb.KIVI(), wb.H2O()]), "put the policy before the quantizer"),
     "order in a stack": (lambda lm: wb.Stack(wb.KIVI(), wb.H2O()), "put the policy before the quantizer"),
+    "a reader first": (lambda lm: wb.decode(lm, [1], cache=[wb.LServe(), wb.KIVI()]), "and the reader last"),
     "two policies": (lambda lm: wb.decode(lm, [1], cache=["h2o", "snapkv"]), "two of the family policy"),
     "budget": (lambda lm: wb.H2O(budget=16, recent=16), "expected a budget above recent=16"),
     "window": (lambda lm: wb.SnapKV(budget=32), "expected a budget above window=32"),

@@ -1,4 +1,4 @@
-"""Random plans against a reference that does them slot by slot: keep, merge, bias and bits in any mixture."""
+"""Random plans against a reference that does them slot by slot: keep, merge, bias, unread, cold and bits, mixed."""
 
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ class Random(CacheMethod):
     seed: int = 0
     copies: dict = field(default_factory=dict)  # layer -> head -> {position: (key, value)}
     biases: dict = field(default_factory=dict)  # layer -> head -> {position: bias}
+    aside: dict = field(default_factory=dict)  # (layer, head, "unread" or "cold") -> positions
 
     declared_name = "test-random"
     needs = frozenset({"mass"})
@@ -50,7 +51,16 @@ class Random(CacheMethod):
             new = held if bias is None else dict(zip(places, bias[head].tolist(), strict=True))
             kept = {places[column] for column in keep[head].nonzero()[:, 0].tolist()}
             self.biases[view.layer][head] = {at: value for at, value in new.items() if at in kept}
-        return Plan(keep, Merge(source, target, *weights), bias)
+        aside = {}
+        for name in ("unread", "cold"):
+            slots = keep & (torch.rand(heads, n, generator=draw) < torch.rand(heads, 1, generator=draw) * 2)
+            slots[:, -self.newest :] = False
+            aside[name] = slots if torch.rand((), generator=draw) < 0.6 else None
+            for head, places in enumerate(view.positions):
+                held = self.aside.get((view.layer, head, name), set())
+                new = held if aside[name] is None else set(places[slots[head]].tolist())
+                self.aside[view.layer, head, name] = new & set(places[keep[head]].tolist())
+        return Plan(keep, Merge(source, target, *weights), bias, **aside)
 
     def _by_hand(self, view, keep, source, target, weight_k, weight_v):
         keys, values = view.keys(), view.values()
@@ -105,7 +115,7 @@ def stored(store, layer: int, head: int) -> dict[int, tuple[torch.Tensor, torch.
     """Position -> key, value, bias and bits (0 in the run), as the store holds them."""
     state, run = store._layers[layer], store._run
     where = state.positions(store.held, store.length, run.k[layer].device)
-    biases = state.biases(state.slots + store.held)
+    biases = state.wide("bias", state.slots + store.held)
     biases = [0.0] * (state.slots + store.held) if biases is None else biases[head].tolist()
     found = {
         int(p): (run.k[layer][head, i], run.v[layer][head, i], biases[state.slots + i], 0)
@@ -119,6 +129,15 @@ def stored(store, layer: int, head: int) -> dict[int, tuple[torch.Tensor, torch.
             for i in live[head].nonzero()[:, 0].tolist()
         }
     return found
+
+
+def aside(store, layer: int, head: int, name: str) -> set[int]:
+    """Positions in pages that are unread or cold."""
+    state = store._layers[layer]
+    where, live = state.page_table.places()
+    slots = torch.zeros_like(live) if getattr(state, name) is None else getattr(state, name)[:, : state.slots]
+    assert not (slots & ~live).any()
+    return set(where[head][slots[head]].tolist())
 
 
 @pytest.mark.parametrize(
@@ -144,6 +163,15 @@ def test_random_plans_do_what_they_say_slot_by_slot(small, seed, quantizer):
                 assert abs(found[place][2] - method.biases[layer][head].get(place, 0.0)) < 1e-6
                 if isinstance(quantizer, RandomBits):
                     assert found[place][3] in (0, quantizer.chosen[layer][head].get(place)), (layer, head, place)
+            table = store._layers[layer].page_table
+            where, live = table.places()
+            size, paged = table.page_size, set(where[head][live[head]].tolist())
+            for name in ("unread", "cold"):
+                assert aside(store, layer, head, name) == method.aside[layer, head, name] & paged
+            for number, page in enumerate(table.pages[head]):
+                mine = slice(number * size, number * size + size)
+                places = set(where[head, mine][live[head, mine]].tolist())
+                assert page.arena.host == (places <= method.aside[layer, head, "cold"])
     assert store.ledger()["live_slots"][0] == round(sum(map(len, method.copies[0].values())) / 2)
 
 

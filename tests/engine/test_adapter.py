@@ -177,7 +177,7 @@ def test_greedy_decode_is_generate(name):
 class Pieces(PlainStore):
     """Answers with many small segments, some of which are hidden from some rows."""
 
-    def segments(self, layer: int, window: int | None = None) -> list[Segment]:
+    def segments(self, layer: int, window: int | None = None, query: torch.Tensor | None = None) -> list[Segment]:
         (whole,) = super().segments(layer, window)
         n = whole.k.shape[1]
         mask = torch.ones(self._rows, n, dtype=torch.bool).tril() if whole.causal else whole.mask

@@ -22,7 +22,7 @@ from workbench.errors import BadInput
 
 SETTINGS = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "processors", "cache", "max_new_tokens", "stop",
-    "ignore_eos", "seed", "sample", "level", "force", "prompt_rows", "eos_ids", "sampling",
+    "ignore_eos", "seed", "sample", "level", "force", "prompt_rows", "eos_ids", "sampling", "constraint",
 )  # fmt: skip
 
 
@@ -71,6 +71,7 @@ likely = {  # beside odd values: values of a right kind, so that runs start and 
     ),
     "level": st.sampled_from(["off", "default", "full"]),
     "seed": st.integers(0, 2**63),
+    "constraint": st.sampled_from([wb.Regex("a*b?"), wb.Regex("("), wb.Grammar("start: start"), "regex"]),
 }
 
 

@@ -3,4 +3,7 @@
 import workbench as wb
 from tests.table import Row
 
-ROWS = {"": Row(lambda draft: wb.BestOf(n=3), "exact", "own")}
+ROWS = {
+    "": Row(lambda draft: wb.BestOf(n=3), "exact", "own"),
+    "scorer": Row(lambda draft: wb.BestOf(n=3, scorer=wb.LogProbability("mean")), "exact", "own"),
+}

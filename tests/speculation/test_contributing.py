@@ -17,8 +17,8 @@ HOLD = {"ignore_eos": True, "max_new_tokens": 60}
 def examples(monkeypatch):
     """The names that the examples define; the last lines of each, which run it on models, are left to the tests."""
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 4
-    for family in ("decoder", "drafter", "policy", "view"):
+    assert len(blocks) == 5
+    for family in ("decoder", "drafter", "policy", "scorer", "view"):
         monkeypatch.setitem(declare.registry.KNOWN, family, dict(declare.registry.KNOWN[family]))
     names: dict = {"__name__": __name__}
     for text in blocks:
@@ -60,6 +60,13 @@ def test_the_decoder_keeps_its_guarantee_and_says_what_it_did(examples, lm, held
     assert unsure.any() and (trace.tokens["rank"][unsure] == 1).all()
     assert sure.token_ids == wb.decode(lm, held_out[1], **drawn).token_ids
     assert wb.decode(lm, held_out[1], decoder, force=[5, 6]).token_ids == [5, 6]
+
+
+def test_the_scorer_chooses_the_shortest_of_the_samples(examples, lm, held_out):
+    drawn = {"temperature": 1.0, "seed": 3, "max_new_tokens": 40}
+    trace = wb.decode(lm, held_out[1], wb.BestOf(n=4, scorer=examples["Brevity"](lines=0)), **drawn)
+    lines = [one.text.count("\n") for one in wb.decode(lm, held_out[1], n=4, **drawn)]
+    assert trace.text.count("\n") == min(lines) < max(lines)
 
 
 def test_the_cache_policy_drops_and_leaves_speculation_exact(examples, lm, held_out):

@@ -16,7 +16,7 @@ import workbench as wb
 from tests.rounding import Texts
 from tests.speculation.test_triples import POSSIBLE
 from tests.speculation.tiny import tiny_heads, tiny_target
-from tests.table import DRAFTERS, POLICIES, QUANTIZERS, covered, triple
+from tests.table import DRAFTERS, POLICIES, QUANTIZERS, READERS, covered, length, triple
 from workbench.models.adapter import wrap
 from workbench.training.acceptance import acceptance
 from workbench.training.parts import PARTS
@@ -29,8 +29,8 @@ TEXTS = Texts()
 
 @pytest.fixture(scope="module")
 def target():
-    tiny_target("tiny-stack-draft", seed=5, context=128, width=32)
-    return tiny_target("tiny-stack", context=128, width=32)
+    tiny_target("tiny-stack-draft", seed=5, context=256, width=32)
+    return tiny_target("tiny-stack", context=256, width=32)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def turns() -> dict[str, list[str]]:
         drafters = sorted(DRAFTERS, key=lambda name: (sum(met[name, part] > 0 for part in parts), met[name]))
         chosen[stack] = drafters[:4]
         met.update([(name, part) for name in chosen[stack] for part in parts] + chosen[stack])
-    for drafter, part in itertools.product(DRAFTERS, (*POLICIES, *QUANTIZERS)):
+    for drafter, part in itertools.product(DRAFTERS, (*POLICIES, *QUANTIZERS, *READERS)):
         if not met[drafter, part]:
             chosen[part].append(drafter)
     return chosen
@@ -77,7 +77,7 @@ def wide(target):
 
 def spelled(lm, cache, decoder=None, traces: list | None = None) -> list[int]:
     """The text; its trace goes into the list."""
-    trace = wb.decode(lm, PROMPT, decoder, cache=cache, **SETTINGS)
+    trace = wb.decode(lm, PROMPT * length(cache), decoder, cache=cache, **SETTINGS)
     if traces is not None:
         traces.append(trace)
     return trace.token_ids
@@ -105,6 +105,6 @@ def test_few_texts_were_forgiven():
     TEXTS.assert_few()
 
 
-def test_each_drafter_meets_every_policy_and_quantizer():
+def test_each_drafter_meets_every_member():
     met = {(drafter, part) for stack in STACKS for drafter, _ in members(stack) for part in stack.split("+")}
-    assert met == set(itertools.product(DRAFTERS, (*POLICIES, *QUANTIZERS)))
+    assert met == set(itertools.product(DRAFTERS, (*POLICIES, *QUANTIZERS, *READERS)))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -391,3 +392,12 @@ def test_parts_are_made_by_the_training_under_the_models_name(monkeypatch, tmp_p
     folder.mkdir(parents=True)
     weights.find.cache_clear()
     assert weights.find("medusa", "smollm2") == folder / "medusa.safetensors"
+
+
+def test_a_constraint_is_named_and_its_parameters_are_set(call):
+    words = ["run", "x = ", "--max-new-tokens", "6", "--decoder", "speculative"]
+    code, out, _ = call(*words, "--constraint", "regex", "--set", "constraint.pattern=[0-4]{2}")
+    assert code == 0 and re.match(r"[0-4]{2}<\|endoftext\|>$", out)
+    for more, why in (([], "name the constraint"), (["--constraint", "regexp"], "did you mean 'regex'")):
+        code, _, err = call(*words, "--set", "constraint.pattern=[0-4]{2}", *more)
+        assert code == 2 and why in err and err.count("\n") == 1

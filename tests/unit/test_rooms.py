@@ -11,7 +11,7 @@ import workbench_kernels
 ROOMS = [
     *("cli", "dashboard", "widgets", "report", "web", "views", "experiments", "training"),
     *("api", "session", "cursor", "conditions", "provenance", "generation"),
-    *("decoders", "device", "speculation", "rounds", "models", "engine", "cache"),
+    *("decoders", "device", "speculation", "rounds", "control", "models", "engine", "cache"),
     *("trace", "declare", "workbench", "members", "aliases", "values", "errors"),
 ]
 UPWARD = {("session", "widgets")}  # `Session.widget()`, which imports when it is called

@@ -7,7 +7,7 @@ import pytest
 
 from workbench.declare import get, names
 
-FAMILIES = ("decoder", "drafter", "shape", "verifier", "policy", "quantizer")
+FAMILIES = ("decoder", "drafter", "shape", "verifier", "policy", "quantizer", "reader", "scorer", "constraint")
 MEMBERS = {name: get(family, name) for family in FAMILIES for name in names(family)}
 OURS = {name: member for name, member in MEMBERS.items() if member.__module__.startswith("workbench.")}
 PAPERS = {name: member for name, member in OURS.items() if re.search(r"Sources?:.*\"", member.__doc__, re.S)}
@@ -17,7 +17,7 @@ PAPERS = {name: member for name, member in OURS.items() if re.search(r"Sources?:
 def test_every_method_has_a_link(name):
     """The paper's title and its page on arXiv or OpenReview, or where the rule without a paper is told."""
     text = " ".join(OURS[name].__doc__.split())
-    theirs = ("autoregressive", "beam", "heuristic", "prompt_lookup")  # rules of transformers
+    theirs = ("autoregressive", "beam", "heuristic", "log_probability", "prompt_lookup")  # rules of transformers
     if name in theirs or '"' not in text:
         assert "https://" in inspect.getsource(inspect.getmodule(OURS[name])), text
     else:

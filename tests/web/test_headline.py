@@ -8,7 +8,8 @@ from workbench.report.headline import badge, run_line
 DRAFT, PLAIN = wb.DraftModel("embedded-draft"), wb.Autoregressive()
 CHANCE = wb.Speculative(drafter=DRAFT, verifier=wb.Rejection())
 CACHES = {"roomy": wb.Stack(wb.H2O(budget=512)), "cut": wb.Stack(wb.StreamingLLM(sinks=2, window=8)),
-          "narrowed": wb.Stack(quantizer=wb.KIVI(bits=4))}  # fmt: skip
+          "narrowed": wb.Stack(quantizer=wb.KIVI(bits=4)), "read": wb.Stack(reader=wb.LServe()),
+          "unread": wb.Stack(reader=wb.LServe(budget=32, oldest=0, newest=0))}  # fmt: skip
 RUNS = {
     "exact": (wb.Speculative(drafter=DRAFT), {}, "= exact", False),
     "chance": (CHANCE, {"temperature": 0.8}, "= exact in distribution", False),
@@ -17,6 +18,8 @@ RUNS = {
     "roomy": (PLAIN, {"cache": CACHES["roomy"]}, "○ cache never acted", False),
     "cut": (PLAIN, {"cache": CACHES["cut"]}, "≈ exact under its cache", True),
     "narrowed": (PLAIN, {"cache": CACHES["narrowed"]}, "≈ exact under its cache", True),
+    "unread": (PLAIN, {"cache": CACHES["unread"]}, "≈ exact under its cache", True),
+    "read": (PLAIN, {"cache": CACHES["read"]}, "○ cache never acted", False),
 }
 
 

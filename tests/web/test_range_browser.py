@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 
+import workbench as wb
 from tests.web import forms
 from tests.web.conftest import HOSTILE
 from tests.web.pages import TOKEN, at, close, drag, mount, open_file, tracks, until, x_of
@@ -233,6 +234,15 @@ def test_a_constraint_is_a_track_facts_and_what_it_cut(shown):
     assert "allowed" in tracks(page) and big(page, "allowed") == "0.25"
     assert facts(page)["allowed"] == "7" and facts(page)["their p"] == "0.25" and facts(page)["left by grammar"] == "7"
     assert page.locator("[data-name=candidates] .wb-cut .wb-number").last.inner_text() == "grammar"
+
+
+def test_a_real_run_under_a_constraint_is_drawn_as_that_form_is(shown, lm):
+    run = dict(constraint=wb.Regex("[i-k] in [a-z]{5}\\([0-4]\\):\n"), max_new_tokens=16)
+    prompt = "for i in range(9):\n    for j in range(9):\n        for "
+    page = shown(wb.decode(lm, prompt, wb.Speculative(drafter=wb.PromptLookup(ngram=1)), **run), 2)
+    assert "allowed" in tracks(page) and {"allowed", "their p"} <= facts(page).keys()
+    titles = page.locator(".wb-refused").evaluate_all("all => all.map(one => one.title)")
+    assert any("(grammar)" in title for title in titles)
 
 
 def test_reads_are_a_track_of_units_and_of_bytes_that_were_fetched(shown):

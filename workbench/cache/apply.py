@@ -97,6 +97,16 @@ def carry_out(work: LayerWork, plan: Plan, method: CacheMethod) -> None:
     if plan.bias is not None:
         bias = torch.zeros(work.live.shape, device=gone.device).scatter(1, work.order, plan.bias)
         work.state.bias = bias.masked_fill(gone, 0) if bias.any() else None
+    for name in ("unread", "cold"):
+        if (slots := getattr(plan, name)) is not None:
+            slots = torch.zeros_like(gone).scatter(1, work.order, slots)
+        elif getattr(work.state, name) is not None:
+            slots = work.state.wide(name, gone.shape[1]) & ~gone
+        if slots is not None:
+            setattr(work.state, name, slots if slots.any() else None)
+    work.moved = plan.cold is not None
+    if plan.memory is not None:
+        work.state.memory = dict(plan.memory)
     for head, (places, dropped) in enumerate(zip(work.where, gone & ~away, strict=True)):
         if len(dropped := places[dropped].sort().values):
             work.event("evict", head, dropped, bytes=freed * len(dropped), reason=method.declared_name)

@@ -15,7 +15,8 @@ def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> lis
         return events
     for head in range(len(new.pages)):
         was, now = ({} if page_table is None else homes_of(page_table, head) for page_table in (old, new))
-        for op, tier, host in (("offload", "host", True), ("fetch", "device", False)):
+        below = next((arena.tier for arena in new.arenas if arena.host), "host")
+        for op, tier, host in (("offload", below, True), ("fetch", "device", False)):
             moved = sorted(at for at, (home, _) in now.items() if home == host and was.get(at, (False, 0))[0] != host)
             if moved:
                 size = sum(now[at][1] for at in moved) // new.page_size
@@ -27,8 +28,8 @@ def tier_events(layer: int, old: PageTable | None, new: PageTable | None) -> lis
 def homes_of(page_table: PageTable, head: int) -> dict[int, tuple[bool, int]]:
     """Of a head's positions: whether each lies on the host, and the bytes of its page."""
     where, live = (part[head].unflatten(0, (-1, page_table.page_size)) for part in page_table.places())
-    pages = enumerate(page_table.pages[head])
-    return {at: (page.arena.host, page.codec.bytes) for i, page in pages for at in where[i][live[i]].tolist()}
+    homes = [(page.arena.host, page.codec.bytes) for page in page_table.pages[head]]
+    return {at: home for i, home in enumerate(homes) for at in where[i][live[i]].tolist()}
 
 
 def runs_of(places: torch.Tensor) -> list[list[int]]:

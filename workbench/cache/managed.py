@@ -24,6 +24,8 @@ from workbench.cache.layer import Layer
 from workbench.cache.pages import PagedSegment, page_out
 from workbench.cache.places import index
 from workbench.cache.quantize import packed
+from workbench.cache.readers.base import CacheReader, Reading
+from workbench.cache.reads import Read
 from workbench.cache.store import MANY, PlainStore, Segment
 
 if TYPE_CHECKING:
@@ -32,12 +34,17 @@ if TYPE_CHECKING:
 
 
 class ManagedStore(PlainStore):
-    """The store of a `Stack`. prompt: tokens of the prompt; rotation: how keys turn with position, where a member asks
-    for it."""
+    """The store of a `Stack`. prompt: tokens of the prompt; where a member asks for it, rotation: how keys turn with
+    position, and marks: of every token whether it is marked."""
 
-    def __init__(self, layers: int, stack: "Stack", prompt: int, rotation: "Rotation | None" = None):
+    def __init__(
+        self, layers: int, stack: "Stack", prompt: int, rotation: "Rotation | None" = None, marks: bytes | None = None
+    ):
         super().__init__(layers)
-        self.stack, self.prompt, self.rotation = stack, prompt, rotation
+        self.stack, self.prompt, self.rotation, self.marks = stack, prompt, rotation, marks
+        self.marked: torch.Tensor | None = None  # bool [length], of committed tokens
+        self._tokens: list[int] = []  # of the rows in flight, −1 where unknown
+        self._queries: list[dict[int, torch.Tensor]] = [{} for _ in range(layers)]  # rows before them -> [Hk, rows, D]
         self._by_slot = stack.policy is not None and "slot_positions" in stack.policy.needs
         self._codecs: dict[int, list[Codec]] = {}
         self._layers = [Layer() for _ in range(layers)]
@@ -47,14 +54,20 @@ class ManagedStore(PlainStore):
         self._events: list[dict[str, Any]] = []
         self._bits: dict[str, list] = {}
         self._evicted, self._merged = [0] * layers, [0] * layers  # slots per KV head since the last `drain`
-        self._fetched = [(0, 0)] * layers  # slots and bytes read from the host
+        self._read: dict[int, Read] = {}  # layer -> what the last forward read of its pages
+        self._total: dict[int, Read] = {}  # the same, summed since the last `drain`
+        self._picked: tuple[int, Segment, torch.Tensor] | None = None  # layer, pages that were chosen, their columns
 
     def rows_left(self, length: int) -> int:
         at = self.stack.limit(length, self.prompt)
         return MANY if at is None else at - length
 
     def begin(
-        self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
+        self,
+        positions: Sequence[int],
+        visible: torch.Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        tokens: Sequence[int] | torch.Tensor | None = None,
     ) -> None:
         if self._next is not None:
             if self.length >= self._next:
@@ -65,7 +78,12 @@ class ManagedStore(PlainStore):
                     f"a row at position {max(positions)} would pass the cache's maintenance at {limit} tokens;"
                     " ask rows_left() before a forward"
                 )
+        known = len(self._positions)
         super().begin(positions, visible, layers)
+        self._read = {}
+        if self.marks is not None:
+            ids = [-1] * len(positions) if tokens is None else [int(token) for token in tokens]
+            self._tokens[known:] = ids[known - self.behind :]
         if self._scored:
             self.watched = [row for row, at in enumerate(positions) if self.stack.watches(at, self.prompt)]
 
@@ -84,26 +102,63 @@ class ManagedStore(PlainStore):
         again = policy is not None and "mass" in policy.needs
         return again and self.stack.policy_next(self.length, self.prompt) is not None
 
-    def segments(self, layer: int, window: int | None = None) -> list[Segment]:
+    def end(self) -> None:
+        super().end()
+        self._picked = None
+        for layer, read in self._read.items():
+            self._total[layer] = self._total.get(layer, Read()) + read
+
+    def segments(self, layer: int, window: int | None = None, query: torch.Tensor | None = None) -> list[Segment]:
+        if self._picked is not None and self._picked[0] != layer:
+            self._picked = None
         found = super().segments(layer, window)
+        if query is not None and self.stack.policy is not None and "queries" in self.stack.policy.needs:
+            self._queries[layer][self.behind] = query[0].unflatten(0, (len(found[-1].k), -1)).mean(1)
         if self._by_slot and self.length > self.held:
             found = [self._at_slots(found[0])]
         if self._next is not None and self._rows and self._seen[-1] >= self._next:
             found = self._quantized_ahead(layer, found[0], window)
         page_table, slots = self._layers[layer].page_table, self._layers[layer].slots
-        bias = self._layers[layer].biases(slots + found[-1].k.shape[1])
+        bias = self._layers[layer].wide("bias", slots + found[-1].k.shape[1])
         if bias is not None:
             found[-1] = replace(found[-1], bias=bias[:, slots:])
         if page_table is not None:
             seen = self._seen
             rows = seen[-self._rows :] if self._rows else []
             near = window is None or max(seen, default=0) < window
-            if page_table.offloaded:
-                count, size = self._fetched[layer]
-                self._fetched[layer] = count + page_table.offloaded_slots, size + page_table.offloaded
             pages = None if bias is None else bias[:, :slots]
-            found.insert(0, PagedSegment(page_table, rows, None if near else window, pages))
+            pages = PagedSegment(page_table, rows, None if near else window, pages)
+            found.insert(0, self._picked_from(layer, pages, query, found[-1].k.dtype))
         return found
+
+    def _picked_from(
+        self, layer: int, pages: PagedSegment, query: torch.Tensor | None, dtype: torch.dtype
+    ) -> Segment | PagedSegment:
+        """The pages as these rows read them: what a reader or a plan leaves out is not touched."""
+        table, unread, reader = pages.page_table, self._layers[layer].unread, self.stack.reader
+        if unread is not None:
+            hidden = unread[:, : table.slots]
+            some = ~hidden.unflatten(1, (-1, table.page_size)).all(-1)
+            chosen = (some & table.there())[:, None].expand(-1, len(pages.queries), -1)
+        elif reader is not None and query is not None and pages.queries[-1] >= self.prompt:
+            hidden, chosen = None, self._chosen(layer, pages, query[0], reader)
+        else:
+            self._read[layer] = Read.whole(table)
+            return pages
+        if self._picked is None:
+            segment, taken, columns = pages.only(chosen, dtype, hidden)
+            self._read[layer] = Read.chosen(table, taken, None if hidden is None else int(hidden.sum()))
+            self._picked = layer, segment, columns
+        return self._picked[1]
+
+    def _chosen(self, layer: int, pages: PagedSegment, queries: torch.Tensor, reader: CacheReader) -> torch.Tensor:
+        """The pages that each row reads, bool [Hk, R, P]; rows of the prompt read all."""
+        table, rows = pages.page_table, index(pages.queries, queries.device)
+        there = table.there()[:, None].expand(-1, len(rows), -1)
+        if pages.window is not None:
+            there = there & (rows[:, None] - table.newest[:, None] < pages.window)
+        reading = Reading(layer, queries, table.notes(), table.newest, there, table.page_size)
+        return torch.where((rows >= self.prompt)[:, None], reader.selected(reading), there)
 
     def _at_slots(self, segment: Segment) -> Segment:
         """Sink keys re-rotated to just before the window, so that distances are those of cache slots."""
@@ -153,7 +208,16 @@ class ManagedStore(PlainStore):
         expected = [len(self.watched), len(self._run.k[layer])]
         if mass.ndim != 3 or list(mass.shape[:2]) != expected:
             raise RuntimeError(f"layer {layer}: attention mass {list(mass.shape)}, expected {[*expected, 'slots']}")
+        if self._picked is not None:
+            mass = self._spread(mass, self._picked[2], self._layers[layer].slots)
         self._mass[layer].append(([self.behind + row for row in self.watched], mass))
+
+    @staticmethod
+    def _spread(mass: torch.Tensor, columns: torch.Tensor, slots: int) -> torch.Tensor:
+        """Mass over chosen pages, whose slots are these columns, and a run, as mass over all pages and the run."""
+        inside, run = mass.split([columns.shape[1], mass.shape[2] - columns.shape[1]], -1)
+        whole = mass.new_zeros(*mass.shape[:2], slots)
+        return torch.cat([whole.scatter_(2, columns.expand_as(inside), inside), run], -1)
 
     def commit(self, rows: Sequence[int]) -> None:
         rows = list(rows)
@@ -165,17 +229,38 @@ class ManagedStore(PlainStore):
         if self._scored and rows:
             facts = zip(self._layers, self._mass, self._run.k, strict=True)
             scores = [state.folded(seen, rows, self.held, k) for state, seen, k in facts]
+        queries = self._newest_queries(rows) if rows else []
+        ids = [self._tokens[row] for row in rows] if self.marks is not None else []
         ahead = self._ahead if rows == list(range(len(rows))) else {}
         super().commit(rows)
         for state, new in zip(self._layers, scores, strict=False):
             state.mass = new
+        for state, new in zip(self._layers, queries, strict=False):
+            state.queries = new
+        if ids:
+            found = [token >= 0 and bool(self.marks[token]) for token in ids]
+            new = torch.tensor(found, device=self._run.k[0].device)
+            self.marked = new if self.marked is None else torch.cat([self.marked, new])
         if self._next is not None and self.length >= self._next:
             self._maintain(ahead)
 
+    def _newest_queries(self, rows: list[int]) -> list[torch.Tensor]:
+        """Layer by layer, the queries of the newest tokens once these rows are committed; nothing where nobody asks."""
+        policy, found = self.stack.policy, []
+        if policy is None or "queries" not in policy.needs:
+            return found
+        at = index(rows, self._run.k[0].device)
+        for state, parts in zip(self._layers, self._queries, strict=True):
+            new = torch.cat([parts[before] for before in sorted(parts)], 1)[:, at]
+            both = new if state.queries is None else torch.cat([state.queries, new], 1)
+            found.append(both[:, -policy.newest :].clone())
+        return found
+
     def discard(self) -> None:
         super().discard()
-        self._ahead = {}
+        self._ahead, self._tokens, self._read = {}, [], {}
         self.watched = ()
+        self._queries = [{} for _ in self._layers]
         self._mass = [[] for _ in self._layers]
 
     @torch.inference_mode()
@@ -204,46 +289,55 @@ class ManagedStore(PlainStore):
             state.before = before
             if state.page_table is not None:
                 old, device = state.page_table, self._run.k[layer].device
-                state.page_table = page_out(old.pages, device, old.arenas, before)
+                state.page_table = page_out(old.pages, device, old.arenas, before, state.cold_pages())
                 self._events += tier_events(layer, old, state.page_table)
 
     def fork(self) -> "ManagedStore":
         new = super().fork()
         new._layers, new._codecs, new._next = [state.fork() for state in self._layers], self._codecs, self._next
+        new.marked = self.marked
         return new
 
     def _empty(self) -> "ManagedStore":
-        return ManagedStore(len(self._layers), self.stack, self.prompt, self.rotation)
+        return ManagedStore(len(self._layers), self.stack, self.prompt, self.rotation, self.marks)
 
     def share(self) -> None:
         """Nothing: pages are shared as they are, and the run beside them is short."""
 
     def read_stats(self) -> tuple[int, int, int]:
-        page_tables = [state.page_table for state in self._layers if state.page_table is not None]
-        return (
-            self.held,
-            max((max(table.live) for table in page_tables), default=0),
-            sum(table.bytes for table in page_tables),
-        )
+        tables = {layer: state.page_table for layer, state in enumerate(self._layers) if state.page_table is not None}
+        reads = [self._read.get(layer) or Read.whole(table) for layer, table in tables.items()]
+        return self.held, max((read.slots for read in reads), default=0), sum(read.bytes for read in reads)
 
-    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
-        for layer, (slots, size) in enumerate(self._fetched):
-            if slots:
-                self._events.append({"layer": layer, "op": "fetch", "destination": "device", "bytes": size})
-        found = self._events, self._bits
+    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list], dict[str, list]]:
+        chosen: dict[str, list] = {}
+        for layer, read in sorted(self._total.items()):
+            if read.fetched:
+                table = self._layers[layer].page_table
+                spent = sum(arena.spent() for arena in table.arenas) if table else None
+                fetch = {"layer": layer, "op": "fetch", "destination": "device", "bytes": read.fetched, "ms": spent}
+                self._events.append(fetch)
+            if read.unit:
+                row = {"layer": layer, "unit": read.unit, "held": read.held, "read": read.read,
+                       "bytes_read": read.bytes, "bytes_fetched": read.fetched}  # fmt: skip
+                for name, value in row.items():
+                    chosen.setdefault(name, []).append(value)
+        found = self._events, self._bits, chosen
         self._events, self._bits = [], {}
         self._evicted, self._merged = [0] * len(self._layers), [0] * len(self._layers)
-        self._fetched = [(0, 0)] * len(self._layers)
+        self._total = {}
         return found
 
     @property
     def acts(self) -> dict[str, list[int]]:
-        return {"evicted": self._evicted, "merged": self._merged, "fetched": [slots for slots, _ in self._fetched]}
+        fetched = [self._total.get(layer, Read()).fetched_slots for layer in range(len(self._layers))]
+        return {"evicted": self._evicted, "merged": self._merged, "fetched": fetched}
 
     def ledger(self, counted: dict[int, int] | None = None) -> dict[str, list]:
         columns = super().ledger(counted)
         n = len(self._layers)
-        columns |= {kind: [0] * n for kind in ("scale", "zero", "position", "header", "table", "score", "bias", "dead")}
+        kinds = ("scale", "zero", "position", "header", "table", "index", "note", "score", "bias", "dead")
+        columns |= {kind: [0] * n for kind in kinds}
         columns |= {"host_bytes": [0] * n} | {name: list(column) for name, column in self.acts.items()}
         for layer, state in enumerate(self._layers):
             if (table := state.page_table) is not None:
@@ -251,10 +345,14 @@ class ManagedStore(PlainStore):
                 if counted:
                     live = [sum(page.live for page in row if id(page) not in seen) for row in table.pages]
                 columns["live_slots"][layer] += round(sum(live) / len(live))
-                arenas = (arena for arena in table.arenas if arena.host and id(arena) not in seen)
+                arenas = (arena for arena in table.arenas if arena.tier == "host" and id(arena) not in seen)
                 columns["host_bytes"][layer] = sum(arena.data.nbytes for arena in arenas)
             for kind, size in state.ledger(counted).items():
                 columns[kind][layer] += size
+        if self.marked is not None and (counted is None or self.marked.data_ptr() not in counted):
+            columns["note"][0] += self.marked.nbytes
+            if counted is not None:
+                counted[self.marked.data_ptr()] = 1
         if self.stack.storage:
             facts = zip(self._run.k, self._run.v, range(n), strict=True)
             columns["bits_nominal"] = [

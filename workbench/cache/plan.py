@@ -4,8 +4,9 @@ A method acts at boundaries, which are committed lengths. There the store shows 
 does what its `Plan` says, once the plan has been checked. Methods hold no state: what they ask for in `needs` is
 collected for them from committed rows only, so that how tokens were drafted leaves no trace.
 
-Three words are kept for methods that will need them: `probe` (rows read at a boundary for their facts, then dropped),
-`cold` (slots that move to the host) and `unread` (slots held, and not attended until the next boundary).
+A method that leaves slots `unread` decides at boundaries what all rows read until the next; one that decides for each
+row is a reader (`cache/readers/base.py`). One word is kept for methods that will need it: `probe` (rows read at a
+boundary for their facts, then dropped).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,8 @@ class LayerView:
 
     layer, layers: which, of how many; length, prompt: committed tokens, tokens of the prompt; positions: int64 [Hk, n],
     −1 where not live; live: bool [Hk, n]; stats: what `needs` asked for, float64 [Hk, n], 0 where not live; bias:
-    float32 [Hk, n], what is added to a slot's scores.
+    float32 [Hk, n], what is added to a slot's scores; queries: [Hk, m, D], where asked for, those of the newest tokens;
+    memory: what the method's last plan for this layer gave to keep.
     """
 
     layer: int
@@ -40,6 +42,8 @@ class LayerView:
     stats: Mapping[str, torch.Tensor]
     bias: torch.Tensor
     read: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    queries: torch.Tensor | None = None
+    memory: Mapping[str, torch.Tensor] | None = None
 
     def keys(self, slots: torch.Tensor | None = None) -> torch.Tensor:
         """Keys of columns int64 [Hk, m], or of all, as they are read: [Hk, m, D] in float32 (float64 for float64)."""
@@ -73,24 +77,37 @@ class Plan:
     """What becomes of the slots of a view. keep: bool [Hk, n], which stay; None for all. merge: see `Merge`.
 
     bias: float32 [Hk, n], what is added to the scores of each slot from now on, such as log m for one that stands for m
-    tokens; None leaves it as it is.
+    tokens; None leaves it as it is. unread: bool [Hk, n], slots that are held, and read by no row, until another plan
+    says otherwise. cold: bool [Hk, n]; pages with no other slots lie in the tier below the device, which changes no
+    number. Both speak of slots in pages: what is in the run beside them is read, and stays. memory: tensors by name, of
+    the method's own, for the next view; they are replaced, never changed.
     """
 
     keep: torch.Tensor | None = None
     merge: Merge | None = None
     bias: torch.Tensor | None = None
+    unread: torch.Tensor | None = None
+    cold: torch.Tensor | None = None
+    memory: Mapping[str, torch.Tensor] | None = None
 
 
 class CacheMethod(Declared):
     """Base of the methods that choose which slots stay. A method gives `importance`, or a `plan` of its own.
 
     needs: "mass" (the attention that each slot received from the rows of `watches`), "slot_positions" (keys are read at
-    their place in the cache). ragged: heads or layers may keep different numbers of slots; they then lie in pages.
+    their place in the cache), "queries" (`view.queries`: of the `newest` tokens, the mean over the heads of a group),
+    "marks" (stats["marks"]: 1 where the token is one of `marks`). ragged: heads or layers may keep different numbers of
+    slots, or leave some unread or cold; they then lie in pages. reads: "slots" where plans leave some unread.
     """
 
     family = "policy"
     needs: ClassVar[frozenset[str]] = frozenset()
     ragged: ClassVar[bool] = False
+    reads: ClassVar[str | None] = None
+
+    def marks(self, lm: Any) -> bytes:
+        """Of every token of a model 1 where it is marked, else 0, for methods that need "marks". Raises Unsupported."""
+        raise NotImplementedError
 
     def next(self, length: int, prompt: int) -> int | None:
         """The first committed length above `length` at which the method acts; None if never again."""
@@ -142,6 +159,9 @@ class Wrapper(CacheMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.method.reads:
+            raise BadInput(f"{type(self).__name__}(method=…): expected a policy that drops slots; "
+                           f"{self.method.declared_name} keeps all and reads some")  # fmt: skip
         if "slot_positions" in self.method.needs:
             raise BadInput(f"{self.declared_name} holds keys in pages or mixes them, and {self.method.declared_name} "
                            "turns them as they are read: use positions='baked'")  # fmt: skip
@@ -236,7 +256,25 @@ def _wrong(plan: Any, view: LayerView, newest: int, ragged: bool) -> str | None:
             return f"bias of {getattr(bias, 'dtype', type(bias).__name__)} {list(getattr(bias, 'shape', ()))}{expected}"
         if bias.device != live.device or not (bias[live].abs() <= BIAS).all():
             return f"bias on {bias.device} of up to {bias.abs().max():g}{expected}"
+    for name in ("unread", "cold"):
+        if (slots := getattr(plan, name)) is not None and (wrong := _wrong_slots(slots, live, keep, newest, ragged)):
+            return f"{name} {wrong}"
+    if plan.memory is not None and not all(isinstance(kept, torch.Tensor) for kept in plan.memory.values()):
+        return "memory with something else than tensors; expected tensors by name"
     return None if plan.merge is None else _wrong_merge(plan.merge, live, live if keep is None else keep)
+
+
+def _wrong_slots(slots: Any, live: torch.Tensor, keep: torch.Tensor | None, newest: int, ragged: bool) -> str | None:
+    """What is wrong with what is unread or cold."""
+    expected = f"; expected bool {list(live.shape)} on {live.device}, of slots that stay, without the newest {newest}"
+    if not isinstance(slots, torch.Tensor) or slots.dtype != torch.bool or slots.shape != live.shape:
+        shape = list(getattr(slots, "shape", ()))
+        return f"of {getattr(slots, 'dtype', type(slots).__name__)} {shape}{expected}"
+    if slots.device != live.device or (slots & ~(live if keep is None else keep)).any():
+        return f"of slots that do not stay{expected}"
+    if slots[:, live.shape[1] - newest :].any():
+        return f"of the newest slots{expected}"
+    return None if ragged else "of slots that lie in no pages; expected a method that declares ragged = True"
 
 
 def _wrong_merge(merge: Any, live: torch.Tensor, keep: torch.Tensor) -> str | None:

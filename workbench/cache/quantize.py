@@ -26,7 +26,7 @@ def quantize(work: LayerWork, storage: Quantizer, requantize: str, fresh: int) -
     before = state.before
     if storage.on_device is not None:
         before = max(before, work.length - storage.on_device)
-    if not fresh and work.gone is None and work.loose is None and before == state.before:
+    if not fresh and work.gone is None and work.loose is None and before == state.before and not work.moved:
         return
     codecs = work.codecs
     sparse = requantize == "sparse" and len(codecs) == 1
@@ -38,11 +38,15 @@ def quantize(work: LayerWork, storage: Quantizer, requantize: str, fresh: int) -
             entries[number].append(page)
         groups.append((head, columns, used))
     arenas = work.old.arenas if work.old else []
-    state.before = before
-    state.page_table = page_out(entries, work.k.device, arenas, before) if any(entries) else None
-    work.events += tier_events(work.layer, work.old, state.page_table)
-    if state.mass is not None or state.bias is not None:
+    state.before, device = before, work.k.device
+    below = {(head, number) for head, row in enumerate(entries) for number, page in enumerate(row)
+             if isinstance(page, Page) and page.arena.host and state.cold is not None}  # fmt: skip
+    state.page_table = page_out(entries, device, arenas, before, below) if any(entries) else None
+    if any(getattr(state, name) is not None for name in ("mass", "bias", "unread", "cold")):
         _reorder(work, stayed, *map(torch.cat, zip(*groups, strict=True)), fresh)
+    if (cold := state.cold_pages()) != below and state.page_table is not None:
+        state.page_table = page_out(state.page_table.pages, device, state.page_table.arenas, before, cold)
+    work.events += tier_events(work.layer, work.old, state.page_table)
     if fresh:
         work.k, work.v, work.changed = work.k[:, fresh:], work.v[:, fresh:], True
 
@@ -98,8 +102,9 @@ def _old_pages(
         evict(rows.view(-1), page * (codec.bytes // ALIGN), slot)
         where = work.where[:, : work.slots].unflatten(-1, (-1, size))[head, p]
         newest = where.masked_fill(~stay[head, p], -1).amax(-1).tolist()
+        notes = work.notes(codec.unpack(rows)) if work.reader else None
         for i, (h, q, place) in enumerate(mine):
-            kept[h][place] = PendingPage(codec, rows, i, counts[h][q], work.old.pages[h][q].used, newest[i])
+            kept[h][place] = PendingPage(codec, rows, i, counts[h][q], work.old.pages[h][q].used, newest[i], notes)
     return kept, stayed, again
 
 
@@ -165,8 +170,9 @@ def _pack(work: LayerWork, head: torch.Tensor, columns: torch.Tensor, used: torc
         rows = packed(work.layer, k, v, where, used, codec)
         found = codec.unpack(rows)
     _log(work, head, columns, used, where, codec, (k, v), found)
-    counts, newest = used.tolist(), where.amax(-1).tolist()
-    return [PendingPage(codec, rows, i, n, n, top) for i, (n, top) in enumerate(zip(counts, newest, strict=True))]
+    counts, newest, notes = used.tolist(), where.amax(-1).tolist(), work.notes(found)
+    facts = zip(counts, newest, strict=True)
+    return [PendingPage(codec, rows, i, n, n, top, notes) for i, (n, top) in enumerate(facts)]
 
 
 def _log(work: LayerWork, head, columns, used, where, codec: Codec, given: Sequence[torch.Tensor], found) -> None:
@@ -214,7 +220,10 @@ def _reorder(work: LayerWork, stayed: list[list[int]], head, columns, used, fres
     inside = torch.arange(size, device=device)
     source = torch.full((work.heads, table.slots // size, size), -1, dtype=torch.long, device=device)
     for number, pages in enumerate(stayed):
-        source[number, : len(pages)] = torch.tensor(pages, dtype=torch.long, device=device)[:, None] * size + inside
+        kept = torch.tensor(pages, dtype=torch.long, device=device)[:, None] * size + inside
+        for left in (work.gone, work.loose):  # slots that are there no more
+            kept = kept if left is None else torch.where(left[number][kept.clamp_min(0)], -1, kept)
+        source[number, : len(pages)] = kept
         mine = torch.where(inside < used[:, None], columns, -1)[head == number]
         source[number, len(pages) : len(pages) + len(mine)] = mine
     source = source.view(work.heads, -1)

@@ -1,4 +1,4 @@
-"""What a cache is made of: at most one policy and one quantizer, in this order."""
+"""What a cache is made of: at most one policy, one quantizer and one reader, in this order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.cache.codecs.base import Quantizer
 from workbench.cache.codecs.paged import Paged
 from workbench.cache.plan import CacheMethod
+from workbench.cache.readers.base import CacheReader
 from workbench.cache.store import MANY
 from workbench.declare import Declared, build, describe, get, names, register, setting
 from workbench.errors import BadInput, Unsupported, shown
@@ -16,33 +17,49 @@ from workbench_kernels.pages import ALIGN
 if TYPE_CHECKING:
     from workbench.cache.managed import ManagedStore
 
+PARTS = ("policy", "quantizer", "reader")
+ORDER = ("a cache evicts first, quantises what stays, and reads of that; put the policy before the quantizer, and the "
+         "reader last")  # fmt: skip
+NEEDS = {"mass": "attention", "queries": "the queries of rows"}
+
 
 @register("cache", "stack")
 @dataclass(frozen=True)
 class Stack(Declared):
-    """First the policy drops tokens, then the quantizer stores what stays in fewer bits.
+    """First the policy drops tokens, then the quantizer stores what stays in fewer bits; the reader chooses which pages
+    of that each row reads.
 
-    Both act at fixed committed lengths only. No forward may reach beyond the next of them, so that the text does not
-    depend on how many tokens a forward held: speculative output under a stack is plain output under that stack.
+    The first two act at fixed committed lengths only. No forward may reach beyond the next of them, and each row reads
+    what it would read alone, so the text does not depend on how many tokens a forward held: speculative output under a
+    stack is plain output under that stack.
     """
 
     policy: CacheMethod | None = setting(None, family="policy", help="which tokens stay (default: all)")
     quantizer: Quantizer | None = setting(None, family="quantizer", help="how they are stored (default: as they are)")
+    reader: CacheReader | None = setting(None, family="reader", help="what of them each row reads (default: all)")
     during_prompt: bool = setting(True, help="act while the prompt goes in, not only from its end on")
     requantize: str = setting(
         "sparse", choices=("sparse", "never"), help="whether pages that lost half their slots are quantized anew"
     )
 
     def __post_init__(self) -> None:
-        if getattr(self.policy, "family", "") == "quantizer" or getattr(self.quantizer, "family", "") == "policy":
-            raise BadInput("a cache evicts first and quantises what stays; put the policy before the quantizer")
+        found = [getattr(getattr(self, name), "family", name) for name in PARTS]
+        if set(found) <= set(PARTS) and found != list(PARTS):
+            raise BadInput(ORDER)
         super().__post_init__()
         policy, quantizer = self.policy, self.quantizer
-        if policy is None and quantizer is None:
-            raise BadInput("Stack(): expected a policy, a quantizer or both; cache=None keeps every token as it is")
+        if not self.members:
+            raise BadInput("Stack(): expected a policy, a quantizer, a reader or several; cache=None keeps every token "
+                           "as it is")  # fmt: skip
+        if self.reader is not None and policy is not None and "slot_positions" in policy.needs:
+            raise BadInput(f"{policy.declared_name} with positions='slot' turns keys as they are read, and "
+                           f"{self.reader.declared_name} reads pages: use positions='baked'")  # fmt: skip
         if policy is not None and policy.ragged and "slot_positions" in policy.needs:
             raise BadInput(f"{policy.declared_name} keeps different numbers of slots by head, and turns keys as they "
                            "are read: that is not possible in pages")  # fmt: skip
+        if self.reader is not None and policy is not None and policy.reads:
+            raise BadInput(f"{policy.declared_name} and {self.reader.declared_name} both choose what is read: give one "
+                           "of them")  # fmt: skip
         if policy is None or quantizer is None:
             return
         if "slot_positions" in policy.needs:
@@ -56,11 +73,17 @@ class Stack(Declared):
                            f"{quantizer.declared_name} holds back {quantizer.residual}: lower residual")  # fmt: skip
 
     @property
+    def members(self) -> list[Declared]:
+        """In order, those that there are."""
+        return [member for name in PARTS if (member := getattr(self, name)) is not None]
+
+    @property
     def storage(self) -> Quantizer | None:
         """How older tokens are stored in pages: as the quantizer says, or as they are where heads keep different
-        numbers of slots; None without pages."""
-        if self.quantizer is None and self.policy.ragged:
-            return Paged(residual=0 if self.policy.newest < Paged.page_size else Paged.page_size)
+        numbers of slots, or a reader chooses pages; None without pages."""
+        policy = self.policy
+        if self.quantizer is None and (self.reader is not None or policy.ragged):
+            return Paged(residual=0 if policy and policy.newest < Paged.page_size else Paged.page_size)
         return self.quantizer
 
     def residual(self, length: int) -> int:
@@ -85,7 +108,7 @@ class Stack(Declared):
         at = self.next(length, prompt)
         if self.policy is not None or at is None or length >= prompt:
             return at
-        storage = self.quantizer
+        storage = self.storage
         usual = type(storage).next is Quantizer.next and not storage.needs
         whole = not storage.interval % storage.page_size and not storage.residual % storage.interval
         return max(at, prompt) if usual and whole else at
@@ -130,9 +153,10 @@ class Stack(Declared):
         from workbench.cache.managed import ManagedStore
         from workbench.cache.rotation import rotation_of
 
-        for member in filter(None, (self.policy, self.quantizer)):
-            if "mass" in member.needs - lm.gives:
-                raise Unsupported(f"{member.declared_name} reads attention, which {lm.name!r} does not give")
+        for member in self.members:
+            for need in ("mass", "queries"):
+                if need in member.needs - lm.gives:
+                    raise Unsupported(f"{member.declared_name} reads {NEEDS[need]}, which {lm.name!r} does not give")
         turning = None
         if self.storage and self.storage.raw_keys:
             turning = rotation_of(lm, "raw_keys=True", "raw_keys=False")
@@ -145,11 +169,13 @@ class Stack(Declared):
                                        f"{self.storage.page_size} slots and a multiple of {ALIGN} bytes")  # fmt: skip
         if self.policy and "slot_positions" in self.policy.needs:
             turning = rotation_of(lm, "positions='slot'", "positions='baked'")
-        return ManagedStore(lm.layers, self, prompt, turning)
+        marks = self.policy.marks(lm) if self.policy and "marks" in self.policy.needs else None
+        return ManagedStore(lm.layers, self, prompt, turning, marks)
 
 
 def as_stack(value: Any) -> Stack | None:
-    """A stack from what `cache=` takes: None, a policy, a quantizer, a name, a list of these in order, or a stack."""
+    """A stack from what `cache=` takes: None, a policy, a quantizer, a reader, a name, a list of these in order, or a
+    stack."""
     if value is None or isinstance(value, Stack):
         return value
     members = [
@@ -158,9 +184,10 @@ def as_stack(value: Any) -> Stack | None:
     chosen: dict[str, Any] = {}
     for member in members:
         if member.family in chosen:
-            raise BadInput(f"cache: two of the family {member.family}; expected at most one policy and one quantizer")
-        if member.family == "policy" and "quantizer" in chosen:
-            raise BadInput("a cache evicts first and quantises what stays; put the policy before the quantizer")
+            raise BadInput(f"cache: two of the family {member.family}; expected at most one policy, one quantizer and "
+                           "one reader")  # fmt: skip
+        if chosen and PARTS.index(member.family) < max(map(PARTS.index, chosen)):
+            raise BadInput(ORDER)
         chosen[member.family] = member
     return Stack(**chosen)
 
@@ -188,22 +215,22 @@ def stack_of(members: Sequence[str], values: Mapping[str, Any]) -> Stack | None:
     own = {key: value for key, value in own.items() if value is not None}
     if not own:
         return stack
-    parts = {part.family: part for part in (stack.policy, stack.quantizer) if part}
+    parts = {part.family: part for part in stack.members}
     return build("cache", "stack", {**parts, **own})
 
 
 def _member(part: Any) -> Any:
     if isinstance(part, str):
         return build(family_of(part), part)
-    if getattr(part, "family", None) not in ("policy", "quantizer") or isinstance(part, type):
-        raise BadInput(f"cache: expected a policy ({', '.join(names('policy'))}), a quantizer "
-                       f"({', '.join(names('quantizer'))}), or both in a list; got {shown(part)}")  # fmt: skip
+    if getattr(part, "family", None) not in PARTS or isinstance(part, type):
+        known = ", ".join(f"a {family} ({', '.join(names(family))})" for family in PARTS)
+        raise BadInput(f"cache: expected {known}, or several in a list; got {shown(part)}")
     return part
 
 
 def family_of(name: str) -> str:
     """The family that a member of a cache belongs to; BadInput where there is none of that name."""
-    for family in ("policy", "quantizer"):
+    for family in PARTS:
         if name in names(family):
             return family
-    raise BadInput(f"unknown cache {name!r}; known: {', '.join([*names('policy'), *names('quantizer')])}")
+    raise BadInput(f"unknown cache {name!r}; known: {', '.join(name for family in PARTS for name in names(family))}")

@@ -70,10 +70,14 @@ class CacheStore(Protocol):
     maintained_ms: float = 0.0  # what maintenance took so far
 
     def begin(
-        self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
+        self,
+        positions: Sequence[int],
+        visible: torch.Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        tokens: Sequence[int] | torch.Tensor | None = None,
     ) -> None: ...
     def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None: ...
-    def segments(self, layer: int, window: int | None = None) -> list[Segment]: ...
+    def segments(self, layer: int, window: int | None = None, query: torch.Tensor | None = None) -> list[Segment]: ...
     def end(self) -> None: ...
     def commit(self, rows: Sequence[int]) -> None: ...
     def discard(self) -> None: ...
@@ -91,8 +95,8 @@ class CacheStore(Protocol):
         return MANY
 
     def read_stats(self) -> tuple[int, int, int]:
-        """What a forward reads behind the trunk: raw slots, coded slots (both per KV head, the most of any layer),
-        bytes of pages."""
+        """What the last forward read behind the trunk: raw slots, slots of pages (both per KV head, the most of any
+        layer), bytes of pages."""
         return self.length, 0, 0
 
     @property
@@ -100,9 +104,9 @@ class CacheStore(Protocol):
         """Slots per KV head and layer that maintenance dropped, merged and fetched since the last `drain`."""
         return {}
 
-    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list]]:
-        """Events and rows of the bits table of what maintenance did since the last call."""
-        return [], {}
+    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list], dict[str, list]]:
+        """Since the last call: events and rows of the bits table of what maintenance did, rows of the reads table."""
+        return [], {}, {}
 
 
 _claim = threading.Lock()
@@ -174,9 +178,14 @@ class PlainStore(CacheStore):
         self._masks: dict[int | None, torch.Tensor | None] = {}
 
     def begin(
-        self, positions: Sequence[int], visible: torch.Tensor | None = None, layers: Sequence[int] | None = None
+        self,
+        positions: Sequence[int],
+        visible: torch.Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        tokens: Sequence[int] | torch.Tensor | None = None,
     ) -> None:
-        """Open a forward of R rows at absolute `positions` over `layers`, by default all.
+        """Open a forward of R rows at absolute `positions` over `layers`, by default all; tokens: their ids, where they
+        are known.
 
         visible: [R, staged rows before + R] bool, what each row sees of the staged rows, itself included; None means
         a chain: everything staged before, and the rows of this forward in order. Only rows that these layers have
@@ -226,9 +235,9 @@ class PlainStore(CacheStore):
         self._rows = 0
         del self._positions[self.staged :]
 
-    def segments(self, layer: int, window: int | None = None) -> list[Segment]:
+    def segments(self, layer: int, window: int | None = None, query: torch.Tensor | None = None) -> list[Segment]:
         """What this forward's rows attend to in a layer: the trunk, and one run behind it. `window`: keys less than
-        that many positions back."""
+        that many positions back; query: the rows' own, [1, H, R, D], by which a reader may choose pages."""
         if window is not None and max(self._seen) < window:
             window = None
         return [*self._pieces(layer, window), self._own(layer, window)]

@@ -1,12 +1,13 @@
 """What a maintenance knows of one layer: where its slots are, what they hold, and what has become of them so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from workbench.cache.events import runs_of
 from workbench.cache.plan import LayerView
+from workbench.cache.readers.base import PageView
 
 
 class LayerWork:
@@ -20,6 +21,7 @@ class LayerWork:
         self.heads, self.held = self.k.shape[:2]
         self.old, self.slots = self.state.page_table, self.state.slots
         self.page_size = store.stack.storage.page_size if store.stack.storage else 0
+        self.reader, self.marked = store.stack.reader, store.marked
         self.codecs = store.codecs(layer, self.k, self.v) if store.stack.storage else []
         self.events: list[dict[str, Any]] = []
         self.bits: dict[str, list] = {}  # columns of the bits table
@@ -27,6 +29,7 @@ class LayerWork:
         self.where = self.live = None  # positions and what lives, [Hk, columns]; read once a plan needs them
         self.gone: torch.Tensor | None = None  # columns evicted now, None for none
         self.loose: torch.Tensor | None = None  # columns of pages that merging changed
+        self.moved = False  # other slots are cold than were
         self.merged = 0  # slots added to others, per KV head
         self.mixed: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # column of a head, merged k and v
 
@@ -49,8 +52,11 @@ class LayerWork:
         stats = {}
         if self.state.mass is not None:
             stats["mass"] = self.state.mass.gather(1, order).masked_fill(~live, 0)
+        if self.marked is not None:
+            marks = self.marked[self.where.gather(1, order).clamp_min(0)].double()
+            stats["marks"] = marks.masked_fill(~live, 0)
         self.order = order
-        bias = self.state.biases(self.slots + self.held)
+        bias = self.state.wide("bias", self.slots + self.held)
         bias = torch.zeros(live.shape, device=live.device) if bias is None else bias.gather(1, order)
         positions = self.where.gather(1, order).masked_fill(~live, -1)
         head = torch.arange(self.heads, device=order.device)[:, None]
@@ -58,7 +64,8 @@ class LayerWork:
         def read(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.read(head.expand_as(slots), order.gather(1, slots))
 
-        return LayerView(self.layer, self.layers, self.length, self.prompt, positions, live, stats, bias, read)
+        facts = (self.layer, self.layers, self.length, self.prompt, positions, live, stats, bias, read)
+        return LayerView(*facts, self.state.queries, self.state.memory)
 
     def read(self, head: torch.Tensor, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys [..., D] and values [..., Dv] of columns, in float32 (float64 for float64), what is merged as merged."""
@@ -76,6 +83,10 @@ class LayerWork:
             k[new], v[new] = new_k[at[new]], new_v[at[new]]
         return k, v
 
+    def notes(self, pages: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """A reader's notes on pages as `Codec.unpack` gives them; None without a reader."""
+        return None if self.reader is None else self.reader.noted(PageView(*pages))
+
     def places(self, head: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Positions of columns [G, slots] of heads [G]; those of a plain run follow from the length."""
         if self.where is None and self.state.kept is None:
@@ -87,8 +98,9 @@ class LayerWork:
         """Do the same to all that is known of slots by column."""
         if self.state.mass is not None:
             self.state.mass = act(self.state.mass)
-        if self.state.bias is not None:
-            self.state.bias = act(self.state.biases(self.slots + self.held))
+        for name in ("bias", "unread", "cold"):
+            if getattr(self.state, name) is not None:
+                setattr(self.state, name, act(self.state.wide(name, self.slots + self.held)))
 
     def event(self, op: str, head: int, places: torch.Tensor, **facts: Any) -> None:
         self.events.append({"layer": self.layer, "head": head, "op": op, "positions": runs_of(places), **facts})

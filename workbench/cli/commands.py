@@ -15,7 +15,7 @@ from workbench.cli.preparing import preparing
 from workbench.cli.run import add_run, run
 from workbench.errors import BadInput
 
-MEMBERS = "decoders, drafters, shapes, verifiers, policies, quantizers, caches, views, recipes"
+MEMBERS = "decoders, drafters, shapes, verifiers, policies, quantizers, readers, caches, views, recipes"
 TABLES = ("tokens", "rounds", "drafts", "forwards", "cache", "bits", "events")
 
 

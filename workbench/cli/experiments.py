@@ -35,10 +35,10 @@ def compare_arms(args: argparse.Namespace) -> int:
     arms = dict(arm_of(text) for text in args.arm)
     if not prompts or not arms:
         raise BadInput("compare: expected at least one prompt (or --held-out N) and one --arm name=decoder")
-    stack, others = options.members_of(args)
+    held, others = options.members_of(args)
     for name in others:
-        raise BadInput(f"compare --set {name}: expected a parameter of the cache, such as cache.budget=128")
-    how = {"repeats": args.repeats, "batch_size": args.batch_size, "progress": sys.stderr.isatty(), "cache": stack}
+        raise BadInput(f"compare --set {name}: expected one of the cache or the constraint, such as cache.budget=128")
+    how = {"repeats": args.repeats, "batch_size": args.batch_size, "progress": sys.stderr.isatty(), **held}
     how |= options.settings_of(args)
     found = compare(options.load_model(args), prompts, arms, **how)
     if args.json:
@@ -78,10 +78,10 @@ def verify(args: argparse.Namespace) -> int:
         from workbench.declare import build
         from workbench.experiments import lossless
 
-    stack, values = options.members_of(args)
+    held, values = options.members_of(args)
     decoder = build("decoder", args.decoder, values)
     how = {"tokens": args.tokens, "temperature": args.temperature, "runs": args.runs, "progress": sys.stderr.isatty()}
-    found = lossless(decoder, options.load_model(args), args.prompt, cache=stack, **how)
+    found = lossless(decoder, options.load_model(args), args.prompt, **held, **how)
     if args.json:
         options.print_json({**asdict(found), "badge": found.badge, "holds": found.holds})
     else:

@@ -1,4 +1,4 @@
-"""What commands share: their parser, options of the model, of sampling and of the cache, and how they print."""
+"""What commands share: their parser, options of the model, of sampling and of members, and how they print."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 from workbench.cli.preparing import preparing
 from workbench.errors import BadInput
+
+GIVEN_APART = ("object", "member")  # kinds of settings that are no option, or one of `add_members`
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,14 +38,14 @@ def add_settings(parser: Parser) -> None:
         else:
             number = {"int": int, "float": float}.get(entry.kind)
             words |= {"type": number or str, "metavar": "N" if number else "NAME"}
-        if entry.kind != "object":
+        if entry.kind not in GIVEN_APART:
             parser.add_argument(f"--{entry.name.replace('_', '-')}", **words)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     from workbench.engine.settings import keywords
 
-    given = {name: getattr(args, name) for name, entry in keywords().items() if entry.kind != "object"}
+    given = {name: getattr(args, name) for name, entry in keywords().items() if entry.kind not in GIVEN_APART}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -67,19 +69,28 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
 
 
 def add_members(parser: Parser, parameter: str) -> None:
-    """The options of a cache, and of parameters of members; parameter: what those are."""
+    """The options of a cache, a constraint, and of parameters of members; parameter: what those are."""
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=parameter)
-    text = "a policy or a quantizer, first the policy where both are given (repeatable); see: workbench list policies"
+    text = "a policy, a quantizer, a reader, in this order (repeatable); see: workbench list policies"
     parser.add_argument("--cache", action="append", default=[], metavar="NAME", help=text)
+    text = "which texts may be written: regex --set constraint.pattern=[0-9]+; see: workbench list constraints"
+    parser.add_argument("--constraint", metavar="NAME", help=text)
 
 
-def members_of(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
-    """The cache that `--cache` names, with its parameters `cache.…` of `--set`; and the other parameters there."""
+def members_of(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """The cache and the constraint that are named, with their parameters `cache.…` and `constraint.…` of `--set`; and
+    the other parameters there."""
     from workbench.cache.stack import stack_of
+    from workbench.declare import build
 
-    values = pairs(args.set)
-    own = {key[6:]: values.pop(key) for key in list(values) if key.startswith("cache.")}
-    return stack_of(args.cache, own), values
+    values, own = pairs(args.set), {}
+    for head in ("cache", "constraint"):
+        found = [key for key in values if key.startswith(f"{head}.")]
+        own[head] = {key.removeprefix(f"{head}."): values.pop(key) for key in found}
+    if own["constraint"] and args.constraint is None:
+        raise BadInput("--set constraint.…: name the constraint as well, as --constraint regex")
+    constraint = None if args.constraint is None else build("constraint", args.constraint, own["constraint"])
+    return {"cache": stack_of(args.cache, own["cache"]), "constraint": constraint}, values
 
 
 def print_json(value: Any) -> None:

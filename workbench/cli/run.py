@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
         from workbench.session import Session
 
     holds = conditions.parse(args.until) if args.until else None
-    stack, values = options.members_of(args)
-    settings = options.settings_of(args) | {"cache": stack}
+    held, values = options.members_of(args)
+    settings = options.settings_of(args) | held
     decoder = build("decoder", args.decoder, values)
     if args.force_ids:
         settings["force"] = ids_of(args.force_ids)

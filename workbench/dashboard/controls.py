@@ -65,7 +65,8 @@ def control(
         offered = list(entry.choices) or list(dict.fromkeys([value, *models]))
         return gr.Dropdown(offered, value=value, allow_custom_value=bool(entry.model) and anything, **common)
     if _text(entry):
-        return gr.Textbox(value, max_lines=1, placeholder="off" if _optional_number(entry) else None, **common)
+        lines = 8 if entry.kind == "str" and entry.trust == "visitor" else 1
+        return gr.Textbox(value, max_lines=lines, placeholder="off" if _optional_number(entry) else None, **common)
     whole = entry.kind == "int"
     low, high = (entry.ge if entry.ge is not None else entry.gt), (entry.le if entry.le is not None else entry.lt)
     if low is not None and high is not None and high - low <= widest:
@@ -115,7 +116,7 @@ class MemberControls:
             with gr.Column(visible=name == default, elem_classes="wb-nested", min_width=0) as group:
                 if len(path) == 1:
                     gr.Markdown((cls.__doc__ or "").strip().split("\n")[0], elem_classes="wb-about")
-                for entry in declare.describe(cls):
+                for entry in (one for one in declare.describe(cls) if one.kind != "object"):  # Python's alone
                     place = (*path, name, entry.name)
                     if entry.kind == "member":
                         first = "" if entry.default is None else entry.default.declared_name

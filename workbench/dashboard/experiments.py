@@ -107,10 +107,10 @@ def _compared(visit: Visit, chosen: list[str], count: int, filled: str) -> Compa
 
 
 def _measured(visit: Visit, runs: int, filled: str) -> Measured:
-    """A measurement of the form's decoder, over the form's model, prompt and cache."""
+    """A measurement of the form's decoder, over the form's model, prompt, cache and constraint."""
     wanted = visit.form.read(filled)
     warm = wanted.settings.get("temperature") or 0.8
-    facts = {"temperature": warm, "cache": wanted.settings["cache"]}
+    facts = {"temperature": warm, **{name: wanted.settings[name] for name in ("cache", "constraint")}}
     prompts = _prompts(wanted.prompt, TEXTS)
     return Measured(wanted.decoder, wanted.load(), prompts, visit.client, bounded("counted runs", runs, 200), **facts)
 

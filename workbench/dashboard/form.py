@@ -81,7 +81,7 @@ class Wanted:
     def cached(self) -> list[str]:
         """The names of the cache's members."""
         stack = self.settings["cache"]
-        return [member.declared_name for member in (stack.policy, stack.quantizer) if member] if stack else []
+        return [member.declared_name for member in stack.members] if stack else []
 
     def load(self, progress: Progress | None = None) -> Any:
         """The model."""
@@ -143,10 +143,14 @@ class Form:
             policy = MemberControls("policy", "cache policy", None, "which tokens stay", nothing="all stay", **named)
             about = "how they are stored"
             quantizer = MemberControls("quantizer", "cache quantizer", None, about, nothing="as they are", **named)
+            reader = MemberControls("reader", "cache reader", None, "which of them are read", nothing="all", **named)
             self.stack = {entry.name: control(entry) for entry in describe(wb.Stack) if entry.kind != "member"}
-        self.families = (decoder, policy, quantizer)
+        with gr.Accordion("Constraint", open=False, elem_id="of-constraint"):
+            about = "which texts may be written"
+            constraint = MemberControls("constraint", "constraint", None, about, nothing="all", **named)
+        self.families = (decoder, policy, quantizer, reader, constraint)
         drawn = {entry.name for entry in describe(wb.Sampling)}
-        shown = {name: entry for name, entry in keywords().items() if entry.kind != "object"}
+        shown = {name: entry for name, entry in keywords().items() if entry.kind not in ("object", "member")}
         shown["max_new_tokens"] = replace(shown["max_new_tokens"], le=MAX_NEW_TOKENS)
         widest = {"max_new_tokens": {"widest": MAX_NEW_TOKENS}}
         self.settings = {}
@@ -225,7 +229,8 @@ class Form:
         if settings["max_new_tokens"] is not None and settings["max_new_tokens"] > MAX_NEW_TOKENS:
             raise BadInput(f"max_new_tokens: the app goes up to {MAX_NEW_TOKENS}; use workbench.decode for more")
         settings["stop"] = settings["stop"] or ()
-        decoder, *stack = [family.read([*islice(rest, len(family.components))]) for family in self.families]
+        members = [family.read([*islice(rest, len(family.components))]) for family in self.families]
+        decoder, *stack, settings["constraint"] = members
         settings["cache"] = wb.Stack(*stack, **dict(zip(self.stack, rest, strict=True))) if any(stack) else None
         given = [{"role": "user", "content": prompt}] if kind == "chat message" else prompt
         chosen = (("device", device, "cpu"), ("dtype", dtype, "auto"))
@@ -253,8 +258,8 @@ class Form:
         entries = keywords()
         rest = [shown_value(entries[name], settings[name]) if name in settings else self.defaults[id(component)]
                 for name, component in self.settings.items()]  # fmt: skip
-        stack = (getattr(cache, "policy", None), getattr(cache, "quantizer", None))
-        for family, member in zip(self.families, (decoder, *stack), strict=True):
+        stack = [getattr(cache, name, None) for name in ("policy", "quantizer", "reader")]
+        for family, member in zip(self.families, (decoder, *stack, settings.get("constraint")), strict=True):
             rest += family.values(member, self.defaults)
         rest += [getattr(cache, name, self.defaults[id(component)]) for name, component in self.stack.items()]
         return [prompt, KINDS[0], self.models[0], *self.first.values(), *rest]

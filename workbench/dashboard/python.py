@@ -51,9 +51,10 @@ def call(
 
 def asked(run: Mapping[str, Any]) -> tuple[Declared | None, dict[str, Any]]:
     """Decoder and settings of a recorded run. Raises BadInput where it names what is not here."""
-    decoder, cache = (from_dict(run[name]) if run.get(name) is not None else None for name in ("decoder", "cache"))
-    said = {**run, **(run.get("sampling") or {})}
-    return decoder, {name: said[name] for name in keywords() if said.get(name) not in (None, [])} | {"cache": cache}
+    members = ("decoder", "cache", "constraint")
+    decoder, *held = (from_dict(run[name]) if run.get(name) is not None else None for name in members)
+    said = {**run, **(run.get("sampling") or {}), **dict(zip(members[1:], held, strict=True))}
+    return decoder, {"cache": None} | {name: said[name] for name in keywords() if said.get(name) not in (None, [])}
 
 
 def of_run(trace: Trace) -> str:

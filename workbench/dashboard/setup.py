@@ -62,7 +62,7 @@ def _of_form(wanted: Wanted) -> dict[str, str]:
         "Prompt": _start(prompt),
         "Decoder": _decoder(to_dict(wanted.decoder)) if wanted.decoder else "autoregressive",
         "Cache": _cache(to_dict(settings["cache"]) if settings["cache"] else None),
-        "Sampling": _sampling(settings),
+        "Sampling": _sampling(settings, to_dict(settings["constraint"]) if settings["constraint"] else None),
         "Limits": _limits(settings),
         "Model": " · ".join([wanted.model, *wanted.where.values()]),
     }
@@ -74,7 +74,7 @@ def of_run(run: Mapping[str, Any]) -> dict[str, str]:
         "Prompt": _start(run.get("prompt_text") or ""),
         "Decoder": _decoder(run.get("decoder")),
         "Cache": _cache(run.get("cache")),
-        "Sampling": _sampling(run.get("sampling") or {}),
+        "Sampling": _sampling(run.get("sampling") or {}, run.get("constraint")),
         "Limits": _limits(run),
         "Model": str(tables.model(run, "target").get("name") or "unnamed"),
     }
@@ -104,9 +104,11 @@ def _cache(declared: Any) -> str:
     return " + ".join(named) or "full"
 
 
-def _sampling(sampling: Mapping[str, Any]) -> str:
+def _sampling(sampling: Mapping[str, Any], constraint: Any) -> str:
+    """T 0.8 · top-p 0.9 · regex."""
     said = [f"{word} {sampling[name]:g}" for name, word in DRAWN.items() if sampling.get(name)]
-    return " · ".join(said) if sampling.get("temperature") else "greedy"
+    said = said if sampling.get("temperature") else ["greedy"]
+    return " · ".join([*said, *([_decoder(constraint)] if isinstance(constraint, dict) else [])])
 
 
 def _limits(settings: Mapping[str, Any]) -> str:

@@ -91,9 +91,10 @@ class Measured(Job):
         self.cache, self.warm, self.refused = settings["cache"], settings["temperature"], ""
         arms = {SAME_CACHE: Arm(PLAIN, self.cache), OWN: Arm(decoder, self.cache)}
         full = {FULL: Arm(PLAIN)} if self.cache else {}
-        self.parts = [Comparison(lm, self.prompts, full | arms, gaps=True, max_new_tokens=TOKENS, temperature=0.0)]
+        how = {"max_new_tokens": TOKENS, "constraint": settings.get("constraint")}
+        self.parts = [Comparison(lm, self.prompts, full | arms, gaps=True, temperature=0.0, **how)]
         try:
-            self.parts.append(Comparison(lm, self.prompts, arms, max_new_tokens=TOKENS, temperature=self.warm))
+            self.parts.append(Comparison(lm, self.prompts, arms, temperature=self.warm, **how))
         except BadInput as error:
             self.refused = str(error)
 

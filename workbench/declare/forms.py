@@ -85,10 +85,11 @@ def flatten(member: Declared) -> dict[str, Any]:
 
 
 def to_dict(member: Declared) -> dict[str, Any]:
-    """A JSON form: {"family": …, "name": …, "settings": {field: value or nested form}}."""
+    """A JSON form: {"family": …, "name": …, "settings": {field: value or nested form}}; a function by its name."""
     values = {entry.name: getattr(member, entry.name) for entry in describe(type(member))}
     plain = {k: to_dict(v) if isinstance(v, Declared) else v for k, v in values.items()}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+    plain = {k: getattr(v, "__name__", type(v).__name__) if callable(v) else v for k, v in plain.items()}
     return {"family": member.family, "name": member.declared_name, "settings": plain}
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from workbench.cache.stack import Stack
+from workbench.control.constraints.base import bound
 from workbench.declare import Declared
 from workbench.device.round import choose_round, run_round
 from workbench.engine.model import LanguageModel
@@ -78,7 +79,7 @@ class Decoder(Declared):
     def adopt(self, state: State, settings: Settings) -> State:
         """The state under these settings, as if its run had not ended; where its rounds take place is chosen anew. A
         search begins anew from the text where a forced token contradicts a hypothesis."""
-        state.settings, state.ended = settings, None
+        state.settings, state.ended = bound(settings, state), None
         texts = [one.state.new_tokens for one in state.hypotheses.values()]
         if any(index < len(text) and text[index] != id for text in texts for index, id in settings.force.items()):
             state.hypotheses = {}
@@ -100,4 +101,6 @@ class Decoder(Declared):
             if left := [one for one in state.hypotheses.values() if one.fate != "pruned"]:
                 win(r, max(left, key=lambda one: one.score))
             state.ended = state.ended or "time"
+        if state.ended and (masks := r.settings.sampling.masks) is not None:
+            r.step.note = masks.note(state.tokens)
         return r.finish()

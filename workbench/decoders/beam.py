@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from workbench.control.scorers.base import Scorer
 from workbench.declare import register, setting
 from workbench.decoders.base import Decoder
 from workbench.engine.model import LanguageModel
@@ -22,7 +23,8 @@ class Beam(Decoder):
     A text that ends competes only where it is among the best `beams` of its length. The search stops when no beam can
     become better than the worst of `beams` ended texts: judged at its present length (`early_stopping="auto"`), or at
     the most that it may have ("never"); or as soon as there are so many ("always"). What all beams begin with is text
-    at once.
+    at once. A `scorer` takes the place of the log-probability: of the likeliest texts of each length, twice as many as
+    beams, those stay that it puts first, and the search stops as with "always".
 
     Source: beam search of transformers (`num_beams`, `length_penalty`, and `early_stopping`, which says False, "never"
     and True there; https://github.com/huggingface/transformers). Texts are equal where log-probabilities do not tie.
@@ -31,20 +33,23 @@ class Beam(Decoder):
     beams: int = setting(4, ge=1, le=64, help="texts that are kept")
     length_penalty: float = setting(1.0, ge=-10, le=10, help="power of the length that a log-probability is divided by")
     early_stopping: str = setting("auto", choices=("auto", "never", "always"), help="when the search may stop")
+    scorer: Scorer | None = setting(None, family="scorer", help="what ranks the texts of each length")
 
     searches = True
     verified = ("equality with beam search of transformers",)
 
     def guarantee(self, sampling: Sampling) -> str:
-        return "exact" if self.beams == 1 and sampling.greedy else "own"
+        return "exact" if self.beams == 1 and not self.scorer and sampling.greedy else "own"
 
     def check(self, lm: LanguageModel, settings: Settings) -> None:
         if not settings.sampling.greedy:
             raise BadInput("beam: expected temperature=0, as beams are not drawn; or use best_of")
         refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device, "it is called for every beam")
+        if self.scorer:
+            self.scorer.check(lm, settings)
 
     def decode_round(self, state: State, r: Round) -> None:
-        if self.beams == 1:  # as theirs
+        if self.beams == 1 and not self.scorer:  # as theirs
             dist = r.dist(r.advance("target").logits)
             r.append(dist, [0], [r.choose(dist, 0, len(state.tokens))], ["target"])
             return
@@ -67,6 +72,9 @@ class Beam(Decoder):
         for one, (total, _) in zip(grown, best, strict=True):
             one.state.memory["sum"] = one.known[0]["sum"] = total
             one.score = total / length**self.length_penalty
+        if self.scorer:
+            self.scorer.rank(r, grown)
+            grown.sort(key=lambda one: -one.score)
         ended += [one for one in grown[: self.beams] if one.fate == "finished"]
         ended = sorted(ended, key=lambda one: -one.score)[: self.beams]
         live = [one for one in grown if one.fate == "live"]
@@ -86,7 +94,7 @@ class Beam(Decoder):
         """Whether no beam, the best of which has `total` at this length, can still become one of the ended texts."""
         if len(ended) < self.beams:
             return False
-        if self.early_stopping == "always":
+        if self.early_stopping == "always" or self.scorer:
             return True
         length = most if self.early_stopping == "never" and self.length_penalty > 0 else length
         return total / length**self.length_penalty <= ended[-1].score

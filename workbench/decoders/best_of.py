@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from workbench.control.scorers.base import Scorer
 from workbench.declare import register, setting
 from workbench.decoders.base import Decoder
 from workbench.engine.model import LanguageModel
@@ -15,7 +16,7 @@ from workbench_kernels.noise import seed_of_sample
 @dataclass(frozen=True)
 class BestOf(Decoder):
     """Sample i is what plain decoding writes with `sample=i`; of the n texts that with the highest log-probability
-    wins, the sum over its tokens or the mean, under the next-token distribution.
+    wins, the sum over its tokens or the mean, under the next-token distribution; or that which a `scorer` puts first.
 
     All samples read one prompt, and share a forward. The text appears once the last of them has ended. At temperature 0
     there is one sample, the greedy text.
@@ -25,6 +26,7 @@ class BestOf(Decoder):
 
     n: int = setting(4, ge=1, le=64, help="samples")
     by: str = setting("sum", choices=("sum", "mean"), help="log-probability of the text, or per token")
+    scorer: Scorer | None = setting(None, family="scorer", help="what ranks the texts, once all have ended")
 
     searches = True
     verified = ("equality with plain decoding of every sample",)
@@ -34,6 +36,8 @@ class BestOf(Decoder):
 
     def check(self, lm: LanguageModel, settings: Settings) -> None:
         refuse_stateful(settings.sampling.processors, lm.vocab_size, lm.device, "it is called for every sample")
+        if self.scorer:
+            self.scorer.check(lm, settings)
 
     def decode_round(self, state: State, r: Round) -> None:
         r.step.mode = "search"
@@ -54,7 +58,11 @@ class BestOf(Decoder):
         for one, number in zip(grown, numbers, strict=True):
             one.state.memory |= {"sample": number, "from": start}
             one.score = one.logp / (1 if self.by == "sum" else len(one.state.new_tokens) - start)
-        ranked = sorted([*ended, *grown], key=lambda one: (-one.score, one.state.memory["sample"]))
-        state.hypotheses = {one.id: one for one in ranked}
-        if all(one.fate == "finished" for one in ranked):
-            search.win(r, ranked[0])
+        every = [*ended, *grown]
+        done = all(one.fate == "finished" for one in every)
+        if done and self.scorer:
+            self.scorer.rank(r, sorted(every, key=lambda one: one.state.memory["sample"]))
+        every.sort(key=lambda one: (-one.score, one.state.memory["sample"]))
+        state.hypotheses = {one.id: one for one in every}
+        if done:
+            search.win(r, every[0])

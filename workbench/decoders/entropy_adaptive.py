@@ -1,8 +1,8 @@
 """Entropy Adaptive Decoding: a small model writes, a large one takes over where the text is uncertain."""
 
-import math
 from dataclasses import dataclass
 
+from workbench.control.gate import Gate
 from workbench.declare import register, setting
 from workbench.decoders.base import Decoder
 from workbench.engine.distribution import Distribution
@@ -17,7 +17,8 @@ from workbench.rounds import Round, State
 @register("decoder", "entropy_adaptive")
 @dataclass(frozen=True)
 class EntropyAdaptive(Decoder):
-    """Switch models by the mean of the last `window` entropies (bits): above `threshold` the large one writes.
+    """Switch models by the mean of the last `window` entropies (bits): above `threshold` the large one writes, or above
+    its `quantile` of the run so far.
 
     A switch is allowed `dwell` tokens after the last; the window lives on across it. The model that takes over first
     reads the tokens the other wrote. There is no verification: the output is lossy by design.
@@ -35,6 +36,7 @@ class EntropyAdaptive(Decoder):
         "active", choices=("active", "small"), help="whose entropy is watched; small costs a forward"
     )
     begin: str = setting("small", choices=("small", "large"), help="who writes first")
+    quantile: float | None = setting(None, ge=0, le=1, help="in place of the threshold: a quantile of the run so far")
 
     def guarantee(self, sampling: Sampling) -> str:
         return "lossy"
@@ -49,46 +51,29 @@ class EntropyAdaptive(Decoder):
         return ("draft",) if self.begin == "small" or self.monitor == "small" else ("target",)
 
     def decode_round(self, state: State, r: Round) -> None:
-        active = state.memory.get("active", "draft" if self.begin == "small" else "target")
-        since = state.memory.get("since", self.dwell)
-        dists: dict[str, Distribution] = {}
-
         def distribution_of(role: str) -> Distribution:
-            if role not in dists:
-                dists[role] = r.dist(cut(r.advance(role).logits, state.runners["target"].model.vocab_size))
-            return dists[role]
+            return r.dist(cut(r.advance(role).logits, state.runners["target"].model.vocab_size))
 
-        small_fits = state.fits("draft")
-        if not small_fits:
-            active = "target"  # the text has outgrown the small model's context
+        small_fits = state.fits("draft")  # else the text has outgrown the small model's context
+        active = state.memory.get("active", "draft" if self.begin == "small" else "target") if small_fits else "target"
+        gate = Gate(threshold=self.threshold, quantile=self.quantile, window=self.window, dwell=self.dwell, unit="bits")
         watched = "draft" if self.monitor == "small" and small_fits else active
-        raw = distribution_of(watched).raw[0]
-        entropy = -(raw.exp() * raw.clamp_min(-1e4)).sum().item() / math.log(2)
-        seen = (*state.memory.get("entropies", ()), entropy)[-self.window :]
-        mean = sum(seen) / len(seen)
-        wanted = "target" if mean > self.threshold or not small_fits else "draft"
-        switched = wanted != active and since >= self.dwell
+        dist = distribution_of(watched)
+        reading = gate.read(dist, 0, state.memory, "entropy_adaptive", self.begin == "large")
+        switched = reading.changed and small_fits
         if switched:
-            lag = len(state.tokens) - 1 - state.runners[wanted].store.length
-            r.step.decisions.append(
-                {
-                    "controller": "entropy_adaptive",
-                    "signals": {"mean_entropy_bits": mean},
-                    "threshold": self.threshold,
-                    "action": f"switch to {wanted}",
-                    "cost": {"catch_up_tokens": lag},
-                }
-            )
-            active, since = wanted, 0
-        dist = distribution_of(active)
+            active = "target" if reading.open else "draft"
+            lag = len(state.tokens) - 1 - state.runners[active].store.length
+            r.decide("entropy_adaptive", reading, f"switch to {active}", cost={"catch_up_tokens": lag})
+        dist = dist if active == watched else distribution_of(active)
         token = r.choose(dist, 0, len(state.tokens))
         r.append(dist, [0], [token], ["target" if active == "target" else self.small], model=active)
         on_large = state.memory.get("on_large", 0) + (active == "target")
-        state.memory |= {"active": active, "since": since + 1, "entropies": seen, "on_large": on_large}
+        state.memory |= {"active": active, "on_large": on_large}
         r.step.figures = {
             "active": active,
-            "entropy_bits": entropy,
-            "mean_entropy_bits": mean,
+            "entropy_bits": reading.value,
+            "mean_entropy_bits": reading.mean,
             "switched": switched,
             "share_on_large": on_large / len(state.new_tokens),
         }

@@ -127,6 +127,9 @@ class Speculative(Decoder):
     def record(self, r: Round, dist: Distribution, tree: DraftTree, outcome: Outcome, kept: int) -> None:
         """Note the tree and its outcome, of which `kept` tokens became text, in the round's step."""
         step = r.step
+        for node in range(1, len(tree)) if r.settings.constraint else ():
+            if tree.parents[node] in (0, *outcome.path) and dist.forbids(tree.parents[node], tree.tokens[node]):
+                outcome.fates[node], outcome.reasons[node] = "rejected", "grammar"
         for node in outcome.path[kept:]:
             outcome.fates[node] = "after_end"
         step.mode = "plain" if len(tree) == 1 else "chain" if tree.is_chain else "tree"

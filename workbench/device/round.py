@@ -97,6 +97,8 @@ def _refusal(tree: DeviceTree, decoder: Declared, settings: Settings, models: di
         return "rejection on the device takes Triton"
     if settings.sampling.processors:
         return "Python processors run on the host"
+    if settings.constraint is not None:
+        return "a constraint's masks are made on the host"
     if settings.level == "full":
         return "level 'full' keeps whole rows of the distribution"
     if any(stack is not None for stack in decoder.caches(settings).values()):

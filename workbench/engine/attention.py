@@ -51,7 +51,7 @@ def attend(q: torch.Tensor, segments: Sequence[Segment], scale: float) -> torch.
 
 def in_place(q: torch.Tensor, segments: Sequence[Segment]) -> bool:
     """Whether the kernels take these segments as they are: pages and a run, with no page elsewhere; or, where Triton is
-    forced, a run alone."""
+    forced, a run alone. Pages that were chosen among others come gathered and decoded, by torch."""
     run = segments[-1]
     if run.page_table or (run.mask is not None and run.mask.ndim == 3) or any(s.bias is not None for s in segments):
         return False

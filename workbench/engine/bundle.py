@@ -64,12 +64,14 @@ class Bundle(CacheStore):
     def stores(self) -> list[CacheStore]:
         return [request.cache for request in self.requests]
 
-    def begin(self, positions: Sequence[int], visible: Any = None, layers: Sequence[int] | None = None) -> None:
+    def begin(
+        self, positions: Sequence[int], visible: Any = None, layers: Sequence[int] | None = None, tokens: Any = None
+    ) -> None:
         """Open the forward in every store; where one refuses, in none."""
         opened = []
         try:
             for request in self.requests:
-                request.cache.begin(request.positions, request.mask, layers)
+                request.cache.begin(request.positions, request.mask, layers, request.ids)
                 opened.append(request.cache)
         except BaseException:
             for store in opened:

@@ -23,6 +23,7 @@ class Distribution:
     raw: [R, V] log-probabilities of the model at temperature 1, nothing cut.
     scores: [R, V] log-probabilities sampled from; where `greedy`, the processed logits whose argmax is taken.
     cut_by: for each row the names of what removed tokens.
+    allowed: bool [R, V], what a constraint allows in each row, and whether it has a say there; None without one.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class Distribution:
         greedy: bool = False,
         logits: torch.Tensor | None = None,
         best: list[int] | None = None,
+        allowed: tuple[torch.Tensor, list[bool]] | None = None,
     ):
         """raw: None where nobody may need it, and it follows from `logits`; scores: None where they are `raw`."""
-        self.cut_by, self.greedy = cut_by, greedy
+        self.cut_by, self.greedy, self.allowed = cut_by, greedy, allowed
         self._raw, self._scores = raw, None if scores is raw else scores
         self._logits, self._best = raw if logits is None else logits, best
 
@@ -49,6 +51,11 @@ class Distribution:
         return self._raw
 
     @property
+    def logits(self) -> torch.Tensor:
+        """[R, V] the model's logits; `raw` where these are not known."""
+        return self._logits
+
+    @property
     def scores(self) -> torch.Tensor:
         return self.raw if self._scores is None else self._scores
 
@@ -57,6 +64,10 @@ class Distribution:
         if self._best is None:
             self._best = self.scores.argmax(-1).tolist()
         return self._best[row]
+
+    def forbids(self, row: int, token: int) -> bool:
+        """Whether a token is outside the constraint."""
+        return self.allowed is not None and not self.allowed[0][row, token]
 
     def probs(self, row: int) -> torch.Tensor:
         """[V] float64 probabilities sampled from; sums to 1."""
@@ -79,7 +90,18 @@ class Distribution:
         sampled = not self.greedy and self._scores is not None
         table = self._table(tokens, rows, sampled)
         best = [self.best(n) == t for n, t in zip(rows, tokens, strict=True)] if self.greedy else None
-        return unpack(table, self._logits.shape[-1], [self.cut_by[row] for row in rows], sampled, best)
+        found = unpack(table, self._logits.shape[-1], [self.cut_by[row] for row in rows], sampled, best)
+        return found if self.allowed is None else found | self._constrained(rows)
+
+    def _constrained(self, rows: list[int]) -> dict[str, list]:
+        """How many tokens the constraint leaves in rows, and their raw probability; None where it has no say."""
+        masks, has_say = self.allowed
+        counts = masks[rows].sum(-1).tolist()
+        masses = self.raw[rows].double().exp().masked_fill(~masks[rows], 0).sum(-1).tolist()
+        return {
+            "allowed_count": [n if has_say[row] else None for row, n in zip(rows, counts, strict=True)],
+            "allowed_mass": [min(p, 1.0) if has_say[row] else None for row, p in zip(rows, masses, strict=True)],
+        }
 
     def _table(self, tokens: list[int], rows: list[int], sampled: bool) -> list[list[float]]:
         """As of `figures`, on the host."""

@@ -46,6 +46,11 @@ class ForwardRequest:
         return isinstance(self.tokens, torch.Tensor) and self.tokens.is_floating_point()
 
     @property
+    def ids(self) -> Sequence[int] | torch.Tensor | None:
+        """The tokens; None for hidden states."""
+        return None if self.embedded else self.tokens
+
+    @property
     def kind(self) -> tuple:
         """What requests must have in common to be one forward."""
         layers = None if self.layers is None else tuple(self.layers)

@@ -1,8 +1,8 @@
 """Sampling settings, and the distribution they make of a model's logits.
 
-Order as in transformers: processors, temperature, top-k, top-p, min-p, typical. The raw distribution (temperature 1,
-nothing cut) and the distribution sampled from are kept apart in a `Distribution`; at temperature 0 the latter is the
-point mass on the largest processed logit (lowest id wins a tie).
+Order as in transformers, behind what a constraint allows: processors, temperature, top-k, top-p, min-p, typical. The
+raw distribution (temperature 1, nothing cut) and the distribution sampled from are kept apart in a `Distribution`; at
+temperature 0 the latter is the point mass on the largest processed logit (lowest id wins a tie).
 
 Sources: top-p, "The Curious Case of Neural Text Degeneration"; min-p, "Turning Up the Heat: Min-p Sampling"; typical,
 "Locally Typical Sampling".
@@ -10,13 +10,15 @@ Sources: top-p, "The Curious Case of Neural Text Degeneration"; min-p, "Turning 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 from workbench.declare import Declared, setting
 from workbench.engine.distribution import Distribution
+from workbench.engine.vocabulary import widened
 from workbench.errors import BadInput, NumericalError, WorkbenchError, shown
 from workbench_kernels.distribution import native
 
@@ -40,7 +42,8 @@ class Sampling(Declared):
     """How the next token is drawn.
 
     `processors` are callables (input_ids [1, n], scores [1, V]) -> scores, as in transformers; they must be pure in
-    their arguments, since a speculative decoder calls them several times a token.
+    their arguments, since a speculative decoder calls them several times a token. `masks` are those of a run's
+    constraint, which the run itself puts there: whatever makes distributions of its settings is held to them.
     """
 
     temperature: float = setting(
@@ -59,6 +62,7 @@ class Sampling(Declared):
         read=_read_processors,
         help="callables (input_ids, scores) -> scores, in order",
     )
+    masks: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,16 +83,24 @@ class Sampling(Declared):
         best, sane = native.best(code, logits) if code else (None, finite(logits).item())
         if not sane:
             raise NumericalError("the model returned NaN or infinite logits; check its weights and dtype")
+        allowed = None if self.masks is None else self.masks.rows(len(logits), prefixes, logits.device)
+        if allowed is not None:
+            best, logits = None, widened(logits, allowed[0].shape[1])
+            scores = logits.masked_fill(~allowed[0], -torch.inf)
         if self.processors:
             best = None
             scores = torch.cat([self._process(prefixes(i), scores[i : i + 1].clone()) for i in range(len(scores))])
-        elif self.plain:
+            if allowed is not None:
+                scores = scores.masked_fill(~allowed[0], -torch.inf)
+                if (scores.amax(-1) == -torch.inf).any():
+                    raise NumericalError("the logits processors left no token that the constraint allows")
+        elif self.plain and allowed is None:
             return Distribution(None, None, [()] * len(logits), logits=logits)
         if self.greedy:
-            return Distribution(None, scores, [("greedy",)] * len(logits), True, logits, best)
+            return Distribution(None, scores, [("greedy",)] * len(logits), True, logits, best, allowed)
         heated = self._heat(scores)
         logp, removed = self.cut(heated)
-        return Distribution(None, logp, self._cut_by(heated, removed), logits=logits)
+        return Distribution(None, logp, self._cut_by(heated, removed, allowed), logits=logits, allowed=allowed)
 
     @property
     def plain(self) -> bool:
@@ -140,10 +152,16 @@ class Sampling(Declared):
             logp = logp.masked_fill(~kept, -torch.inf).log_softmax(-1)
         return logp, removed
 
-    def _cut_by(self, scores: torch.Tensor, removed: torch.Tensor) -> list[tuple[str, ...]]:
+    def _cut_by(
+        self, scores: torch.Tensor, removed: torch.Tensor, allowed: tuple[torch.Tensor, list[bool]] | None
+    ) -> list[tuple[str, ...]]:
         """For each row what removed tokens."""
-        ruled_out = scores.log_softmax(-1).isinf().any(-1).tolist() if self.processors else [False] * len(scores)
-        names = [("processors",) if first else () for first in ruled_out]
+        gone, names = scores.log_softmax(-1).isinf() if self.processors else None, [()] * len(scores)
+        if allowed is not None:
+            names = [("grammar",) if cuts else () for cuts in (~allowed[0]).any(-1).tolist()]
+            gone = gone & allowed[0] if self.processors else None
+        if gone is not None:
+            names = [one + ("processors",) * more for one, more in zip(names, gone.any(-1).tolist(), strict=True)]
         return [first + named(self.filters, row) for first, row in zip(names, removed.tolist(), strict=True)]
 
 

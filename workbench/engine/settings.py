@@ -89,6 +89,7 @@ class Settings(Declared):
         read=_read_sampling,
         help="how the next token is drawn; its fields are keywords",
     )
+    constraint: Declared | None = setting(None, family="constraint", help="which texts may be written (default: all)")
     max_new_tokens: int = setting(
         64, ge=1, read=whole, unit="tokens", help="most new tokens of the run; where ids are forced, by default so many"
     )
@@ -114,7 +115,7 @@ class Settings(Declared):
         factory=dict, kind="object", read=read_force, help="ids to score instead of sampling: a list, or {index: id}"
     )
     cache: Any = setting(
-        None, kind="object", read=as_stack, help="a cache policy, a quantizer, a list of both in this order, or a name"
+        None, kind="object", read=as_stack, help="a policy, quantizer or reader, a list of these in order, or a name"
     )
     eos_ids: frozenset[int] = setting(
         frozenset(), kind="object", read=_read_eos, help="ids that end the run; none where end-of-text is ignored"

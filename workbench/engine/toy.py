@@ -40,7 +40,7 @@ class ToyModel(LanguageModel):
         cache, positions = request.cache, list(request.positions)
         ids = torch.as_tensor(request.tokens, dtype=torch.float64).view(1, -1, 1)
         places = torch.as_tensor(positions, dtype=torch.float64).view(1, -1, 1)
-        cache.begin(positions, request.mask)
+        cache.begin(positions, request.mask, None, request.ids)
         cache.stage(0, ids, places)
         (segment,) = cache.segments(0)
         seen, at = segment.k[0, :, 0], segment.v[0, :, 0]

@@ -128,7 +128,7 @@ class Comparison:
         own = promised not in SAME and not arm.decoder.searches
         scorer = Arm(arm.decoder if own else Autoregressive(), arm.cache)
         more = {"force": forced, "max_new_tokens": len(forced), "processors": (note,), "level": "off", "stop": (),
-                "max_time": None}  # fmt: skip
+                "constraint": None, "max_time": None}  # fmt: skip
         yield from _decode(self._session(prompt, scorer, **more, ignore_eos=True))
         return seen
 

@@ -67,15 +67,23 @@ class Texts:
     A cell is a text, or the beginning of those that have too little chance to be told apart in so many runs.
     """
 
-    def __init__(self, dist: Callable[[Prefix], Distribution], length: int, runs: int, tie: float):
-        """dist(prefix): plain decoding's, the last row after it. tie: nats by which rounding may cut a token off."""
+    def __init__(
+        self,
+        dist: Callable[[Prefix], Distribution],
+        length: int,
+        runs: int,
+        tie: float,
+        over: Callable[[Prefix], bool] = lambda prefix: False,
+    ):
+        """dist(prefix): plain decoding's, the last row after it. tie: nats by which rounding may cut a token off.
+        over(prefix): whether a text ends there."""
         self.cells: dict[Prefix, float] = {}
         self.found: Counter = Counter()
         self._same: dict[Prefix, Prefix] = {}  # tokens at the edge of the support -> the least likely one inside
         queue: list[tuple[Prefix, float]] = [((), 1.0)]
         while queue:
             prefix, mass = queue.pop()
-            if len(prefix) == length or mass * runs < 4 * RARE:
+            if len(prefix) == length or mass * runs < 4 * RARE or over(prefix):
                 self.cells[prefix] = mass
                 continue
             here = dist(prefix)
@@ -121,8 +129,8 @@ class Places:
     the cell before it, and for all tokens together.
     """
 
-    def __init__(self, prompt: Sequence[int], tie: float):
-        self.prompt, self.tie, self.impossible = list(prompt), tie, 0
+    def __init__(self, prompt: Sequence[int], tie: float, length: int):
+        self.prompt, self.tie, self.length, self.impossible = list(prompt), tie, length, 0
         self.runs: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # a way: [length] cells, [length, cells] chances
         self._known: torch.Tensor | None = None
 
@@ -139,7 +147,15 @@ class Places:
         if self._known is None:
             self._known = probs.sum(0).topk(min(KNOWN, probs.shape[1])).indices
         known = (self._known.expand(len(text), -1), _before(self.prompt, text).to(taken.device))
-        self.runs.append([_by_rank(ordered, places), *(_among(probs, taken, ids) for ids in known)])
+        ways = [_by_rank(ordered, places), *(_among(probs, taken, ids) for ids in known)]
+        self.runs.append([self._padded(*way) for way in ways])
+
+    def _padded(self, cells: torch.Tensor, chances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Behind the end of a text that is shorter than others, what is certain."""
+        missing = self.length - len(cells)
+        certain = chances.new_zeros(missing, chances.shape[1])
+        certain[:, 0] = 1
+        return torch.cat([cells, cells.new_zeros(missing)]), torch.cat([chances, certain])
 
     def test(self, significance: float) -> Found:
         """The least p-value of all tests, times their number; of tv the largest at one place."""
@@ -186,7 +202,10 @@ def _before(prompt: list[int], text: Sequence[int]) -> torch.Tensor:
 def edge(dist: Distribution, row: int, tie: float) -> list[int]:
     """Tokens that are cut, yet so near the least likely one kept that rounding may have decided it."""
     kept = dist.scores[row] > -torch.inf
-    return ((dist.raw[row] >= dist.raw[row][kept].min() - tie) & ~kept).nonzero()[:, 0].tolist()
+    near = dist.raw[row] >= dist.raw[row][kept].min() - tie
+    if dist.allowed is not None:
+        near &= dist.allowed[0][row]
+    return (near & ~kept).nonzero()[:, 0].tolist()
 
 
 def _tests(cells: torch.Tensor, chances: torch.Tensor) -> Iterator[tuple[float, int]]:

@@ -262,8 +262,13 @@ def _counted(
     cut = replace(uncut, max_new_tokens=min(length, CUT), sampling=replace(sampling, top_k=width))
     n, tie = runs // 2, TIES.get(lm.dtype, HALF_TIE)
     narrow, wide = (_ready(Autoregressive(), lm, prompt, settings) for settings in (cut, uncut))
-    texts = Texts(lambda prefix: _distributions(narrow, prefix), cut.max_new_tokens, n, tie)
-    places, one = Places(prompt, tie), SIGNIFICANCE / 2
+    masks = narrow.settings.sampling.masks
+
+    def over(prefix: Sequence[int]) -> bool:
+        return masks is not None and masks.allowed([*prompt, *prefix]) is None
+
+    texts = Texts(lambda prefix: _distributions(narrow, prefix), cut.max_new_tokens, n, tie, over)
+    places, one = Places(prompt, tie, length), SIGNIFICANCE / 2
     starts = [_ready(decoder, lm, prompt, settings) for settings in (cut, uncut)]
 
     def run(start: State, seed: int) -> list[int]:

@@ -119,7 +119,7 @@ def _attend_all(store: Bundle, layer: int, query: torch.Tensor, scale: float, wi
 
 def _attend(store: CacheStore, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
     """What rows [1, H, R, D] of one sequence read in its store: [1, H, R, Dv]."""
-    segments = store.segments(layer, window)
+    segments = store.segments(layer, window, query)
     if store.trunk and all(segment.plain for segment in segments[:-1]):
         return attend_shared(query, [(slice(None), segments)], scale)
     if in_place(query, segments):
@@ -144,7 +144,7 @@ class TransformersModel(LanguageModel):
     files: the tensors it was loaded from, by name; None for a model made in memory.
     """
 
-    gives = frozenset({"hidden", "exit", "states", "layers", "mass"})
+    gives = frozenset({"hidden", "exit", "states", "layers", "mass", "queries"})
     bodies: tuple[type[FastBody], ...] = (NativeBody, FastBody)  # that may run in the model's place, the fastest first
 
     def __init__(
@@ -248,7 +248,7 @@ class TransformersModel(LanguageModel):
             return self._by(fast, request)
         with self._lock:
             self._cache.store = cache
-            cache.begin(request.positions, request.mask, layers)
+            cache.begin(request.positions, request.mask, layers, request.ids)
             try:
                 if layers is None and not set(request.want) - {"hidden"}:
                     return self._run(request)
@@ -263,7 +263,7 @@ class TransformersModel(LanguageModel):
 
     @staticmethod
     def _by(fast: FastBody, request: ForwardRequest) -> Output:
-        request.cache.begin(request.positions, request.mask, request.layers)
+        request.cache.begin(request.positions, request.mask, request.layers, request.ids)
         try:
             return fast.forward(request)
         finally:

@@ -224,10 +224,11 @@ class _NativeLayer(_Held):
         stores, lengths = _stores(store), [len(q)]
         if isinstance(store, Bundle):
             lengths = [rows.stop - rows.start for rows in store.rows]
-        for one, length in zip(stores, lengths, strict=True):
-            segments = () if one.watched else one.segments(layer.number, layer.window)
+        queries = q.transpose(0, 1)[None].split(lengths, 2)
+        for one, query, length in zip(stores, queries, lengths, strict=True):
+            segments = () if one.watched else one.segments(layer.number, layer.window, query)
             if segments and segments[0].page_table and all(segment.plain for segment in segments):
-                segments = [join(q.transpose(0, 1)[None], segments)]
+                segments = [join(query, segments)]
             found = [Run.of(segment, length) for segment in segments]
             if not found or None in found or length * sum(run.slots for run in found) > WIDE:
                 return None

@@ -43,8 +43,14 @@ def headline(trace: Trace, summary: dict[str, Any] | None = None) -> dict[str, s
         "cache": "–" if peak is None else size(peak),
         "bits / element": shown(known["bits_per_element"], ".3g"),
         "tokens / s": shown(known["tokens_per_second"], ".1f"),
-        "end": str(known["end_reason"] or "not ended"),
+        "end": _end(trace, known) or "not ended",
     }
+
+
+def _end(trace: Trace, known: dict[str, Any]) -> str:
+    """Why a run is over, and what its text lacks."""
+    reason, note = str(known["end_reason"] or ""), (trace.end or {}).get("message")
+    return f"{reason} ({note})" if note and reason != "error" else reason
 
 
 def run_line(trace: Trace) -> dict[str, Any]:
@@ -56,8 +62,8 @@ def run_line(trace: Trace) -> dict[str, Any]:
     said += [f"{accepted / drafted:.0%} of {drafted} drafts accepted"] if drafted else []
     if known["tokens_per_second"]:
         said.append(f"{known['tokens_per_second']:.0f} tokens/s")
-    if known["end_reason"]:
-        said.append(f"Ended: {known['end_reason']}")
+    if end := _end(trace, known):
+        said.append(f"Ended: {end}")
     return {"badge": badge(trace), "line": ". ".join(said) + "."}
 
 
@@ -87,7 +93,7 @@ def claim(
 
 
 def acted(trace: Trace) -> bool:
-    """Whether a run's cache stack left something out, or stored it in fewer bits than the model does.
+    """Whether a run's cache stack left something out or unread, or stored it in fewer bits than the model does.
 
     True, too, where the trace does not tell: recorded at level `off`, or damaged.
     """
@@ -105,4 +111,6 @@ def acted(trace: Trace) -> bool:
         event["type"] == "cache" and (event.get("model") or "target") == "target" and lossy(event)
         for event in trace.log
     )
+    reads = trace.reads
+    seen = seen or bool(((reads["read"] < reads["held"]) & (reads["model"] != "draft")).any())
     return seen or bool((trace.rounds["bits_per_element"].dropna() < 0.9 * (width or 0)).any())

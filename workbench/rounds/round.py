@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from workbench.cache.store import CacheStore
+from workbench.control.gate import Reading
 from workbench.engine.bundle import hub_here
 from workbench.engine.distribution import Distribution
 from workbench.engine.model import ForwardRequest, LanguageModel, Output
@@ -65,7 +66,6 @@ class Round:
         model, store = runner.model, runner.store
         if role != "target" and not isinstance(tokens, torch.Tensor):
             tokens = readable(model, tokens)
-        reads = Reads(*store.read_stats(), {id(piece): piece[0].k.shape[1] for piece in store.trunk})
         start = self._clock(model)
         asked, hub = (tokens, positions, store, mask, layers, logits_at, want), hub_here()
         out = model.forward(*asked) if hub is None else hub.ask(model, ForwardRequest(*asked))
@@ -73,6 +73,7 @@ class Round:
         if out.wall_ms is not None:
             self.wait((wall - out.wall_ms) / 1000)
             wall = out.wall_ms
+        reads = Reads(*store.read_stats(), {id(piece): piece[0].k.shape[1] for piece in store.trunk})
         reads = reads._replace(raw=reads.raw + store.staged - rows)
         ran = None if layers is None else len(layers)
         self.record_forward(role, rows, reads, wall, store.implementation, phase, ran, out)
@@ -225,12 +226,30 @@ class Round:
         self.record_time("recording", start)
         return kept
 
+    def decide(
+        self,
+        controller: str,
+        reading: Reading | None,
+        action: str,
+        alternatives: list | None = None,
+        cost: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        """Record what a controller did, as a decision event: the one place where these are made.
+
+        reading: of its gate, None where it read nothing. more: further columns of `decision` events.
+        """
+        event = {"controller": controller, "action": action, "alternatives": alternatives, "cost": cost, **more}
+        if reading is not None:
+            event |= {"signals": reading.signals, "threshold": reading.threshold}
+        self.step.decisions.append({name: value for name, value in event.items() if value is not None})
+
     def take(self, tokens: Sequence[int]) -> int:
         """Put tokens behind the text, up to where the run ends; how many were kept."""
         state, step, kept = self.state, self.step, 0
         for token in tokens:
             if self.forced(len(state.tokens)) is not None:
-                step.decisions.append({"controller": "user", "action": "force", "position": len(state.tokens)})
+                self.decide("user", None, "force", position=len(state.tokens))
             state.tokens.append(token)
             step.texts.append(state.text.push(token))
             kept += 1
@@ -251,6 +270,8 @@ class Round:
         for entry in settings.stop:
             if holds(entry, state.new_tokens) if callable(entry) else state.text.completes(entry):
                 return "stop"
+        if settings.sampling.masks is not None and settings.sampling.masks.allowed(state.tokens) is None:
+            return "grammar"
         count = len(state.tokens) - state.prompt_length
         return "length" if count >= settings.max_new_tokens or state.context_left <= 0 else None
 
@@ -294,8 +315,10 @@ class Round:
             acts = self._acts.setdefault(role, {})
             for name, column in runner.store.acts.items() if not dropped else ():
                 acts[name] = [sum(pair) for pair in zip(acts.get(name, [0] * len(column)), column, strict=True)]
-            events, found = runner.store.drain()
+            events, found, reads = runner.store.drain()
             self.step.cache_events += [{"model": role, **told, **event} for event in events]
+            if reads:
+                extend(self.step.reads, reads | {"model": [role] * len(reads["layer"])})
             if found and bits:
                 extend(self.step.bits, found | {"model": [role] * len(found["model"])})
 

@@ -82,7 +82,12 @@ class TreeBuilder:
         off or lacking must not count in any cut."""
         known = logits.shape[-1]
         dist = self.round.dist(widened(logits, self._vocab), prefixes)
-        return known_only(dist, known) if known < self._vocab else dist
+        if known < self._vocab:
+            known_only(dist, known)
+            if dist.allowed is not None:  # where a constraint leaves nothing that it knows, it guesses without
+                empty = (dist.scores == -torch.inf).all(-1, keepdim=True)
+                dist.scores.copy_(torch.where(empty, dist.raw, dist.scores))
+        return dist
 
     def _keep(self, raw: torch.Tensor, nodes: list[int], places: list[int], best: list[list[int]]) -> None:
         self.round.keep_rows("draft", raw, {"position": places, "node": nodes, "best": best})

@@ -101,7 +101,7 @@ class Recorder(Sequence):
         if not event["flags"]:
             del event["flags"]
         if ended:
-            extra.append(self._end(ended, "", event["round"] + 1, self._trace.index.after(event)))
+            extra.append(self._end(ended, step.note, event["round"] + 1, self._trace.index.after(event)))
         if step.ms:
             spent = step.ms.get("recording", 0.0) + self._written + (time.perf_counter() - start) * 1000
             event["ms"]["recording"] = number(spent, DIGITS["wall_ms"])

@@ -20,6 +20,7 @@ class Step:
     tokens: columns of the tokens table for the committed tokens, in order; `index`, `position`, `round`, `text` and
         `bytes` are added when the round is recorded.
     texts: what each committed token adds to the text.
+    note: what is to be said of the run's end, where it ends with this round.
     rest: what the last of them lacks if the text ends with this round: U+FFFD for an incomplete character.
     prompt: columns as of `tokens` for the prompt's own tokens from the second on, where they were asked for.
     drafts: columns of the drafts table, one entry per tree node but the root; node numbers start at 1, the root
@@ -41,6 +42,7 @@ class Step:
     tokens: Columns = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     rest: str = ""
+    note: str = ""
     prompt: Columns = field(default_factory=dict)
     drafts: Columns = field(default_factory=dict)
     hypotheses: Columns = field(default_factory=dict)

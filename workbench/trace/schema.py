@@ -311,9 +311,10 @@ _CACHE_EVENT = (
     Column("head", "int", "", "KV head from 0; missing = all"),
     Column("op", "name", "", ", ".join(OPS)),
     Column("positions", "runs", "tokens", "positions it touched, as runs [start, length]"),
-    Column("destination", "place", "", "position, tier or page they went to"),
+    Column("destination", "place", "", "position, tier (device, host, same memory) or page they went to"),
     Column("bits", "float", "bits", "width afterwards"),
     Column("bytes", "int", "bytes", "bytes moved or freed"),
+    Column("ms", "float", "ms", "time that took, of a fetch"),
     Column("importance", "any", "", "score that decided"),
     Column("reason", "short", "", "why"),
 )

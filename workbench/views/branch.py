@@ -13,7 +13,7 @@ from workbench.views.palette import PALETTE, tint
 
 CAUSES = ("other prompt", "forced token", "end of one run", "near tie", "other setting", "other random draw", "unknown")
 TIE = 1e-3  # margin between the two likeliest tokens at and below which rounding may decide
-SETTINGS = ("models", "decoder", "cache", "sampling", "device")
+SETTINGS = ("models", "decoder", "cache", "constraint", "sampling", "device")
 BEFORE, AFTER = 4, 12  # tokens shown at first, around the first difference
 COLUMNS = ("token_id", "text", "source", "entropy_raw_nats", "margin")
 

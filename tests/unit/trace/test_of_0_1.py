@@ -105,7 +105,7 @@ def test_todays_code_writes_the_same(name, old, lm, monkeypatch):
     found = {key: new.run[key] for key in same}
     if cache := found["cache"]:
         stack, kivi = cache["settings"], cache["settings"]["quantizer"]["settings"]
-        for settings, since in ((stack, {"during_prompt": True, "requantize": "sparse"}),
+        for settings, since in ((stack, {"during_prompt": True, "requantize": "sparse", "reader": None}),
                                 (kivi, {"page_size": 32, "raw_keys": False})):  # fmt: skip
             assert since.items() <= settings.items()  # what was always done is a setting since
             for key in since:

@@ -19,8 +19,8 @@ class Quantizer(Declared):
     which rounds their tokens once more.
 
     Fields that every quantizer has: `page_size` (tokens of a page, 32 or 64), `residual` (newest tokens kept in the
-    model's own dtype) and `on_device` (newest tokens whose pages stay on the device; older pages lie in the host's
-    memory and are fetched whenever they are read; None keeps all on the device).
+    model's own dtype) and `on_device` (newest tokens whose pages stay on the device; older pages lie in the tier below,
+    the host's memory or for a CPU a scratch file, and are fetched when they are read; None keeps all on the device).
     """
 
     family = "quantizer"

@@ -35,7 +35,7 @@ class KIVI(Quantizer):
     group: int = setting(32, ge=1, le=1024, unit="channels", help="channels of a value that share a step")
     raw_keys: bool = setting(False, help="quantize keys as they are before their rotary embedding, as KVQuant does")
     layers: tuple[int, ...] | None = setting(None, help="widths of single layers, first to last; -1: the common one")
-    on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the host's memory")
+    on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the tier below")
 
     in_pages = ("residual",)
 

@@ -33,7 +33,7 @@ class MixedKIVI(Quantizer):
     page_size: int = setting(32, choices=PAGE_SIZES, unit="tokens", help="of a page")
     interval: int = setting(128, ge=32, le=4096, unit="tokens", help="tokens that leave together; whole pages")
     group: int = setting(32, ge=1, le=1024, unit="channels", help="channels of a value that share a step")
-    on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the host's memory")
+    on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the tier below")
 
     needs = frozenset({"mass"})
     in_pages = ("residual", "interval")

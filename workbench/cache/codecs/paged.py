@@ -18,7 +18,7 @@ class Paged(Quantizer):
 
     residual: int = setting(32, ge=0, le=4096, unit="tokens", help="newest tokens left in one run; whole pages")
     page_size: int = setting(32, choices=PAGE_SIZES, unit="tokens", help="of a page")
-    on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the host's memory")
+    on_device: int | None = setting(None, ge=0, unit="tokens", help="pages of older tokens lie in the tier below")
 
     in_pages = ("residual",)
 

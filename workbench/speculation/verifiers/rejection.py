@@ -64,7 +64,7 @@ class Rejection(Verifier):
                     logq = logq if independent else without(logq, token)
                 else:
                     accepted, p = accept(p, None, token, us[child])
-                if not accepted and self.rescues(tree, child):
+                if not accepted and self.rescues(tree, child) and not dist.forbids(node, token):
                     accepted = lossy[child] = True
                 if accepted:
                     fates[child], reasons[child], won = "accepted", None, child
