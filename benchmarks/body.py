@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import workbench as wb
 from benchmarks.runs import Record, finish, ids, interleaved, interval, options, ours, ratio, same, theirs
-from workbench.cache.store import Segment
+from workbench.cache.protocol import Segment
 from workbench.engine.model import ForwardRequest
 from workbench.models.adapter import TransformersModel
 from workbench.models.fast import FastBody

@@ -156,7 +156,8 @@ OTHERS = {  # what `workbench` offers beside the members, by module
 INNER = {  # what the rooms offer besides to those who extend them, by module
     "workbench.control.constraints.base": ("Masks", "Matcher"),
     "workbench.cache.stack": ("as_stack",),
-    "workbench.cache.store": ("CacheStore", "PlainStore", "Segment"),
+    "workbench.cache.protocol": ("CacheStore", "Segment"),
+    "workbench.cache.store": ("PlainStore",),
     "workbench.control.gate": ("Reading",),
     "workbench.rounds.round": ("Round",),
     "workbench.rounds.search": ("begin", "each", "grow", "read", "settle", "win"),

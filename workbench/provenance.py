@@ -60,4 +60,5 @@ def run_event(state: State, decoder: Decoder, prompt_text: str) -> dict:
         "forced": {str(index): token for index, token in settings.force.items()},
         "prompt_ids": state.tokens[: state.prompt_length],
         "prompt_text": prompt_text,
+        **({} if (at := state.runners["target"].inexact) is None else {"inexact": at}),
     }

@@ -102,7 +102,7 @@ def test_the_texts_are_worth_comparing(small):
 @pytest.mark.parametrize("name", ["h2o", "kivi2", "h2o+kivi4"])
 def test_drafting_across_a_boundary_would_break_it(small, name, monkeypatch):
     """Negative control: the store refuses rows behind its next maintenance, which is what the cap is there for."""
-    from workbench.cache.store import MANY
+    from workbench.cache.protocol import MANY
     from workbench.rounds import Runner
 
     monkeypatch.setattr(Runner, "rows_left", lambda self, length: MANY)
@@ -149,18 +149,20 @@ def test_sliding_windows_under_a_stack(sliding, name):
         assert found == decode(sliding, None, STACKS[name], 1.0)
 
 
-def test_slots_read_at_their_places_under_speculation(small):
-    stack = wb.StreamingLLM(sinks=4, window=24, interval=16, positions="slot")
+@pytest.mark.parametrize("positions", ["slot", "capped"])
+def test_slots_read_at_their_places_under_speculation(small, positions):
+    stack = wb.StreamingLLM(sinks=4, window=24, interval=16, positions=positions)
     expected = decode(small, None, stack, 1.0)
     assert decode(small, DECODERS["speculative-tree"].make(DRAFT), stack, 1.0) == expected
     baked = wb.StreamingLLM(sinks=4, window=24, interval=16)
     assert decode(small, None, baked, 1.0) != expected
 
 
-@pytest.mark.parametrize("name", ["none", "h2o", "kivi4", "streaming+paged", "slots"])
+@pytest.mark.parametrize("name", ["none", "h2o", "kivi4", "streaming+paged", "slot", "capped"])
 def test_chains_without_a_mask_spell_the_same(small, name, monkeypatch):
     """Rows behind a prefix as a GPU is given them: causal from the right, in chunks of a prompt and in drafts."""
-    stacks = {"none": None, "slots": wb.StreamingLLM(sinks=4, window=24, interval=16, positions="slot"), **STACKS}
+    turned = {at: wb.StreamingLLM(sinks=4, window=24, interval=16, positions=at) for at in ("slot", "capped")}
+    stacks = {"none": None, **turned, **STACKS}
     unmasked = []
     for decoder in (None, DECODERS["speculative"].make(DRAFT)):
         masked = decode(small, decoder, stacks[name], 1.0)

@@ -15,7 +15,7 @@ from tests.table import stacks
 from workbench.cache import apply, quantize
 from workbench.cache.codec import Affine
 from workbench.cache.pages import Arena, PageTable, PendingPage, page_out
-from workbench.cache.store import Segment
+from workbench.cache.protocol import Segment
 from workbench.engine.attention import attend, attend_in_place, column_mass, in_place, join
 from workbench_kernels.pages import PageFormat, pack
 

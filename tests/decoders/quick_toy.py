@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 import workbench as wb
-from workbench.cache.store import CacheStore
+from workbench.cache.protocol import CacheStore
 from workbench.engine.model import Output
 
 

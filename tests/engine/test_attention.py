@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.rounding import close
-from workbench.cache.store import Segment
+from workbench.cache.protocol import Segment
 from workbench.engine.attention import attend, column_mass
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -10,7 +10,7 @@ import workbench_kernels
 # from the top down; a room imports from those below it
 ROOMS = [
     *("cli", "dashboard", "widgets", "report", "web", "views", "experiments", "training"),
-    *("api", "session", "cursor", "conditions", "provenance", "generation"),
+    *("api", "session", "editing", "cursor", "conditions", "provenance", "generation"),
     *("decoders", "device", "speculation", "rounds", "control", "models", "engine", "cache"),
     *("trace", "declare", "workbench", "members", "aliases", "values", "errors"),
 ]

@@ -23,10 +23,11 @@ from workbench.cache.events import tier_events
 from workbench.cache.layer import Layer
 from workbench.cache.pages import PagedSegment, page_out
 from workbench.cache.places import index
+from workbench.cache.protocol import MANY, Dress, Segment
 from workbench.cache.quantize import packed
 from workbench.cache.readers.base import CacheReader, Reading
 from workbench.cache.reads import Read
-from workbench.cache.store import MANY, PlainStore, Segment
+from workbench.cache.store import PlainStore
 
 if TYPE_CHECKING:
     from workbench.cache.rotation import Rotation
@@ -114,8 +115,8 @@ class ManagedStore(PlainStore):
         found = super().segments(layer, window)
         if query is not None and self.stack.policy is not None and "queries" in self.stack.policy.needs:
             self._queries[layer][self.behind] = query[0].unflatten(0, (len(found[-1].k), -1)).mean(1)
-        if self._by_slot and self.length > self.held:
-            found = [self._at_slots(found[0])]
+        if self._by_slot:
+            found = self._placed(found[0])
         if self._next is not None and self._rows and self._seen[-1] >= self._next:
             found = self._quantized_ahead(layer, found[0], window)
         page_table, slots = self._layers[layer].page_table, self._layers[layer].slots
@@ -130,6 +131,24 @@ class ManagedStore(PlainStore):
             pages = PagedSegment(page_table, rows, None if near else window, pages)
             found.insert(0, self._picked_from(layer, pages, query, found[-1].k.dtype))
         return found
+
+    def _placed(self, run: Segment) -> list[Segment]:
+        """The run with its sinks read from where the policy wants them: turned to just before the window, so that
+        distances are those of cache slots; or by queries turned so far that none is larger than the budget."""
+        policy, dropped = self.stack.policy, self.length - self.held
+        sinks, last = policy.sinks, max(self._seen, default=0)
+        if policy.positions == "slot" and dropped:
+            rotated = self.rotation.rotation(run.k[:, :sinks], dropped)
+            return [replace(run, k=torch.cat([rotated, run.k[:, sinks:]], 1))]
+        if policy.positions == "slot" or last <= policy.budget or not sinks:
+            return [run]
+        device, mask = run.k.device, run.mask
+        turn = (index(self._seen[-self._rows :], device) - policy.budget).clamp_min(0)
+        far = Segment(run.k[:, :sinks], run.v[:, :sinks], dress=Dress(turn=turn, rotation=self.rotation))
+        near = replace(run, k=run.k[:, sinks:], v=run.v[:, sinks:])
+        if mask is not None:
+            far, near = replace(far, mask=mask[..., :sinks]), replace(near, mask=mask[..., sinks:])
+        return [far, near]
 
     def _picked_from(
         self, layer: int, pages: PagedSegment, query: torch.Tensor | None, dtype: torch.dtype
@@ -159,12 +178,6 @@ class ManagedStore(PlainStore):
             there = there & (rows[:, None] - table.newest[:, None] < pages.window)
         reading = Reading(layer, queries, table.notes(), table.newest, there, table.page_size)
         return torch.where((rows >= self.prompt)[:, None], reader.selected(reading), there)
-
-    def _at_slots(self, segment: Segment) -> Segment:
-        """Sink keys re-rotated to just before the window, so that distances are those of cache slots."""
-        sinks = self.stack.policy.sinks
-        rotated = self.rotation.rotation(segment.k[:, :sinks], self.length - self.held)
-        return replace(segment, k=torch.cat([rotated, segment.k[:, sinks:]], 1))
 
     def _quantized_ahead(self, layer: int, run: Segment, window: int | None) -> list[Segment]:
         """The run in two versions, for rows of a prompt that pass boundaries: each row reads quantized what is in pages
@@ -294,6 +307,7 @@ class ManagedStore(PlainStore):
 
     def fork(self) -> "ManagedStore":
         new = super().fork()
+        new._events = []
         new._layers, new._codecs, new._next = [state.fork() for state in self._layers], self._codecs, self._next
         new.marked = self.marked
         return new

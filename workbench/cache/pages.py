@@ -16,8 +16,8 @@ import torch
 
 from workbench.cache.codec import Codec
 from workbench.cache.places import index
+from workbench.cache.protocol import Segment
 from workbench.cache.scratch import mapped, release
-from workbench.cache.store import Segment
 from workbench_kernels.pages import ALIGN, GAINS, gather, unpack
 from workbench_kernels.pages.layout import HEADER
 from workbench_kernels.pages.reference import live_bits
@@ -290,6 +290,7 @@ class PagedSegment:
     queries: Sequence[int]
     window: int | None = None
     bias: torch.Tensor | None = None
+    dress = None
 
     @property
     def plain(self) -> bool:

@@ -18,12 +18,14 @@ class Rotation:
     def __init__(self, frequencies: torch.Tensor):
         self.frequencies = tuple(frequencies.tolist())
 
-    def rotation(self, k: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Keys [..., D] as they would lie `tokens` further on; channels behind the first 2 d do not turn."""
-        angle = torch.tensor(self.frequencies, dtype=torch.float64, device=k.device) * tokens
+    def rotation(self, k: torch.Tensor, tokens: int | torch.Tensor) -> torch.Tensor:
+        """Keys [..., D] as they would lie `tokens` further on; channels behind the first 2 d do not turn. tokens: one
+        number for all, or those of rows [R] of keys [..., R, D]."""
+        angle = torch.tensor(self.frequencies, dtype=torch.float64, device=k.device)
+        angle = angle * (tokens[:, None] if isinstance(tokens, torch.Tensor) else tokens)
         wide = torch.promote_types(k.dtype, torch.float32)
-        cos, sin = angle.cos().to(wide), angle.sin().to(wide)
-        first, second, rest = k.to(wide).split([len(angle), len(angle), k.shape[-1] - 2 * len(angle)], -1)
+        cos, sin, n = angle.cos().to(wide), angle.sin().to(wide), len(self.frequencies)
+        first, second, rest = k.to(wide).split([n, n, k.shape[-1] - 2 * n], -1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1).to(k.dtype)
 
 

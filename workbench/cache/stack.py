@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.cache.codecs.base import Quantizer
 from workbench.cache.codecs.paged import Paged
 from workbench.cache.plan import CacheMethod
+from workbench.cache.protocol import MANY
 from workbench.cache.readers.base import CacheReader
-from workbench.cache.store import MANY
 from workbench.declare import Declared, build, describe, get, names, register, setting
 from workbench.errors import BadInput, Unsupported, shown
 from workbench_kernels.pages import ALIGN
@@ -63,7 +63,7 @@ class Stack(Declared):
         if policy is None or quantizer is None:
             return
         if "slot_positions" in policy.needs:
-            raise BadInput(f"{policy.declared_name} with positions='slot' turns keys as they are read; "
+            raise BadInput(f"{policy.declared_name} with positions={policy.positions!r} turns keys as they are read; "
                            "that is not possible in quantized pages: use positions='baked'")  # fmt: skip
         if "mass" in policy.needs & quantizer.needs and not policy.watches(0, MANY):
             raise BadInput(f"{policy.declared_name} reads the attention of a window, {quantizer.declared_name} that of "
@@ -168,7 +168,7 @@ class Stack(Declared):
                                        f"{codec.slots} slots and {codec.bytes} bytes; expected "
                                        f"{self.storage.page_size} slots and a multiple of {ALIGN} bytes")  # fmt: skip
         if self.policy and "slot_positions" in self.policy.needs:
-            turning = rotation_of(lm, "positions='slot'", "positions='baked'")
+            turning = rotation_of(lm, f"positions={self.policy.positions!r}", "positions='baked'")
         marks = self.policy.marks(lm) if self.policy and "marks" in self.policy.needs else None
         return ManagedStore(lm.layers, self, prompt, turning, marks)
 

@@ -17,96 +17,19 @@ it stays where it is, each fork begins a run of its own behind it, and one forwa
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.cache.places import index
+from workbench.cache.protocol import MANY, CacheStore, Segment
 
-MANY = 2**62  # rows: no limit
+if TYPE_CHECKING:
+    from workbench.cache.splice import Kept, Turned
+
 _SLOTS = 64  # capacity grows in multiples of this, and at least by half
 _SHARED = 128  # slots of a run from which on `share` keeps it whole
-
-
-@dataclass(slots=True)
-class Segment:
-    """A set of keys that the rows of one forward attend to.
-
-    k: [Hk, n, D]; v: [Hk, n, Dv]; mask: [R, n] or, where KV heads differ, [Hk, R, n] bool (True = visible), or None
-    where every row sees all of it; causal: the rows of this forward are its last keys and see each other in order;
-    bias: float32 [Hk, n] added to the scores of each key, or None.
-    """
-
-    k: torch.Tensor
-    v: torch.Tensor
-    mask: torch.Tensor | None = None
-    causal: bool = False
-    bias: torch.Tensor | None = None
-    page_table = None  # keys and values lie here as they are, not in coded pages
-
-    @property
-    def plain(self) -> bool:
-        """Whether every row sees all of it, as it is."""
-        return self.mask is None and not self.causal and self.bias is None
-
-    def dense(self, dtype: torch.dtype) -> "Segment":
-        """With keys and values as numbers: of pages, decoded."""
-        return self
-
-
-class CacheStore(Protocol):
-    """What a decoder and the engine may ask of any store. One store holds one sequence for one model.
-
-    The members with a body are the answers of a store that nobody maintains.
-    """
-
-    length: int  # committed tokens
-    staged: int  # rows in flight, in all layers or in some
-    behind: int  # of them, those that the layers of the open forward had staged before it
-    watched: Sequence[int] = ()  # rows of the open forward whose attention mass is wanted
-    trunk: Sequence[Sequence["Segment"]] = ()  # pieces before the run that forks share: a segment for every layer
-    implementation: str = "sdpa"  # what computed the attention last
-    maintained_ms: float = 0.0  # what maintenance took so far
-
-    def begin(
-        self,
-        positions: Sequence[int],
-        visible: torch.Tensor | None = None,
-        layers: Sequence[int] | None = None,
-        tokens: Sequence[int] | torch.Tensor | None = None,
-    ) -> None: ...
-    def stage(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None: ...
-    def segments(self, layer: int, window: int | None = None, query: torch.Tensor | None = None) -> list[Segment]: ...
-    def end(self) -> None: ...
-    def commit(self, rows: Sequence[int]) -> None: ...
-    def discard(self) -> None: ...
-    def fork(self) -> "CacheStore": ...
-    def ledger(self, counted: dict[int, int] | None = None) -> dict[str, list]: ...
-
-    def share(self) -> None:
-        """Forks that follow will go on side by side: what is committed need not be copied for them."""
-
-    def add_mass(self, layer: int, mass: torch.Tensor) -> None:
-        """Note what the `watched` rows of this forward looked at: [rows, Hk, slots as in `segments`]."""
-
-    def rows_left(self, length: int) -> int:
-        """How many rows from a committed length on may go into one forward: up to the next maintenance."""
-        return MANY
-
-    def read_stats(self) -> tuple[int, int, int]:
-        """What the last forward read behind the trunk: raw slots, slots of pages (both per KV head, the most of any
-        layer), bytes of pages."""
-        return self.length, 0, 0
-
-    @property
-    def acts(self) -> dict[str, list[int]]:
-        """Slots per KV head and layer that maintenance dropped, merged and fetched since the last `drain`."""
-        return {}
-
-    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list], dict[str, list]]:
-        """Since the last call: events and rows of the bits table of what maintenance did, rows of the reads table."""
-        return [], {}, {}
 
 
 _claim = threading.Lock()
@@ -176,6 +99,13 @@ class PlainStore(CacheStore):
         self._positions: list[int] = []
         self._visible: torch.Tensor | None = None
         self._masks: dict[int | None, torch.Tensor | None] = {}
+        self.kept: tuple[Kept, ...] = ()  # of another text: joined once all tokens before them are committed
+        self.turned: tuple[Turned, ...] = ()  # where keys lie that were joined elsewhere than they were computed
+        self.inexact: int | None = None  # from that position on it was read behind another text, or in parts
+        self._events: list[dict[str, Any]] = []
+
+    def rows_left(self, length: int) -> int:
+        return self.kept[0].at - length if self.kept else MANY
 
     def begin(
         self,
@@ -198,6 +128,8 @@ class PlainStore(CacheStore):
         if len(counts) != 1:
             raise RuntimeError(f"begin: the layers to run have staged {sorted(counts)} rows; all must have as many")
         (behind,) = counts
+        if self.kept and len(positions) and max(positions) >= self.kept[0].at:
+            raise RuntimeError(f"begin: tokens from {self.kept[0].at} on are kept, got a row at {max(positions)}")
         flying = self._positions[behind : behind + len(positions)]
         if flying != list(positions[: len(flying)]):
             raise RuntimeError(f"begin: the next rows in flight are at positions {flying}, got {list(positions)}")
@@ -248,9 +180,11 @@ class PlainStore(CacheStore):
             segment = piece[layer]
             if window is not None:
                 rows = index(self._seen[-self._rows :], segment.k.device)
-                where = torch.arange(start, start + segment.k.shape[1], device=segment.k.device)
+                where = segment.positions
+                if where is None:
+                    where = torch.arange(start, start + segment.k.shape[1], device=segment.k.device)
                 segment = replace(segment, mask=rows[:, None] - where < window)
-            start += segment.k.shape[1]
+                start = int(where.max()) + 1
             yield segment
 
     def _own(self, layer: int, window: int | None) -> Segment:
@@ -305,6 +239,17 @@ class PlainStore(CacheStore):
             self.held += len(rows)
             run.frontier = self.held
         self.discard()
+        self.join()
+
+    def join(self) -> None:
+        """Put tokens that were kept behind the committed ones, where it is their turn."""
+        while self.kept and self.kept[0].at == self.length:
+            (kept, *rest), run = self.kept, self._run
+            self._run = _Run.of(*kept.behind(run.k, run.v, self.held), self.held + kept.count, self.held + kept.count)
+            self.turned += kept.origin()
+            self.kept = tuple(rest)
+            self.length, self.held = self.length + kept.count, self.held + kept.count
+            self._events += kept.events()
 
     def _refuse_partial(self, rows: Sequence[int]) -> None:
         counts = [self._counts.get(layer, 0) for layer in range(len(self._run.k))]
@@ -327,7 +272,13 @@ class PlainStore(CacheStore):
         self._refuse_staged("fork")
         new = self._empty()
         new._run, new.length, new.held, new.trunk = self._run, self.length, self.held, self.trunk
+        new.kept, new.turned, new.inexact = self.kept, self.turned, self.inexact
+        new._events = [*self._events]  # of what was joined before a round
         return new
+
+    def drain(self) -> tuple[list[dict[str, Any]], dict[str, list], dict[str, list]]:
+        found, self._events = self._events, []
+        return found, {}, {}
 
     def _empty(self) -> "PlainStore":
         """A store of this kind, without a run."""
@@ -348,10 +299,21 @@ class PlainStore(CacheStore):
         own = zip(self._run.k, self._run.v, strict=True)
         pieces = [*self.trunk, [Segment(k[:, : self.held], v[:, : self.held]) for k, v in own]]
         while len(pieces) > 2 and pieces[-2][0].k.shape[1] <= pieces[-1][0].k.shape[1]:
+            if pieces[-2][0].positions is not None:
+                break
             last, before = pieces.pop(), pieces.pop()
             pieces.append([Segment(torch.cat([a.k, b.k], 1), torch.cat([a.v, b.v], 1))
                            for a, b in zip(before, last, strict=True)])  # fmt: skip
         self.trunk, self._run, self.held = tuple(pieces), _Run(len(self._run.k)), 0
+
+    def attach(self, pieces: Sequence[Segment], span: int, exact: bool) -> None:
+        """Put a piece of the trunk behind what is committed, a segment for every layer, that takes `span` positions.
+        exact: it is what reading one text would have given."""
+        self._refuse_staged("attach")
+        own = [Segment(k[:, : self.held], v[:, : self.held]) for k, v in zip(self._run.k, self._run.v, strict=True)]
+        self.trunk = (*self.trunk, *([own] if self.held else []), pieces)
+        self.inexact = self.length if self.inexact is None and not exact else self.inexact
+        self._run, self.held, self.length = _Run(len(self._run.k)), 0, self.length + span
 
     def read_stats(self) -> tuple[int, int, int]:
         return self.held, 0, 0
@@ -362,6 +324,18 @@ class PlainStore(CacheStore):
         counted: what other stores have counted, with this one's from now on, which costs nothing again: by the address
         of a run's keys the slots of it, else by address or id of what it is.
         """
+        columns, seen = self._ledger(counted), {} if counted is None else counted
+        if self.turned:
+            each = [[one.k[layer] for one in self.turned] for layer in range(len(self._run.k))]
+            columns["note"] = [sum(k.nbytes for k in own if k.data_ptr() not in seen) for own in each]
+            seen.update((k.data_ptr(), 1) for own in each for k in own)
+        for where in (piece[0].positions for piece in self.trunk):
+            if where is not None and where.data_ptr() not in seen:
+                known = columns.setdefault("position", [0] * len(columns["payload"]))
+                columns["position"], seen[where.data_ptr()] = [known[0] + where.nbytes, *known[1:]], 1
+        return columns
+
+    def _ledger(self, counted: dict[int, int] | None) -> dict[str, list]:
         if counted is None and not self.trunk:
             sizes = self._run.sizes
             staged = [self._counts.get(layer, 0) for layer in range(len(sizes))]

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from workbench.cache.places import index
-from workbench.cache.store import Segment
+from workbench.cache.protocol import Dress, Segment
 from workbench_kernels import segment_attention
 from workbench_kernels.dispatch import VARIABLE
 
 SHORT = 2048  # slots of several runs, up to which they are read in one product
+PLAIN = Dress()
 FEW = 64  # query rows by heads of a group, up to which a CPU reads the keys of a group once for all its heads
 
 
@@ -160,6 +161,32 @@ def join(q: torch.Tensor, segments: Sequence[Segment]) -> Segment:
     alike = all(segment.mask is None or segment.mask.ndim == 2 for segment in dense)  # in all heads
     masks = [_mask(segment, q.shape[2]) for segment in dense]
     return Segment(k, v, torch.cat([mask[0] for mask in masks] if alike else masks, -1), bias=bias)
+
+
+def attend_dressed(q: torch.Tensor, segments: Sequence[Segment], scale: float) -> torch.Tensor:
+    """As `attend`, where some segments are dressed: each is scored as it says, and one softmax goes over all of them.
+
+    In float32, or float64 for float64 inputs.
+    """
+    wide, rows, parts = torch.promote_types(q.dtype, torch.float32), q.shape[2], []
+    dense = [segment.dense(q.dtype) for segment in segments]
+    for segment, given in zip(dense, segments, strict=True):
+        dress, queries = given.dress or PLAIN, q[0]
+        if dress.turn is not None:
+            queries = dress.rotation.rotation(queries, -dress.turn)
+        queries = queries.to(wide).unflatten(0, (len(segment.k), -1))
+        scores = queries @ segment.k.to(wide)[:, None].transpose(-1, -2) * (scale / dress.temperature)
+        if segment.bias is not None:
+            scores = scores + segment.bias[:, None, None].to(wide)
+        if segment.mask is not None or segment.causal:
+            scores = scores.masked_fill(~_mask(segment, rows)[:, None], -torch.inf)
+        if dress.scale != 1:
+            lse = scores.logsumexp(-1, keepdim=True)
+            scores = scores + ((dress.scale - 1) * lse).masked_fill(lse.isinf(), 0)
+        parts.append(scores)
+    weights = torch.cat(parts, -1).softmax(-1).split([part.shape[-1] for part in parts], -1)
+    out = sum(part @ segment.v.to(wide)[:, None] for part, segment in zip(weights, dense, strict=True))
+    return out.flatten(0, 1)[None].to(q.dtype)
 
 
 def column_mass(q: torch.Tensor, segments: Sequence[Segment], scale: float, rows: Sequence[int]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from workbench.cache.store import CacheStore
+from workbench.cache.protocol import CacheStore
 from workbench.engine.model import ForwardRequest, LanguageModel, Output
 
 T = TypeVar("T")

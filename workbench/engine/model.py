@@ -7,7 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from workbench.cache.store import CacheStore, PlainStore
+from workbench.cache.protocol import CacheStore
+from workbench.cache.store import PlainStore
 from workbench.errors import BadInput, Unsupported
 
 T = TypeVar("T")

@@ -21,8 +21,16 @@ import torch
 from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from workbench.cache.store import CacheStore
-from workbench.engine.attention import attend, attend_in_place, attend_shared, column_mass, in_place, join
+from workbench.cache.protocol import CacheStore
+from workbench.engine.attention import (
+    attend,
+    attend_dressed,
+    attend_in_place,
+    attend_shared,
+    column_mass,
+    in_place,
+    join,
+)  # fmt: skip
 from workbench.engine.bundle import Bundle
 from workbench.engine.costs import costs_of
 from workbench.engine.model import ForwardRequest, LanguageModel, Output, facts, kept
@@ -122,6 +130,8 @@ def _attend(store: CacheStore, layer: int, query: torch.Tensor, scale: float, wi
     segments = store.segments(layer, window, query)
     if store.trunk and all(segment.plain for segment in segments[:-1]):
         return attend_shared(query, [(slice(None), segments)], scale)
+    if any(segment.dress for segment in segments):
+        return attend_dressed(query, segments, scale)
     if in_place(query, segments):
         out, mass = attend_in_place(query, segments, scale, store.watched)
         store.implementation = "triton"

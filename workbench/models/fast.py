@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from workbench.cache.store import CacheStore
+from workbench.cache.protocol import CacheStore
 from workbench.engine.model import ForwardRequest, Output
 from workbench.engine.structure import final_norm, layers_of
 from workbench.errors import BadInput, Unsupported

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from workbench.cache.store import CacheStore, Segment
+from workbench.cache.protocol import CacheStore, Segment
 from workbench.engine.attention import join
 from workbench.engine.bundle import Bundle
 from workbench.errors import Unsupported
@@ -59,7 +59,7 @@ class Run(ctypes.Structure):
     @classmethod
     def of(cls, segment: Segment, rows: int) -> "Run | None":
         """A segment as it lies in memory, which the segment keeps; None for one that has to be read another way."""
-        if segment.page_table or segment.bias is not None:
+        if segment.page_table or segment.bias is not None or segment.dress is not None:
             return None
         k, v, mask = segment.k, segment.v, segment.mask
         if {k.dtype, v.dtype} != {torch.float32} or k.stride(2) != 1 or v.stride(2) != 1:

@@ -62,6 +62,10 @@ def run_line(trace: Trace) -> dict[str, Any]:
     said += [f"{accepted / drafted:.0%} of {drafted} drafts accepted"] if drafted else []
     if known["tokens_per_second"]:
         said.append(f"{known['tokens_per_second']:.0f} tokens/s")
+    if kept := (trace.run.get("edited") or {}).get("kept"):
+        said.append(f"Edited: {sum(count for _, count, _ in kept)} tokens of the cache kept")
+    if contexts := (trace.run.get("attached") or {}).get("contexts"):
+        said.append(f"{len(contexts)} contexts read apart")
     if end := _end(trace, known):
         said.append(f"Ended: {end}")
     return {"badge": badge(trace), "line": ". ".join(said) + "."}
@@ -93,10 +97,13 @@ def claim(
 
 
 def acted(trace: Trace) -> bool:
-    """Whether a run's cache stack left something out or unread, or stored it in fewer bits than the model does.
+    """Whether a run's cache stack left something out or unread, or stored it in fewer bits than the model does; or its
+    cache was read for another text.
 
     True, too, where the trace does not tell: recorded at level `off`, or damaged.
     """
+    if trace.run.get("inexact") is not None:
+        return True
     if not trace.run.get("cache"):
         return False
     if trace.run.get("level") == "off" or trace.dropped:

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 
-from workbench.cache.store import CacheStore
+from workbench.cache.protocol import CacheStore
+from workbench.cache.splice import side_by_side
 from workbench.control.gate import Reading
 from workbench.engine.bundle import hub_here
 from workbench.engine.distribution import Distribution
@@ -16,7 +18,7 @@ from workbench.engine.settings import holds
 from workbench.engine.text import Detokenizer
 from workbench.engine.vocabulary import readable
 from workbench.rounds.costs import Reads, forward_costs, held_bytes, ledgers
-from workbench.rounds.state import Hypothesis, State
+from workbench.rounds.state import Contexts, Hypothesis, State
 from workbench.trace.records import Step
 
 PREFILL_CHUNK = 512
@@ -157,6 +159,9 @@ class Round:
         want = [need for need in needs if need == "hidden" or isinstance(need, int)]
         tokens = self.state.tokens_of(role)
         while (start := runner.store.length) < upto:
+            if (contexts := runner.contexts) and start == contexts.at:
+                self._read_apart(role, contexts)
+                continue
             end = min(upto, start + self._chunk(role))
             out = self.forward(role, tokens[start:end], range(start, end), None, rows, "prefill", want)
             if asked:
@@ -167,9 +172,25 @@ class Round:
             if observer:
                 observer.observe(self.state, self, start, out)
 
+    def _read_apart(self, role: str, contexts: Contexts) -> None:
+        """Read each context on its own behind the same tokens, and put all of them behind these."""
+        store, found = self.state.runners[role].store, []
+        for ids in contexts.ids:
+            one = copy(self)
+            one.state, one.observer = self.state.fork(), None
+            one.state.tokens[contexts.at :] = ids
+            one.state.runners[role].contexts = None
+            one.catch_up(role, contexts.at + len(ids))
+            found.append(one.state.runners[role].store)
+        scale = contexts.scale * contexts.temperature
+        pieces = side_by_side(found, contexts.at, contexts.temperature, scale)
+        store.attach(pieces, contexts.span, contexts.exact)
+
     def _chunk(self, role: str) -> int:
         runner = self.state.runners[role]
-        return min(PREFILL_CHUNK, runner.rows_left(runner.store.length))
+        start, contexts = runner.store.length, runner.contexts
+        apart = contexts.at - start if contexts and start < contexts.at else PREFILL_CHUNK
+        return min(PREFILL_CHUNK, runner.rows_left(start), apart)
 
     def _keep_prompt(self, logits: torch.Tensor, start: int, end: int) -> None:
         """Log the distributions after the prompt tokens start..end-1 with the tokens that came."""

@@ -1,12 +1,31 @@
 """All that is known of a run between two rounds: tokens, settings, and a model with its cache for each role."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from workbench.cache.store import CacheStore
+from workbench.cache.protocol import CacheStore
 from workbench.engine.model import LanguageModel
 from workbench.engine.settings import Settings
 from workbench.engine.text import Detokenizer
+
+
+class Contexts(NamedTuple):
+    """Texts that a runner reads apart, all behind its first `at` tokens; of its own tokens there the longest of them
+    takes the place of all. temperature, scale: as of `Session.attach`."""
+
+    at: int
+    ids: tuple[tuple[int, ...], ...]
+    temperature: float
+    scale: float
+
+    @property
+    def span(self) -> int:
+        return max(map(len, self.ids))
+
+    @property
+    def exact(self) -> bool:
+        """Whether reading them apart is reading one text."""
+        return len(self.ids) == self.temperature == self.scale == 1
 
 
 @dataclass(slots=True)
@@ -17,9 +36,16 @@ class Runner:
     model: LanguageModel
     store: CacheStore
     prompt: tuple[int, ...] | None = None
+    contexts: Contexts | None = None
 
     def fork(self) -> "Runner":
-        return Runner(self.model, self.store.fork(), self.prompt)
+        return Runner(self.model, self.store.fork(), self.prompt, self.contexts)
+
+    @property
+    def inexact(self) -> int | None:
+        """The position from which on its cache was, or will be, read behind another text or in parts; None for none."""
+        apart = self.contexts.at if self.contexts and not self.contexts.exact else None
+        return min((at for at in (apart, getattr(self.store, "inexact", None)) if at is not None), default=None)
 
     def rows_left(self, length: int) -> int:
         """How many rows from a committed length on may go into one forward: up to the cache's next maintenance."""

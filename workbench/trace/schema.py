@@ -365,6 +365,12 @@ EVENTS: dict[str, tuple[Column, ...]] = {
         Column("prompt_text", "text", "", "text of the prompt"),
         Column("prompt_spans", "any", "", "parts of it: list of {name, start, length} in tokens"),
         Column("parent", "mapping", "", "for a branch: trace, round and token index it left from"),
+        Column("inexact", "int", "tokens", "position from which on the target's cache was read behind another text, or "
+               "in parts that do not see each other; missing = nowhere"),
+        Column("edited", "mapping", "", "for an edited text: trace, round and token index of the text it was, and what "
+               "its cache kept of it as blocks [from, tokens, to]"),
+        Column("attached", "mapping", "", "for contexts read apart: trace, round and index of the text before, the "
+               "position they begin `at`, ids of the `contexts`, temperature, scale"),
         Column("baseline", "mapping", "", "plain run of the same process: tokens_per_second"),
     ),
     "round": (

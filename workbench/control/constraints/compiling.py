@@ -1,9 +1,11 @@
-"""In a process of its own, so that it may be killed: read a pickled (grammar, texts of the tokens) from standard input,
-compile it, make its first mask, and say in JSON what is wrong. Imports nothing of the package."""
+"""In a process of its own, so that it may be killed: read a pickled (grammar, texts of the tokens, seconds of processor
+time) from standard input, compile it, make its first mask, and say in JSON what is wrong. Imports nothing of the
+package."""
 
 import contextlib
 import json
 import pickle
+import signal
 import sys
 
 MEMORY = 1 << 30  # bytes of address space
@@ -45,12 +47,13 @@ def matcher(tokenizer, grammar):
 
 
 if __name__ == "__main__":
-    import llguidance  # noqa: F401  (its time is not the grammar's)
-
+    grammar, pieces, seconds = pickle.load(sys.stdin.buffer)
+    tokenizer = vocabulary(pieces)  # its time is not the grammar's
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-6))  # the system ends it then
     print("ready", flush=True)
-    grammar, pieces = pickle.load(sys.stdin.buffer)
-    print(json.dumps(matcher(vocabulary(pieces), grammar)[1][:2000]), flush=True)
+    print(json.dumps(matcher(tokenizer, grammar)[1][:2000]), flush=True)

@@ -1,8 +1,9 @@
 """Grammars as matchers, by llguidance (https://github.com/guidance-ai/llguidance): regular expressions, JSON schemas
 and context-free grammars over the bytes of the text, whatever tokens spell it.
 
-A grammar is somebody's text: it is first compiled in a process of its own, within a second, and refused in a line where
-it takes longer, takes too much memory, or is none. From then on every mask has llguidance's own limits.
+A grammar is somebody's text: it is first compiled in a process of its own, within a second of processor time, and
+refused in a line where it takes longer, takes too much memory, or is none. From then on every mask has llguidance's own
+limits.
 """
 
 import json
@@ -23,7 +24,8 @@ from workbench.control.constraints import compiling
 from workbench.errors import BadInput, Unsupported, shown
 
 LONGEST = 64 * 1024  # bytes of a grammar
-LIMIT_S = 1.0  # to compile it
+LIMIT_S = 1.0  # of processor time to compile it
+SLOWEST = 10  # times that, where the machine is busy
 STARTING_S = 30.0  # for the process to begin
 ANY_SPELLING = '\n%llguidance {"no_forcing": true}'  # else it asks for the tokenizer's own spelling of what is certain
 AT_ONCE = threading.Semaphore(2)  # such processes
@@ -107,15 +109,17 @@ def _fault(grammar: str, pieces: tuple[bytes, ...]) -> str:
         clock = threading.Timer(STARTING_S, worker.kill)
         clock.start()
         try:
+            worker.stdin.write(pickle.dumps((grammar, pieces, LIMIT_S)))
+            worker.stdin.close()
             ready = worker.stdout.readline()
             clock.cancel()
             if not ready:
                 raise Unsupported("the process that compiles grammars did not start; see: workbench doctor")
-            clock = threading.Timer(LIMIT_S, worker.kill)
+            clock = threading.Timer(LIMIT_S * SLOWEST, worker.kill)
             clock.start()
-            told, _ = worker.communicate(pickle.dumps((grammar, pieces)))
+            told = worker.stdout.read()
         except OSError:  # it died while it read
-            told = b""
+            raise Unsupported("the process that compiles grammars did not start; see: workbench doctor") from None
         finally:
             clock.cancel()
             worker.kill()
