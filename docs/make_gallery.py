@@ -74,6 +74,22 @@ def runs() -> Iterator[tuple[str, str, str, str, wb.Trace]]:
         "05-bit-allocation",
         wb.decode(lm, long, cache=[wb.SnapKV(budget=256), wb.KIVI(bits=4)], temperature=1.0, seed=5, max_new_tokens=96),
     )  # fmt: skip
+    yield (
+        "reads", "All is held, a part is read",
+        "Every token reads the pages whose keys may fit its query: the cache grows, what is read of it does not.",
+        "04-cache-footprint",
+        wb.decode(lm, long, cache=[wb.KIVI(bits=4), wb.LServe(budget=128)], temperature=0.8, seed=2, max_new_tokens=64),
+    )  # fmt: skip
+    fields = {"name": {"type": "string", "maxLength": 16}, "kind": {"enum": ["circle", "square"]},
+              "width": {"type": "integer", "minimum": 1, "maximum": 99}}  # fmt: skip
+    shape = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+    yield (
+        "constraint", "JSON by a schema, drafted",
+        "The track says how much of the model's own wish is allowed. The draft is held to the schema, too.",
+        "03-speculation",
+        wb.decode(lm, "shape = ", wb.Speculative(draft, wb.FixedLength(3)),
+                  constraint=wb.JSONSchema(shape), temperature=0.7, seed=4, max_new_tokens=64),
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -136,8 +136,8 @@ def with_prompt(prompt: Any) -> None:
     encode_prompt(embedded(), prompt)
 
 
-CALLS = ("step", "run", "back", "jump", "fork", "round_at")
-NAMES = ("by", "until", "rounds", "steps", "to", "at", "token", "index", *SETTINGS)
+CALLS = ("step", "run", "back", "jump", "fork", "round_at", "edit", "attach", "recomputed")
+NAMES = ("by", "until", "rounds", "steps", "to", "at", "token", "index", "contexts", "then", "scale", *SETTINGS)
 calls = st.lists(
     st.tuples(
         st.sampled_from(CALLS), st.lists(odd, max_size=2), st.dictionaries(st.sampled_from(NAMES), odd, max_size=2)
