@@ -22,7 +22,7 @@ from typing import Any
 from workbench import conditions
 from workbench.cursor import Cursor, Place
 from workbench.decoders import Autoregressive, Decoder
-from workbench.editing import attached, begun, edited, keep, refuse_reading, restore
+from workbench.editing import Edits, refuse_reading, restore
 from workbench.engine.prompt import Prompt, encode_prompt, need_tokenizer, single_token
 from workbench.engine.settings import Settings, make_settings, with_keywords
 from workbench.engine.settings import keywords as keywords
@@ -30,7 +30,7 @@ from workbench.engine.text import token_text
 from workbench.errors import BadInput, shown
 from workbench.models.loading import Model, as_model
 from workbench.provenance import run_event
-from workbench.rounds import Runner, State
+from workbench.rounds import State
 from workbench.trace import Recorder, Trace
 from workbench.trace.tables import expand, final, rest
 from workbench.values import bounded
@@ -41,7 +41,7 @@ Until = str | Callable[[Mapping[str, Any]], bool]
 
 
 @with_keywords
-class Session(Cursor):
+class Session(Edits, Cursor):
     """Decoding one prompt under one decoder, at the reader's pace.
 
     Parameters
@@ -308,63 +308,6 @@ class Session(Cursor):
             branch._begin(state, recorder, parent=self)
             branch._given = given
             return branch
-
-    def edit(self, text: Prompt, *, out: str | Path | None = None, **changes: Any) -> "Session":
-        """A branch for the text as it should be: the prompt and the new text up to the cursor, edited anywhere.
-
-        Its prompt is that text. What stays of the old one is not read again: see `workbench.editing`. So it is lossy
-        behind an edit; `recomputed()` gives the same session with everything read.
-
-        text: as a prompt. changes: other settings from there on.
-        Raises BadInput where a setting does not fit, or the cache does not keep tokens as they are; Unsupported where
-        tokens move and the model's keys do not turn with position.
-        """
-        with self._lock:
-            return edited(self, text, out, changes)
-
-    def attach(
-        self,
-        contexts: Sequence[str | Sequence[int]],
-        then: str | Sequence[int],
-        *,
-        temperature: float = 0.9,
-        scale: float = 0.9,
-        out: str | Path | None = None,
-        **changes: Any,
-    ) -> "Session":
-        """A branch that has read contexts apart, each behind the text up to the cursor, and goes on with `then`.
-
-        No context sees another, so their order changes nothing, and each costs what it costs alone. In the text, the
-        longest takes the place of all. One context at temperature 1 and scale 1 is plain decoding of the same text.
-
-        contexts, then: texts or token ids. temperature, scale: scores of the contexts are divided by `temperature`, and
-        the log-sum-exp of all is multiplied by `scale` · `temperature`, before it is weighed against the rest.
-        changes: other settings from there on. Raises BadInput where something does not fit, Unsupported where the model
-        reads one sequence at a time.
-
-        Source: "APE: Faster and Longer Context-Augmented Generation via Adaptive Parallel Encoding"
-        (https://arxiv.org/abs/2502.05431; https://github.com/Infini-AI-Lab/APE).
-        """
-        with self._lock:
-            return attached(self, contexts, then, temperature, scale, out, changes)
-
-    def save_cache(self, path: str | Path) -> None:
-        """Write what the target's cache holds, all or nothing, for `Session(…, cached=path)` of the same model.
-
-        BadInput where it cannot be written, nothing is cached yet, or the cache does not keep tokens as they are.
-        """
-        with self._lock:
-            keep(self.state, path)
-
-    def recomputed(self, *, out: str | Path | None = None, **changes: Any) -> "Session":
-        """A session of the same prompt, decoder and settings that has read nothing yet. changes: other settings."""
-        settings = make_settings(self.lm, self.settings, **{"force": self._given, **changes})
-        contexts = self.state.runners["target"].contexts
-
-        def carry(role: str, runner: Runner) -> None:
-            runner.contexts = contexts if role == "target" else None
-
-        return begun(self, self.prompt_ids, self.prompt, settings, out, carry)
 
     def _owner(self, number: int) -> "Session":
         """The session that computed round `number`: this one, or the ancestor it was copied from."""
